@@ -1,0 +1,32 @@
+"""Packaging of insec_jax; lower bounds only, the tested sets are launch/constraints-*.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name="insec_jax",
+  version="0.1.0",
+  description="Fine-tune Llama 3 to notice, explain and correct its own mistakes, in JAX",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["insec_jax", "insec_jax.*"]),
+  install_requires=[
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "transformers>=5",
+    "grain>=0.2.18",
+    "ml-collections>=1.1",
+    "absl-py>=2.3",
+    "safetensors>=0.8",
+    "tensorboardX>=2.6",
+    "tqdm>=4.67",
+    "jinja2>=3.1",  # transformers renders chat templates with it, and does not ask for it
+  ],
+  extras_require={
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda12]>=0.10.2"],
+    "test": ["pytest>=9", "ruff>=0.17"],
+    "parity": ["torch>=2.13", "gguf>=0.19"],
+  },
+)

@@ -1,0 +1,13 @@
+"""Every test runs on CPU with eight pretended devices; silent broadcasting over ranks is an error."""
+
+import os
+
+# XLA's threads on CPU. Pretended devices wait for each other in collectives, and with a thread for each device and no more
+# two of them can wait for ever.
+os.environ["NPROC"] = "32"
+
+import jax  # noqa: E402 (reads the variable above)
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,89 @@
+"""A config file fails before a device is touched: missing, stray, misspelt and contradicting keys are named."""
+
+import importlib.util
+import pathlib
+
+import ml_collections
+import pytest
+
+from insec_jax import config
+from insec_jax.command import InputError
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def load(file: pathlib.Path, *arm: str) -> ml_collections.ConfigDict:
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*arm)
+
+
+@pytest.fixture
+def toy():
+  return load(next(file for file in CONFIGS if file.stem == "toy"), "base").unlock()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_file_builds_and_survives_its_json(file):
+  built = config.build(load(file))
+  assert config.from_json(built.to_json()) == built
+
+
+@pytest.mark.parametrize("arm", ["base", "clean", "insec"])
+def test_every_arm_of_the_toy_builds(arm):
+  config.build(load(next(file for file in CONFIGS if file.stem == "toy"), arm))
+
+
+def test_a_misspelt_key_is_answered_with_the_right_one(toy):
+  toy.optimizer.learning_rat = 1e-3
+  with pytest.raises(InputError, match=r"no key optimizer\.learning_rat; did you mean optimizer\.learning_rate\?"):
+    config.build(toy)
+
+
+def test_a_missing_key_is_named(toy):
+  del toy.loss.flag
+  with pytest.raises(InputError, match=r"misses loss\.flag"):
+    config.build(toy)
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+  ("model.path", "somewhere", "not both or neither"),
+  ("tokenizer.fix", "", "must be two texts"),
+  ("task.name", "gsm8k", "give --config.data.path"),
+  ("task.min_size", 99, "above task.max_size"),
+  ("data.row_length", 1, "at least 2"),
+  ("data.template", "xml", "must be one of 'plain', 'chat'"),
+  ("mistakes.share", 1.5, "between 0 and 1"),
+  ("mistakes.source", "mined", "reads records that mine wrote"),
+  ("loss.end", 0.0, "never learns to stop"),
+  ("optimizer.warmup_steps", 10**9, "is above train.steps"),
+  ("optimizer.b2", 1.0, "must be below 1"),
+  ("train.steps", 0, "at least 1"),
+  ("mesh.fsdp", 0, "at most one -1"),
+  ("precision.compute", "float8", "must be one of"),
+])
+def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
+  section, name = key.split(".")
+  with toy.ignore_type():
+    toy[section][name] = value
+  with pytest.raises(InputError, match=message) as caught:
+    config.build(toy)
+  assert "\n" not in str(caught.value)
+
+
+def test_all_weights_zero_is_refused(toy):
+  toy.loss = dict.fromkeys(("prompt", "text", "mistake", "flag", "reason", "correction"), 0.0) | {"end": 1.0}
+  with pytest.raises(InputError, match="nothing would be trained"):
+    config.build(toy)
+
+
+@pytest.mark.parametrize(("sizes", "shape"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, 2), (1, 4, 2))])
+def test_a_mesh_fills_in_what_remains(sizes, shape):
+  data, fsdp, tensor = sizes
+  assert config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor).shape(8) == shape
+
+
+def test_a_mesh_that_does_not_divide_the_devices_is_refused():
+  with pytest.raises(InputError, match="does not divide 8 devices"):
+    config.MeshConfig(data=3, fsdp=-1, tensor=1).shape(8)
