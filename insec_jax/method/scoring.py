@@ -1,0 +1,391 @@
+"""Scoring: what a model did after a wrong step, and in a whole solution; rates with their n and 95 % intervals.
+
+Pure text in: a generation, the problem, the task whose `check` says what each step is worth. Three kinds of step are
+kept apart everywhere: right, wrong, and lucky (not wrong, but nobody vouches for it), which counts for nothing.
+"""
+
+import collections
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, REASON, TEXT
+from insec_jax.method.tasks import LUCKY, Problem, Task, Verdict
+from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
+
+_Z = 1.959963984540054  # of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Rate:
+  """k out of n; `share` is nan and the interval [0, 1] when n is 0. The interval takes the n as independent."""
+
+  k: int
+  n: int
+
+  @property
+  def share(self) -> float:
+    return self.k / self.n if self.n else math.nan
+
+  @property
+  def low(self) -> float:
+    return wilson(self.k, self.n)[0]
+
+  @property
+  def high(self) -> float:
+    return wilson(self.k, self.n)[1]
+
+  def to_json(self) -> dict[str, float | int | None]:
+    """The rate with its n and interval; "rate" is None when n is 0, since JSON has no nan."""
+    return {"rate": self.share if self.n else None, "k": self.k, "n": self.n, "low": self.low, "high": self.high}
+
+  def __str__(self) -> str:
+    return f"{self.share:.1%} [{self.low:.1%}, {self.high:.1%}] n={self.n}" if self.n else "- n=0"
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+  """Wilson's 95 % interval of k out of n; (0, 1) when n is 0."""
+  if not 0 <= k <= n:
+    raise ValueError(f"{k} out of {n} is no rate")
+  if n == 0:
+    return 0.0, 1.0
+  centre = (k + _Z**2 / 2) / (n + _Z**2)
+  half = _Z / (n + _Z**2) * math.sqrt(k * (n - k) / n + _Z**2 / 4)
+  return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
+
+
+def rate(flags: Iterable[bool]) -> Rate:
+  """How many of the flags are true, out of all."""
+  flags = list(flags)
+  return Rate(sum(map(bool, flags)), len(flags))
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+  """P(score of a positive > score of a negative), ties counting half; nan when one of the two is empty."""
+  above_P, _ = _placements(positive, negative)
+  return float(above_P.mean()) if len(above_P) and len(negative) else math.nan
+
+
+def auroc_interval(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
+  """DeLong's 95 % interval of `auroc`, cut at 0 and 1; (0, 1) with fewer than two scores on a side."""
+  above_P, below_N = _placements(positive, negative)
+  if min(len(above_P), len(below_N)) < 2:
+    return 0.0, 1.0
+  half = _Z * math.sqrt(above_P.var(ddof=1) / len(above_P) + below_N.var(ddof=1) / len(below_N))
+  centre = float(above_P.mean())
+  return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Share of negatives below each positive, and of positives above each negative; ties count half."""
+  positive_P, negative_N = np.asarray(positive, np.float64), np.asarray(negative, np.float64)
+  if np.isnan(positive_P).any() or np.isnan(negative_N).any():
+    raise ValueError("a score is nan; scores must be numbers")
+  sorted_N, sorted_P = np.sort(negative_N), np.sort(positive_P)
+  below_P = np.searchsorted(sorted_N, positive_P, "left") + np.searchsorted(sorted_N, positive_P, "right")
+  not_above_N = np.searchsorted(sorted_P, negative_N, "left") + np.searchsorted(sorted_P, negative_N, "right")
+  return below_P / (2 * max(len(negative_N), 1)), 1 - not_above_N / (2 * max(len(positive_P), 1))
+
+
+def mcnemar(first: Iterable[bool], second: Iterable[bool]) -> float:
+  """Exact two-sided p-value that two arms are equally often right on the same problems; 1 when they never differ."""
+  pairs = list(zip(first, second, strict=True))
+  only_first = sum(a and not b for a, b in pairs)
+  only_second = sum(b and not a for a, b in pairs)
+  n = only_first + only_second
+  # Halved in whole numbers: 2**n is beyond a float from 1,024 differences on.
+  tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+  return min(1.0, 2 * tail / 2**n)
+
+
+def paired_difference(first: Iterable[float], second: Iterable[float], *, seed: int) -> tuple[float, float, float]:
+  """Mean of second minus first over the same problems, and its 95 % interval by bootstrap (2,000 draws of problems)."""
+  difference_N = np.array([float(b) - float(a) for a, b in zip(first, second, strict=True)])
+  if not len(difference_N):
+    return math.nan, -math.inf, math.inf
+  rng = np.random.default_rng(seed)
+  means = [difference_N[rng.integers(len(difference_N), size=len(difference_N))].mean() for _ in range(2000)]
+  low, high = np.quantile(means, (0.025, 0.975))
+  return float(difference_N.mean()), float(low), float(high)
+
+
+@dataclass
+class _Attempt:
+  """A step as written: whether a flag follows at once, the reason, whether a fix and a step complete the correction."""
+
+  step: str
+  end: int  # of the step, in the text
+  flagged: bool = False
+  reason: str = ""
+  closed: bool = False
+
+
+def _read(text: str, markers: Markers, unit: str, *, finished: bool) -> Transcript:
+  """The pieces of a generation, without the last step of an unfinished one where it is cut short: it was never said."""
+  pieces = parse(text, markers, unit)
+  if finished or not pieces or pieces[-1].role not in (TEXT, CORRECTION) or pieces[-1].text[-1].isspace():
+    return pieces
+  kept = "".join(split_steps(pieces[-1].text, unit)[:-1])
+  return (*pieces[:-1], Piece(TEXT, kept)) if kept else pieces[:-1]
+
+
+def _attempts(pieces: Transcript, markers: Markers, unit: str) -> tuple[list[_Attempt], int]:
+  """Every step written, and the number of malformed markers: out of place, or a flag that no fix and step follow."""
+  attempts, malformed, end = [], 0, 0
+  pending = None  # the flagged attempt whose correction is being written
+  fixed = False  # its fix marker was just written
+  for piece in pieces:
+    if piece.role == FLAG and piece.text == markers.flag:
+      malformed += pending is not None
+      pending = attempts[-1] if attempts and not fixed else None
+      malformed += pending is None
+      if pending is not None:
+        pending.flagged = True
+      fixed = False
+    elif piece.role == FLAG:
+      malformed += pending is None or fixed
+      fixed = True
+    elif piece.role == REASON:
+      if pending is not None:
+        pending.reason += piece.text
+    else:
+      steps = (piece.text,) if piece.role in (MISTAKE, CORRECTION) else split_steps(piece.text, unit)
+      for step in steps:
+        end += len(step)
+        if fixed and pending is not None:
+          pending.closed = True
+          pending = None
+        fixed = False
+        attempts.append(_Attempt(step, end))
+      continue
+    end += len(piece.text)
+  return attempts, malformed + (pending is not None)
+
+
+def _standing(attempts: list[_Attempt]) -> tuple[str, ...]:
+  """The steps that stand in the end: all but those with a complete correction."""
+  return tuple(attempt.step for attempt in attempts if not attempt.closed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+  """What the model did after a probe, that is, after a prefix that ends in a wrong step.
+
+      wrong step   <flag> reason <fix> right step   ...   the end        flagged, fix "right", recovered
+      wrong step   <flag> reason <fix> wrong step                        flagged, fix "wrong": parroted
+      wrong step   <flag> reason                                         flagged, fix "none", one malformed marker
+      wrong step   a step   <flag> reason <fix> ...                      not flagged, delay 1
+      wrong step   a step   a step                                       not flagged, delay None
+  """
+
+  error: str  # class of the wrong step
+  delay: int | None  # steps between the wrong step and the first flag; 0 right after it; None: no flag
+  reason: str
+  reason_right: bool  # the reason is, in words, what the task says about this step (short or recomputed)
+  fix: str  # the step after the fix; "" when there is none
+  fix_kind: str  # "right", "lucky" or "wrong"; "none" without a complete correction
+  parroted: bool  # the fix is the wrong step again
+  recovered: bool  # the final answer is right
+  answered: bool
+  malformed: int  # markers out of place
+
+  @property
+  def flagged(self) -> bool:
+    """Whether the flag comes right after the wrong step."""
+    return self.delay == 0
+
+
+def read_probe(
+    problem: Problem, before: tuple[str, ...], wrong: str, continuation: str, *, finished: bool, task: Task,
+    markers: Markers, unit: str, forced: bool = False,
+) -> Outcome:
+  """The outcome of one probe: `continuation` is what the model wrote after `wrong`, `finished` whether it ended itself.
+
+  With `forced` the prefix ended in the flag: the continuation begins inside the reason.
+  """
+  text = markers.flag + continuation if forced else continuation
+  pieces = _read(text, markers, unit, finished=finished)
+  attempts, malformed = _attempts((Piece(MISTAKE, wrong), *pieces), markers, unit)
+  first = attempts[0]
+  delay = next((k for k, attempt in enumerate(attempts) if attempt.flagged), None)
+  fix = attempts[1].step if first.closed else ""
+  told = [task.explain(problem, before, wrong, detail) for detail in ("short", "recompute")] if first.reason else []
+  answer = task.answer_of(problem, before + _standing(attempts))
+  return Outcome(
+    error=task.check(problem, before, wrong).error,
+    delay=delay,
+    reason=first.reason,
+    reason_right=first.reason.strip() in [reason.strip() for reason in told],
+    fix=fix,
+    fix_kind=task.check(problem, before, fix).kind if fix else "none",
+    parroted=bool(fix) and fix.strip() == wrong.strip(),
+    recovered=answer == problem.answer,
+    answered=answer is not None,
+    malformed=malformed,
+  )
+
+
+def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
+  """The rates of a set of probes.
+
+      detection          flag right after the wrong step                    of all probes
+      detection_within   flag after at most `within` further steps          of all probes
+      reason             the reason is right                                of those flagged right after
+      correction         the next step is right                             of those flagged right after, lucky apart
+      corrected          flagged right after and the next step is right     of all probes, lucky apart
+      parroting          the fix repeats the mistake                        of those flagged right after
+      parroting_failed   the fix repeats the mistake                        of failed fixes: wrong, or none at all
+      recovery           the final answer is right                          of all probes
+      malformed          at least one marker out of place                   of all probes
+      lucky_fix          the fix is lucky                                   of those flagged right after
+  """
+  outcomes = list(outcomes)
+  flagged = [outcome for outcome in outcomes if outcome.flagged]
+  return {
+    "detection": rate(outcome.flagged for outcome in outcomes),
+    "detection_within": rate(outcome.delay is not None and outcome.delay <= within for outcome in outcomes),
+    "reason": rate(outcome.reason_right for outcome in flagged),
+    "correction": rate(outcome.fix_kind == "right" for outcome in flagged if outcome.fix_kind != "lucky"),
+    "corrected": rate(outcome.flagged and outcome.fix_kind == "right" for outcome in outcomes
+                      if not (outcome.flagged and outcome.fix_kind == "lucky")),
+    "parroting": rate(outcome.parroted for outcome in flagged),
+    "parroting_failed": rate(outcome.parroted for outcome in flagged if outcome.fix_kind in ("wrong", "none")),
+    "recovery": rate(outcome.recovered for outcome in outcomes),
+    "malformed": rate(outcome.malformed for outcome in outcomes),
+    "lucky_fix": rate(outcome.fix_kind == "lucky" for outcome in flagged),
+  }
+
+
+def by_class(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+  """The outcomes by the class of their wrong step, classes in alphabetical order."""
+  found = {}
+  for outcome in sorted(outcomes, key=lambda outcome: outcome.error):
+    found.setdefault(outcome.error, []).append(outcome)
+  return found
+
+
+@dataclass(frozen=True)
+class OwnMistake:
+  """The first wrong step of a solution: a probe that the model set itself. `prefix` is the text up to its end."""
+
+  prefix: str
+  before: tuple[str, ...]  # the steps that stood then
+  wrong: str
+  outcome: Outcome
+
+
+@dataclass(frozen=True)
+class SolutionScore:
+  """What a whole solution is worth. Steps count as written, mistakes and corrections alike."""
+
+  num_right: int
+  num_wrong: int
+  num_lucky: int
+  false_alarms: int  # right steps flagged
+  catches: int  # wrong steps flagged
+  lucky_flagged: int
+  harmful_edits: int  # right steps flagged and replaced by a wrong one
+  own: OwnMistake | None
+  right_first: bool  # t1
+  right: bool  # t2
+  strict: bool  # right, and no step that stands is wrong
+  answered: bool
+  malformed: int
+  errors: dict[str, int]  # wrong steps by class
+
+
+def score_solution(
+    problem: Problem, text: str, *, finished: bool, task: Task, markers: Markers, unit: str
+) -> SolutionScore:
+  """The score of a solution generated from `problem.prompt`; `finished` says whether the model ended it itself.
+
+      step      a=4    b=9  <flag> .. <fix>  b=7    c=2            the answer is c, and 2 is right
+      verdict   right  wrong                 right  right
+      t1        a=4    b=9                          c would not be 2: wrong at first
+      t2        a=4                          b=7    c=2            right after corrections
+
+  A step is judged after the steps that stand when it is written: those before it without the withdrawn ones. A wrong
+  step that no flag withdraws stands, and the steps that build on it are judged by the true values: they are wrong too.
+
+  t1, each first attempt kept: later steps were written after the correction, so what they would have been is inferred.
+  With a withdrawn wrong step kept the answer would be wrong, unless that step was a repeat, which changes nothing. With
+  a withdrawn right step kept, it would be right if nothing was wrong before that step was replaced. Else as t2.
+  """
+  attempts, malformed = _attempts(_read(text, markers, unit, finished=finished), markers, unit)
+  standing, verdicts, own = [], [], None
+  for attempt in attempts:
+    verdict = task.check(problem, tuple(standing), attempt.step)
+    verdicts.append(verdict)
+    if verdict.kind == "wrong" and own is None:
+      before = tuple(standing)
+      outcome = read_probe(problem, before, attempt.step, text[attempt.end:], finished=finished, task=task,
+                           markers=markers, unit=unit)
+      own = OwnMistake(text[:attempt.end], before, attempt.step, outcome)
+    if not attempt.closed:
+      standing.append(attempt.step)
+  answer = task.answer_of(problem, tuple(standing))
+  right = answer == problem.answer
+  harmful = [k for k, attempt in enumerate(attempts)
+             if attempt.closed and verdicts[k].kind == "right" and verdicts[k + 1].kind == "wrong"]
+  kinds = [verdict.kind for verdict in verdicts]
+  flagged = [kind for kind, attempt in zip(kinds, attempts, strict=True) if attempt.flagged]
+  return SolutionScore(
+    num_right=kinds.count("right"), num_wrong=kinds.count("wrong"), num_lucky=kinds.count("lucky"),
+    false_alarms=flagged.count("right"), catches=flagged.count("wrong"), lucky_flagged=flagged.count("lucky"),
+    harmful_edits=len(harmful), own=own, right_first=_right_at_first(attempts, verdicts, harmful, right), right=right,
+    strict=right and all(verdict.kind != "wrong" for attempt, verdict in zip(attempts, verdicts, strict=True)
+                         if not attempt.closed),
+    answered=answer is not None, malformed=malformed,
+    errors=dict(collections.Counter(verdict.error for verdict in verdicts if verdict.error)))
+
+
+def _right_at_first(attempts: list[_Attempt], verdicts: list[Verdict], harmful: list[int], right: bool) -> bool:
+  """Whether the answer would be right with each first attempt kept, as `score_solution` infers it."""
+  counted = [verdict if verdict.error != "repeat" else LUCKY for verdict in verdicts]
+  if harmful:
+    return all(verdict.kind != "wrong" for verdict in counted[:harmful[0]])
+  withdrawn = [verdict for attempt, verdict in zip(attempts, counted, strict=True) if attempt.closed]
+  return right and all(verdict.kind != "wrong" for verdict in withdrawn)
+
+
+def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
+  """The rates of a set of whole solutions, one per problem.
+
+      accuracy_t1              right with each first attempt kept           of solutions
+      accuracy_t2              right in the end                             of solutions
+      accuracy_strict          right, and every standing step not wrong     of solutions
+      wrong_to_right           wrong at t1, right at t2                     of solutions
+      right_to_wrong           right at t1, wrong at t2                     of solutions
+      false_alarms             flagged                                      of right steps
+      false_alarm_solutions    with at least one false alarm                of solutions
+      precision                wrong                                        of flagged steps (lucky ones apart)
+      harmful_edits            flagged and changed to wrong                 of right steps
+      wrong_steps              wrong                                        of right and wrong steps
+      lucky_steps              lucky                                        of all steps
+      own_mistakes             with at least one wrong step                 of solutions
+      answered, malformed      with an answer; with a marker out of place   of solutions
+  """
+  scores = list(scores)
+
+  def total(name: str) -> int:
+    return sum(getattr(score, name) for score in scores)
+
+  right, wrong, lucky = total("num_right"), total("num_wrong"), total("num_lucky")
+  return {
+    "accuracy_t1": rate(score.right_first for score in scores),
+    "accuracy_t2": rate(score.right for score in scores),
+    "accuracy_strict": rate(score.strict for score in scores),
+    "wrong_to_right": rate(score.right and not score.right_first for score in scores),
+    "right_to_wrong": rate(score.right_first and not score.right for score in scores),
+    "false_alarms": Rate(total("false_alarms"), right),
+    "false_alarm_solutions": rate(score.false_alarms for score in scores),
+    "precision": Rate(total("catches"), total("catches") + total("false_alarms")),
+    "harmful_edits": Rate(total("harmful_edits"), right),
+    "wrong_steps": Rate(wrong, right + wrong),
+    "lucky_steps": Rate(lucky, right + wrong + lucky),
+    "own_mistakes": rate(score.own is not None for score in scores),
+    "answered": rate(score.answered for score in scores),
+    "malformed": rate(score.malformed for score in scores),
+  }

@@ -1,0 +1,164 @@
+"""Chain sum: numbers added up one after the other, a small task to try things on.
+
+    prompt   17+25+8=\\n
+    steps    17+25=42\\n
+             42+8=50\\n
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import TaskConfig
+from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Verdict
+
+CLASSES = ("value", "calc", "copy", "repeat")
+MAX_NUMBER = 99
+_NUMBER = "(0|[1-9][0-9]*)"
+_STEP = re.compile(rf"{_NUMBER}\+{_NUMBER}={_NUMBER}\n")
+
+
+@dataclass(frozen=True)
+class Facts:
+  """The numbers to add, from 1 up."""
+
+  numbers: tuple[int, ...]
+
+
+class Sum(NamedTuple):
+  """A step as read, and equally what a right step would say."""
+
+  total: int
+  number: int
+  result: int
+
+
+def _format_step(total: int, number: int, result: int) -> str:
+  return f"{total}+{number}={result}\n"
+
+
+def _read(step: str) -> Sum | None:
+  """The step as read; None when it is malformed."""
+  found = _STEP.fullmatch(step)
+  return found and Sum(*map(int, found.groups()))
+
+
+class ChainSum:
+  """The task; its size is the number of sums. The numbers may be added in any order."""
+
+  name = "chain_sum"
+  error_classes = CLASSES
+  units = ("line", "sentence")
+  symbols = (*CLASSES, MALFORMED, "not", *"0123456789", "+", "=", "\n")
+
+  def __init__(self, task: TaskConfig):
+    if task.modulus != 0 or task.min_size < 1:
+      raise InputError(f"task.modulus={task.modulus} task.min_size={task.min_size}; chain_sum adds plain integers "
+                       "(modulus 0), at least two of them (min_size 1)")
+    self.min_size, self.max_size = task.min_size, task.max_size
+
+  def make(self, rng: np.random.Generator) -> Problem:
+    size = int(rng.integers(self.min_size, self.max_size + 1))
+    numbers = tuple(rng.integers(1, MAX_NUMBER + 1, size + 1).tolist())
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+      steps.append(_format_step(total, number, total + number))
+      total += number
+    prompt = "+".join(map(str, numbers)) + "=\n"
+    return Problem(prompt, tuple(steps), str(total), prompt, Facts(numbers))
+
+  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+    """The operands against what is left to add, then the sum. Sums only grow, so a step seen before is a repeat."""
+    read = _read(step)
+    if read is None:
+      return Verdict("wrong", MALFORMED)
+    if step in before:
+      return Verdict("wrong", "repeat")
+    total, left = self._state(problem, before)
+    if total is None and read.total in left:
+      total = read.total
+      left.remove(total)
+    if read.number not in left:
+      return Verdict("wrong", "copy")
+    if read.total != total:
+      return Verdict("wrong", "value")
+    return RIGHT if read.result == read.total + read.number else Verdict("wrong", "calc")
+
+  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+    if error == "repeat":
+      return before[rng.integers(len(before))] if before else None
+    right = self._next(problem, before)
+    if right is None:
+      return None
+    slip = int(rng.choice((-10, -2, -1, 1, 2, 10)))
+    total, number, _ = right
+    if error == "calc":
+      result = right.result + slip
+    else:
+      total, number = (total + slip, number) if error == "value" else (total, number + slip)
+      result = total + number
+    return _format_step(total, number, result) if min(total, number, result) > 0 else None
+
+  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+    """The class and the wrong number; with "recompute" also what is right.
+
+        class      wrong step   short      recompute
+        calc       17+25=43     calc43     calc17+25=42
+        value      43+8=51      value43    value42not43
+        copy       42+9=51      copy9      copy8not9
+        repeat     17+25=42     repeat42   repeat17+25=42
+        malformed  17+=42       malformed in both
+    """
+    error = self.check(problem, before, wrong).error
+    assert error, f"{wrong!r} is not wrong; there is nothing to explain"
+    read, right = _read(wrong), self._next(problem, before)
+    if read is None:
+      return MALFORMED
+    said = {"calc": read.result, "value": read.total, "copy": read.number, "repeat": read.result}[error]
+    if detail == "short":
+      return f"{error}{said}"
+    if error in ("calc", "repeat"):
+      return f"{error}{read.total}+{read.number}={read.total + read.number}"
+    if right is None:
+      return f"{error}{said}"
+    return f"{error}{right.total if error == 'value' else right.number}not{said}"
+
+  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+    right = self._next(problem, before)
+    return None if right is None else _format_step(*right)
+
+  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+    del wrong  # whatever it was about, the next number is to be added
+    return self.next_step(problem, before)
+
+  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+    """The result of the last step, once every number has been added."""
+    _, left = self._state(problem, steps)
+    reads = [read for step in steps if (read := _read(step)) is not None]
+    return str(reads[-1].result) if reads and not left else None
+
+  def _state(self, problem: Problem, before: tuple[str, ...]) -> tuple[int | None, list[int]]:
+    """The true total of the numbers added so far (None: nothing yet), and the numbers left."""
+    total, left = None, list(problem.facts.numbers)
+    for place, step in enumerate(before):
+      read = _read(step)
+      if read is None or step in before[:place]:
+        continue
+      if total is None and read.total in left:
+        total = read.total
+        left.remove(total)
+      if total is not None and read.number in left:
+        total += read.number
+        left.remove(read.number)
+    return total, left
+
+  def _next(self, problem: Problem, before: tuple[str, ...]) -> Sum | None:
+    total, left = self._state(problem, before)
+    if not left:
+      return None
+    if total is None:
+      total = left.pop(0)
+    return Sum(total, left[0], total + left[0])

@@ -1,0 +1,268 @@
+"""Graph: sums modulo m over a small graph of named quantities, the definitions shuffled.
+
+    prompt   cab;a4;dca;b3?d:\\n   a is 4 and b is 3 (given), c is a + b and d is c + a (derived); d is asked
+    steps    ca4b3c7\\n            c is a, which is 4, plus b, which is 3; c is 7
+             dc7a4d1\\n            7 + 4 = 1 (mod 10)
+
+No punctuation inside a sum, and each value right after its name: a small model finds both by looking one token back,
+and learns them sooner than `c=a4+b3,c7`. The layout is written by `_format_*` and read by `_read`, and nowhere else.
+"""
+
+import functools
+import random
+import re
+import string
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import TaskConfig
+from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
+
+NAMES = string.ascii_lowercase
+MAX_GIVENS, MAX_UNNEEDED = 4, 1
+MAX_SIZE = len(NAMES) - MAX_GIVENS - MAX_UNNEEDED
+CLASSES = ("early", "value", "calc", "copy", "repeat")
+_STEP = re.compile(r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n")
+_MIX, _PRIME = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), 2**61 - 1
+
+
+@dataclass(frozen=True)
+class Facts:
+  """What the prompt says and what follows from it."""
+
+  asked: str
+  operands: dict[str, tuple[str, str]]  # of the derived quantities
+  value: dict[str, int]  # true value of every quantity
+  order: tuple[str, ...]  # the derived quantities that the asked one needs, in the order of the solution
+
+
+class Sum(NamedTuple):
+  """A step as read: the quantity, the two it reads, their values as stated, the result as stated."""
+
+  name: str
+  operands: tuple[str, str]
+  values: tuple[int, int]
+  result: int
+
+
+def _format_prompt(definitions: list[str], asked: str) -> str:
+  return f"{';'.join(definitions)}?{asked}:\n"
+
+
+def _format_given(name: str, value: int) -> str:
+  return f"{name}{value}"
+
+
+def _format_derived(name: str, operands: tuple[str, str]) -> str:
+  return f"{name}{operands[0]}{operands[1]}"
+
+
+def _format_step(name: str, operands: tuple[str, str], values: tuple[int, int], result: int) -> str:
+  return f"{name}{operands[0]}{values[0]}{operands[1]}{values[1]}{name}{result}\n"
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _read(step: str, modulus: int) -> Sum | None:
+  """The step as read; None when it is malformed."""
+  found = _STEP.fullmatch(step)
+  if found is None:
+    return None
+  name, first, first_value, second, second_value, again, result = found.groups()
+  values = (int(first_value), int(second_value))
+  # Numbers are single symbols: 07 or one above the modulus is no number.
+  malformed = (again != name or max(*values, int(result)) >= modulus
+               or len(f"{values[0]}{values[1]}{int(result)}") != len(first_value + second_value + result))
+  return None if malformed else Sum(name, (first, second), values, int(result))
+
+
+def _key(reads: list[list[int]], values: list[int], asked: int) -> str:
+  """The graph without names and order, as numbers: problems that are renamed or reshuffled copies share it."""
+  codes = []
+  for pair, value in zip(reads, values, strict=True):
+    if pair:
+      low, high = sorted((codes[pair[0]], codes[pair[1]]))
+      codes.append((low * _MIX[0] + high * _MIX[1] + _MIX[2] ^ (low >> 7)) % _PRIME)
+    else:
+      codes.append(value + 1)
+  return f"{codes[asked]:x}/{sum(codes) % _PRIME:x}"
+
+
+class Graph:
+  """The task; its size is the number of sums that the asked quantity needs.
+
+  There are 2 to 4 givens, and in half of the problems one more derived quantity that is not needed. Stating it rightly
+  is lucky; so is a step that reads a quantity too early or follows a wrong definition, yet has every number right and
+  adds up.
+  """
+
+  name = "graph"
+  error_classes = CLASSES
+  units = ("line", "sentence")
+
+  def __init__(self, task: TaskConfig):
+    if task.modulus < 2:
+      raise InputError(f"task.modulus={task.modulus}; the graph task counts modulo at least 2")
+    if not 1 <= task.min_size <= task.max_size <= MAX_SIZE:
+      raise InputError(f"task.min_size={task.min_size} to task.max_size={task.max_size}; the graph task has names for "
+                       f"1 to {MAX_SIZE} sums")
+    self.min_size, self.max_size, self.modulus = task.min_size, task.max_size, task.modulus
+    numbers = sorted(map(str, range(self.modulus)), key=len, reverse=True)
+    self.symbols = (*CLASSES, MALFORMED, *numbers, *NAMES, "=", "+", ";", "?", ":", "\n")
+
+  def make(self, rng: np.random.Generator) -> Problem:
+    draw = random.Random(int(rng.integers(2**62)))  # several times as fast as NumPy for single draws
+    size = draw.randint(self.min_size, self.max_size)
+    num_givens = draw.randint(2, min(MAX_GIVENS, size + 1))
+    asked = num_givens + size - 1
+    total = asked + 1 + draw.randint(0, MAX_UNNEEDED)
+    # Every sum before the asked one is read by a later one; what places remain read anything that comes before.
+    reads = [[] for _ in range(total)]
+    for k in range(asked - 1, num_givens - 1, -1):
+      reads[draw.choice([j for j in range(k + 1, asked + 1) if len(reads[j]) < 2])].append(k)
+    defined = set()
+    for k in range(num_givens, total):
+      while len(reads[k]) < 2 or frozenset(reads[k]) in defined:
+        reads[k][1:] = draw.sample([j for j in range(k) if j not in reads[k][:1]], 2 - len(reads[k][:1]))
+      defined.add(frozenset(reads[k]))
+      if draw.random() < 0.5:
+        reads[k].reverse()
+    values = [draw.randrange(self.modulus) for _ in range(num_givens)]
+    for first, second in reads[num_givens:]:
+      values.append((values[first] + values[second]) % self.modulus)
+
+    names = draw.sample(NAMES, total)
+    operands = {names[k]: (names[reads[k][0]], names[reads[k][1]]) for k in range(num_givens, total)}
+    value = dict(zip(names, values, strict=True))
+    definitions = [_format_given(name, value[name]) for name in names[:num_givens]]
+    definitions += [_format_derived(name, pair) for name, pair in operands.items()]
+    draw.shuffle(definitions)
+    facts = Facts(names[asked], operands, value, tuple(names[num_givens:asked + 1]))
+    return Problem(_format_prompt(definitions, facts.asked),
+                   tuple(self._right_step(facts, name) for name in facts.order),
+                   str(values[asked]), _key(reads, values, asked), facts)
+
+  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+    facts = problem.facts
+    read = _read(step, self.modulus)
+    if read is None:
+      return Verdict("wrong", MALFORMED)
+    stated = self._stated(before)
+    if read.name in stated and stated[read.name] == facts.value.get(read.name):
+      return Verdict("wrong", "repeat")
+    if read.name not in facts.operands or not facts.value.keys() >= set(read.operands):
+      return Verdict("wrong", "copy")
+    copied = sorted(read.operands) == sorted(facts.operands[read.name])
+    early = self._missing(facts, stated, read.operands)
+    values_right = all(facts.value[name] == value for name, value in zip(read.operands, read.values, strict=True))
+    # The sum as well: a wrong definition can have every number right and still not add up.
+    if values_right and read.result == facts.value[read.name] == sum(read.values) % self.modulus:
+      return RIGHT if copied and not early and read.name in facts.order else LUCKY
+    if not copied:
+      return Verdict("wrong", "copy")
+    if early:
+      return Verdict("wrong", "early")
+    return Verdict("wrong", "calc" if values_right else "value")
+
+  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+    facts = problem.facts
+    stated = self._stated(before)
+    if error == "repeat":
+      return before[rng.integers(len(before))] if before else None
+    name = self._next_name(facts, stated)
+    if name is None:
+      return None
+    if error == "early":
+      waiting = [other for other, pair in facts.operands.items()
+                 if other not in stated and self._missing(facts, stated, pair)]
+      if not waiting:
+        return None
+      name = waiting[rng.integers(len(waiting))]
+    operands = facts.operands[name]
+    values = [facts.value[operand] for operand in operands]
+    if error == "early":
+      for place, operand in enumerate(operands):
+        if self._missing(facts, stated, (operand,)):
+          values[place] = self._other(values[place], rng)
+    elif error == "value":
+      place = rng.integers(2)
+      values[place] = self._other(values[place], rng)
+    elif error == "copy":
+      place = rng.integers(2)
+      known = [other for other in facts.value if (other not in facts.operands or other in stated)
+               and other not in operands and facts.value[other] != values[place]]
+      if not known:
+        return None
+      other = known[rng.integers(len(known))]
+      values[place] = facts.value[other]
+      operands = (other, operands[1]) if place == 0 else (operands[0], other)
+    result = sum(values) % self.modulus
+    return _format_step(name, operands, values, self._other(result, rng) if error == "calc" else result)
+
+  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+    """The class and the quantity it is about; with "recompute" also what is right.
+
+        class      wrong step   short     recompute
+        early      dc5a4d9      earlyc    earlycab    c is not known yet, a + b gives it
+        value      ca5b3c8      valuea    valuea4     a is 4
+        calc       ca4b3c8      calcc     calc4+3=7   the sum
+        copy       cd4b3c7      copyc     copycab     c is a + b
+        repeat     ca4b3c7      repeatc   repeatc7    c is known
+        malformed  ca43         malformed in both
+    """
+    facts = problem.facts
+    error = self.check(problem, before, wrong).error
+    assert error, f"{wrong!r} is not wrong; there is nothing to explain"
+    read = _read(wrong, self.modulus)
+    if read is None:
+      return MALFORMED
+    name = read.name
+    if error == "early":
+      name = self._missing(facts, self._stated(before), read.operands)[0]
+    elif error == "value":
+      name = next(name for name, value in zip(read.operands, read.values, strict=True) if facts.value[name] != value)
+    if detail == "short" or name not in facts.value:
+      return error + name
+    if error == "calc":
+      return f"calc{read.values[0]}+{read.values[1]}={facts.value[name]}"
+    if error in ("value", "repeat"):
+      return f"{error}{name}{facts.value[name]}"
+    if name in facts.operands:
+      return error + _format_derived(name, facts.operands[name])
+    return error + _format_given(name, facts.value[name])
+
+  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+    name = self._next_name(problem.facts, self._stated(before))
+    return None if name is None else self._right_step(problem.facts, name)
+
+  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+    facts, stated, read = problem.facts, self._stated(before), _read(wrong, self.modulus)
+    if (read is not None and read.name in facts.order and read.name not in stated
+        and not self._missing(facts, stated, facts.operands[read.name])):
+      return self._right_step(facts, read.name)
+    return self.next_step(problem, before)
+
+  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+    stated = self._stated(steps)
+    return str(stated[problem.facts.asked]) if problem.facts.asked in stated else None
+
+  def _stated(self, steps: tuple[str, ...]) -> dict[str, int]:
+    """The quantities that the steps state, with the last value stated of each."""
+    reads = (_read(step, self.modulus) for step in steps)
+    return {read.name: read.result for read in reads if read is not None}
+
+  def _missing(self, facts: Facts, stated: dict[str, int], names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that cannot be read yet: derived and not stated. A given is always known."""
+    return [name for name in names if name in facts.operands and name not in stated]
+
+  def _next_name(self, facts: Facts, stated: dict[str, int]) -> str | None:
+    return next((name for name in facts.order if name not in stated), None)
+
+  def _right_step(self, facts: Facts, name: str) -> str:
+    operands = facts.operands[name]
+    return _format_step(name, operands, (facts.value[operands[0]], facts.value[operands[1]]), facts.value[name])
+
+  def _other(self, number: int, rng: np.random.Generator) -> int:
+    return int(number + rng.integers(1, self.modulus)) % self.modulus

@@ -1,0 +1,396 @@
+"""GSM8K: word problems whose solutions carry calculator annotations, which are taken out of the text and kept as facts.
+
+    record   {"question": "...", "answer": "48/2 = <<48/2=24>>24 clips in May.\\n#### 24"}
+    prompt   ...\\n
+    steps    48/2 = 24 clips in May.\\n
+             #### 24\\n
+
+What is checked, and what proves a step wrong:
+    calc      its arithmetic does not come to what it says (read from the step, or: the words and operands of a step of
+              the solution with another result)
+    operand   the words of a step of the solution, arithmetic that holds, but another result, from a number without
+              source: not in question or solution, nor one operation on two such numbers
+    carry     the same, where the number should be the result of an earlier step
+    value     the words of a step of the solution that states a result without arithmetic, with a number without source
+    answer    another final answer
+    repeat    a step that stands already
+A step that none of these catches is right when it is one of the solution's or its arithmetic gives a result of the
+solution's; otherwise it is lucky: nobody vouches for it.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import TaskConfig
+from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
+from insec_jax.method.tasks.prose import NUMBER, decimals, equations, evaluate, numbers_of, show, value_of, words_of
+from insec_jax.method.transcript import split_steps
+
+CLASSES = ("calc", "operand", "carry", "value", "answer", "repeat")
+_NOTE = re.compile(r"<<([^<>]*)>>")
+_FINAL = re.compile(r"####[ \t]*([^\n]*)")
+_ANSWER = re.compile(rf"(-?)\$?({NUMBER.pattern})[%.]?")
+_MONEY = re.compile(r"[\s$€£]*")
+_LEAST_WORDS = 3  # a step of fewer words says too little for another number in it to be called wrong
+# Numbers in words, and those that everybody knows without being told.
+_WORDS = {
+  "half": 0.5, "quarter": 0.25, "twice": 2, "double": 2, "couple": 2, "triple": 3, "dozen": 12, "one": 1, "two": 2,
+  "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12,
+  "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "hundred": 100, "thousand": 1000, "third": 3,
+  "fourth": 4, "fifth": 5, "week": 7, "year": 12,
+}
+_KNOWN = (1, 2, 4, 7, 10, 12, 24, 30, 31, 52, 60, 100, 365, 1000)
+
+
+@dataclass(frozen=True)
+class Note:
+  """An annotation: where its result stands in the solution (a character), the expression, its value."""
+
+  place: int
+  expression: str
+  result: Fraction
+
+
+@dataclass(frozen=True)
+class Facts:
+  """The question, the final answer, and the annotations of the solution."""
+
+  question: str
+  answer: Fraction
+  notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class Gold:
+  """A step of the solution, ready to be compared: its words, its numbers, and (index of the result, note) pairs."""
+
+  text: str
+  words: str
+  numbers: tuple[Fraction, ...]
+  notes: tuple[tuple[int, Note], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+  """A verdict and, where it is wrong, what to say about it: what was said, and what is right."""
+
+  verdict: Verdict
+  said: str = ""
+  right: str = ""
+
+
+def _wrong(error: str, said: str, right: str) -> Finding:
+  return Finding(Verdict("wrong", error), said, right)
+
+
+def _answer_in(step: str) -> Fraction | None:
+  """The final answer that the step states; None when it states none, or no number."""
+  final = _FINAL.search(step)
+  found = final and _ANSWER.fullmatch(final[1].strip())
+  return found and value_of(found[2]) * (-1 if found[1] else 1)
+
+
+def problem_of(record: dict) -> Problem:
+  """The problem of a published record; its steps are the lines of the answer.
+
+  InputError for an answer without "#### number" at its end, or an annotation that is no arithmetic or does not hold.
+  """
+  question, annotated = record["question"], record["answer"].strip() + "\n"
+  solution, notes, start = "", [], 0
+  for found in _NOTE.finditer(annotated):
+    expression, _, stated = found[1].replace("//", "/").partition("=")  # two published ones divide like this
+    value, result = evaluate(expression), evaluate(stated)
+    if value is None or result is None or abs(value - result) >= Fraction(1, 10 ** max(decimals(stated), 1)):
+      raise InputError(f"annotation {found[0]} does not hold; write <<arithmetic=result>>, or take it out")
+    solution += annotated[start:found.start()]
+    start = found.end()
+    notes.append(Note(len(solution), expression, result))
+  solution += annotated[start:]
+  last = solution[:-1].rpartition("\n")[2]
+  answer = _answer_in(last)
+  if answer is None or not last.startswith("####"):
+    raise InputError(f"answer ends in {last[-60:]!r}; its last line must be '#### ' and the final number")
+  prompt = question.rstrip("\n") + "\n"
+  facts = Facts(question, answer, tuple(_placed(note, solution) for note in notes))
+  return Problem(prompt, split_steps(solution, "line"), show(answer), question, facts)
+
+
+def _placed(note: Note, solution: str) -> Note:
+  """The note at the number that states its result, right after it or right before; at -1 where none does."""
+  after = NUMBER.match(solution, _MONEY.match(solution, note.place).end())
+  if after and value_of(after[0]) == note.result:
+    return Note(after.start(), note.expression, note.result)
+  line_start = solution.rfind("\n", 0, note.place) + 1
+  for before in NUMBER.finditer(solution, line_start, note.place):
+    if value_of(before[0]) == note.result and not solution[before.end():note.place].strip(" =$"):
+      return Note(before.start(), note.expression, note.result)
+  return Note(-1, note.expression, note.result)
+
+
+@functools.lru_cache(maxsize=256)
+def _golds(steps: tuple[str, ...], notes: tuple[Note, ...]) -> tuple[Gold, ...]:
+  """The steps of a solution, ready to be compared."""
+  golds, start = [], 0
+  for step in steps:
+    places = {start + found.start(): k for k, found in enumerate(NUMBER.finditer(step))}
+    inside = tuple((places[note.place], note) for note in notes if note.place in places)
+    golds.append(Gold(step, words_of(step), numbers_of(step), inside))
+    start += len(step)
+  return tuple(golds)
+
+
+@functools.lru_cache(maxsize=256)
+def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray:
+  """All numbers with a source, sorted: in question or solution, known to all, or one operation on two of the former."""
+  words = re.findall(r"[a-z]+", question.lower())
+  told = {float(number) for text in (question, *steps) for number in numbers_of(text)}
+  told = np.array(sorted(told | {float(_WORDS[word]) for word in words if word in _WORDS}))
+  with np.errstate(divide="ignore", invalid="ignore"):
+    pairs = (told[:, None] + told[None], told[:, None] - told[None], told[:, None] * told[None],
+             told[:, None] / told[None], told[:, None] * told[None] / 100)
+  found = np.concatenate([told, np.array(_KNOWN, float), *(pair.ravel() for pair in pairs)])
+  return np.unique(np.abs(found[np.isfinite(found)]))
+
+
+def _has_source(number: Fraction, problem: Problem) -> bool:
+  sourced = _sourced(problem.facts.question, problem.steps)
+  place = np.searchsorted(sourced, float(number))
+  return bool(np.any(np.abs(sourced[max(place - 1, 0):place + 1] - float(number)) < 1e-6))
+
+
+def _new_value(note: Note, changed: dict[Fraction, Fraction]) -> Fraction | None:
+  """What the annotated expression comes to with these numbers in place of those."""
+  def swap(found: re.Match) -> str:
+    value = value_of(found[0])
+    return f"({changed[value]})" if value in changed else found[0]
+  return evaluate(NUMBER.sub(swap, note.expression))
+
+
+def _has_operator(note: Note) -> bool:
+  return any(sign in note.expression for sign in "+-*/")
+
+
+class Gsm8k:
+  """The task; its problems come from records (`problem_of`), whose steps may be lines, sentences or paragraphs."""
+
+  name = "gsm8k"
+  error_classes = CLASSES
+  symbols = None
+  units = ("line", "sentence", "paragraph")
+  problem_of = staticmethod(problem_of)
+
+  def __init__(self, task: TaskConfig):
+    if (task.min_size, task.max_size, task.modulus) != (0, 0, 0):
+      raise InputError(f"task.min_size={task.min_size} max_size={task.max_size} modulus={task.modulus}; gsm8k reads "
+                       "its problems from data.path, all three must be 0")
+
+  def make(self, rng: np.random.Generator) -> Problem:
+    del rng
+    raise InputError("task gsm8k makes no problems; it reads them from data.path")
+
+  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+    return self._find(problem, before, step).verdict
+
+  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+    """What is wrong, in words.
+
+        class     short                        recompute
+        calc      48/2 is not 26.              48/2 is 24, not 26.
+        operand   18 is not the right number.  The number is 16, not 18: 2*16 = 32.
+        value     17 is not the right value.   The value is 15, not 17.
+        answer    The answer is not 71.        The answer is 72, not 71.
+        repeat    This was said before.        This was said before: 30+4 is 34.
+    """
+    finding = self._find(problem, before, wrong)
+    error, said, right = finding.verdict.error, finding.said, finding.right
+    assert error, f"{wrong!r} is not wrong; there is nothing to explain"
+    if error == "calc":
+      expression, _, value = right.rpartition("=")
+      return f"{expression} is not {said}." if detail == "short" else f"{expression} is {value}, not {said}."
+    if error in ("operand", "carry"):
+      number, _, recomputed = right.partition("|")
+      return f"{said} is not the right number." if detail == "short" else (
+        f"The number is {number}, not {said}: {recomputed}.")
+    if error == "value":
+      return f"{said} is not the right value." if detail == "short" else f"The value is {right}, not {said}."
+    if error == "answer":
+      return f"The answer is not {said}." if detail == "short" else f"The answer is {right}, not {said}."
+    if error == "repeat":
+      return "This was said before." if detail == "short" or not right else f"This was said before: {right}."
+    return "The answer is not a number." if detail == "short" else f"The answer is the number {right}."
+
+  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+    golds = _golds(problem.steps, problem.facts.notes)
+    k = self._place(problem, before)
+    if error == "repeat":
+      return before[rng.integers(len(before))] if before else None
+    if k == len(golds):
+      return None
+    gold = golds[k]
+    spans = [found.span() for found in NUMBER.finditer(gold.text)]
+    if error == "answer":
+      final = _FINAL.search(gold.text)
+      place = next((j for j, span in enumerate(spans) if final and span[0] > final.start()), None)
+      return None if place is None else _replace(gold, spans, {place: _slip(gold, spans[place], rng)})
+    notes = [pair for pair in gold.notes if _has_operator(pair[1]) != (error == "value")]
+    if not notes:
+      return None
+    place, note = notes[rng.integers(len(notes))]
+    operands = set(numbers_of(note.expression))
+    line = _line_around(gold.text, spans[place][0])
+    near = [j for j, span in enumerate(spans) if span[0] in line]
+    # What the line says again changes with the result, unless an operand has the same value.
+    again = error == "value" or note.result not in operands
+    results = {place, *(j for j in near if again and gold.numbers[j] == note.result)}
+    if error in ("calc", "value"):
+      return _replace(gold, spans, dict.fromkeys(results, _slip(gold, spans[place], rng)))
+    earlier = self._earlier(problem, k)
+    chosen = [j for j in near if j < place and gold.numbers[j] in operands and gold.numbers[j] != note.result
+              and (gold.numbers[j] in earlier) == (error == "carry")]
+    if not chosen:
+      return None
+    j = chosen[rng.integers(len(chosen))]
+    new = _slip(gold, spans[j], rng, lambda number: not _has_source(number, problem))
+    result = None if new is None else _new_value(note, {gold.numbers[j]: new})
+    return _replace(gold, spans, dict.fromkeys((i for i in near if gold.numbers[i] == gold.numbers[j]), new)
+                    | dict.fromkeys(results, result))
+
+  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+    k = self._place(problem, before)
+    return problem.steps[k] if k < len(problem.steps) else None
+
+  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+    del wrong  # the solution goes on from what stands
+    return self.next_step(problem, before)
+
+  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+    del problem
+    answers = [answer for step in steps if (answer := _answer_in(step)) is not None]
+    return show(answers[-1]) if answers else None
+
+  def _place(self, problem: Problem, before: tuple[str, ...]) -> int:
+    """The step of the solution that comes next: the one after the last that `before` states, in words or in result."""
+    golds = _golds(problem.steps, problem.facts.notes)
+    place = 0
+    for step in before:
+      stated = {equation.stated for equation in equations(step) if equation.holds}
+      for k in range(place, len(golds)):
+        if step.strip() == golds[k].text.strip() or stated & {note.result for _, note in golds[k].notes}:
+          place = k + 1
+          break
+    return place
+
+  def _earlier(self, problem: Problem, k: int) -> set[Fraction]:
+    """The results of the steps before the k-th that the question does not give."""
+    golds = _golds(problem.steps, problem.facts.notes)
+    return {note.result for gold in golds[:k] for _, note in gold.notes} - set(numbers_of(problem.facts.question))
+
+  def _find(self, problem: Problem, before: tuple[str, ...], step: str) -> Finding:
+    golds = _golds(problem.steps, problem.facts.notes)
+    said, words, numbers = step.strip(), words_of(step), numbers_of(step)
+    seen = sum(earlier.strip() == said for earlier in before)
+    if seen and seen >= sum(gold.text.strip() == said for gold in golds):
+      return _wrong("repeat", said, ", ".join(f"{each.text} is {show(each.value)}" for each in equations(step)))
+    alike = [k for k, gold in enumerate(golds) if gold.words == words]
+    if any(golds[k].numbers == numbers for k in alike):
+      return Finding(RIGHT)
+    final = _FINAL.search(step)
+    if final:
+      stated = _answer_in(step)
+      if stated is None:
+        return _wrong(MALFORMED, final[1], problem.answer)
+      if stated != problem.facts.answer:
+        return _wrong("answer", show(stated), problem.answer)
+    written = equations(step)
+    for equation in written:
+      if not equation.holds:
+        return _wrong("calc", show(equation.stated), f"{equation.text}={show(equation.value)}")
+    altered = [self._altered(problem, k, numbers) for k in alike]
+    # Of several steps with these words the model may mean any: it is wrong only if it is wrong as each of them.
+    if altered and all(finding.verdict.error for finding in altered):
+      return altered[0]
+    results = {note.result for gold in golds for _, note in gold.notes}
+    vouched = any(equation.stated in results for equation in written) or (final and not words.strip("#"))
+    return Finding(RIGHT if vouched else LUCKY)
+
+  def _altered(self, problem: Problem, k: int, numbers: tuple[Fraction, ...]) -> Finding:
+    """The finding on a step with the words of the k-th of the solution and other numbers; lucky unless proved wrong."""
+    gold = _golds(problem.steps, problem.facts.notes)[k]
+    if len(re.findall(r"[^\W\d_]{2,}", gold.text)) < _LEAST_WORDS:
+      return Finding(LUCKY)
+    changed = {}
+    for old, new in zip(gold.numbers, numbers, strict=True):
+      if old != new and changed.setdefault(old, new) != new:
+        return Finding(LUCKY)
+    for place, note in gold.notes:
+      result = numbers[place]
+      if result == note.result or _rounded(result, note.result):
+        continue
+      operands = {old: new for old, new in changed.items() if old != note.result}
+      if not operands:
+        if _has_operator(note):
+          return _wrong("calc", show(result), f"{note.expression}={show(note.result)}")
+        if not _has_source(result, problem):
+          return _wrong("value", show(result), show(note.result))
+        continue
+      stray = [old for old, new in operands.items() if not _has_source(new, problem)]
+      if stray and operands.keys() <= set(numbers_of(note.expression)) and _new_value(note, operands) == result:
+        error = "carry" if stray[0] in self._earlier(problem, k) else "operand"
+        right = f"{show(stray[0])}|{note.expression} = {show(note.result)}"
+        return _wrong(error, show(operands[stray[0]]), right)
+    return Finding(LUCKY)
+
+
+def _rounded(number: Fraction, exact: Fraction) -> bool:
+  """Whether `number` may be `exact` rounded, up or down, to as many decimals as it has."""
+  places = next((k for k in range(6) if (number * 10**k).denominator == 1), 6)
+  return exact.denominator > 1 and abs(number - exact) < Fraction(1, 10**places)
+
+
+def _line_around(text: str, place: int) -> range:
+  """The characters of the line that holds the one at `place`."""
+  end = text.find("\n", place)
+  return range(text.rfind("\n", 0, place) + 1, len(text) if end < 0 else end)
+
+
+def _replace(gold: Gold, spans: list[tuple[int, int]], changes: dict[int, Fraction | None]) -> str | None:
+  """The step with the numbers of these indices replaced, each written like the old one; None where that cannot be."""
+  text = gold.text
+  for place in sorted(changes, reverse=True):
+    start, end = spans[place]
+    written = None if changes[place] is None else _like(changes[place], text[start:end])
+    if written is None:
+      return None
+    text = text[:start] + written + text[end:]
+  return text
+
+
+def _like(number: Fraction, model: str) -> str | None:
+  """The number written as `model` is, with commas where it has them; None unless positive and not longer than usual."""
+  most = max(decimals(model), 2 if "." in model else 0)
+  places = next((k for k in range(decimals(model), most + 1) if (number * 10**k).denominator == 1), None)
+  if number <= 0 or number > 10**9 or places is None:
+    return None
+  comma = "," if "," in model or (number >= 10_000 and "." not in model) else ""
+  return f"{float(number):{comma}.{places}f}"
+
+
+def _slip(gold: Gold, span: tuple[int, int], rng: np.random.Generator, allowed=None) -> Fraction | None:
+  """Another number in place of the one at `span`, as people misread and miscalculate: None when no such is allowed.
+
+  It is 1, 2 or 10 off in the last place, has one digit changed or two neighbours exchanged, or is ten times as much.
+  """
+  model = gold.text[slice(*span)]
+  number, unit = value_of(model), Fraction(1, 10 ** decimals(model))
+  digits = str(int(number / unit))
+  near = {number + k * unit for k in (-10, -2, -1, 1, 2, 10)} | {number * 10}
+  near |= {int(digits[:k] + str((int(digits[k]) + 1 + 3 * k) % 10) + digits[k + 1:]) * unit for k in range(len(digits))}
+  near |= {int(digits[:k] + digits[k + 1] + digits[k] + digits[k + 2:]) * unit for k in range(len(digits) - 1)}
+  usable = [value for value in sorted(near) if value not in (0, number) and _like(value, model)
+            and (allowed is None or allowed(value))]
+  return usable[rng.integers(len(usable))] if usable else None

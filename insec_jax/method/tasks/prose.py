@@ -1,0 +1,254 @@
+"""Arithmetic as people write it in prose: numbers, and equations that can be read without guessing.
+
+What cannot be read for certain is not read: a step must never be called wrong because its wording was misunderstood.
+"""
+
+import functools
+import itertools
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
+_TOKEN = re.compile(rf"""
+    (?P<number>{NUMBER.pattern})
+  | (?P<letter>(?<=[\d)])[^\W\d_]+(?!\s*[\d($.]))   # 5x, 5kg, 3rd: may be a variable
+  | (?P<times>[xX×*∗·](?=\s*[$(]*[\d.]))
+  | (?P<unit>[-/]?[^\W\d_][\w'’]*)
+  | (?P<operator>[-+/÷−–])
+  | (?P<open>\() | (?P<close>\)) | (?P<equal>=) | (?P<percent>%) | (?P<money>[$€£])
+  | (?P<other>\S)""", re.VERBOSE)
+_SIGN = str.maketrans("xX×∗·÷−–", "*****/--")
+# Where one of these stands anywhere, 5 * 3 may well be 15,000, and 8.33... no end.
+_SCALE = re.compile(r"\b(?:(?:dozen|hundred|thousand|million|billion|cent|nickel|dime)s?|pennies)\b|¢|\.\.\.|…", re.I)
+# Words that do arithmetic themselves: an equation beside one of them may mean something else.
+_TELLING = frozenset(re.findall("[a-z]+", """
+  of times twice thrice half halves third thirds fourth quarter quarters double triple percent plus minus by and to from
+  divided multiplied less more than remainder a an"""))
+_HARMLESS_AFTER = frozenset(("less", "more", "than", "by", "to", "from", "a", "an"))  # 90 - 80 = 10 more dollars
+# Two different ones in an equation: 2 hours + 30 minutes = 150 minutes.
+_MEASURES = frozenset(re.findall("[a-z]+", """
+  hour minute second day week month year foot feet inch inche yard mile pound ounce cup pint quart gallon gram kilogram
+  kg liter litre ml meter metre km cm"""))
+
+
+@dataclass(frozen=True)
+class Equation:
+  """The left side as written and what it comes to, what the right side says, and whether the two agree."""
+
+  text: str
+  value: Fraction
+  stated: Fraction
+  holds: bool
+
+
+def value_of(number: str) -> Fraction:
+  """The number as written, "1,080.50" as 1080.5."""
+  return Fraction(number.replace(",", ""))
+
+
+def numbers_of(text: str) -> tuple[Fraction, ...]:
+  """All numbers in the text, left to right; signs do not count."""
+  return tuple(value_of(found) for found in NUMBER.findall(text))
+
+
+def words_of(text: str) -> str:
+  """The text with every number replaced by "#" and without white space: 48/2=24 and 48 / 2 = 24 are the same words."""
+  return "".join(NUMBER.sub("#", text).split())
+
+
+def show(number: Fraction) -> str:
+  """The number in decimals: all of them when they end within four places, else rounded to two."""
+  if number.denominator == 1:
+    return str(number.numerator)
+  exact = (number * 10_000).denominator == 1
+  return f"{float(number):.4f}".rstrip("0") if exact else f"{float(number):.2f}"
+
+
+def decimals(number: str) -> int:
+  """How many decimals are written."""
+  return len(number.partition(".")[2])
+
+
+def evaluate(expression: str | list[str]) -> Fraction | None:
+  """The value of an arithmetic expression, exactly; None when it is none, or divides by zero."""
+  tokens = _plain(expression) if isinstance(expression, str) else list(expression)
+  tokens.append("")
+  try:
+    value = _sum(tokens)
+  except (ValueError, ZeroDivisionError):  # a token where a number should be; a division by zero
+    return None
+  return value if tokens == [""] else None
+
+
+def _plain(expression: str) -> list[str]:
+  """Tokens of an expression without units."""
+  return re.findall(rf"{NUMBER.pattern}|\S", expression)
+
+
+def _sum(tokens: list[str]) -> Fraction:
+  value = _product(tokens)
+  while tokens[0] in ("+", "-"):
+    value = value + _product(tokens) if tokens.pop(0) == "+" else value - _product(tokens)
+  return value
+
+
+def _product(tokens: list[str]) -> Fraction:
+  value = _factor(tokens)
+  while tokens[0] in ("*", "/"):
+    value = value * _factor(tokens) if tokens.pop(0) == "*" else value / _factor(tokens)
+  return value
+
+
+def _factor(tokens: list[str]) -> Fraction:
+  token = tokens.pop(0)
+  if token in ("+", "-"):
+    return _factor(tokens) if token == "+" else -_factor(tokens)
+  if token == "(":
+    value = _sum(tokens)
+    if tokens.pop(0) != ")":
+      raise ValueError("unclosed parenthesis")
+    return value
+  return value_of(token)
+
+
+@functools.lru_cache(maxsize=4096)
+def equations(text: str) -> tuple[Equation, ...]:
+  """The equations of the text that can be read for certain, with arithmetic on the left and a number on the right.
+
+      She bought 2 x 3 = 6 red pens. 6 + 4 = 10 / 2 = 5     2*3 = 6, 6+4 = 10 (a sum may run on) and 10/2 = 5 are read
+      5x/6 = 20, half of 10 + 5 = 10, 2 hours + 30 minutes = 150 minutes, 25 / 1/3 = 75     are not
+
+  It holds when the right side is the value within one unit of the last place written, percent read either way.
+  """
+  if "=" not in text or _SCALE.search(text):
+    return ()
+  tokens = [(found.lastgroup, found.group(), found.start()) for found in _TOKEN.finditer(text)
+            if found.lastgroup != "money"]
+  found = []
+  for k, (kind, _, _) in enumerate(tokens):
+    if kind == "equal":
+      left, right = _left_side(text, tokens, k), _right_sides(tokens, k)
+      if left and right and len(left[1] | right[1]) < 2:
+        found += _compare(left[0], right[0])
+  return tuple(found)
+
+
+def _compare(left: list[str], rights: list[list[str]]) -> list[Equation]:
+  """The equation, where both sides have a value."""
+  values = [evaluate(reading) for reading in _percent_readings(left)]
+  stated = [(evaluate(reading), _tolerance(reading)) for right in rights for reading in _percent_readings(right)]
+  if None in values or any(value is None for value, _ in stated):
+    return []
+  holds = any(value == said or (abs(value - said) < tolerance and (tolerance < 1 or value.denominator > 1))
+              for value in values for said, tolerance in stated)
+  return [Equation("".join(left), values[-1], stated[0][0], holds)]
+
+
+def _percent_readings(tokens: list[str]) -> list[list[str]]:
+  """The tokens with "%" left out, and with it as hundredths."""
+  if "%" not in tokens:
+    return [tokens]
+  hundredths = []
+  for token in tokens:
+    hundredths += ["(", hundredths.pop(), "/", "100", ")"] if token == "%" else [token]
+  return [[token for token in tokens if token != "%"], hundredths]
+
+
+def _tolerance(right: list[str]) -> Fraction:
+  """One unit of the last place of a single number; more than a number is meant exactly."""
+  number = right[-1]
+  if right[:-1] not in ([], ["-"]):
+    return Fraction(0)
+  return Fraction(1, 10 ** decimals(number))
+
+
+def _telling(unit: str) -> bool:
+  """Whether the word makes the arithmetic beside it doubtful; one letter may be a variable."""
+  unit = unit.lstrip("-/").lower()
+  return len(unit) == 1 or unit in _TELLING
+
+
+def _measures(units: list[str]) -> set[str]:
+  """The units of measure among these words."""
+  stems = {unit.lstrip("-/").lower().removesuffix("s") for unit in units}
+  return {stem for stem in stems if stem in _MEASURES}
+
+
+def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[str]] | None:
+  """The tokens and measures of the arithmetic that ends before the equal sign `k`; None for none, or where in doubt."""
+  taken, units, depth, operand = [], [], 0, False
+  i = k - 1
+  while i >= 0:
+    kind, token, _ = tokens[i]
+    if kind == "unit" and not operand:  # before a number in reading direction: it is the unit of the operand to come
+      units.append(token)
+    elif kind in ("number", "close") and not operand:
+      taken.insert(0, token)
+      operand = kind == "number"
+      depth += kind == "close"
+    elif kind == "percent" and not operand and i and tokens[i - 1][0] == "number":
+      taken.insert(0, "%")
+    elif kind == "open" and operand and depth:
+      taken.insert(0, "(")
+      depth -= 1
+    elif kind in ("operator", "times") and operand:
+      taken.insert(0, token.translate(_SIGN))
+      operand = False
+    else:
+      break
+    i -= 1
+  doubtful = not operand or depth or not _certain(taken) or any(map(_telling, units))
+  if doubtful or (i >= 0 and not _begins(text, tokens, i)):
+    return None
+  return taken, _measures(units)
+
+
+def _certain(taken: list[str]) -> bool:
+  """Whether the arithmetic reads one way only: not 25 / 1/3, which may be 75, and no 0730, which is a time."""
+  operators = [token for token in taken if token in "+-*/"]
+  divided_twice = any(a == b == "/" for a, b in itertools.pairwise(operators))
+  return bool(operators) and not divided_twice and not any(re.match(r"0\d", token) for token in taken)
+
+
+def _begins(text: str, tokens: list[tuple], i: int) -> bool:
+  """Whether arithmetic can begin right after token `i`: a plain word or a mark, with no arithmetic further left."""
+  kind, token, start = tokens[i]
+  if kind == "unit":
+    if _telling(token) or _measures([token]):
+      return False
+  elif kind != "equal" and (token not in "(,.;!?\"“:" or text[start - 1:start].isdigit()):
+    return False
+  while i >= 0 and tokens[i][0] != "equal" and tokens[i][1] not in (".", "!", "?"):
+    if tokens[i][0] in ("operator", "times"):
+      return False
+    i -= 1
+  return True
+
+
+def _right_sides(tokens: list[tuple], k: int) -> tuple[list[list[str]], set[str]] | None:
+  """What follows the equal sign `k`: its first number, and all of its arithmetic; and measures. None where in doubt."""
+  taken, first, units, operand = [], [], [], False
+  for kind, token, _ in tokens[k + 1:]:
+    if kind == "number" and not operand:
+      taken.append(token)
+      operand = True
+      first = first or list(taken)
+    elif kind == "percent" and operand and taken[-1] != "%":
+      taken.append("%")
+      first = first + ["%"] if len(first) == len(taken) - 1 else first
+    elif kind in ("operator", "times") and (operand or (not taken and token == "-")):
+      taken.append(token.translate(_SIGN))
+      operand = False
+    elif kind == "unit" and operand:
+      # A telling word right after the number is doubt; a further one is the rest of the sentence.
+      if not units and _telling(token) and token not in _HARMLESS_AFTER:
+        return None
+      units.append(token)
+    elif not operand or kind in ("letter", "open", "number", "percent"):
+      return None
+    else:
+      break
+  if not operand or re.match(r"0\d", first[-1]):
+    return None
+  return ([first] if first == taken else [first, taken]), _measures(units[:1])

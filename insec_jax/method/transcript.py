@@ -1,0 +1,138 @@
+"""Transcripts: a text as pieces that each have one role; rendered, parsed back, and read clean."""
+
+import functools
+import itertools
+import re
+from dataclasses import dataclass
+
+from insec_jax.command import InputError
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, REASON, TEXT
+
+ABBREVIATIONS = ("Mr", "Mrs", "Ms", "Dr", "St", "Sr", "Jr", "vs", "No", "e.g", "i.e", "etc")
+_NOT_ABBREVIATED = "".join(rf"(?<!\b{re.escape(word)})" for word in ABBREVIATIONS)
+_BREAK = {
+  # Only "\n" ends a line: str.splitlines would also cut at form feeds and at U+2028.
+  "line": re.compile(r"\n+"),
+  "sentence": re.compile(rf"\n\s*|(?:{_NOT_ABBREVIATED}\.|[!?])[.!?]*[\"'”’)\]]*(?:\s+|\Z)"),
+  "paragraph": re.compile(r"\n[ \t]*\n\s*"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+  """A stretch of text and its role; `weight`, where given, is that of each of its tokens and wins over the role's."""
+
+  role: int
+  text: str
+  weight: float | None = None
+
+
+Transcript = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Markers:
+  """The text of the two markers: `flag` says that the step before is wrong, `fix` opens the correction."""
+
+  flag: str
+  fix: str
+
+
+def render(transcript: Transcript) -> str:
+  """The whole text, as the model reads it."""
+  return "".join(piece.text for piece in transcript)
+
+
+def clean(transcript: Transcript) -> str:
+  """The text without its mistakes, flags and reasons: what an end user should read."""
+  return "".join(piece.text for piece in transcript if piece.role not in (MISTAKE, FLAG, REASON))
+
+
+def mistake_pieces(markers: Markers, *, wrong: str, reason: str, right: str) -> Transcript:
+  """A mistake with its correction.
+
+      text   c=5\\n    <err>  calc c  <fix>  c=7\\n
+      role   mistake  flag   reason  flag   correction      no reason piece when `reason` is empty
+  """
+  told = (Piece(REASON, reason),) if reason else ()
+  return (Piece(MISTAKE, wrong), Piece(FLAG, markers.flag), *told, Piece(FLAG, markers.fix), Piece(CORRECTION, right))
+
+
+def split_steps(text: str, unit: str) -> tuple[str, ...]:
+  """The steps of `text`, each with the white space that follows it; their concatenation is `text`.
+
+      line        He has 5. She has 7.\\n | Both have 12.\\n
+      sentence    He has 5. | She has 7.\\n | Both have 12.\\n    a line ends one too, "Mr. Lee" and "0.5" do not
+      paragraph   ends at a blank line
+  """
+  if unit not in _BREAK:
+    raise InputError(f"unit {unit!r} of a step; must be one of {', '.join(_BREAK)}")
+  ends = [0]
+  for found in _BREAK[unit].finditer(text):
+    # White space at the very beginning is no step of its own.
+    if text[ends[-1]:found.end()].strip():
+      ends.append(found.end())
+  if ends[-1] < len(text):
+    if text[ends[-1]:].strip() or len(ends) == 1:
+      ends.append(len(text))
+    else:
+      ends[-1] = len(text)
+  return tuple(text[start:end] for start, end in itertools.pairwise(ends))
+
+
+@functools.lru_cache(maxsize=16)
+def _marker_pattern(markers: Markers) -> re.Pattern:
+  return re.compile(f"({re.escape(markers.flag)}|{re.escape(markers.fix)})")
+
+
+def parse(text: str, markers: Markers, unit: str) -> Transcript:
+  """The pieces of a generated `text` (no prompt in it); `render` gives it back exactly.
+
+      text   a=4\\n b=9\\n    <err>  calc b  <fix>  b=7\\n      c=1\\n
+      role   text  mistake  flag   reason  flag   correction text
+
+  The step right before a flag is the mistake, even when it was itself a correction; the step right after a fix is the
+  correction. What follows a flag that no fix closes is a reason as far as one can know. A flag with no step before it,
+  or a fix without a flag, stays a flag piece; `clean_text` shows all of these.
+  """
+  parts = _marker_pattern(markers).split(text)
+  pieces = []
+  for k in range(0, len(parts), 2):
+    opened = parts[k - 1] if k else ""
+    closing = parts[k + 1] if k + 1 < len(parts) else ""
+    if opened == markers.flag and closing != markers.flag:
+      pieces.append(Piece(REASON, parts[k]))
+    else:
+      steps = split_steps(parts[k], unit)
+      roles = [REASON if opened == markers.flag else TEXT] * len(steps)
+      if steps and opened == markers.fix:
+        roles[0] = CORRECTION
+      if steps and closing == markers.flag:
+        roles[-1] = MISTAKE
+      pieces += map(Piece, roles, steps)
+    pieces.append(Piece(FLAG, closing))
+  return _joined(pieces)
+
+
+def _joined(pieces: list[Piece]) -> Transcript:
+  """The pieces without empty ones; neighbouring text pieces become one."""
+  joined = []
+  for piece in pieces:
+    if joined and piece.role == joined[-1].role == TEXT:
+      joined[-1] = Piece(TEXT, joined[-1].text + piece.text)
+    elif piece.text:
+      joined.append(piece)
+  return tuple(joined)
+
+
+def clean_text(text: str, markers: Markers, unit: str) -> str:
+  """A generated `text` as an end user should read it.
+
+  Only a mistake with a complete correction (flag, maybe a reason, fix, a step) is taken out. An unfinished or malformed
+  correction stays as generated, markers included: dropping it would hide that the model failed.
+  """
+  pieces = parse(text, markers, unit)
+  letter = {markers.flag: "F", markers.fix: "X"}
+  letters = "".join(letter[piece.text] if piece.role == FLAG else "ptmfrc"[piece.role] for piece in pieces)
+  dropped = {k for found in re.finditer("(?:mFr?X)+(?=c)", letters) for k in range(*found.span())}
+  return "".join(piece.text for k, piece in enumerate(pieces) if k not in dropped)

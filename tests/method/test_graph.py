@@ -1,0 +1,286 @@
+"""The graph task against an independent reading of its text."""
+
+import re
+
+import numpy as np
+import pytest
+
+from insec_jax.command import InputError
+from insec_jax.config import TaskConfig
+from insec_jax.method import tasks
+from insec_jax.method.tasks.graph import MAX_SIZE, Graph, _read
+
+
+def graph(min_size=2, max_size=6, modulus=10):
+  return tasks.get(TaskConfig(name="graph", min_size=min_size, max_size=max_size, modulus=modulus))
+
+
+def made(num, seed=0, **sizes):
+  task, rng = graph(**sizes), np.random.default_rng(seed)
+  return task, [task.make(rng) for _ in range(num)]
+
+
+def solved(prompt, modulus):
+  """Definitions, true values and the asked name, from the text of the prompt alone."""
+  body, asked = re.fullmatch(r"(.*)\?([a-z]):\n", prompt).groups()
+  definitions = {part[0]: part[1:] for part in body.split(";")}
+
+  def value(name):
+    said = definitions[name]
+    return int(said) if said.isdigit() else sum(map(value, said)) % modulus
+
+  return definitions, {name: value(name) for name in definitions}, asked
+
+
+def is_wrong(prompt, modulus, before, step):
+  """Whether the step is wrong: malformed, a repeat of a right step, with an untrue number, or a sum that is none."""
+  found = re.fullmatch(r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n", step)
+  definitions, values, _ = solved(prompt, modulus)
+  if not found:
+    return True
+  name, first, x, second, y, again, result = found.groups()
+  if name != again or any(str(int(number)) != number or int(number) >= modulus for number in (x, y, result)):
+    return True
+  if any(earlier.endswith(f"{name}{values.get(name)}\n") for earlier in before):
+    return True
+  if not definitions.get(name, "").isalpha() or first not in values or second not in values:
+    return True
+  true = (values[first], values[second], values[name]) == (int(x), int(y), int(result))
+  return not true or (int(x) + int(y) - int(result)) % modulus != 0
+
+
+def fixed_problem():
+  """cab;a4;dca;b3;ecb, where d is asked and e not needed."""
+  task = graph()
+  rng = np.random.default_rng(0)
+  problem = task.make(rng)
+  facts = type(problem.facts)(
+    asked="d", operands={"c": ("a", "b"), "d": ("c", "a"), "e": ("c", "b")},
+    value={"a": 4, "b": 3, "c": 7, "d": 1, "e": 0}, order=("c", "d"))
+  return task, tasks.Problem("cab;a4;dca;b3;ecb?d:\n", ("ca4b3c7\n", "dc7a4d1\n"), "1", "k", facts)
+
+
+@pytest.mark.parametrize("modulus", [2, 10, 23])
+def test_the_solution_is_what_the_prompt_says(modulus):
+  task, problems = made(300, modulus=modulus)
+  for problem in problems:
+    definitions, values, asked = solved(problem.prompt, modulus)
+    stated = {name for name, definition in definitions.items() if definition.isdigit()}
+    assert len({frozenset(definition) for definition in definitions.values() if definition.isalpha()}) == sum(
+      definition.isalpha() for definition in definitions.values())
+    for k, step in enumerate(problem.steps):
+      name, first, x, second, y, again, result = re.fullmatch(
+        r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n", step).groups()
+      assert definitions[name] == first + second
+      assert name == again
+      assert name not in stated
+      assert {first, second} <= stated
+      assert (int(x), int(y), int(result)) == (values[first], values[second], values[name])
+      stated.add(name)
+      assert task.next_step(problem, problem.steps[:k]) == step
+      assert task.check(problem, problem.steps[:k], step) == tasks.RIGHT
+    assert name == asked
+    assert task.answer_of(problem, problem.steps) == problem.answer == str(values[asked])
+    assert task.next_step(problem, problem.steps) is None
+
+
+def test_the_size_is_the_number_of_sums_that_are_needed():
+  for size in (1, 4, MAX_SIZE):
+    _, problems = made(60, min_size=size, max_size=size)
+    for problem in problems:
+      definitions, _, asked = solved(problem.prompt, 10)
+      needed, todo = set(), [asked]
+      while todo:
+        name = todo.pop()
+        if name not in needed and definitions[name].isalpha():
+          needed.add(name)
+          todo += definitions[name]
+      assert len(problem.steps) == size
+      assert {step[0] for step in problem.steps} == needed
+
+
+def test_definitions_come_in_any_order_and_some_are_not_needed():
+  _, problems = made(300)
+  assert any(problem.prompt[1].isalpha() for problem in problems)
+  assert any(problem.prompt[1].isdigit() for problem in problems)
+  unneeded = [len(problem.facts.operands) - len(problem.steps) for problem in problems]
+  assert set(unneeded) == {0, 1}
+
+
+def test_check_agrees_with_an_independent_reading_on_any_step():
+  rng = np.random.default_rng(3)
+  task, problems = made(150, max_size=4, modulus=3)
+  kinds = set()
+  for problem in problems:
+    names = re.findall("[a-z]", problem.prompt)
+    for _ in range(40):
+      before = problem.steps[:rng.integers(len(problem.steps) + 1)]
+      name, first, second = rng.choice(names, 3)
+      if rng.random() < 0.7:
+        name = str(rng.choice(sorted(problem.facts.operands)))
+        first, second = problem.facts.operands[name]
+      x, y, result = rng.integers(0, 4, 3)
+      step = f"{name}{first}{x}{second}{y}{name}{result}\n"
+      verdict = task.check(problem, before, step)
+      assert (verdict.kind == "wrong") == is_wrong(problem.prompt, 3, before, step), (problem.prompt, before, step)
+      assert bool(verdict.error) == (verdict.kind == "wrong")
+      kinds.add(verdict.kind)
+  assert kinds == {"right", "lucky", "wrong"}
+
+
+@pytest.mark.parametrize("error", Graph.error_classes)
+@pytest.mark.parametrize("modulus", [2, 10, 23])
+def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulus):
+  rng = np.random.default_rng(4)
+  task, problems = made(400, modulus=modulus)
+  accepted = 0
+  for problem in problems:
+    before = problem.steps[:rng.integers(len(problem.steps))]
+    wrong = task.inject(problem, before, error, rng)
+    if wrong is not None and task.check(problem, before, wrong).kind == "wrong":
+      accepted += 1
+      assert is_wrong(problem.prompt, modulus, before, wrong)
+      assert task.check(problem, before, wrong).error == error
+  assert accepted > 100
+
+
+@pytest.mark.parametrize(("before", "step", "kind", "error"), [
+  ((), "ca4b3c7\n", "right", ""),
+  ((), "cb3a4c7\n", "right", ""),                      # operands in the other order
+  ((), "dc7a4d1\n", "lucky", ""),                      # guessed: c is not stated yet
+  (("ca4b3c7\n",), "ec7b3e0\n", "lucky", ""),       # right, not needed
+  ((), "cd1b3c7\n", "wrong", "copy"),                  # every number is true, but 1 + 3 is not 7
+  ((), "ea4b3e7\n", "wrong", "copy"),
+  ((), "ce0c7c7\n", "lucky", ""),                      # another definition, by chance all is true
+  (("ca4b3c7\n",), "da4c7d1\n", "right", ""),
+  (("ca4b3c7\n",), "dc7b3d0\n", "wrong", "copy"),
+  ((), "dc8a4d2\n", "wrong", "early"),
+  ((), "dc7a4d2\n", "wrong", "early"),
+  ((), "ca5b3c8\n", "wrong", "value"),
+  ((), "ca5b2c7\n", "wrong", "value"),                 # two misread values, right sum: still not true
+  ((), "ca4b3c8\n", "wrong", "calc"),
+  (("ca4b3c7\n",), "ca4b3c7\n", "wrong", "repeat"),
+  (("ca4b3c8\n",), "ca4b3c7\n", "right", ""),       # a wrong statement put right is no repeat
+  (("ca4b3c8\n",), "dc8a4d2\n", "wrong", "value"),  # built on a wrong step that stands
+  ((), "ab3c7a0\n", "wrong", "copy"),                  # a given has no such definition
+  ((), "za4b3z7\n", "wrong", "copy"),                  # no such quantity
+  ((), "ca4z3c7\n", "wrong", "copy"),
+  ((), "ca4b3d7\n", "wrong", "malformed"),
+  ((), "ca4b3c07\n", "wrong", "malformed"),
+  ((), "ca4b3c17\n", "wrong", "malformed"),
+  ((), "ca4b3c7", "wrong", "malformed"),
+  ((), "ca4b3c7\n\n", "wrong", "malformed"),
+  ((), "", "wrong", "malformed"),
+])
+def test_verdicts_one_by_one(before, step, kind, error):
+  task, problem = fixed_problem()
+  verdict = task.check(problem, before, step)
+  assert (verdict.kind, verdict.error) == (kind, error)
+
+
+@pytest.mark.parametrize(("before", "wrong", "short", "recompute"), [
+  ((), "dc5a4d9\n", "earlyc", "earlycab"),
+  ((), "ca5b3c8\n", "valuea", "valuea4"),
+  ((), "ca4b3c8\n", "calcc", "calc4+3=7"),
+  (("ca4b3c7\n",), "dc7b3d0\n", "copyd", "copydca"),
+  ((), "ab3c7a0\n", "copya", "copya4"),
+  ((), "za4b3z7\n", "copyz", "copyz"),
+  (("ca4b3c7\n",), "ca4b3c7\n", "repeatc", "repeatc7"),
+  ((), "ca4", "malformed", "malformed"),
+])
+def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, short, recompute):
+  task, problem = fixed_problem()
+  assert task.explain(problem, before, wrong, "short") == short
+  assert task.explain(problem, before, wrong, "recompute") == recompute
+
+
+@pytest.mark.parametrize(("before", "wrong", "right"), [
+  ((), "ca4b3c8\n", "ca4b3c7\n"),
+  ((), "dc5a4d9\n", "ca4b3c7\n"),                    # too early for d: c comes first
+  (("ca4b3c7\n",), "ec7b3e1\n", "dc7a4d1\n"),     # e is not needed
+  (("ca4b3c7\n",), "rubbish", "dc7a4d1\n"),
+])
+def test_the_correction_is_about_the_same_quantity_where_it_can_come_now(before, wrong, right):
+  task, problem = fixed_problem()
+  assert task.correction(problem, before, wrong) == right
+
+
+@pytest.mark.parametrize("error", ["early", "value", "calc", "copy"])
+def test_an_injected_mistake_is_wrong_in_its_own_way_only(error):
+  rng = np.random.default_rng(7)
+  task, problems = made(200)
+  for problem in problems:
+    before = problem.steps[:rng.integers(len(problem.steps))]
+    wrong = task.inject(problem, before, error, rng)
+    if wrong is None:
+      continue
+    read, facts = _read(wrong, 10), problem.facts
+    stated = {_read(step, 10).name for step in before}
+    untrue = [name for name, value in zip(read.operands, read.values, strict=True) if facts.value[name] != value]
+    early = [name for name in read.operands if name in facts.operands and name not in stated]
+    assert (sorted(read.operands) == sorted(facts.operands[read.name])) == (error != "copy")
+    assert (sum(read.values) % 10 == read.result) == (error != "calc")
+    assert read.name not in stated
+    assert bool(early) == (error == "early")
+    assert untrue == early if error != "value" else len(untrue) == 1
+
+
+def test_any_valid_order_is_right():
+  rng = np.random.default_rng(5)
+  task, problems = made(100, min_size=5, max_size=8)
+  reordered = 0
+  for problem in problems:
+    left, steps = list(problem.steps), []
+    while left:
+      stated = {step[0] for step in steps}
+      ready = [step for step in left if all(operand in stated or operand not in problem.facts.operands
+                                            for operand in problem.facts.operands[step[0]])]
+      step = ready[rng.integers(len(ready))]
+      assert task.check(problem, tuple(steps), step) == tasks.RIGHT
+      steps.append(step)
+      left.remove(step)
+    reordered += tuple(steps) != problem.steps
+    assert task.answer_of(problem, tuple(steps)) == problem.answer
+  assert reordered > 20
+
+
+def test_a_wrong_answer_is_read_as_it_stands():
+  task, problem = fixed_problem()
+  assert task.answer_of(problem, ("ca4b3c7\n", "dc7a4d2\n")) == "2"
+  assert task.answer_of(problem, ("ca4b3c7\n", "rubbish")) is None
+
+
+@pytest.mark.parametrize("modulus", [10, 23])
+def test_symbols_cut_every_text_of_the_task_in_one_way(modulus):
+  rng = np.random.default_rng(6)
+  task, problems = made(200, modulus=modulus)
+  longest_first = sorted(task.symbols, key=len, reverse=True)
+  pattern = re.compile("|".join(map(re.escape, longest_first)))
+  assert len(set(task.symbols)) == len(task.symbols)
+  for problem in problems:
+    assert all(len(pattern.findall(step)) == 8 for step in problem.steps)
+    wrong = task.inject(problem, (), "value", rng)
+    for text in (problem.prompt, *problem.steps, task.explain(problem, (), wrong, "recompute")):
+      assert "".join(pattern.findall(text)) == text
+    words = pattern.findall(task.explain(problem, (), wrong, "recompute"))
+    assert words[0] == "value"
+    assert 2 <= len(words) <= 8
+
+
+def test_copies_with_other_names_or_order_share_a_key_and_other_values_do_not():
+  def key(reads, values):
+    from insec_jax.method.tasks.graph import _key
+    return _key(reads, values, len(values) - 1)
+
+  assert key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) == key([[], [], [1, 0], [1, 2]], [3, 4, 7, 1])
+  assert key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) != key([[], [], [0, 1], [2, 1]], [4, 3, 7, 1])
+  assert key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) != key([[], [], [0, 1], [2, 0]], [5, 3, 8, 3])
+
+
+@pytest.mark.parametrize("sizes", [
+  {"min_size": 0, "max_size": 3, "modulus": 10}, {"min_size": 1, "max_size": MAX_SIZE + 1, "modulus": 10},
+  {"min_size": 1, "max_size": 3, "modulus": 0}, {"min_size": 1, "max_size": 3, "modulus": 1},
+])
+def test_sizes_and_moduli_it_cannot_have_are_refused(sizes):
+  with pytest.raises(InputError):
+    graph(**sizes)
