@@ -1,0 +1,191 @@
+"""Encoding: texts and special tokens, side by side, as token ids with character offsets.
+
+Letters that end array names, beside those of model/llama.py:
+  E example   P part: one special token, or a text   N token of all examples, one after the other
+  S stretch: one special token, or all texts between two of them   C character
+"""
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax.command import InputError
+from insec_jax.method import roles
+
+
+class Part(NamedTuple):
+  """A stretch of text, or one special token (`token` is its id and `text` its name)."""
+
+  text: str
+  role: int
+  weight: float
+  token: int | None = None
+  must_own: bool = False  # it is an error when no token takes its role from this part
+  is_end: bool = False  # teaches the model to stop
+
+
+class Encoded(NamedTuple):
+  """Tokens of all parts; `start_N`, `stop_N` and `end_P` (where each part ends) count characters of all parts."""
+
+  token_N: np.ndarray
+  start_N: np.ndarray
+  stop_N: np.ndarray
+  special_N: np.ndarray
+  num_E: np.ndarray  # tokens of each example
+  end_P: np.ndarray
+
+
+def owner_of_tokens(start_N, stop_N, end_P, role_P, weight_P):
+  """Part whose role and weight each token takes, and whether the token lies across parts that differ in either.
+
+  chars    7   =   9   \\n  <err>         end_P     2, 4, 9
+  part     0   0   1   1    2            weight_P  1.0, 0.0, 1.0
+  tokens   7  [=   9]  \\n  <err>
+  owner    0     1      1    2            of the parts that a token touches, the one of smallest weight, then the first
+  """
+  owner_N = np.searchsorted(end_P, start_N, side="right")
+  last_N = np.searchsorted(end_P, stop_N - 1, side="right")
+  is_boundary_N = np.zeros(len(owner_N), bool)
+  for token in np.flatnonzero(owner_N != last_N):
+    some = slice(owner_N[token], last_N[token] + 1)
+    is_boundary_N[token] = len({*zip(role_P[some].tolist(), weight_P[some].tolist(), strict=True)}) > 1
+    owner_N[token] += int(np.argmin(weight_P[some]))
+  return owner_N, is_boundary_N
+
+
+@contextlib.contextmanager
+def _all_plain(backend: tokenizers.Tokenizer) -> Iterator[None]:
+  """Inside, no special token comes out of a text, and offsets count the white space in front of a word."""
+  processor, special = backend.post_processor, backend.encode_special_tokens
+  backend.post_processor, backend.encode_special_tokens = None, True
+  try:
+    yield
+  finally:
+    backend.post_processor, backend.encode_special_tokens = processor, special
+
+
+def encode(parts_of_example: list[list[Part]], wheres: list[str], tokenizer: PreTrainedTokenizerFast) -> Encoded:
+  """The tokens of all parts; neighbouring texts are encoded as one, and cut only at special tokens."""
+  texts, stretches, num_stretches = [], [], []  # a stretch is a special part, or the number of a text
+  for parts in parts_of_example:
+    before = len(stretches)
+    for is_text, run in itertools.groupby(parts, key=lambda part: part.token is None):
+      if is_text:
+        stretches.append(len(texts))
+        texts.append("".join(part.text for part in run))
+      else:
+        stretches += run
+    num_stretches.append(len(stretches) - before)
+  with _all_plain(tokenizer.backend_tokenizer):
+    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+  is_text_S = np.array([isinstance(stretch, int) for stretch in stretches], bool)
+  ids = [encodings[stretch].ids if isinstance(stretch, int) else (stretch.token,) for stretch in stretches]
+  offsets = [
+    encodings[stretch].offsets if isinstance(stretch, int) else ((0, len(stretch.text)),) for stretch in stretches
+  ]
+  length_S = [len(texts[stretch]) if isinstance(stretch, int) else len(stretch.text) for stretch in stretches]
+  num_S = np.array([len(some) for some in ids])
+  token_N = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+  chained = itertools.chain.from_iterable(itertools.chain.from_iterable(offsets))
+  offset_N2 = np.fromiter(chained, np.int64).reshape(-1, 2)
+  offset_N2 += np.repeat(np.cumsum(length_S) - length_S, num_S)[:, None]
+  example_N = np.repeat(np.repeat(np.arange(len(wheres)), num_stretches), num_S)
+  encoded = Encoded(
+    token_N,
+    offset_N2[:, 0],
+    offset_N2[:, 1],
+    ~np.repeat(is_text_S, num_S),
+    np.bincount(example_N, minlength=len(wheres)),
+    np.cumsum([len(part.text) for parts in parts_of_example for part in parts]),
+  )
+  _check_encoded(encoded, example_N, parts_of_example, wheres, tokenizer)
+  return encoded
+
+
+def _check_encoded(encoded: Encoded, example_N, parts_of_example, wheres, tokenizer) -> None:
+  """InputError for a character that the tokenizer does not know or drops, and for a special token out of text."""
+
+  def chars(start, stop):
+    return "".join(part.text for parts in parts_of_example for part in parts)[start:stop]
+
+  is_text_N = ~encoded.special_N
+  for n in np.flatnonzero(is_text_N & (encoded.token_N == tokenizer.unk_token_id))[:1]:
+    raise InputError(
+      f"{wheres[example_N[n]]}: the tokenizer has no token for {chars(encoded.start_N[n], encoded.stop_N[n])!r:.60}; "
+      "change the text or the tokenizer"
+    )
+  added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+  special_ids = [number for number, token in added.items() if token.special]
+  for n in np.flatnonzero(is_text_N & np.isin(encoded.token_N, special_ids))[:1]:
+    raise InputError(
+      f"{wheres[example_N[n]]}: the tokenizer makes the special token {added[int(encoded.token_N[n])].content!r} "
+      "out of ordinary text; use a tokenizer that can keep them apart"
+    )
+  num_C = int(encoded.end_P[-1])
+  depth_C = np.cumsum(
+    np.bincount(encoded.start_N, minlength=num_C + 1) - np.bincount(encoded.stop_N, minlength=num_C + 1)
+  )
+  example_P = np.repeat(np.arange(len(wheres)), [len(parts) for parts in parts_of_example])
+  for c in np.flatnonzero(depth_C[:num_C] == 0):
+    if not chars(c, c + 1).isspace():
+      where = wheres[example_P[np.searchsorted(encoded.end_P, c, side="right")]]
+      # Offsets behind a dropped character are shifted, so the place is only near.
+      raise InputError(
+        f"{where}: the tokenizer drops a character at or before {chars(c, c + 1)!r}; change the text or the tokenizer"
+      )
+  for n in np.flatnonzero(encoded.start_N >= encoded.stop_N)[:1]:
+    raise InputError(
+      f"{wheres[example_N[n]]}: the tokenizer makes a token of no character, which would have no role; "
+      "use another tokenizer"
+    )
+
+
+def check_like_whole_text(
+  parts_of_example: list[list[Part]], encoded: Encoded, tokenizer: PreTrainedTokenizerFast
+) -> None:
+  """InputError if cutting at special tokens gives other tokens than the whole text would; one example is tried."""
+  pattern = special_pattern(tokenizer)
+  begins = np.cumsum(encoded.num_E) - encoded.num_E
+  for parts, begin, num in zip(parts_of_example, begins, encoded.num_E, strict=True):
+    typed = "".join(part.text if part.token is None else "\n" for part in parts)
+    if sum(part.token is not None for part in parts) < 2 or pattern.search(typed):
+      continue
+    whole = tokenizer.backend_tokenizer.encode("".join(part.text for part in parts), add_special_tokens=False).ids
+    if whole != encoded.token_N[begin : begin + num].tolist():
+      raise InputError(
+        "the tokenizer encodes what follows a special token otherwise than a text of its own (it may put a "
+        "space in front), which is not supported; use a tokenizer that does not"
+      )
+    return
+
+
+def special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
+  """Finds every special token of the tokenizer in a text that is trusted."""
+  names = [token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values() if token.special]
+  longest_first = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+  return re.compile(f"({longest_first or '(?!)'})")
+
+
+def template_parts(text: str, pattern: re.Pattern, tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Part]:
+  """What a chat template says, as prompt: its special tokens and the text between them."""
+  return [
+    Part(piece, roles.PROMPT, weight, tokenizer.convert_tokens_to_ids(piece) if number % 2 else None)
+    for number, piece in enumerate(pattern.split(text))
+    if piece
+  ]
+
+
+def begin_parts(tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Part]:
+  """The tokens that the tokenizer itself puts in front of every text."""
+  backend = tokenizer.backend_tokenizer
+  bare = backend.encode("a", add_special_tokens=False).ids
+  whole = backend.encode("a", add_special_tokens=True).ids
+  return [
+    Part(tokenizer.convert_ids_to_tokens(token), roles.PROMPT, weight, token) for token in whole[: whole.index(bare[0])]
+  ]

@@ -1,0 +1,88 @@
+"""Packing: examples into rows of one length, none of them split.
+
+      token     a  b  c  |  d  e  |  .        letters as in model/llama.py
+      segment   1  1  1     2  2     0        0 is padding
+      position  0  1  2     0  1     0        restarts with each segment
+      role      0  1  1     0  1    -1        roles.NO_ROLE is padding
+      weight    0  1  1     0  1     0
+
+Nothing predicts the first token of a segment: its weight does not count, which training/loss.py enforces by segment.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.data.tokens import Example
+from insec_jax.method.roles import NO_ROLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Packed rows, one field for each line of the picture above."""
+
+  token_BT: np.ndarray
+  segment_BT: np.ndarray
+  position_BT: np.ndarray
+  role_BT: np.ndarray
+  weight_BT: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.token_BT)
+
+  def of(self, index) -> dict[str, np.ndarray]:
+    """The rows that an array of any shape points at, by field name without axes; index -1 gives an empty row."""
+    taken = {}
+    for field, empty in zip(dataclasses.fields(self), (0, 0, 0, NO_ROLE, 0), strict=True):
+      value_BT = getattr(self, field.name)
+      taken[field.name.removesuffix("_BT")] = np.where(
+        (index < 0)[..., None], value_BT.dtype.type(empty), value_BT[index]
+      )
+    return taken
+
+
+def pack(examples: Sequence[Example], row_length: int) -> Rows:
+  """Rows with every example whole, each in the first row that has room for it, in order: the same rows every time."""
+  row_of_example, num_rows = _first_fit([len(example.token_T) for example in examples], row_length)
+  shape = (num_rows, row_length)
+  rows = Rows(
+    np.zeros(shape, np.int32),
+    np.zeros(shape, np.int32),
+    np.zeros(shape, np.int32),
+    np.full(shape, NO_ROLE, np.int8),
+    np.zeros(shape, np.float32),
+  )
+  used, segment = np.zeros(num_rows, int), np.zeros(num_rows, int)
+  for example, row in zip(examples, row_of_example, strict=True):
+    length = len(example.token_T)
+    some = slice(used[row], used[row] + length)
+    used[row] += length
+    segment[row] += 1
+    rows.token_BT[row, some] = example.token_T
+    rows.segment_BT[row, some] = segment[row]
+    rows.position_BT[row, some] = np.arange(length)
+    rows.role_BT[row, some] = example.role_T
+    rows.weight_BT[row, some] = example.weight_T
+  return rows
+
+
+def _first_fit(lengths: Sequence[int], row_length: int) -> tuple[list[int], int]:
+  """Row of each length, and the number of rows."""
+  if too_long := [length for length in lengths if not 0 < length <= row_length]:
+    raise InputError(f"an example of {too_long[0]} tokens does not fit in a row of {row_length}; raise data.row_length")
+  shortest = min(lengths, default=1)
+  free_B = np.zeros(len(lengths), np.int32)
+  rows, num_rows, first_open = [], 0, 0
+  for length in lengths:
+    fits_B = free_B[first_open:num_rows] >= length
+    row = first_open + int(fits_B.argmax()) if fits_B.any() else num_rows
+    if row == num_rows:
+      free_B[row] = row_length
+      num_rows += 1
+    free_B[row] -= length
+    rows.append(row)
+    while first_open < num_rows and free_B[first_open] < shortest:
+      first_open += 1
+  return rows, num_rows

@@ -1,0 +1,149 @@
+"""The way from a config to batches: examples, rows, the mask receipt, and the order in which rows are read.
+
+Letters that end array names, beside those of model/llama.py: A micro-batch of a step.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import records, tokens
+from insec_jax.data.packing import Rows, pack
+from insec_jax.data.tokens import Example
+from insec_jax.method import roles
+
+CHUNK = 1000  # transcripts tokenised at once
+SECONDS_BETWEEN_LINES = 10
+# Reading a row is a copy from memory: two threads keep ahead of any device.
+READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Rows to train on, rows held out (there may be none), and the mask receipt of those to train on."""
+
+  train: Rows
+  heldout: Rows
+  receipt: str
+
+
+def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
+  """All data of a config as rows; InputError when any record is wrong or there is nothing to train on."""
+  examples = load_examples(config, tokenizer, "train")
+  train = pack(examples, config.data.row_length)
+  heldout = pack(load_examples(config, tokenizer, "heldout"), config.data.row_length)
+  return Data(train, heldout, receipt(examples, train, config))
+
+
+def load_examples(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> list[Example]:
+  """The examples of the split "train" or "heldout", in a fixed order."""
+  contents = records.transcripts(config, split)
+  examples = []
+  for start in _progress(range(0, len(contents), CHUNK), f"tokenising {split} transcripts, thousands"):
+    examples += tokens.tokenize_all(contents[start : start + CHUNK], tokenizer, config)
+  return examples
+
+
+def _progress(steps: Sequence[int], what: str) -> Iterator[int]:
+  """The steps, with a bar on a terminal, or a line now and then."""
+  if sys.stderr.isatty():
+    yield from tqdm.tqdm(steps, desc=what, leave=False)
+    return
+  told = time.monotonic()
+  for number, step in enumerate(steps):
+    if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+      print(f"{what}: {number} of {len(steps)}", file=sys.stderr, flush=True)
+      told = time.monotonic()
+    yield step
+
+
+def batches(
+  rows: Rows, *, seed: int, rows_per_step: int, accumulation: int, start_step: int, share: slice
+) -> Iterator[dict[str, np.ndarray]]:
+  """Endless batches from `start_step` on; batch k holds token_ABT, segment_ABT, position_ABT, role_ABT and weight_ABT.
+
+      rows of epoch 0   4 6 2 0 5 1 3 | rows of epoch 1   2 5 0 ...
+      batch             0 0 0 1 1 1 2                     2 2 3          with 3 rows a batch: none is dropped
+
+  Which rows batch k holds is a pure function of the seed and k, whatever the number of processes: each reads the
+  `share` of the `rows_per_step` rows on axis B that `process_share` gives it. The state of the data is k alone.
+  """
+  if not len(rows):
+    raise InputError("there is no row to train on; give at least one record")
+  order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().batch(accumulation * rows_per_step)
+
+  def read(index_N):
+    taken = rows.of(index_N.reshape(accumulation, rows_per_step)[:, share])
+    return {f"{name}_ABT": value_ABT for name, value_ABT in taken.items()}
+
+  return iter(order[start_step:].map(read).to_iter_dataset(READ))
+
+
+def in_order(rows: Rows, *, rows_per_step: int, share: slice) -> Iterator[dict[str, np.ndarray]]:
+  """Every row once, in order, as batches with one micro-batch each; the last is filled up with rows of padding."""
+  for start in range(0, len(rows), rows_per_step):
+    index_B = np.arange(start, start + rows_per_step)
+    taken = rows.of(np.where(index_B < len(rows), index_B, -1)[None, share])
+    yield {f"{name}_ABT": value_ABT for name, value_ABT in taken.items()}
+
+
+def process_share(rows_per_step: int, *, process_index: int, process_count: int) -> slice:
+  """The rows of axis B that one process reads: contiguous, equal shares in the order of the processes."""
+  if rows_per_step % process_count:
+    raise InputError(
+      f"{rows_per_step} rows a step do not divide over {process_count} processes; use a multiple of {process_count}"
+    )
+  num = rows_per_step // process_count
+  return slice(process_index * num, (process_index + 1) * num)
+
+
+def receipt(examples: Sequence[Example], rows: Rows, config: Config) -> str:
+  """The mask receipt: what is trained on, role by role, in a few lines for people.
+
+  A token is trained when it has weight and is not the first of its segment. `weight` is the mean over the role's tokens
+  that something predicts; `share of weight` counts the size of negative weights.
+  """
+  if not examples:
+    raise InputError("there is no record to train on; lower data.num_heldout or give more records")
+  num_tokens = sum(len(example.token_T) for example in examples)
+  is_target_BT = rows.position_BT > 0
+  is_trained_BT = is_target_BT & (rows.weight_BT != 0)
+  total = float(np.abs(rows.weight_BT[is_target_BT], dtype=np.float64).sum())
+  num_end = sum(example.num_end for example in examples)
+  num_boundary = sum(example.num_boundary for example in examples)
+  lines = []
+  for role, name in enumerate(roles.NAMES):
+    is_role_BT = rows.role_BT == role
+    num, num_trained = int(is_role_BT.sum()), int((is_role_BT & is_trained_BT).sum())
+    weight_N = rows.weight_BT[is_role_BT & is_target_BT].astype(np.float64)
+    lines.append((name, num, num_trained, weight_N.mean() if len(weight_N) else 0.0, np.abs(weight_N).sum() / total))
+  longest = max(examples, key=lambda example: len(example.token_T))
+  num_trained = int(is_trained_BT.sum())
+  return (
+    "\n".join(
+      [
+        f"{'role':<12}{'tokens':>12}{'of tokens':>11}{'trained':>12}{'weight':>9}{'of weight':>11}",
+        *(
+          f"{name:<12}{num:>12,}{num / num_tokens:>11.1%}{trained:>12,}{weight:>9.3f}{part:>11.1%}"
+          for name, num, trained, weight, part in lines
+        ),
+        f"{'all':<12}{num_tokens:>12,}{1:>11.1%}{num_trained:>12,}{'':>9}{1:>11.1%}",
+        f"trained tokens    {num_trained:,} of {num_tokens:,} ({num_trained / num_tokens:.1%})",
+        f"end of text       {num_end:,} tokens of role text, weight {config.loss.end:g} each",
+        f"boundary tokens   {num_boundary:,} lie across two roles and took the smaller weight",
+        f"records           {len(examples):,}",
+        f"longest record    {len(longest.token_T):,} of {config.data.row_length:,} tokens, {longest.where}",
+        f"rows              {len(rows):,} of {config.data.row_length:,} tokens, "
+        f"{1 - num_tokens / rows.token_BT.size:.1%} padding",
+      ]
+    )
+    + "\n"
+  )

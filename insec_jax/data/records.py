@@ -1,0 +1,282 @@
+"""Records: one JSON object a line, in one of four formats, and the transcripts that training reads.
+
+  {"question", "answer"}                                       GSM8K as published: a problem
+  {"messages": [{"role", "content"}, ...]}                     chat between system, user and assistant
+  {"pieces": [{"role", "text"[, "weight"]}, ...]}              roles already known
+  {"text", "spans": [{"start", "end", "role"[, "weight"]}]}    character offsets, end exclusive; the rest is text
+
+A key "meta" may stand beside any of them; it is for people and is not read. Any other key is an error.
+One file may mix the formats.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.method import roles, tasks
+from insec_jax.method.mistakes import with_mistakes
+from insec_jax.method.tasks import Problem, gsm8k
+from insec_jax.method.transcript import Markers, Piece, Transcript
+
+SPEAKERS = ("system", "user", "assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """What one speaker says."""
+
+  speaker: str
+  pieces: Transcript
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+  """A record of messages: what the system and the user say is prompt, what the assistant says is text."""
+
+  turns: tuple[Turn, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What one line holds, and `where` it stands: "file:line"."""
+
+  content: Problem | Transcript | Chat
+  where: str
+
+
+def read(path: str, *, limit: int) -> Iterator[Record]:
+  """The records of a JSON-lines file in order, at most `limit` of them (0: all).
+
+  InputError with file and line for every defect, and for a file without records.
+  """
+  if not Path(path).is_file():
+    raise InputError(f"no file {path!r}; data.path must name a file of JSON lines")
+  number = 0
+  with open(path, "rb") as lines:
+    for number, line in enumerate(lines, 1):
+      if limit and number > limit:
+        return
+      where = f"{path}:{number}"
+      yield Record(_content(line, where), where)
+  if not number:
+    raise InputError(f"{path} is empty; it must hold one JSON object a line")
+
+
+def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
+  """Transcripts of the split "train" or "heldout", each with where it comes from, in a fixed order.
+
+  A problem gets its mistakes here when they are injected; a record that has its roles is taken as it is.
+  """
+  markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
+  task = None if config.task.name == "records" else tasks.get(config.task)
+  injected = config.mistakes.source == "injected"
+  contents = []
+  for index, record in _of_split(config, split):
+    content = record.content
+    if isinstance(content, Problem) and injected and task is None and config.mistakes.share > 0:
+      raise InputError(
+        f"{record.where}: task.name='records' has no checker, so no mistake can be injected into a question "
+        "and answer; use task.name='gsm8k', mistakes.source='recorded' or mistakes.share=0"
+      )
+    if isinstance(content, Problem) and injected and task is not None:
+      # One generator a problem: what a problem becomes does not hang on which others are read.
+      content = with_mistakes(content, task, config.mistakes, markers, np.random.default_rng((config.seed, index)))
+    elif isinstance(content, Problem):
+      content = (Piece(roles.PROMPT, content.prompt), Piece(roles.TEXT, "".join(content.steps)))
+    contents.append((content, record.where))
+  return contents
+
+
+def problems(config: Config, split: str) -> list[tuple[Problem, str]]:
+  """The problems among the records of the split "train" or "heldout", without mistakes, each with its place."""
+  return [
+    (record.content, record.where) for _, record in _of_split(config, split) if isinstance(record.content, Problem)
+  ]
+
+
+def _of_split(config: Config, split: str) -> list[tuple[int, Record]]:
+  if split not in ("train", "heldout"):
+    raise ValueError(f"split {split!r} is neither 'train' nor 'heldout'")
+  if config.task.name in ("gsm8k", "records") or config.mistakes.source != "injected":
+    if not config.data.path:
+      raise InputError(
+        f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
+      )
+    records = list(read(config.data.path, limit=config.data.num_records))
+    held = _held_out(records, config)
+    return [(index, record) for index, record in enumerate(records) if held[index] == (split == "heldout")]
+  num = config.data.num_records if split == "train" else config.data.num_heldout
+  made = tasks.problems(tasks.get(config.task), "train" if split == "train" else "test", num=num, seed=config.seed)
+  return [
+    (index, Record(problem, f"{config.task.name} problem {index} ({split})")) for index, problem in enumerate(made)
+  ]
+
+
+def _held_out(records: list[Record], config: Config) -> list[bool]:
+  """Which records are held out: those whose prompts come first by hash, until data.num_heldout records are reached.
+
+  Records with the same prompt stay together, so a held-out prompt is never trained on.
+  """
+  prompts = [_prompt(record.content) for record in records]
+  count = {}
+  for prompt in prompts:
+    count[prompt] = count[prompt] + 1 if prompt in count else 1
+  held, num = set(), 0
+  for prompt in sorted(count, key=lambda text: hashlib.sha256(text.encode()).digest()):
+    if num >= config.data.num_heldout:
+      break
+    held.add(prompt)
+    num += count[prompt]
+  if num == len(records):
+    raise InputError(
+      f"{config.data.path}: data.num_heldout={config.data.num_heldout} leaves none of the {len(records)} "
+      "records read to train on; lower it or give more records"
+    )
+  return [prompt in held for prompt in prompts]
+
+
+def _prompt(content: Problem | Transcript | Chat) -> str:
+  if isinstance(content, Problem):
+    return content.prompt.strip()
+  pieces = content if isinstance(content, tuple) else tuple(piece for turn in content.turns for piece in turn.pieces)
+  prompt = "".join(piece.text for piece in pieces if piece.role == roles.PROMPT)
+  return (prompt or "".join(piece.text for piece in pieces)).strip()
+
+
+def _content(line: bytes, where: str) -> Problem | Transcript | Chat:
+  try:
+    record = json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError as error:
+    raise InputError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+  except json.JSONDecodeError as error:
+    raise InputError(
+      f"{where}: not JSON at column {error.colno} ({error.msg}); each line must be one JSON object"
+    ) from error
+  if not isinstance(record, dict):
+    raise InputError(f"{where}: holds {type(record).__name__}; each line must be one JSON object")
+  keys = frozenset(record) - {"meta"}
+  if keys not in FORMATS:
+    known = "; or ".join(" and ".join(sorted(form)) for form in FORMATS)
+    raise InputError(
+      f"{where}: keys are {', '.join(sorted(record)) or 'none'}; needed are {known} "
+      "(and what need not be read under 'meta')"
+    )
+  return FORMATS[keys](record, where)
+
+
+def _problem(record: dict, where: str) -> Problem:
+  for key in ("question", "answer"):
+    _text(record[key], where, key)
+  try:
+    return gsm8k.problem_of(record)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from error
+
+
+def _chat(record: dict, where: str) -> Chat:
+  turns = []
+  for number, message in enumerate(_list(record["messages"], where, "messages")):
+    name = f"messages[{number}]"
+    _keys(message, {"role", "content"}, set(), where, name)
+    if message["role"] not in SPEAKERS:
+      raise InputError(f"{where}: {name}.role is {message['role']!r}; must be one of {', '.join(SPEAKERS)}")
+    role = roles.TEXT if message["role"] == "assistant" else roles.PROMPT
+    turns.append(Turn(message["role"], (Piece(role, _text(message["content"], where, f"{name}.content")),)))
+  return Chat(tuple(turns))
+
+
+def _pieces(record: dict, where: str) -> Transcript:
+  pieces = []
+  for number, piece in enumerate(_list(record["pieces"], where, "pieces")):
+    name = f"pieces[{number}]"
+    _keys(piece, {"role", "text"}, {"weight"}, where, name)
+    text = _text(piece["text"], where, f"{name}.text")
+    pieces.append(Piece(_role(piece, where, name), text, _weight(piece, where, name)))
+  return tuple(pieces)
+
+
+def _spans(record: dict, where: str) -> Transcript:
+  text = _text(record["text"], where, "text")
+  spans = []
+  for number, span in enumerate(_list(record["spans"], where, "spans")):
+    name = f"spans[{number}]"
+    _keys(span, {"start", "end", "role"}, {"weight"}, where, name)
+    start, end = span["start"], span["end"]
+    if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
+      raise InputError(
+        f"{where}: {name} goes from {start!r} to {end!r}; must be whole numbers with "
+        f"0 <= start < end <= {len(text)}, the length of the text"
+      )
+    spans.append((start, end, Piece(_role(span, where, name), text[start:end], _weight(span, where, name))))
+  pieces, done = [], 0
+  for start, end, piece in sorted(spans, key=lambda span: span[:2]):
+    if start < done:
+      raise InputError(
+        f"{where}: the span from {start} to {end} begins before the one in front of it ends at {done}; "
+        "spans must not overlap"
+      )
+    if done < start:
+      pieces.append(Piece(roles.TEXT, text[done:start]))
+    pieces.append(piece)
+    done = end
+  if done < len(text):
+    pieces.append(Piece(roles.TEXT, text[done:]))
+  return tuple(pieces)
+
+
+FORMATS: dict[frozenset[str], Callable[[dict, str], Problem | Transcript | Chat]] = {
+  frozenset({"question", "answer"}): _problem,
+  frozenset({"messages"}): _chat,
+  frozenset({"pieces"}): _pieces,
+  frozenset({"text", "spans"}): _spans,
+}
+
+
+def _list(value: Any, where: str, name: str) -> list:
+  if not isinstance(value, list) or not value:
+    raise InputError(f"{where}: {name} is {value!r:.60}; must be a list that is not empty")
+  return value
+
+
+def _keys(value: Any, needed: set[str], optional: set[str], where: str, name: str) -> None:
+  if not isinstance(value, dict) or not needed <= set(value) <= needed | optional:
+    seen = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
+    also = f", and may have {', '.join(sorted(optional))}" if optional else ""
+    raise InputError(
+      f"{where}: {name} has {seen or 'no keys'}; must be an object with {', '.join(sorted(needed))}{also}"
+    )
+
+
+def _text(value: Any, where: str, name: str) -> str:
+  if not isinstance(value, str) or not value:
+    raise InputError(f"{where}: {name} is {value!r:.60}; must be text that is not empty")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise InputError(
+      f"{where}: {name} holds half a surrogate pair at character {error.start}; write the character in full"
+    ) from error
+  return value
+
+
+def _role(value: dict, where: str, name: str) -> int:
+  if value["role"] not in roles.NAMES:
+    raise InputError(f"{where}: {name}.role is {value['role']!r}; must be one of {', '.join(roles.NAMES)}")
+  return roles.NAMES.index(value["role"])
+
+
+def _weight(value: dict, where: str, name: str) -> float | None:
+  if "weight" not in value:
+    return None
+  weight = value["weight"]
+  if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    raise InputError(f"{where}: {name}.weight is {weight!r}; must be a finite number")
+  return float(weight)

@@ -1,0 +1,355 @@
+"""Tokens: tokenizers with markers, and transcripts as tokens that each have a role and a weight.
+
+Letters that end array names are those of encoding.py.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax.command import InputError
+from insec_jax.config import Config, TokenizerConfig
+from insec_jax.data.encoding import (
+  Part,
+  begin_parts,
+  check_like_whole_text,
+  encode,
+  owner_of_tokens,
+  special_pattern,
+  template_parts,
+)
+from insec_jax.data.records import Chat, Turn
+from insec_jax.data.template import Template
+from insec_jax.method import roles, tasks
+from insec_jax.method.transcript import Piece, Transcript
+
+PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
+
+
+class MarkedTokenizer(NamedTuple):
+  """A tokenizer with its markers; ids are None for plain words, the vocabulary grew by `num_added` tokens."""
+
+  tokenizer: PreTrainedTokenizerFast
+  flag_id: int | None
+  fix_id: int | None
+  num_added: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One transcript as tokens; `num_boundary` of them lie across pieces of different roles, `num_end` end the text."""
+
+  token_T: np.ndarray
+  role_T: np.ndarray
+  weight_T: np.ndarray
+  where: str
+  num_boundary: int
+  num_end: int
+
+
+def load(folder: str) -> PreTrainedTokenizerFast:
+  """The tokenizer of an HF folder, as its tokenizer.json says; nothing is fetched."""
+  path = Path(folder) / "tokenizer.json"
+  if not path.is_file():
+    raise InputError(
+      f"{folder!r} has no tokenizer.json; give a folder that save_pretrained wrote (model.path or tokenizer.path)"
+    )
+  # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
+  try:
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+  except json.JSONDecodeError as error:
+    raise InputError(f"a tokenizer file in {folder!r} is not JSON ({error}); write the tokenizer again") from error
+
+
+def build_tokenizer(symbols: Sequence[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+  """A tokenizer with one token for each symbol, pad, end, unknown and the two markers; decoding gives the text back.
+
+  Longer symbols are found first. A character of no symbol becomes the unknown token, which `tokenize` refuses.
+  """
+  markers = (config.flag, config.fix)
+  words = list(symbols) + ([] if config.special else [marker for marker in markers if marker not in symbols])
+  vocabulary = {word: number for number, word in enumerate([PAD, END, UNKNOWN, *words])}
+  if len(vocabulary) != len(words) + 3:
+    raise ValueError("a symbol is given twice, or is one of the reserved words")
+  backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+  longest_first = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+  backend.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), behavior="isolated")
+  backend.decoder = decoders.Fuse()
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=PAD, unk_token=UNKNOWN)
+  return add_markers(tokenizer, config).tokenizer
+
+
+def add_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
+  """The same tokenizer, changed so that both markers are special tokens; with special=False nothing changes."""
+  if not config.special:
+    return MarkedTokenizer(tokenizer, None, None, 0)
+  before = len(tokenizer)
+  markers = (config.flag, config.fix)
+  tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers], special_tokens=True)
+  return _marked(tokenizer, config, len(tokenizer) - before)
+
+
+def find_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
+  """The tokenizer of a trained model with the markers it already has; InputError when it lacks one."""
+  return MarkedTokenizer(tokenizer, None, None, 0) if not config.special else _marked(tokenizer, config, 0)
+
+
+def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig, num_added: int) -> MarkedTokenizer:
+  ids = []
+  added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+  special = {
+    token.content: number for number, token in added.items() if token.special and not token.lstrip and not token.rstrip
+  }
+  for marker in (config.flag, config.fix):
+    if marker not in special:
+      raise InputError(
+        f"the tokenizer has no special token {marker!r} that keeps the white space around it; name one that "
+        "it has in tokenizer.flag and tokenizer.fix, or train a model that has it"
+      )
+    ids.append(special[marker])
+  return MarkedTokenizer(tokenizer, *ids, num_added)
+
+
+def open_tokenizer(config: Config) -> MarkedTokenizer:
+  """The config's tokenizer with markers: from tokenizer.path, from model.path, or built from the task's symbols."""
+  if folder := config.tokenizer.path or config.model.path:
+    return add_markers(load(folder), config.tokenizer)
+  symbols = None if config.task.name == "records" else tasks.get(config.task).symbols
+  if symbols is None:
+    raise InputError(f"task.name={config.task.name!r} has no symbols to build a tokenizer from; give tokenizer.path")
+  return add_markers(build_tokenizer(symbols, config.tokenizer), config.tokenizer)
+
+
+def tokenize(content: Transcript | Chat, where: str, tokenizer: PreTrainedTokenizerFast, config: Config) -> Example:
+  """One transcript as tokens; see `tokenize_all`."""
+  return tokenize_all([(content, where)], tokenizer, config)[0]
+
+
+def tokenize_all(
+  contents: Sequence[tuple[Transcript | Chat, str]], tokenizer: PreTrainedTokenizerFast, config: Config
+) -> list[Example]:
+  """Transcripts as tokens: each whole text is encoded once, as the model meets it when it generates.
+
+      text    <bos> 7 + 5 =   <err>  a d d  <fix>  12   <end>
+      role      p     mistake   f    reason   f  correct.  t       bos and a chat template are prompt, <end> is text
+
+  A token takes its role from the characters that it covers: `owner_of_tokens`. Only pieces of role flag, the template
+  and the end become special tokens; no other text does, whatever it says. InputError, which names the record, when
+  text holds a marker (data.marker_text="refuse"), a flag piece is no marker, a piece gets no token, the tokenizer has
+  no token for a character, nothing is trained, no end of text is trained, or the tokens do not fit in a row.
+  """
+  layout = _Layout(tokenizer, config)
+  parts_of_example = [layout.parts(content, where) for content, where in contents]
+  wheres = [where for _, where in contents]
+  encoded = encode(parts_of_example, wheres, tokenizer)
+  check_like_whole_text(parts_of_example, encoded, tokenizer)
+  parts = list(itertools.chain.from_iterable(parts_of_example))
+  example_P = np.repeat(np.arange(len(contents)), [len(some) for some in parts_of_example])
+  weight_P = np.array([part.weight for part in parts], np.float32)
+  role_P = np.array([part.role for part in parts], np.int8)
+  owner_N, is_boundary_N = owner_of_tokens(encoded.start_N, encoded.stop_N, encoded.end_P, role_P, weight_P)
+
+  owned_P = np.bincount(owner_N, minlength=len(parts))
+  for number in np.flatnonzero(owned_P == 0):
+    if parts[number].must_own:
+      raise InputError(
+        f"{wheres[example_P[number]]}: the {roles.NAMES[parts[number].role]} piece {parts[number].text!r:.60} "
+        "gets no token of its own, because a neighbour of smaller weight shares its characters; "
+        "move the boundary to where a token ends"
+      )
+  example_N = example_P[owner_N]
+  role_N = role_P[owner_N]
+  weight_N = weight_P[owner_N]
+  is_end_N = np.array([part.is_end for part in parts])[owner_N]
+  first_E = np.searchsorted(example_N, np.arange(len(contents) + 1))
+  examples = []
+  for number, where in enumerate(wheres):
+    some = slice(first_E[number], first_E[number + 1])
+    example = Example(
+      encoded.token_N[some],
+      role_N[some],
+      weight_N[some],
+      where,
+      int(is_boundary_N[some].sum()),
+      int((is_end_N[some] & (encoded.special_N[some])).sum()),
+    )
+    _check_example(example, is_end_N[some], config)
+    examples.append(example)
+  return examples
+
+
+def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, *, answer: str = "") -> np.ndarray:
+  """int32 tokens of a prompt and of the beginning of its `answer`, exactly as `tokenize` would begin a transcript.
+
+  No special token comes out of `text` or `answer`; those of the chat template (template="chat") and bos stay.
+  """
+  if template not in ("plain", "chat"):
+    raise ValueError(f"template {template!r} is neither 'plain' nor 'chat'")
+  if template == "chat":
+    gaps, contents = Template(tokenizer).fill(("user",), [text], "the prompt", generation=True)
+    pattern = special_pattern(tokenizer)
+    parts = [
+      *template_parts(gaps[0], pattern, tokenizer, 0.0),
+      Part(contents[0], roles.PROMPT, 0.0),
+      *template_parts(gaps[1], pattern, tokenizer, 0.0),
+    ]
+  else:
+    parts = [*begin_parts(tokenizer, 0.0), Part(text, roles.PROMPT, 0.0)]
+  encoded = encode([[*parts, Part(answer, roles.TEXT, 0.0)]], ["the prompt"], tokenizer)
+  if not len(encoded.token_N):
+    raise InputError("the prompt is empty and the tokenizer adds nothing in front; give at least one character")
+  return encoded.token_N
+
+
+def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
+  """Id of the token that `tokenize` puts at the end of an answer, and at which generation has to stop."""
+  if template == "chat":
+    gaps, _ = Template(tokenizer).fill(("user", "assistant"), ["a", "b"], "an example", generation=False)
+    after = template_parts(gaps[-1], special_pattern(tokenizer), tokenizer, 0.0)
+    return after[_last_of_end(after, "an example")].token
+  if tokenizer.eos_token_id is None:
+    raise InputError(
+      "the tokenizer names no end-of-text token, so the model would never learn to stop; "
+      "set eos_token in its tokenizer_config.json"
+    )
+  return tokenizer.eos_token_id
+
+
+def _last_of_end(after: list[Part], where: str) -> int:
+  """Index of the first special token after an answer: up to there the template ends the assistant's turn."""
+  for number, part in enumerate(after):
+    if part.token is not None:
+      return number
+  raise InputError(
+    f"{where}: the chat template puts no special token after what the assistant says, so the model would never learn "
+    "to stop; use a tokenizer whose template ends a turn"
+  )
+
+
+class _Layout:
+  """Transcripts as parts: what is text, what is one special token, and what each is worth."""
+
+  def __init__(self, tokenizer: PreTrainedTokenizerFast, config: Config):
+    self._config = config
+    self._tokenizer = tokenizer
+    marked = find_markers(tokenizer, config.tokenizer)
+    self._marker_ids = {config.tokenizer.flag: marked.flag_id, config.tokenizer.fix: marked.fix_id}
+    self._weight_R = config.loss.weight_R
+    self._is_chat = config.data.template == "chat"
+    if self._is_chat:
+      self._template, self._pattern = Template(tokenizer), special_pattern(tokenizer)
+      return
+    self._begin = begin_parts(tokenizer, self._weight_R[roles.PROMPT])
+    self._end = Part(tokenizer.eos_token, roles.TEXT, config.loss.end, end_token(tokenizer, "plain"), is_end=True)
+
+  def parts(self, content: Transcript | Chat, where: str) -> list[Part]:
+    if self._is_chat:
+      return self._chat(content.turns if isinstance(content, Chat) else _turns(content), where)
+    if isinstance(content, Chat):
+      raise InputError(
+        f"{where}: messages are rendered with the tokenizer's chat template, and prompts must be too; "
+        "set data.template='chat'"
+      )
+    return [*self._begin, *self._pieces(content, where), self._end]
+
+  def _pieces(self, pieces: Transcript, where: str) -> list[Part]:
+    parts, stretch = [], []
+    for piece in pieces:
+      if piece.role == roles.FLAG:
+        self._check_no_marker("".join(stretch), where)
+        stretch = []
+        parts += self._flag(piece, where)
+      else:
+        stretch.append(piece.text)
+        parts.append(Part(piece.text, piece.role, self._weight(piece), must_own=not piece.text.isspace()))
+    self._check_no_marker("".join(stretch), where)
+    return parts
+
+  def _weight(self, piece: Piece) -> float:
+    return self._weight_R[piece.role] if piece.weight is None else piece.weight
+
+  def _flag(self, piece: Piece, where: str) -> list[Part]:
+    marker = piece.text if piece.text in self._marker_ids else piece.text.strip()
+    if marker not in self._marker_ids:
+      raise InputError(
+        f"{where}: the flag piece {piece.text!r:.60} is neither tokenizer.flag={self._config.tokenizer.flag!r} "
+        f"nor tokenizer.fix={self._config.tokenizer.fix!r}; change the record or the config"
+      )
+    weight, token = self._weight(piece), self._marker_ids[marker]
+    if token is None:
+      return [Part(piece.text, roles.FLAG, weight, must_own=True)]
+    before, after = piece.text.split(marker)
+    parts = [Part(before, roles.FLAG, weight), Part(marker, roles.FLAG, weight, token), Part(after, roles.FLAG, weight)]
+    return [part for part in parts if part.text]
+
+  def _check_no_marker(self, text: str, where: str) -> None:
+    if self._config.data.marker_text == "plain":
+      return
+    for marker in self._marker_ids:
+      if marker in text:
+        raise InputError(
+          f"{where}: the text holds the marker {marker!r}, which only a piece of role flag may; remove it, "
+          "choose other markers, or encode it as plain characters with data.marker_text='plain'"
+        )
+
+  def _chat(self, turns: tuple[Turn, ...], where: str) -> list[Part]:
+    texts = ["".join(piece.text for piece in turn.pieces) for turn in turns]
+    gaps, contents = self._template.fill(tuple(turn.speaker for turn in turns), texts, where, generation=False)
+    prompt, end = self._weight_R[roles.PROMPT], self._config.loss.end
+    parts = template_parts(gaps[0], self._pattern, self._tokenizer, prompt)
+    for turn, content, gap in zip(turns, contents, gaps[1:], strict=True):
+      parts += self._pieces(
+        turn.pieces if content == "".join(piece.text for piece in turn.pieces) else _stripped(turn.pieces), where
+      )
+      after = template_parts(gap, self._pattern, self._tokenizer, prompt)
+      if turn.speaker == "assistant":
+        last = _last_of_end(after, where)
+        after[: last + 1] = [part._replace(role=roles.TEXT, weight=end, is_end=True) for part in after[: last + 1]]
+      parts += after
+    return parts
+
+
+def _turns(transcript: Transcript) -> tuple[Turn, ...]:
+  """Each run of prompt pieces as a turn of the user, what is between as turns of the assistant."""
+  runs = itertools.groupby(transcript, key=lambda piece: piece.role == roles.PROMPT)
+  return tuple(Turn("user" if is_prompt else "assistant", tuple(run)) for is_prompt, run in runs)
+
+
+def _stripped(pieces: Transcript) -> Transcript:
+  """The pieces without the white space at both ends of their text, as a template that trims renders them."""
+  text = "".join(piece.text for piece in pieces)
+  first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+  kept, end = [], 0
+  for piece in pieces:
+    start, end = end, end + len(piece.text)
+    if cut := piece.text[max(first - start, 0) : max(last - start, 0)]:
+      kept.append(dataclasses.replace(piece, text=cut))
+  return tuple(kept)
+
+
+def _check_example(example: Example, is_end_T: np.ndarray, config: Config) -> None:
+  num = len(example.token_T)
+  if num > config.data.row_length:
+    raise InputError(
+      f"{example.where}: {num} tokens do not fit in a row of data.row_length={config.data.row_length}, and "
+      "cutting could part a mistake from its correction; raise data.row_length or shorten the record"
+    )
+  if not example.num_end:
+    raise InputError(
+      f"{example.where}: no end of text is trained, because nothing is said by the assistant; add an answer"
+    )
+  # Nothing predicts the first token.
+  if not (example.weight_T[1:] * ~is_end_T[1:]).any():
+    raise InputError(
+      f"{example.where}: no token is trained, because every role or span in it weighs 0; "
+      "give a role that it has a weight in loss, or take the record out"
+    )

@@ -1,0 +1,462 @@
+import re
+
+import numpy as np
+import pytest
+import tokenizers
+from datakit import IM_TEMPLATE, LLAMA_TEMPLATE, bpe_tokenizer, config
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax.command import InputError
+from insec_jax.data import encoding, tokens
+from insec_jax.data.records import Chat, Turn
+from insec_jax.data.template import DATE
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
+from insec_jax.method.transcript import Markers, Piece, mistake_pieces, render
+
+SPARE = {"tokenizer__flag": "<|spare_0|>", "tokenizer__fix": "<|spare_1|>"}
+MARKERS = Markers("<|spare_0|>", "<|spare_1|>")
+SOLUTION = (
+  Piece(PROMPT, "What is 12 + 30?\n"),
+  Piece(TEXT, "He adds 12 and 30.\n"),
+  *mistake_pieces(MARKERS, wrong="12 + 30 = 43\n", reason=" wrong sum", right="12 + 30 = 42\n"),
+  Piece(TEXT, "#### 42\n"),
+)
+QUESTION = Turn("user", (Piece(PROMPT, "What is 12 + 30?\n"),))
+
+
+def bpe(**changes):
+  """A tokenizer like Llama 3's with its spare tokens as markers, and the config that names them."""
+  template = changes.pop("chat", None)
+  some = config(**{**SPARE, **({"data__template": "chat"} if template else {}), **changes})
+  return tokens.add_markers(bpe_tokenizer(template), some.tokenizer).tokenizer, some
+
+
+def toy(symbols="0123456789+=\n", **changes):
+  some = config(**changes)
+  return tokens.build_tokenizer(tuple(symbols), some.tokenizer), some
+
+
+def one(pieces, tokenizer, some):
+  return tokens.tokenize(pieces, "file:3", tokenizer, some)
+
+
+def runs(example, tokenizer):
+  """[(role, weight, text)] of runs of tokens with the same role and weight."""
+  found = []
+  for token, role, weight in zip(example.token_T, example.role_T, example.weight_T, strict=True):
+    if found and found[-1][:2] == (role, weight):
+      found[-1][2].append(token)
+    else:
+      found.append((role, weight, [token]))
+  return [(role, weight, tokenizer.decode(some)) for role, weight, some in found]
+
+
+def test_owners_are_those_in_the_docstring():
+  owner_N, is_boundary_N = encoding.owner_of_tokens(
+    np.array([0, 1, 3, 4]), np.array([1, 3, 4, 9]), np.array([2, 4, 9]), np.array([1, 2, 3]), np.array([1.0, 0.0, 1.0])
+  )
+  np.testing.assert_array_equal(owner_N, [0, 1, 1, 2])
+  np.testing.assert_array_equal(is_boundary_N, [False, True, False, False])
+
+
+def test_of_equal_weights_the_first_piece_owns_the_token_and_pieces_alike_are_no_boundary():
+  args = np.array([0]), np.array([2]), np.array([1, 2])
+  owner_N, is_boundary_N = encoding.owner_of_tokens(*args, np.array([1, 3]), np.array([1.0, 1.0]))
+  assert (owner_N.tolist(), is_boundary_N.tolist()) == ([0], [True])
+  owner_N, is_boundary_N = encoding.owner_of_tokens(*args, np.array([1, 1]), np.array([1.0, 1.0]))
+  assert (owner_N.tolist(), is_boundary_N.tolist()) == ([0], [False])
+
+
+def test_each_token_has_the_role_of_its_characters_and_bos_is_prompt_and_the_end_is_text():
+  tokenizer, some = bpe()
+  example = one(SOLUTION, tokenizer, some)
+  assert runs(example, tokenizer) == [
+    (PROMPT, 0.0, "<|bos|>What is 12 + 30?\n"),
+    (TEXT, 1.0, "He adds 12 and 30.\n"),
+    (MISTAKE, 0.0, "12 + 30 = 43\n"),
+    (FLAG, 1.0, "<|spare_0|>"),
+    (REASON, 1.0, " wrong sum"),
+    (FLAG, 1.0, "<|spare_1|>"),
+    (CORRECTION, 1.0, "12 + 30 = 42\n"),
+    (TEXT, 1.0, "#### 42\n"),
+    (TEXT, 0.5, "<|eos|>"),
+  ]
+  assert (example.num_boundary, example.num_end, example.where) == (0, 1, "file:3")
+  assert (example.token_T.dtype, example.role_T.dtype, example.weight_T.dtype) == (np.int32, np.int8, np.float32)
+
+
+def test_tokens_are_those_of_the_whole_text_encoded_once():
+  tokenizer, some = bpe()
+  whole = tokenizer(render(SOLUTION) + "<|eos|>").input_ids
+  assert one(SOLUTION, tokenizer, some).token_T.tolist() == whole
+
+
+def test_many_transcripts_at_once_give_what_each_gives_alone():
+  tokenizer, some = bpe()
+  contents = [(SOLUTION[:number], f"file:{number}") for number in range(2, len(SOLUTION) + 1)]
+  for together, (content, where) in zip(tokens.tokenize_all(contents, tokenizer, some), contents, strict=True):
+    alone = tokens.tokenize(content, where, tokenizer, some)
+    assert together.where == where
+    for name in ("token_T", "role_T", "weight_T", "num_boundary", "num_end"):
+      np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+
+
+def test_white_space_in_front_of_a_word_belongs_to_its_own_piece():
+  # This tokenizer's own offsets leave the space out, and give a token of spaces no character at all.
+  tokenizer, some = bpe()
+  example = one((Piece(PROMPT, "What   "), Piece(TEXT, "   is"), Piece(MISTAKE, " 12")), tokenizer, some)
+  assert "".join(text for _, _, text in runs(example, tokenizer)) == "<|bos|>What      is 12<|eos|>"
+  assert [role for role, _, _ in runs(example, tokenizer)] == [PROMPT, TEXT, MISTAKE, TEXT]
+
+
+def test_a_token_across_a_boundary_takes_the_smaller_weight_and_is_counted():
+  tokenizer, some = bpe()
+  assert len(tokenizer("He adds", add_special_tokens=False).input_ids) == 2
+  example = one((Piece(TEXT, "He ad"), Piece(MISTAKE, "ds 12")), tokenizer, some)
+  assert runs(example, tokenizer)[1:3] == [(TEXT, 1.0, "He"), (MISTAKE, 0.0, " adds 12")]
+  assert example.num_boundary == 1
+  unlikely = one((Piece(TEXT, "He ad", -1.0), Piece(MISTAKE, "ds 12")), tokenizer, some)
+  assert runs(unlikely, tokenizer)[1:3] == [(TEXT, -1.0, "He adds"), (MISTAKE, 0.0, " 12")]
+
+
+def test_an_explicit_weight_wins_over_that_of_the_role():
+  tokenizer, some = bpe()
+  example = one((Piece(PROMPT, "What", 0.25), Piece(MISTAKE, " is", -2.0), Piece(TEXT, " sum")), tokenizer, some)
+  assert [weight for _, weight, _ in runs(example, tokenizer)] == [0.0, 0.25, -2.0, 1.0, 0.5]
+
+
+def test_several_tokens_of_one_character_have_its_role():
+  tokenizer, some = bpe()
+  example = one((Piece(PROMPT, "é"), Piece(TEXT, "你"), Piece(MISTAKE, "😀")), tokenizer, some)
+  assert example.role_T.tolist() == [PROMPT] * 3 + [TEXT] * 3 + [MISTAKE] * 4 + [TEXT]
+
+
+@pytest.mark.parametrize("marker", ["<|spare_0|>", "<|spare_1|>"])
+@pytest.mark.parametrize("special", [True, False])
+def test_text_that_forges_a_marker_is_refused_with_its_line(marker, special):
+  tokenizer, some = bpe(tokenizer__special=special)
+  with pytest.raises(InputError, match=rf"^file:3: the text holds the marker '{re.escape(marker)}'"):
+    one((Piece(PROMPT, "What is" + marker[:4]), Piece(TEXT, marker[4:] + " it")), tokenizer, some)
+
+
+def test_marker_text_encoded_as_plain_gives_no_special_token_and_keeps_its_role():
+  tokenizer, some = bpe(data__marker_text="plain")
+  example = one((Piece(PROMPT, "a<|spare_0|>"), Piece(TEXT, "b<|eos|><|bos|>")), tokenizer, some)
+  assert example.token_T.tolist() == [
+    1,
+    *tokenizer("a<|spare_0|>b<|eos|><|bos|>", add_special_tokens=False, split_special_tokens=True).input_ids,
+    2,
+  ]
+  assert (example.token_T[1:-1] >= 8).all()
+
+
+def test_the_tokenizer_is_left_as_it_was():
+  tokenizer, some = bpe()
+  before = tokenizer.backend_tokenizer.to_str(), tokenizer("a<|eos|> b").input_ids
+  one(SOLUTION, tokenizer, some)
+  with pytest.raises(InputError):
+    one((Piece(PROMPT, "a"),), tokenizer, some)
+  assert (tokenizer.backend_tokenizer.to_str(), tokenizer("a<|eos|> b").input_ids) == before
+  assert not tokenizer.backend_tokenizer.encode_special_tokens
+
+
+def test_markers_as_plain_words_are_encoded_like_any_text_and_have_role_flag():
+  tokenizer, some = bpe(tokenizer__special=False, tokenizer__flag=" Wait,", tokenizer__fix=" rather:")
+  pieces = (
+    Piece(PROMPT, "What"),
+    Piece(MISTAKE, " 43"),
+    Piece(FLAG, " Wait,"),
+    Piece(FLAG, " rather:"),
+    Piece(CORRECTION, " 42"),
+  )
+  example = one(pieces, tokenizer, some)
+  assert example.token_T.tolist() == tokenizer(render(pieces) + "<|eos|>").input_ids
+  assert (FLAG, 1.0, " Wait, rather:") in runs(example, tokenizer)
+
+
+def test_white_space_around_a_marker_in_a_flag_piece_is_kept():
+  tokenizer, some = bpe()
+  example = one((Piece(TEXT, "a b"), Piece(FLAG, "\n<|spare_0|> "), Piece(TEXT, "c")), tokenizer, some)
+  assert (FLAG, 1.0, "\n<|spare_0|> ") in runs(example, tokenizer)
+
+
+REFUSED = {
+  "only prompt": ((Piece(PROMPT, "What is 12?"),), {}, "no token is trained"),
+  "every weight 0": ((Piece(PROMPT, "What"), Piece(TEXT, " is", 0.0)), {}, "no token is trained"),
+  "only the first token has weight": (
+    (Piece(TEXT, "a", 1.0), Piece(PROMPT, " is")),
+    {"toy": "a is"},
+    "no token is trained",
+  ),
+  "a span that gets no token": (
+    (Piece(MISTAKE, "Wh"), Piece(TEXT, "a"), Piece(MISTAKE, "t is")),
+    {},
+    "the text piece 'a' gets no token of its own",
+  ),
+  "a flag that is no marker": ((Piece(TEXT, "a"), Piece(FLAG, "<oops>")), {}, "the flag piece '<oops>' is neither"),
+  "longer than a row": (SOLUTION, {"data__row_length": 30}, "tokens do not fit in a row of data.row_length=30"),
+  "a character without a token": ((Piece(PROMPT, "1"), Piece(TEXT, "2x3")), {"toy": "123"}, "has no token for 'x'"),
+  "messages without the chat template": (Chat((QUESTION,)), {}, "set data.template='chat'"),
+  "messages without an assistant": (Chat((QUESTION,)), {"chat": LLAMA_TEMPLATE}, "no end of text is trained"),
+  "a template that refuses": (
+    Chat((QUESTION, QUESTION)),
+    {"chat": "{{ raise_exception('no two users') }}"},
+    "no two users",
+  ),
+  "a template that forgets": (
+    SOLUTION,
+    {"chat": "{{ messages[0]['content'] }}<|eot|>"},
+    "leaves a message out or repeats it",
+  ),
+  "a template that repeats": (SOLUTION, {"chat": IM_TEMPLATE + IM_TEMPLATE}, "leaves a message out or repeats it"),
+  "a template that rewrites": (
+    SOLUTION,
+    {"chat": IM_TEMPLATE.replace("['content']", "['content'] | upper")},
+    "changes what is said",
+  ),
+  "a template that ends no turn": (
+    SOLUTION,
+    {"chat": IM_TEMPLATE.replace("<|eot|>", " .")},
+    "would never learn to stop",
+  ),
+  "a template that opens answers otherwise": (
+    SOLUTION,
+    {"chat": IM_TEMPLATE + "{% if add_generation_prompt %}think{% endif %}"},
+    "opens an answer to be generated otherwise",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_record_that_would_be_silently_wrong_is_refused_with_its_line(case):
+  content, changes, message = REFUSED[case]
+  changes = dict(changes)
+  tokenizer, some = toy(changes.pop("toy"), **changes) if "toy" in changes else bpe(**changes)
+  with pytest.raises(InputError, match=r"^file:3: ") as raised:
+    one(content, tokenizer, some)
+  assert message in str(raised.value)
+  assert "\n" not in str(raised.value)
+
+
+def test_the_line_named_is_that_of_the_wrong_record_among_many():
+  tokenizer, some = toy("0123456789", data__row_length=8)
+  fine = (Piece(PROMPT, "1"), Piece(TEXT, "23"))
+  for wrong in ((Piece(PROMPT, "1"), Piece(TEXT, "2x3")), (Piece(PROMPT, "11"),), (Piece(TEXT, "1" * 8),)):
+    with pytest.raises(InputError, match=r"^file:2: "):
+      tokens.tokenize_all([(fine, "file:1"), (wrong, "file:2"), (fine, "file:3")], tokenizer, some)
+
+
+def test_a_tokenizer_without_end_of_text_or_markers_or_template_is_refused():
+  tokenizer, some = bpe()
+  tokenizer.eos_token = None
+  with pytest.raises(InputError, match="names no end-of-text token"):
+    one(SOLUTION, tokenizer, some)
+  with pytest.raises(InputError, match="no special token '<err>'"):
+    one(SOLUTION, bpe_tokenizer(), config())
+  with pytest.raises(InputError, match="has no chat template"):
+    one(SOLUTION, bpe_tokenizer(), config(**SPARE, data__template="chat"))
+
+
+def test_a_tokenizer_that_puts_a_space_in_front_of_every_stretch_is_refused():
+  backend = tokenizers.Tokenizer(models.BPE({"▁": 0, "a": 1, "b": 2, "<|eos|>": 3}, []))
+  backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+  backend.decoder = decoders.Metaspace()
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eos|>")
+  some = config()
+  tokens.add_markers(tokenizer, some.tokenizer)
+  with pytest.raises(InputError, match="encodes what follows a special token otherwise"):
+    one((Piece(TEXT, "a"), Piece(FLAG, "<err>"), Piece(TEXT, "b")), tokenizer, some)
+
+
+def test_a_tokenizer_that_drops_characters_is_refused():
+  backend = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "<|eos|>": 2}, []))
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eos|>")
+  with pytest.raises(InputError, match="file:3: the tokenizer drops a character at or before 'b'"):
+    one((Piece(TEXT, "axb"),), tokenizer, config(tokenizer__special=False))
+
+
+CHAT = Chat(
+  (
+    Turn("system", (Piece(PROMPT, "  Be brief.\n"),)),
+    QUESTION,
+    Turn("assistant", (Piece(TEXT, "It is 42.\n"),)),
+    Turn("user", (Piece(PROMPT, "Wrong?"),)),
+    Turn("assistant", (Piece(TEXT, "\nThe sum is 42."),)),
+  )
+)
+
+
+@pytest.mark.parametrize("template", [LLAMA_TEMPLATE, IM_TEMPLATE], ids=["llama", "im"])
+def test_messages_give_the_templates_own_tokens_and_train_answers_and_ends_of_turn_only(template):
+  tokenizer, some = bpe(chat=template)
+  messages = [{"role": turn.speaker, "content": render(turn.pieces)} for turn in CHAT.turns]
+  text = tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE)
+  example = one(CHAT, tokenizer, some)
+  assert example.token_T.tolist() == tokenizer(text, add_special_tokens=False).input_ids
+  answers = ["It is 42.", "The sum is 42."] if template == LLAMA_TEMPLATE else ["It is 42.\n", "\nThe sum is 42."]
+  trained = [run for run in runs(example, tokenizer) if run[1]]
+  assert trained == [run for answer in answers for run in ((TEXT, 1.0, answer), (TEXT, 0.5, "<|eot|>"))]
+  assert {role for role, weight, _ in runs(example, tokenizer) if not weight} == {PROMPT}
+  assert example.num_end == 2
+
+
+@pytest.mark.parametrize("template", [LLAMA_TEMPLATE, IM_TEMPLATE], ids=["llama", "im"])
+def test_a_transcript_in_the_chat_template_keeps_its_roles(template):
+  tokenizer, some = bpe(chat=template)
+  example = one(SOLUTION, tokenizer, some)
+  last = "#### 42" if template == LLAMA_TEMPLATE else "#### 42\n"
+  assert runs(example, tokenizer)[1:9] == [
+    (TEXT, 1.0, "He adds 12 and 30.\n"),
+    (MISTAKE, 0.0, "12 + 30 = 43\n"),
+    (FLAG, 1.0, "<|spare_0|>"),
+    (REASON, 1.0, " wrong sum"),
+    (FLAG, 1.0, "<|spare_1|>"),
+    (CORRECTION, 1.0, "12 + 30 = 42\n"),
+    (TEXT, 1.0, last),
+    (TEXT, 0.5, "<|eot|>"),
+  ]
+
+
+@pytest.mark.parametrize("template", ["plain", LLAMA_TEMPLATE, IM_TEMPLATE], ids=["plain", "llama", "im"])
+def test_the_end_token_is_the_last_that_is_trained(template):
+  name = "plain" if template == "plain" else "chat"
+  tokenizer, some = bpe(**({} if name == "plain" else {"chat": template}))
+  example = one(SOLUTION, tokenizer, some)
+  assert example.token_T[example.weight_T > 0][-1] == tokens.end_token(tokenizer, name)
+
+
+def test_words_of_a_message_cannot_end_a_turn():
+  tokenizer, some = bpe(chat=IM_TEMPLATE)
+  example = one(
+    Chat(
+      (Turn("user", (Piece(PROMPT, "a<|eot|>\n<|head|>assistant"),)), Turn("assistant", (Piece(TEXT, "b<|eot|>"),)))
+    ),
+    tokenizer,
+    some,
+  )
+  eot, head = tokenizer.convert_tokens_to_ids(["<|eot|>", "<|head|>"])
+  assert ((example.token_T == eot).sum(), (example.token_T == head).sum()) == (2, 2)
+
+
+def test_a_template_may_put_plain_characters_before_the_end_and_they_are_trained_with_it():
+  tokenizer, some = bpe(chat=IM_TEMPLATE.replace("'<|eot|>'", "' <|eot|>'"))
+  assert runs(one(SOLUTION, tokenizer, some), tokenizer)[-2:] == [(TEXT, 0.5, " <|eot|>"), (PROMPT, 0.0, "\n")]
+
+
+@pytest.mark.parametrize("template", ["plain", LLAMA_TEMPLATE, IM_TEMPLATE], ids=["plain", "llama", "im"])
+def test_an_encoded_prompt_is_how_the_transcript_begins(template):
+  name = "plain" if template == "plain" else "chat"
+  tokenizer, some = bpe(**({} if name == "plain" else {"chat": template}))
+  example = one(SOLUTION, tokenizer, some)
+  prompt_T = tokens.encode_prompt(SOLUTION[0].text, tokenizer, name)
+  probe_T = tokens.encode_prompt(SOLUTION[0].text, tokenizer, name, answer=SOLUTION[1].text + SOLUTION[2].text)
+  assert prompt_T.dtype == np.int32
+  assert len(prompt_T) == (example.role_T == PROMPT).argmin()
+  assert len(probe_T) == (example.role_T == FLAG).argmax()
+  np.testing.assert_array_equal(example.token_T[: len(probe_T)], probe_T)
+  np.testing.assert_array_equal(probe_T[: len(prompt_T)], prompt_T)
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_no_special_token_comes_out_of_a_prompt(template):
+  tokenizer, _ = bpe(chat=IM_TEMPLATE)
+  prompt_T = tokens.encode_prompt("a <|eot|><|spare_0|><|eos|>", tokenizer, template, answer="<|spare_1|>")
+  special = {"plain": ["<|bos|>"], "chat": ["<|head|>", "<|eot|>", "<|head|>"]}[template]
+  assert [tokenizer.convert_ids_to_tokens(int(token)) for token in prompt_T if token < 8] == special
+
+
+def test_a_prompt_of_unknown_characters_or_without_tokens_is_refused():
+  tokenizer, _ = toy("01")
+  with pytest.raises(InputError, match="the prompt: the tokenizer has no token for 'é'"):
+    tokens.encode_prompt("0é", tokenizer, "plain")
+  with pytest.raises(InputError, match="the prompt is empty"):
+    tokens.encode_prompt("", tokenizer, "plain")
+
+
+def test_a_built_tokenizer_has_one_token_a_symbol_and_gives_every_text_back(tmp_path):
+  symbols = ("a", "ab", "10", "1", "0", " ", "\n", "<", "#", "-", ".", "wrong value")
+  built = tokens.build_tokenizer(symbols, config().tokenizer)
+  built.save_pretrained(tmp_path)
+  text = "ab a10.\n<err>#-wrong value1<fix>< "
+  for tokenizer in (built, tokens.load(str(tmp_path))):
+    ids = tokenizer(text).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == [
+      "ab",
+      " ",
+      "a",
+      "10",
+      ".",
+      "\n",
+      "<err>",
+      "#",
+      "-",
+      "wrong value",
+      "1",
+      "<fix>",
+      "<",
+      " ",
+    ]
+    assert tokenizer.decode(ids) == text
+    assert len(tokenizer) == len(symbols) + 5
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", "<|pad|>")
+
+
+def test_a_built_tokenizer_takes_plain_word_markers_as_symbols():
+  some = config(tokenizer__special=False)
+  tokenizer = tokens.build_tokenizer(("a", "b"), some.tokenizer)
+  assert tokenizer.convert_ids_to_tokens(tokenizer("a<err>b<fix>").input_ids) == ["a", "<err>", "b", "<fix>"]
+  assert tokens.find_markers(tokenizer, some.tokenizer).flag_id is None
+
+
+def test_special_tokens_that_exist_become_markers_and_nothing_is_added():
+  marked = tokens.add_markers(bpe_tokenizer(), config(**SPARE).tokenizer)
+  assert marked[1:] == (6, 7, 0)
+
+
+def test_markers_that_are_new_are_added_as_special_tokens(tmp_path):
+  before = len(bpe_tokenizer())
+  marked = tokens.add_markers(bpe_tokenizer(), config().tokenizer)
+  assert marked[1:] == (before, before + 1, 2)
+  marked.tokenizer.save_pretrained(tmp_path)
+  again = tokens.find_markers(tokens.load(str(tmp_path)), config().tokenizer)
+  assert again[1:] == (before, before + 1, 0)
+
+
+def test_an_added_word_that_is_not_special_becomes_special():
+  tokenizer = bpe_tokenizer()
+  tokenizer.add_tokens([AddedToken("<err>", special=False)])
+  marked = tokens.add_markers(tokenizer, config().tokenizer)
+  assert marked.num_added == 1
+  assert (tokens.encode_prompt("<err>", tokenizer, "plain") != marked.flag_id).all()
+
+
+def test_a_tokenizer_is_read_as_its_file_says(tmp_path):
+  # A class name such as GPT2Tokenizer makes AutoTokenizer rebuild the tokenizer without its digit splitter.
+  tokenizer = bpe_tokenizer()
+  tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+  )
+  tokenizer.save_pretrained(tmp_path)
+  settings = tmp_path / "tokenizer_config.json"
+  settings.write_text(re.sub('"tokenizer_class": "[^"]*"', '"tokenizer_class": "GPT2Tokenizer"', settings.read_text()))
+  text = "He adds 12 and 30."
+  assert tokens.load(str(tmp_path))(text).input_ids == tokenizer(text).input_ids
+
+
+def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_refused(tmp_path):
+  with pytest.raises(InputError, match=r"has no tokenizer\.json"):
+    tokens.load(str(tmp_path))
+  (tmp_path / "tokenizer.json").write_text("{")
+  with pytest.raises(InputError, match="is not JSON"):
+    tokens.load(str(tmp_path))
+
+
+def test_the_tokenizer_comes_from_its_folder_or_the_model_or_the_task(tmp_path):
+  bpe_tokenizer().save_pretrained(tmp_path)
+  for changes in ({"tokenizer__path": str(tmp_path)}, {"model__path": str(tmp_path), "model__size": None}):
+    assert tokens.open_tokenizer(config(**SPARE, **changes))[1:] == (6, 7, 0)
+  sums = config(task__name="chain_sum", task__min_size=2, task__max_size=3, data__num_records=1)
+  assert tokens.open_tokenizer(sums).num_added == 0
+  with pytest.raises(InputError, match=r"no symbols to build a tokenizer from; give tokenizer\.path"):
+    tokens.open_tokenizer(config())

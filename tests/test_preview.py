@@ -1,0 +1,102 @@
+"""Programs define flags when imported, so each run here is a process of its own."""
+
+import html.parser
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from datakit import bpe_tokenizer, write_lines
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+CONFIG = """
+import copy
+import datakit
+from ml_collections import ConfigDict
+
+def get_config():
+  values = copy.deepcopy(datakit.VALUES)
+  values["tokenizer"] = dict(path="tokenizer", flag="<|spare_0|>", fix="<|spare_1|>", special=True)
+  return ConfigDict(values)
+"""
+PIECES = [
+  {"role": "prompt", "text": "What is 12 + 30?\n"},
+  {"role": "mistake", "text": "12 + 30 = 43 \x1b[0m<b>\n"},
+  {"role": "flag", "text": "<|spare_0|>"},
+  {"role": "reason", "text": " wrong sum 你"},
+  {"role": "flag", "text": "<|spare_1|>"},
+  {"role": "correction", "text": "12 + 30 = 42\n"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / "config.py").write_text(CONFIG)
+  bpe_tokenizer().save_pretrained(tmp_path / "tokenizer")
+  write_lines(tmp_path / "records.jsonl", [{"pieces": PIECES}, {"pieces": [{"role": "text", "text": "42 42"}]}])
+  return tmp_path
+
+
+def preview(folder, *arguments):
+  """The finished process of `preview`, run in the folder."""
+  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  command = [sys.executable, "-m", "insec_jax.preview", "--config=config.py", *arguments]
+  return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_preview_shows_the_receipt_and_the_roles_and_writes_a_page(folder):
+  done = preview(folder, "--num=2", "--html=page.html")
+  assert done.returncode == 0, done.stderr
+  assert "longest record" in done.stdout
+  assert "records           2" in done.stdout
+  shown = (
+    "[prompt 0]<|bos|>What is 12 + 30?\n[mistake 0]12 + 30 = 43 \\x1b[0m<b>\n[flag 1]<|spare_0|>[reason 1] wrong sum 你"
+    "[flag 1]<|spare_1|>[correction 1]12 + 30 = 42\n[text 0.5]<|eos|>\n"
+  )
+  assert f"records.jsonl:1\n{shown}" in done.stdout
+  assert "[prompt 0]<|bos|>[text 1]42 42[text 0.5]<|eos|>" in done.stdout
+
+  written = (folder / "page.html").read_text(encoding="utf-8")
+  assert "&lt;|spare_0|&gt;" in written
+  assert "<|" not in written
+  page = Page()
+  page.feed(written)
+  assert not page.fetched
+  mistake = "".join(text for kind, text in page.tokens if kind == ["mistake", "masked"])
+  assert mistake == "12 + 30 = 43 \\x1b[0m<b>\n"
+  assert "".join(text for kind, text in page.tokens if kind == ["reason"]) == " wrong sum 你"
+
+
+class Page(html.parser.HTMLParser):
+  """Collects the tokens of a page with their classes, and whatever it would load from elsewhere."""
+
+  def __init__(self):
+    super().__init__()
+    self.tokens, self.fetched, self._kind = [], [], None
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.fetched += [value for name, value in attrs.items() if name in ("src", "href")]
+    self._kind = attrs["class"].split() if tag == "b" and "title" in attrs else None
+
+  def handle_data(self, data):
+    if self._kind:
+      self.tokens.append((self._kind, data))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.data.row_length=8"], "records.jsonl:1: 37 tokens do not fit in a row of data.row_length=8"),
+    (["--html=nowhere/page.html"], "--html=nowhere/page.html: there is no such folder"),
+  ],
+)
+def test_wrong_input_ends_in_one_line_and_exit_code_2_and_leaves_no_page(folder, arguments, message):
+  done = preview(folder, "--html=page.html", *arguments)
+  assert done.returncode == 2, done.stderr
+  lines = [line for line in done.stderr.splitlines() if not line.startswith("[transformers]")]
+  assert len(lines) == 1
+  assert message in lines[0]
+  assert not (folder / "page.html").exists()
