@@ -180,7 +180,7 @@ class Outcome:
       wrong step   a step   a step                                       not flagged, delay None
   """
 
-  error: str  # class of the wrong step
+  error: str  # class of the wrong step; "" where the task cannot prove it wrong (a record may know better)
   delay: int | None  # steps between the wrong step and the first flag; 0 right after it; None: no flag
   reason: str
   reason_right: bool  # the reason is, in words, what the task says about this step (short or recomputed)
@@ -211,13 +211,14 @@ def read_probe(
   first = attempts[0]
   delay = next((k for k, attempt in enumerate(attempts) if attempt.flagged), None)
   fix = attempts[1].step if first.closed else ""
-  told = [task.explain(problem, before, wrong, detail) for detail in ("short", "recompute")] if first.reason else []
+  error = task.check(problem, before, wrong).error
+  told = [task.explain(problem, before, wrong, detail) for detail in ("short", "recompute")] if error else []
   answer = task.answer_of(problem, before + _standing(attempts))
   return Outcome(
-    error=task.check(problem, before, wrong).error,
+    error=error,
     delay=delay,
     reason=first.reason,
-    reason_right=first.reason.strip() in [reason.strip() for reason in told],
+    reason_right=bool(first.reason) and first.reason.strip() in [reason.strip() for reason in told],
     fix=fix,
     fix_kind=task.check(problem, before, fix).kind if fix else "none",
     parroted=bool(fix) and fix.strip() == wrong.strip(),

@@ -104,6 +104,7 @@ def test_sentences_and_paragraphs_are_steps():
   (2, "#### 23\n", ("wrong", "answer")),
   (2, "#### 32.0\n", ("right", "")),
   (2, "#### thirty-two\n", ("wrong", "malformed")),
+  (2, "#####\n", ("wrong", "malformed")),
   (1, "The baker makes 3 * 12 = 36 rolls in the morning.", ("wrong", "repeat")),
 ])
 def test_verdicts_one_by_one(k, step, expected):
@@ -120,6 +121,7 @@ def test_a_value_without_arithmetic_is_wrong_only_when_it_has_no_source():
   assert verdict(NORA, 0, step.format(73)) == ("wrong", "value")
   assert verdict(NORA, 0, step.format(31)) == ("lucky", "")  # known to all
   assert verdict(NORA, 0, step.format(67)) == ("lucky", "")  # 52 + 15
+  assert verdict(NORA, 0, step.format(73).replace("52", "58")) == ("lucky", "")  # who knows what it is about
 
 
 def test_rounding_is_not_a_mistake():
@@ -177,6 +179,15 @@ def test_a_changed_operand_is_recomputed():
   for wrong in filter(None, found):
     first, second, result = numbers_of(wrong)
     assert first * second == result != 36
+    assert TASK.check(BAKER, (), wrong) == tasks.Verdict("wrong", "operand")
+
+
+def test_a_result_that_is_said_again_changes_everywhere():
+  rng = np.random.default_rng(0)
+  problem = problem_of({"question": "q", "answer": "Of all 36 rolls, 3 * 12 = <<3*12=36>>36 rolls are sold.\n#### 36"})
+  for _ in range(10):
+    first, _, _, last = numbers_of(TASK.inject(problem, (), "calc", rng))
+    assert first == last != 36
 
 
 def test_numbers_keep_their_style():

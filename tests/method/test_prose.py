@@ -71,7 +71,8 @@ def test_what_may_mean_something_else_is_left_alone(text):
 def test_numbers_and_words_split_a_step():
   step = "She paid $1,080.50 for 3  of 1,2"
   assert numbers_of(step) == (Fraction("1080.5"), 3, 1, 2)
-  assert words_of(step) == "Shepaid$#for#of#,#"
+  assert words_of("apt #1") != words_of("apt 11")
+  assert words_of(step) == "Shepaid$\0for\0of\0,\0"
 
 
 @pytest.mark.parametrize(("number", "shown"), [

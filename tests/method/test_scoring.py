@@ -239,6 +239,23 @@ def test_a_last_step_cut_short_is_not_judged():
   assert scored(C + "dc7a").errors == {"malformed": 1}
 
 
+def test_any_text_can_be_scored():
+  rng = np.random.default_rng(0)
+  gsm8k = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0))
+  chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0))
+  record = {"question": "2 and 3?", "answer": "It has 2 * 3 = <<2*3=6>>6 parts, 50% are red.\n#### 6"}
+  problems = [(TASK, PROBLEM), (chain, chain.make(rng)), (gsm8k, gsm8k.problem_of(record))]
+  words = ["<err>", "<fix>", "\n", "9" * 5000, "1,000,", "=", "+", "-", "*", "/", "/0", "(", ")", "%", "....", "x", "$",
+           "#", "#### ", "####", "apples", " ", "7", "ca4", "b3", "c7", "\u0663", "\u00b2", "\u2028", "It has 2 * 3 = "]
+  for _ in range(120):
+    text = "".join(rng.choice(words, rng.integers(1, 30)))
+    for task, problem in problems:
+      score = score_solution(problem, text, finished=bool(rng.integers(2)), task=task, markers=MARKERS, unit="line")
+      assert score.num_right + score.num_wrong + score.num_lucky >= score.false_alarms + score.catches
+      read_probe(problem, (), text, text, finished=True, task=task, markers=MARKERS, unit="line")
+      task.next_step(problem, tuple(text.split("\n")))
+
+
 def test_rates_of_solutions_have_the_right_numerators_and_denominators():
   scores = [scored(text) for text in (
     C + D + F,

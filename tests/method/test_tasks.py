@@ -2,6 +2,7 @@
 
 import collections
 
+import numpy as np
 import pytest
 
 from insec_jax.command import InputError
@@ -21,7 +22,16 @@ def test_a_key_stays_in_its_split_for_ever():
   assert [tasks.split_of(f"key {k}") for k in (0, 1, 2, 9)] == ["test", "train", "mine", "probe"]
 
 
-def test_problems_of_different_splits_share_no_key_and_no_text():
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_size_has_its_share_in_every_split_and_no_prompt_comes_twice(split):
+  task = tasks.get(TaskConfig(name="graph", min_size=1, max_size=3, modulus=10))
+  problems = tasks.problems(task, split, num=600, seed=0)
+  sizes = collections.Counter(len(problem.steps) for problem in problems)
+  assert all(sizes[size] > 130 for size in (1, 2, 3))
+  assert len({problem.prompt for problem in problems}) == 600
+
+
+def test_problems_of_different_splits_share_no_key():
   sets = {split: tasks.problems(GRAPH, split, num=200, seed=0) for split in SPLITS}
   keys = [{problem.key for problem in problems} for problems in sets.values()]
   assert len(set.union(*keys)) == sum(map(len, keys))
@@ -36,9 +46,13 @@ def test_problems_are_the_same_for_the_same_seed_and_a_longer_list_begins_as_a_s
 
 
 def test_too_few_different_problems_are_an_error_and_not_an_endless_search():
-  tiny = tasks.get(TaskConfig(name="graph", min_size=1, max_size=1, modulus=2))
+  class One(type(GRAPH)):
+    def make(self, rng):  # noqa: ARG002
+      return super().make(np.random.default_rng(0))
+
+  tiny = One(TaskConfig(name="graph", min_size=1, max_size=1, modulus=2))
   with pytest.raises(InputError, match="different problems"):
-    tasks.problems(tiny, "test", num=100, seed=0)
+    tasks.problems(tiny, "test", num=2, seed=0)
 
 
 def test_an_unknown_split_or_task_is_refused():

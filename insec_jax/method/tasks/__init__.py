@@ -100,10 +100,9 @@ def split_of(key: str) -> str:
 
 
 def problems(task: Task, split: str, *, num: int, seed: int) -> list[Problem]:
-  """`num` problems of the split with different prompts; the same for the same seed, and a longer list begins as a shorter.
+  """`num` problems of the split with different prompts; the same for the same seed, a longer list begins as a shorter.
 
   Different by prompt and not by key, or small problems, of which there are few, would be rare; no key is in two splits.
-
   InputError when the task has too few different problems for that.
   """
   if split not in dict(_SPLITS):

@@ -17,7 +17,7 @@ from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Verdict
 
 CLASSES = ("value", "calc", "copy", "repeat")
 MAX_NUMBER = 99
-_NUMBER = "(0|[1-9][0-9]*)"
+_NUMBER = "(0|[1-9][0-9]{0,11})"
 _STEP = re.compile(rf"{_NUMBER}\+{_NUMBER}={_NUMBER}\n")
 
 

@@ -22,10 +22,10 @@ from insec_jax.config import TaskConfig
 from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
 
 NAMES = string.ascii_lowercase
-MAX_GIVENS, MAX_UNNEEDED = 4, 1
-MAX_SIZE = len(NAMES) - MAX_GIVENS - MAX_UNNEEDED
+MAX_GIVENS = 3
+MAX_SIZE = len(NAMES) - MAX_GIVENS
 CLASSES = ("early", "value", "calc", "copy", "repeat")
-_STEP = re.compile(r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n")
+_STEP = re.compile(r"([a-z])([a-z])(\d{1,9})([a-z])(\d{1,9})([a-z])(\d{1,9})\n", re.ASCII)
 _MIX, _PRIME = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), 2**61 - 1
 
 
@@ -93,9 +93,8 @@ def _key(reads: list[list[int]], values: list[int], asked: int) -> str:
 class Graph:
   """The task; its size is the number of sums that the asked quantity needs.
 
-  There are 2 to 4 givens, and in half of the problems one more derived quantity that is not needed. Stating it rightly
-  is lucky; so is a step that reads a quantity too early or follows a wrong definition, yet has every number right and
-  adds up.
+  There are 2 or 3 givens. A step that reads a quantity too early or follows a wrong definition, yet has every number
+  right and adds up, is lucky; so is a right one that the asked quantity does not need.
   """
 
   name = "graph"
@@ -115,20 +114,16 @@ class Graph:
   def make(self, rng: np.random.Generator) -> Problem:
     draw = random.Random(int(rng.integers(2**62)))  # several times as fast as NumPy for single draws
     size = draw.randint(self.min_size, self.max_size)
-    num_givens = draw.randint(2, min(MAX_GIVENS, size + 1))
-    asked = num_givens + size - 1
-    total = asked + 1 + draw.randint(0, MAX_UNNEEDED)
-    # Every sum before the asked one is read by a later one; what places remain read anything that comes before.
+    num_givens = draw.randint(2, MAX_GIVENS)
+    total = num_givens + size
+    asked = total - 1
+    # Each sum reads the one before it, so that all are needed and one order is right, and anything before that.
     reads = [[] for _ in range(total)]
-    for k in range(asked - 1, num_givens - 1, -1):
-      reads[draw.choice([j for j in range(k + 1, asked + 1) if len(reads[j]) < 2])].append(k)
-    defined = set()
     for k in range(num_givens, total):
-      while len(reads[k]) < 2 or frozenset(reads[k]) in defined:
-        reads[k][1:] = draw.sample([j for j in range(k) if j not in reads[k][:1]], 2 - len(reads[k][:1]))
-      defined.add(frozenset(reads[k]))
-      if draw.random() < 0.5:
-        reads[k].reverse()
+      second, first = draw.sample(range(k), 2)
+      if k > num_givens:
+        first, second = k - 1, draw.randrange(k - 1)
+      reads[k] = [first, second] if draw.random() < 0.5 else [second, first]
     values = [draw.randrange(self.modulus) for _ in range(num_givens)]
     for first, second in reads[num_givens:]:
       values.append((values[first] + values[second]) % self.modulus)
@@ -139,7 +134,7 @@ class Graph:
     definitions = [_format_given(name, value[name]) for name in names[:num_givens]]
     definitions += [_format_derived(name, pair) for name, pair in operands.items()]
     draw.shuffle(definitions)
-    facts = Facts(names[asked], operands, value, tuple(names[num_givens:asked + 1]))
+    facts = Facts(names[asked], operands, value, tuple(names[num_givens:]))
     return Problem(_format_prompt(definitions, facts.asked),
                    tuple(self._right_step(facts, name) for name in facts.order),
                    str(values[asked]), _key(reads, values, asked), facts)

@@ -77,15 +77,19 @@ class Gold:
 
 @dataclass(frozen=True)
 class Finding:
-  """A verdict and, where it is wrong, what to say about it: what was said, and what is right."""
+  """A verdict and, where it is wrong, what to say about it, in short and recomputed."""
 
   verdict: Verdict
-  said: str = ""
-  right: str = ""
+  short: str = ""
+  recompute: str = ""
 
 
-def _wrong(error: str, said: str, right: str) -> Finding:
-  return Finding(Verdict("wrong", error), said, right)
+def _wrong(error: str, short: str, recompute: str) -> Finding:
+  return Finding(Verdict("wrong", error), short, recompute)
+
+
+def _miscalculated(expression: str, *, value: Fraction, stated: Fraction) -> Finding:
+  return _wrong("calc", f"{expression} is not {show(stated)}.", f"{expression} is {show(value)}, not {show(stated)}.")
 
 
 def _answer_in(step: str) -> Fraction | None:
@@ -207,22 +211,8 @@ class Gsm8k:
         repeat    This was said before.        This was said before: 30+4 is 34.
     """
     finding = self._find(problem, before, wrong)
-    error, said, right = finding.verdict.error, finding.said, finding.right
-    assert error, f"{wrong!r} is not wrong; there is nothing to explain"
-    if error == "calc":
-      expression, _, value = right.rpartition("=")
-      return f"{expression} is not {said}." if detail == "short" else f"{expression} is {value}, not {said}."
-    if error in ("operand", "carry"):
-      number, _, recomputed = right.partition("|")
-      return f"{said} is not the right number." if detail == "short" else (
-        f"The number is {number}, not {said}: {recomputed}.")
-    if error == "value":
-      return f"{said} is not the right value." if detail == "short" else f"The value is {right}, not {said}."
-    if error == "answer":
-      return f"The answer is not {said}." if detail == "short" else f"The answer is {right}, not {said}."
-    if error == "repeat":
-      return "This was said before." if detail == "short" or not right else f"This was said before: {right}."
-    return "The answer is not a number." if detail == "short" else f"The answer is the number {right}."
+    assert finding.verdict.error, f"{wrong!r} is not wrong; there is nothing to explain"
+    return finding.short if detail == "short" else finding.recompute
 
   def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
     golds = _golds(problem.steps, problem.facts.notes)
@@ -295,7 +285,9 @@ class Gsm8k:
     said, words, numbers = step.strip(), words_of(step), numbers_of(step)
     seen = sum(earlier.strip() == said for earlier in before)
     if seen and seen >= sum(gold.text.strip() == said for gold in golds):
-      return _wrong("repeat", said, ", ".join(f"{each.text} is {show(each.value)}" for each in equations(step)))
+      recomputed = ", ".join(f"{each.text} is {show(each.value)}" for each in equations(step))
+      short = "This was said before."
+      return _wrong("repeat", short, f"{short[:-1]}: {recomputed}." if recomputed else short)
     alike = [k for k, gold in enumerate(golds) if gold.words == words]
     if any(golds[k].numbers == numbers for k in alike):
       return Finding(RIGHT)
@@ -303,19 +295,20 @@ class Gsm8k:
     if final:
       stated = _answer_in(step)
       if stated is None:
-        return _wrong(MALFORMED, final[1], problem.answer)
+        return _wrong(MALFORMED, "The answer is not a number.", f"The answer is the number {problem.answer}.")
       if stated != problem.facts.answer:
-        return _wrong("answer", show(stated), problem.answer)
+        return _wrong("answer", f"The answer is not {show(stated)}.",
+                      f"The answer is {problem.answer}, not {show(stated)}.")
     written = equations(step)
     for equation in written:
       if not equation.holds:
-        return _wrong("calc", show(equation.stated), f"{equation.text}={show(equation.value)}")
+        return _miscalculated(equation.text, value=equation.value, stated=equation.stated)
     altered = [self._altered(problem, k, numbers) for k in alike]
     # Of several steps with these words the model may mean any: it is wrong only if it is wrong as each of them.
     if altered and all(finding.verdict.error for finding in altered):
       return altered[0]
     results = {note.result for gold in golds for _, note in gold.notes}
-    vouched = any(equation.stated in results for equation in written) or (final and not words.strip("#"))
+    vouched = any(equation.stated in results for equation in written) or _FINAL.fullmatch(said)
     return Finding(RIGHT if vouched else LUCKY)
 
   def _altered(self, problem: Problem, k: int, numbers: tuple[Fraction, ...]) -> Finding:
@@ -334,15 +327,17 @@ class Gsm8k:
       operands = {old: new for old, new in changed.items() if old != note.result}
       if not operands:
         if _has_operator(note):
-          return _wrong("calc", show(result), f"{note.expression}={show(note.result)}")
+          return _miscalculated(note.expression, value=note.result, stated=result)
         if not _has_source(result, problem):
-          return _wrong("value", show(result), show(note.result))
+          return _wrong("value", f"{show(result)} is not the right value.",
+                        f"The value is {show(note.result)}, not {show(result)}.")
         continue
       stray = [old for old, new in operands.items() if not _has_source(new, problem)]
       if stray and operands.keys() <= set(numbers_of(note.expression)) and _new_value(note, operands) == result:
+        old, new = show(stray[0]), show(operands[stray[0]])
         error = "carry" if stray[0] in self._earlier(problem, k) else "operand"
-        right = f"{show(stray[0])}|{note.expression} = {show(note.result)}"
-        return _wrong(error, show(operands[stray[0]]), right)
+        return _wrong(error, f"{new} is not the right number.",
+                      f"The number is {old}, not {new}: {note.expression} = {show(note.result)}.")
     return Finding(LUCKY)
 
 

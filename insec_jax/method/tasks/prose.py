@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
+# Bounded: a model that repeats a digit for ever must not build a number that takes for ever.
+NUMBER = re.compile(r"\d{1,3}(?:,\d{3}){1,4}(?!\d)(?:\.\d{1,12})?|\d{1,12}(?:\.\d{1,12})?|\.\d{1,12}")
+_MOST_OPERATORS = 20
 _TOKEN = re.compile(rf"""
     (?P<number>{NUMBER.pattern})
   | (?P<letter>(?<=[\d)])[^\W\d_]+(?!\s*[\d($.]))   # 5x, 5kg, 3rd: may be a variable
@@ -53,8 +55,8 @@ def numbers_of(text: str) -> tuple[Fraction, ...]:
 
 
 def words_of(text: str) -> str:
-  """The text with every number replaced by "#" and without white space: 48/2=24 and 48 / 2 = 24 are the same words."""
-  return "".join(NUMBER.sub("#", text).split())
+  """The text with a zero character for each number and without white space: 48/2=24 and 48 / 2 = 24 are the same."""
+  return "".join(NUMBER.sub("\0", text).split())
 
 
 def show(number: Fraction) -> str:
@@ -208,7 +210,8 @@ def _certain(taken: list[str]) -> bool:
   """Whether the arithmetic reads one way only: not 25 / 1/3, which may be 75, and no 0730, which is a time."""
   operators = [token for token in taken if token in "+-*/"]
   divided_twice = any(a == b == "/" for a, b in itertools.pairwise(operators))
-  return bool(operators) and not divided_twice and not any(re.match(r"0\d", token) for token in taken)
+  time_of_day = any(re.match(r"0\d", token) for token in taken)
+  return 0 < len(operators) <= _MOST_OPERATORS and not divided_twice and not time_of_day
 
 
 def _begins(text: str, tokens: list[tuple], i: int) -> bool:

@@ -1,0 +1,251 @@
+"""Text from a model: prompts of different lengths decoded together, as if each were alone.
+
+Prompts are padded on the left to a bucket that depends on their own length only, so a prompt meets the same shapes in
+every company; the whole decode of a batch (prompt, then token by token) is one compiled program that ends when its
+last row has ended.
+
+      slot      0   1   2   3 | 4   5   6        start 2: the slots before it are padding, seen by nobody
+      token     .   .   A   B | c   d   <end>    A B the prompt, c d <end> chosen
+      position  .   .   0   1 | 2   3   4
+
+Letters as in model/llama.py, and P slot of the padded prompt, M step of the decode, C token asked about, U stop token.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.model import llama
+
+SHORTEST = 32  # slots; shorter prompts are padded to this
+CHUNK = 512  # tokens of a prompt read at once: bounds the attention scores of a long prompt
+STOPS = 8  # the number of stop tokens is padded to a multiple of this, so that one more compiles nothing
+MEMORY, MOST_ROWS = 1 << 30, 256  # bytes of a batch, and rows: `rows_that_fit`
+NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What a model wrote after one prompt.
+
+  `tokens` ends with the stop token when `finish` is "stop"; "length" means that max_tokens were written without one.
+  `logprobs` are those of the tokens chosen, under the model's own distribution: temperature 1, no top_p, no flag_bias.
+  `flag_logprobs`, of the same distributions, are those of the flag in each token's place; None without a flag_id.
+  """
+
+  tokens: np.ndarray
+  logprobs: np.ndarray
+  finish: str
+  flag_logprobs: np.ndarray | None
+
+
+class Sampler:
+  """A model ready to write: holds the weights once, compiles once per shape."""
+
+  def __init__(self, config: llama.LlamaConfig, params, *, compute: str):
+    self.config = config
+    self.compute = jnp.dtype(compute)
+    self.params = _ready(params, config=config, compute=self.compute)
+
+  def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
+               seed: int = 0, stop_ids: Sequence[int], flag_id: int | None = None, flag_bias: float = 0.0,
+               batch_size: int, progress: Callable[[int, int], None] | None = None) -> list[Generation]:
+    """One Generation per prompt, in order; what a prompt gets does not depend on the prompts beside it.
+
+    Temperature 0 is greedy. Otherwise the draw of step s of prompt i depends on (seed, i, s) only; it is from the
+    distribution at `temperature`, cut to the likeliest tokens that hold `top_p` of it. `flag_bias` is added to the
+    flag's logit before both; -inf bans the flag. `progress` is told (prompts done, tokens written) after every batch.
+    InputError when a prompt or an option is out of range.
+    """
+    _check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
+    self._check_prompts(prompts, max_tokens)
+    stop_U = np.array([*stop_ids, *[NO_TOKEN] * (STOPS - len(stop_ids) % STOPS)], np.int32)
+    results: dict[int, Generation] = {}
+    for token_BP, start_B, index_B in _batches(prompts, batch_size):
+      out = _decode(self.params, token_BP, start_B, index_B, stop_U, jax.random.key(seed), temperature, top_p,
+                    NO_TOKEN if flag_id is None else flag_id, flag_bias, config=self.config, compute=self.compute,
+                    max_tokens=max_tokens, greedy=temperature == 0, cut=top_p < 1)
+      token_BM, logprob_BM, flag_BM, num_B, stopped_B = jax.device_get(out)
+      for row in np.flatnonzero(index_B != NO_TOKEN):
+        num = num_B[row]
+        results[int(index_B[row])] = Generation(
+            token_BM[row, :num], logprob_BM[row, :num], "stop" if stopped_B[row] else "length",
+            None if flag_id is None else flag_BM[row, :num])
+      if progress is not None:
+        progress(len(results), sum(len(result.tokens) for result in results.values()))
+    return [results[index] for index in range(len(prompts))]
+
+  def next_logprobs(self, prompts: Sequence[np.ndarray], token_ids: Sequence[int], *, batch_size: int) -> np.ndarray:
+    """Array [n, len(token_ids)], float32: log p of each of `token_ids` as the token that follows each prompt."""
+    self._check_prompts(prompts, 0)
+    logprob_nC = np.zeros((len(prompts), len(token_ids)), np.float32)
+    for token_BP, start_B, index_B in _batches(prompts, batch_size):
+      logprob_BC = _after_prompt(self.params, token_BP, start_B, np.array(token_ids, np.int32), config=self.config,
+                                 compute=self.compute)
+      is_full_B = index_B != NO_TOKEN
+      logprob_nC[index_B[is_full_B]] = np.asarray(logprob_BC)[is_full_B]
+    return logprob_nC
+
+  def _check_prompts(self, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
+    for index, prompt in enumerate(prompts):
+      try:
+        check_prompt(prompt, self.config, max_tokens)
+      except InputError as error:
+        raise InputError(f"prompt {index + 1}: {error}") from error
+
+
+def check_prompt(token_T: np.ndarray, config: llama.LlamaConfig, max_tokens: int) -> None:
+  """Nothing; InputError when a prompt is empty, holds an id outside the vocabulary, or leaves no room to write."""
+  if not len(token_T):
+    raise InputError("the prompt is empty and the tokenizer puts nothing in front; give at least one token")
+  for token in (min(token_T), max(token_T)):
+    if not 0 <= token < config.vocab_size:
+      raise InputError(f"token id {token} is not in the vocabulary; ids go from 0 to {config.vocab_size - 1}")
+  if len(token_T) + max_tokens > config.max_positions:
+    raise InputError(f"{len(token_T)} tokens and max_tokens={max_tokens} more do not fit in the model's "
+                     f"{config.max_positions} positions; shorten the prompt or lower max_tokens")
+
+
+def _check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:
+  if not 0 <= temperature < math.inf:
+    raise InputError(f"temperature={temperature}; must be a number of at least 0")
+  if not 0 < top_p <= 1:
+    raise InputError(f"top_p={top_p}; must be above 0 and at most 1")
+  if max_tokens < 1:
+    raise InputError(f"max_tokens={max_tokens}; must be at least 1")
+  if math.isnan(flag_bias) or flag_bias == math.inf:
+    raise InputError(f"flag_bias={flag_bias}; must be a number, or -inf to ban the flag")
+  if flag_bias and flag_id is None:
+    raise InputError(f"flag_bias={flag_bias} needs a model that has a flag token, and this one has none; leave it at 0")
+
+
+def rows_that_fit(config: llama.LlamaConfig, *, slots: int, compute: str) -> int:
+  """How many rows of `slots` tokens to decode at once: a power of two, at least one, at most MOST_ROWS.
+
+  Cache, attention scores and logits stay below a quarter of the device's memory, or below MEMORY where it is not told.
+  """
+  cache = 2 * config.num_layers * config.num_kv_heads * config.head_width * slots * jnp.dtype(compute).itemsize
+  scores = 4 * config.num_heads * slots * min(slots, CHUNK)
+  logits = 4 * 4 * config.vocab_size
+  stats = jax.devices()[0].memory_stats()
+  memory = MEMORY if stats is None else stats["bytes_limit"] // 4
+  rows = memory // (cache + scores + logits)
+  return min(MOST_ROWS, 1 << max(0, rows.bit_length() - 1))
+
+
+def bucket(length: int) -> int:
+  """Slots that a prompt of `length` tokens is padded to: the next power of two, at least SHORTEST."""
+  return max(SHORTEST, 1 << (length - 1).bit_length())
+
+
+def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """(token_BP, start_B, index_B) until every prompt came once: prompt `index` stands in its row from slot `start` on.
+
+  Shortest bucket first; one shape per bucket, so that each compiles once; rows that are not needed have index NO_TOKEN.
+  """
+  by_bucket: dict[int, list[int]] = {}
+  for index, prompt in enumerate(prompts):
+    by_bucket.setdefault(bucket(len(prompt)), []).append(index)
+  for P, indices in sorted(by_bucket.items()):
+    B = min(batch_size, 1 << (len(indices) - 1).bit_length())
+    for first in range(0, len(indices), B):
+      token_BP = np.zeros((B, P), np.int32)
+      start_B = np.full(B, P - 1, np.int32)  # a row that is not needed reads one token: reading none gives nan
+      index_B = np.full(B, NO_TOKEN, np.int32)
+      for row, index in enumerate(indices[first:first + B]):
+        start_B[row] = P - len(prompts[index])
+        token_BP[row, start_B[row]:] = prompts[index]
+        index_B[row] = index
+      yield token_BP, start_B, index_B
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _ready(params, *, config, compute):
+  """The params cast and unstacked once here, not at every token; the model would cast each of them in the same way."""
+  return llama.unstack(jax.tree.map(lambda weight: weight.astype(compute), params), config)
+
+
+def _read_prompt(params, token_BP, start_B, *, config, compute, room):
+  """(stream after the last token of each prompt, the cache with `room` free slots after the prompt)."""
+  B, P = token_BP.shape
+  width = min(P, CHUNK)  # both are powers of two: the chunks fill the prompt exactly
+  cache = llama.make_cache(config, B, P + room, compute)
+
+  def read(chunk, carried):
+    cache, _ = carried
+    token_BT = jax.lax.dynamic_slice_in_dim(token_BP, chunk * width, width, 1)
+    stream_BTD, cache = llama.forward_cached(config, params, token_BT, start_B, chunk * width, cache)
+    return cache, stream_BTD[:, -1]
+
+  cache, last_BD = jax.lax.fori_loop(0, P // width, read, (cache, jnp.zeros((B, config.width), compute)))
+  return last_BD, cache
+
+
+def _logprobs(params, stream_BD, *, config):
+  """Log p of the next token of each row, float32."""
+  return jax.nn.log_softmax(llama.logits(params, config, stream_BD[:, None])[:, 0])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _after_prompt(params, token_BP, start_B, token_C, *, config, compute):
+  """Log p of each of `token_C` after each prompt."""
+  last_BD, _ = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=0)
+  return _logprobs(params, last_BD, config=config)[:, token_C]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "max_tokens", "greedy", "cut"))
+def _decode(params, token_BP, start_B, index_B, stop_U, key, temperature, top_p, flag_id, flag_bias, *, config, compute,
+            max_tokens, greedy, cut):
+  """(tokens, log p of each, log p of the flag in place of each, number of tokens, whether a stop token ended it)."""
+  B, P = token_BP.shape
+  M = max_tokens
+  bias_1V = jnp.where(jnp.arange(config.vocab_size) == flag_id, flag_bias, 0.0)[None]
+
+  def write(state):
+    """The state with one more token for each row; a row that has stopped goes on writing, but nothing is counted."""
+    step, live_B = state["step"], state["live_B"]
+    stream_B1D, cache = llama.forward_cached(config, params, state["token_B"][:, None], start_B, P - 1 + step,
+                                             state["cache"])
+    logprob_BV = _logprobs(params, stream_B1D[:, 0], config=config)
+    token_B = _draw(logprob_BV + bias_1V, index_B, step, key, temperature, top_p, greedy=greedy, cut=cut)
+    chosen_B = jnp.take_along_axis(logprob_BV, token_B[:, None], 1)[:, 0]
+    return {
+        "step": step + 1,
+        "cache": cache,
+        "token_B": token_B,
+        "token_BM": state["token_BM"].at[:, step].set(token_B),
+        "logprob_BM": state["logprob_BM"].at[:, step].set(chosen_B),
+        "flag_BM": state["flag_BM"].at[:, step].set(logprob_BV[:, flag_id]),
+        "num_B": state["num_B"] + live_B,
+        "live_B": live_B & ~(token_B[:, None] == stop_U[None]).any(-1),
+    }
+
+  # The last token of the prompt is read again by the first step: one copy of the step to compile, for one token more.
+  _, cache = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=M)
+  state = {"step": 0, "cache": cache, "token_B": token_BP[:, -1], "token_BM": jnp.zeros((B, M), jnp.int32),
+           "logprob_BM": jnp.zeros((B, M)), "flag_BM": jnp.zeros((B, M)), "num_B": jnp.zeros(B, jnp.int32),
+           "live_B": index_B != NO_TOKEN}
+  state = jax.lax.while_loop(lambda state: (state["step"] < M) & state["live_B"].any(), write, state)
+  # A row is live at the end only if nothing stopped it.
+  return state["token_BM"], state["logprob_BM"], state["flag_BM"], state["num_B"], ~state["live_B"]
+
+
+def _draw(logits_BV, index_B, step, key, temperature, top_p, *, greedy, cut):
+  """The next token of each row."""
+  if greedy:
+    return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+  logits_BV = logits_BV / temperature
+  if cut:
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    p_BV = jax.nn.softmax(sorted_BV)
+    # A token stays while the likelier ones hold less than top_p: the likeliest always stays.
+    least_B1 = jnp.where(jnp.cumsum(p_BV, -1) - p_BV < top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
+    logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+  key_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), step))(index_B)
+  return jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)

@@ -1,0 +1,92 @@
+"""A model and its tokenizer together: text in, text out."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data.tokens import add_markers, encode_prompt
+from insec_jax.decoding.progress import Progress
+from insec_jax.decoding.sampler import Generation, Sampler
+from insec_jax.method.transcript import Markers
+from insec_jax.model import hf
+from insec_jax.training.checkpoint import Opened
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """What a model wrote after one prompt, as text too: without the stop token, markers and other special tokens kept."""
+
+  text: str
+  generation: Generation
+
+  @property
+  def finished(self) -> bool:
+    """Whether the model ended it itself."""
+    return self.generation.finish == "stop"
+
+
+class Writer:
+  """A model ready to continue texts."""
+
+  def __init__(self, opened: Opened, *, compute: str):
+    self.sampler = Sampler(opened.config, opened.params, compute=compute)
+    self.tokenizer = opened.tokenizer
+    self.flag_id = opened.flag_id
+    # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
+    self.template = "plain" if opened.template is None else opened.template
+    ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
+    self.stop_ids = sorted(ends)
+
+  def encode(self, prompt: str, *, answer: str = "") -> np.ndarray:
+    """Tokens of a prompt and the beginning of its answer, as in training; no special token comes out of either."""
+    return encode_prompt(prompt, self.tokenizer, self.template, answer=answer)
+
+  def decode(self, tokens: Sequence[int]) -> str:
+    """The text of tokens, special ones included."""
+    return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+  def write(self, prompts: Sequence[np.ndarray], *, label: str, max_tokens: int, batch_size: int,
+            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, flag_bias: float = 0.0) -> list[Written]:
+    """What the model writes after each prompt, as Sampler.generate says; `label` names the work on the progress bar."""
+    if not prompts:
+      return []
+    generations = self.sampler.generate(
+        prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop_ids=self.stop_ids,
+        flag_id=self.flag_id, flag_bias=flag_bias, batch_size=batch_size, progress=Progress(label, len(prompts)))
+    return [Written(self.decode(one.tokens[:-1] if one.finish == "stop" else one.tokens), one) for one in generations]
+
+
+def with_markers(opened: Opened, config: Config, where: str) -> Opened:
+  """The model with the config's markers; one that never had any gets them as at step 0 of training.
+
+  InputError when it was trained with other markers, steps or template than the config's.
+  """
+  markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
+  if opened.markers is not None:
+    settings = {
+      "tokenizer.flag": (opened.markers.flag, markers.flag),
+      "tokenizer.fix": (opened.markers.fix, markers.fix),
+      "tokenizer.special": (opened.flag_id is not None, config.tokenizer.special),
+      "mistakes.unit": (opened.unit, config.mistakes.unit),
+      "data.template": (opened.template, config.data.template),
+    }
+    for name, (has, wanted) in settings.items():
+      if has != wanted:
+        raise InputError(f"{where} was trained with {name}={has!r}, and the config says {wanted!r}; "
+                         "use the config of that run")
+    return opened
+  tokenizer, flag_id, fix_id, _ = add_markers(opened.tokenizer, config.tokenizer)
+  params, model_config = opened.params, opened.config
+  if len(tokenizer) > model_config.vocab_size:
+    size = -(-len(tokenizer) // hf.VOCAB_MULTIPLE) * hf.VOCAB_MULTIPLE
+    params, model_config = hf.grow_vocabulary(params, model_config, size)
+  return Opened(model_config, params, tokenizer, markers, flag_id, fix_id, config.mistakes.unit, config.data.template)
+
+
+def compute_dtype(opened: Opened) -> str:
+  """The dtype to compute in: float32 on CPU and for weights stored so; bfloat16 for 16-bit weights on accelerators."""
+  return "float32" if jax.default_backend() == "cpu" or opened.params["embed"].dtype.itemsize == 4 else "bfloat16"

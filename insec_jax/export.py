@@ -1,0 +1,131 @@
+"""A Hugging Face folder that transformers and servers read: safetensors, config, tokenizer, generation_config, model card.
+
+  python -m insec_jax.export --model DIR --output HFDIR [--dtype float32|bfloat16|float16]
+
+DIR is a workdir of train (its newest checkpoint), or an HF folder: then every tensor keeps its bytes. Without --dtype weights
+stay as stored, which after training is precision.params. HFDIR must be new or empty; it appears when it is complete.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+from absl import flags
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax import command
+from insec_jax import config as config_lib
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import tokens
+from insec_jax.model import hf, llama
+from insec_jax.training import checkpoint
+
+MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write; it must be new or empty.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights written; as stored if not given.")
+flags.mark_flags_as_required(["model", "output"])
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt")
+CARD = "README.md"
+# A Llama 3.1 ends a text, a call of a tool or a turn with these, and pads with the last; other tokenizers do not have them.
+LLAMA_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+LLAMA_PAD = "<|finetune_right_pad_id|>"
+
+
+def main() -> None:
+  model, output = pathlib.Path(MODEL.value), pathlib.Path(OUTPUT.value)
+  if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    raise InputError(f"--output={output} is there already and not empty; give a new folder, nothing is written over")
+  if output.resolve() == model.resolve():
+    raise InputError(f"--output={output} is the model itself; give a new folder")
+  if checkpoint.is_workdir(model):
+    export_workdir(model, output)
+  else:
+    copy_folder(model, output)
+  print(f"{output} holds the model")
+
+
+class Beside(NamedTuple):
+  """What lies beside the weights, saved where hf.save would save a tokenizer: its files, byte for byte, and our marks."""
+
+  folder: pathlib.Path
+  marks: dict[str, Any] | None
+
+  def save_pretrained(self, folder: pathlib.Path) -> None:
+    """Nothing; the files are in `folder`."""
+    for name in TOKENIZER_FILES:
+      if (self.folder / name).is_file():
+        shutil.copyfile(self.folder / name, folder / name)
+    if self.marks is not None:
+      (folder / checkpoint.MARKERS).write_text(json.dumps(self.marks, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
+  """Nothing; the HF folder is read, checked and written again, tensor by tensor."""
+  config = hf.read_config(folder)
+  tokens.load(str(folder))  # its errors belong to this folder, not to the copy
+  card = folder / CARD
+  hf.save(output, hf.stored(folder, config), config, dtype=DTYPE.value,
+          tokenizer=Beside(folder, checkpoint.read_markers(folder)), generation=hf.read_generation_config(folder),
+          card=card.read_text(encoding="utf-8") if card.is_file() else None)
+
+
+def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
+  """Nothing; the newest checkpoint is written as an HF folder."""
+  config = config_lib.from_json((workdir / checkpoint.CONFIG).read_text(encoding="utf-8"))
+  opened = checkpoint.open_model(str(workdir))
+  step = checkpoint.latest_step(workdir)
+  model = with_ids(opened.config, opened.tokenizer)
+  hf.save(output, opened.params, model, dtype=DTYPE.value,
+          tokenizer=Beside(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config)),
+          card=card_text(config, json.loads((workdir / "environment.json").read_text(encoding="utf-8")), step))
+
+
+def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
+  """The config with every token that ends a text and the one that pads; nothing is guessed: no pad token, no pad id."""
+  known = tokenizer.get_added_vocab()
+  ends = [known[token] for token in LLAMA_ENDS] if all(token in known for token in LLAMA_ENDS) else []
+  eos_ids = tuple(dict.fromkeys((*config.eos_ids, *ends)))
+  pad_id = config.pad_id
+  if pad_id is None:
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None or LLAMA_PAD not in known else known[LLAMA_PAD]
+  return dataclasses.replace(config, eos_ids=eos_ids, pad_id=pad_id)
+
+
+def card_text(config: Config, environment: dict[str, Any], step: int) -> str:
+  """The model card: what the model is, how its markers read, and what made it."""
+  start = f"`{pathlib.Path(config.model.path).name}`" if config.model.path else "random weights"
+  weights = ", ".join(f"{name} {weight:g}" for name, weight in dataclasses.asdict(config.loss).items())
+  return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# A model trained to correct its own mistakes
+
+Trained by insec_jax from {start}: {step:,} steps, task `{config.task.name}`, mistakes `{config.mistakes.source}` in
+{config.mistakes.share:.0%} of the solutions, a step is a {config.mistakes.unit}. It may write
+
+    a wrong step {config.tokenizer.flag} what is wrong {config.tokenizer.fix} the right step
+
+A reader wants the text without the wrong step, the reason and both markers; `python -m insec_jax.generate --clean` gives that.
+`{checkpoint.MARKERS}` names the markers for programs.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+```
+
+Weight of each role in the loss: {weights}. Commit {environment["commit"]}, jax {environment["packages"]["jax"]}.
+What it was measured to do stands in the report of its run; nothing else is claimed.
+"""
+
+
+if __name__ == "__main__":
+  command.run(main)

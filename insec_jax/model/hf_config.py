@@ -1,0 +1,230 @@
+"""config.json of a Llama, read and written: every field is used, fixed, known not to matter, or refused by name.
+
+Two dialects are read: transformers 5 writes `rope_parameters` and `dtype`, older files `rope_theta`, `rope_scaling` and
+`torch_dtype`. A config without a source is written in the older one, which both understand: transformers 4 would pass
+over `rope_parameters` in silence and turn by theta 10,000.
+"""
+
+import json
+import math
+from typing import Any
+
+from insec_jax.command import InputError
+from insec_jax.model.llama import LlamaConfig, RopeScaling
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# LlamaConfig's field -> the key of config.json.
+KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "hidden": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
+    "max_positions": "max_position_embeddings",
+}
+OPTIONAL = {
+    "head_width": "head_dim",
+    "init_std": "initializer_range",
+    "bos_id": "bos_token_id",
+    "eos_ids": "eos_token_id",
+    "pad_id": "pad_token_id",
+}
+ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+STORED_DTYPE = ("dtype", "torch_dtype")
+SCALING = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+           "original_max_positions": "original_max_position_embeddings"}
+
+# Other arithmetic than ours, unless absent or equal to the first value; the others say the same.
+FIXED = {
+    "model_type": ("llama",),
+    "architectures": (["LlamaForCausalLM"], None),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0, None),
+    "partial_rotary_factor": (1, None),
+    "rope_interleaved": (False,),
+    "sliding_window": (None,),
+    "use_sliding_window": (False, None),
+    "quantization_config": (None,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "chunk_size_feed_forward": (0,),
+}
+NEEDED = ("model_type", "hidden_act")  # of FIXED, the two without which the rest means nothing
+
+# Fields that no weight and no logit depends on.
+IRRELEVANT = frozenset((
+    # how transformers runs the model
+    "use_cache", "pretraining_tp", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
+    "use_bfloat16", "tf_legacy_loss", "is_decoder", "_attn_implementation_autoset", "attn_implementation",
+    # where the file comes from
+    "transformers_version", "_name_or_path", "_model_name_or_path", "name_or_path", "_commit_hash",
+    "_from_model_config", "is_llama_config", "transformers.js_config", "unsloth_version", "unsloth_fixed",
+    # other tasks than the next token, and ids that belong to the tokenizer
+    "finetuning_task", "id2label", "label2id", "problem_type", "task_specific_params", "tokenizer_class", "prefix",
+    "sep_token_id", "unk_token_id", "decoder_start_token_id",
+    # how to sample: generation_config.json says it now
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
+    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
+    "suppress_tokens", "begin_suppress_tokens",
+))
+KNOWN = {*KEYS.values(), *OPTIONAL.values(), *ROPE, *STORED_DTYPE, *FIXED, *IRRELEVANT}
+
+
+def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
+  """The model that the fields of a config.json describe; `where` names it in errors.
+
+  Only these may be absent: head_dim (then hidden_size / num_attention_heads, as HF has it), initializer_range, token
+  ids, dtype, and what is absent from a plain Llama. InputError for anything missing, wrong or not understood.
+  """
+  if refused := [key for key in fields if key not in KNOWN or (key in FIXED and fields[key] not in FIXED[key])]:
+    raise InputError(f"{where}: {', '.join(f'{key}={fields[key]!r}' for key in refused)}: this model does not compute "
+                     "that; only plain Llama 3 architectures can be used")
+  if missing := [key for key in (*NEEDED, *KEYS.values()) if key not in fields]:
+    raise InputError(f"{where} misses {', '.join(missing)}; give every field of an HF Llama config.json")
+  tied = fields["tie_word_embeddings"]
+  if not isinstance(tied, bool):
+    raise InputError(f"{where}: tie_word_embeddings={tied!r}; must be true or false")
+  values = {field: _number(fields, key, where, int) for field, key in KEYS.items() if field not in ("tied", "norm_eps")}
+  theta, scaling = _rope(fields, where)
+  no_init = _present(fields, "initializer_range") is None
+  return LlamaConfig(
+      **values, tied=tied, norm_eps=_number(fields, "rms_norm_eps", where, float),
+      head_width=_head_width(fields, values, where), rope_theta=theta, rope_scaling=scaling,
+      init_std=None if no_init else _number(fields, "initializer_range", where, float),
+      bos_id=_token_id(fields, "bos_token_id", where), pad_id=_token_id(fields, "pad_token_id", where),
+      eos_ids=_token_ids(fields, "eos_token_id", where), stored_dtype=_stored_dtype(fields, where),
+      source=json.dumps(fields))
+
+
+def config_to_json(config: LlamaConfig) -> dict[str, Any]:
+  """The fields of config.json: those that were read, in their order, with what has changed since."""
+  if not config.source:
+    return _new_fields(config)
+  fields = json.loads(config.source)
+  before = config_from_json(fields, "the config.json read before")
+  for field, key in (KEYS | OPTIONAL).items():
+    if getattr(config, field) != getattr(before, field):
+      fields[key] = _written(config, field)
+  if (config.rope_theta, config.rope_scaling) != (before.rope_theta, before.rope_scaling):
+    fields = {key: value for key, value in fields.items() if key not in ROPE} | _rope_fields(config)
+  if config.stored_dtype != before.stored_dtype:
+    keys = [key for key in STORED_DTYPE if key in fields] or ["torch_dtype"]
+    fields |= dict.fromkeys(keys, config.stored_dtype)
+  return fields
+
+
+def _new_fields(config: LlamaConfig) -> dict[str, Any]:
+  fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "attention_bias": False, "mlp_bias": False}
+  fields |= {key: _written(config, field) for field, key in (KEYS | OPTIONAL).items()
+             if _written(config, field) is not None}
+  return fields | _rope_fields(config) | ({} if config.stored_dtype is None else {"torch_dtype": config.stored_dtype})
+
+
+def _written(config: LlamaConfig, field: str):
+  value = getattr(config, field)
+  if field != "eos_ids":
+    return value
+  return value[0] if len(value) == 1 else list(value) or None
+
+
+def _rope_fields(config: LlamaConfig) -> dict[str, Any]:
+  scaling = config.rope_scaling
+  return {"rope_theta": config.rope_theta, "rope_scaling": None if scaling is None else {
+      "rope_type": "llama3", **{key: getattr(scaling, field) for field, key in SCALING.items()}}}
+
+
+def _present(fields: dict[str, Any], key: str):
+  """The value; None when absent, for fields where config.json means the same by null."""
+  return fields.get(key)
+
+
+def _number(fields: dict[str, Any], key: str, where: str, kind: type):
+  """The field as `kind`; InputError unless it is a positive, finite number of that kind."""
+  value = fields[key]
+  if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not 0 < value < math.inf:
+    raise InputError(f"{where}: {key}={value!r}; must be a positive {'whole number' if kind is int else 'number'}")
+  return kind(value)
+
+
+def _token_ids(fields: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
+  value = _present(fields, key)
+  ids = [] if value is None else value if isinstance(value, list) else [value]
+  if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+    raise InputError(f"{where}: {key}={value!r}; must be a token id, or null")
+  return tuple(ids)
+
+
+def _token_id(fields: dict[str, Any], key: str, where: str) -> int | None:
+  ids = _token_ids(fields, key, where)
+  if len(ids) > 1:
+    raise InputError(f"{where}: {key}={list(ids)}; must be one token id, or null")
+  return ids[0] if ids else None
+
+
+def _head_width(fields: dict[str, Any], values: dict[str, int], where: str) -> int:
+  if _present(fields, "head_dim") is not None:
+    return _number(fields, "head_dim", where, int)
+  if values["width"] % values["num_heads"]:
+    raise InputError(f"{where}: hidden_size={values['width']} is no multiple of "
+                     f"num_attention_heads={values['num_heads']}; give head_dim")
+  return values["width"] // values["num_heads"]
+
+
+def _stored_dtype(fields: dict[str, Any], where: str) -> str | None:
+  given = {fields[key] for key in STORED_DTYPE if _present(fields, key) is not None}
+  if len(given) > 1 or not given <= set(DTYPES):
+    raise InputError(f"{where}: dtype {' and '.join(sorted(map(repr, given)))}; must be one of {', '.join(DTYPES)}")
+  return given.pop() if given else None
+
+
+def _rope(fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+  """(theta, scaling) from either dialect; a file with both must say the same twice."""
+  readings = []
+  if _present(fields, "rope_parameters") is not None:
+    readings.append(_rope_entry(fields["rope_parameters"], fields, f"{where}: rope_parameters"))
+  if _present(fields, "rope_scaling") is not None or not readings:
+    readings.append(_rope_entry(_present(fields, "rope_scaling") or {"rope_type": "default"}, fields,
+                                f"{where}: rope_scaling"))
+  if len(set(readings)) > 1:
+    raise InputError(f"{where}: rope_parameters and rope_scaling contradict each other; keep one")
+  return readings[0]
+
+
+def _rope_entry(entry: dict[str, Any], fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+  if not isinstance(entry, dict):
+    raise InputError(f"{where}={entry!r}; must be an object with rope_type")
+  thetas = {holder["rope_theta"] for holder in (entry, fields) if "rope_theta" in holder}
+  if len(thetas) != 1:
+    seen = f"is given as {' and '.join(sorted(map(str, thetas)))}" if thetas else "is missing"
+    raise InputError(f"{where}: rope_theta {seen}; write once the base of the rotary positions, such as 500000.0")
+  theta = _number({"rope_theta": thetas.pop()}, "rope_theta", where, float)
+  kinds = {entry[key] for key in ("rope_type", "type") if key in entry}  # "type" before transformers 4.45
+  if kinds not in ({"llama3"}, {"default"}):
+    raise InputError(f"{where}: rope_type {' and '.join(map(repr, sorted(kinds, key=str))) or 'is missing'}; "
+                     "'default' and 'llama3' are understood")
+  kind = kinds.pop()
+  needed = set(SCALING.values()) if kind == "llama3" else set()
+  given = set(entry) - {"rope_type", "type", "rope_theta"}
+  if given != needed:
+    raise InputError(f"{where}: rope_type {kind!r} takes {', '.join(sorted(needed)) or 'no other field'}, "
+                     f"got {', '.join(sorted(given)) or 'none'}")
+  if kind == "default":
+    return theta, None
+  scaling = RopeScaling(**{field: _number(entry, key, where, int if field == "original_max_positions" else float)
+                           for field, key in SCALING.items()})
+  if scaling.high_freq_factor <= scaling.low_freq_factor:
+    raise InputError(f"{where}: high_freq_factor={scaling.high_freq_factor} must be above "
+                     f"low_freq_factor={scaling.low_freq_factor}")
+  return theta, scaling

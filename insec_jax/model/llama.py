@@ -1,0 +1,299 @@
+"""Llama 3 decoder.
+
+Letters that end array names and fill every einsum:
+  B row of the batch   T position that reads   S position that is read   L layer   V token of the vocabulary
+  D width of the stream   F hidden width   N query head   K key head   G = N // K   H width of a head   R role
+
+The arithmetic is written once, in functions of plain arrays; the Linen modules below it declare the weights, scan the
+layers and choose what the backward pass keeps, and `forward_cached` walks the same functions with a cache.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from insec_jax.command import InputError
+from insec_jax.model.attention import XLA, Attention, attend
+from insec_jax.model.sharding import constrain
+
+# What the backward pass keeps inside a layer; None keeps everything. The stream between layers is always kept.
+REMAT = {
+    "none": None,
+    "matmuls": ("query", "key", "value", "context", "residual", "gate", "up"),
+    "full": (),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+  """Llama 3's stretch of slow rotations: wavelengths above original_max_positions / low_freq_factor grow by `factor`,
+  those below original_max_positions / high_freq_factor stay, between them the two are blended."""
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+  """A model's shape and arithmetic, and what config.json says beside them (hf.py reads and writes it)."""
+
+  vocab_size: int
+  width: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_width: int
+  hidden: int
+  norm_eps: float
+  rope_theta: float
+  rope_scaling: RopeScaling | None
+  tied: bool
+  init_std: float | None  # of random weights; None: the file does not say
+  # No logit depends on what follows.
+  max_positions: int
+  bos_id: int | None
+  eos_ids: tuple[int, ...]
+  pad_id: int | None
+  stored_dtype: str | None
+  source: str  # config.json as read, for a faithful export
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise InputError(f"num_attention_heads={self.num_heads} is not a multiple of num_key_value_heads="
+                       f"{self.num_kv_heads}; each key head serves the same number of query heads")
+    if self.head_width % 2:
+      raise InputError(f"head_dim={self.head_width} is odd; rotary positions turn pairs, so it must be even")
+
+  def size(self, letter: str) -> int:
+    """Length of the axis that the letter names, of those a weight can have."""
+    return {"V": self.vocab_size, "D": self.width, "L": self.num_layers, "N": self.num_heads, "K": self.num_kv_heads,
+            "H": self.head_width, "F": self.hidden}[letter]
+
+
+# Every weight and its axes; those under "layers" have L before them.
+WEIGHTS = {
+    "embed": "VD",
+    "layers": {
+        "attn": {"norm": "D", "wq": "DNH", "wk": "DKH", "wv": "DKH", "wo": "NHD"},
+        "mlp": {"norm": "D", "gate": "DF", "up": "DF", "down": "FD"},
+    },
+    "norm": "D",
+    "head": "VD",  # absent when tied: 3.2-1B reads its output matrix from the embedding, 3.1-8B has its own
+}
+AXES = {"V": "vocab", "D": "width", "L": "layers", "N": "heads", "K": "kv_heads", "H": "head_width", "F": "hidden"}
+
+
+def dot(letters: str, x, weight):
+  """The einsum in the dtype of `x`; a float32 product is a true one, on TPU too (its default is bfloat16)."""
+  return jnp.einsum(letters, x, weight.astype(x.dtype), precision="highest" if x.dtype == jnp.float32 else None)
+
+
+def rms_norm(scale_D, x_BTD, eps: float):
+  """`x` over its root mean square in float32, cast back, then scaled: HF's order; the other differs in the last bit."""
+  x32_BTD = x_BTD.astype(jnp.float32)
+  rms_BT1 = jax.lax.rsqrt(jnp.mean(x32_BTD * x32_BTD, -1, keepdims=True) + eps)
+  return scale_D.astype(x_BTD.dtype)[None, None] * (x32_BTD * rms_BT1).astype(x_BTD.dtype)
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+  """Radians per position of each pair of a head, float32 [H / 2], computed in float32 as HF does."""
+  exponent = np.arange(0, config.head_width, 2, dtype=np.float32) / np.float32(config.head_width)
+  frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent
+  if config.rope_scaling is None:
+    return frequency
+  scaling = config.rope_scaling
+  wavelength = np.float32(2 * math.pi) / frequency
+  # 1 where a wave fits original_max_positions more than high_freq_factor times, 0 below low_freq_factor times.
+  keep = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
+      scaling.high_freq_factor - scaling.low_freq_factor)
+  keep = np.clip(keep, 0, 1).astype(np.float32)
+  return ((1 - keep) * frequency / np.float32(scaling.factor) + keep * frequency).astype(np.float32)
+
+
+def rope(config: LlamaConfig, position_BT):
+  """(cos, sin), each float32 [B, T, 1, H / 2]."""
+  # Angles in float32: bfloat16 rounds position 257 to 256.
+  angle_BTH = position_BT[..., None].astype(jnp.float32) * rope_frequencies(config)[None, None]
+  return jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
+
+
+def rotate(x_BTNH, turn):
+  """`x` with pair (i, i + H / 2) of each head turned by its angle, as HF pairs them; float32 inside."""
+  cos_BT1H, sin_BT1H = turn
+  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
+  turned = jnp.concatenate((first * cos_BT1H - second * sin_BT1H, second * cos_BT1H + first * sin_BT1H), -1)
+  return turned.astype(x_BTNH.dtype)
+
+
+def attn(weights, config: LlamaConfig, stream_BTD, turn, read):
+  """What attention adds to the stream; `read(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query."""
+  x_BTD = rms_norm(weights["norm"], stream_BTD, config.norm_eps)
+  q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), turn), "query")
+  k_BTKH = checkpoint_name(rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), turn), "key")
+  v_BTKH = checkpoint_name(dot("BTD,DKH->BTKH", x_BTD, weights["wv"]), "value")
+  q_BTNH = constrain(q_BTNH, "batch", "position", "heads", "head_width")
+  k_BTKH = constrain(k_BTKH, "batch", "position", "kv_heads", "head_width")
+  v_BTKH = constrain(v_BTKH, "batch", "position", "kv_heads", "head_width")
+  context_BTNH = checkpoint_name(read(q_BTNH, k_BTKH, v_BTKH), "context")
+  return dot("BTNH,NHD->BTD", context_BTNH, weights["wo"])
+
+
+def mlp(weights, config: LlamaConfig, stream_BTD):
+  """What SwiGLU adds to the stream."""
+  x_BTD = rms_norm(weights["norm"], stream_BTD, config.norm_eps)
+  gate_BTF = checkpoint_name(dot("BTD,DF->BTF", x_BTD, weights["gate"]), "gate")
+  up_BTF = checkpoint_name(dot("BTD,DF->BTF", x_BTD, weights["up"]), "up")
+  hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", "position", "hidden")
+  return dot("BTF,FD->BTD", hidden_BTF, weights["down"])
+
+
+def block(weights, config: LlamaConfig, stream_BTD, turn, read):
+  """The stream after one layer."""
+  stream_BTD = stream_BTD + attn(weights["attn"], config, stream_BTD, turn, read)
+  stream_BTD = checkpoint_name(constrain(stream_BTD, "batch", "position", "stream"), "residual")
+  stream_BTD = stream_BTD + mlp(weights["mlp"], config, stream_BTD)
+  return constrain(stream_BTD, "batch", "position", "stream")
+
+
+def embed(embed_VD, token_BT, compute):
+  """The stream before the first layer; a token outside the vocabulary gives nan, not its neighbour."""
+  stream_BTD = jnp.take(embed_VD, token_BT, axis=0, mode="fill").astype(compute)
+  return constrain(stream_BTD, "batch", "position", "stream")
+
+
+def head(params, config: LlamaConfig):
+  """The output matrix [V, D]."""
+  return params["embed"] if config.tied else params["head"]
+
+
+def logits(params, config: LlamaConfig, stream_BTD):
+  """Float32 logits [B, T, V], all at once: for decoding and tests; training/loss.py never holds them."""
+  weight_VD = head(params, config).astype(stream_BTD.dtype)
+  return jnp.einsum("BTD,VD->BTV", stream_BTD, weight_VD, preferred_element_type=jnp.float32,
+                    precision="highest" if stream_BTD.dtype == jnp.float32 else None)
+
+
+def make_cache(config: LlamaConfig, batch: int, length: int, dtype) -> list:
+  """Empty keys and values, (k_BSKH, v_BSKH) for each layer, S = `length` slots; `dtype` is the compute dtype."""
+  shape = (batch, length, config.num_kv_heads, config.head_width)
+  return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+
+
+def unstack(params, config: LlamaConfig):
+  """The params with a list of layers in place of the stack: `forward_cached` then slices nothing at every token."""
+  if isinstance(params["layers"], list):
+    return params
+  return {**params, "layers": [jax.tree.map(lambda stacked: stacked[layer], params["layers"])  # noqa: B023, mapped at once
+                               for layer in range(config.num_layers)]}
+
+
+def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
+  """(stream_BTD after the last norm, cache with T more slots filled), the same numbers as the full pass.
+
+      slot        0   1   2 | 3   4        slot = 3, T = 2, start 1
+      token       .   A   B | c   d        slots before a row's start are padding
+      position   -1   0   1 | 2   3
+      c reads         x   x   x
+      d reads         x   x   x   x        of the cache, nobody reads the slots not yet filled
+
+  Computes in the dtype of the cache; `slot` may be traced. What padding itself computes is finite and meaningless.
+  """
+  T = token_BT.shape[1]
+  slot_T = slot + jnp.arange(T)
+  turn = rope(config, slot_T[None] - start_B[:, None])
+  slot_S = jnp.arange(cache[0][0].shape[1])
+  allowed_BTS = (slot_S[None, None] >= start_B[:, None, None]) & (slot_S[None, None] <= slot_T[None, :, None])
+  stream_BTD = embed(params["embed"], token_BT, cache[0][0].dtype)
+  filled = []
+
+  def read(q_BTNH, k_BTKH, v_BTKH):
+    k_BSKH, v_BSKH = (jax.lax.dynamic_update_slice_in_dim(old, new, slot, 1)
+                      for old, new in zip(cache[len(filled)], (k_BTKH, v_BTKH), strict=True))
+    filled.append((k_BSKH, v_BSKH))
+    return attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS)
+
+  # Unrolled: a cache carried through a scan is copied at every token on CPU.
+  for weights in unstack(params, config)["layers"]:
+    stream_BTD = block(weights, config, stream_BTD, turn, read)
+  return rms_norm(params["norm"], stream_BTD, config.norm_eps), filled
+
+
+class Weights(nn.Module):
+  """The weights of one part of a layer, as a dict."""
+
+  config: LlamaConfig
+  part: str
+
+  @nn.compact
+  def __call__(self):
+    return {name: declare(self, name, letters) for name, letters in WEIGHTS["layers"][self.part].items()}
+
+
+def declare(module: nn.Module, name: str, letters: str):
+  """The parameter, with its axes named; `init` gives nan: weights come from hf.load or hf.init."""
+  config = module.config
+  axes = tuple(AXES[letter] for letter in letters)
+  init = nn.with_logical_partitioning(nn.initializers.constant(math.nan), axes)
+  return module.param(name, init, tuple(config.size(letter) for letter in letters))
+
+
+class Block(nn.Module):
+  """One layer, as nn.scan wants it: carries the stream."""
+
+  config: LlamaConfig
+  attention: Attention
+
+  @nn.compact
+  def __call__(self, stream_BTD, turn, where):
+    weights = {part: Weights(self.config, part, name=part)() for part in WEIGHTS["layers"]}
+    stream_BTD = block(weights, self.config, stream_BTD, turn, lambda q, k, v: self.attention.attend(q, k, v, where))
+    return stream_BTD, None
+
+
+class Llama(nn.Module):
+  """apply({"params": params}, token_BT, position_BT, segment_BT) -> stream_BTD after the last norm, in `compute`.
+
+  Positions restart with each segment of a packed row; segments never read each other.
+  """
+
+  config: LlamaConfig
+  compute: str
+  remat: str
+  attention: Attention = XLA
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.remat not in REMAT:
+      raise InputError(f"model.remat={self.remat!r}; must be one of {', '.join(map(repr, REMAT))}")
+
+  @nn.compact
+  def __call__(self, token_BT, position_BT, segment_BT):
+    config = self.config
+    stream_BTD = embed(declare(self, "embed", WEIGHTS["embed"]), token_BT, self.compute)
+    layer = Block
+    if REMAT[self.remat] is not None:
+      policy = jax.checkpoint_policies.save_only_these_names(*REMAT[self.remat])
+      layer = nn.remat(Block, policy=policy, prevent_cse=False)  # inside a scan nothing is merged anyway
+    layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True},
+                     in_axes=(nn.broadcast, nn.broadcast), length=config.num_layers,
+                     metadata_params={nn.PARTITION_NAME: AXES["L"]})
+    # Named: lifted transforms would change an automatic name, and with it the place of every weight.
+    stream_BTD, _ = layers(config, self.attention, name="layers")(
+        stream_BTD, rope(config, position_BT), self.attention.prepare(segment_BT))
+    if not config.tied:
+      declare(self, "head", WEIGHTS["head"])  # read by `head`
+    return rms_norm(declare(self, "norm", WEIGHTS["norm"]), stream_BTD, config.norm_eps)
+
+
+def shapes(config: LlamaConfig):
+  """The params as float32 ShapeDtypeStructs, each boxed with the names of its axes; nothing is computed."""
+  token_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  model = Llama(config, "float32", "none")
+  return jax.eval_shape(model.init, jax.random.key(0), token_BT, token_BT, token_BT)["params"]

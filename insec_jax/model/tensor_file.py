@@ -1,0 +1,121 @@
+"""One safetensors file: header checked and tensors mapped, or written one tensor at a time.
+
+  8 bytes   n, the length of the header, little-endian
+  n bytes   JSON {name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [start, end]}, ..., "__metadata__": {...}}
+  the rest  the tensors' bytes, row-major, without gaps; offsets count from here
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from insec_jax.command import InputError
+
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+
+
+class Source(NamedTuple):
+  """A tensor to be written: `read` returns it, in this shape and dtype, and is called once, when its turn comes."""
+
+  name: str
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  read: Callable[[], np.ndarray]
+
+  @property
+  def num_bytes(self) -> int:
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Every tensor of the file as a read-only view of the mapped file: bytes are read when they are used, and only those.
+
+  InputError when the file is cut short, has a damaged header, names a tensor twice, or holds a dtype other than DTYPES.
+  """
+  size = path.stat().st_size
+  with path.open("rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, LARGEST_HEADER):
+      raise InputError(f"{path} has {size:,} bytes, too few for its header; it is cut short or no safetensors file: "
+                       "fetch it again")
+    header = _parse_header(path, file.read(length))
+  begin = 8 + length
+  end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+  if end != size:
+    raise InputError(f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: "
+                     "fetch it again")
+  # Not closed by hand: the views keep the map alive, and it closes with the last of them.
+  data = np.memmap(path, np.uint8, "r")
+  tensors = {}
+  used = 0
+  for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+    start, stop = entry["data_offsets"]
+    if start != used:
+      raise InputError(f"{path}: {name} starts at byte {start:,} of the data where {used:,} was due; tensors overlap "
+                       "or leave a gap, the file is damaged: fetch it again")
+    used = stop
+    tensors[name] = data[begin + start:begin + stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+  return tensors
+
+
+def _parse_header(path: pathlib.Path, text: bytes) -> dict[str, dict]:
+  """Name -> {"dtype", "shape", "data_offsets"}, each entry right by itself."""
+  twice, foreign, wrong = [], [], []
+
+  def unique(pairs):
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+      twice.extend(sorted({name for name in names if names.count(name) > 1}))
+    return dict(pairs)
+
+  try:
+    header = json.loads(text, object_pairs_hook=unique)
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+      start, stop = entry["data_offsets"]
+      if entry["dtype"] not in DTYPES:
+        foreign.append(f"{name} {entry['dtype']}")
+      elif stop - start != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
+        wrong.append(name)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"{path}: its header is not that of a safetensors file ({error}); fetch it again") from None
+  if twice:
+    raise InputError(f"{path}: its header names {', '.join(twice)} twice; the file is damaged: fetch it again")
+  if foreign:
+    raise InputError(f"{path}: {', '.join(foreign)}: only {', '.join(DTYPES)} weights can be read; "
+                     "take the checkpoint that is not quantized")
+  if wrong:
+    raise InputError(f"{path}: the bytes of {', '.join(wrong)} do not hold their shape; the file is damaged: "
+                     "fetch it again")
+  return header
+
+
+def write_tensors(path: pathlib.Path, sources: Iterable[Source]) -> None:
+  """Writes the file; at most one tensor is in memory at a time."""
+  sources = list(sources)
+  header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without a format
+  offset = 0
+  for source in sources:
+    header[source.name] = {"dtype": CODES[source.dtype], "shape": list(source.shape),
+                           "data_offsets": [offset, offset + source.num_bytes]}
+    offset += source.num_bytes
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # data starts on a multiple of 8
+  with path.open("wb") as file:
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    for source in sources:
+      file.write(_bytes_of(source))
+
+
+def _bytes_of(source: Source) -> np.ndarray:
+  array = np.ascontiguousarray(source.read())
+  assert (array.shape, array.dtype) == (source.shape, source.dtype), source.name
+  return array.reshape(-1).view(np.uint8)

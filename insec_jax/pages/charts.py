@@ -1,0 +1,95 @@
+"""Charts as inline SVG: the curves of several arms over each other, and the interval of a single number."""
+
+import math
+from collections.abc import Sequence
+from xml.etree.ElementTree import Element
+
+from insec_jax.pages.elements import element
+
+# Okabe and Ito's colours, which colour-blind eyes tell apart; yellow and black are left out, being lost on a page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DASHES = ("", "7 3", "3 2", "9 3 2 3")
+MAX_POINTS = 150  # of a curve: more would not be seen
+
+
+def ticks(low: float, high: float, *, log: bool) -> list[float]:
+  """Round numbers from `low` to `high`; `log`: 1, 2, 5 of each decade, or, where those are many, decades."""
+  if log:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    few = [m * 10.0**e for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    whole = [10.0**e for e in decades if low <= 10.0**e <= high]
+    return few if len(few) <= 6 else whole[::math.ceil(len(whole) / 8)]
+  rough = (high - low) / 4
+  scale = 10.0 ** math.floor(math.log10(rough))
+  step = next(m * scale for m in (1, 2, 5, 10) if m * scale >= rough)
+  return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+  """At most `most` points: means of neighbours, so that a noisy curve keeps its height."""
+  size = max(1, math.ceil(len(points) / most))
+  groups = [points[k:k + size] for k in range(0, len(points), size)]
+  return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: str) -> Element:
+  """The curves, one an arm and in the order of the arms; y is logarithmic where values span much. One has a point."""
+  W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 210, 46, 20, 8, 34
+  x_values, y_values = zip(*(point for curve in curves for point in curve), strict=True)
+  log = min(y_values) > 0 and max(y_values) > 8 * min(y_values)
+  low_x, high_x = _ends(min(x_values), max(x_values), room=0, log=False)
+  low_y, high_y = _ends(min(y_values), max(y_values), room=.06, log=log)
+
+  def at_x(x: float) -> float:
+    return round(LEFT + (x - low_x) / (high_x - low_x) * (W - LEFT - RIGHT), 1)
+
+  def at_y(y: float) -> float:
+    share = math.log(y / low_y) / math.log(high_y / low_y) if log else (y - low_y) / (high_y - low_y)
+    return round(H - BOTTOM - share * (H - TOP - BOTTOM), 1)
+
+  drawn = []
+  for y in ticks(low_y, high_y, log=log):
+    drawn += [element("line", x1=LEFT, x2=W - RIGHT, y1=at_y(y), y2=at_y(y), class_="grid"),
+              element("text", f"{y:,.10g}", x=LEFT - 6, y=at_y(y) + 4, text_anchor="end")]
+  for x in ticks(low_x, high_x, log=False):
+    drawn.append(element("text", f"{x:,.10g}", x=at_x(x), y=H - BOTTOM + 15, text_anchor="middle"))
+  drawn.append(element("text", x_label, x=(LEFT + W - RIGHT) / 2, y=H - 4, text_anchor="middle"))
+  for number, curve in enumerate(curves):
+    places = [(at_x(x), at_y(y)) for x, y in thinned(curve)]
+    if len(places) <= 20:
+      drawn += [element("circle", cx=x, cy=y, r=2.4, fill=COLOURS[number % len(COLOURS)]) for x, y in places]
+    drawn.append(element("polyline", points=" ".join(f"{x},{y}" for x, y in places), **_stroke(number)))
+  return element("figure", element("figcaption", title, element("small", " (logarithmic)" if log else "")),
+                 element("svg", *drawn, viewBox=f"0 0 {W} {H}", role="img", aria_label=title))
+
+
+def legend(names: Sequence[str]) -> Element:
+  """The name of each arm beside its line."""
+  return element("p", *(element("span", element(
+    "svg", element("line", x1=1, x2=31, y1=6, y2=6, **_stroke(number)), viewBox="0 0 32 12", width=32, height=12),
+    " " + name) for number, name in enumerate(names)), class_="legend")
+
+
+def interval(low: float, middle: float, high: float, *, ends: tuple[float, float]) -> Element:
+  """A dot at `middle` on a bar from `low` to `high`, on a line between the two `ends` with a mark at 0."""
+  low_x, middle_x, high_x = (round(100 * (value - ends[0]) / (ends[1] - ends[0]), 1) for value in (low, middle, high))
+  zero = round(100 * (0 - ends[0]) / (ends[1] - ends[0]), 1)
+  return element("svg", element("line", x1=0, x2=100, y1=4, y2=4, class_="track"),
+                 element("line", x1=zero, x2=zero, y1=0, y2=8, class_="track"),
+                 element("line", x1=low_x, x2=high_x, y1=4, y2=4, class_="interval"),
+                 element("circle", cx=middle_x, cy=4, r=3), viewBox="-4 0 108 8", class_="bar", aria_hidden="true")
+
+
+def _ends(low: float, high: float, *, room: float, log: bool) -> tuple[float, float]:
+  """The ends of an axis: the values with some room around them, never of length zero."""
+  if log:
+    factor = (high / low) ** room
+    return low / factor, high * factor
+  around = (high - low) * room if high > low else max(abs(high) / 2, .5)
+  return low - around, high + around
+
+
+def _stroke(number: int) -> dict[str, object]:
+  # Colour and dashes together: arms stay apart in print, and past the sixth.
+  return {"fill": "none", "stroke": COLOURS[number % len(COLOURS)], "stroke_width": 1.8, "stroke_linejoin": "round",
+          "stroke_dasharray": DASHES[(number + number // len(COLOURS)) % len(DASHES)]}

@@ -1,0 +1,317 @@
+"""Trains a model: fine-tunes an HF folder, or starts from random weights of a given size. Running it again resumes.
+
+  python -m insec_jax.train --config configs/X.py --workdir DIR [--config.a.b=v]
+
+SIGTERM saves and exits 42; the same command goes on from there. Compiled programs are kept between runs where the
+environment variable JAX_COMPILATION_CACHE_DIR says.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import config_flags
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax import command
+from insec_jax import config as config_lib
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import pipeline, tokens
+from insec_jax.model import attention, hf, hf_config, llama, sharding
+from insec_jax.training import checkpoint, metrics, optimizer
+from insec_jax.training import step as step_lib
+from insec_jax.training.step import TrainState
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; a run that was cut short goes on from there.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy",
+            "ml-dtypes", "ml-collections", "tensorboardX")
+
+
+def main() -> int:
+  return train(config_lib.build(CONFIG.value), pathlib.Path(WORKDIR.value))
+
+
+def train(config: Config, workdir: pathlib.Path) -> int:
+  """Exit code of the run: DONE, or PREEMPTED when SIGTERM asked to stop and the state is saved.
+
+  Nothing is written before every input has proved right.
+  """
+  checkpoint.check_workdir(workdir, config)
+  last = checkpoint.latest_step(workdir)
+  if last == config.train.steps:
+    say(f"{workdir} is trained to its last step, {last}; nothing to do")
+    return command.DONE
+  mesh = sharding.make_mesh(config.mesh, jax.devices())
+  with jax.set_mesh(mesh):
+    run = begin(config, mesh) if last is None else resume(config, mesh, workdir, last)
+    write_workdir(config, workdir, run, mesh)
+    with contextlib.closing(checkpoint.Checkpoints(workdir, keep=config.train.keep)) as checkpoints:
+      return loop(config, workdir, run, mesh, checkpoints)
+
+
+def say(text: str) -> None:
+  """Nothing; the line is on stderr."""
+  print(text, file=sys.stderr, flush=True)
+
+
+class Run(NamedTuple):
+  """A run ready for its next step; `first` steps are done, and `totals` is what its log has added up, None before any."""
+
+  config: llama.LlamaConfig
+  tokenizer: PreTrainedTokenizerFast
+  data: pipeline.Data
+  state: TrainState
+  shardings: TrainState
+  first: int
+  totals: list | None
+
+
+def begin(config: Config, mesh: Mesh) -> Run:
+  """The run before its first step: weights from model.path, or random ones by the seed in model.size."""
+  tokenizer = tokens.open_tokenizer(config).tokenizer
+  before = starting_model(config, tokenizer)
+  vocab_size = before.vocab_size
+  if len(tokenizer) > vocab_size:
+    vocab_size = math.ceil(len(tokenizer) / hf.VOCAB_MULTIPLE) * hf.VOCAB_MULTIPLE
+  model_config = dataclasses.replace(before, vocab_size=vocab_size)
+  data = load_data(config, tokenizer, model_config)
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))
+  if config.model.path:
+    params = hf.load(config.model.path, before, dtype=config.precision.params,
+                     shardings=sharding.params_shardings(llama.shapes(before), mesh))
+    if vocab_size > before.vocab_size:
+      say(f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a multiple of "
+          f"{hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones")
+      params = jax.jit(lambda params: hf.grow_vocabulary(params, before, vocab_size)[0],
+                       out_shardings=shardings.params)(params)
+  else:
+    params = hf.init(model_config, jax.random.key(config.seed), config.precision.params, shardings=shardings.params)
+  state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
+  return Run(model_config, tokenizer, data, state, shardings, 0, None)
+
+
+def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, last: int) -> Run:
+  """The run after step `last`, from its checkpoint; model.path is not read again."""
+  model_config = checkpoint.read_model(workdir)
+  tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
+  data = load_data(config, tokenizer, model_config)
+  with contextlib.closing(checkpoint.Checkpoints(workdir, keep=None)) as checkpoints:
+    state, totals = checkpoints.restore(last, abstract, facts=facts_of(config, data, mesh))
+  say(f"resuming {workdir} after step {last}")
+  return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals)
+
+
+def facts_of(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
+  """What the config leaves open and a resumed run must find again, or it would go on with other batches unseen."""
+  digest = hashlib.sha256()
+  for field in dataclasses.fields(data.train):
+    digest.update(getattr(data.train, field.name).tobytes())
+  return {"the number of rows a step (data.rows_per_device, data.accumulation, mesh)":
+            rows_of(config, mesh) * config.data.accumulation,
+          "the data (SHA-256 of the rows to train on)": digest.hexdigest()[:16]}
+
+
+def rows_of(config: Config, mesh: Mesh) -> int:
+  """Rows of one micro-batch, all devices together; what `tensor` splits is not the batch."""
+  return config.data.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
+  """The model before any vocabulary is added; the token that ends a text is among those that end it."""
+  if config.model.path:
+    model_config = hf.read_config(config.model.path)
+  else:
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+           "pad_token_id": tokenizer.pad_token_id}
+    fields = {"architectures": ["LlamaForCausalLM"], **ids, "vocab_size": None, **config.model.size}
+    if fields["vocab_size"] is None:
+      fields["vocab_size"] = len(tokenizer)
+    elif fields["vocab_size"] < len(tokenizer):
+      raise InputError(f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the tokenizer; "
+                       "give at least that many, or None for as many")
+    model_config = hf_config.config_from_json(fields, "model.size")
+  if tokenizer.eos_token_id not in model_config.eos_ids:
+    model_config = dataclasses.replace(model_config, eos_ids=(*model_config.eos_ids, tokenizer.eos_token_id))
+  return model_config
+
+
+def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:
+  """The rows of the config; InputError when one holds a token or a position that the model does not have."""
+  data = pipeline.load_data(config, tokenizer)
+  for rows in (data.train, data.heldout):
+    if len(rows) and rows.token_BT.max() >= model_config.vocab_size:
+      raise InputError(f"the tokenizer gives token {rows.token_BT.max()}, the model has {model_config.vocab_size}; "
+                       "use the tokenizer that belongs to the model")
+    if len(rows) and rows.position_BT.max() >= model_config.max_positions:
+      raise InputError(f"a record has {rows.position_BT.max() + 1} tokens, the model has {model_config.max_positions} "
+                       "positions; leave out longer records")
+  return data
+
+
+def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh) -> None:
+  """Nothing; all that explains the run is in its folder, the config first, so that a killed start can be started again."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  checkpoint.write_atomically(workdir / checkpoint.CONFIG, config.to_json() + "\n")
+  here = environment(mesh)
+  path = workdir / "environment.json"
+  if run.totals is None:
+    model = json.dumps(hf_config.config_to_json(run.config), indent=2)
+    checkpoint.write_atomically(workdir / checkpoint.MODEL, model + "\n")
+    checkpoint.write_atomically(workdir / "receipt.txt", run.data.receipt)
+    run.tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
+    first = {**here, "resumed": []}
+  else:
+    first = json.loads(path.read_text(encoding="utf-8"))
+    first["resumed"].append({"step": run.first, **here})
+  checkpoint.write_atomically(path, json.dumps(first, indent=2) + "\n")
+
+
+def environment(mesh: Mesh) -> dict[str, Any]:
+  """What the numbers may hang on beside config and seed; commit is None when the code is not in a git checkout."""
+  commit = _git("rev-parse", "HEAD")
+  device = jax.devices()[0]
+  return {
+    "commit": commit,
+    "diff": None if commit is None else _git("diff", "HEAD"),
+    "untracked": None if commit is None else _git("ls-files", "--others", "--exclude-standard"),
+    "packages": checkpoint.versions(PACKAGES), "python": platform.python_version(), "system": platform.platform(),
+    "devices": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
+                "processes": jax.process_count()},
+    "mesh": dict(mesh.shape), "attention": attention.choose(device.platform)[1],
+  }
+
+
+def _git(*words: str) -> str | None:
+  try:
+    done = subprocess.run(["git", "-C", str(pathlib.Path(__file__).parent), *words], capture_output=True, text=True,
+                          check=False)
+  except FileNotFoundError:
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+  """An event that SIGTERM sets, instead of ending the process."""
+  event = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, checkpoints: checkpoint.Checkpoints) -> int:
+  """Exit code after the last step, or after the one in which SIGTERM came.
+
+  Whatever is written at a step is written in the order line, checkpoint: a checkpoint never lacks the lines before it.
+  """
+  every, steps = config.train, config.train.steps
+  rows = rows_of(config, mesh)
+  share = pipeline.process_share(rows, process_index=jax.process_index(), process_count=jax.process_count())
+  model = llama.Llama(run.config, config.precision.compute, config.model.remat, attention.choose(jax.default_backend())[0])
+  batches = pipeline.batches(run.data.train, seed=config.seed, rows_per_step=rows, accumulation=config.data.accumulation,
+                             start_step=run.first, share=share)
+  progress = metrics.Progress(run.first, steps)
+  announce(config, run, progress)
+  train_step, seconds = compile_step(config, run, model, mesh)
+  progress.say(f"train step compiled in {seconds:.1f} s")
+  heldout = heldout_measure(config, run, model, mesh, rows, share)
+  facts = facts_of(config, run.data, mesh)
+  state, meter = run.state, metrics.Meter(run.totals)
+  with contextlib.closing(progress), told_to_stop() as stop, contextlib.closing(
+      metrics.Log(workdir, run.first if run.totals is not None else -1)) as log:
+    if run.totals is None and len(run.data.heldout):
+      values = heldout(state.params)
+      log.write(0, values)
+      progress.line(0, values)
+    meter.start_clock()
+    for step in range(run.first + 1, steps + 1):
+      state, of_step = train_step(state, on_devices(next(batches), mesh))
+      meter.add(of_step)
+      progress.step()
+      last, stopping = step == steps, stop.is_set()
+      logs = last or step % every.log_every == 0
+      measures = len(run.data.heldout) and (last or step % every.eval_every == 0)
+      saves = last or stopping or step % every.checkpoint_every == 0
+      if not logs and not measures and not saves:
+        continue
+      meter.settle()
+      values = {**(meter.line() if logs else {}), **(heldout(state.params) if measures else {})}
+      if values:
+        log.write(step, values)
+        progress.line(step, values)
+      if saves:
+        checkpoints.save(step, state, config=config, facts=facts, totals=meter.to_json())
+      if stopping and not last:
+        checkpoints.wait()
+        progress.say(f"SIGTERM: saved after step {step}; run the same command to go on")
+        return command.PREEMPTED
+      meter.start_clock()
+    checkpoints.wait()
+  return command.DONE
+
+
+def announce(config: Config, run: Run, progress: metrics.Progress) -> None:
+  """Nothing; what is about to run has been said."""
+  num_params = sum(param.size for param in jax.tree.leaves(run.state.params))
+  progress.say(run.data.receipt.rstrip())
+  progress.say(f"{num_params:,} parameters; {attention.choose(jax.default_backend())[1]}")
+  if config.precision.params != "float32":
+    progress.say(f"parameters are {config.precision.params}: small updates are rounded away; float32 is the safe choice")
+
+
+def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
+  """(the compiled train step, seconds it took)."""
+  start = time.perf_counter()
+  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, run.shardings)
+  shape = (config.data.accumulation, rows_of(config, mesh), config.data.row_length)
+  batch = {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=step_lib.batch_sharding(mesh)) for name, dtype in (
+    ("token", np.int32), ("segment", np.int32), ("position", np.int32), ("role", np.int8), ("weight", np.float32))}
+  compiled = step.lower(run.state, batch).compile()
+  return compiled, time.perf_counter() - start
+
+
+def on_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """The batch as global arrays, of which this process brings its share of the rows."""
+  where = step_lib.batch_sharding(mesh)
+  return {name: jax.make_array_from_process_local_data(where, array) for name, array in batch.items()}
+
+
+def heldout_measure(config: Config, run: Run, model: llama.Llama, mesh: Mesh, rows: int, share: slice) -> Callable:
+  """A function from parameters to the eval/ values over all held-out rows."""
+  sums_of = step_lib.make_heldout_sums(model, mesh, run.shardings)
+
+  def measure(params) -> dict[str, float]:
+    totals = metrics.Totals.zero()
+    for batch in pipeline.in_order(run.data.heldout, rows_per_step=rows, share=share):
+      totals = totals.plus(jax.device_get(sums_of(params, on_devices(batch, mesh))), 0, 0.0)
+    return metrics.heldout_line(totals.sums, config.loss.weight_R)
+
+  return measure
+
+
+if __name__ == "__main__":
+  command.run(main)

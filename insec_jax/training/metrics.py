@@ -1,0 +1,203 @@
+"""What a run says about itself: running totals, metrics.jsonl, TensorBoard, and the bar or the lines on the terminal."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tensorboardX
+import tqdm
+
+from insec_jax.command import InputError
+from insec_jax.method.roles import NAMES, NUM_ROLES
+from insec_jax.training.loss import Sums
+
+
+class StepMetrics(NamedTuple):
+  """What one step hands over, all on the device: sums to add, and two values of that step alone."""
+
+  sums: Sums
+  tokens: jax.Array  # that are not padding
+  grad_norm: jax.Array  # before clipping
+  lr: jax.Array
+
+
+class Totals(NamedTuple):
+  """Float64 sums over steps; `seconds` is time spent in steps, without compiling, held-out loss and saving."""
+
+  sums: Sums
+  tokens: float
+  seconds: float
+
+  @classmethod
+  def zero(cls):
+    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3))), 0.0, 0.0)
+
+  def plus(self, sums, tokens, seconds):
+    return Totals(Sums(*(np.float64(a) + b for a, b in zip(self.sums, sums, strict=True))), self.tokens + float(tokens),
+                  self.seconds + seconds)
+
+  def to_json(self):
+    return [[np.asarray(total).tolist() for total in self.sums], self.tokens, self.seconds]
+
+  @classmethod
+  def from_json(cls, value):
+    sums, tokens, seconds = value
+    return cls(Sums(*map(np.asarray, sums)), tokens, seconds)
+
+
+class Meter:
+  """Totals of the run and of the window since the last logged line; a line is sums over its window, divided once.
+
+  Steps hand over device arrays, fetched only when a line or a checkpoint needs them, so that the device never waits.
+  `to_json` travels in the checkpoint: a resumed run adds the same numbers in the same order and logs the same bits.
+  """
+
+  def __init__(self, saved=None):
+    self.run, self.window = (Totals.zero(), Totals.zero()) if saved is None else map(Totals.from_json, saved)
+    self._pending, self._last = [], None
+    self._since = time.perf_counter()
+
+  def start_clock(self):
+    """Nothing; time before now is not counted."""
+    self._since = time.perf_counter()
+
+  def add(self, step: StepMetrics):
+    """Nothing; the step counts in the run and in the window."""
+    self._pending.append(step)
+
+  def settle(self) -> None:
+    """Nothing; every step so far is added up, and the time since the clock was started.
+
+    FloatingPointError when a loss is not finite, before anybody saves the state it came from.
+    """
+    steps, self._pending = jax.device_get(self._pending), []
+    now = time.perf_counter()
+    seconds, self._since = now - self._since, now
+    for step in steps:
+      if not np.isfinite(step.sums.loss) or not np.isfinite(step.grad_norm):
+        raise FloatingPointError(f"loss {step.sums.loss} and gradient norm {step.grad_norm} in the last {len(steps)} steps; "
+                                 "lower optimizer.learning_rate or look at the data; the last checkpoint is untouched")
+      self.run, self.window = (totals.plus(step.sums, step.tokens, seconds) for totals in (self.run, self.window))
+      self._last, seconds = step, 0.0
+
+  def to_json(self):
+    """The totals as plain lists, every pending step included."""
+    self.settle()
+    return [self.run.to_json(), self.window.to_json()]
+
+  def line(self) -> dict[str, float]:
+    """One line of metrics; the window starts anew.
+
+    loss, loss/<role>, accuracy/<role> and the throughputs are over the window; tokens, trained_tokens and seconds since
+    the start of the run; grad_norm and lr of the last step. A role without trained tokens has no key.
+    """
+    self.settle()
+    sums, tokens, seconds = self.window
+    self.window = Totals.zero()
+    return {
+      "loss": float(sums.loss / sums.weight) if sums.weight else 0.0, **role_means(sums),
+      "tokens": int(self.run.tokens), "trained_tokens": int(self.run.sums.count_R.sum()),
+      "tokens_per_s": round(tokens / seconds, 1), "trained_tokens_per_s": round(float(sums.count_R.sum()) / seconds, 1),
+      "seconds": round(self.run.seconds, 3), "lr": float(self._last.lr), "grad_norm": float(self._last.grad_norm)}
+
+
+def role_means(sums: Sums) -> dict[str, float]:
+  """loss/<role> and accuracy/<role> of each role that has tokens in `sums`."""
+  means = {}
+  for name, nll, correct, count in zip(NAMES, sums.nll_R, sums.correct_R, sums.count_R, strict=True):
+    if count:
+      means[f"loss/{name}"] = float(nll / count)
+      means[f"accuracy/{name}"] = float(correct / count)
+  return means
+
+
+def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
+  """eval/loss, eval/loss/<role> and eval/accuracy/<role> of sums in which every token had weight 1.
+
+  eval/loss is the mean per token, each token weighted by its role; roles of weight 0 or less are not in it, but have
+  their own keys.
+  """
+  positive_R = np.maximum(np.asarray(weight_R, np.float64), 0)
+  total = (positive_R * sums.count_R).sum()
+  loss = float((positive_R * sums.nll_R).sum() / total) if total else 0.0
+  return {f"eval/{key}": value for key, value in {"loss": loss, **role_means(sums)}.items()}
+
+
+class Log:
+  """metrics.jsonl and tb/ of a workdir, continued after step `last_step`: later lines, of a run that was killed before
+  its next checkpoint, are cut, so that no step appears twice."""
+
+  def __init__(self, workdir: pathlib.Path, last_step: int):
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+      kept = path.with_suffix(".kept")
+      kept.write_text("".join(line + "\n" for line, step in _whole_lines(path) if step <= last_step), encoding="utf-8")
+      os.replace(kept, path)
+    self._file = path.open("a", encoding="utf-8")
+    self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=last_step + 1)
+
+  def write(self, step: int, values: dict[str, float]):
+    """Nothing; one line is on disk and in TensorBoard."""
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.flush()
+    for key, value in values.items():
+      self._board.add_scalar(key, value, step)
+
+  def close(self):
+    """Nothing; everything is on disk."""
+    self._file.close()
+    self._board.close()
+
+
+def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
+  """Each line with its step; a last line cut short by a kill is left out, any other damage is an InputError."""
+  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+    try:
+      yield line, json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(f"{path}:{number} is not a line of metrics; repair or remove the file") from error
+
+
+class Progress:
+  """The terminal: a bar with loss, tokens/s and time left, or a plain line for every logged step."""
+
+  def __init__(self, first: int, steps: int):
+    self._steps = steps
+    self._bar = tqdm.tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+  def step(self):
+    """Nothing; one more step is done."""
+    if self._bar is not None:
+      self._bar.update()
+
+  def line(self, step: int, values: dict[str, float]):
+    """Nothing; the newest values are shown."""
+    words = [f"{key} {values[key]:.4f}" for key in ("loss", "eval/loss") if key in values]
+    if "tokens_per_s" in values:
+      words.append(f"{values['tokens_per_s']:,.0f} tokens/s")
+    if self._bar is not None:
+      self._bar.set_postfix_str(", ".join(words))
+      return
+    if step and "seconds" in values:
+      left = values["seconds"] / step * (self._steps - step)
+      words.append(f"{int(left // 60)}:{math.ceil(left % 60):02d} left")
+    self.say(f"step {step}/{self._steps}: {', '.join(words)}")
+
+  def say(self, text: str):
+    """Nothing; a line of text stands above the bar."""
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stderr)
+    else:
+      print(text, file=sys.stderr, flush=True)
+
+  def close(self):
+    """Nothing; the bar is finished."""
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,113 @@
+"""One step of training, and held-out sums: compiled once, laid out by the mesh."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from insec_jax.config import OptimizerConfig
+from insec_jax.model import llama
+from insec_jax.model.sharding import params_shardings, spec
+from insec_jax.training import optimizer
+from insec_jax.training.loss import Sums, loss_sums, no_sums
+from insec_jax.training.metrics import StepMetrics
+
+
+class TrainState(NamedTuple):
+  """All that training changes: the number of updates made, the parameters, and both moments of AdamW in float32."""
+
+  step: jax.Array
+  params: Any
+  optimizer: Any
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Where the arrays of a batch lie: [accumulation, rows, tokens], rows over data and fsdp."""
+  return NamedSharding(mesh, jax.P(None, *spec("batch", "position")))
+
+
+def new_state(params, tx: optax.GradientTransformation) -> TrainState:
+  """The state before the first update."""
+  # Moments of bfloat16 parameters in float32: in bfloat16, 0.999 * v + 0.001 * g^2 gives v back.
+  return TrainState(jnp.zeros((), jnp.int32), params,
+                    tx.init(jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)))
+
+
+def abstract_state(config: llama.LlamaConfig, dtype: str, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+  """The state as ShapeDtypeStructs that say where each array will lie: moments beside their parameters, counters on all
+  devices. Nothing is computed; parameters have this dtype."""
+  boxed = llama.shapes(config)
+  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype), boxed,
+                        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+  shardings = params_shardings(boxed, mesh)
+  everywhere = NamedSharding(mesh, jax.P())
+  state = jax.eval_shape(lambda params: new_state(params, tx), params)
+  of_state = TrainState(everywhere, shardings, optax.tree_map_params(
+    tx, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: everywhere))
+  return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, of_state)
+
+
+def shardings_of(abstract):
+  """Where each array of an abstract tree lies."""
+  return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
+  """(float32 gradient of the mean loss of the batch's trained tokens, loss.Sums), the gradient laid out as the parameters.
+
+  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT. Sums of loss, weight and gradient are added over
+  the A micro-batches; the one division comes after them. Without a trained token the gradient is 0.
+  """
+  def weighted_loss(params, micro):
+    sums = _sums(model, params, micro, micro["weight_BT"], mesh)
+    return sums.loss, sums
+
+  def add_micro(carry, micro):
+    parts = jax.grad(weighted_loss, has_aux=True)(params, micro)
+    return jax.tree.map(lambda total, part: total + part.astype(jnp.float32), carry, parts), None
+
+  zeros = jax.tree.map(lambda param, sharding: jax.lax.with_sharding_constraint(
+    jnp.zeros(param.shape, jnp.float32), sharding), params, shardings)
+  (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums()), _micro_batches(batch))
+  weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
+  return jax.tree.map(lambda total: total / weight, gradient), sums
+
+
+def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh,
+                    shardings: TrainState) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
+  """Jitted `step(state, batch)`; the state is donated and comes back where it was."""
+  tx = optimizer.make(config, steps)
+  rate = optimizer.schedule(config, steps)
+
+  def step(state: TrainState, batch):
+    gradient, sums = mean_gradient(state.params, batch, model=model, mesh=mesh, shardings=shardings.params)
+    update, optimizer_state = tx.update(gradient, state.optimizer, state.params)
+    metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), optax.tree.norm(gradient), rate(state.step))
+    return TrainState(state.step + 1, optax.apply_updates(state.params, update), optimizer_state), metrics
+
+  return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, None))
+
+
+def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
+  """Jitted `heldout_sums(params, batch)`: sums over every token that has a role, each of weight 1, no gradient."""
+  def heldout_sums(params, batch):
+    def add_micro(carry, micro):
+      every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
+      return jax.tree.map(jnp.add, carry, _sums(model, params, micro, every_BT, mesh)), None
+    return jax.lax.scan(add_micro, no_sums(), _micro_batches(batch))[0]
+
+  return jax.jit(heldout_sums, in_shardings=(shardings.params, batch_sharding(mesh)))
+
+
+def _micro_batches(batch: dict) -> dict:
+  return {name.replace("_ABT", "_BT"): array for name, array in batch.items()}
+
+
+def _sums(model, params, micro, weight_BT, mesh) -> Sums:
+  stream_BTD = model.apply({"params": params}, micro["token_BT"], micro["position_BT"], micro["segment_BT"])
+  return loss_sums(llama.head(params, model.config), stream_BTD, micro["token_BT"], micro["segment_BT"], micro["role_BT"],
+                   weight_BT, mesh=mesh)

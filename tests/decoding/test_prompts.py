@@ -1,0 +1,73 @@
+"""Prompt files are read whole, or refused with file and line; output files are whole, or as they were."""
+
+import json
+
+import pytest
+from datakit import write_lines
+
+from insec_jax.command import InputError
+from insec_jax.decoding.output import written_whole
+from insec_jax.decoding.prompts import read_prompts
+
+
+def test_prompts_are_read_in_order_with_what_stands_beside_them(tmp_path):
+  path = write_lines(tmp_path / "p.jsonl", [{"prompt": "2+3=", "id": 7}, {"tokens": [3, 1]}, {"prompt": "é\n"}])
+  read = read_prompts(path)
+  assert [(one.text, one.tokens, one.carried) for one in read] == [
+      ("2+3=", None, {"id": 7}), (None, [3, 1], {}), ("é\n", None, {})]
+  assert [one.where for one in read] == [f"{path}:{k}" for k in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("{", "not a line of JSON"),
+    ("", "not a line of JSON"),
+    (b'{"prompt": "\xff"}', "not a line of JSON"),
+    ("[1]", "holds list"),
+    ({"promt": "2"}, 'keys are promt; needed is either "prompt" or "tokens"'),
+    ({}, "keys are none"),
+    ({"prompt": "2", "tokens": [2]}, "either"),
+    ({"prompt": 3}, '"prompt" is 3; must be text'),
+    ({"tokens": []}, '"tokens" is []; must be a list of token ids'),
+    ({"tokens": [1, "2"]}, "must be a list of token ids"),
+    ({"tokens": [True]}, "must be a list of token ids"),
+    ({"prompt": "2", "text": "3"}, "the key 'text' is one that the output uses; rename it"),
+])
+def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, line, message):
+  path = write_lines(tmp_path / "p.jsonl", [{"prompt": "2+3="}, line])
+  with pytest.raises(InputError) as error:
+    read_prompts(path)
+  assert message in str(error.value)
+  assert str(error.value).startswith(f"{path}:2: ")
+  assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_missing_or_empty_is_refused(tmp_path):
+  with pytest.raises(InputError, match=r"no such file"):
+    read_prompts(str(tmp_path / "p.jsonl"))
+  with pytest.raises(InputError, match="is empty"):
+    read_prompts(write_lines(tmp_path / "p.jsonl", []))
+
+
+def test_an_output_appears_whole_or_leaves_what_was_there(tmp_path):
+  path = tmp_path / "o.json"
+  with written_whole(str(path)) as file:
+    file.write("[1, ")
+    assert not path.exists()
+    file.write("2]")
+  assert json.loads(path.read_text()) == [1, 2]
+
+  def fail():
+    with written_whole(str(path)) as file:
+      file.write("[3")
+      raise KeyError
+  with pytest.raises(KeyError):
+    fail()
+  assert json.loads(path.read_text()) == [1, 2]
+  assert [entry.name for entry in tmp_path.iterdir()] == ["o.json"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
+  with pytest.raises(InputError, match="cannot be written"), written_whole(str(tmp_path / "none" / "o.json")):
+    pytest.fail("the work began")
+  with pytest.raises(InputError, match="is a folder"), written_whole(str(tmp_path)):
+    pytest.fail("the work began")

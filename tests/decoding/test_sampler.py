@@ -1,0 +1,201 @@
+"""A batch decodes as each prompt would alone, and its numbers are those of one full pass."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insec_jax.command import InputError
+from insec_jax.decoding import sampler
+from insec_jax.decoding.sampler import Sampler
+from insec_jax.model import hf, llama
+
+CONFIG = llama.LlamaConfig(
+    vocab_size=61, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, hidden=48, norm_eps=1e-5,
+    rope_theta=10_000.0, rope_scaling=None, tied=False, init_std=0.3, max_positions=256, bos_id=None, eos_ids=(1,),
+    pad_id=None, stored_dtype="float32", source="{}")
+FLAG = 7
+LENGTHS = (1, 5, 31, 32, 33, 50)  # in two buckets
+SETTINGS = {"max_tokens": 12, "batch_size": 4}  # the same throughout: each shape compiles once
+
+
+@functools.cache
+def params():
+  return hf.init(CONFIG, jax.random.key(0), "float32")
+
+
+@pytest.fixture
+def model() -> Sampler:
+  return Sampler(CONFIG, params(), compute="float32")
+
+
+def some_prompts(lengths=LENGTHS) -> list[np.ndarray]:
+  rng = np.random.default_rng(1)
+  return [rng.integers(2, CONFIG.vocab_size, length).astype(np.int32) for length in lengths]
+
+
+@jax.jit
+def full_pass(params, token_BT):
+  position_BT = jnp.arange(token_BT.shape[1])[None]
+  model = llama.Llama(CONFIG, "float32", "none")
+  stream_BTD = model.apply({"params": params}, token_BT, position_BT, jnp.ones_like(token_BT))
+  return jax.nn.log_softmax(llama.logits(params, CONFIG, stream_BTD))
+
+
+def logprobs_after(token_T) -> np.ndarray:
+  """Log p of every next token, at every position of the text, by one full pass without a cache."""
+  token_1T = np.zeros((1, 128), np.int32)  # what follows moves nothing before it
+  token_1T[0, :len(token_T)] = token_T
+  return np.asarray(full_pass(params(), token_1T))[0, :len(token_T)]
+
+
+def logprobs_while(prompt, written) -> np.ndarray:
+  """The same, in place of each written token."""
+  return logprobs_after(np.concatenate([prompt, written.tokens]))[len(prompt) - 1:-1]
+
+
+def same(a: sampler.Generation, b: sampler.Generation) -> None:
+  assert a.tokens.tolist() == b.tokens.tolist()
+  assert a.finish == b.finish
+  np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_greedy_tokens_are_the_argmax_of_a_full_pass_at_every_step(model):
+  for prompt, written in zip(some_prompts(), model.generate(some_prompts(), stop_ids=[1], **SETTINGS), strict=True):
+    logprob_TV = logprobs_while(prompt, written)
+    assert written.tokens.tolist() == logprob_TV.argmax(-1).tolist()
+    np.testing.assert_allclose(written.logprobs, logprob_TV.max(-1), atol=1e-5)
+
+
+def test_a_prompt_read_in_chunks_is_read_whole(model, monkeypatch):
+  monkeypatch.setattr(sampler, "CHUNK", 32)
+  prompt, = some_prompts((100,))
+  written, = model.generate([prompt], stop_ids=[], **SETTINGS)
+  assert written.tokens.tolist() == logprobs_while(prompt, written).argmax(-1).tolist()
+
+
+def test_greedy_text_is_the_same_one_prompt_at_a_time(model):
+  together = model.generate(some_prompts(), stop_ids=[1, 2, 3], **SETTINGS)
+  for prompt, written in zip(some_prompts(), together, strict=True):
+    same(written, model.generate([prompt], stop_ids=[1, 2, 3], **SETTINGS)[0])
+  assert len({tuple(written.tokens) for written in together}) == len(LENGTHS)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}])
+def test_a_draw_does_not_depend_on_the_prompts_beside_it(model, options):
+  def draw(prompts):
+    return model.generate(prompts, seed=3, stop_ids=[1], **SETTINGS, **options)
+  together = draw(some_prompts())
+  same(together[0], draw(some_prompts()[:1] + some_prompts((7, 9, 40, 40)))[0])
+  for a, b in zip(together, draw(some_prompts()[:3]), strict=False):
+    same(a, b)
+
+
+def test_a_seed_gives_one_text_and_another_seed_another(model):
+  def draw(seed):
+    written = model.generate([some_prompts()[1]] * 4, temperature=1.0, seed=seed, stop_ids=[], **SETTINGS)
+    return [tuple(w.tokens.tolist()) for w in written]
+  assert draw(5) == draw(5)
+  assert len({*draw(5), *draw(6)}) == 8  # the same prompt at another place is drawn anew, too
+
+
+def test_text_ends_with_the_first_of_several_stop_tokens_and_keeps_it(model):
+  free = model.generate(some_prompts(), stop_ids=[], **SETTINGS)
+  assert {(w.finish, len(w.tokens)) for w in free} == {("length", 12)}
+  stops = [int(free[0].tokens[4]), int(free[1].tokens[7])]
+  for whole, cut in zip(free, model.generate(some_prompts(), stop_ids=stops, **SETTINGS), strict=True):
+    ends = [k + 1 for k, token in enumerate(whole.tokens) if token in stops]
+    assert cut.finish == ("stop" if ends else "length")
+    assert cut.tokens.tolist() == whole.tokens[:ends[0] if ends else 12].tolist()
+
+
+def test_decoding_ends_with_its_last_row(model, monkeypatch):
+  steps = []
+  draw = sampler._draw
+
+  def counted(*args, **kwargs):
+    jax.debug.callback(lambda: steps.append(1))
+    return draw(*args, **kwargs)
+
+  monkeypatch.setattr(sampler, "_draw", counted)
+  model.config = dataclasses.replace(CONFIG, max_positions=255)  # nothing compiled before is met again
+  free, = model.generate(some_prompts()[:1], stop_ids=[], **SETTINGS)
+  jax.effects_barrier()
+  assert len(steps) == 12
+  steps.clear()
+  cut, = model.generate(some_prompts()[:1], stop_ids=[int(free.tokens[5])], **SETTINGS)
+  jax.effects_barrier()
+  assert len(steps) == len(cut.tokens) <= 6
+
+
+def test_logprobs_are_the_models_own_whatever_the_sampling(model):
+  drawn = model.generate(some_prompts(), temperature=1.7, top_p=0.8, flag_id=FLAG, flag_bias=2.0, stop_ids=[1],
+                         **SETTINGS)
+  for prompt, written in zip(some_prompts(), drawn, strict=True):
+    logprob_TV = logprobs_while(prompt, written)
+    np.testing.assert_allclose(written.logprobs, logprob_TV[np.arange(len(written.tokens)), written.tokens], atol=1e-5)
+    np.testing.assert_allclose(written.flag_logprobs, logprob_TV[:, FLAG], atol=1e-5)
+
+
+def test_flag_bias_moves_the_flag_by_so_much_and_nothing_else(model):
+  def first_tokens(bias):
+    written = model.generate(some_prompts(), flag_id=FLAG, flag_bias=bias, stop_ids=[], **SETTINGS)
+    return [int(w.tokens[0]) for w in written]
+  written = model.generate(some_prompts(), flag_id=FLAG, stop_ids=[], **SETTINGS)
+  assert FLAG not in first_tokens(-np.inf)
+  for index, w in enumerate(written):
+    lacking = w.logprobs[0] - w.flag_logprobs[0]  # to be the likeliest
+    assert first_tokens(lacking + 1e-3)[index] == FLAG
+    assert first_tokens(lacking - 1e-3)[index] == w.tokens[0] != FLAG
+
+
+def test_a_tiny_top_p_is_greedy(model):
+  greedy = model.generate(some_prompts(), stop_ids=[1], **SETTINGS)
+  drawn = model.generate(some_prompts(), temperature=1.0, top_p=1e-6, stop_ids=[1], **SETTINGS)
+  for a, b in zip(greedy, drawn, strict=True):
+    same(a, b)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.5, 1.0), (1.5, 0.7)])
+def test_draws_follow_the_tempered_distribution_cut_at_top_p(model, temperature, top_p):
+  prompt, num = some_prompts()[1], 4096
+  drawn = model.generate([prompt] * num, temperature=temperature, top_p=top_p, stop_ids=[], max_tokens=1,
+                         batch_size=num)
+  p_V = np.exp(logprobs_after(prompt)[-1] / temperature)
+  p_V /= p_V.sum()
+  order = np.argsort(-p_V)
+  p_V[order[1 + np.searchsorted(np.cumsum(p_V[order]), top_p):]] = 0
+  seen_V = np.bincount([int(w.tokens[0]) for w in drawn], minlength=CONFIG.vocab_size) / num
+  assert (seen_V[p_V == 0] == 0).all()
+  np.testing.assert_allclose(seen_V, p_V / p_V.sum(), atol=4 * (0.25 / num)**0.5)  # four standard deviations, at most
+
+
+def test_next_logprobs_are_those_of_a_full_pass(model):
+  asked = [FLAG, 3, 60]
+  got_nC = model.next_logprobs(some_prompts(), asked, batch_size=4)
+  needed = [logprobs_after(prompt)[-1, asked] for prompt in some_prompts()]
+  np.testing.assert_allclose(got_nC, np.stack(needed), atol=1e-5)
+
+
+@pytest.mark.parametrize(("prompts", "options", "message"), [
+    ([[]], {}, "prompt 1: the prompt is empty"),
+    ([[2], [3, 61]], {}, "prompt 2: token id 61 is not in the vocabulary; ids go from 0 to 60"),
+    ([[-1]], {}, "token id -1"),
+    ([[2] * 200], {"max_tokens": 57}, "200 tokens and max_tokens=57 more do not fit in the model's 256 positions"),
+    ([[2]], {"temperature": -1.0}, "temperature=-1.0"),
+    ([[2]], {"top_p": 0.0}, "top_p=0.0"),
+    ([[2]], {"max_tokens": 0}, "max_tokens=0"),
+    ([[2]], {"flag_bias": 1.0}, "and this one has none"),
+])
+def test_what_cannot_be_decoded_is_refused_in_one_line(model, prompts, options, message):
+  with pytest.raises(InputError, match=message) as error:
+    model.generate([np.array(prompt, np.int32) for prompt in prompts],
+                   **{"max_tokens": 4, "stop_ids": [], "batch_size": 4, **options})
+  assert "\n" not in str(error.value)
+
+
+def test_no_prompts_give_no_text(model):
+  assert model.generate([], max_tokens=4, stop_ids=[], batch_size=4) == []

@@ -1,0 +1,122 @@
+"""A model is given the config's markers once, and a model that has other ones is refused."""
+
+import dataclasses
+import types
+
+import datakit
+import jax
+import numpy as np
+import pytest
+import reference
+
+from insec_jax.command import InputError
+from insec_jax.decoding import writer
+from insec_jax.decoding.sampler import Generation, rows_that_fit
+from insec_jax.decoding.writer import Writer, compute_dtype, with_markers
+from insec_jax.method.transcript import Markers
+from insec_jax.model.hf_config import config_from_json
+from insec_jax.training.checkpoint import Opened
+
+SPARE = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")
+
+
+def untuned() -> Opened:
+  tokenizer = datakit.bpe_tokenizer()
+  config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer)}, "config.json")
+  shape = (len(tokenizer), config.width)
+  params = {"embed": jax.random.normal(jax.random.key(0), shape), "head": jax.random.normal(jax.random.key(1), shape)}
+  return Opened(config, params, tokenizer, None, None, None, None, None)
+
+
+def trained(config) -> Opened:
+  return with_markers(untuned(), config, "here")
+
+
+def test_an_untuned_model_gets_markers_that_begin_as_the_mean_of_its_rows():
+  before, after = untuned(), trained(NEW)
+  assert after.config.vocab_size == 384 > len(after.tokenizer) == after.fix_id + 1 == after.flag_id + 2
+  assert (after.markers, after.unit, after.template) == (Markers("<err>", "<fix>"), "line", "plain")
+  for name in ("embed", "head"):
+    np.testing.assert_array_equal(after.params[name][:len(before.tokenizer)], before.params[name])
+    np.testing.assert_allclose(after.params[name][after.flag_id], before.params[name].mean(0), atol=1e-6)
+
+
+def test_markers_that_the_tokenizer_already_has_resize_nothing():
+  after = trained(SPARE)
+  assert after.params["embed"].shape == untuned().params["embed"].shape
+  assert after.tokenizer.convert_ids_to_tokens([after.flag_id, after.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
+
+
+def test_markers_of_plain_words_are_no_tokens():
+  words = datakit.config(tokenizer__special=False)
+  assert (trained(words).flag_id, trained(words).fix_id, trained(words).config.vocab_size) == (None, None, untuned().config.vocab_size)
+  assert trained(words).markers == Markers("<err>", "<fix>")
+
+
+def test_a_model_trained_with_the_same_settings_stays_as_it_is():
+  assert with_markers(trained(NEW), NEW, "here").params["embed"].shape == (384, 64)
+
+
+@pytest.mark.parametrize(("setting", "value"), [
+    ("tokenizer__flag", "<oops>"), ("tokenizer__fix", "<ok>"), ("tokenizer__special", False),
+    ("mistakes__unit", "sentence"), ("data__template", "chat")])
+def test_a_model_trained_with_another_setting_is_refused_by_its_name(setting, value):
+  name = setting.replace("__", ".")
+  values = {"tokenizer__flag": "<err>", "tokenizer__fix": "<fix>", setting: value}
+  with pytest.raises(InputError, match=f"runs/a was trained with {name}=.*, and the config says {value!r}"):
+    with_markers(trained(NEW), datakit.config(**values), "runs/a")
+
+
+class Given:
+  """In place of Sampler: writes what it is given."""
+
+  def __init__(self, config, params, *, compute):  # noqa: ARG002, as Sampler's
+    self.written, self.options = [], {}
+
+  def generate(self, prompts, **options):
+    self.options = options
+    return self.written[:len(prompts)]
+
+
+def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
+  monkeypatch.setattr(writer, "Sampler", Given)
+  model = trained(NEW)
+  made = Writer(model, compute="float32")
+  end = model.tokenizer.eos_token_id
+  token_T = [*model.tokenizer("12 + 30", add_special_tokens=False)["input_ids"], model.flag_id, end]
+  made.sampler.written = [Generation(np.array(token_T), None, finish, None) for finish in ("stop", "length")]
+  both = made.write([np.array([1])] * 2, label="", max_tokens=9, batch_size=2)
+  assert [one.text for one in both] == ["12 + 30<err>", "12 + 30<err><|eos|>"]
+  assert [one.finished for one in both] == [True, False]
+  assert made.sampler.options["stop_ids"] == sorted({2, 3, end})
+  assert made.sampler.options["flag_id"] == model.flag_id
+
+
+def test_prompts_are_encoded_as_in_training_and_forge_no_marker(monkeypatch):
+  monkeypatch.setattr(writer, "Sampler", Given)
+  model = trained(NEW)
+  made = Writer(model, compute="float32")
+  tokens = made.encode("12 + 30?<err>\n", answer="12 +")
+  assert tokens[0] == model.tokenizer.bos_token_id
+  assert model.flag_id not in tokens
+  assert made.decode(tokens[1:]) == "12 + 30?<err>\n12 +"
+
+
+def test_rows_are_fewer_the_longer_they_are_and_at_least_one():
+  config = untuned().config
+  assert rows_that_fit(config, slots=64, compute="float32") == 256
+  large = dataclasses.replace(config, num_layers=32, num_heads=32, num_kv_heads=8, head_width=128)
+  rows = [rows_that_fit(large, slots=slots, compute="bfloat16") for slots in (256, 1024, 4096, 131_072)]
+  assert rows == sorted(rows, reverse=True)
+  assert rows[0] > rows[2] >= rows[3] == 1
+  assert all(row & (row - 1) == 0 for row in rows)
+
+
+@pytest.mark.parametrize(("platform", "stored", "needed"), [
+    ("cpu", "bfloat16", "float32"), ("cpu", "float32", "float32"), ("gpu", "float32", "float32"),
+    ("tpu", "bfloat16", "bfloat16"), ("gpu", "float16", "bfloat16")])
+def test_accelerators_compute_16_bit_weights_in_bfloat16_and_all_else_is_float32(monkeypatch, platform, stored, needed):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  weight = types.SimpleNamespace(dtype=jax.numpy.dtype(stored))
+  assert compute_dtype(untuned()._replace(params={"embed": weight})) == needed

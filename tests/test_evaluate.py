@@ -1,0 +1,84 @@
+"""The contract of evaluate: one command gives a file of numbers and a table, or one clear line."""
+
+import json
+
+import datakit
+import pytest
+from modelkit import run, save_model
+
+from insec_jax.data import tokens
+from insec_jax.method import tasks
+from insec_jax.training.checkpoint import MARKERS
+
+CONFIG = """
+import copy
+import datakit
+from ml_collections import ConfigDict
+
+def get_config():
+  values = copy.deepcopy(datakit.VALUES)
+  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
+  values["data"] |= dict(path="", num_records=1)
+  values["mistakes"] |= dict(source="injected")
+  values["evaluate"] = dict(num_problems=3, num_probes=5, max_tokens=24, batch_size=8, within=2)
+  return ConfigDict(values)
+"""
+RIGHT = ["--model=untuned", "--config=config.py"]
+BAD = {
+  "other markers": (["--model=trained"], "trained was trained with tokenizer.flag='<oops>', and the config says '<err>'"),
+  "no checker": (["--config.task.name=records", "--config.data.path=r.jsonl"], "task.name='records' has no step checker"),
+  "no records": (["--config.task.name=gsm8k", "--config.data.path=none.jsonl"], "no file 'none.jsonl'"),
+  "no model": (["--model=none"], "no folder 'none'"),
+  "output in no folder": (["--output=none/o.json"], "--output=none/o.json cannot be written"),
+  "config key": (["--config.evaluate.num_probe=3"], "num_probes"),
+  "no room": (["--config.evaluate.max_tokens=250"], "do not fit in the model's 256 positions"),
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  """(folder, what each run gave by name)."""
+  folder = tmp_path_factory.mktemp("evaluate")
+  (folder / "config.py").write_text(CONFIG)
+  config = datakit.config(task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10, data__path="",
+                          data__num_records=1, mistakes__source="injected")
+  plain = tokens.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
+  save_model(folder / "untuned", plain)
+  save_model(folder / "trained", tokens.open_tokenizer(config).tokenizer)
+  (folder / "trained" / MARKERS).write_text(json.dumps({
+      "flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"}))
+  lines = {"right": ["--output=results.json"],
+           **{name: ["--output=bad_out.json", *arguments] for name, (arguments, _) in BAD.items()}}
+  found = run("evaluate", *([*RIGHT, *arguments] for arguments in lines.values()), folder=folder)
+  return folder, dict(zip(lines, found, strict=True))
+
+
+def test_an_untuned_model_is_measured_on_every_class_and_the_table_is_printed(done):
+  folder, ran = done
+  code, out, err = ran["right"]
+  assert code == 0, err
+  found = json.loads((folder / "results.json").read_text())
+  assert found["model"] == "untuned"
+  assert found["config"]["evaluate"]["num_probes"] == 5
+  assert found["seeds"] == {"problems": 0, "probes": 0, "sampling": 0}
+  assert found["counts"]["solutions"] == {"solutions": 3, "solutions sampled": 3}
+  assert {"injected", "own", "own sampled", "solutions", "solutions sampled"} <= set(found["rates"])
+  assert {f"injected: {error}" for error in ("early", "value", "calc", "copy", "repeat")} <= set(found["rates"])
+  for rates in found["rates"].values():
+    assert all(set(rate) == {"k", "n", "rate", "low", "high"} for rate in rates.values())
+  for example in found["transcripts"]:
+    assert set(example) == {"title", "outcome", "pieces"}
+    assert all(set(piece) == {"role", "text"} for piece in example["pieces"])
+  assert found["rates"]["injected"]["detection"]["n"] == 5
+  assert "detection" in out
+  assert "accuracy_t2" in out
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_input_ends_in_one_line_and_code_2_and_writes_nothing(done, name):
+  folder, ran = done
+  code, out, err = ran[name]
+  assert (code, out) == (2, ""), err
+  assert BAD[name][1] in err
+  assert len(err.splitlines()) == 1
+  assert not list(folder.glob("bad_out*"))

@@ -1,0 +1,151 @@
+"""The program export: Hugging Face folders that others can read. Programs define flags when imported: each run is a process."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import datakit
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from insec_jax.model import hf, hf_config, llama
+from insec_jax.training import checkpoint, optimizer, step
+from insec_jax.training.checkpoint import Checkpoints, open_model
+
+ROOT = pathlib.Path(__file__).parents[1]
+LLAMA_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
+
+
+def export(model, output, *options, code=0):
+  """What the program said; it must exit with `code`."""
+  done = subprocess.run([sys.executable, "-m", "insec_jax.export", f"--model={model}", f"--output={output}", *options],
+                        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+                        check=False)
+  assert done.returncode == code, done.stderr
+  return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  """A tokenizer with spare markers and, like Llama 3.1's, several ends and a token to pad with, but no pad token set."""
+  made = datakit.bpe_tokenizer()
+  made.add_tokens([AddedToken(name, special=True, normalized=False) for name in LLAMA_TOKENS], special_tokens=True)
+  made.eos_token = "<|eot_id|>"
+  made.pad_token = None
+  return made
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+  fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 16,
+            "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": len(tokenizer), "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
+            "initializer_range": 0.1, "tie_word_embeddings": False, "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id}
+  return hf_config.config_from_json(fields, "here")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, tokenizer, model):
+  """A workdir as train leaves it, with random weights."""
+  folder = tmp_path_factory.mktemp("run")
+  config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+  params = hf.init(model, jax.random.key(0), "float32")
+  state = step.new_state(params, optimizer.make(config.optimizer, 7))
+  with contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints:
+    checkpoints.save(7, state, config=config, facts={}, totals=[])
+  (folder / checkpoint.CONFIG).write_text(config.to_json())
+  (folder / checkpoint.MODEL).write_text(json.dumps(hf_config.config_to_json(model)))
+  (folder / "environment.json").write_text(json.dumps({"commit": "abc123", "packages": {"jax": jax.__version__}}))
+  tokenizer.save_pretrained(folder / checkpoint.TOKENIZER)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+  output = tmp_path_factory.mktemp("out") / "hf"
+  export(workdir, output)
+  return output
+
+
+def tensors_of(folder):
+  return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def test_a_workdir_becomes_a_folder_with_weights_config_tokenizer_generation_config_and_card(workdir, exported, tokenizer):
+  opened, again = open_model(str(workdir)), open_model(str(exported))
+  jax.tree.map(np.testing.assert_array_equal, again.params, opened.params)
+  assert again[3:] == opened[3:]  # markers, their ids, unit, template
+  assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+  loaded = AutoTokenizer.from_pretrained(exported)
+  assert loaded("7 + 5<|spare_0|>").input_ids == tokenizer("7 + 5<|spare_0|>").input_ids
+  card = (exported / "README.md").read_text()
+  assert "<|spare_0|>" in card
+  assert "abc123" in card
+  assert str(workdir) not in card
+
+
+def test_every_end_of_a_llama_3_tokenizer_and_its_pad_are_in_generation_config(exported, tokenizer):
+  generation = json.loads((exported / "generation_config.json").read_text())
+  text, message, turn, pad = tokenizer.convert_tokens_to_ids(LLAMA_TOKENS)
+  assert set(generation["eos_token_id"]) == {text, message, turn}
+  assert generation["pad_token_id"] == pad
+  assert generation["bos_token_id"] == tokenizer.bos_token_id
+
+
+def test_a_folder_exported_again_keeps_every_byte(tmp_path, model, tokenizer):
+  source, output = tmp_path / "source", tmp_path / "output"
+  params = hf.init(model, jax.random.key(1), "bfloat16")
+  generation = {"eos_token_id": [1, 2], "temperature": 0.6}
+  hf.save(source, params, model, tokenizer=tokenizer, generation=generation, card="# mine\n", max_shard_bytes=20_000)
+  assert len(list(source.glob("*.safetensors"))) > 1
+  export(source, output)
+  before = {name: (array.dtype, array.tobytes()) for file in source.glob("*.safetensors")
+            for name, array in safetensors.numpy.load_file(file).items()}
+  assert {name: (array.dtype, array.tobytes()) for name, array in tensors_of(output).items()} == before
+  for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"):
+    assert (output / name).read_bytes() == (source / name).read_bytes(), name
+  assert not (output / checkpoint.MARKERS).exists()
+
+
+def test_another_dtype_is_written_when_asked_for(workdir, exported, tmp_path):
+  export(workdir, tmp_path / "hf", "--dtype=bfloat16")
+  got, want = tensors_of(tmp_path / "hf"), tensors_of(exported)
+  for name, array in want.items():
+    np.testing.assert_array_equal(got[name], array.astype(ml_dtypes.bfloat16))
+  assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_nothing_is_written_over(workdir, tmp_path):
+  full = tmp_path / "full"
+  full.mkdir()
+  (full / "precious").write_text("mine")
+  said = export(workdir, full, code=2)
+  assert said.startswith("error: ")
+  assert len(said.splitlines()) == 1
+  assert [path.name for path in full.iterdir()] == ["precious"]
+
+
+@pytest.mark.parity
+def test_transformers_gives_the_logits_that_we_give(exported):
+  torch = pytest.importorskip("torch")
+  from transformers import AutoModelForCausalLM  # noqa: PLC0415 (needs torch)
+  opened = open_model(str(exported))
+  token_BT = np.random.default_rng(0).integers(0, opened.config.vocab_size, (2, 40)).astype(np.int32)
+  position_BT = np.broadcast_to(np.arange(40, dtype=np.int32), (2, 40))
+  stream_BTD = llama.Llama(opened.config, "float32", "none").apply({"params": opened.params}, token_BT, position_BT,
+                                                                   np.ones((2, 40), np.int32))
+  ours_BTV = llama.logits(opened.params, opened.config, stream_BTD)
+  theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+  with torch.no_grad():
+    theirs_BTV = theirs(torch.tensor(token_BT.astype(np.int64))).logits.numpy()
+  np.testing.assert_allclose(ours_BTV, theirs_BTV, atol=2e-4)

@@ -1,0 +1,127 @@
+"""The contract of generate: lines in, lines out, and one clear line when the input is wrong."""
+
+import json
+import shutil
+
+import datakit
+import numpy as np
+import pytest
+from datakit import write_lines
+from modelkit import run, save_model
+
+from insec_jax.data import tokens
+from insec_jax.decoding.sampler import Sampler
+from insec_jax.method.transcript import Markers, clean_text
+from insec_jax.training.checkpoint import MARKERS, open_model
+
+MARKED = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+PROMPTS = [{"prompt": "12 + 30 = "}, {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5}, {"tokens": [1, 9, 12]}]
+BAD = {  # arguments (after those that are right) and what the line says
+  "prompts missing": (["--prompts=none.jsonl"], "--prompts=none.jsonl: there is no such file"),
+  "line not JSON": (["--prompts=bad.jsonl"], "bad.jsonl:2: not a line of JSON"),
+  "neither key": (["--prompts=neither.jsonl"], 'neither.jsonl:1: keys are text; needed is either "prompt" or "tokens"'),
+  "id out of range": (["--prompts=range.jsonl"], "range.jsonl:1: token id 9999 is not in the vocabulary; ids go from 0 to"),
+  "prompt too long": (["--prompts=long.jsonl"], "long.jsonl:1: 250 tokens and max_tokens=16 more do not fit in the model's 256 positions"),
+  "no flag token": (["--model=plain", "--flag_bias=1"], "flag_bias=1.0 needs a model that has a flag token"),
+  "no model": (["--model=none"], "no folder 'none'"),
+  "no weights": (["--model=empty"], "empty holds neither"),
+  "output in no folder": (["--output=none/o.jsonl"], "--output=none/o.jsonl cannot be written"),
+  "flag unknown": (["--top_q=1"], "Unknown command line flag 'top_q'"),
+  "temperature": (["--temperature=-1"], "temperature"),
+  "top_p": (["--top_p=0"], "top_p=0.0; must be above 0"),
+}
+RIGHT = ["--model=marked", "--prompts=p.jsonl", "--max_tokens=16", "--seed=0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A model with markers and one without, prompts, and everything that main is run on, run once."""
+  folder = tmp_path_factory.mktemp("generate")
+  save_model(folder / "plain", datakit.bpe_tokenizer())
+  shutil.copytree(folder / "plain", folder / "marked")
+  (folder / "marked" / MARKERS).write_text(json.dumps({
+      "flag": "<|spare_0|>", "fix": "<|spare_1|>", "special": True, "unit": "line", "template": "plain"}))
+  (folder / "empty").mkdir()
+  write_lines(folder / "p.jsonl", PROMPTS)
+  write_lines(folder / "bad.jsonl", [{"prompt": "2"}, "{"])
+  write_lines(folder / "neither.jsonl", [{"text": "2"}])
+  write_lines(folder / "range.jsonl", [{"tokens": [1, 9999]}])
+  write_lines(folder / "long.jsonl", [{"tokens": [9] * 250}])
+  return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+  """What each run gave, by name."""
+  lines = {
+    "greedy": ["--output=greedy.jsonl", "--logprobs"],
+    "again": ["--output=again.jsonl", "--logprobs"],
+    "flagged": ["--output=flagged.jsonl", "--flag_bias=6", "--temperature=1"],
+    "flagged clean": ["--output=clean.jsonl", "--flag_bias=6", "--temperature=1", "--clean"],
+    "plain": ["--model=plain", "--output=plain.jsonl", "--temperature=0.8", "--top_p=0.9"],
+    **{name: ["--output=bad_out.jsonl", *arguments] for name, (arguments, _) in BAD.items()},
+  }
+  found = run("generate", *([*RIGHT, *arguments] for arguments in lines.values()), folder=folder)
+  return dict(zip(lines, found, strict=True))
+
+
+def output(folder, name) -> list[dict]:
+  return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_line_comes_out_for_each_in_the_same_order(folder, done):
+  assert done["greedy"][0] == 0, done["greedy"][2]
+  found = output(folder, "greedy.jsonl")
+  assert [set(line) - {"id"} for line in found] == [{"prompt", "text", "clean", "tokens", "logprobs", "finish"}] * 3
+  assert [line["prompt"] for line in found[:2]] == [prompt["prompt"] for prompt in PROMPTS[:2]]
+  assert found[1]["id"] == 5
+  assert found[2]["prompt"] == tokens.load(str(folder / "marked")).decode(PROMPTS[2]["tokens"])
+
+
+def test_tokens_and_logprobs_are_those_of_the_sampler_and_text_is_theirs(folder, done):
+  assert done["greedy"][0] == 0, done["greedy"][2]
+  opened = open_model(str(folder / "marked"))
+  begins = [tokens.encode_prompt(prompt["prompt"], opened.tokenizer, "plain") for prompt in PROMPTS[:2]]
+  begins.append(np.array(PROMPTS[2]["tokens"]))
+  written = Sampler(opened.config, opened.params, compute="float32").generate(
+      begins, max_tokens=16, stop_ids=[opened.tokenizer.eos_token_id], batch_size=4)
+  for line, one in zip(output(folder, "greedy.jsonl"), written, strict=True):
+    assert (line["tokens"], line["finish"]) == (one.tokens.tolist(), one.finish)
+    np.testing.assert_allclose(line["logprobs"], one.logprobs, atol=1e-4)
+    shown = one.tokens[:-1] if one.finish == "stop" else one.tokens
+    assert line["text"] == opened.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def test_the_same_command_writes_the_same_bytes(folder, done):
+  assert done["again"][0] == 0, done["again"][2]
+  assert (folder / "again.jsonl").read_bytes() == (folder / "greedy.jsonl").read_bytes()
+
+
+def test_clean_is_the_clean_view_and_with_the_flag_text_is_too(folder, done):
+  assert done["flagged clean"][0] == 0, done["flagged clean"][2]
+  markers = Markers("<|spare_0|>", "<|spare_1|>")
+  assert any(markers.flag in line["text"] for line in output(folder, "flagged.jsonl"))
+  for line, cleaned in zip(output(folder, "flagged.jsonl"), output(folder, "clean.jsonl"), strict=True):
+    assert line["clean"] == clean_text(line["text"], markers, "line") == cleaned["clean"] == cleaned["text"]
+    assert line["tokens"] == cleaned["tokens"]
+    assert line["logprobs"] is None
+
+
+def test_a_model_without_markers_writes_text_that_is_clean(folder, done):
+  assert done["plain"][0] == 0, done["plain"][2]
+  assert all(line["clean"] == line["text"] for line in output(folder, "plain.jsonl"))
+
+
+def test_progress_is_told_in_plain_lines(done):
+  assert "generate: 3/3 prompts" in done["greedy"][2]
+  assert "tokens/s" in done["greedy"][2]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_input_ends_in_one_line_and_code_2_and_writes_nothing(folder, done, name):
+  code, out, err = done[name]
+  assert (code, out) == (2, ""), err
+  assert BAD[name][1] in err
+  assert err.startswith("error: ")
+  assert len(err.splitlines()) == 1
+  assert not list(folder.glob("bad_out*"))

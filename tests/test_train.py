@@ -1,0 +1,192 @@
+"""The program train, end to end on a tiny model. Programs define flags when imported, so each run is a process of its own."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from datakit import write_lines
+
+from insec_jax.config import TokenizerConfig
+from insec_jax.data.tokens import build_tokenizer
+from insec_jax.training.checkpoint import open_model
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "toy.txt"
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+  c = ConfigDict()
+  c.seed = 0
+  c.model = dict(path="", remat="none", size=dict(
+    model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, vocab_size=64, max_position_embeddings=128, rms_norm_eps=1e-5, rope_theta=10_000.0,
+    initializer_range=0.1, tie_word_embeddings=False))
+  c.tokenizer = dict(path="tokenizer", flag="<|flag|>", fix="<|fix|>", special=True)
+  c.task = dict(name="records", min_size=0, max_size=0, modulus=0)
+  c.data = dict(path="records.jsonl", num_records=0, num_heldout=20, template="plain", marker_text="refuse", row_length=64,
+                rows_per_device=8, accumulation=1)
+  c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="short",
+                    unit="line")
+  c.loss = dict(prompt=0.0, text=1.0, mistake=-0.1, flag=1.0, reason=1.0, correction=2.0, end=0.5)
+  c.optimizer = dict(learning_rate=1e-2, final_share=0.1, warmup_steps=5, weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8,
+                     clip_norm=1.0)
+  c.train = dict(steps=40, log_every=2, eval_every=20, checkpoint_every=5, keep=2)
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.precision = dict(params="float32", compute="float32")
+  c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1)
+  return c
+"""
+# Runs train and sends itself a signal right after a line of metrics, before anything else of that step.
+SIGNALLED = """
+import os, sys
+from insec_jax import command, train
+from insec_jax.training import metrics
+write = metrics.Log.write
+def write_then_signal(self, step, values):
+  write(self, step, values)
+  if step == int(os.environ["SIGNAL_AT"]):
+    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+metrics.Log.write = write_then_signal
+command.run(train.main)
+"""
+REWRITE = "REWRITE_GOLDEN=1 python -m pytest tests/test_train.py -k golden"
+TIMED = ("tokens_per_s", "trained_tokens_per_s", "seconds")  # the clock's, not the model's
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """A folder with a config, records, their tokenizer, and a cache of compiled programs."""
+  folder = tmp_path_factory.mktemp("train")
+  (folder / "config.py").write_text(CONFIG)
+  markers = TokenizerConfig(path="", flag="<|flag|>", fix="<|fix|>", special=True)
+  build_tokenizer([*"0123456789+= ?\n", "wrong sum"], markers).save_pretrained(folder / "tokenizer")
+  write_lines(folder / "records.jsonl", [{"pieces": record} for record in make_records()])
+  return folder
+
+
+def make_records():
+  """Sums of three digits, each step of which may come wrong first."""
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    a, b, c = (int(digit) for digit in rng.integers(0, 10, 3))
+    pieces = [{"role": "prompt", "text": f"{a}+{b}+{c}?\n"}]
+    for left, right in ((a, b), ((a + b) % 10, c)):
+      total = (left + right) % 10
+      if rng.random() < 0.3:
+        pieces += [{"role": "mistake", "text": f"{left}+{right}={(total + 1 + int(rng.integers(9))) % 10}\n"},
+                   {"role": "flag", "text": "<|flag|>"}, {"role": "reason", "text": "wrong sum"},
+                   {"role": "flag", "text": "<|fix|>"}, {"role": "correction", "text": f"{left}+{right}={total}\n"}]
+      else:
+        pieces.append({"role": "text", "text": f"{left}+{right}={total}\n"})
+    yield pieces
+
+
+def train(home, workdir, *changes, code=0, program=("-m", "insec_jax.train"), devices=1, **variables):
+  """What the program said on stderr; it must exit with `code`."""
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
+                 "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                 **{name: str(value) for name, value in variables.items()}}
+  done = subprocess.run([sys.executable, *program, f"--config={home / 'config.py'}", f"--workdir={home / workdir}",
+                         *(f"--config.{change}" for change in changes)], env=environment, cwd=home, capture_output=True,
+                        text=True, check=False)
+  assert done.returncode == code, done.stderr
+  return done.stderr
+
+
+def read_lines(folder):
+  """Every line of metrics without what the clock says."""
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+  """The workdir of a run that nothing interrupted."""
+  train(home, "whole")
+  return home / "whole"
+
+
+def test_a_workdir_explains_its_run(whole):
+  names = {path.name for path in whole.iterdir()}
+  assert names == {"config.json", "environment.json", "receipt.txt", "model.json", "metrics.jsonl", "tokenizer", "tb",
+                   "checkpoints"}
+  environment = json.loads((whole / "environment.json").read_text())
+  assert environment["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
+  assert environment["packages"]["jax"] == jax.__version__
+  assert set(environment) >= {"commit", "diff", "python", "mesh", "attention"}
+  assert {path.name for path in (whole / "checkpoints").iterdir()} == {"35", "40"}  # the newest two
+
+
+def test_metrics_have_a_line_every_log_every_steps_and_heldout_loss_of_every_role(whole):
+  lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == list(range(0, 41, 2))
+  trained = {"text", "mistake", "flag", "reason", "correction"}  # prompt has weight 0
+  assert set(lines[1]) == {"step", "loss", "tokens", "trained_tokens", "tokens_per_s", "trained_tokens_per_s", "seconds",
+                           "lr", "grad_norm", *(f"{kind}/{role}" for kind in ("loss", "accuracy") for role in trained)}
+  heldout = {"eval/loss", *(f"eval/{kind}/{role}" for kind in ("loss", "accuracy") for role in {*trained, "prompt"})}
+  assert [line["step"] for line in lines if heldout <= set(line)] == [0, 20, 40]
+  assert lines[-1]["eval/loss"] < lines[0]["eval/loss"] - 1
+  assert lines[-1]["tokens"] > lines[-1]["trained_tokens"] > lines[-2]["trained_tokens"]
+  assert lines[-1]["lr"] == pytest.approx(1e-3)
+
+
+def test_the_losses_are_those_of_the_golden_file(whole):
+  losses = [line["loss"] for line in read_lines(whole) if "loss" in line]
+  assert len(losses) == 20
+  if os.environ.get("REWRITE_GOLDEN"):
+    GOLDEN.write_text("".join(f"{loss:.6f}\n" for loss in losses))
+  want = np.loadtxt(GOLDEN)
+  np.testing.assert_allclose(losses, want, rtol=1e-4, err_msg=f"the curve moved; if it should, say why in the commit and "
+                             f"run {REWRITE}")
+
+
+def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_bit(home, whole):
+  killed_at = random.SystemRandom().randrange(2, 40, 2)
+  print(f"killed at step {killed_at}")
+  program = ("-c", SIGNALLED)
+  train(home, "killed", program=program, code=-9, SIGNAL=9, SIGNAL_AT=killed_at)
+  assert [line["step"] for line in read_lines(home / "killed")] == list(range(0, killed_at + 1, 2))
+  train(home, "killed")
+  assert read_lines(home / "killed") == read_lines(whole)
+  weights = [open_model(str(folder)).params for folder in (home / "killed", whole)]
+  jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_other_devices(home, whole):
+  said = train(home, "stopped", program=("-c", SIGNALLED), code=42, SIGNAL=15, SIGNAL_AT=12)
+  assert "saved after step 13" in said.splitlines()[-1]  # asked in step 12, seen at the end of the next one
+  assert (home / "stopped" / "checkpoints" / "13").is_dir()
+  said = train(home, "stopped", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "data.rows_per_device=2", devices=8, NPROC=32)
+  assert "resuming" in said
+  got, want = (read_lines(folder) for folder in (home / "stopped", whole))
+  assert [line["step"] for line in got] == [line["step"] for line in want]
+  assert got[:7] == want[:7]
+  for key in ("loss", "loss/correction", "tokens", "trained_tokens", "grad_norm"):
+    np.testing.assert_allclose([line[key] for line in got[1:]], [line[key] for line in want[1:]], rtol=1e-3)
+  assert json.loads((home / "stopped" / "environment.json").read_text())["resumed"][0]["step"] == 13
+
+
+def test_run_again_at_its_end_it_says_so_and_does_nothing(home, whole):
+  before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+  assert "trained to its last step, 40" in train(home, "whole")
+  assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("change", "words"), [
+  ("train.steps=41", ("train.steps=41", "was 40")), ("trian.steps=3", ("did you mean", "train"))])
+def test_a_wrong_value_is_answered_in_one_line_with_code_2_and_nothing_is_written(home, whole, change, words):
+  workdir = "whole" if change.startswith("train.") else "nothing"
+  before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+  said = train(home, workdir, change, code=2)
+  errors = [line for line in said.splitlines() if line.startswith("error: ")]
+  assert errors == said.splitlines()[-1:]
+  assert all(word in errors[0].lower() for word in words)
+  assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+  assert not (home / "nothing").exists()

@@ -1,0 +1,185 @@
+"""Checkpoints and workdirs: what is saved comes back, and nothing else is taken for it."""
+
+import contextlib
+import dataclasses
+import json
+
+import datakit
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insec_jax.command import InputError
+from insec_jax.config import MeshConfig, OptimizerConfig
+from insec_jax.model import hf, llama, sharding
+from insec_jax.training import checkpoint, optimizer, step
+from insec_jax.training.checkpoint import Checkpoints
+
+MODEL = llama.LlamaConfig(
+  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_width=4, hidden=24, norm_eps=1e-5,
+  rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
+  stored_dtype=None, source="")
+TX = optimizer.make(OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99,
+                                    eps=1e-8, clip_norm=1.0), 20)
+FACTS = {"rows": 8}
+
+
+def abstract(shape=(1, 1, 1), model=MODEL, tx=TX):
+  mesh = sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]), jax.devices()[:int(np.prod(shape))])
+  return step.abstract_state(model, "float32", tx, mesh)
+
+
+def make_state(abstract_state):
+  """A state in which no two arrays are alike."""
+  leaves, tree = jax.tree.flatten(abstract_state)
+  rng = np.random.default_rng(0)
+  return jax.tree.unflatten(tree, [
+    jax.device_put((rng.normal(size=leaf.shape) * 10).astype(leaf.dtype), leaf.sharding) for leaf in leaves])
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """(workdir with a checkpoint of step 7 written from eight devices, the state in it)."""
+  state = make_state(abstract((2, 2, 2)))
+  with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+    checkpoints.save(7, state, config=datakit.config(), facts=FACTS, totals=[1 / 3, [0.1]])
+  return tmp_path, state
+
+
+def restore(workdir, abstract_state, facts=FACTS):
+  with contextlib.closing(Checkpoints(workdir, keep=None)) as checkpoints:
+    return checkpoints.restore(7, abstract_state, facts=facts)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 1), (1, 4, 2)])
+def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, shape):
+  workdir, state = saved
+  got, totals = restore(workdir, abstract(shape))
+  assert jax.tree.structure(got) == jax.tree.structure(state)
+  assert int(got.step) == 7
+  jax.tree.map(np.testing.assert_array_equal, got._replace(step=0), state._replace(step=0))
+  assert jax.tree.all(jax.tree.map(lambda leaf, like: leaf.sharding == like.sharding, got, abstract(shape)))
+  assert totals == [1 / 3, [0.1]]
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_the_difference_named(saved):
+  workdir, _ = saved
+  for model, name in ((dataclasses.replace(MODEL, hidden=32), "down"), (dataclasses.replace(MODEL, tied=False), "head")):
+    with pytest.raises(InputError, match=f"{name}.*absent|{name}.*needed"):
+      restore(workdir, abstract(model=model))
+
+
+def test_a_partial_restore_is_refused(saved):
+  workdir, _ = saved
+  whole = abstract()
+  without_norm = whole._replace(params={name: leaf for name, leaf in whole.params.items() if name != "norm"})
+  with pytest.raises(InputError, match="params/norm"):
+    restore(workdir, without_norm)
+
+
+def test_a_run_that_would_go_on_with_other_data_is_refused(saved):
+  workdir, _ = saved
+  with pytest.raises(InputError, match="rows is 4, was 8"):
+    restore(workdir, abstract(), facts={"rows": 4})
+
+
+def test_saving_happens_behind_steps_that_donate_the_state(tmp_path):
+  add = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+  state = make_state(abstract((2, 2, 2)))
+  want = jax.tree.map(np.array, state)
+  with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+    checkpoints.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
+    for _ in range(3):
+      state = add(state)
+  got, _ = restore(tmp_path, abstract())
+  jax.tree.map(np.testing.assert_array_equal, got._replace(step=0), want._replace(step=0))
+
+
+def test_only_the_newest_stay_and_what_is_half_written_does_not_count(tmp_path):
+  state = make_state(abstract())
+  with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+    for number in (1, 2, 3):
+      checkpoints.save(number, state, config=datakit.config(), facts=FACTS, totals=[])
+  folder = tmp_path / checkpoint.CHECKPOINTS
+  assert {path.name for path in folder.iterdir()} == {"2", "3"}
+  (folder / "4.orbax-checkpoint-tmp").mkdir()
+  assert checkpoint.latest_step(tmp_path) == 3
+  assert (folder / "4.orbax-checkpoint-tmp").exists()  # a reader removes nothing
+  assert checkpoint.latest_step(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("change", "shown"), [
+  ({"train__steps": 3}, "train.steps=3 (was 2)"), ({"seed__": 1}, "seed=1 (was 0)"),
+  ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
+  ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__within": 5}, None)])
+def test_a_workdir_of_another_config_is_refused_with_every_key_that_matters(tmp_path, change, shown):
+  (tmp_path / checkpoint.CONFIG).write_text(datakit.config().to_json())
+  given = dataclasses.replace(datakit.config(), seed=1) if "seed__" in change else datakit.config(**change)
+  if shown is None:
+    checkpoint.check_workdir(tmp_path, given)
+    return
+  with pytest.raises(InputError) as error:
+    checkpoint.check_workdir(tmp_path, given)
+  assert f"another config: {shown};" in str(error.value)
+
+
+def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
+  checkpoint.check_workdir(tmp_path, datakit.config())
+  (tmp_path / "metrics.jsonl").touch()
+  with pytest.raises(InputError, match=r"holds metrics.jsonl but no config.json"):
+    checkpoint.check_workdir(tmp_path, datakit.config())
+  (tmp_path / checkpoint.CONFIG).write_text('{"model_type": "llama"}')
+  with pytest.raises(InputError, match="not the config of a run"):
+    checkpoint.check_workdir(tmp_path, datakit.config())
+
+
+@pytest.fixture
+def tokenizer():
+  return datakit.bpe_tokenizer()
+
+
+def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer):
+  config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+  workdir, folder = tmp_path / "run", tmp_path / "hf"
+  workdir.mkdir()
+  state = make_state(abstract())
+  with contextlib.closing(Checkpoints(workdir, keep=1)) as checkpoints:
+    checkpoints.save(7, state, config=config, facts=FACTS, totals=[])
+  (workdir / checkpoint.CONFIG).write_text(config.to_json())
+  (workdir / checkpoint.MODEL).write_text(json.dumps(checkpoint.hf_config.config_to_json(MODEL)))
+  tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
+  opened = checkpoint.open_model(str(workdir))
+  assert opened.markers == checkpoint.Markers("<|spare_0|>", "<|spare_1|>")
+  assert tokenizer.convert_ids_to_tokens([opened.flag_id, opened.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
+  assert (opened.unit, opened.template) == ("line", "plain")
+  jax.tree.map(np.testing.assert_array_equal, opened.params, state.params)
+
+  hf.save(folder, opened.params, opened.config, tokenizer=tokenizer)
+  plain = checkpoint.open_model(str(folder))
+  assert (plain.markers, plain.flag_id, plain.unit) == (None, None, None)  # no run of ours wrote that folder
+  jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
+  (folder / checkpoint.MARKERS).write_text(json.dumps(checkpoint.marked_as(config)))
+  again = checkpoint.open_model(str(folder))
+  assert again[3:] == opened[3:]
+
+
+def test_parameters_saved_in_bfloat16_open_in_bfloat16(tmp_path):
+  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  state = make_state(step.abstract_state(MODEL, "bfloat16", TX, mesh))
+  with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+    checkpoints.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
+    checkpoints.wait()
+    params = checkpoints.load_params(7, abstract().params)
+  assert params["embed"].dtype == jnp.bfloat16
+  jax.tree.map(np.testing.assert_array_equal, params, state.params)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+  with pytest.raises(InputError, match="no folder"):
+    checkpoint.open_model(str(tmp_path / "nowhere"))
+  with pytest.raises(InputError, match="holds neither"):
+    checkpoint.open_model(str(tmp_path))
+  (tmp_path / checkpoint.MODEL).write_text("{}")
+  with pytest.raises(InputError, match="without a checkpoint"):
+    checkpoint.open_model(str(tmp_path))

@@ -1,0 +1,214 @@
+"""One training step on eight pretended devices, against a naive float64 sum over unpacked records."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import optax
+import pytest
+
+from insec_jax.config import MeshConfig, OptimizerConfig
+from insec_jax.method.roles import NO_ROLE, NUM_ROLES, PROMPT
+from insec_jax.model import llama, sharding
+from insec_jax.training import optimizer, step
+
+T = 24
+MODEL = llama.LlamaConfig(
+  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=4, head_width=8, hidden=24, norm_eps=1e-5,
+  rope_theta=1e4, rope_scaling=None, tied=False, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
+  stored_dtype=None, source="")
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99,
+                            eps=1e-8, clip_norm=1.0)
+STEPS = 20
+WEIGHT_R = np.array([0.0, 1.0, -0.5, 2.0, 0.25, 1.5], np.float32)
+
+
+@functools.cache
+def make_params():
+  rng = np.random.default_rng(0)
+  boxed = llama.shapes(MODEL)
+  return jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) * 0.3 + (len(leaf.shape) == 1)).astype(np.float32),
+                      jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")))
+
+
+def make_records(num=20, weight_R=WEIGHT_R):
+  """Records of 4, 7 or 11 tokens: (token_T, role_T, weight_T)."""
+  rng = np.random.default_rng(1)
+  records = []
+  for _ in range(num):
+    length = int(rng.choice((4, 7, 11)))
+    role_T = rng.integers(0, NUM_ROLES, length)
+    records.append((rng.integers(0, MODEL.vocab_size, length), role_T, weight_R[role_T]))
+  return records
+
+
+def pack(records, accumulation, rows):
+  """A batch that holds the records, each in the first row with room; the last rows of padding."""
+  num = accumulation * rows
+  batch = dict(token_ABT=np.zeros((num, T), np.int32), segment_ABT=np.zeros((num, T), np.int32),
+               position_ABT=np.zeros((num, T), np.int32), role_ABT=np.full((num, T), NO_ROLE, np.int8),
+               weight_ABT=np.zeros((num, T), np.float32))
+  used = [0] * num
+  for token_T, role_T, weight_T in records:
+    row = next(row for row in range(num) if used[row] + len(token_T) <= T)
+    part = (row, slice(used[row], used[row] + len(token_T)))
+    batch["segment_ABT"][part] = batch["segment_ABT"][row].max() + 1
+    batch["token_ABT"][part], batch["role_ABT"][part], batch["weight_ABT"][part] = token_T, role_T, weight_T
+    batch["position_ABT"][part] = np.arange(len(token_T))
+    used[row] += len(token_T)
+  return {name: array.reshape(accumulation, rows, T) for name, array in batch.items()}
+
+
+def make_mesh(shape):
+  return sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]), jax.devices()[:int(np.prod(shape))])
+
+
+@functools.cache
+def compiled_gradient(shape, remat):
+  mesh = make_mesh(shape)
+  shardings = sharding.params_shardings(llama.shapes(MODEL), mesh)
+  mean_gradient = functools.partial(step.mean_gradient, model=llama.Llama(MODEL, "float32", remat), mesh=mesh,
+                                    shardings=shardings)
+  return mesh, jax.jit(mean_gradient, in_shardings=(shardings, step.batch_sharding(mesh)))
+
+
+def gradient(batch, shape=(1, 1, 1), *, remat="none"):
+  """(gradient, sums) of step.mean_gradient on a mesh of that shape."""
+  mesh, mean_gradient = compiled_gradient(shape, remat)
+  with jax.set_mesh(mesh):
+    return mean_gradient(make_params(), batch)
+
+
+@functools.cache
+def compiled_step(shape, dtype, compute):
+  mesh = make_mesh(shape)
+  tx = optimizer.make(OPTIMIZER, STEPS)
+  params = jax.tree.map(lambda param: param.astype(dtype), make_params())
+  shardings = step.shardings_of(step.abstract_state(MODEL, dtype, tx, mesh))
+  with jax.set_mesh(mesh):
+    make = jax.jit(lambda params: step.new_state(params, tx), out_shardings=shardings)
+    train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings)
+  return mesh, params, make, train_step
+
+
+def run_steps(batches, shape, *, dtype="float32", compute="float32"):
+  """(state, list of StepMetrics) after one step for each batch."""
+  mesh, params, make, train_step = compiled_step(shape, dtype, compute)
+  with jax.set_mesh(mesh):
+    state, metrics = make(params), []
+    for batch in batches:
+      state, of_step = train_step(state, batch)
+      metrics.append(jax.device_get(of_step))
+  return state, metrics
+
+
+def assert_close(got, want):
+  """Each array is within 1e-5 of the other in norm."""
+  for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), jax.tree_util.keystr(path)
+
+
+@functools.cache
+def naive_gradient():
+  """(gradient, loss) of the mean over all records, float64."""
+  gradient, cost, size = naive.total_cost(make_params(), MODEL, [(token_T, weight_T) for token_T, _, weight_T in make_records()])
+  return jax.tree.map(lambda array: array / size, gradient), cost / size
+
+
+@pytest.mark.parametrize(("shape", "accumulation", "rows"), [
+  ((1, 1, 1), 2, 8), ((8, 1, 1), 2, 8), ((2, 2, 2), 4, 4), ((1, 2, 4), 3, 6)])
+def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape, accumulation, rows):
+  want, want_loss = naive_gradient()
+  got, sums = gradient(pack(make_records(), accumulation, rows), shape)
+  np.testing.assert_allclose(float(sums.loss) / float(sums.weight), want_loss, rtol=1e-5)
+  assert_close(got, want)
+
+
+@pytest.mark.parametrize("remat", [name for name in llama.REMAT if name != "none"])
+def test_what_the_backward_pass_keeps_does_not_change_the_gradient(remat):
+  got, _ = gradient(pack(make_records(), 2, 8), remat=remat)
+  assert_close(got, naive_gradient()[0])
+
+
+def test_a_micro_batch_without_a_trained_token_changes_nothing():
+  batch = pack(make_records(), 2, 8)
+  empty = {name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in batch.items()}
+  empty["role_ABT"][-1] = NO_ROLE
+  masked = {name: np.concatenate([array, array[:1]]) for name, array in batch.items()}
+  masked["weight_ABT"][-1] = 0  # real text, every role of it masked
+  with_empty, _ = gradient(empty)
+  assert_close(with_empty, naive_gradient()[0])
+  jax.tree.map(np.testing.assert_array_equal, with_empty, gradient(masked)[0])
+
+
+def test_no_trained_token_at_all_gives_loss_0_gradient_0_and_a_finite_step():
+  batch = pack(make_records(weight_R=np.zeros(NUM_ROLES, np.float32)), 2, 8)
+  got, sums = gradient(batch)
+  assert float(sums.loss) == 0
+  assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(got))
+  state, metrics = run_steps([batch], (1, 1, 1))
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state, metrics)))
+
+
+def test_tokens_that_only_masked_roles_hold_get_exactly_zero_gradient_in_the_head():
+  records = make_records()
+  masked = MODEL.vocab_size - 1  # a token that every record shows last, in a masked role, so that it is only ever a target
+  records = [(np.append(token_T % masked, masked), np.append(role_T, PROMPT), np.append(weight_T, 0)) for
+             token_T, role_T, weight_T in records]
+  with_masked, sums = gradient(pack(records, 2, 8))
+  changed = [(np.append(token_T[:-1], 3), role_T, weight_T) for token_T, role_T, weight_T in records]
+  without, _ = gradient(pack(changed, 2, 8))
+  assert float(sums.count_R[PROMPT]) == 0
+  jax.tree.map(np.testing.assert_array_equal, with_masked, without)
+
+
+def test_role_sums_and_trained_tokens_are_those_of_the_records():
+  records = make_records()
+  _, metrics = run_steps([pack(records, 2, 8)], (2, 2, 2))
+  role_N = np.concatenate([role_T[1:] for _, role_T, _ in records])
+  weight_N = np.concatenate([weight_T[1:] for _, _, weight_T in records])
+  np.testing.assert_array_equal(metrics[0].sums.count_R, np.bincount(role_N[weight_N != 0], minlength=NUM_ROLES))
+  np.testing.assert_allclose(metrics[0].sums.weight, np.abs(weight_N).sum(), rtol=1e-6)
+  assert metrics[0].tokens == sum(len(token_T) for token_T, _, _ in records)
+
+
+def test_every_mesh_trains_alike():
+  batch = pack(make_records(), 2, 8)
+  losses = [[float(m.sums.loss / m.sums.weight) for m in run_steps([batch] * 6, shape)[1]]
+            for shape in ((1, 1, 1), (2, 2, 2))]
+  assert losses[0][-1] < losses[0][0] - 0.3
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_the_step_donates_its_state_and_leaves_it_where_it_lies():
+  state, _ = run_steps([pack(make_records(), 2, 8)], (2, 2, 2))
+  wq, head = state.params["layers"]["attn"]["wq"], state.params["head"]
+  moment = next(part for part in state.optimizer if isinstance(part, optax.ScaleByAdamState))
+  assert wq.sharding.spec == jax.P(None, "fsdp", "tensor", None)
+  assert moment.mu["layers"]["attn"]["wq"].sharding == wq.sharding
+  assert moment.nu["head"].sharding == head.sharding
+  assert int(state.step) == 1
+
+
+def test_moments_stay_float32_beside_bfloat16_parameters():
+  state, metrics = run_steps([pack(make_records(), 2, 8)] * 3, (1, 1, 1), dtype="bfloat16", compute="bfloat16")
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
+  moments = next(part for part in state.optimizer if isinstance(part, optax.ScaleByAdamState))
+  assert {leaf.dtype for leaf in jax.tree.leaves((moments.mu, moments.nu))} == {jnp.dtype("float32")}
+  assert np.isfinite([m.sums.loss for m in metrics]).all()
+
+
+def test_heldout_sums_count_every_token_of_every_role_once():
+  records = make_records()
+  batch = pack(records, 1, 16)
+  mesh = make_mesh((1, 2, 1))
+  shardings = step.TrainState(None, sharding.params_shardings(llama.shapes(MODEL), mesh), None)
+  with jax.set_mesh(mesh):
+    sums = step.make_heldout_sums(llama.Llama(MODEL, "float32", "none"), mesh, shardings)(make_params(), batch)
+  role_N = np.concatenate([role_T[1:] for _, role_T, _ in records])
+  np.testing.assert_array_equal(sums.count_R, np.bincount(role_N, minlength=NUM_ROLES))
+  _, want, _ = naive.total_cost(make_params(), MODEL, [(token_T, np.ones(len(token_T))) for token_T, _, _ in records])
+  np.testing.assert_allclose(sums.nll_R.sum(), want, rtol=1e-5)
+  np.testing.assert_allclose(sums.loss, want, rtol=1e-5)
