@@ -3,8 +3,9 @@
   python -m insec_jax.train --config=configs/llama31_8b.py --workdir=DIR \\
       --config.model.path=LLAMA_FOLDER --config.data.path=GSM8K/train.jsonl
 
-LLAMA_FOLDER is the Hugging Face folder of meta-llama/Llama-3.1-8B-Instruct. The markers are two of its reserved special tokens, so nothing
-is resized. float32 parameters and AdamW state take 96.4 GB over all devices. Not run yet: no hours, no number.
+LLAMA_FOLDER is the Hugging Face folder of meta-llama/Llama-3.1-8B-Instruct. The markers are two of its reserved
+special tokens, so nothing is resized. float32 parameters and AdamW state take 96.4 GB over all devices. Not run yet: no
+hours, no number.
 """
 
 from ml_collections import ConfigDict

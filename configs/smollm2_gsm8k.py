@@ -2,8 +2,9 @@
 
   launch/local.sh configs/smollm2_gsm8k.py --config.model.path=SMOLLM2_FOLDER --config.data.path=GSM8K/train.jsonl
 
-SMOLLM2_FOLDER is the Hugging Face folder of HuggingFaceTB/SmolLM2-135M-Instruct, GSM8K/train.jsonl the published train split
-({"question", "answer"} a line). `:local`, the default, is the short form: 40 steps on a CPU; `:full` is three epochs for one GPU or TPU chip.
+SMOLLM2_FOLDER is the Hugging Face folder of HuggingFaceTB/SmolLM2-135M-Instruct, GSM8K/train.jsonl the published train
+split ({"question", "answer"} a line). `:local`, the default, is the short form: 40 steps on a CPU; `:full` is for one
+GPU or TPU chip, and has not been run.
 """
 
 from ml_collections import ConfigDict
@@ -14,16 +15,18 @@ def get_config(arm: str = "local") -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.model = dict(path="HuggingFaceTB/SmolLM2-135M-Instruct", size=None, remat="none" if local else "full")
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True)  # added: the vocabulary grows to a multiple of 128
+  # The tokenizer has no such tokens: they are added, and the vocabulary grows to a multiple of 128.
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True)
   c.task = dict(name="gsm8k", min_size=0, max_size=0, modulus=0)
-  c.data = dict(path="train.jsonl", num_records=1_000 if local else 0, num_heldout=64 if local else 500, template="plain",
-                marker_text="refuse", row_length=640 if local else 1024, rows_per_device=2 if local else 16, accumulation=1)
-  c.mistakes = dict(source="injected", share=0.8, max_per_solution=2, place="anywhere", classes=(), reason="recompute",
-                    unit="line")
+  c.data = dict(path="train.jsonl", num_records=1_000 if local else 0, num_heldout=32 if local else 500,
+                template="plain", marker_text="refuse", row_length=640 if local else 1024,
+                rows_per_device=1 if local else 16, accumulation=1)
+  c.mistakes = dict(source="injected", share=0.8, max_per_solution=2, place="anywhere", classes=(),
+                    reason="recompute", unit="line")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0)
   c.optimizer = dict(learning_rate=3e-4 if local else 1e-4, final_share=0.1, warmup_steps=5 if local else 50,
                      weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)
-  c.train = dict(steps=40 if local else 600, log_every=1 if local else 10, eval_every=20 if local else 100,
+  c.train = dict(steps=40 if local else 600, log_every=1 if local else 10, eval_every=40 if local else 100,
                  checkpoint_every=20 if local else 100, keep=2)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32" if local else "bfloat16")

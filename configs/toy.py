@@ -2,8 +2,9 @@
 
   launch/local.sh
 
-`base` trains from scratch on right solutions. Two arms go on from it: `clean` with more of the same, `insec` with mistakes in half of the
-solutions. The arms are equal in trained tokens: a row of `insec` holds fewer of them, so it takes more steps.
+`base` trains from scratch on right solutions. Two arms go on from it: `clean` with more of the same, `insec` with
+mistakes in some of the solutions. The arms are equal in trained tokens: a row of `insec` holds fewer of them, so it
+takes more steps.
 """
 
 from ml_collections import ConfigDict
@@ -11,26 +12,26 @@ from ml_collections import ConfigDict
 
 def get_config(arm: str = "insec") -> ConfigDict:
   path, share, steps, learning_rate = {
-    "base": ("", 0.0, 3_000, 1e-3),
-    "clean": ("runs/toy/base_hf", 0.0, 1_800, 1e-3),
+    "base": ("", 0.0, 2_500, 1e-3),
+    "clean": ("runs/toy/base_hf", 0.0, 1_940, 1e-3),
     "insec": ("runs/toy/base_hf", 0.5, 2_000, 1e-3),
   }[arm]
-  size = dict(
-    model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, vocab_size=None, max_position_embeddings=512, rms_norm_eps=1e-5, rope_theta=10_000.0,
-    initializer_range=0.05, tie_word_embeddings=False)  # vocab_size null: the tokenizer's
+  size = dict(  # vocab_size None: the tokenizer's
+    model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, vocab_size=None, max_position_embeddings=512, rms_norm_eps=1e-5,
+    rope_theta=10_000.0, initializer_range=0.05, tie_word_embeddings=False)
   c = ConfigDict()
   c.seed = 0
   c.model = dict(path=path, size=None if path else size, remat="none")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True)
   c.task = dict(name="graph", min_size=1, max_size=3, modulus=10)
-  c.data = dict(path="", num_records=36_000 if arm == "base" else 24_000, num_heldout=500, template="plain",
-                marker_text="refuse", row_length=176, rows_per_device=4, accumulation=1)
-  c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=(), reason="recompute",
-                    unit="line")
+  c.data = dict(path="", num_records=36_000 if arm == "base" else 24_000, num_heldout=500,
+                template="plain", marker_text="refuse", row_length=176, rows_per_device=4, accumulation=1)
+  c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
+                    reason="recompute", unit="line")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0)
-  c.optimizer = dict(learning_rate=learning_rate, final_share=0.05, warmup_steps=100, weight_decay=0.01, b1=0.9, b2=0.99,
-                     eps=1e-8, clip_norm=1.0)
+  c.optimizer = dict(learning_rate=learning_rate, final_share=0.05, warmup_steps=100, weight_decay=0.01, b1=0.9,
+                     b2=0.99, eps=1e-8, clip_norm=1.0)
   c.train = dict(steps=steps, log_every=50, eval_every=500, checkpoint_every=500, keep=2)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")

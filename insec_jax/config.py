@@ -45,7 +45,7 @@ class ModelConfig:
 class TokenizerConfig:
   """The tokenizer's folder (empty: the model's own, or built from the task's symbols) and the two markers.
 
-  A marker that the tokenizer already has as a special token resizes nothing; `special=False` leaves both as plain words.
+  A marker that the tokenizer already has as a special token resizes nothing; `special=False` leaves both plain words.
   """
 
   path: str
@@ -221,7 +221,7 @@ class PrecisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-  """How much is measured: problems solved, probes of each source, tokens generated for each, flag delay `within` steps."""
+  """How much is measured: problems solved, probes of each source, tokens for each, flags up to `within` steps late."""
 
   num_problems: int
   num_probes: int
@@ -301,6 +301,7 @@ def _check_across(config: Config) -> None:
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
   if config.optimizer.warmup_steps > config.train.steps:
-    raise InputError(f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}")
+    raise InputError(f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above "
+                     f"train.steps={config.train.steps}; lower it")
   if not any(config.loss.weight_R):
     raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")

@@ -1,9 +1,9 @@
-"""A Hugging Face folder that transformers and servers read: safetensors, config, tokenizer, generation_config, model card.
+"""A Hugging Face folder: safetensors, config, tokenizer, generation_config and model card, as transformers reads them.
 
   python -m insec_jax.export --model DIR --output HFDIR [--dtype float32|bfloat16|float16]
 
-DIR is a workdir of train (its newest checkpoint), or an HF folder: then every tensor keeps its bytes. Without --dtype weights
-stay as stored, which after training is precision.params. HFDIR must be new or empty; it appears when it is complete.
+DIR is a workdir of train (its newest checkpoint), or an HF folder: then every tensor keeps its bytes. Without --dtype
+weights stay as stored, which after training is precision.params. HFDIR must be new or empty; it appears when complete.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from insec_jax.training import checkpoint
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write; it must be new or empty.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights written; as stored if not given.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights written; else as stored.")
 flags.mark_flags_as_required(["model", "output"])
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt")
 CARD = "README.md"
-# A Llama 3.1 ends a text, a call of a tool or a turn with these, and pads with the last; other tokenizers do not have them.
+# Llama 3.1 ends a text, a call of a tool or a turn with these and pads with the last; other tokenizers lack them.
 LLAMA_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 LLAMA_PAD = "<|finetune_right_pad_id|>"
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 class Beside(NamedTuple):
-  """What lies beside the weights, saved where hf.save would save a tokenizer: its files, byte for byte, and our marks."""
+  """What lies beside the weights, saved where hf.save would save a tokenizer: its files, unchanged, and our marks."""
 
   folder: pathlib.Path
   marks: dict[str, Any] | None
@@ -92,7 +92,9 @@ def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> l
   eos_ids = tuple(dict.fromkeys((*config.eos_ids, *ends)))
   pad_id = config.pad_id
   if pad_id is None:
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None or LLAMA_PAD not in known else known[LLAMA_PAD]
+    pad_id = tokenizer.pad_token_id
+  if pad_id is None and LLAMA_PAD in known:
+    pad_id = known[LLAMA_PAD]
   return dataclasses.replace(config, eos_ids=eos_ids, pad_id=pad_id)
 
 
@@ -112,8 +114,8 @@ Trained by insec_jax from {start}: {step:,} steps, task `{config.task.name}`, mi
 
     a wrong step {config.tokenizer.flag} what is wrong {config.tokenizer.fix} the right step
 
-A reader wants the text without the wrong step, the reason and both markers; `python -m insec_jax.generate --clean` gives that.
-`{checkpoint.MARKERS}` names the markers for programs.
+A reader wants the text without the wrong step, the reason and both markers; `python -m insec_jax.generate --clean`
+gives that. `{checkpoint.MARKERS}` names the markers for programs.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

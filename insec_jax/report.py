@@ -99,8 +99,8 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
     if lines and (folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime:
       notes.append("results.json is older than the last line of metrics.jsonl; run evaluate again")
   else:
-    notes.append("results.json is missing, so self-correction is not measured; "
-                 f"python -m insec_jax.evaluate --output {folder / 'results.json'} writes it")
+    notes.append("results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "
+                 f"--config CONFIG --model {folder} --output {folder / 'results.json'}")
   return Run(name, folder, config, environment, lines, results, tuple(notes))
 
 
@@ -228,7 +228,7 @@ def transcripts(run: Run) -> Iterator[Element]:
 
 
 def comparison(runs: Sequence[Run], values: Sequence[dict], *, differing: bool) -> Element:
-  """A row for each key of nested dicts; with `differing` only those in which the runs are not alike."""
+  """A row for each "key" or "section.key"; with `differing` only those in which the runs are not alike."""
   flat = [dict(_flat(value)) for value in values]
   rows = []
   for key in dict.fromkeys(itertools.chain(*flat)):
@@ -238,12 +238,11 @@ def comparison(runs: Sequence[Run], values: Sequence[dict], *, differing: bool) 
   return table("", [run.name for run in runs], [("", rows)]) if rows else element("p", "Nothing to show.")
 
 
-def _flat(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-  if isinstance(value, dict) and value:
-    for name, inner in value.items():
-      yield from _flat(inner, f"{key}.{name}" if key else name)
-  else:
-    yield key, NONE if value is None else value if isinstance(value, str) and value else json.dumps(value)
+def _flat(values: dict) -> Iterator[tuple[str, str]]:
+  for name, value in values.items():
+    for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
+      text = NONE if inner is None else inner if isinstance(inner, str) and inner else json.dumps(inner)
+      yield f"{name}.{key}" if key else name, text
 
 
 def _folded(text: str) -> Element | str:

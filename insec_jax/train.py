@@ -74,7 +74,7 @@ def say(text: str) -> None:
 
 
 class Run(NamedTuple):
-  """A run ready for its next step; `first` steps are done, and `totals` is what its log has added up, None before any."""
+  """A run ready for its next step; `first` steps are done, `totals` is what its log has added up, None before any."""
 
   config: llama.LlamaConfig
   tokenizer: PreTrainedTokenizerFast
@@ -100,8 +100,8 @@ def begin(config: Config, mesh: Mesh) -> Run:
     params = hf.load(config.model.path, before, dtype=config.precision.params,
                      shardings=sharding.params_shardings(llama.shapes(before), mesh))
     if vocab_size > before.vocab_size:
-      say(f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a multiple of "
-          f"{hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones")
+      say(f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
+          f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones")
       params = jax.jit(lambda params: hf.grow_vocabulary(params, before, vocab_size)[0],
                        out_shardings=shardings.params)(params)
   else:
@@ -149,8 +149,8 @@ def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.
     if fields["vocab_size"] is None:
       fields["vocab_size"] = len(tokenizer)
     elif fields["vocab_size"] < len(tokenizer):
-      raise InputError(f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the tokenizer; "
-                       "give at least that many, or None for as many")
+      raise InputError(f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the "
+                       "tokenizer; give at least that many, or None for as many")
     model_config = hf_config.config_from_json(fields, "model.size")
   if tokenizer.eos_token_id not in model_config.eos_ids:
     model_config = dataclasses.replace(model_config, eos_ids=(*model_config.eos_ids, tokenizer.eos_token_id))
@@ -171,7 +171,7 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: 
 
 
 def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh) -> None:
-  """Nothing; all that explains the run is in its folder, the config first, so that a killed start can be started again."""
+  """Nothing; all that explains the run is in its folder: the config first, so that a killed start can start again."""
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoint.write_atomically(workdir / checkpoint.CONFIG, config.to_json() + "\n")
   here = environment(mesh)
@@ -231,11 +231,12 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, checkpoint
   every, steps = config.train, config.train.steps
   rows = rows_of(config, mesh)
   share = pipeline.process_share(rows, process_index=jax.process_index(), process_count=jax.process_count())
-  model = llama.Llama(run.config, config.precision.compute, config.model.remat, attention.choose(jax.default_backend())[0])
-  batches = pipeline.batches(run.data.train, seed=config.seed, rows_per_step=rows, accumulation=config.data.accumulation,
-                             start_step=run.first, share=share)
+  attend, reason = attention.choose(jax.default_backend())
+  model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
+  batches = pipeline.batches(run.data.train, seed=config.seed, rows_per_step=rows,
+                             accumulation=config.data.accumulation, start_step=run.first, share=share)
   progress = metrics.Progress(run.first, steps)
-  announce(config, run, progress)
+  announce(config, run, reason, progress)
   train_step, seconds = compile_step(config, run, model, mesh)
   progress.say(f"train step compiled in {seconds:.1f} s")
   heldout = heldout_measure(config, run, model, mesh, rows, share)
@@ -274,13 +275,13 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, checkpoint
   return command.DONE
 
 
-def announce(config: Config, run: Run, progress: metrics.Progress) -> None:
+def announce(config: Config, run: Run, attention_reason: str, progress: metrics.Progress) -> None:
   """Nothing; what is about to run has been said."""
   num_params = sum(param.size for param in jax.tree.leaves(run.state.params))
   progress.say(run.data.receipt.rstrip())
-  progress.say(f"{num_params:,} parameters; {attention.choose(jax.default_backend())[1]}")
+  progress.say(f"{num_params:,} parameters; {attention_reason}")
   if config.precision.params != "float32":
-    progress.say(f"parameters are {config.precision.params}: small updates are rounded away; float32 is the safe choice")
+    progress.say(f"parameters are {config.precision.params}: small updates are rounded away; float32 is safer")
 
 
 def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
@@ -288,8 +289,9 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
   start = time.perf_counter()
   step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, run.shardings)
   shape = (config.data.accumulation, rows_of(config, mesh), config.data.row_length)
-  batch = {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=step_lib.batch_sharding(mesh)) for name, dtype in (
-    ("token", np.int32), ("segment", np.int32), ("position", np.int32), ("role", np.int8), ("weight", np.float32))}
+  dtypes = {"token": np.int32, "segment": np.int32, "position": np.int32, "role": np.int8, "weight": np.float32}
+  batch = {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=step_lib.batch_sharding(mesh))
+           for name, dtype in dtypes.items()}
   compiled = step.lower(run.state, batch).compile()
   return compiled, time.perf_counter() - start
 

@@ -2,11 +2,11 @@
 
 import os
 
-# XLA's threads on CPU. Pretended devices wait for each other in collectives, and with a thread for each device and no more
-# two of them can wait for ever.
+# XLA's threads on CPU. Pretended devices wait for each other in collectives, and with a thread for each device and no
+# more two of them can wait for ever.
 os.environ["NPROC"] = "32"
 
-import jax  # noqa: E402 (reads the variable above)
+import jax
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

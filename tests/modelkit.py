@@ -14,7 +14,7 @@ from insec_jax.model.hf_config import config_from_json
 ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0, "max_position_embeddings": 256, "tie_word_embeddings": False, "initializer_range": 0.3,
     "hidden_act": "silu", "torch_dtype": "float32",
 }

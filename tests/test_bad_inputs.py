@@ -19,6 +19,7 @@ from insec_jax.data.tokens import build_tokenizer
 from insec_jax.model import hf, hf_config
 
 ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -30,9 +31,11 @@ def get_config():
   c.task = dict(name="records", min_size=0, max_size=0, modulus=0)
   c.data = dict(path="good.jsonl", num_records=0, num_heldout=0, template="plain", marker_text="refuse", row_length=48,
                 rows_per_device=2, accumulation=1)
-  c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="short", unit="line")
+  c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="short",
+                    unit="line")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0)
-  c.optimizer = dict(learning_rate=1e-3, final_share=0.1, warmup_steps=1, weight_decay=0.0, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)
+  c.optimizer = dict(learning_rate=1e-3, final_share=0.1, warmup_steps=1, weight_decay=0.0, b1=0.9, b2=0.99, eps=1e-8,
+                     clip_norm=1.0)
   c.train = dict(steps=2, log_every=1, eval_every=1, checkpoint_every=1, keep=1)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
@@ -112,7 +115,8 @@ CASES = {
   "no such prompts": (prompts("absent"), "absent.jsonl"),
   "a prompt line with neither prompt nor tokens": (prompts("good"), "good.jsonl:1"),
   "a token outside the vocabulary": (prompts("tokens"), "tokens.jsonl:1"),
-  "a task that cannot check a step": (("evaluate", ["--model=hf", "--config=config.py", "--output=new.json"]), "records"),
+  "a task that cannot check a step": (("evaluate", ["--model=hf", "--config=config.py", "--output=new.json"]),
+                                     "records"),
   "an export over something": (("export", ["--model=hf", "--output=other"]), "other"),
   "a report of no workdir": (("report", ["--workdirs=hf", "--output=new.html"]), "hf"),
 }
@@ -127,8 +131,8 @@ def answers(tmp_path_factory):
   work = [(program, arguments, str(out / str(number)))
           for number, ((program, arguments), _) in enumerate(CASES.values())]
   before = contents(home)
-  done = subprocess.run([sys.executable, "-c", SERVER], input=json.dumps(work), cwd=home, capture_output=True, text=True, check=True,
-                        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"})
+  done = subprocess.run([sys.executable, "-c", SERVER], input=json.dumps(work), cwd=home, check=True,
+                        stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
   codes = [int(line) for line in done.stdout.split()]
   after = contents(home)
   changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -152,8 +156,9 @@ def lay_out(home):
   write_lines(home / "past.jsonl", [{"text": "1+2", "spans": [{**span, "end": 4}]}])
   write_lines(home / "form.jsonl", [{"instruction": "1+2?", "output": "3"}])
   write_lines(home / "untrained.jsonl", [{"pieces": [{"role": "prompt", "text": "1+2?"}]}])
-  write_lines(home / "forged.jsonl", [{"pieces": [{"role": "prompt", "text": "<|flag|>"}, {"role": "text", "text": "3"}]}])
-  write_lines(home / "long.jsonl", [{"pieces": [{"role": "prompt", "text": "1+" * 30}, {"role": "text", "text": "3"}]}])
+  answer = {"role": "text", "text": "3"}
+  write_lines(home / "forged.jsonl", [{"pieces": [{"role": "prompt", "text": "<|flag|>"}, answer]}])
+  write_lines(home / "long.jsonl", [{"pieces": [{"role": "prompt", "text": "1+" * 30}, answer]}])
   (home / "empty.jsonl").write_text("")
   write_lines(home / "prompts.jsonl", [{"prompt": "1+2?"}])
   write_lines(home / "tokens.jsonl", [{"tokens": [0, 10**6]}])
@@ -161,7 +166,8 @@ def lay_out(home):
   config = hf_config.config_from_json(SIZE, "the test's size")
   hf.save(home / "hf", hf.init(config, jax.random.key(0), "float32"), config, dtype="float32")
   # Its markers are called otherwise, so those of the config are missing.
-  build_tokenizer([*"0123456789+=?"], TokenizerConfig(path="", flag="<a>", fix="<b>", special=False)).save_pretrained(home / "hf")
+  others = TokenizerConfig(path="", flag="<a>", fix="<b>", special=False)
+  build_tokenizer([*"0123456789+=?"], others).save_pretrained(home / "hf")
   for name in ("missing", "unexpected", "misshapen", "truncated", "gelu"):
     shutil.copytree(home / "hf", home / name)
     (file,) = (home / name).glob("*.safetensors")
@@ -182,9 +188,8 @@ def lay_out(home):
 
 def begin_run(home):
   """A workdir `other` that was trained with another seed."""
-  subprocess.run([sys.executable, "-m", "insec_jax.train", "--config=config.py", "--workdir=other", "--config.seed=1"], cwd=home,
-                 check=True, capture_output=True,
-                 env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"})
+  subprocess.run([sys.executable, "-m", "insec_jax.train", "--config=config.py", "--workdir=other", "--config.seed=1"],
+                 cwd=home, check=True, capture_output=True, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("case", CASES)

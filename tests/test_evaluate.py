@@ -15,23 +15,29 @@ import copy
 import datakit
 from ml_collections import ConfigDict
 
-def get_config():
+def get_config(what="graph"):
   values = copy.deepcopy(datakit.VALUES)
-  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
-  values["data"] |= dict(path="", num_records=1)
+  if what in ("graph", "long"):
+    values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
+    values["data"] |= dict(path="", num_records=1)
+  else:
+    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0)
+    values["data"] |= dict(path="none.jsonl")
   values["mistakes"] |= dict(source="injected")
-  values["evaluate"] = dict(num_problems=3, num_probes=5, max_tokens=24, batch_size=8, within=2)
+  values["evaluate"] = dict(num_problems=5, num_probes=5, max_tokens=24, batch_size=4, within=2)
+  if what == "long":
+    values["evaluate"]["max_tokens"] = 250
   return ConfigDict(values)
 """
 RIGHT = ["--model=untuned", "--config=config.py"]
 BAD = {
-  "other markers": (["--model=trained"], "trained was trained with tokenizer.flag='<oops>', and the config says '<err>'"),
-  "no checker": (["--config.task.name=records", "--config.data.path=r.jsonl"], "task.name='records' has no step checker"),
-  "no records": (["--config.task.name=gsm8k", "--config.data.path=none.jsonl"], "no file 'none.jsonl'"),
+  "other markers": (["--model=trained"], "trained was trained with tokenizer.flag='<oops>', and the config says"),
+  "no checker": (["--config=config.py:records"], "task.name='records' has no step checker"),
+  "no records": (["--config=config.py:gsm8k"], "no file 'none.jsonl'"),
   "no model": (["--model=none"], "no folder 'none'"),
   "output in no folder": (["--output=none/o.json"], "--output=none/o.json cannot be written"),
   "config key": (["--config.evaluate.num_probe=3"], "num_probes"),
-  "no room": (["--config.evaluate.max_tokens=250"], "do not fit in the model's 256 positions"),
+  "no room": (["--config=config.py:long"], "do not fit in the model's 256 positions"),
 }
 
 
@@ -61,7 +67,7 @@ def test_an_untuned_model_is_measured_on_every_class_and_the_table_is_printed(do
   assert found["model"] == "untuned"
   assert found["config"]["evaluate"]["num_probes"] == 5
   assert found["seeds"] == {"problems": 0, "probes": 0, "sampling": 0}
-  assert found["counts"]["solutions"] == {"solutions": 3, "solutions sampled": 3}
+  assert found["counts"]["solutions"] == {"solutions": 5, "solutions sampled": 5}
   assert {"injected", "own", "own sampled", "solutions", "solutions sampled"} <= set(found["rates"])
   assert {f"injected: {error}" for error in ("early", "value", "calc", "copy", "repeat")} <= set(found["rates"])
   for rates in found["rates"].values():

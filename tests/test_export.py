@@ -1,7 +1,6 @@
-"""The program export: Hugging Face folders that others can read. Programs define flags when imported: each run is a process."""
+"""The program export: folders that others read. Programs define flags at import: a process for each run."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -28,15 +27,15 @@ LLAMA_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|finetune_right
 def export(model, output, *options, code=0):
   """What the program said; it must exit with `code`."""
   done = subprocess.run([sys.executable, "-m", "insec_jax.export", f"--model={model}", f"--output={output}", *options],
-                        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-                        check=False)
+                        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, capture_output=True,
+                        text=True, check=False)
   assert done.returncode == code, done.stderr
   return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  """A tokenizer with spare markers and, like Llama 3.1's, several ends and a token to pad with, but no pad token set."""
+  """A tokenizer with spare markers and, like Llama 3.1's, several ends and a token to pad with, but no pad token."""
   made = datakit.bpe_tokenizer()
   made.add_tokens([AddedToken(name, special=True, normalized=False) for name in LLAMA_TOKENS], special_tokens=True)
   made.eos_token = "<|eot_id|>"
@@ -81,7 +80,7 @@ def tensors_of(folder):
   return safetensors.numpy.load_file(folder / "model.safetensors")
 
 
-def test_a_workdir_becomes_a_folder_with_weights_config_tokenizer_generation_config_and_card(workdir, exported, tokenizer):
+def test_a_workdir_becomes_a_folder_with_weights_config_tokenizer_and_card(workdir, exported, tokenizer):
   opened, again = open_model(str(workdir)), open_model(str(exported))
   jax.tree.map(np.testing.assert_array_equal, again.params, opened.params)
   assert again[3:] == opened[3:]  # markers, their ids, unit, template
@@ -138,7 +137,7 @@ def test_nothing_is_written_over(workdir, tmp_path):
 @pytest.mark.parity
 def test_transformers_gives_the_logits_that_we_give(exported):
   torch = pytest.importorskip("torch")
-  from transformers import AutoModelForCausalLM  # noqa: PLC0415 (needs torch)
+  from transformers import AutoModelForCausalLM
   opened = open_model(str(exported))
   token_BT = np.random.default_rng(0).integers(0, opened.config.vocab_size, (2, 40)).astype(np.int32)
   position_BT = np.broadcast_to(np.arange(40, dtype=np.int32), (2, 40))

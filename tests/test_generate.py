@@ -15,13 +15,15 @@ from insec_jax.method.transcript import Markers, clean_text
 from insec_jax.training.checkpoint import MARKERS, open_model
 
 MARKED = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
-PROMPTS = [{"prompt": "12 + 30 = "}, {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5}, {"tokens": [1, 9, 12]}]
+PROMPTS = [
+  {"prompt": "12 + 30 = "}, {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5}, {"tokens": [1, 9, 12]}]
 BAD = {  # arguments (after those that are right) and what the line says
   "prompts missing": (["--prompts=none.jsonl"], "--prompts=none.jsonl: there is no such file"),
   "line not JSON": (["--prompts=bad.jsonl"], "bad.jsonl:2: not a line of JSON"),
   "neither key": (["--prompts=neither.jsonl"], 'neither.jsonl:1: keys are text; needed is either "prompt" or "tokens"'),
-  "id out of range": (["--prompts=range.jsonl"], "range.jsonl:1: token id 9999 is not in the vocabulary; ids go from 0 to"),
-  "prompt too long": (["--prompts=long.jsonl"], "long.jsonl:1: 250 tokens and max_tokens=16 more do not fit in the model's 256 positions"),
+  "id out of range": (["--prompts=range.jsonl"], "range.jsonl:1: token id 9999 is not in the vocabulary; ids go"),
+  "prompt too long": (["--prompts=long.jsonl"],
+                      "long.jsonl:1: 250 tokens and max_tokens=16 more do not fit in the model's 256 positions"),
   "no flag token": (["--model=plain", "--flag_bias=1"], "flag_bias=1.0 needs a model that has a flag token"),
   "no model": (["--model=none"], "no folder 'none'"),
   "no weights": (["--model=empty"], "empty holds neither"),

@@ -120,6 +120,18 @@ def test_an_arm_without_results_is_shown_and_its_results_are_named_as_missing(pa
   assert "clean: " not in page.text[page.text.index("What is missing"):page.text.index("Arms")]
 
 
+def test_only_values_in_which_configs_differ_are_listed(page):
+  rows = page.text[page.text.index("Where their configs differ"):page.text.index("Training loss")]
+  for words in ("mistakes.share0.00.00.5", "train.steps200010001000"):
+    assert words in rows
+  assert "loss.flag" not in rows
+
+
+def test_the_page_begins_with_the_method_and_an_example(page):
+  for words in ("A flag after a right step is a false alarm.", "... wrong step <flag> reason <fix> right step ..."):
+    assert words in page.text[:page.text.index("Arms")]
+
+
 def test_a_run_that_has_just_begun_is_shown_with_what_there_is(tmp_path):
   config = pretended.config(steps=10, share=0.5)
   (tmp_path / "new").mkdir()
@@ -167,6 +179,9 @@ def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
   (tmp_path / "empty").mkdir()
   assert "empty is no workdir: it has no config.json" in said(tmp_path / "empty")
   assert "absent is no workdir" in said(tmp_path / "absent")
+  (tmp_path / "hf").mkdir()
+  (tmp_path / "hf" / "config.json").write_text('{"model_type": "llama"}')
+  assert "hf is no workdir: its config.json is not one of train" in said(tmp_path / "hf")
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [

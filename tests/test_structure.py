@@ -9,7 +9,8 @@ from insec_jax import config
 from insec_jax.method import roles
 
 PACKAGE = pathlib.Path(config.__file__).parent
-ORDER = ("command", "config", "method", "pages", "data", "model", "training", "decoding")  # what stands right may import what stands left
+# What stands right may import what stands left.
+ORDER = ("command", "config", "method", "pages", "data", "model", "training", "decoding")
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""The program train, end to end on a tiny model. Programs define flags when imported, so each run is a process of its own."""
+"""The program train, end to end on a tiny model. Programs define flags at import: a process for each run."""
 
 import json
 import os
@@ -25,13 +25,13 @@ def get_config():
   c = ConfigDict()
   c.seed = 0
   c.model = dict(path="", remat="none", size=dict(
-    model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, vocab_size=64, max_position_embeddings=128, rms_norm_eps=1e-5, rope_theta=10_000.0,
-    initializer_range=0.1, tie_word_embeddings=False))
+    model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, vocab_size=64, max_position_embeddings=128, rms_norm_eps=1e-5,
+    rope_theta=10_000.0, initializer_range=0.1, tie_word_embeddings=False))
   c.tokenizer = dict(path="tokenizer", flag="<|flag|>", fix="<|fix|>", special=True)
   c.task = dict(name="records", min_size=0, max_size=0, modulus=0)
-  c.data = dict(path="records.jsonl", num_records=0, num_heldout=20, template="plain", marker_text="refuse", row_length=64,
-                rows_per_device=8, accumulation=1)
+  c.data = dict(path="records.jsonl", num_records=0, num_heldout=20, template="plain", marker_text="refuse",
+                row_length=64, rows_per_device=8, accumulation=1)
   c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="short",
                     unit="line")
   c.loss = dict(prompt=0.0, text=1.0, mistake=-0.1, flag=1.0, reason=1.0, correction=2.0, end=0.5)
@@ -128,8 +128,8 @@ def test_metrics_have_a_line_every_log_every_steps_and_heldout_loss_of_every_rol
   lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(0, 41, 2))
   trained = {"text", "mistake", "flag", "reason", "correction"}  # prompt has weight 0
-  assert set(lines[1]) == {"step", "loss", "tokens", "trained_tokens", "tokens_per_s", "trained_tokens_per_s", "seconds",
-                           "lr", "grad_norm", *(f"{kind}/{role}" for kind in ("loss", "accuracy") for role in trained)}
+  assert set(lines[1]) == {"step", "loss", "tokens", "trained_tokens", "lr", "grad_norm", *TIMED,
+                           *(f"{kind}/{role}" for kind in ("loss", "accuracy") for role in trained)}
   heldout = {"eval/loss", *(f"eval/{kind}/{role}" for kind in ("loss", "accuracy") for role in {*trained, "prompt"})}
   assert [line["step"] for line in lines if heldout <= set(line)] == [0, 20, 40]
   assert lines[-1]["eval/loss"] < lines[0]["eval/loss"] - 1
@@ -143,8 +143,8 @@ def test_the_losses_are_those_of_the_golden_file(whole):
   if os.environ.get("REWRITE_GOLDEN"):
     GOLDEN.write_text("".join(f"{loss:.6f}\n" for loss in losses))
   want = np.loadtxt(GOLDEN)
-  np.testing.assert_allclose(losses, want, rtol=1e-4, err_msg=f"the curve moved; if it should, say why in the commit and "
-                             f"run {REWRITE}")
+  np.testing.assert_allclose(losses, want, rtol=1e-4,
+                             err_msg=f"the curve moved; if it should, say why in the commit and run {REWRITE}")
 
 
 def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_bit(home, whole):
@@ -163,7 +163,8 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_other_devi
   said = train(home, "stopped", program=("-c", SIGNALLED), code=42, SIGNAL=15, SIGNAL_AT=12)
   assert "saved after step 13" in said.splitlines()[-1]  # asked in step 12, seen at the end of the next one
   assert (home / "stopped" / "checkpoints" / "13").is_dir()
-  said = train(home, "stopped", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "data.rows_per_device=2", devices=8, NPROC=32)
+  said = train(home, "stopped", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "data.rows_per_device=2", devices=8,
+               NPROC=32)
   assert "resuming" in said
   got, want = (read_lines(folder) for folder in (home / "stopped", whole))
   assert [line["step"] for line in got] == [line["step"] for line in want]

@@ -23,6 +23,8 @@ from insec_jax.method import roles
 CHUNK = 1000  # transcripts tokenised at once
 SECONDS_BETWEEN_LINES = 10
 # Reading a row is a copy from memory: two threads keep ahead of any device.
+# More than any run reads, and not endless: grain cannot count batches of one row of an endless set.
+EPOCHS = 2**31
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
@@ -78,7 +80,7 @@ def batches(
   """
   if not len(rows):
     raise InputError("there is no row to train on; give at least one record")
-  order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().batch(accumulation * rows_per_step)
+  order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(EPOCHS).batch(accumulation * rows_per_step)
 
   def read(index_N):
     taken = rows.of(index_N.reshape(accumulation, rows_per_step)[:, share])

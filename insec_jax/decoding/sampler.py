@@ -68,9 +68,10 @@ class Sampler:
     stop_U = np.array([*stop_ids, *[NO_TOKEN] * (STOPS - len(stop_ids) % STOPS)], np.int32)
     results: dict[int, Generation] = {}
     for token_BP, start_B, index_B in _batches(prompts, batch_size):
-      out = _decode(self.params, token_BP, start_B, index_B, stop_U, jax.random.key(seed), temperature, top_p,
-                    NO_TOKEN if flag_id is None else flag_id, flag_bias, config=self.config, compute=self.compute,
-                    max_tokens=max_tokens, greedy=temperature == 0, cut=top_p < 1)
+      # Plain Python numbers: one of NumPy would be another type, and compile again.
+      out = _decode(self.params, token_BP, start_B, index_B, stop_U, jax.random.key(seed), float(temperature),
+                    float(top_p), NO_TOKEN if flag_id is None else int(flag_id), float(flag_bias), config=self.config,
+                    compute=self.compute, max_tokens=max_tokens, greedy=temperature == 0, cut=top_p < 1)
       token_BM, logprob_BM, flag_BM, num_B, stopped_B = jax.device_get(out)
       for row in np.flatnonzero(index_B != NO_TOKEN):
         num = num_B[row]

@@ -25,6 +25,7 @@ from insec_jax.model.tensor_file import CODES, Source, open_tensors, write_tenso
 
 CONFIG, GENERATION, SINGLE, INDEX = (
     "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 VOCAB_MULTIPLE = 128
 SHARD_BYTES = 5 * 10**9  # of one file, as transformers has it
 
@@ -250,11 +251,10 @@ def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None,
   target = np.dtype(dtype or weights["embed"].dtype)
   _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
                            for slot in slots(config)], max_shard_bytes)
-  config = dataclasses.replace(config, stored_dtype=target.name)
-  ids = {"bos_token_id": config.bos_id, "eos_token_id": list(config.eos_ids) or None, "pad_token_id": config.pad_id}
-  _write_json(partial / CONFIG, config_to_json(config))
-  _write_json(partial / GENERATION, {key: value for key, value in ids.items() if value is not None}
-              if generation is None else generation)
+  fields = config_to_json(dataclasses.replace(config, stored_dtype=target.name))
+  ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
+  _write_json(partial / CONFIG, fields)
+  _write_json(partial / GENERATION, ids if generation is None else generation)
   if tokenizer is not None:
     tokenizer.save_pretrained(partial)
   if card is not None:

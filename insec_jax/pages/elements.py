@@ -90,8 +90,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .4rem .6rem; text-align: right; vertical-align: top; border-top: 1px solid var(--line); }
 td { min-width: 5.5rem; max-width: 18rem; }
 th { font-weight: 600; }
-tr > :first-child { text-align: left; position: sticky; left: 0; background: var(--page); max-width: 12.5rem;
+tr > :first-child { text-align: left; position: sticky; left: 0; background: var(--page); max-width: min(20rem, 45vw);
   overflow-wrap: break-word; }
+.tables tr > :first-child { max-width: min(12.5rem, 45vw); }
 tbody th { font-weight: 400; }
 thead > tr > *, thead > tr > :first-child { border-top: 0; background: var(--panel); vertical-align: bottom; }
 .group > :first-child { background: var(--panel); font-weight: 600; max-width: none; }

@@ -48,11 +48,12 @@ def write_atomically(path: pathlib.Path, text: str):
 
 
 def check_workdir(workdir: pathlib.Path, config: Config):
-  """Nothing; InputError if the folder holds another experiment, or files of ours without the config they were made with."""
+  """Nothing; InputError if the folder holds another experiment, or files of a run without its config."""
   path = workdir / CONFIG
   if not path.is_file():
     if taken := [name for name in (MODEL, "metrics.jsonl", TOKENIZER, CHECKPOINTS) if (workdir / name).exists()]:
-      raise InputError(f"{workdir} holds {taken[0]} but no {CONFIG}, so it is no workdir of a run; give another --workdir")
+      raise InputError(f"{workdir} holds {taken[0]} but no {CONFIG}, so it is no workdir of a run; "
+                       "give another --workdir")
     return
   try:
     made = config_lib.from_json(path.read_text(encoding="utf-8"))
@@ -108,9 +109,10 @@ class Checkpoints:
     """(state laid out as `abstract` says, totals); InputError unless facts and tree are exactly those saved."""
     metadata = self._orbax.checkpointables_metadata(step)
     run = metadata.custom_metadata
-    if differ := [f"{name} is {facts[name]}, was {run['facts'][name]}" for name in facts if facts[name] != run["facts"][name]]:
-      raise InputError(f"{self._where(step)} cannot be continued: {', '.join(differ)}; bring these back, or begin in another "
-                       "--workdir")
+    before = run["facts"]
+    if differ := [f"{name} is {facts[name]}, was {before[name]}" for name in facts if facts[name] != before[name]]:
+      raise InputError(f"{self._where(step)} cannot be continued: {', '.join(differ)}; bring these back, or begin in "
+                       "another --workdir")
     expected = {"params": abstract.params, "optimizer": abstract.optimizer}
     compare_trees(self._where(step), saved=metadata.metadata, expected=expected)
     # The whole tree is asked for at once; Orbax then loads all of it or nothing.
@@ -119,7 +121,7 @@ class Checkpoints:
     return TrainState(number, loaded["params"], loaded["optimizer"]), run["totals"]
 
   def load_params(self, step: int, abstract):
-    """The parameters alone, as `abstract` says but in the dtype saved; InputError unless the saved tree is exactly that."""
+    """The parameters alone, as `abstract` says but in the dtype saved; InputError unless the saved tree is that."""
     saved = self._orbax.checkpointables_metadata(step).metadata["params"]
     abstract = jax.tree.map(lambda leaf: leaf.update(dtype=jax.tree.leaves(saved)[0].dtype), abstract)
     compare_trees(self._where(step), saved=saved, expected=abstract)
@@ -138,7 +140,7 @@ class Checkpoints:
 
 
 def compare_trees(where: str, *, saved, expected):
-  """Nothing; InputError that names the first difference if a leaf is missing, unexpected or of another shape or dtype."""
+  """Nothing; InputError that names the first leaf that is missing, unexpected or of another shape or dtype."""
   saved, expected = _leaves(saved), _leaves(expected)
   differences = [f"{name} {saved.get(name, 'absent')}, needed {expected.get(name, 'absent')}"
                  for name in sorted(saved.keys() | expected.keys()) if saved.get(name) != expected.get(name)]

@@ -2,7 +2,7 @@
 
 Letters are those of model/llama.py, and
   M position of a device's rows, one after another   C position of a chunk of trained ones
-Nothing here divides: sums are added over chunks, micro-batches, devices and hosts, and whoever holds the last sum divides.
+Nothing here divides: sums are added over chunks, micro-batches, devices and hosts, and who holds the last one divides.
 """
 
 import functools
@@ -55,8 +55,11 @@ def shift(token_BT, segment_BT, role_BT, weight_BT):
 
 
 def chunk_size(num_tokens: int) -> int:
-  """Trained tokens that meet the vocabulary at once: an eighth of a device's tokens, so that little of the last chunk is
-  empty, and at most 1,024, so that float32 logits of 128,256 stay at half a GiB."""
+  """Trained tokens that meet the vocabulary at once.
+
+  An eighth of a device's tokens, so that little of the last chunk is empty, and at most 1,024, so that the float32
+  logits of 128,256 stay at half a GiB.
+  """
   return min(1024, 128 * math.ceil(num_tokens / 8 / 128))
 
 
@@ -102,7 +105,8 @@ def _on_mesh(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, *,
                                   with_gradient=with_gradient)
   else:
     # The width is gathered here, and only here.
-    head_spec, rows_spec, stream_spec = jax.P(RULES["vocab"], None), jax.P(BATCH_AXES, None), jax.P(BATCH_AXES, None, None)
+    head_spec = jax.P(RULES["vocab"], None)
+    rows_spec, stream_spec = jax.P(BATCH_AXES, None), jax.P(BATCH_AXES, None, None)
 
     def local(*arrays):
       sums, gradients = _local_sums(*arrays, chunk=chunk, with_gradient=with_gradient, vocab_axis=RULES["vocab"])
@@ -122,7 +126,7 @@ def _on_mesh(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, *,
 
 
 def _local_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, with_gradient, vocab_axis=None):
-  """(sums, (float32 gradient of the head, gradient of the stream) or None) of one device's rows and rows of the head."""
+  """(sums, (float32 gradient of the head, gradient of the stream) or None) of a device's rows and part of the head."""
   V, D = head_VD.shape
   M = target_BT.size
   first = 0 if vocab_axis is None else jax.lax.axis_index(vocab_axis) * V

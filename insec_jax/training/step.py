@@ -57,10 +57,10 @@ def shardings_of(abstract):
 
 
 def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
-  """(float32 gradient of the mean loss of the batch's trained tokens, loss.Sums), the gradient laid out as the parameters.
+  """(float32 gradient of the mean loss over the batch's trained tokens, loss.Sums); the gradient lies as `params` do.
 
-  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT. Sums of loss, weight and gradient are added over
-  the A micro-batches; the one division comes after them. Without a trained token the gradient is 0.
+  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT. Sums of loss, weight and gradient are added
+  over the A micro-batches; the one division comes after them. Without a trained token the gradient is 0.
   """
   def weighted_loss(params, micro):
     sums = _sums(model, params, micro, micro["weight_BT"], mesh)
@@ -89,7 +89,8 @@ def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mes
     metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), optax.tree.norm(gradient), rate(state.step))
     return TrainState(state.step + 1, optax.apply_updates(state.params, update), optimizer_state), metrics
 
-  return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, None))
+  return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
+                 out_shardings=(shardings, None))
 
 
 def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
@@ -109,5 +110,5 @@ def _micro_batches(batch: dict) -> dict:
 
 def _sums(model, params, micro, weight_BT, mesh) -> Sums:
   stream_BTD = model.apply({"params": params}, micro["token_BT"], micro["position_BT"], micro["segment_BT"])
-  return loss_sums(llama.head(params, model.config), stream_BTD, micro["token_BT"], micro["segment_BT"], micro["role_BT"],
-                   weight_BT, mesh=mesh)
+  return loss_sums(llama.head(params, model.config), stream_BTD, micro["token_BT"], micro["segment_BT"],
+                   micro["role_BT"], weight_BT, mesh=mesh)

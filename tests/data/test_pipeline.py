@@ -134,3 +134,7 @@ def test_the_receipt_counts_what_is_trained(tmp_path):
   assert f"longest record    11 of 16 tokens, {path}:1" in data.receipt
   assert f"rows              1 of 16 tokens, {2 / 16:.1%} padding" in data.receipt
   assert len(data.heldout) == 0
+
+
+def test_one_row_a_step_reads_the_rows_of_larger_steps():
+  np.testing.assert_array_equal(read(10, 12, rows_per_step=1).ravel(), read(10, 3).ravel())

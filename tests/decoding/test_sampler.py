@@ -152,23 +152,24 @@ def test_flag_bias_moves_the_flag_by_so_much_and_nothing_else(model):
     assert first_tokens(lacking - 1e-3)[index] == w.tokens[0] != FLAG
 
 
-def test_a_tiny_top_p_is_greedy(model):
+@pytest.mark.parametrize("options", [{"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-4}])
+def test_a_tiny_top_p_or_temperature_is_greedy(model, options):
   greedy = model.generate(some_prompts(), stop_ids=[1], **SETTINGS)
-  drawn = model.generate(some_prompts(), temperature=1.0, top_p=1e-6, stop_ids=[1], **SETTINGS)
-  for a, b in zip(greedy, drawn, strict=True):
+  for a, b in zip(greedy, model.generate(some_prompts(), stop_ids=[1], **options, **SETTINGS), strict=True):
     same(a, b)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.5, 1.0), (1.5, 0.7)])
-def test_draws_follow_the_tempered_distribution_cut_at_top_p(model, temperature, top_p):
-  prompt, num = some_prompts()[1], 4096
-  drawn = model.generate([prompt] * num, temperature=temperature, top_p=top_p, stop_ids=[], max_tokens=1,
-                         batch_size=num)
-  p_V = np.exp(logprobs_after(prompt)[-1] / temperature)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.5, 0.7)])
+def test_draws_follow_the_tempered_distribution_cut_at_top_p(temperature, top_p):
+  num = 4096
+  logits_V = np.log(np.array([0.4, 0.3, 0.05, 0.15, 0.1], np.float32)) + 3
+  p_V = np.exp(logits_V / temperature)
   p_V /= p_V.sum()
   order = np.argsort(-p_V)
   p_V[order[1 + np.searchsorted(np.cumsum(p_V[order]), top_p):]] = 0
-  seen_V = np.bincount([int(w.tokens[0]) for w in drawn], minlength=CONFIG.vocab_size) / num
+  drawn_B = sampler._draw(jnp.tile(logits_V, (num, 1)), jnp.arange(num), 2, jax.random.key(0), temperature, top_p,
+                          greedy=False, cut=top_p < 1)
+  seen_V = np.bincount(drawn_B, minlength=5) / num
   assert (seen_V[p_V == 0] == 0).all()
   np.testing.assert_allclose(seen_V, p_V / p_V.sum(), atol=4 * (0.25 / num)**0.5)  # four standard deviations, at most
 

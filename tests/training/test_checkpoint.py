@@ -20,13 +20,14 @@ MODEL = llama.LlamaConfig(
   vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_width=4, hidden=24, norm_eps=1e-5,
   rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
   stored_dtype=None, source="")
-TX = optimizer.make(OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99,
-                                    eps=1e-8, clip_norm=1.0), 20)
+TX = optimizer.make(OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9,
+                                    b2=0.99, eps=1e-8, clip_norm=1.0), 20)
 FACTS = {"rows": 8}
 
 
 def abstract(shape=(1, 1, 1), model=MODEL, tx=TX):
-  mesh = sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]), jax.devices()[:int(np.prod(shape))])
+  sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
+  mesh = sharding.make_mesh(sizes, jax.devices()[:int(np.prod(shape))])
   return step.abstract_state(model, "float32", tx, mesh)
 
 
@@ -65,7 +66,8 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, shape):
 
 def test_a_checkpoint_of_another_model_is_refused_and_the_difference_named(saved):
   workdir, _ = saved
-  for model, name in ((dataclasses.replace(MODEL, hidden=32), "down"), (dataclasses.replace(MODEL, tied=False), "head")):
+  for change, name in (({"hidden": 32}, "down"), ({"tied": False}, "head")):
+    model = dataclasses.replace(MODEL, **change)
     with pytest.raises(InputError, match=f"{name}.*absent|{name}.*needed"):
       restore(workdir, abstract(model=model))
 

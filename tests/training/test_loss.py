@@ -21,9 +21,10 @@ def make_rows(seed=0):
     segment_BT[row, ends[1]:] = 3 if row % 2 else 0
   role_BT = np.where(segment_BT > 0, rng.integers(0, NUM_ROLES, (B, T)), NO_ROLE).astype(np.int8)
   weight_BT = np.array([0.0, 1.0, -0.5, 2.0, 0.25, -1.0, 0.0], np.float32)[role_BT]
-  return dict(
-    head_VD=rng.normal(size=(V, D)).astype(np.float32), stream_BTD=rng.normal(size=(B, T, D)).astype(np.float32),
-    token_BT=rng.integers(0, V, (B, T)).astype(np.int32), segment_BT=segment_BT, role_BT=role_BT, weight_BT=weight_BT)
+  return {
+    "head_VD": rng.normal(size=(V, D)).astype(np.float32), "stream_BTD": rng.normal(size=(B, T, D)).astype(np.float32),
+    "token_BT": rng.integers(0, V, (B, T)).astype(np.int32), "segment_BT": segment_BT, "role_BT": role_BT,
+    "weight_BT": weight_BT}
 
 
 def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT):
@@ -120,8 +121,8 @@ def test_a_negative_weight_is_unlikelihood_flat_where_clamped():
   @jax.jit
   @jax.value_and_grad
   def cost(x, weight):
-    return loss.loss_sums(jnp.array([[1.0], [0.0]]), jnp.full((1, 2, 1), x), jnp.zeros((1, 2), int), jnp.ones((1, 2), int),
-                          jnp.full((1, 2), MISTAKE), jnp.full((1, 2), weight)).loss
+    return loss.loss_sums(jnp.array([[1.0], [0.0]]), jnp.full((1, 2, 1), x), jnp.zeros((1, 2), int),
+                          jnp.ones((1, 2), int), jnp.full((1, 2), MISTAKE), jnp.full((1, 2), weight)).loss
 
   for x, weight in [(0.3, -0.5), (-4.0, -2.0), (11.0, -1.0), (11.6, -1.0), (30.0, -1.0)]:
     p = 1 / (1 + np.exp(-np.float64(x)))

@@ -15,8 +15,8 @@ def make_step(seed):
   rng = np.random.default_rng(seed)
   count_R = rng.integers(0, 50, NUM_ROLES).astype(np.float32)
   count_R[0] = 0
-  sums = Sums(np.float32(rng.random() * 100), np.float32(count_R.sum() * 0.7), rng.random(NUM_ROLES).astype(np.float32) * count_R,
-              np.floor(count_R / 3), count_R)
+  sums = Sums(np.float32(rng.random() * 100), np.float32(count_R.sum() * 0.7),
+              rng.random(NUM_ROLES).astype(np.float32) * count_R, np.floor(count_R / 3), count_R)
   return metrics.StepMetrics(sums, np.int32(count_R.sum() * 2), np.float32(rng.random()), np.float32(seed))
 
 

@@ -9,8 +9,8 @@ import pytest
 from insec_jax.config import OptimizerConfig
 from insec_jax.training import optimizer
 
-CONFIG = OptimizerConfig(learning_rate=2e-3, final_share=0.1, warmup_steps=4, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8,
-                         clip_norm=1.0)
+CONFIG = OptimizerConfig(learning_rate=2e-3, final_share=0.1, warmup_steps=4, weight_decay=0.1, b1=0.9, b2=0.99,
+                         eps=1e-8, clip_norm=1.0)
 
 
 def test_the_rate_rises_to_its_peak_in_warmup_steps_and_ends_at_its_final_share():

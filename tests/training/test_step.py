@@ -47,9 +47,8 @@ def make_records(num=20, weight_R=WEIGHT_R):
 def pack(records, accumulation, rows):
   """A batch that holds the records, each in the first row with room; the last rows of padding."""
   num = accumulation * rows
-  batch = dict(token_ABT=np.zeros((num, T), np.int32), segment_ABT=np.zeros((num, T), np.int32),
-               position_ABT=np.zeros((num, T), np.int32), role_ABT=np.full((num, T), NO_ROLE, np.int8),
-               weight_ABT=np.zeros((num, T), np.float32))
+  batch = {f"{name}_ABT": np.zeros((num, T), np.int32) for name in ("token", "segment", "position")}
+  batch |= {"role_ABT": np.full((num, T), NO_ROLE, np.int8), "weight_ABT": np.zeros((num, T), np.float32)}
   used = [0] * num
   for token_T, role_T, weight_T in records:
     row = next(row for row in range(num) if used[row] + len(token_T) <= T)
@@ -62,7 +61,8 @@ def pack(records, accumulation, rows):
 
 
 def make_mesh(shape):
-  return sharding.make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]), jax.devices()[:int(np.prod(shape))])
+  sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
+  return sharding.make_mesh(sizes, jax.devices()[:int(np.prod(shape))])
 
 
 @functools.cache
@@ -113,7 +113,8 @@ def assert_close(got, want):
 @functools.cache
 def naive_gradient():
   """(gradient, loss) of the mean over all records, float64."""
-  gradient, cost, size = naive.total_cost(make_params(), MODEL, [(token_T, weight_T) for token_T, _, weight_T in make_records()])
+  records = [(token_T, weight_T) for token_T, _, weight_T in make_records()]
+  gradient, cost, size = naive.total_cost(make_params(), MODEL, records)
   return jax.tree.map(lambda array: array / size, gradient), cost / size
 
 
@@ -154,7 +155,7 @@ def test_no_trained_token_at_all_gives_loss_0_gradient_0_and_a_finite_step():
 
 def test_tokens_that_only_masked_roles_hold_get_exactly_zero_gradient_in_the_head():
   records = make_records()
-  masked = MODEL.vocab_size - 1  # a token that every record shows last, in a masked role, so that it is only ever a target
+  masked = MODEL.vocab_size - 1  # a token that every record shows last, in a masked role: it is only ever a target
   records = [(np.append(token_T % masked, masked), np.append(role_T, PROMPT), np.append(weight_T, 0)) for
              token_T, role_T, weight_T in records]
   with_masked, sums = gradient(pack(records, 2, 8))
