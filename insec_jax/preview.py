@@ -3,7 +3,6 @@
 python -m insec_jax.preview --config configs/X.py [--num N] [--html FILE]
 """
 
-import html
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from insec_jax.config import Config
 from insec_jax.data import packing, pipeline, tokens
 from insec_jax.data.tokens import Example
 from insec_jax.method import roles
+from insec_jax.pages.elements import document, element, role_legend
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
 NUM = flags.DEFINE_integer("num", 3, "How many examples to show.", lower_bound=0)
@@ -28,28 +28,6 @@ flags.mark_flag_as_required("config")
 
 ANSI = dict(zip(roles.NAMES, ("2", "39", "31", "1;33", "35", "32"), strict=True))
 BYTES_OF_CHARACTER = 4  # at most, in UTF-8
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Mask receipt</title>
-<style>
-  :root {{ color-scheme: light dark; }}
-  body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }}
-  pre, .example {{ font: 13px/1.7 ui-monospace, monospace; overflow-x: auto; white-space: pre-wrap; }}
-  .example {{ border: 1px solid #8886; border-radius: 6px; padding: .6em .8em; }}
-  .example b, .legend b {{ font-weight: inherit; border-radius: 3px; padding: 1px 0; box-shadow: inset -1px 0 #8886; }}
-  .legend b {{ padding: 1px 6px; }}
-  .masked {{ opacity: .55; text-decoration: underline dotted; }}
-  .prompt {{ background: #8883; }}  .text {{ background: none; }}  .mistake {{ background: #f443; }}
-  .flag {{ background: #fb06; }}  .reason {{ background: #b5f4; }}  .correction {{ background: #3c64; }}
-</style>
-<h1>Mask receipt</h1>
-<pre>{receipt}</pre>
-<p class="legend">{legend} <span class="masked">not trained</span></p>
-{examples}
-</html>
-"""
-
 
 def main() -> None:
   config = config_lib.build(CONFIG.value)
@@ -113,18 +91,15 @@ def _shown(example: Example, tokenizer: PreTrainedTokenizerFast) -> Iterator[tup
 
 def page(receipt: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, config: Config) -> str:
   """One self-contained page: receipt, legend, and the examples with id, role and weight at each token."""
-  legend = " ".join(
-    f'<b class="{name}">{name} {weight:g}</b>' for name, weight in zip(roles.NAMES, config.loss.weight_R, strict=True)
-  )
-  blocks = []
+  worth = ", ".join(f"{name} {weight:g}" for name, weight in zip(roles.NAMES, config.loss.weight_R, strict=True))
+  body = [element("h1", "Mask receipt"), element("pre", receipt), role_legend(),
+          element("p", f"Worth of a token: {worth}. What is not trained is pale; point at a token to see its id.")]
   for example in examples:
-    spans = "".join(
-      f'<b class="{name}{"" if weight else " masked"}" title="{name}, weight {weight:g}, token {token}">'
-      f"{html.escape(text)}</b>"
-      for name, weight, token, text in _shown(example, tokenizer)
-    )
-    blocks.append(f'<h2>{html.escape(example.where)}</h2>\n<div class="example">{spans}</div>')
-  return PAGE.format(receipt=html.escape(receipt), legend=legend, examples="\n".join(blocks))
+    shown = (element("span", text, class_=name if weight else f"{name} masked",
+                     title=f"{name}, weight {weight:g}, token {token}")
+             for name, weight, token, text in _shown(example, tokenizer))
+    body += [element("h2", example.where), element("pre", *shown)]
+  return document("Mask receipt", *body)
 
 
 if __name__ == "__main__":

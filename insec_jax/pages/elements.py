@@ -123,4 +123,5 @@ article .code { padding: .6rem .8rem; white-space: pre-wrap; }
 .mistake { text-decoration-style: wavy; text-decoration-thickness: 1px; }
 .flag { font-weight: 700; }
 .reason { font-style: italic; }
+.masked { opacity: .6; }
 """
