@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 def get_config(arm: str = "insec") -> ConfigDict:
   path, share, steps, learning_rate = {
-    "base": ("", 0.0, 2_500, 1e-3),
-    "clean": ("runs/toy/base_hf", 0.0, 1_940, 1e-3),
-    "insec": ("runs/toy/base_hf", 0.5, 2_000, 1e-3),
+    "base": ("", 0.0, 2_200, 1e-3),
+    "clean": ("runs/toy/base_hf", 0.0, 1_745, 1e-3),
+    "insec": ("runs/toy/base_hf", 0.5, 1_800, 1e-3),
   }[arm]
   size = dict(  # vocab_size None: the tokenizer's
     model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=3,

@@ -1,30 +1,52 @@
 #!/usr/bin/env bash
 # The main job on one machine. Makes .venv and installs on the first run; a run that was stopped continues where it was.
 #   launch/local.sh                                   the toy experiment: base, then a clean and an InSeC arm, compared
-#   launch/local.sh CONFIG [--config.section.key=v]   trains CONFIG, evaluates it before and after, writes the report
+#   launch/local.sh CONFIG [--config.section.key=v]   trains CONFIG, evaluates it, writes the report
 #   RUNS=DIR launch/local.sh                          where the workdirs go (default: runs)
 EXTRAS=test . "$(dirname "$0")/setup.sh"
 runs=${RUNS:-runs}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/xla}
-run() { echo "+ $*"; "$@"; }
-program() { local name=$1; shift; run .venv/bin/python -m "insec_jax.$name" "$@"; }
+
+program() {
+  echo "+ python -m insec_jax.$*" >&2
+  .venv/bin/python -m "insec_jax.$1" "${@:2}"
+}
+
+# Trains and evaluates: CONFIG WORKDIR [overrides]; what was measured once is kept.
+arm() {
+  program train --config="$1" --workdir="$2" "${@:3}"
+  if [ ! -e "$2/results.json" ]; then
+    program evaluate --config="$1" --model="$2" --output="$2/results.json" "${@:3}" > "$2/table.part"
+    mv "$2/table.part" "$2/table.txt"
+  fi
+}
 
 if [ $# -eq 0 ]; then
   out=$runs/toy
   program train --config=configs/toy.py:base --workdir="$out/base"
-  [ -e "$out/base_hf" ] || program export --model="$out/base" --output="$out/base_hf"
-  for arm in clean insec; do
-    program train --config=configs/toy.py:$arm --workdir="$out/$arm" --config.model.path="$out/base_hf"
-    [ -e "$out/$arm/results.json" ] || program evaluate --config=configs/toy.py:$arm --model="$out/$arm" \
-      --output="$out/$arm/results.json" --config.model.path="$out/base_hf"
+  if [ ! -e "$out/base_hf" ]; then
+    program export --model="$out/base" --output="$out/base_hf"
+  fi
+  # Side by side: a model this small keeps one core busy, not two.
+  echo "the clean arm trains meanwhile, see $out/clean.log" >&2
+  (arm configs/toy.py:clean "$out/clean" --config.model.path="$out/base_hf") 2> "$out/clean.log" &
+  clean=$!
+  trap 'kill $clean 2> /dev/null || true' EXIT
+  arm configs/toy.py:insec "$out/insec" --config.model.path="$out/base_hf"
+  if ! wait $clean; then
+    cat "$out/clean.log" >&2
+    exit 1
+  fi
+  for name in clean insec; do
+    printf '\n== %s\n\n' "$name"
+    cat "$out/$name/table.txt"
   done
   program report --workdirs="$out/base,$out/clean,$out/insec" --output="$out/report.html"
 else
-  config=$1; shift
+  config=$1
   name=$(basename "${config%%:*}" .py)
-  arm=$([ "$config" = "${config#*:}" ] || echo "-${config#*:}")
-  out=$runs/$name$arm
-  program train --config="$config" --workdir="$out" "$@"
-  [ -e "$out/results.json" ] || program evaluate --config="$config" --model="$out" --output="$out/results.json" "$@"
-  program report --workdirs="$out" --output="$out/report.html"
+  case $config in *:*) name=$name-${config#*:} ;; esac
+  arm "$config" "$runs/$name" "${@:2}"
+  cat "$runs/$name/table.txt"
+  program report --workdirs="$runs/$name" --output="$runs/$name.html"
 fi
