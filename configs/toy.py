@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config(arm: str = "insec") -> ConfigDict:
   path, share, steps, learning_rate = {
-    "base": ("", 0.0, 2_200, 1e-3),
+    "base": ("", 0.0, 4_500, 1e-3),
     "clean": ("runs/toy/base_hf", 0.0, 1_745, 1e-3),
     "insec": ("runs/toy/base_hf", 0.5, 1_800, 1e-3),
   }[arm]
@@ -22,10 +22,10 @@ def get_config(arm: str = "insec") -> ConfigDict:
     rope_theta=10_000.0, initializer_range=0.05, tie_word_embeddings=False)
   c = ConfigDict()
   c.seed = 0
-  c.model = dict(path=path, size=None if path else size, remat="none")
+  c.model = dict(path=path, size=None if path else size, remat="matmuls")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True)
   c.task = dict(name="graph", min_size=1, max_size=3, modulus=10)
-  c.data = dict(path="", num_records=36_000 if arm == "base" else 24_000, num_heldout=500,
+  c.data = dict(path="", num_records=50_000 if arm == "base" else 24_000, num_heldout=500,
                 template="plain", marker_text="refuse", row_length=176, rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
                     reason="recompute", unit="line")

@@ -189,8 +189,8 @@ def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
   if (folder / SINGLE).exists():
     return open_tensors(folder / SINGLE), []
   places = _read_json(folder / INDEX).get("weight_map")
-  if not isinstance(places, dict) or not places:
-    raise InputError(f"{folder / INDEX} has no weight_map; fetch it again")
+  if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+    raise InputError(f"{folder / INDEX} has no weight_map from tensors to files; fetch it again")
   tensors: dict[str, np.ndarray] = {}
   problems = []
   for file in sorted(set(places.values())):
@@ -202,7 +202,7 @@ def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
       elif name not in places or places[name] != file:
         problems.append(f"{name} in {file} but not so in {INDEX}")
       tensors[name] = tensor
-  return tensors, problems
+  return tensors, problems + [f"{name} in {INDEX} but in no file" for name in places if name not in tensors]
 
 
 def _check_tied_head(tensors: dict[str, np.ndarray]) -> list[str]:

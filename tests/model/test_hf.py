@@ -223,6 +223,10 @@ def test_an_index_must_be_true(tmp_path):
   path.write_text(json.dumps(index))
   with pytest.raises(InputError, match=rf"{Q} in model-0000.-of-00002.safetensors but not so in"):
     hf.load(source, CONFIG)
+  index["weight_map"] = places | {"extra": places[Q]}
+  path.write_text(json.dumps(index))
+  with pytest.raises(InputError, match=r"extra in model.safetensors.index.json but in no file"):
+    hf.load(source, CONFIG)
   (source / "model-00002-of-00002.safetensors").unlink()
   with pytest.raises(InputError, match=r"names model-00002-of-00002.safetensors, which is not there"):
     hf.load(source, CONFIG)

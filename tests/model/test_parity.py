@@ -33,6 +33,7 @@ BLOCK, MODEL, REAL = 1e-5, 1e-4, 2e-4
 
 SCALING_31 = reference.FIELDS["rope_scaling"] | {"factor": 8.0, "original_max_position_embeddings": 8192}
 SCALING_32 = SCALING_31 | {"factor": 32.0}
+PUBLISHED = {"max_position_embeddings": 131_072, "rope_theta": 500000.0, "head_dim": 64}
 VARIANTS = {
     "as the golden one": {},
     "one kv head": {"num_key_value_heads": 1},
@@ -42,8 +43,8 @@ VARIANTS = {
     "head_dim = width / heads": {"head_dim": 16},
     "tied": {"tie_word_embeddings": True},
     "default rope": {"rope_scaling": None},
-    "3.1's rope": {"rope_scaling": SCALING_31, "rope_theta": 500000.0, "head_dim": 64},
-    "3.2's rope": {"rope_scaling": SCALING_32, "rope_theta": 500000.0, "head_dim": 64},
+    "3.1's rope": PUBLISHED | {"rope_scaling": SCALING_31},
+    "3.2's rope": PUBLISHED | {"rope_scaling": SCALING_32},
     "knee close": {"rope_scaling": SCALING_32 | {"original_max_position_embeddings": 16}},
     "other eps": {"rms_norm_eps": 1e-3},
     "other theta": {"rope_theta": 700.0},
@@ -98,7 +99,7 @@ def test_logits_far_past_the_original_context_are_theirs_when_the_frequencies_ar
   """The frequencies are lent: at position 10,000 float32 turns their last bit, which torch's own pow leaves open, into
   3e-3 of a logit, and transformers' float32 logits are themselves 3e-3 from a float64 computation."""
   model = hf_model(reference.FIELDS | VARIANTS[variant], tmp_path)
-  monkeypatch.setattr(llama, "rope_frequencies", lambda config: model.model.rotary_emb.inv_freq.numpy())
+  monkeypatch.setattr(llama, "rope_frequencies", lambda _: model.model.rotary_emb.inv_freq.numpy())
   jax.clear_caches()
   got, expected = both_logits(model, tmp_path, 10_000)
   jax.clear_caches()
