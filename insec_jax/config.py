@@ -209,7 +209,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-  """Dtype of parameters and optimizer state, and of the matrix products."""
+  """Dtype of the parameters, and of the matrix products; both moments of AdamW are float32 in any case."""
 
   params: str
   compute: str

@@ -14,7 +14,6 @@ from insec_jax.decoding.sampler import Sampler
 from insec_jax.method.transcript import Markers, clean_text
 from insec_jax.training.checkpoint import MARKERS, open_model
 
-MARKED = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
 PROMPTS = [
   {"prompt": "12 + 30 = "}, {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5}, {"tokens": [1, 9, 12]}]
 BAD = {  # arguments (after those that are right) and what the line says
@@ -34,6 +33,8 @@ BAD = {  # arguments (after those that are right) and what the line says
 }
 RIGHT = ["--model=marked", "--prompts=p.jsonl", "--max_tokens=16", "--seed=0"]
 
+DRAWN = ["--temperature=0.8", "--top_p=0.9"]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -43,6 +44,9 @@ def folder(tmp_path_factory):
   shutil.copytree(folder / "plain", folder / "marked")
   (folder / "marked" / MARKERS).write_text(json.dumps({
       "flag": "<|spare_0|>", "fix": "<|spare_1|>", "special": True, "unit": "line", "template": "plain"}))
+  shutil.copytree(folder / "plain", folder / "words")  # whose random text happens to hold a whole correction
+  (folder / "words" / MARKERS).write_text(json.dumps({
+      "flag": "=", "fix": "(", "special": False, "unit": "line", "template": "plain"}))
   (folder / "empty").mkdir()
   write_lines(folder / "p.jsonl", PROMPTS)
   write_lines(folder / "bad.jsonl", [{"prompt": "2"}, "{"])
@@ -59,8 +63,9 @@ def done(folder):
     "greedy": ["--output=greedy.jsonl", "--logprobs"],
     "again": ["--output=again.jsonl", "--logprobs"],
     "flagged": ["--output=flagged.jsonl", "--flag_bias=6", "--temperature=1"],
-    "flagged clean": ["--output=clean.jsonl", "--flag_bias=6", "--temperature=1", "--clean"],
-    "plain": ["--model=plain", "--output=plain.jsonl", "--temperature=0.8", "--top_p=0.9"],
+    "plain": ["--model=plain", "--output=plain.jsonl", *DRAWN],
+    "words": ["--model=words", "--output=words.jsonl", *DRAWN],
+    "clean": ["--model=words", "--output=clean.jsonl", *DRAWN, "--clean"],
     **{name: ["--output=bad_out.jsonl", *arguments] for name, (arguments, _) in BAD.items()},
   }
   found = run("generate", *([*RIGHT, *arguments] for arguments in lines.values()), folder=folder)
@@ -100,18 +105,25 @@ def test_the_same_command_writes_the_same_bytes(folder, done):
 
 
 def test_clean_is_the_clean_view_and_with_the_flag_text_is_too(folder, done):
-  assert done["flagged clean"][0] == 0, done["flagged clean"][2]
-  markers = Markers("<|spare_0|>", "<|spare_1|>")
-  assert any(markers.flag in line["text"] for line in output(folder, "flagged.jsonl"))
-  for line, cleaned in zip(output(folder, "flagged.jsonl"), output(folder, "clean.jsonl"), strict=True):
-    assert line["clean"] == clean_text(line["text"], markers, "line") == cleaned["clean"] == cleaned["text"]
-    assert line["tokens"] == cleaned["tokens"]
-    assert line["logprobs"] is None
+  assert done["clean"][0] == 0, done["clean"][2]
+  plain, words, clean = (output(folder, f"{name}.jsonl") for name in ("plain", "words", "clean"))
+  assert [line["text"] for line in words] == [line["text"] for line in plain]
+  assert [line["clean"] for line in words] == [clean_text(line["text"], Markers("=", "("), "line") for line in words]
+  assert any(line["clean"] != line["text"] for line in words)
+  assert [line["text"] for line in clean] == [line["clean"] for line in clean] == [line["clean"] for line in words]
+  assert [line["tokens"] for line in clean] == [line["tokens"] for line in words]
 
 
 def test_a_model_without_markers_writes_text_that_is_clean(folder, done):
   assert done["plain"][0] == 0, done["plain"][2]
   assert all(line["clean"] == line["text"] for line in output(folder, "plain.jsonl"))
+
+
+def test_flag_bias_makes_flags_that_the_text_shows(folder, done):
+  assert done["flagged"][0] == 0, done["flagged"][2]
+  assert all("<|spare_0|>" in line["text"] for line in output(folder, "flagged.jsonl"))
+  assert not any("<|spare_0|>" in line["text"] for line in output(folder, "greedy.jsonl"))
+  assert all(line["logprobs"] is None for line in output(folder, "flagged.jsonl"))
 
 
 def test_progress_is_told_in_plain_lines(done):

@@ -14,6 +14,7 @@ from datakit import write_lines
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
+from insec_jax.model import hf, llama
 from insec_jax.training.checkpoint import open_model
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,10 +22,10 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "toy.txt"
 CONFIG = """
 from ml_collections import ConfigDict
 
-def get_config():
+def get_config(path=""):
   c = ConfigDict()
   c.seed = 0
-  c.model = dict(path="", remat="none", size=dict(
+  c.model = dict(path=path, remat="none", size=None if path else dict(
     model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, vocab_size=64, max_position_embeddings=128, rms_norm_eps=1e-5,
     rope_theta=10_000.0, initializer_range=0.1, tie_word_embeddings=False))
@@ -88,14 +89,14 @@ def make_records():
     yield pieces
 
 
-def train(home, workdir, *changes, code=0, program=("-m", "insec_jax.train"), devices=1, **variables):
+def train(home, workdir, *changes, arm="", code=0, program=("-m", "insec_jax.train"), devices=1, **variables):
   """What the program said on stderr; it must exit with `code`."""
   environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
                  "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                  **{name: str(value) for name, value in variables.items()}}
-  done = subprocess.run([sys.executable, *program, f"--config={home / 'config.py'}", f"--workdir={home / workdir}",
-                         *(f"--config.{change}" for change in changes)], env=environment, cwd=home, capture_output=True,
-                        text=True, check=False)
+  done = subprocess.run([sys.executable, *program, f"--config={home / 'config.py'}:{arm}", f"--workdir={home / workdir}",
+                         *(f"--config.{change}" for change in changes)], env=environment, cwd=home,
+                        capture_output=True, text=True, check=False)
   assert done.returncode == code, done.stderr
   return done.stderr
 
@@ -148,7 +149,7 @@ def test_the_losses_are_those_of_the_golden_file(whole):
 
 
 def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_bit(home, whole):
-  killed_at = random.SystemRandom().randrange(2, 40, 2)
+  killed_at = random.SystemRandom().randrange(6, 40, 2)  # after the first checkpoint
   print(f"killed at step {killed_at}")
   program = ("-c", SIGNALLED)
   train(home, "killed", program=program, code=-9, SIGNAL=9, SIGNAL_AT=killed_at)
@@ -172,6 +173,28 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_other_devi
   for key in ("loss", "loss/correction", "tokens", "trained_tokens", "grad_norm"):
     np.testing.assert_allclose([line[key] for line in got[1:]], [line[key] for line in want[1:]], rtol=1e-3)
   assert json.loads((home / "stopped" / "environment.json").read_text())["resumed"][0]["step"] == 13
+
+
+def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean_of_the_others(home):
+  tokenizer = build_tokenizer([*"0123456789+= ?\n", "wrong sum"],
+                              TokenizerConfig(path="", flag="<a>", fix="<b>", special=False))
+  model = llama.LlamaConfig(
+    vocab_size=len(tokenizer), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, hidden=48, norm_eps=1e-5,
+    rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.1, max_positions=128, bos_id=None, eos_ids=(), pad_id=None,
+    stored_dtype=None, source="")
+  before = hf.init(model, jax.random.key(0), "float32")
+  hf.save(home / "hf", before, model, tokenizer=tokenizer)
+  # A rate so small that what is read back is what training began with.
+  said = train(home, "grown", "tokenizer.path=", "train.steps=1", "optimizer.warmup_steps=1",
+               "optimizer.learning_rate=1e-30", arm="hf")
+  assert "grown to 128" in said
+  opened = open_model(str(home / "grown"))
+  assert (opened.config.vocab_size, opened.flag_id, opened.fix_id) == (128, len(tokenizer), len(tokenizer) + 1)
+  assert opened.config.eos_ids == (tokenizer.eos_token_id,)
+  old_VD = np.asarray(before["embed"])
+  np.testing.assert_allclose(opened.params["embed"][:len(old_VD)], old_VD, rtol=1e-6)
+  new_VD = np.tile(old_VD.mean(0), (128 - len(old_VD), 1))
+  np.testing.assert_allclose(opened.params["embed"][len(old_VD):], new_VD, rtol=1e-4)
 
 
 def test_run_again_at_its_end_it_says_so_and_does_nothing(home, whole):

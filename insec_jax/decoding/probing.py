@@ -75,14 +75,16 @@ def injected_probes(task: Task, config: Config) -> list[Probe]:
   for number, error in enumerate(task.error_classes):
     rng = np.random.default_rng((config.seed, number))
     only = dataclasses.replace(config.mistakes, classes=(error,), place="anywhere")
-    wanted = num * (number + 1) // len(task.error_classes)
+    share = (num + number) // len(task.error_classes)  # over the classes these add up to num
+    of_class = []
     for index in sorted(range(len(problems)), key=lambda index: uses[index]):
-      if len(found) == wanted:
+      if len(of_class) == share:
         break
       probe = mistakes.probe(problems[index], task, only, rng)
       if probe is not None:
-        found.append(probe)
+        of_class.append(probe)
         uses[index] += 1
+    found += of_class
   return found
 
 

@@ -1,8 +1,8 @@
 """Text from a model: prompts of different lengths decoded together, as if each were alone.
 
-Prompts are padded on the left to a bucket that depends on their own length only, so a prompt meets the same shapes in
-every company; the whole decode of a batch (prompt, then token by token) is one compiled program that ends when its
-last row has ended.
+Prompts are padded on the left to a bucket that depends on their own length only, and no row reads another: what a
+prompt gets depends on its company only in the order in which float32 sums are taken. The whole decode of a batch
+(prompt, then token by token) is one compiled program that ends when its last row has ended.
 
       slot      0   1   2   3 | 4   5   6        start 2: the slots before it are padding, seen by nobody
       token     .   .   A   B | c   d   <end>    A B the prompt, c d <end> chosen

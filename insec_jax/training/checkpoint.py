@@ -49,6 +49,8 @@ def write_atomically(path: pathlib.Path, text: str):
 
 def check_workdir(workdir: pathlib.Path, config: Config):
   """Nothing; InputError if the folder holds another experiment, or files of a run without its config."""
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f"--workdir={workdir} is a file; give a folder")
   path = workdir / CONFIG
   if not path.is_file():
     if taken := [name for name in (MODEL, "metrics.jsonl", TOKENIZER, CHECKPOINTS) if (workdir / name).exists()]:

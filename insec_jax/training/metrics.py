@@ -82,8 +82,8 @@ class Meter:
     seconds, self._since = now - self._since, now
     for step in steps:
       if not np.isfinite(step.sums.loss) or not np.isfinite(step.grad_norm):
-        raise FloatingPointError(f"loss {step.sums.loss} and gradient norm {step.grad_norm} in the last "
-                                 f"{len(steps)} steps; lower optimizer.learning_rate or look at the data; the last checkpoint is whole")
+        raise FloatingPointError(f"loss {step.sums.loss} and gradient norm {step.grad_norm} in the last {len(steps)} "
+                                 "steps; lower optimizer.learning_rate or look at the data; the last checkpoint stands")
       self.run, self.window = (totals.plus(step.sums, step.tokens, seconds) for totals in (self.run, self.window))
       self._last, seconds = step, 0.0
 

@@ -192,12 +192,22 @@ def test_markers_of_plain_words_are_forced_as_words_and_have_no_auroc(prober):
 def test_probes_come_in_equal_shares_of_every_class_from_different_problems():
   probes = probing.injected_probes(TASK, CONFIG)
   assert [probe.error for probe in probes] == [error for error in TASK.error_classes for _ in range(4)]
-  assert len({probe.problem.key for probe in probes}) == 20
+  assert len({probe.problem.prompt for probe in probes}) == 20
   assert {tasks.split_of(probe.problem.key) for probe in probes} == {"probe"}
   for probe in probes:
     verdict = TASK.check(probe.problem, probe.before, probe.wrong)
     assert (verdict.kind, verdict.error) == ("wrong", probe.error)
   assert {tasks.split_of(problem.key) for problem in probing.solved_problems(TASK, CONFIG)} == {"test"}
+
+
+def test_the_share_of_a_class_that_is_found_nowhere_goes_to_no_other(monkeypatch):
+  inject = TASK.inject
+  monkeypatch.setattr(TASK, "inject", lambda problem, before, error, rng: None if error == "value" else
+                      inject(problem, before, error, rng))
+  config = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, num_probes=22))
+  errors = [probe.error for probe in probing.injected_probes(TASK, config)]
+  assert {error: errors.count(error) for error in TASK.error_classes} == {
+      "early": 4, "value": 0, "calc": 4, "copy": 5, "repeat": 5}
 
 
 def test_arms_meet_the_same_probes_and_problems():

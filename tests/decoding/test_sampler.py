@@ -18,7 +18,7 @@ CONFIG = llama.LlamaConfig(
     rope_theta=10_000.0, rope_scaling=None, tied=False, init_std=0.3, max_positions=256, bos_id=None, eos_ids=(1,),
     pad_id=None, stored_dtype="float32", source="{}")
 FLAG = 7
-LENGTHS = (1, 5, 31, 32, 33, 50)  # in two buckets
+LENGTHS = (33, 1, 50, 5, 31, 32)  # in two buckets, not in order
 SETTINGS = {"max_tokens": 12, "batch_size": 4}  # the same throughout: each shape compiles once
 
 
@@ -89,8 +89,8 @@ def test_a_draw_does_not_depend_on_the_prompts_beside_it(model, options):
   def draw(prompts):
     return model.generate(prompts, seed=3, stop_ids=[1], **SETTINGS, **options)
   together = draw(some_prompts())
-  same(together[0], draw(some_prompts()[:1] + some_prompts((7, 9, 40, 40)))[0])
-  for a, b in zip(together, draw(some_prompts()[:3]), strict=False):
+  same(together[0], draw(some_prompts()[:1] + some_prompts((7, 40, 9, 8)))[0])
+  for a, b in zip(together, draw(some_prompts()[:5]), strict=False):
     same(a, b)
 
 
@@ -172,6 +172,12 @@ def test_draws_follow_the_tempered_distribution_cut_at_top_p(temperature, top_p)
   seen_V = np.bincount(drawn_B, minlength=5) / num
   assert (seen_V[p_V == 0] == 0).all()
   np.testing.assert_allclose(seen_V, p_V / p_V.sum(), atol=4 * (0.25 / num)**0.5)  # four standard deviations, at most
+
+
+def test_every_step_of_every_prompt_is_drawn_anew():
+  logits_BV, key = jnp.zeros((8, 1000)), jax.random.key(0)
+  drawn = [sampler._draw(logits_BV, jnp.arange(8), step, key, 1.0, 1.0, greedy=False, cut=False) for step in range(8)]
+  assert len(np.unique(drawn)) > 55  # of 64; 62 are expected
 
 
 def test_next_logprobs_are_those_of_a_full_pass(model):

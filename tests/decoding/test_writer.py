@@ -23,7 +23,7 @@ NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")
 
 def untuned() -> Opened:
   tokenizer = datakit.bpe_tokenizer()
-  config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer)}, "config.json")
+  config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": [3]}, "config.json")
   shape = (len(tokenizer), config.width)
   params = {"embed": jax.random.normal(jax.random.key(0), shape), "head": jax.random.normal(jax.random.key(1), shape)}
   return Opened(config, params, tokenizer, None, None, None, None, None)
@@ -90,7 +90,7 @@ def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
   both = made.write([np.array([1])] * 2, label="", max_tokens=9, batch_size=2)
   assert [one.text for one in both] == ["12 + 30<err>", "12 + 30<err><|eos|>"]
   assert [one.finished for one in both] == [True, False]
-  assert made.sampler.options["stop_ids"] == sorted({2, 3, end})
+  assert made.sampler.options["stop_ids"] == [end, 3]
   assert made.sampler.options["flag_id"] == model.flag_id
 
 

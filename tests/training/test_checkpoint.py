@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import datakit
 import jax
@@ -105,9 +106,13 @@ def test_only_the_newest_stay_and_what_is_half_written_does_not_count(tmp_path):
       checkpoints.save(number, state, config=datakit.config(), facts=FACTS, totals=[])
   folder = tmp_path / checkpoint.CHECKPOINTS
   assert {path.name for path in folder.iterdir()} == {"2", "3"}
-  (folder / "4.orbax-checkpoint-tmp").mkdir()
+  torn = folder / "9.orbax-checkpoint-tmp"  # what a kill leaves: it is renamed when whole
+  shutil.copytree(folder / "3", torn)
   assert checkpoint.latest_step(tmp_path) == 3
-  assert (folder / "4.orbax-checkpoint-tmp").exists()  # a reader removes nothing
+  assert torn.exists()  # a reader removes nothing
+  with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+    checkpoints.save(4, state, config=datakit.config(), facts=FACTS, totals=[])
+  assert {path.name for path in folder.iterdir()} == {"3", "4"}
   assert checkpoint.latest_step(tmp_path / "nowhere") is None
 
 
@@ -127,6 +132,9 @@ def test_a_workdir_of_another_config_is_refused_with_every_key_that_matters(tmp_
 
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(InputError, match="is a file"):
+    checkpoint.check_workdir(tmp_path / "file", datakit.config())
   checkpoint.check_workdir(tmp_path, datakit.config())
   (tmp_path / "metrics.jsonl").touch()
   with pytest.raises(InputError, match=r"holds metrics.jsonl but no config.json"):

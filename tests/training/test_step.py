@@ -184,7 +184,11 @@ def test_every_mesh_trains_alike():
 
 
 def test_the_step_donates_its_state_and_leaves_it_where_it_lies():
-  state, _ = run_steps([pack(make_records(), 2, 8)], (2, 2, 2))
+  mesh, params, make, train_step = compiled_step((2, 2, 2), "float32", "float32")
+  with jax.set_mesh(mesh):
+    given = make(params)
+    state, _ = train_step(given, pack(make_records(), 2, 8))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
   wq, head = state.params["layers"]["attn"]["wq"], state.params["head"]
   moment = next(part for part in state.optimizer if isinstance(part, optax.ScaleByAdamState))
   assert wq.sharding.spec == jax.P(None, "fsdp", "tensor", None)
