@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 def get_config(arm: str = "insec") -> ConfigDict:
   path, share, steps, learning_rate = {
     "base": ("", 0.0, 4_500, 1e-3),
-    "clean": ("runs/toy/base_hf", 0.0, 1_745, 1e-3),
-    "insec": ("runs/toy/base_hf", 0.5, 1_800, 1e-3),
+    "clean": ("runs/toy/base_hf", 0.0, 2_540, 1e-3),
+    "insec": ("runs/toy/base_hf", 0.4, 2_600, 1e-3),
   }[arm]
   size = dict(  # vocab_size None: the tokenizer's
     model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=3,
@@ -25,7 +25,7 @@ def get_config(arm: str = "insec") -> ConfigDict:
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True)
   c.task = dict(name="graph", min_size=1, max_size=3, modulus=10)
-  c.data = dict(path="", num_records=50_000 if arm == "base" else 24_000, num_heldout=500,
+  c.data = dict(path="", num_records=50_000 if arm == "base" else 32_000, num_heldout=500,
                 template="plain", marker_text="refuse", row_length=176, rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
                     reason="recompute", unit="line")
