@@ -94,9 +94,10 @@ def train(home, workdir, *changes, arm="", code=0, program=("-m", "insec_jax.tra
   environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
                  "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                  **{name: str(value) for name, value in variables.items()}}
-  done = subprocess.run([sys.executable, *program, f"--config={home / 'config.py'}:{arm}", f"--workdir={home / workdir}",
-                         *(f"--config.{change}" for change in changes)], env=environment, cwd=home,
-                        capture_output=True, text=True, check=False)
+  given = [f"--config={home / 'config.py'}:{arm}", f"--workdir={home / workdir}",
+           *(f"--config.{change}" for change in changes)]
+  done = subprocess.run([sys.executable, *program, *given], env=environment, cwd=home, capture_output=True, text=True,
+                        check=False)
   assert done.returncode == code, done.stderr
   return done.stderr
 
@@ -179,9 +180,9 @@ def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean
   tokenizer = build_tokenizer([*"0123456789+= ?\n", "wrong sum"],
                               TokenizerConfig(path="", flag="<a>", fix="<b>", special=False))
   model = llama.LlamaConfig(
-    vocab_size=len(tokenizer), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, hidden=48, norm_eps=1e-5,
-    rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.1, max_positions=128, bos_id=None, eos_ids=(), pad_id=None,
-    stored_dtype=None, source="")
+    vocab_size=len(tokenizer), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, hidden=48,
+    norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.1, max_positions=128, bos_id=None,
+    eos_ids=(), pad_id=None, stored_dtype=None, source="")
   before = hf.init(model, jax.random.key(0), "float32")
   hf.save(home / "hf", before, model, tokenizer=tokenizer)
   # A rate so small that what is read back is what training began with.

@@ -8,7 +8,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data.tokens import add_markers, encode_prompt
+from insec_jax.data.tokens import add_markers, encode_prompt, load
 from insec_jax.decoding.progress import Progress
 from insec_jax.decoding.sampler import Generation, Sampler
 from insec_jax.method.transcript import Markers
@@ -79,7 +79,8 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
         raise InputError(f"{where} was trained with {name}={has!r}, and the config says {wanted!r}; "
                          "use the config of that run")
     return opened
-  tokenizer, flag_id, fix_id, _ = add_markers(opened.tokenizer, config.tokenizer)
+  tokenizer = load(config.tokenizer.path) if config.tokenizer.path else opened.tokenizer
+  tokenizer, flag_id, fix_id, _ = add_markers(tokenizer, config.tokenizer)
   params, model_config = opened.params, opened.config
   if len(tokenizer) > model_config.vocab_size:
     size = -(-len(tokenizer) // hf.VOCAB_MULTIPLE) * hf.VOCAB_MULTIPLE

@@ -65,11 +65,16 @@ def write(some: list[np.ndarray], batch_size: int) -> list[Generation]:
   return sampler().generate(some, max_tokens=NUM_TOKENS, stop_ids=sampler().config.eos_ids, batch_size=batch_size)
 
 
+@functools.cache
+def together() -> list[Generation]:
+  return write(prompts(), 16)
+
+
 def test_prompts_of_different_lengths_in_one_batch_give_the_text_of_transformers():
   lengths = {len(prompt) for prompt in prompts()}
   assert len(lengths) >= 10
   assert {bucket(length) for length in lengths} == {32, 64}
-  assert [one.tokens.tolist() for one in write(prompts(), 16)] == from_transformers()
+  assert [one.tokens.tolist() for one in together()] == from_transformers()
 
 
 def test_one_prompt_at_a_time_gives_the_text_of_transformers():
@@ -77,4 +82,4 @@ def test_one_prompt_at_a_time_gives_the_text_of_transformers():
 
 
 def test_the_model_ends_some_texts_itself():
-  assert {one.finish for one in write(prompts(), 16)} == {"stop", "length"}
+  assert {one.finish for one in together()} == {"stop", "length"}

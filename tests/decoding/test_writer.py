@@ -42,6 +42,14 @@ def test_an_untuned_model_gets_markers_that_begin_as_the_mean_of_its_rows():
     np.testing.assert_allclose(after.params[name][after.flag_id], before.params[name].mean(0), atol=1e-6)
 
 
+def test_an_untuned_model_reads_with_the_tokenizer_that_the_config_names(tmp_path):
+  other = datakit.bpe_tokenizer()
+  other.add_tokens(["a token more"])
+  other.save_pretrained(tmp_path)
+  after = trained(datakit.config(tokenizer__path=str(tmp_path)))
+  assert after.flag_id == untuned().config.vocab_size + 1 == trained(NEW).flag_id + 1
+
+
 def test_markers_that_the_tokenizer_already_has_resize_nothing():
   after = trained(SPARE)
   assert after.params["embed"].shape == untuned().params["embed"].shape
