@@ -14,7 +14,7 @@ def get_config(arm: str = "local") -> ConfigDict:
   local = {"local": True, "full": False}[arm]
   c = ConfigDict()
   c.seed = 0
-  c.model = dict(path="HuggingFaceTB/SmolLM2-135M-Instruct", size=None, remat="none" if local else "full")
+  c.model = dict(path="HuggingFaceTB/SmolLM2-135M-Instruct", size=None, remat="matmuls" if local else "full")
   # The tokenizer has no such tokens: they are added, and the vocabulary grows to a multiple of 128.
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True)
   c.task = dict(name="gsm8k", min_size=0, max_size=0, modulus=0)

@@ -14,7 +14,7 @@ def get_config(arm: str = "insec") -> ConfigDict:
   path, share, steps, learning_rate = {
     "base": ("", 0.0, 4_500, 1e-3),
     "clean": ("runs/toy/base_hf", 0.0, 2_540, 1e-3),
-    "insec": ("runs/toy/base_hf", 0.4, 2_600, 1e-3),
+    "insec": ("runs/toy/base_hf", 0.3, 2_600, 1e-3),
   }[arm]
   size = dict(  # vocab_size None: the tokenizer's
     model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=3,

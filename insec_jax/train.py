@@ -102,8 +102,10 @@ def begin(config: Config, mesh: Mesh) -> Run:
     if vocab_size > before.vocab_size:
       say(f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
           f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones")
-      params = jax.jit(lambda params: hf.grow_vocabulary(params, before, vocab_size)[0],
-                       out_shardings=shardings.params)(params)
+      # Only what grows: the rest is not copied.
+      rows = {name: params[name] for name in ("embed", "head") if name in params}
+      params |= jax.jit(lambda rows: hf.grow_vocabulary(rows, before, vocab_size)[0],
+                        out_shardings={name: shardings.params[name] for name in rows})(rows)
   else:
     params = hf.init(model_config, jax.random.key(config.seed), config.precision.params, shardings=shardings.params)
   state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
