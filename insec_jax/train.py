@@ -61,11 +61,10 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     say(f"{workdir} is trained to its last step, {last}; nothing to do")
     return command.DONE
   mesh = sharding.make_mesh(config.mesh, jax.devices())
-  with jax.set_mesh(mesh):
-    run = begin(config, mesh) if last is None else resume(config, mesh, workdir, last)
-    write_workdir(config, workdir, run, mesh)
-    with contextlib.closing(checkpoint.Checkpoints(workdir, keep=config.train.keep)) as checkpoints:
-      return loop(config, workdir, run, mesh, checkpoints)
+  run = begin(config, mesh) if last is None else resume(config, mesh, workdir, last)
+  write_workdir(config, workdir, run, mesh)
+  with contextlib.closing(checkpoint.Checkpoints(workdir, keep=config.train.keep)) as checkpoints:
+    return loop(config, workdir, run, mesh, checkpoints)
 
 
 def say(text: str) -> None:
@@ -137,7 +136,7 @@ def facts_of(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
 
 def rows_of(config: Config, mesh: Mesh) -> int:
   """Rows of one micro-batch, all devices together; what `tensor` splits is not the batch."""
-  return config.data.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
+  return config.data.rows_per_device * sharding.size_over(mesh, sharding.BATCH)
 
 
 def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:

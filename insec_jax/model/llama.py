@@ -16,16 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from insec_jax.command import InputError
+from insec_jax.model import sharding
 from insec_jax.model.attention import XLA, Attention, attend
-from insec_jax.model.sharding import constrain
 
-# What the backward pass keeps inside a layer; None keeps everything. The stream between layers is always kept.
+# What the backward pass keeps inside a layer, beside the stream between layers; what fsdp has gathered it never keeps.
 REMAT = {
-    "none": None,
-    "matmuls": ("query", "key", "value", "context", "residual", "gate", "up"),
-    "full": (),
+    "none": jax.checkpoint_policies.save_anything_except_these_names(sharding.GATHERED),
+    "matmuls": jax.checkpoint_policies.save_only_these_names(
+      "query", "key", "value", "context", "residual", "gate", "up"),
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -132,40 +134,29 @@ def rotate(x_BTNH, turn):
   return turned.astype(x_BTNH.dtype)
 
 
-def attn(weights, config: LlamaConfig, stream_BTD, turn, read):
+def attn(weights, config: LlamaConfig, stream_BTD, turn, read, mesh=None):
   """What attention adds to the stream; `read(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query."""
-  x_BTD = rms_norm(weights["norm"], stream_BTD, config.norm_eps)
+  x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
   q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), turn), "query")
   k_BTKH = checkpoint_name(rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), turn), "key")
   v_BTKH = checkpoint_name(dot("BTD,DKH->BTKH", x_BTD, weights["wv"]), "value")
-  q_BTNH = constrain(q_BTNH, "batch", "position", "heads", "head_width")
-  k_BTKH = constrain(k_BTKH, "batch", "position", "kv_heads", "head_width")
-  v_BTKH = constrain(v_BTKH, "batch", "position", "kv_heads", "head_width")
   context_BTNH = checkpoint_name(read(q_BTNH, k_BTKH, v_BTKH), "context")
-  return dot("BTNH,NHD->BTD", context_BTNH, weights["wo"])
+  return sharding.leave(dot("BTNH,NHD->BTD", context_BTNH, weights["wo"]), mesh)
 
 
-def mlp(weights, config: LlamaConfig, stream_BTD):
+def mlp(weights, config: LlamaConfig, stream_BTD, mesh=None):
   """What SwiGLU adds to the stream."""
-  x_BTD = rms_norm(weights["norm"], stream_BTD, config.norm_eps)
+  x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
   gate_BTF = checkpoint_name(dot("BTD,DF->BTF", x_BTD, weights["gate"]), "gate")
   up_BTF = checkpoint_name(dot("BTD,DF->BTF", x_BTD, weights["up"]), "up")
-  hidden_BTF = constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", "position", "hidden")
-  return dot("BTF,FD->BTD", hidden_BTF, weights["down"])
+  return sharding.leave(dot("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, weights["down"]), mesh)
 
 
-def block(weights, config: LlamaConfig, stream_BTD, turn, read):
-  """The stream after one layer."""
-  stream_BTD = stream_BTD + attn(weights["attn"], config, stream_BTD, turn, read)
-  stream_BTD = checkpoint_name(constrain(stream_BTD, "batch", "position", "stream"), "residual")
-  stream_BTD = stream_BTD + mlp(weights["mlp"], config, stream_BTD)
-  return constrain(stream_BTD, "batch", "position", "stream")
-
-
-def embed(embed_VD, token_BT, compute):
-  """The stream before the first layer; a token outside the vocabulary gives nan, not its neighbour."""
-  stream_BTD = jnp.take(embed_VD, token_BT, axis=0, mode="fill").astype(compute)
-  return constrain(stream_BTD, "batch", "position", "stream")
+def block(weights, config: LlamaConfig, stream_BTD, turn, read, mesh=None):
+  """The stream after one layer; with a mesh, `weights` hold the device's heads and its part of the hidden width."""
+  stream_BTD = stream_BTD + attn(weights["attn"], config, stream_BTD, turn, read, mesh)
+  stream_BTD = checkpoint_name(stream_BTD, "residual")
+  return stream_BTD + mlp(weights["mlp"], config, stream_BTD, mesh)
 
 
 def head(params, config: LlamaConfig):
@@ -210,7 +201,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
   turn = rope(config, slot_T[None] - start_B[:, None])
   slot_S = jnp.arange(cache[0][0].shape[1])
   allowed_BTS = (slot_S[None, None] >= start_B[:, None, None]) & (slot_S[None, None] <= slot_T[None, :, None])
-  stream_BTD = embed(params["embed"], token_BT, cache[0][0].dtype)
+  stream_BTD = sharding.look_up(params["embed"], token_BT, cache[0][0].dtype, None)
   filled = []
 
   def read(q_BTNH, k_BTKH, v_BTKH):
@@ -225,23 +216,29 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
   return rms_norm(params["norm"], stream_BTD, config.norm_eps), filled
 
 
+def declare(module: nn.Module, name: str, letters: str):
+  """The device's part of the parameter, axes named; `init` gives nan: weights come from hf.load or hf.init."""
+  axes = tuple(AXES[letter] for letter in letters)
+  init = nn.with_logical_partitioning(nn.initializers.constant(math.nan), axes)
+  shape = (sharding.local_size(AXES[letter], module.config.size(letter), module.mesh) for letter in letters)
+  return module.param(name, init, tuple(shape))
+
+
+def declare_whole(module: nn.Module, name: str, letters: str):
+  """The same, gathered along fsdp."""
+  return sharding.gather(declare(module, name, letters), tuple(AXES[letter] for letter in letters), module.mesh)
+
+
 class Weights(nn.Module):
-  """The weights of one part of a layer, as a dict."""
+  """The weights of one part of a layer, gathered along fsdp, as a dict."""
 
   config: LlamaConfig
   part: str
+  mesh: Mesh | None
 
   @nn.compact
   def __call__(self):
-    return {name: declare(self, name, letters) for name, letters in WEIGHTS["layers"][self.part].items()}
-
-
-def declare(module: nn.Module, name: str, letters: str):
-  """The parameter, with its axes named; `init` gives nan: weights come from hf.load or hf.init."""
-  config = module.config
-  axes = tuple(AXES[letter] for letter in letters)
-  init = nn.with_logical_partitioning(nn.initializers.constant(math.nan), axes)
-  return module.param(name, init, tuple(config.size(letter) for letter in letters))
+    return {name: declare_whole(self, name, letters) for name, letters in WEIGHTS["layers"][self.part].items()}
 
 
 class Block(nn.Module):
@@ -249,24 +246,27 @@ class Block(nn.Module):
 
   config: LlamaConfig
   attention: Attention
+  mesh: Mesh | None
 
   @nn.compact
   def __call__(self, stream_BTD, turn, where):
-    weights = {part: Weights(self.config, part, name=part)() for part in WEIGHTS["layers"]}
-    stream_BTD = block(weights, self.config, stream_BTD, turn, lambda q, k, v: self.attention.attend(q, k, v, where))
-    return stream_BTD, None
+    weights = {part: Weights(self.config, part, self.mesh, name=part)() for part in WEIGHTS["layers"]}
+    return block(weights, self.config, stream_BTD, turn, lambda q, k, v: self.attention.attend(q, k, v, where),
+                 self.mesh), None
 
 
 class Llama(nn.Module):
   """apply({"params": params}, token_BT, position_BT, segment_BT) -> stream_BTD after the last norm, in `compute`.
 
-  Positions restart with each segment of a packed row; segments never read each other.
+  Positions restart with each segment of a packed row; segments never read each other. With a mesh, `apply` runs on each
+  device inside jax.shard_map, on its rows and its parts of the parameters (sharding.py).
   """
 
   config: LlamaConfig
   compute: str
   remat: str
   attention: Attention = XLA
+  mesh: Mesh | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -276,20 +276,19 @@ class Llama(nn.Module):
   @nn.compact
   def __call__(self, token_BT, position_BT, segment_BT):
     config = self.config
-    stream_BTD = embed(declare(self, "embed", WEIGHTS["embed"]), token_BT, self.compute)
+    stream_BTD = sharding.look_up(declare(self, "embed", WEIGHTS["embed"]), token_BT, self.compute, self.mesh)
     layer = Block
-    if REMAT[self.remat] is not None:
-      policy = jax.checkpoint_policies.save_only_these_names(*REMAT[self.remat])
-      layer = nn.remat(Block, policy=policy, prevent_cse=False)  # inside a scan nothing is merged anyway
+    if self.remat != "none" or (self.mesh is not None and sharding.size_over(self.mesh, sharding.FSDP) > 1):
+      layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)  # inside a scan nothing is merged anyway
     layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True},
                      in_axes=(nn.broadcast, nn.broadcast), length=config.num_layers,
                      metadata_params={nn.PARTITION_NAME: AXES["L"]})
     # Named: lifted transforms would change an automatic name, and with it the place of every weight.
-    stream_BTD, _ = layers(config, self.attention, name="layers")(
+    stream_BTD, _ = layers(config, self.attention, self.mesh, name="layers")(
         stream_BTD, rope(config, position_BT), self.attention.prepare(segment_BT))
     if not config.tied:
       declare(self, "head", WEIGHTS["head"])  # read by `head`
-    return rms_norm(declare(self, "norm", WEIGHTS["norm"]), stream_BTD, config.norm_eps)
+    return rms_norm(declare_whole(self, "norm", WEIGHTS["norm"]), stream_BTD, config.norm_eps)
 
 
 def shapes(config: LlamaConfig):

@@ -1,35 +1,71 @@
-"""Which logical axis of an array lies along which axis of the mesh: one table for parameters and activations."""
+"""Where arrays lie on the mesh, in one table, and how a device gets what others hold.
 
+The user's `fsdp` is up to three axes of the mesh: gathers and reduce-scatters run over one after the other. The TPU
+compiler turns a reduce-scatter over one axis of 16 chips into an all-reduce of the whole, twice the bytes.
+"""
+
+import collections
+import functools
 import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+FSDP = ("fsdp_x", "fsdp_y", "fsdp_z")
+TENSOR = "tensor"
+MESH_AXES = ("data", *FSDP, TENSOR)
+BATCH = ("data", *FSDP)
 
+# Logical axes of parameters and of a batch.
 RULES = {
-    "batch": ("data", "fsdp"),
-    "width": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "hidden": "tensor",
-    "vocab": "tensor",
+    "batch": BATCH,
+    "position": None,
+    "width": FSDP,
+    "heads": TENSOR,
+    "kv_heads": TENSOR,
+    "hidden": TENSOR,
+    "vocab": TENSOR,
     "head_width": None,
     "layers": None,
-    "stream": None,  # the width of an activation: fsdp splits weights by width, activations by batch
-    "position": None,
 }
+GATHERED = "gathered"  # checkpoint_name of a whole weight
 
 
 def make_mesh(config: MeshConfig, devices) -> Mesh:
-  """The mesh (data, fsdp, tensor) over `devices`; InputError if the sizes do not multiply to their number."""
-  # Auto, said aloud: the default of jax.make_mesh is Explicit since 0.9.
-  return jax.make_mesh(config.shape(len(devices)), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES),
-                       devices=devices)
+  """The mesh over `devices`, slices of a pod along `data` outermost; InputError if the sizes do not fit them."""
+  data, fsdp, tensor = config.shape(len(devices))
+  shape = (data, *fsdp_axes(fsdp), tensor)
+  slices = len(collections.Counter(getattr(device, "slice_index", 0) for device in devices))
+  if data % slices:
+    raise InputError(f"mesh.data={data} over {slices} slices; between slices only `data` may lie: give a multiple of "
+                     f"{slices}")
+  if slices > 1:
+    placed = mesh_utils.create_hybrid_device_mesh(
+      (data // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1)), devices, allow_split_physical_axes=True)
+  else:
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  # Auto, said aloud: the default is Explicit since jax 0.9.
+  return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def fsdp_axes(size: int) -> tuple[int, int, int]:
+  """`size` as the lengths of the three axes: none above 8 where that can be, then as few and as even as can be."""
+  triples = [(x, y, size // (x * y)) for x in range(1, size + 1) if size % x == 0
+             for y in range(x, size // x + 1) if size // x % y == 0 and y <= size // (x * y)]
+  return min(triples, key=lambda xyz: (max(*xyz, 8), sum(n > 1 for n in xyz), max(xyz), -min(xyz)))
+
+
+def size_over(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+  """Over how many devices an array is split that lies along these axes of the mesh."""
+  names = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(mesh.shape[name] for name in names)
 
 
 def spec(*axes: str) -> PartitionSpec:
@@ -54,9 +90,10 @@ def params_shardings(boxed, mesh: Mesh):
     if not isinstance(leaf, nn.LogicallyPartitioned) or len(leaf.names) != leaf.value.ndim:
       raise ValueError(f"parameter {name} does not name each of its axes; declare it with nn.with_logical_partitioning")
     mesh_axes = spec(*leaf.names)
-    for axis, size, mesh_axis in zip(leaf.names, leaf.value.shape, mesh_axes, strict=True):
-      if mesh_axis is not None and size % mesh.shape[mesh_axis]:
-        misfits.append(f"{axis}={size} over {mesh_axis}={mesh.shape[mesh_axis]}")
+    for axis, size, names in zip(leaf.names, leaf.value.shape, mesh_axes, strict=True):
+      if size % size_over(mesh, names):
+        where = "fsdp" if names == FSDP else names
+        misfits.append(f"{axis}={size} over {where}={size_over(mesh, names)}")
     return NamedSharding(mesh, mesh_axes)
 
   shardings = jax.tree_util.tree_map_with_path(sharding, boxed,
@@ -67,20 +104,80 @@ def params_shardings(boxed, mesh: Mesh):
   return shardings
 
 
-def constrain(array, *axes: str):
-  """`array`, with the compiler told where it lies; unchanged where no mesh is set.
+# What follows runs on each device, inside jax.shard_map over all axes of the mesh with check_vma=False: there a psum is
+# differentiated as a psum, so `enter` and `leave` say the right gradient. `mesh` None: one device holds everything.
 
-  A dimension that the mesh does not divide (one prompt, eight devices) is left to the compiler: no number depends on
-  it.
+
+def local_size(axis: str, size: int, mesh: Mesh | None) -> int:
+  """Length of a parameter's logical axis on each device."""
+  return size if mesh is None else size // size_over(mesh, RULES[axis])
+
+
+def gather(shard, axes: tuple[str, ...], mesh: Mesh | None):
+  """The parameter with these logical axes, whole along fsdp; its gradient is summed over fsdp and split again."""
+  for dimension, axis in enumerate(axes):
+    if mesh is None or RULES[axis] != FSDP:
+      continue
+    for name in reversed(FSDP):
+      if mesh.shape[name] > 1:
+        shard = jax.lax.all_gather(shard, name, axis=dimension, tiled=True)
+        # Each stage named: a policy that does not keep the whole must not keep half of it either.
+        shard = checkpoint_name(shard, GATHERED)
+  return shard
+
+
+def scatter(array, dimension: int, mesh: Mesh):
+  """The device's part of the sum over fsdp of `array`, split along that dimension: the transpose of `gather`."""
+  for name in FSDP:
+    if mesh.shape[name] > 1:
+      array = jax.lax.psum_scatter(array, name, scatter_dimension=dimension, tiled=True)
+  return array
+
+
+def enter(x, mesh: Mesh | None):
+  """`x`, which every device of `tensor` holds, on its way into that device's part of the heads or of the hidden width;
+  the gradient is summed over the parts (`f` of arXiv 1909.08053)."""
+  return x if mesh is None or mesh.shape[TENSOR] == 1 else _enter(x)
+
+
+def leave(x, mesh: Mesh | None):
+  """The sum over `tensor` of each device's part of `x`; every part gets the whole gradient (`g` of the same)."""
+  return x if mesh is None or mesh.shape[TENSOR] == 1 else _leave(x)
+
+
+@jax.custom_vjp
+def _enter(x):
+  return x
+
+
+_enter.defvjp(lambda x: (x, None), lambda _, cotangent: (jax.lax.psum(cotangent, TENSOR),))
+
+
+@jax.custom_vjp
+def _leave(x):
+  return jax.lax.psum(x, TENSOR)
+
+
+_leave.defvjp(lambda x: (jax.lax.psum(x, TENSOR), None), lambda _, cotangent: (cotangent,))
+
+
+def look_up(table_VD, token_BT, dtype, mesh: Mesh | None):
+  """Rows of the table in `dtype`, [B, T, D]; nan for a token outside it.
+
+  With a mesh nobody gathers the table: each device looks up its part of the width for the tokens of all, and sends
+  the rows home.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or AxisType.Auto not in mesh.axis_types:
-    return array
-
-  def fits(size, mesh_axis):
-    names = (mesh_axis,) if isinstance(mesh_axis, str) else mesh_axis or ()
-    return size % math.prod(mesh.shape[name] for name in names) == 0
-
-  mesh_axes = (mesh_axis if fits(size, mesh_axis) else None
-               for size, mesh_axis in zip(array.shape, spec(*axes), strict=True))
-  return jax.lax.with_sharding_constraint(array, PartitionSpec(*mesh_axes))
+  take = functools.partial(jnp.take, axis=0, mode="fill")
+  if mesh is None:
+    return take(table_VD, token_BT).astype(dtype)
+  names = tuple(name for name in FSDP if mesh.shape[name] > 1)
+  if names:
+    token_BT = jax.lax.all_gather(token_BT, names, tiled=True)
+  num_here = table_VD.shape[0]
+  index_BT = token_BT - jax.lax.axis_index(TENSOR) * num_here
+  is_here_BT = (index_BT >= 0) & (index_BT < num_here)
+  row_BTD = take(table_VD, jnp.where(is_here_BT, index_BT, 0)).astype(dtype)
+  row_BTD = leave(jnp.where(is_here_BT[..., None], row_BTD, 0), mesh)
+  is_token_BT = (token_BT >= 0) & (token_BT < num_here * mesh.shape[TENSOR])
+  row_BTD = jnp.where(is_token_BT[..., None], row_BTD, jnp.nan)
+  return jax.lax.all_to_all(row_BTD, names, split_axis=0, concat_axis=2, tiled=True) if names else row_BTD

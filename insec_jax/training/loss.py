@@ -2,6 +2,7 @@
 
 Letters are those of model/llama.py, and
   M position of a device's rows, one after another   C position of a chunk of trained ones
+  W position of the chunks of all devices that share a vocabulary
 Nothing here divides: sums are added over chunks, micro-batches, devices and hosts, and who holds the last one divides.
 """
 
@@ -13,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from insec_jax.method.roles import NO_ROLE, NUM_ROLES
-from insec_jax.model.sharding import RULES
+from insec_jax.model import sharding
+from insec_jax.model.sharding import BATCH, FSDP, TENSOR
 
-BATCH_AXES = RULES["batch"]
 FLOOR = 1e-5  # of 1 - p in unlikelihood, arXiv 1908.04319 and its code
 
 
@@ -67,25 +68,22 @@ def loss_sums(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, *, 
   """Sums of the weighted loss of every token of non-zero weight; `loss` alone has a gradient (to head and stream).
 
   Weight w > 0 costs w * -log p(token); w < 0 is unlikelihood, |w| * -log(max(1 - p(token), 1e-5)), flat where clamped.
-  With a mesh of several devices each works on its own rows, and on its own part of the vocabulary where that is split.
+  With a mesh it runs inside jax.shard_map, on the device's part of the head and its own rows, and sums over these.
   """
   target_BT, role_BT, weight_BT = shift(token_BT, segment_BT, role_BT, weight_BT)
-  if mesh is not None and mesh.size == 1:
-    mesh = None
-  shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  chunk = chunk or chunk_size(token_BT.size // shards)
-  return _weighted_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT.astype(jnp.float32), mesh, chunk)
+  return _weighted_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT.astype(jnp.float32), mesh,
+                        chunk or chunk_size(token_BT.size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _weighted_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk):
-  sums, _ = _on_mesh(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, with_gradient=False)
+  sums, _ = _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, with_gradient=False)
   return sums
 
 
 def _forward(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk):
   # Gradients are made here: each chunk's logits live once, and the number of chunks may depend on the data.
-  return _on_mesh(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, with_gradient=True)
+  return _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, with_gradient=True)
 
 
 def _backward(mesh, chunk, gradients, cotangent):
@@ -97,54 +95,63 @@ def _backward(mesh, chunk, gradients, cotangent):
 _weighted_sums.defvjp(_forward, _backward)
 
 
-def _on_mesh(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, *, with_gradient):
-  """(sums, gradients of head and stream or None), on one device or on every device of the mesh."""
-  matrix_VD = head_VD.astype(stream_BTD.dtype)  # before any gather: half the bytes in bfloat16
-  if mesh is None:
-    sums, gradients = _local_sums(matrix_VD, stream_BTD, target_BT, role_BT, weight_BT, chunk=chunk,
-                                  with_gradient=with_gradient)
+def _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, *, with_gradient):
+  """(sums, gradients of head and stream or None), the head split along its width over fsdp.
+
+  What travels is the smaller: the vocabulary's rows, whole to every device, or the chunks of trained tokens, each to
+  all devices of a group that hold a part of the vocabulary each.
+  """
+  compute = stream_BTD.dtype
+  part_VD = head_VD.astype(compute)  # before it travels: half the bytes in bfloat16
+  group = tuple(name for name in FSDP if mesh is not None and mesh.shape[name] > 1)
+  devices = 1 if mesh is None else sharding.size_over(mesh, FSDP)
+  tokens_travel = bool(group) and head_VD.shape[0] % devices == 0 and devices * target_BT.size < head_VD.shape[0]
+  if tokens_travel:
+    part_VD = jax.lax.all_to_all(part_VD, group, split_axis=0, concat_axis=1, tiled=True)
   else:
-    # The width is gathered here, and only here.
-    head_spec = jax.P(RULES["vocab"], None)
-    rows_spec, stream_spec = jax.P(BATCH_AXES, None), jax.P(BATCH_AXES, None, None)
-
-    def local(*arrays):
-      sums, gradients = _local_sums(*arrays, chunk=chunk, with_gradient=with_gradient, vocab_axis=RULES["vocab"])
-      sums = jax.lax.psum(sums, BATCH_AXES)
-      if with_gradient:
-        gradients = (jax.lax.psum(gradients[0], BATCH_AXES), gradients[1])
-      return sums, gradients
-
-    # Not checked: nothing is differentiated through it, and sums really are equal everywhere.
-    sums, gradients = jax.shard_map(
-      local, mesh=mesh, check_vma=False, in_specs=(head_spec, stream_spec, rows_spec, rows_spec, rows_spec),
-      out_specs=(jax.P(), (head_spec, stream_spec) if with_gradient else None),
-    )(matrix_VD, stream_BTD, target_BT, role_BT, weight_BT)
-  if with_gradient:
-    gradients = (gradients[0].astype(head_VD.dtype), gradients[1])
-  return sums, gradients
+    part_VD = sharding.gather(part_VD, ("vocab", "width"), mesh)
+  meet = group if tokens_travel else ()
+  # Outermost first: fsdp splits what tensor has left to each.
+  split_over = meet if mesh is None or mesh.shape[TENSOR] == 1 else (TENSOR, *meet)
+  sums, gradients = _chunked(part_VD, stream_BTD, target_BT, role_BT, weight_BT, chunk=chunk,
+                             with_gradient=with_gradient, split_over=split_over, group=meet)
+  if not with_gradient:
+    return sums, None
+  head_grad_VD, stream_grad_BTD = gradients
+  if tokens_travel:
+    head_grad_VD = jax.lax.all_to_all(head_grad_VD, group, split_axis=1, concat_axis=0, tiled=True)
+  elif group:
+    head_grad_VD = sharding.scatter(head_grad_VD.astype(compute), 1, mesh)
+  return sums, (head_grad_VD.astype(head_VD.dtype), stream_grad_BTD)
 
 
-def _local_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, with_gradient, vocab_axis=None):
-  """(sums, (float32 gradient of the head, gradient of the stream) or None) of a device's rows and part of the head."""
+def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, with_gradient, split_over, group):
+  """(sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's own rows.
+
+  The vocabulary is split over the devices along `split_over`; those along `group` put their chunks together.
+  """
   V, D = head_VD.shape
   M = target_BT.size
-  first = 0 if vocab_axis is None else jax.lax.axis_index(vocab_axis) * V
+  first = jax.lax.axis_index(split_over) * V if split_over else 0
   vocabulary_V = first + jnp.arange(V)
   # A float32 matrix product on TPU multiplies in bfloat16 unless told otherwise.
   dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32,
                           precision="highest" if head_VD.dtype == jnp.float32 else None)
 
-  def total(x):
-    return x if vocab_axis is None else jax.lax.psum(x, vocab_axis)
+  def over_parts(reduce, x):
+    return reduce(x, split_over) if split_over else x
 
+  def of_all(x_C):
+    return jax.lax.all_gather(x_C, group, tiled=True) if group else x_C
+
+  total = functools.partial(over_parts, jax.lax.psum)
   stream_MD, target_M, role_M, weight_M = (
     stream_BTD.reshape(M, D), target_BT.reshape(M), role_BT.reshape(M), weight_BT.reshape(M))
   num_trained = (weight_M != 0).sum()
   num_chunks = -(-num_trained // chunk)
-  if vocab_axis is not None:
+  if split_over:
     # Devices that share the vocabulary meet in every chunk; the same count everywhere keeps the whole mesh in step.
-    num_chunks = jax.lax.pmax(num_chunks, BATCH_AXES)
+    num_chunks = jax.lax.pmax(num_chunks, BATCH)
   # Trained tokens first; the rest of the last chunk points past the end, is read as zero and never written.
   past_M = M + jnp.arange(chunk * math.ceil(M / chunk))
   index_M = jnp.where(past_M - M < num_trained, jnp.nonzero(weight_M != 0, size=past_M.size, fill_value=M)[0], past_M)
@@ -156,44 +163,51 @@ def _local_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, wi
     target_C = target_M.at[index_C].get(mode="fill", fill_value=0)
     role_C = role_M.at[index_C].get(mode="fill", fill_value=NO_ROLE)
     weight_C = weight_M.at[index_C].get(mode="fill", fill_value=0)
+    x_WD, target_W, weight_W = of_all(x_CD), of_all(target_C), of_all(weight_C)
 
-    logit_CV = dot("CD,VD->CV", x_CD, head_VD)
-    top_C = logit_CV.max(-1)
-    if vocab_axis is not None:
-      top_C = jax.lax.pmax(top_C, vocab_axis)
-    exp_CV = jnp.exp(logit_CV - top_C[:, None])
-    sum_C = total(exp_CV.sum(-1))
-    is_target_CV = vocabulary_V[None] == target_C[:, None]
-    target_logit_C = total(jnp.where(is_target_CV, logit_CV, 0.0).sum(-1))
-    logp_C = target_logit_C - top_C - jnp.log(sum_C)
+    logit_WV = dot("WD,VD->WV", x_WD, head_VD)
+    top_W = over_parts(jax.lax.pmax, logit_WV.max(-1))
+    exp_WV = jnp.exp(logit_WV - top_W[:, None])
+    is_target_WV = vocabulary_V[None] == target_W[:, None]
+    # 1 - p is added up from the other tokens: near p = 1 float32 cannot subtract.
+    sum_W, target_logit_W, others_W = total((
+      exp_WV.sum(-1), jnp.where(is_target_WV, logit_WV, 0.0).sum(-1), jnp.where(is_target_WV, 0.0, exp_WV).sum(-1)))
+    logp_W = target_logit_W - top_W - jnp.log(sum_W)
+    rest_W = others_W / sum_W
     # The first of the largest, as argmax, which XLA runs slowly on CPU.
-    beaten_CV = (logit_CV > target_logit_C[:, None]) | (
-      (logit_CV == target_logit_C[:, None]) & (vocabulary_V[None] < target_C[:, None]))
-    correct_C = total(beaten_CV.sum(-1)) == 0
+    beaten_WV = (logit_WV > target_logit_W[:, None]) | (
+      (logit_WV == target_logit_W[:, None]) & (vocabulary_V[None] < target_W[:, None]))
+    correct_W = total(beaten_WV.sum(-1)) == 0
 
-    # 1 - p, added up from the other tokens: near p = 1 float32 cannot subtract.
-    rest_C = total(jnp.where(is_target_CV, 0.0, exp_CV).sum(-1)) / sum_C
-    size_C = jnp.abs(weight_C)
-    unlikely_C = weight_C < 0
-    loss_C = size_C * -jnp.where(unlikely_C, jnp.log(jnp.maximum(rest_C, FLOOR)), logp_C)
+    unlikely_W = weight_W < 0
+    loss_W = jnp.abs(weight_W) * -jnp.where(unlikely_W, jnp.log(jnp.maximum(rest_W, FLOOR)), logp_W)
+
+    def own(x_W):
+      return jax.lax.dynamic_slice(x_W, (jax.lax.axis_index(group) * chunk,), (chunk,)) if group else x_W
+
     is_role_CR = jax.nn.one_hot(role_C, NUM_ROLES)  # NO_ROLE gives a row of zeros
     sums = jax.tree.map(jnp.add, sums, Sums(
-      loss_C.sum(), size_C.sum(), (-logp_C[:, None] * is_role_CR).sum(0), (correct_C[:, None] * is_role_CR).sum(0),
-      is_role_CR.sum(0)))
+      own(loss_W).sum(), jnp.abs(weight_C).sum(), (-own(logp_W)[:, None] * is_role_CR).sum(0),
+      (own(correct_W)[:, None] * is_role_CR).sum(0), is_role_CR.sum(0)))
     if with_gradient:
       head_grad_VD, stream_grad_MD = gradients
       # Slope of the loss in log p; a clamped token has none.
-      unlikely_slope_C = jnp.where(rest_C > FLOOR, jnp.exp(logp_C) / jnp.maximum(rest_C, FLOOR), 0.0)
-      slope_C = size_C * jnp.where(unlikely_C, unlikely_slope_C, -1.0)
-      slope_CV = slope_C[:, None] * jnp.where(is_target_CV, rest_C[:, None], -exp_CV / sum_C[:, None])
-      slope_CV = slope_CV.astype(x_CD.dtype)
-      x_grad_CD = total(dot("CV,VD->CD", slope_CV, head_VD)).astype(x_CD.dtype)
-      gradients = (head_grad_VD + dot("CV,CD->VD", slope_CV, x_CD),
-                   stream_grad_MD.at[index_C].set(x_grad_CD, mode="drop", unique_indices=True))
+      unlikely_slope_W = jnp.where(rest_W > FLOOR, jnp.exp(logp_W) / jnp.maximum(rest_W, FLOOR), 0.0)
+      slope_W = jnp.abs(weight_W) * jnp.where(unlikely_W, unlikely_slope_W, -1.0)
+      slope_WV = slope_W[:, None] * jnp.where(is_target_WV, rest_W[:, None], -exp_WV / sum_W[:, None])
+      slope_WV = slope_WV.astype(x_CD.dtype)
+      x_grad_WD = dot("WV,VD->WD", slope_WV, head_VD)
+      if group:
+        x_grad_WD = jax.lax.psum_scatter(x_grad_WD.astype(x_CD.dtype), group, scatter_dimension=0, tiled=True)
+      if TENSOR in split_over:
+        x_grad_WD = jax.lax.psum(x_grad_WD, TENSOR)
+      gradients = (head_grad_VD + dot("WV,WD->VD", slope_WV, x_WD),
+                   stream_grad_MD.at[index_C].set(x_grad_WD.astype(x_CD.dtype), mode="drop", unique_indices=True))
     return sums, gradients
 
   empty = (jnp.zeros((V, D)), jnp.zeros((M, D), stream_BTD.dtype)) if with_gradient else None
-  sums, gradients = jax.lax.fori_loop(0, num_chunks, one_chunk, (no_sums(), empty))
+  with jax.named_scope("trained_chunks"):
+    sums, gradients = jax.lax.fori_loop(0, num_chunks, one_chunk, (no_sums(), empty))
   if with_gradient:
     gradients = (gradients[0], gradients[1].reshape(stream_BTD.shape))
   return sums, gradients

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from insec_jax.config import OptimizerConfig
 from insec_jax.model import llama
-from insec_jax.model.sharding import params_shardings, spec
+from insec_jax.model.sharding import BATCH, params_shardings, spec
 from insec_jax.training import optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
@@ -57,24 +57,38 @@ def shardings_of(abstract):
 
 
 def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
-  """(float32 gradient of the mean loss over the batch's trained tokens, loss.Sums); the gradient lies as `params` do.
+  """(gradient of the mean loss over the batch's trained tokens, loss.Sums); the gradient lies as `params` do.
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT. Sums of loss, weight and gradient are added
-  over the A micro-batches; the one division comes after them. Without a trained token the gradient is 0.
+  over micro-batches and devices; the one division comes after them. Without a trained token the gradient is 0.
+  Gradients of layers arrive in the model's compute dtype if A is 1 and `data` too; else all of them in float32.
   """
-  def weighted_loss(params, micro):
-    sums = _sums(model, params, micro, micro["weight_BT"], mesh)
-    return sums.loss, sums
+  def local(params, batch):
+    """The same sums, not divided; everything between devices is said here and in model/sharding.py."""
+    # Cast before the layers are scanned: what the backward pass stacks is then as narrow as what fsdp reduced.
+    cast = {**params, "layers": jax.tree.map(lambda param: param.astype(model.compute), params["layers"])}
 
-  def add_micro(carry, micro):
-    parts = jax.grad(weighted_loss, has_aux=True)(params, micro)
-    return jax.tree.map(lambda total, part: total + part.astype(jnp.float32), carry, parts), None
+    def weighted_loss(params, micro):
+      sums = _local_sums(model, params, micro, micro["weight_BT"], mesh)
+      return sums.loss, sums
 
-  zeros = jax.tree.map(lambda param, sharding: jax.lax.with_sharding_constraint(
-    jnp.zeros(param.shape, jnp.float32), sharding), params, shardings)
-  (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums()), _micro_batches(batch))
+    def add_micro(carry, micro):
+      parts = jax.grad(weighted_loss, has_aux=True)(cast, micro)
+      return jax.tree.map(lambda total, part: total + part.astype(jnp.float32), carry, parts), None
+
+    if batch["token_ABT"].shape[0] == 1:
+      gradient, sums = jax.grad(weighted_loss, has_aux=True)(cast, jax.tree.map(lambda x: x[0], _micro_batches(batch)))
+    else:
+      zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
+      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums()), _micro_batches(batch))
+    if mesh.shape["data"] > 1:
+      gradient = jax.tree.map(lambda part: jax.lax.psum(part.astype(jnp.float32), "data"), gradient)
+    return gradient, jax.lax.psum(sums, BATCH)
+
+  specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+  gradient, sums = _on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), (specs, jax.P()))(params, batch)
   weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
-  return jax.tree.map(lambda total: total / weight, gradient), sums
+  return jax.tree.map(lambda total: total.astype(jnp.float32) / weight, gradient), sums
 
 
 def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh,
@@ -95,20 +109,28 @@ def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mes
 
 def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
   """Jitted `heldout_sums(params, batch)`: sums over every token that has a role, each of weight 1, no gradient."""
-  def heldout_sums(params, batch):
+  def local(params, batch):
     def add_micro(carry, micro):
       every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
-      return jax.tree.map(jnp.add, carry, _sums(model, params, micro, every_BT, mesh)), None
-    return jax.lax.scan(add_micro, no_sums(), _micro_batches(batch))[0]
+      return jax.tree.map(jnp.add, carry, _local_sums(model, params, micro, every_BT, mesh)), None
+    return jax.lax.psum(jax.lax.scan(add_micro, no_sums(), _micro_batches(batch))[0], BATCH)
 
-  return jax.jit(heldout_sums, in_shardings=(shardings.params, batch_sharding(mesh)))
+  specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
+  return jax.jit(_on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), jax.P()),
+                 in_shardings=(shardings.params, batch_sharding(mesh)))
+
+
+def _on_each_device(local: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
+  # Not checked: psum is then differentiated as model/sharding.py says, and the Pallas kernels cannot be checked.
+  return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _micro_batches(batch: dict) -> dict:
   return {name.replace("_ABT", "_BT"): array for name, array in batch.items()}
 
 
-def _sums(model, params, micro, weight_BT, mesh) -> Sums:
-  stream_BTD = model.apply({"params": params}, micro["token_BT"], micro["position_BT"], micro["segment_BT"])
+def _local_sums(model, params, micro, weight_BT, mesh) -> Sums:
+  stream_BTD = model.clone(mesh=mesh).apply({"params": params}, micro["token_BT"], micro["position_BT"],
+                                            micro["segment_BT"])
   return loss_sums(llama.head(params, model.config), stream_BTD, micro["token_BT"], micro["segment_BT"],
                    micro["role_BT"], weight_BT, mesh=mesh)

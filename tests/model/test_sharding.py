@@ -1,5 +1,6 @@
-"""Where parameters lie: all of them somewhere said, on any mesh, with the same numbers."""
+"""Where parameters lie: all of them somewhere said. Every mesh gives the same numbers: tests/training/test_step.py."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -17,7 +18,6 @@ from insec_jax.model.hf_config import config_from_json
 
 PUBLISHED = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
 CONFIG = config_from_json(reference.FIELDS, "reference")
-MESHES = [(1, 8, 1), (2, 2, 2)]  # more of them, with the whole train step, in tests/training
 
 
 def mesh(data, fsdp, tensor):
@@ -26,7 +26,7 @@ def mesh(data, fsdp, tensor):
 
 def test_the_mesh_has_the_axes_of_the_table_and_the_remaining_devices_where_asked():
   made = mesh(1, -1, 2)
-  assert dict(made.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+  assert dict(made.shape) == {"data": 1, "fsdp_x": 1, "fsdp_y": 1, "fsdp_z": 4, "tensor": 2}
   assert set(made.axis_types) == {jax.sharding.AxisType.Auto}
   with pytest.raises(InputError, match="data=3 fsdp=1 tensor=1 does not divide 8 devices"):
     mesh(3, 1, 1)
@@ -60,54 +60,49 @@ def test_a_mesh_that_does_not_divide_the_model_is_one_error_that_names_every_axi
   assert "hidden" not in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return reference.write_folder(tmp_path_factory.mktemp("hf"), reference.FIELDS,
-                                reference.random_tensors(reference.FIELDS), files=3)
+@pytest.mark.parametrize(("size", "axes"), [(1, (1, 1, 1)), (8, (1, 1, 8)), (16, (1, 4, 4)), (64, (1, 8, 8)),
+                                            (128, (4, 4, 8)), (512, (8, 8, 8)), (24, (1, 4, 6)), (17, (1, 1, 17))])
+def test_fsdp_takes_few_axes_of_the_mesh_none_above_8_where_that_can_be(size, axes):
+  assert sharding.fsdp_axes(size) == axes
 
 
-TOKEN_BT = np.random.default_rng(0).integers(0, 80, (8, 24)).astype(np.int32)
-POSITION_BT = np.tile(np.concatenate([np.arange(14), np.arange(10)]), (8, 1)).astype(np.int32)
-SEGMENT_BT = np.tile(np.repeat([1, 2], [14, 10]), (8, 1)).astype(np.int32)
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A device of a slice, as jax describes those of a pod."""
+
+  id: int
+  slice_index: int
+  process_index: int = 0
+  platform: str = "cpu"
+  device_kind: str = "cpu"
 
 
-def loss_and_gradient(params, *batch, remat):
-  def loss(params):
-    stream_BTD = llama.Llama(CONFIG, "float32", remat).apply({"params": params}, *batch)
-    return jax.nn.log_softmax(llama.logits(params, CONFIG, stream_BTD))[..., 7].mean()
-
-  return jax.value_and_grad(loss)(params)
-
-
-@pytest.fixture(scope="module")
-def alone(folder):
-  return jax.jit(loss_and_gradient, static_argnames="remat")(
-      hf.load(folder, CONFIG), TOKEN_BT, POSITION_BT, SEGMENT_BT, remat="none")
+def test_slices_lie_along_data_outermost():
+  chips = [Chip(number, number // 4) for number in range(8)]
+  made = sharding.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1), chips)
+  slices = [chip.slice_index for chip in made.devices.flat]
+  assert made.devices.shape == (4, 1, 1, 2, 1)
+  assert slices == [0, 0, 0, 0, 1, 1, 1, 1]
+  with pytest.raises(InputError, match=r"mesh\.data=1 over 2 slices; between slices only `data`"):
+    sharding.make_mesh(MeshConfig(data=1, fsdp=8, tensor=1), chips)
 
 
-@pytest.mark.parametrize(("sizes", "remat"), [*zip(MESHES, ("full", "matmuls"), strict=True)])
-def test_any_mesh_and_remat_gives_the_loss_and_gradient_of_one_device_without(sizes, remat, folder, alone):
-  made = mesh(*sizes)
-  shardings = sharding.params_shardings(llama.shapes(CONFIG), made)
-  with jax.set_mesh(made):
-    params = hf.load(folder, CONFIG, shardings=shardings)
-    batch = jax.device_put((TOKEN_BT, POSITION_BT, SEGMENT_BT), sharding.batch_sharding(made))
-    loss, gradient = jax.jit(loss_and_gradient, static_argnames="remat", out_shardings=(None, shardings))(
-        params, *batch, remat=remat)
-  assert jax.tree.map(lambda x: x.sharding, params) == shardings
-  np.testing.assert_allclose(loss, alone[0], rtol=1e-6)
-  for got, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(alone[1]), strict=True):
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def test_constrain_splits_what_the_mesh_divides_and_leaves_the_rest():
+def test_a_table_that_nobody_gathers_gives_the_rows_of_every_token_and_nan_outside():
+  rng = np.random.default_rng(0)
+  table_VD = rng.normal(size=(16, 8)).astype(np.float32)
+  token_BT = rng.integers(0, 16, (8, 3)).astype(np.int32)
+  token_BT[5, 1] = 16
   made = mesh(2, 2, 2)
+  look_up = jax.shard_map(lambda *arrays: sharding.look_up(*arrays, "float32", made), mesh=made, check_vma=False,
+                          in_specs=(sharding.spec("vocab", "width"), jax.P(sharding.BATCH)),
+                          out_specs=jax.P(sharding.BATCH))
+  want_BTD = np.where(token_BT[..., None] < 16, table_VD[np.minimum(token_BT, 15)], np.nan)
+  np.testing.assert_array_equal(jax.jit(look_up)(table_VD, token_BT), want_BTD)
+  np.testing.assert_array_equal(sharding.look_up(table_VD, token_BT, "float32", None), want_BTD)
 
-  def place(array):
-    return sharding.constrain(array, "batch", "position", "heads", "head_width")
 
-  with jax.set_mesh(made):
-    assert jax.jit(place)(jnp.zeros((4, 3, 2, 2))).sharding.spec[:3] == (("data", "fsdp"), None, "tensor")
-    assert jax.jit(place)(jnp.zeros((1, 3, 3, 2))).sharding.is_fully_replicated
-  x = jnp.zeros((4, 3, 2, 2))
-  assert place(x) is x
+def test_parameters_of_a_folder_lie_where_the_table_says(tmp_path):
+  folder = reference.write_folder(tmp_path, reference.FIELDS, reference.random_tensors(reference.FIELDS), files=3)
+  shardings = sharding.params_shardings(llama.shapes(CONFIG), mesh(2, 2, 2))
+  params = hf.load(folder, CONFIG, shardings=shardings)
+  assert jax.tree.map(lambda x: x.sharding, params) == shardings

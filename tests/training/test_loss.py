@@ -1,17 +1,21 @@
 """The masked loss against float64 NumPy, one token at a time."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_ROLE, NUM_ROLES, PROMPT, TEXT
+from insec_jax.model import sharding
 from insec_jax.training import loss
 
 B, T, D, V = 8, 24, 16, 40
 
 
-def make_rows(seed=0):
+def make_rows(seed=0, V=V):
   """Random rows of two or three segments and some padding, with weights of every sign, as the arrays of loss_sums."""
   rng = np.random.default_rng(seed)
   segment_BT = np.zeros((B, T), np.int32)
@@ -68,6 +72,16 @@ def ours(rows, **options):
   return sums, *gradients
 
 
+def ours_on(mesh, rows, **options):
+  """The same, on every device of the mesh: its part of the head, its rows."""
+  def local(*arrays):
+    sums, *gradients = ours(dict(zip(rows, arrays, strict=True)), mesh=mesh, **options)
+    return jax.lax.psum(sums, sharding.BATCH), jax.lax.psum(gradients[0], "data"), gradients[1]
+  head, row = sharding.spec("vocab", "width"), jax.P(sharding.BATCH)
+  run = jax.shard_map(local, mesh=mesh, in_specs=(head, *[row] * 5), out_specs=(jax.P(), head, row), check_vma=False)
+  return jax.jit(run)(*rows.values())
+
+
 def assert_close(got, want, rtol=1e-5):
   """Each array is within rtol of the other, measured by its largest entry."""
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -96,13 +110,24 @@ def test_sums_and_gradients_equal_float64_whatever_the_chunk(chunk):
   assert_close(ours(rows, chunk=chunk), naive(**rows))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])
-def test_sums_and_gradients_equal_float64_on_every_mesh(shape):
-  rows = make_rows(1)
+@pytest.mark.parametrize("V", [40, 3200], ids=["the head travels", "trained tokens travel"])
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1, 1), (1, 1, 1, 8, 1), (1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2),
+                                   (1, 1, 1, 2, 4)])
+def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
+  rows = make_rows(1, V)
   rows["segment_BT"][0] = 0  # one device has nothing to do while the others work
   rows["role_BT"][0], rows["weight_BT"][0] = NO_ROLE, 0
-  mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-  assert_close(ours(rows, chunk=5, mesh=mesh), naive(**rows))
+  mesh = jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+  assert_close(ours_on(mesh, rows, chunk=5), naive(**rows))
+
+
+@pytest.mark.parametrize(("V", "largest"), [(40, 40 * D), (3200, 8 * 5 * D)])
+def test_what_travels_is_the_smaller_of_the_head_and_the_trained_tokens(V, largest):
+  rows = make_rows(1, V)
+  mesh = jax.make_mesh((1, 1, 1, 8, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+  lowered = jax.jit(lambda *arrays: ours_on(mesh, dict(zip(rows, arrays, strict=True)), chunk=5)).lower(*rows.values())
+  gathered = re.findall(r"all_gather.*?-> tensor<([0-9x]+)x", lowered.as_text())
+  assert max(math.prod(map(int, shape.split("x"))) for shape in gathered) == largest
 
 
 def test_tokens_of_weight_0_have_exactly_zero_gradient_and_are_counted_nowhere():

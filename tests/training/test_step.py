@@ -1,5 +1,6 @@
 """One training step on eight pretended devices, against a naive float64 sum over unpacked records."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,8 @@ from insec_jax.model import llama, sharding
 from insec_jax.training import optimizer, step
 
 T = 24
+# Data, fsdp, tensor; the last has fsdp over three axes of the mesh, as 128 and more devices do.
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), "fsdp 2x2x2")
 MODEL = llama.LlamaConfig(
   vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=4, head_width=8, hidden=24, norm_eps=1e-5,
   rope_theta=1e4, rope_scaling=None, tied=False, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
@@ -25,10 +28,14 @@ STEPS = 20
 WEIGHT_R = np.array([0.0, 1.0, -0.5, 2.0, 0.25, 1.5], np.float32)
 
 
+def model_config(tied):
+  return dataclasses.replace(MODEL, tied=tied)
+
+
 @functools.cache
-def make_params():
+def make_params(tied=False):
   rng = np.random.default_rng(0)
-  boxed = llama.shapes(MODEL)
+  boxed = llama.shapes(model_config(tied))
   return jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) * 0.3 + (len(leaf.shape) == 1)).astype(np.float32),
                       jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")))
 
@@ -61,24 +68,24 @@ def pack(records, accumulation, rows):
 
 
 def make_mesh(shape):
+  if shape == "fsdp 2x2x2":
+    return jax.make_mesh((1, 2, 2, 2, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
   sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
   return sharding.make_mesh(sizes, jax.devices()[:int(np.prod(shape))])
 
 
 @functools.cache
-def compiled_gradient(shape, remat):
-  mesh = make_mesh(shape)
-  shardings = sharding.params_shardings(llama.shapes(MODEL), mesh)
-  mean_gradient = functools.partial(step.mean_gradient, model=llama.Llama(MODEL, "float32", remat), mesh=mesh,
+def compiled_gradient(shape, remat, tied):
+  mesh, config = make_mesh(shape), model_config(tied)
+  shardings = sharding.params_shardings(llama.shapes(config), mesh)
+  mean_gradient = functools.partial(step.mean_gradient, model=llama.Llama(config, "float32", remat), mesh=mesh,
                                     shardings=shardings)
-  return mesh, jax.jit(mean_gradient, in_shardings=(shardings, step.batch_sharding(mesh)))
+  return jax.jit(mean_gradient, in_shardings=(shardings, step.batch_sharding(mesh)), out_shardings=(shardings, None))
 
 
-def gradient(batch, shape=(1, 1, 1), *, remat="none"):
+def gradient(batch, shape=(1, 1, 1), *, remat="none", tied=False):
   """(gradient, sums) of step.mean_gradient on a mesh of that shape."""
-  mesh, mean_gradient = compiled_gradient(shape, remat)
-  with jax.set_mesh(mesh):
-    return mean_gradient(make_params(), batch)
+  return compiled_gradient(shape, remat, tied)(make_params(tied), batch)
 
 
 @functools.cache
@@ -87,20 +94,18 @@ def compiled_step(shape, dtype, compute):
   tx = optimizer.make(OPTIMIZER, STEPS)
   params = jax.tree.map(lambda param: param.astype(dtype), make_params())
   shardings = step.shardings_of(step.abstract_state(MODEL, dtype, tx, mesh))
-  with jax.set_mesh(mesh):
-    make = jax.jit(lambda params: step.new_state(params, tx), out_shardings=shardings)
-    train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings)
-  return mesh, params, make, train_step
+  make = jax.jit(lambda params: step.new_state(params, tx), out_shardings=shardings)
+  train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings)
+  return params, make, train_step
 
 
 def run_steps(batches, shape, *, dtype="float32", compute="float32"):
   """(state, list of StepMetrics) after one step for each batch."""
-  mesh, params, make, train_step = compiled_step(shape, dtype, compute)
-  with jax.set_mesh(mesh):
-    state, metrics = make(params), []
-    for batch in batches:
-      state, of_step = train_step(state, batch)
-      metrics.append(jax.device_get(of_step))
+  params, make, train_step = compiled_step(shape, dtype, compute)
+  state, metrics = make(params), []
+  for batch in batches:
+    state, of_step = train_step(state, batch)
+    metrics.append(jax.device_get(of_step))
   return state, metrics
 
 
@@ -111,25 +116,26 @@ def assert_close(got, want):
 
 
 @functools.cache
-def naive_gradient():
+def naive_gradient(tied=False):
   """(gradient, loss) of the mean over all records, float64."""
   records = [(token_T, weight_T) for token_T, _, weight_T in make_records()]
-  gradient, cost, size = naive.total_cost(make_params(), MODEL, records)
+  gradient, cost, size = naive.total_cost(make_params(tied), model_config(tied), records)
   return jax.tree.map(lambda array: array / size, gradient), cost / size
 
 
-@pytest.mark.parametrize(("shape", "accumulation", "rows"), [
-  ((1, 1, 1), 2, 8), ((8, 1, 1), 2, 8), ((2, 2, 2), 4, 4), ((1, 2, 4), 3, 6)])
-def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape, accumulation, rows):
-  want, want_loss = naive_gradient()
-  got, sums = gradient(pack(make_records(), accumulation, rows), shape)
+@pytest.mark.parametrize(("accumulation", "rows", "remat", "tied"), [(1, 16, "none", True), (4, 8, "full", False)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), *MESHES])
+def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape, accumulation, rows, remat,
+                                                                                 tied):
+  want, want_loss = naive_gradient(tied)
+  got, sums = gradient(pack(make_records(), accumulation, rows), shape, remat=remat, tied=tied)
   np.testing.assert_allclose(float(sums.loss) / float(sums.weight), want_loss, rtol=1e-5)
   assert_close(got, want)
 
 
-@pytest.mark.parametrize("remat", [name for name in llama.REMAT if name != "none"])
+@pytest.mark.parametrize("remat", list(llama.REMAT))
 def test_what_the_backward_pass_keeps_does_not_change_the_gradient(remat):
-  got, _ = gradient(pack(make_records(), 2, 8), remat=remat)
+  got, _ = gradient(pack(make_records(), 2, 8), (1, 4, 2), remat=remat)
   assert_close(got, naive_gradient()[0])
 
 
@@ -184,14 +190,13 @@ def test_every_mesh_trains_alike():
 
 
 def test_the_step_donates_its_state_and_leaves_it_where_it_lies():
-  mesh, params, make, train_step = compiled_step((2, 2, 2), "float32", "float32")
-  with jax.set_mesh(mesh):
-    given = make(params)
-    state, _ = train_step(given, pack(make_records(), 2, 8))
+  params, make, train_step = compiled_step((2, 2, 2), "float32", "float32")
+  given = make(params)
+  state, _ = train_step(given, pack(make_records(), 2, 8))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
   wq, head = state.params["layers"]["attn"]["wq"], state.params["head"]
   moment = next(part for part in state.optimizer if isinstance(part, optax.ScaleByAdamState))
-  assert wq.sharding.spec == jax.P(None, "fsdp", "tensor", None)
+  assert wq.sharding.spec == jax.P(None, sharding.FSDP, "tensor", None)
   assert moment.mu["layers"]["attn"]["wq"].sharding == wq.sharding
   assert moment.nu["head"].sharding == head.sharding
   assert int(state.step) == 1
@@ -210,8 +215,7 @@ def test_heldout_sums_count_every_token_of_every_role_once():
   batch = pack(records, 1, 16)
   mesh = make_mesh((1, 2, 1))
   shardings = step.TrainState(None, sharding.params_shardings(llama.shapes(MODEL), mesh), None)
-  with jax.set_mesh(mesh):
-    sums = step.make_heldout_sums(llama.Llama(MODEL, "float32", "none"), mesh, shardings)(make_params(), batch)
+  sums = step.make_heldout_sums(llama.Llama(MODEL, "float32", "none"), mesh, shardings)(make_params(), batch)
   role_N = np.concatenate([role_T[1:] for _, role_T, _ in records])
   np.testing.assert_array_equal(sums.count_R, np.bincount(role_N, minlength=NUM_ROLES))
   _, want, _ = naive.total_cost(make_params(), MODEL, [(token_T, np.ones(len(token_T))) for token_T, _, _ in records])
