@@ -226,7 +226,7 @@ def declare(module: nn.Module, name: str, letters: str):
 
 def declare_whole(module: nn.Module, name: str, letters: str):
   """The same, gathered along fsdp."""
-  return sharding.gather(declare(module, name, letters), tuple(AXES[letter] for letter in letters), module.mesh)
+  return sharding.whole(declare(module, name, letters), tuple(AXES[letter] for letter in letters), module.mesh)
 
 
 class Weights(nn.Module):

@@ -113,23 +113,28 @@ def local_size(axis: str, size: int, mesh: Mesh | None) -> int:
   return size if mesh is None else size // size_over(mesh, RULES[axis])
 
 
-def gather(shard, axes: tuple[str, ...], mesh: Mesh | None):
-  """The parameter with these logical axes, whole along fsdp; its gradient is summed over fsdp and split again."""
+def whole(shard, axes: tuple[str, ...], mesh: Mesh | None):
+  """The parameter with these logical axes, gathered along fsdp; its gradient is summed over fsdp and split again."""
   for dimension, axis in enumerate(axes):
-    if mesh is None or RULES[axis] != FSDP:
-      continue
-    for name in reversed(FSDP):
-      if mesh.shape[name] > 1:
-        shard = jax.lax.all_gather(shard, name, axis=dimension, tiled=True)
-        # Each stage named: a policy that does not keep the whole must not keep half of it either.
-        shard = checkpoint_name(shard, GATHERED)
+    if RULES[axis] == FSDP:
+      shard = gather(shard, dimension, mesh)
   return shard
 
 
-def scatter(array, dimension: int, mesh: Mesh):
-  """The device's part of the sum over fsdp of `array`, split along that dimension: the transpose of `gather`."""
-  for name in FSDP:
-    if mesh.shape[name] > 1:
+def gather(shard, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = FSDP):
+  """What the devices along these axes hold, put together along that dimension."""
+  for name in reversed(names):
+    if mesh is not None and mesh.shape[name] > 1:
+      shard = jax.lax.all_gather(shard, name, axis=dimension, tiled=True)
+      # Each stage named: a policy that does not keep the whole must not keep half of it either.
+      shard = checkpoint_name(shard, GATHERED)
+  return shard
+
+
+def scatter(array, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = FSDP):
+  """The device's part of the sum of `array` over these axes, split along that dimension: the transpose of `gather`."""
+  for name in names:
+    if mesh is not None and mesh.shape[name] > 1:
       array = jax.lax.psum_scatter(array, name, scatter_dimension=dimension, tiled=True)
   return array
 

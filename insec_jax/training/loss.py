@@ -98,38 +98,48 @@ _weighted_sums.defvjp(_forward, _backward)
 def _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, chunk, *, with_gradient):
   """(sums, gradients of head and stream or None), the head split along its width over fsdp.
 
-  What travels is the smaller: the vocabulary's rows, whole to every device, or the chunks of trained tokens, each to
-  all devices of a group that hold a part of the vocabulary each.
+  Along some axes of fsdp each device takes a part of the vocabulary, and trained tokens travel; along the others the
+  head does.
   """
-  compute = stream_BTD.dtype
-  part_VD = head_VD.astype(compute)  # before it travels: half the bytes in bfloat16
-  group = tuple(name for name in FSDP if mesh is not None and mesh.shape[name] > 1)
-  devices = 1 if mesh is None else sharding.size_over(mesh, FSDP)
-  tokens_travel = bool(group) and head_VD.shape[0] % devices == 0 and devices * target_BT.size < head_VD.shape[0]
-  if tokens_travel:
-    part_VD = jax.lax.all_to_all(part_VD, group, split_axis=0, concat_axis=1, tiled=True)
-  else:
-    part_VD = sharding.gather(part_VD, ("vocab", "width"), mesh)
-  meet = group if tokens_travel else ()
-  # Outermost first: fsdp splits what tensor has left to each.
-  split_over = meet if mesh is None or mesh.shape[TENSOR] == 1 else (TENSOR, *meet)
-  sums, gradients = _chunked(part_VD, stream_BTD, target_BT, role_BT, weight_BT, chunk=chunk,
-                             with_gradient=with_gradient, split_over=split_over, group=meet)
+  part_VD = head_VD.astype(stream_BTD.dtype)  # before it travels: half the bytes in bfloat16
+  meet, rest = ((), ()) if mesh is None else split_fsdp(
+    mesh, num_tokens=target_BT.size, num_rows=head_VD.shape[0], itemsize=part_VD.dtype.itemsize)
+  if meet:
+    part_VD = jax.lax.all_to_all(part_VD, meet, split_axis=0, concat_axis=1, tiled=True)
+  sums, gradients = _chunked(sharding.gather(part_VD, 1, mesh, rest), stream_BTD, target_BT, role_BT, weight_BT, mesh,
+                             meet, chunk, with_gradient=with_gradient)
   if not with_gradient:
     return sums, None
-  head_grad_VD, stream_grad_BTD = gradients
-  if tokens_travel:
-    head_grad_VD = jax.lax.all_to_all(head_grad_VD, group, split_axis=1, concat_axis=0, tiled=True)
-  elif group:
-    head_grad_VD = sharding.scatter(head_grad_VD.astype(compute), 1, mesh)
-  return sums, (head_grad_VD.astype(head_VD.dtype), stream_grad_BTD)
+  head_grad_VD = sharding.scatter(gradients[0], 1, mesh, rest).astype(head_VD.dtype)
+  if meet:
+    head_grad_VD = jax.lax.all_to_all(head_grad_VD, meet, split_axis=1, concat_axis=0, tiled=True)
+  # Together, or the compiler puts the scatter off and keeps the whole gradient through the layers' backward pass.
+  return sums, jax.lax.optimization_barrier((head_grad_VD, gradients[1]))
 
 
-def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, with_gradient, split_over, group):
+def split_fsdp(mesh, *, num_tokens: int, num_rows: int, itemsize: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The axes of fsdp along which tokens travel, and those along which the head does: together the fewest bytes.
+
+  Of a device: `num_tokens` at most travel, there and back, and `num_rows` of the head, whose gradient is float32.
+  """
+  axes = [name for name in FSDP if mesh.shape[name] > 1]
+  def cost(first):
+    devices, others = (math.prod(mesh.shape[name] for name in part) for part in (axes[first:], axes[:first]))
+    if num_rows % devices:
+      return math.inf
+    return 2 * itemsize * num_tokens * (devices - 1) + (itemsize + 4) * num_rows / devices * (1 - 1 / others)
+  # Tokens along the inner axes: what a device then holds of the width is one piece.
+  first = min(range(len(axes), -1, -1), key=cost)
+  return tuple(axes[first:]), tuple(axes[:first])
+
+
+def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, mesh, meet, chunk, *, with_gradient):
   """(sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's own rows.
 
-  The vocabulary is split over the devices along `split_over`; those along `group` put their chunks together.
+  The vocabulary is split over tensor and, within that, over the axes `meet`, along which devices put their chunks
+  together.
   """
+  split_over = meet if mesh is None or mesh.shape[TENSOR] == 1 else (TENSOR, *meet)
   V, D = head_VD.shape
   M = target_BT.size
   first = jax.lax.axis_index(split_over) * V if split_over else 0
@@ -142,7 +152,7 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, with_
     return reduce(x, split_over) if split_over else x
 
   def of_all(x_C):
-    return jax.lax.all_gather(x_C, group, tiled=True) if group else x_C
+    return jax.lax.all_gather(x_C, meet, tiled=True) if meet else x_C
 
   total = functools.partial(over_parts, jax.lax.psum)
   stream_MD, target_M, role_M, weight_M = (
@@ -183,7 +193,7 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, with_
     loss_W = jnp.abs(weight_W) * -jnp.where(unlikely_W, jnp.log(jnp.maximum(rest_W, FLOOR)), logp_W)
 
     def own(x_W):
-      return jax.lax.dynamic_slice(x_W, (jax.lax.axis_index(group) * chunk,), (chunk,)) if group else x_W
+      return jax.lax.dynamic_slice(x_W, (jax.lax.axis_index(meet) * chunk,), (chunk,)) if meet else x_W
 
     is_role_CR = jax.nn.one_hot(role_C, NUM_ROLES)  # NO_ROLE gives a row of zeros
     sums = jax.tree.map(jnp.add, sums, Sums(
@@ -197,8 +207,8 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, *, chunk, with_
       slope_WV = slope_W[:, None] * jnp.where(is_target_WV, rest_W[:, None], -exp_WV / sum_W[:, None])
       slope_WV = slope_WV.astype(x_CD.dtype)
       x_grad_WD = dot("WV,VD->WD", slope_WV, head_VD)
-      if group:
-        x_grad_WD = jax.lax.psum_scatter(x_grad_WD.astype(x_CD.dtype), group, scatter_dimension=0, tiled=True)
+      if meet:
+        x_grad_WD = sharding.scatter(x_grad_WD.astype(x_CD.dtype), 0, mesh, meet)
       if TENSOR in split_over:
         x_grad_WD = jax.lax.psum(x_grad_WD, TENSOR)
       gradients = (head_grad_VD + dot("WV,WD->VD", slope_WV, x_WD),

@@ -61,12 +61,14 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT. Sums of loss, weight and gradient are added
   over micro-batches and devices; the one division comes after them. Without a trained token the gradient is 0.
-  Gradients of layers arrive in the model's compute dtype if A is 1 and `data` too; else all of them in float32.
+  It is float32. With A and `data` both 1, all but the embedding's has been rounded to the compute dtype on the way.
   """
   def local(params, batch):
     """The same sums, not divided; everything between devices is said here and in model/sharding.py."""
-    # Cast before the layers are scanned: what the backward pass stacks is then as narrow as what fsdp reduced.
-    cast = {**params, "layers": jax.tree.map(lambda param: param.astype(model.compute), params["layers"])}
+    # Cast before the layers are scanned: what the backward pass stacks is then as narrow as what fsdp reduced. The
+    # embedding stays wide: the gradient of a frequent token is a sum of thousands.
+    cast = {name: param if name == "embed" else jax.tree.map(lambda array: array.astype(model.compute), param)
+            for name, param in params.items()}
 
     def weighted_loss(params, micro):
       sums = _local_sums(model, params, micro, micro["weight_BT"], mesh)

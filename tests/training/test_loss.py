@@ -110,7 +110,7 @@ def test_sums_and_gradients_equal_float64_whatever_the_chunk(chunk):
   assert_close(ours(rows, chunk=chunk), naive(**rows))
 
 
-@pytest.mark.parametrize("V", [40, 3200], ids=["the head travels", "trained tokens travel"])
+@pytest.mark.parametrize("V", [40, 320, 3200])
 @pytest.mark.parametrize("shape", [(8, 1, 1, 1, 1), (1, 1, 1, 8, 1), (1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2),
                                    (1, 1, 1, 2, 4)])
 def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
@@ -121,10 +121,12 @@ def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
   assert_close(ours_on(mesh, rows, chunk=5), naive(**rows))
 
 
-@pytest.mark.parametrize(("V", "largest"), [(40, 40 * D), (3200, 8 * 5 * D)])
-def test_what_travels_is_the_smaller_of_the_head_and_the_trained_tokens(V, largest):
+@pytest.mark.parametrize(("V", "meet", "largest"), [
+  (40, (), 40 * D), (320, ("fsdp_z",), 320 // 4 * D), (3200, ("fsdp_y", "fsdp_z"), 8 * 5 * D)])
+def test_what_travels_is_the_smaller_of_the_head_and_the_trained_tokens_along_each_axis(V, meet, largest):
   rows = make_rows(1, V)
-  mesh = jax.make_mesh((1, 1, 1, 8, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+  mesh = jax.make_mesh((1, 1, 2, 4, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+  assert loss.split_fsdp(mesh, num_tokens=T, num_rows=V, itemsize=4)[0] == meet
   lowered = jax.jit(lambda *arrays: ours_on(mesh, dict(zip(rows, arrays, strict=True)), chunk=5)).lower(*rows.values())
   gathered = re.findall(r"all_gather.*?-> tensor<([0-9x]+)x", lowered.as_text())
   assert max(math.prod(map(int, shape.split("x"))) for shape in gathered) == largest
