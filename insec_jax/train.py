@@ -175,7 +175,7 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh) -
   """Nothing; all that explains the run is in its folder: the config first, so that a killed start can start again."""
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoint.write_atomically(workdir / checkpoint.CONFIG, config.to_json() + "\n")
-  here = environment(mesh)
+  here = environment(config, run, mesh)
   path = workdir / "environment.json"
   if run.totals is None:
     model = json.dumps(hf_config.config_to_json(run.config), indent=2)
@@ -189,7 +189,7 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh) -
   checkpoint.write_atomically(path, json.dumps(first, indent=2) + "\n")
 
 
-def environment(mesh: Mesh) -> dict[str, Any]:
+def environment(config: Config, run: Run, mesh: Mesh) -> dict[str, Any]:
   """What the numbers may hang on beside config and seed; commit is None when the code is not in a git checkout."""
   commit = _git("rev-parse", "HEAD")
   device = jax.devices()[0]
@@ -200,8 +200,14 @@ def environment(mesh: Mesh) -> dict[str, Any]:
     "packages": checkpoint.versions(PACKAGES), "python": platform.python_version(), "system": platform.platform(),
     "devices": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
                 "processes": jax.process_count()},
-    "mesh": dict(mesh.shape), "attention": attention.choose(device.platform)[1],
+    "mesh": dict(mesh.shape), "attention": choose_attention(config, run.config, device)[1],
   }
+
+
+def choose_attention(config: Config, model_config: llama.LlamaConfig, device) -> tuple[attention.Attention, str]:
+  """The attention of this run on devices like `device`, and the reason."""
+  return attention.choose(device.platform, device_kind=device.device_kind, head_width=model_config.head_width,
+                          row_length=config.data.row_length, compute=config.precision.compute)
 
 
 def _git(*words: str) -> str | None:
@@ -232,7 +238,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, checkpoint
   every, steps = config.train, config.train.steps
   rows = rows_of(config, mesh)
   share = pipeline.process_share(rows, process_index=jax.process_index(), process_count=jax.process_count())
-  attend, reason = attention.choose(jax.default_backend())
+  attend, reason = choose_attention(config, run.config, jax.devices()[0])
   model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
   batches = pipeline.batches(run.data.train, seed=config.seed, rows_per_step=rows,
                              accumulation=config.data.accumulation, start_step=run.first, share=share)

@@ -8,6 +8,6 @@ os.environ["NPROC"] = "32"
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("INSEC_TEST_PLATFORM", "cpu"))  # another for -m device
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

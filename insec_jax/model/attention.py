@@ -1,5 +1,7 @@
 """Attention within packed rows, and the one place that chooses how it is computed. Letters: model/llama.py."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,6 +54,40 @@ def attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
 XLA = Attention(prepare=causal_within_segments, attend=attend)
 
 
-def choose(platform: str) -> tuple[Attention, str]:
-  """The attention for "cpu", "gpu" or "tpu", and the reason, to be printed."""
-  return XLA, f"plain XLA attention on {platform}: exact with segments on every platform; keeps T x T scores per head"
+# The kernels of a platform, imported where they are chosen: they stand on corners of jax that come and go.
+KERNELS = {"tpu": "attention_tpu", "gpu": "attention_gpu"}
+
+
+@functools.cache  # one object for one way: what is jitted over it is compiled once
+def kernel(platform: str, block: int, *, interpret: bool = False) -> Attention:
+  """The kernel of "tpu" or "gpu"; rows are a multiple of `block`, arrays local to the device, q in any dtype."""
+  module = importlib.import_module(f"insec_jax.model.{KERNELS[platform]}")
+  return Attention(prepare=functools.partial(module.prepare, block=block),
+                   attend=functools.partial(module.attend, block=block, interpret=interpret))
+
+
+def choose(platform: str, *, device_kind: str, head_width: int, row_length: int, compute: str) -> tuple[Attention, str]:
+  """The attention for devices that may be elsewhere, and the reason, to be printed.
+
+  platform and device_kind are jax.Device's. What a kernel cannot do, or has not been seen to do, plain XLA does.
+  """
+  if platform not in KERNELS:
+    return XLA, plain(platform, "no kernel for it")
+  module = importlib.import_module(f"insec_jax.model.{KERNELS[platform]}")
+  if compute != "bfloat16":
+    return XLA, plain(platform, f"the kernel would multiply {compute} in fewer bits")
+  if head_width not in module.HEAD_WIDTHS:
+    return XLA, plain(platform, f"the kernel is tested for heads of {' and '.join(map(str, module.HEAD_WIDTHS))}, "
+                                f"not {head_width}")
+  if row_length % module.MULTIPLE:
+    return XLA, plain(platform, f"data.row_length={row_length} is no multiple of the kernel's {module.MULTIPLE}")
+  if device_kind not in module.DEVICE_KINDS:
+    return XLA, plain(platform, f"the kernel (model/{KERNELS[platform]}.py) is not known to work on {device_kind!r}")
+  block = module.block_of(row_length)
+  return kernel(platform, block), (f"{module.NAME} attention on {platform} ({device_kind}): blocks of {block} "
+                                   "positions, those without a common segment skipped; keeps no scores")
+
+
+def plain(platform: str, why: str) -> str:
+  return (f"plain XLA attention on {platform}: {why}; exact with segments on every platform, keeps T x T scores per "
+          "head")

@@ -1,10 +1,29 @@
-"""Who reads whom, and grouped-query attention against one head at a time."""
+"""Who reads whom, and every way to compute attention against float64 in NumPy, one head at a time.
 
+Kernels run interpreted on CPU. On a GPU or TPU, INSEC_TEST_PLATFORM=cuda (or tpu) pytest -m device runs them there.
+"""
+
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
+from reference import context, context_gradients
 
-from insec_jax.model import attention
+from insec_jax.model import attention, attention_gpu, attention_tpu
+
+T = 256
+WAYS = {
+    "xla": attention.XLA,
+    "tpu": attention.kernel("tpu", 128, interpret=True),
+    "gpu": attention.kernel("gpu", 64, interpret=True),
+}
+KERNELS = ["tpu", "gpu"]
+# A segment within a block, one over the border of two, one that ends in the second, padding.
+PACKED = np.repeat([1, 2, 3, 0], [70, 110, 40, 36])
+TOLERANCE = 1e-5
 
 
 def test_a_position_reads_its_own_segment_up_to_itself():
@@ -23,11 +42,7 @@ def test_each_group_of_query_heads_reads_its_own_key_head(num_kv_heads, head_wid
   allowed_TS = np.tril(np.ones((9, 9), bool))
   arrays = (jnp.array(x, jnp.float32)[None] for x in (q_TNH, k_SKH, v_SKH))
   got_BTNH = attention.attend(*arrays, jnp.array(allowed_TS)[None])
-  for head in range(4):
-    group = head // (4 // num_kv_heads)
-    score_TS = np.where(allowed_TS, q_TNH[:, head] @ k_SKH[:, group].T / np.sqrt(head_width), -np.inf)
-    weight_TS = np.exp(score_TS) / np.exp(score_TS).sum(-1, keepdims=True)
-    np.testing.assert_allclose(got_BTNH[0, :, head], weight_TS @ v_SKH[:, group], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(got_BTNH[0], context(q_TNH, k_SKH, v_SKH, np.ones(9)), rtol=0, atol=TOLERANCE)
 
 
 def test_a_position_that_may_read_nothing_gives_finite_numbers():
@@ -35,8 +50,208 @@ def test_a_position_that_may_read_nothing_gives_finite_numbers():
   assert np.isfinite(attention.attend(x_1THH, x_1THH, x_1THH, jnp.zeros((1, 3, 3), bool))).all()
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_every_platform_has_an_attention_and_a_reason(platform):
-  chosen, reason = attention.choose(platform)
-  assert isinstance(chosen, attention.Attention)
-  assert platform in reason
+def draw(N=4, K=2, H=64, B=1, T=T):
+  """q, k, v and a gradient of the context, float32."""
+  rng = np.random.default_rng(0)
+  return tuple(rng.normal(size=(B, T, heads, H)).astype(np.float32) for heads in (N, K, K, N))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(way, arrays, segment_BT):
+  """(context, gradients of q, k, v)."""
+  q_BTNH, k_BTKH, v_BTKH, d_context_BTNH = arrays
+  where = way.prepare(segment_BT)
+  context_BTNH, pullback = jax.vjp(lambda q, k, v: way.attend(q, k, v, where), q_BTNH, k_BTKH, v_BTKH)
+  return context_BTNH, *pullback(d_context_BTNH)
+
+
+def check(way, arrays, segment_BT, tolerance):
+  """Nothing; context and gradients are the reference's, row by row, to `tolerance` of the largest number of each."""
+  got = run(way, arrays, jnp.array(segment_BT))
+  for row, segment_T in enumerate(segment_BT):
+    q_TNH, k_TKH, v_TKH, d_context_TNH = (np.asarray(x[row], np.float64) for x in arrays)
+    expected = (context(q_TNH, k_TKH, v_TKH, segment_T),
+                *context_gradients(q_TNH, k_TKH, v_TKH, segment_T, d_context_TNH))
+    for ours, theirs in zip(got, expected, strict=True):
+      assert ours.dtype == arrays[0].dtype
+      scale = np.abs(theirs).max()
+      np.testing.assert_allclose(np.asarray(ours[row], np.float64) / scale, theirs / scale, rtol=0, atol=tolerance)
+
+
+def test_the_gradients_of_the_reference_are_the_slopes_of_its_context():
+  q_TNH, k_TKH, v_TKH, d_context_TNH = (x[0].astype(np.float64) for x in draw(N=4, K=2, H=8, T=12))
+  segment_T = np.repeat([1, 2, 0], [5, 4, 3])
+  arrays = [q_TNH, k_TKH, v_TKH]
+  gradients = context_gradients(*arrays, segment_T, d_context_TNH)
+  for number, gradient in enumerate(gradients):
+    direction = np.random.default_rng(number).normal(size=gradient.shape)
+    higher, lower = ((d_context_TNH * context(*(x + sign * 1e-6 * direction * (at == number) if at == number else x
+                                                for at, x in enumerate(arrays)), segment_T)).sum() for sign in (1, -1))
+    np.testing.assert_allclose((higher - lower) / 2e-6, (gradient * direction).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("head_width", "num_kv_heads"), [(64, 2), (64, 32), (128, 1), (128, 8)])
+@pytest.mark.parametrize("way", KERNELS)
+def test_context_and_gradients_of_a_packed_row_equal_the_float64_reference(way, head_width, num_kv_heads):
+  arrays = draw(N=max(4, num_kv_heads), K=num_kv_heads, H=head_width)
+  check(WAYS[way], arrays, PACKED[None], TOLERANCE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_segments_need_no_order_and_rows_no_likeness(way):
+  """The first row holds segment 7 twice, apart, padding first; the second is one segment."""
+  shuffled, whole = np.repeat([0, 7, 2, 7], [60, 30, 100, 66]), np.ones(T, int)
+  check(WAYS[way], draw(B=2), np.stack([shuffled, whole]), TOLERANCE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_is_as_near_as_its_own_rounding(way):
+  """One unit of a bfloat16 is 2^-8 of it; plain XLA is held to the same."""
+  arrays = tuple(jnp.array(x, jnp.bfloat16) for x in draw())
+  check(WAYS[way], arrays, PACKED[None], 2**-7)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_packed_row_gives_what_each_segment_gives_alone(way):
+  arrays = draw()
+  packed = run(WAYS[way], arrays, jnp.array(PACKED)[None])
+  for segment in (1, 2, 3):
+    inside = np.equal(PACKED, segment)
+    alone_arrays = tuple(np.concatenate((x[:, inside], x[:, ~inside]), 1) for x in arrays)
+    alone = run(WAYS[way], alone_arrays, jnp.array(np.where(np.arange(T) < inside.sum(), 1, 0))[None])
+    for of_packed, of_alone in zip(packed, alone, strict=True):
+      np.testing.assert_allclose(of_packed[:, inside], of_alone[:, :inside.sum()], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("changed", [1, 2, 0])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_one_segment_holds_changes_not_a_bit_of_another(way, changed):
+  """Padding, segment 0, too."""
+  segment_1T = jnp.array(PACKED)[None]
+  inside = np.equal(PACKED, changed)
+  before, after = draw(), tuple(x.copy() for x in draw())
+  for x in after:
+    x[:, inside] = 3 - x[:, inside]
+  for old, new in zip(run(WAYS[way], before, segment_1T), run(WAYS[way], after, segment_1T), strict=True):
+    np.testing.assert_array_equal(old[:, ~inside], new[:, ~inside])
+    assert (old[:, inside] != new[:, inside]).any()
+    assert np.isfinite(new).all()
+
+
+@pytest.mark.parametrize("way", KERNELS)
+def test_a_block_of_other_segments_is_not_visited(way):
+  """nan in it would reach whoever multiplies it, by a weight of 0 too."""
+  segment_T = np.repeat([1, 2, 0], [128, 180, 76])
+  q_BTNH, k_BTKH, v_BTKH, d_context_BTNH = draw(N=1, K=1, T=384)
+  for x in (q_BTNH, k_BTKH, v_BTKH, d_context_BTNH):
+    x[:, :128] = np.nan
+  for got in run(WAYS[way], (q_BTNH, k_BTKH, v_BTKH, d_context_BTNH), jnp.array(segment_T)[None]):
+    assert np.isfinite(got[:, 128:]).all()
+    assert np.isnan(got[:, :128]).all()
+
+
+def test_blocks_needed_are_those_that_share_a_segment():
+  """The rows are those of the docstring; then padding amid the row, where more may be needed but never less."""
+  expected_IJ = np.array([[cell == "x" for cell in row] for row in ["x...", "xx..", ".xx.", "...x"]])
+  segment_BT = jnp.array([[1, 1, 1, 2, 2, 2, 3, 0], [0, 1, 1, 2, 0, 2, 1, 1]])
+  needed_BIJ = attention_tpu.needed_blocks(segment_BT, 2)
+  np.testing.assert_array_equal(needed_BIJ[0], expected_IJ)
+  read_BTS = np.asarray(attention.causal_within_segments(segment_BT))
+  assert (needed_BIJ >= read_BTS.reshape(2, 4, 2, 4, 2).any((2, 4))).all()
+
+
+def equations(jaxpr):
+  """Every equation of a jaxpr, those of inner ones too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+@pytest.mark.parametrize(("way", "forward"), [("tpu", "splash_mha_fwd"), ("gpu", "packed_attention_forward")])
+def test_the_forward_kernel_runs_once_where_the_backward_pass_keeps_the_context(way, forward):
+  def runs(*names):
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*names))
+    def attend(q, k, v):
+      return WAYS[way].attend(q, k, v, WAYS[way].prepare(jnp.array(PACKED)[None]))
+
+    traced = jax.make_jaxpr(jax.grad(lambda *arrays: attend(*arrays).sum(), (0, 1, 2)))(*draw()[:3])
+    return [equation.params["name"].startswith(forward) for equation in equations(traced.jaxpr)
+            if equation.primitive.name == "pallas_call"].count(True)
+
+  assert runs() == 2
+  if way == "gpu" and jax.__version_info__ < (0, 11):
+    return  # jax 0.10 runs it again for the context that it has kept; under a scan, as for TPU, it does not
+  assert runs("context") == 1
+
+
+KNOWN = dict(device_kind="TPU v5p", head_width=128, row_length=4096, compute="bfloat16")
+
+
+def test_a_tpu_gets_splash_attention_in_the_largest_blocks_that_divide_the_row():
+  for row_length, block in ((4096, 1024), (8192, 1024), (1536, 512), (768, 256), (640, 128)):
+    chosen, reason = attention.choose("tpu", **KNOWN | {"row_length": row_length})
+    assert chosen is attention.kernel("tpu", block)
+    assert f"blocks of {block}" in reason
+
+
+@pytest.mark.parametrize(("platform", "changed", "reason"), [
+    ("cpu", {}, "no kernel for it"),
+    ("tpu", {"device_kind": "TPU v3"}, "'TPU v3'"),
+    ("tpu", {"head_width": 96}, "heads of 64 and 128, not 96"),
+    ("tpu", {"row_length": 1000}, "data.row_length=1000 is no multiple of the kernel's 128"),
+    ("tpu", {"compute": "float32"}, "float32"),
+    ("gpu", {"device_kind": "NVIDIA H100 80GB HBM3"}, "not known to work on 'NVIDIA H100 80GB HBM3'"),
+])
+def test_what_no_kernel_is_known_to_do_plain_xla_does_and_the_reason_is_given(platform, changed, reason):
+  chosen, said = attention.choose(platform, **KNOWN | changed)
+  assert chosen is attention.XLA
+  assert f"plain XLA attention on {platform}" in said
+  assert reason in said
+
+
+def test_a_gpu_on_which_the_kernels_are_known_to_be_right_gets_them(monkeypatch):
+  monkeypatch.setattr(attention_gpu, "DEVICE_KINDS", ("card",))
+  chosen, reason = attention.choose("gpu", **KNOWN | {"device_kind": "card"})
+  assert chosen is attention.kernel("gpu", 64)
+  assert "Pallas attention on gpu (card)" in reason
+
+
+@pytest.fixture
+def topology(monkeypatch):
+  """A function from a slice's name to the first of its devices; skips where no TPU compiler is installed."""
+  pytest.importorskip("libtpu")
+  from jax.experimental import topologies
+
+  monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+  monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # a compiler needs no TPU to itself
+  return lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0]
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize("head_width", [64, 128])
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_tpu_compiler_takes_splash_attention(topology, name, head_width):
+  """Two rows of two of the largest blocks, forward and backward; it finds what overflows VMEM."""
+  device = topology(name)
+  chosen, _ = attention.choose("tpu", **KNOWN | dict(device_kind=device.device_kind, head_width=head_width))
+  assert chosen is attention.kernel("tpu", 1024)
+  here = jax.sharding.SingleDeviceSharding(device)
+  arrays = tuple(jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=here)
+                 for x in draw(N=8, K=2, H=head_width, B=2, T=2048))
+  compiled = run.lower(chosen, arrays, jax.ShapeDtypeStruct((2, 2048), jnp.int32, sharding=here)).compile()
+  text = compiled.as_text()
+  assert "splash_mha_fwd_segmented" in text
+  assert "splash_mha_dkv_segmented" in text
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 8, 32])
+@pytest.mark.parametrize("head_width", [64, 128])
+def test_the_kernel_is_right_on_this_device(head_width, num_kv_heads):
+  """Passing on a GPU is what enters its kind in attention_gpu.DEVICE_KINDS."""
+  block = {"tpu": 128, "gpu": 64}.get(jax.default_backend())
+  if block is None:
+    pytest.skip(f"no kernel for {jax.default_backend()}; set INSEC_TEST_PLATFORM to cuda or tpu")
+  arrays = tuple(jnp.array(x, jnp.bfloat16) for x in draw(N=32, K=num_kv_heads, H=head_width, B=2))
+  check(attention.kernel(jax.default_backend(), block), arrays, np.stack([PACKED, np.ones(T, int)]), 2**-7)
