@@ -60,7 +60,7 @@ KERNELS = {"tpu": "attention_tpu", "gpu": "attention_gpu"}
 
 @functools.cache  # one object for one way: what is jitted over it is compiled once
 def kernel(platform: str, block: int, *, interpret: bool = False) -> Attention:
-  """The kernel of "tpu" or "gpu"; rows are a multiple of `block`, arrays local to the device, q in any dtype."""
+  """The kernel of "tpu" or "gpu"; rows are a multiple of `block`, arrays local to the device."""
   module = importlib.import_module(f"insec_jax.model.{KERNELS[platform]}")
   return Attention(prepare=functools.partial(module.prepare, block=block),
                    attend=functools.partial(module.attend, block=block, interpret=interpret))

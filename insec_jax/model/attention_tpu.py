@@ -38,7 +38,7 @@ def block_of(row_length: int) -> int:
 
 
 def make_kernel(num_heads: int, row_length: int, block: int, *, interpret: bool):
-  """Splash attention of one row, q [N, T, H], k and v [K, T, H]; it does not scale q."""
+  """Splash attention of one row, q [N, T, H], k and v [K, T, H]."""
   sizes = splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
                             block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True)
   mask = masks.MultiHeadMask([masks.CausalMask((row_length, row_length))] * num_heads)
@@ -78,7 +78,10 @@ def only(needed_IJ, info):
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, where: Where, *, block: int, interpret: bool = False):
-  """Grouped-query attention of local arrays; scores and softmax in float32, result in the dtype of `q`."""
+  """Grouped-query attention of local arrays; scores and softmax in float32, result in the dtype of `q`.
+
+  The kernel does not scale: q is scaled in its own dtype, which rounds it once more where heads are 128 wide.
+  """
   T, N, H = q_BTNH.shape[1:]
   kernel = make_kernel(N, T, block, interpret=interpret)
 

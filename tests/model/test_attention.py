@@ -5,14 +5,17 @@ Kernels run interpreted on CPU. On a GPU or TPU, INSEC_TEST_PLATFORM=cuda (or tp
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from jax.extend.core import jaxprs_in_params
 from reference import context, context_gradients
 
-from insec_jax.model import attention, attention_gpu, attention_tpu
+from insec_jax.model import attention, attention_gpu, attention_tpu, llama
+from insec_jax.model.hf_config import config_from_json
 
 T = 256
 WAYS = {
@@ -121,6 +124,56 @@ def test_a_packed_row_gives_what_each_segment_gives_alone(way):
     alone = run(WAYS[way], alone_arrays, jnp.array(np.where(np.arange(T) < inside.sum(), 1, 0))[None])
     for of_packed, of_alone in zip(packed, alone, strict=True):
       np.testing.assert_allclose(of_packed[:, inside], of_alone[:, :inside.sum()], rtol=0, atol=TOLERANCE)
+
+
+FIELDS = reference.FIELDS | {"num_hidden_layers": 1, "head_dim": 64, "hidden_size": 32, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize("way", KERNELS)
+def test_logits_and_weight_gradients_of_a_packed_row_are_those_of_its_records(way):
+  """Records of 70, 110 and 40 tokens, packed into one row and each in a row of its own."""
+  config = config_from_json(FIELDS, "packed")
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda shape: jnp.array(rng.normal(0, 0.2, shape.shape), jnp.float32),
+                        nn.unbox(llama.shapes(config)))
+  model = llama.Llama(config, "float32", "none", WAYS[way])
+  token_1T = rng.integers(0, config.vocab_size, (1, T))
+  pull_TV = rng.normal(size=(T, config.vocab_size)).astype(np.float32) * (PACKED > 0)[:, None]
+
+  @jax.jit
+  def logits_and_gradients(token_1T, position_1T, segment_1T, pull_TV):
+    def logits_TV(params):
+      return llama.logits(params, config, model.apply({"params": params}, token_1T, position_1T, segment_1T))[0]
+
+    logits, pullback = jax.vjp(logits_TV, params)
+    return logits, pullback(pull_TV)[0]
+
+  position_T = np.arange(T) - np.searchsorted(PACKED[:-36], PACKED)
+  packed_TV, packed = logits_and_gradients(token_1T, position_T[None], jnp.array(PACKED)[None], pull_TV)
+  summed = jax.tree.map(jnp.zeros_like, params)
+  for segment in (1, 2, 3):
+    inside = np.equal(PACKED, segment)
+    first = np.argsort(~inside, stable=True)  # the record, then what is left, as padding
+    alone = (np.arange(T) < inside.sum()).astype(np.int32)
+    alone_TV, gradients = logits_and_gradients(token_1T[:, first], np.arange(T)[None], jnp.array(alone)[None],
+                                               pull_TV[first] * alone[:, None])
+    np.testing.assert_allclose(packed_TV[inside], alone_TV[:inside.sum()], rtol=0, atol=10 * TOLERANCE)
+    summed = jax.tree.map(jnp.add, summed, gradients)
+  for of_packed, of_alone in zip(jax.tree.leaves(packed), jax.tree.leaves(summed), strict=True):
+    scale = np.abs(of_alone).max()
+    np.testing.assert_allclose(of_packed / scale, of_alone / scale, rtol=0, atol=10 * TOLERANCE)
+
+
+@pytest.mark.parametrize("way", KERNELS)
+def test_rows_and_heads_may_lie_on_different_devices(way):
+  """In a manual shard_map, as the train step has it; float sums may differ in their last bit."""
+  arrays, segment_BT = draw(B=2), jnp.array(np.stack([PACKED, np.ones(T, int)]))
+  mesh = jax.make_mesh((2, 2), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  rows, heads = jax.P("rows"), jax.P("rows", None, "heads")
+  split = jax.jit(jax.shard_map(functools.partial(run, WAYS[way]), mesh=mesh, in_specs=((heads,) * 4, rows),
+                                out_specs=(heads,) * 4, check_vma=False))
+  for on_four, on_one in zip(split(arrays, segment_BT), run(WAYS[way], arrays, segment_BT), strict=True):
+    np.testing.assert_allclose(on_four, on_one, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("changed", [1, 2, 0])
