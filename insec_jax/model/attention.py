@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30  # a score; finite, so a row that may read nothing gives finite numbers
 
@@ -16,6 +17,8 @@ class Attention(NamedTuple):
 
   prepare(segment_BT) -> where     once per batch: what every layer needs to know about who reads whom
   attend(q_BTNH, k_BSKH, v_BSKH, where) -> context_BTNH
+
+  What its backward pass needs from the forward one, it names "context" (jax.ad_checkpoint): a kernel also logsumexp.
   """
 
   prepare: Callable[[jax.Array], Any]
@@ -48,7 +51,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
   score_BKGTS = jnp.where(allowed_BTS[:, None, None], score_BKGTS * H**-0.5, MASKED)
   weight_BKGTS = jax.nn.softmax(score_BKGTS).astype(v_BSKH.dtype)
   context_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weight_BKGTS, v_BSKH, precision=precision)
-  return context_BTKGH.reshape(B, T, N, H)
+  return checkpoint_name(context_BTKGH.reshape(B, T, N, H), "context")
 
 
 XLA = Attention(prepare=causal_within_segments, attend=attend)

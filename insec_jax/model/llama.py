@@ -135,13 +135,12 @@ def rotate(x_BTNH, turn):
 
 
 def attn(weights, config: LlamaConfig, stream_BTD, turn, read, mesh=None):
-  """What attention adds to the stream; `read(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query."""
+  """What attention adds to the stream; `read(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query, named."""
   x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
   q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), turn), "query")
   k_BTKH = checkpoint_name(rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), turn), "key")
   v_BTKH = checkpoint_name(dot("BTD,DKH->BTKH", x_BTD, weights["wv"]), "value")
-  context_BTNH = checkpoint_name(read(q_BTNH, k_BTKH, v_BTKH), "context")
-  return sharding.leave(dot("BTNH,NHD->BTD", context_BTNH, weights["wo"]), mesh)
+  return sharding.leave(dot("BTNH,NHD->BTD", read(q_BTNH, k_BTKH, v_BTKH), weights["wo"]), mesh)
 
 
 def mlp(weights, config: LlamaConfig, stream_BTD, mesh=None):
