@@ -1,7 +1,8 @@
 """Where arrays lie on the mesh, in one table, and how a device gets what others hold.
 
 The user's `fsdp` is up to three axes of the mesh: gathers and reduce-scatters run over one after the other. The TPU
-compiler turns a reduce-scatter over one axis of 16 chips into an all-reduce of the whole, twice the bytes.
+compiler turns a reduce-scatter over one axis of 16 chips (on v5p of 8) into an all-reduce of the whole, twice the
+bytes.
 """
 
 import collections
@@ -56,10 +57,10 @@ def make_mesh(config: MeshConfig, devices) -> Mesh:
 
 
 def fsdp_axes(size: int) -> tuple[int, int, int]:
-  """`size` as the lengths of the three axes: none above 8 where that can be, then as few and as even as can be."""
+  """`size` as the lengths of the three axes: none above 4 where that can be, then as few and as even as can be."""
   triples = [(x, y, size // (x * y)) for x in range(1, size + 1) if size % x == 0
              for y in range(x, size // x + 1) if size // x % y == 0 and y <= size // (x * y)]
-  return min(triples, key=lambda xyz: (max(*xyz, 8), sum(n > 1 for n in xyz), max(xyz), -min(xyz)))
+  return min(triples, key=lambda xyz: (max(*xyz, 4), sum(n > 1 for n in xyz), max(xyz), -min(xyz)))
 
 
 def size_over(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

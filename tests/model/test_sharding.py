@@ -60,9 +60,10 @@ def test_a_mesh_that_does_not_divide_the_model_is_one_error_that_names_every_axi
   assert "hidden" not in str(error.value)
 
 
-@pytest.mark.parametrize(("size", "axes"), [(1, (1, 1, 1)), (8, (1, 1, 8)), (16, (1, 4, 4)), (64, (1, 8, 8)),
-                                            (128, (4, 4, 8)), (512, (8, 8, 8)), (24, (1, 4, 6)), (17, (1, 1, 17))])
-def test_fsdp_takes_few_axes_of_the_mesh_none_above_8_where_that_can_be(size, axes):
+@pytest.mark.parametrize(("size", "axes"), [(1, (1, 1, 1)), (4, (1, 1, 4)), (8, (1, 2, 4)), (16, (1, 4, 4)),
+                                            (64, (4, 4, 4)), (128, (4, 4, 8)), (512, (8, 8, 8)), (24, (2, 3, 4)),
+                                            (17, (1, 1, 17))])
+def test_fsdp_takes_few_axes_of_the_mesh_none_above_4_where_that_can_be(size, axes):
   assert sharding.fsdp_axes(size) == axes
 
 
