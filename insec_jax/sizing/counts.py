@@ -1,0 +1,402 @@
+"""What one device does in one run of an optimised HLO module, loops multiplied out.
+
+Matmul FLOPs are those of dots, convolutions (a TPU's dots) and the GPU's matmul calls: 2 for each multiplication and
+addition. Kernels (Pallas, cuDNN) are opaque: they are named and counted, their FLOPs are not.
+
+Bytes of a collective are those that a device of a group of n receives when the group works as a ring, from the bytes b
+of its own operand:
+
+    all-gather           (n - 1) b         all-to-all           (n - 1) / n b
+    reduce-scatter   (n - 1) / n b         collective-permute             b
+    all-reduce     2 (n - 1) / n b
+
+HBM bytes are an estimate: what the operations between fusions read and write in the main memory, each operand once, of
+a slice only the slice, without the padding of tiles.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from insec_jax.sizing.hlo import Computation, Evaluator, HloError, Instruction, Module, Value, given_trips, known_trips
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
+REMATERIALISED = re.compile(r"rematted_computation|(?<!\w)remat\d*(?!\w)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """Bytes that a device receives through one kind of collective within these groups of devices."""
+
+  kind: str
+  groups: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass
+class Counts:
+  """What was counted. `rematerialised` FLOPs are part of `flops`; `kernels` are calls of what is not looked into."""
+
+  flops: float = 0.0
+  rematerialised: float = 0.0
+  hbm_bytes: float = 0.0
+  received: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # Transfer -> bytes
+  kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+  def add(self, other: "Counts", times: int) -> None:
+    """Nothing; `other` has been added `times` times."""
+    self.flops += times * other.flops
+    self.rematerialised += times * other.rematerialised
+    self.hbm_bytes += times * other.hbm_bytes
+    for mine, others in ((self.received, other.received), (self.kernels, other.kernels)):
+      for key, number in others.items():
+        mine[key] += times * number
+
+  @property
+  def collective_bytes(self) -> dict[str, float]:
+    """Bytes received of each kind, zeros included."""
+    return {kind: sum(number for transfer, number in self.received.items() if transfer.kind == kind)
+            for kind in COLLECTIVES}
+
+
+def count(module: Module, scopes: Mapping[str, int]) -> Counts:
+  """What a device does in one run; a loop whose trips depend on data is looked up in `scopes` (name: trips).
+
+  HloError for such a loop that stands in none of the named scopes, and for a collective that is not understood.
+  """
+  walk = _Walk(module, scopes)
+  entry = module.computations[module.entry]
+  arguments = (None,) * sum(one.opcode == "parameter" for one in entry.instructions.values())
+  return walk.computation(module.entry, arguments, fused=False)
+
+
+class _DataDependentError(HloError):
+  pass
+
+
+class _Walk:
+  """Adds up computations; the same call of the same computation is added up once."""
+
+  def __init__(self, module: Module, scopes: Mapping[str, int]):
+    self._module = module
+    self._scopes = scopes
+    self._evaluator = Evaluator(module)
+    self._found: dict[tuple, Counts] = {}
+    self._in_flight = {_identity(one) for computation in module.computations.values()
+                       if _calls(computation, "AsyncCollectiveStart")
+                       for one in computation.instructions.values() if _kind(one)}
+
+  def computation(self, name: str, arguments: tuple[Value, ...], *, fused: bool) -> Counts:
+    key = (name, arguments, fused)
+    if key not in self._found:
+      self._found[key] = self._computation(name, arguments, fused)
+    return self._found[key]
+
+  def _computation(self, name: str, arguments: tuple[Value, ...], fused: bool) -> Counts:
+    computation = self._module.computations[name]
+    counts, known = Counts(), {}
+
+    def values(names):
+      return tuple(self._evaluator.value(name, one, arguments, known) for one in names)
+
+    for one in computation.instructions.values():
+      if one.opcode == "while":
+        counts.add(*self._loop(one, values(one.operands)[0]))
+      elif one.opcode == "conditional":
+        counts.add(self._dearest_branch(one, values(one.operands[1:])), 1)
+      elif called := one.called("calls") or (one.opcode == "call" and one.called("to_apply")):
+        inner = self.computation(called[0], values(one.operands), fused=fused or one.opcode == "fusion")
+        counts.add(inner, 1)
+      else:
+        counts.add(self._operation(computation, one, fused=fused), 1)
+      if not fused:
+        counts.hbm_bytes += _moved_bytes(self._module, computation, one)
+    return counts
+
+  def _loop(self, loop: Instruction, state: Value) -> tuple[Counts, int]:
+    """(what the loop does, how often to add it)."""
+    body = loop.called("body")[0]
+    trips = known_trips(loop)
+    states = None
+    if trips is None and state is not None:
+      states = list(self._evaluator.states(loop, state))
+      trips = len(states) - 1 if states[-1] is not None else given_trips(loop, self._scopes)
+    if trips is None:
+      raise _DataDependentError(
+        f"loop {loop.name} ({loop.op_name or 'without a name'}) runs as often as the data says; give its trips under "
+        f"the name of its scope (given: {', '.join(self._scopes) or 'none'})")
+    unchanged = None if state is None else self._evaluator.unchanged(loop, state)
+    try:
+      return self.computation(body, (unchanged,), fused=False), trips
+    except _DataDependentError:
+      if states is None or states[-1] is None:
+        raise
+      # A loop inside runs as often as this one's counter says: trip by trip, then.
+      total = Counts()
+      for before in states[:-1]:
+        total.add(self.computation(body, (before,), fused=False), 1)
+      return total, 1
+
+  def _dearest_branch(self, one: Instruction, values: tuple[Value, ...]) -> Counts:
+    branches = one.called("branch_computations") or one.called("true_computation", "false_computation")
+    return max((self.computation(branch, (value,), fused=False)
+                for branch, value in zip(branches, values, strict=True)),
+               key=lambda counts: (counts.flops, sum(counts.received.values()), counts.hbm_bytes))
+
+  def _operation(self, computation: Computation, one: Instruction, *, fused: bool) -> Counts:
+    counts = Counts()
+    if one.opcode in ("dot", "convolution") or _is_matmul_call(one):
+      counts.flops = matmul_flops(computation, one)
+      if REMATERIALISED.search(one.op_name) or ".remat" in one.name:
+        counts.rematerialised = counts.flops
+    elif one.opcode == "custom-call":
+      if name := _kernel(one):
+        counts.kernels[name] += 1
+    elif kind := _kind(one):
+      if not (fused and self._is_in_flight(computation, one)):
+        counts.received.update(self._received(computation, one, kind, fused=fused))
+    return counts
+
+  def _is_in_flight(self, computation: Computation, one: Instruction) -> bool:
+    # An overlapped collective is written in every fusion from AsyncCollectiveStart to AsyncCollectiveDone.
+    return not _calls(computation, "AsyncCollectiveStart") and (
+      _calls(computation, "AsyncCollectiveDone") or _identity(one) in self._in_flight)
+
+  def _received(self, computation: Computation, one: Instruction, kind: str, *, fused: bool) -> dict[Transfer, float]:
+    operand = sum(array.num_bytes for name in one.operands for array in computation.instructions[name].arrays)
+    if kind == "collective-permute":
+      pairs = tuple(pair for pair in _braces(one.attribute("source_target_pairs")) if pair[0] != pair[1])
+      return {Transfer(kind, pairs): operand} if pairs else {}
+    groups = replica_groups(one.attribute("replica_groups"), self._module.num_devices)
+    n = len(groups[0])
+    if n == 1:
+      return {}
+    # A fusion of an all-reduce and the slice of it that the device keeps is how a TPU scatters sums.
+    if kind == "all-reduce" and fused and _ends_in_slice(computation, one):
+      kind = "reduce-scatter"
+    factor = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n}.get(kind, (n - 1) / n)
+    return {Transfer(kind, groups): factor * operand}
+
+
+def _calls(computation: Computation, target: str) -> bool:
+  return any(f'custom_call_target="{target}"' in one.attributes for one in computation.instructions.values()
+             if one.opcode == "custom-call")
+
+
+def _identity(one: Instruction) -> tuple:
+  return (one.opcode, one.shape.split("{")[0], one.attribute("channel_id"), one.attribute("replica_groups"),
+          one.attribute("frontend_attributes"))
+
+
+def _kind(one: Instruction) -> str | None:
+  """Kind of a collective, None for other operations and for the second half of an asynchronous one.
+
+  HloError for a collective between devices that is not counted.
+  """
+  name = one.opcode.removesuffix("-start")
+  if name in COLLECTIVES:
+    return name
+  if name in ("ragged-all-to-all", "collective-broadcast", "send", "recv"):
+    raise HloError(f"{one.opcode} {one.name} ({one.op_name}) moves bytes between devices, and is not counted")
+  return None
+
+
+def _ends_in_slice(computation: Computation, one: Instruction) -> bool:
+  users = computation.users(one.name)
+  if len(users) == 1 and users[0].opcode in ("bitcast", "reshape", "copy"):
+    return _ends_in_slice(computation, users[0])
+  return len(users) == 1 and users[0].opcode == "dynamic-slice"
+
+
+def _braces(text: str) -> tuple[tuple[int, ...], ...]:
+  """The groups of `{{0,1},{2,3}}`."""
+  return tuple(tuple(int(number) for number in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", text))
+
+
+def _transposed(dims: str, shape: str, order: str | None) -> np.ndarray:
+  ids = np.arange(math.prod(map(int, shape.split(",")))).reshape([int(size) for size in shape.split(",")])
+  if order:
+    ids = ids.transpose([int(axis) for axis in order.split(",")])
+  return ids.reshape([int(size) for size in dims.split(",")])
+
+
+IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+MESH = re.compile(r"@?mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)(?= \{))? \{(.*)\}$")
+MESH_AXIS = re.compile(r"'?([\w.\-]+)'?(?::\((\d+)\)(\d+))?$")
+
+
+def replica_groups(text: str | None, num_devices: int) -> tuple[tuple[int, ...], ...]:
+  """The groups of devices, from any of the ways to write them; one group of all when none is given.
+
+      {{0,1},{2,3}}   [2,2]<=[4]   [2,2]<=[2,2]T(1,0)   mesh['a'=2,'b'=2] {'b'}   mesh['a'=4] {'a':(2)2}
+  """
+  if text is None or text == "{}":
+    return (tuple(range(num_devices)),)
+  if text.startswith("{{"):
+    return _braces(text)
+  if found := IOTA.fullmatch(text):
+    return tuple(map(tuple, _transposed(*found.groups()).tolist()))
+  if found := MESH.fullmatch(text):
+    axes, ids, chosen = found.groups()
+    sizes = {name.strip("' "): int(size) for name, size in (axis.split("=") for axis in axes.split(","))}
+    return _mesh_groups(sizes, _device_ids(ids, math.prod(sizes.values())), chosen, text)
+  raise HloError(f"replica groups {text!r} are written in a way that is not understood")
+
+
+def _device_ids(text: str | None, number: int) -> np.ndarray:
+  if text is None:
+    return np.arange(number)
+  if found := re.search(r"(?:\[([\d,]+)\])?<?=?\[([\d,]+)\]T\(([\d,]+)\)", text):
+    return _transposed(found[1] or str(number), found[2], found[3]).reshape(-1)
+  return np.array([int(one) for one in re.findall(r"\d+", text)])
+
+
+def _mesh_groups(sizes: dict[str, int], ids: np.ndarray, chosen: str, text: str) -> tuple[tuple[int, ...], ...]:
+  # Each axis in three parts: what lies before a chosen part of it, that part, and what lies after.
+  parts = {name: (1, 1, size) for name, size in sizes.items()}
+  for axis in chosen.split(","):
+    found = MESH_AXIS.match(axis.strip())
+    if not found or found[1] not in sizes or parts[found[1]][1] != 1:
+      raise HloError(f"replica groups {text!r} are written in a way that is not understood")
+    name, before, size = found[1], int(found[2] or 1), int(found[3] or sizes[found[1]])
+    parts[name] = (before, size, sizes[name] // before // size)
+  split = ids.reshape([part for three in parts.values() for part in three])
+  inside = [3 * number + 1 for number in range(len(parts))]
+  outside = [axis for axis in range(split.ndim) if axis not in inside]
+  size = math.prod(split.shape[axis] for axis in inside)
+  return tuple(map(tuple, split.transpose(outside + inside).reshape(-1, size).tolist()))
+
+
+GEMM = ("__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8", "__onednn$matmul")
+# Neither kernels nor moved bytes: notes of the compiler to itself.
+NOTES = ("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding",
+         "SPMDFullToShardShape", "SPMDShardToFullShape", "AssumeGatherIndicesInBound", "annotate_device_placement",
+         "LayoutConstraint")
+
+
+def _target(one: Instruction) -> str:
+  return json.loads(one.attribute("custom_call_target"))
+
+
+def _is_matmul_call(one: Instruction) -> bool:
+  return one.opcode == "custom-call" and _target(one) in GEMM
+
+
+def _kernel(one: Instruction) -> str | None:
+  """The name of a kernel: its own on a TPU, that of its library elsewhere; None for what is none."""
+  target = _target(one)
+  if target in NOTES:
+    return None
+  return re.sub(r"(\.\d+|\.remat\d*|\.clone)+$", "", one.name) if target == "tpu_custom_call" else target
+
+
+def matmul_flops(computation: Computation, one: Instruction) -> float:
+  """FLOPs of a dot, a convolution or a matmul call: of products that are really made, not those with padding."""
+  sides = [computation.instructions[name].arrays[0].dims for name in one.operands[:2]]
+  if one.opcode == "convolution":
+    return _convolution_flops(one, *sides)
+  if one.opcode == "dot":
+    contracted = [int(axis) for axis in re.findall(r"\d+", one.attribute("lhs_contracting_dims") or "")]
+  else:
+    numbers = re.search(r'"dot_dimension_numbers":\{"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
+    if not numbers:
+      raise HloError(f"{one.name} does not say which dimensions it multiplies")
+    contracted = [int(axis) for axis in re.findall(r"\d+", numbers[1])]
+  return 2.0 * math.prod(one.arrays[0].dims) * math.prod(sides[0][axis] for axis in contracted)
+
+
+def _convolution_flops(one: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> float:
+  left, right, out = re.fullmatch(r"(\w+)_(\w+)->(\w+)", one.attribute("dim_labels")).groups()
+  result = one.arrays[0].dims
+  window = dict(part.split("=") for part in (one.attribute("window") or "{}").strip("{}").split())
+  products = 1
+  for number, label in enumerate(sorted(label for label in left if label.isdigit())):
+    def of(name, default, number=number):
+      return window[name].split("x")[number] if name in window else default
+    low, _, high = of("pad", "0_0").rpartition("_")
+    products *= _products(lhs[left.index(label)], rhs[right.index(label)], result[out.index(label)],
+                          int(of("stride", 1)), int(low), int(of("lhs_dilate", 1)), int(of("rhs_dilate", 1)))
+  features = lhs[left.index("f")] // int(one.attribute("feature_group_count") or 1)
+  batch = lhs[left.index("b")] // int(one.attribute("batch_group_count") or 1)
+  return 2.0 * products * features * batch * result[out.index("f")]
+
+
+@functools.lru_cache(maxsize=4096)
+def _products(size: int, kernel: int, result: int, stride: int, low: int, dilated: int, kernel_dilated: int) -> int:
+  """Pairs of a place in the result and one in the kernel that meet an element, not padding or a hole."""
+  at = np.arange(result)[:, None] * stride + np.arange(kernel)[None] * kernel_dilated - low
+  return int(((at >= 0) & (at % dilated == 0) & (at // dilated < size)).sum())
+
+
+FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+                  "after-all", "optimization-barrier", "opt-barrier", "partition-id", "replica-id", "async-start",
+                  "async-update", "async-done", "add-dependency"))
+SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
+
+
+def _hbm(arrays) -> float:
+  return sum(array.num_bytes for array in arrays if array.space == 0)
+
+
+def _moved_bytes(module: Module, computation: Computation, one: Instruction) -> float:
+  """Bytes that the operation reads from and writes to HBM."""
+  if one.opcode in FREE or one.opcode.endswith("-done") or (one.opcode == "custom-call" and _target(one) in NOTES):
+    return 0.0
+  if one.opcode == "copy-start":
+    return _hbm(one.arrays)
+  if one.opcode == "slice-start":
+    return 2 * _hbm(one.arrays[-2:-1])
+  operands = [computation.instructions[name].arrays for name in one.operands]
+  if one.opcode in SLICES:
+    return _hbm(one.arrays) * (1 + bool(_hbm(operands[0])))
+  if one.opcode in ("dynamic-update-slice", "scatter"):
+    update = operands[1 if one.opcode == "dynamic-update-slice" else -1]
+    return _hbm(update) + (sum(array.num_bytes for array in update) if _hbm(one.arrays) else 0.0)
+  if one.opcode == "fusion":
+    return _fusion_bytes(module, module.computations[one.called("calls")[0]], one, operands)
+  return _hbm(itertools.chain(one.arrays, *operands))
+
+
+def _fusion_bytes(module: Module, fused: Computation, one: Instruction, operands) -> float:
+  total = 0.0
+  for number, arrays in enumerate(operands):
+    if _hbm(arrays):
+      total += min(_hbm(arrays), _read_bytes(module, fused, fused.parameter(number)))
+  root = fused.instructions[fused.root]
+  results = [fused.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+  for result, array in zip(results, one.arrays, strict=False):
+    if array.space == 0:
+      total += _written_bytes(fused, result)
+  return total
+
+
+def _read_bytes(module: Module, fused: Computation, one: Instruction) -> float:
+  """Bytes of a fusion's operand that are read: all, or the slices when nothing else is done with it."""
+  total = 0.0
+  for user in fused.users(one.name):
+    if user.opcode == "bitcast":
+      total += _read_bytes(module, fused, user)
+    elif user.opcode == "fusion":
+      inner = module.computations[user.called("calls")[0]]
+      total += sum(_read_bytes(module, inner, inner.parameter(number))
+                   for number, name in enumerate(user.operands) if name == one.name)
+    elif user.opcode in SLICES and user.operands[0] == one.name:
+      total += sum(array.num_bytes for array in user.arrays)
+    elif user.opcode != "dynamic-update-slice" or user.operands[0] != one.name:
+      return sum(array.num_bytes for array in one.arrays)
+  return total
+
+
+def _written_bytes(fused: Computation, one: Instruction) -> float:
+  """Bytes of a fusion's result that are written: all, or the update of a buffer that stays where it is."""
+  while one.opcode == "bitcast":
+    one = fused.instructions[one.operands[0]]
+  if one.opcode == "dynamic-update-slice":
+    one = fused.instructions[one.operands[1]]
+  return sum(array.num_bytes for array in one.arrays)
