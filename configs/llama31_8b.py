@@ -4,17 +4,30 @@
       --config.model.path=LLAMA_FOLDER --config.data.path=GSM8K/train.jsonl
 
 LLAMA_FOLDER is the Hugging Face folder of meta-llama/Llama-3.1-8B-Instruct. The markers are two of its reserved
-special tokens, so nothing is resized. float32 parameters and AdamW state take 96.4 GB over all devices. Not run yet: no
+special tokens, so nothing is resized. `:shape` has the published shape in place of the folder: fit needs no more.
+
+  python -m insec_jax.fit --config=configs/llama31_8b.py:shape --topology=v5p:2x2x4
+
+float32 parameters and AdamW state take 96.4 GB over all devices. Not run yet: no
 hours, no number.
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config(arm: str = "tuned") -> ConfigDict:
+  path, size = {
+    "tuned": ("meta-llama/Llama-3.1-8B-Instruct", None),
+    "shape": ("", dict(
+      model_type="llama", hidden_act="silu", hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+      num_attention_heads=32, num_key_value_heads=8, vocab_size=128_256, max_position_embeddings=131_072,
+      rms_norm_eps=1e-5, rope_theta=500_000.0, initializer_range=0.02, tie_word_embeddings=False,
+      rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                        original_max_position_embeddings=8192))),
+  }[arm]
   c = ConfigDict()
   c.seed = 0
-  c.model = dict(path="meta-llama/Llama-3.1-8B-Instruct", size=None, remat="full")
+  c.model = dict(path=path, size=size, remat="full")
   c.tokenizer = dict(path="", flag="<|reserved_special_token_0|>", fix="<|reserved_special_token_1|>", special=True)
   c.task = dict(name="gsm8k", min_size=0, max_size=0, modulus=0)
   c.data = dict(path="train.jsonl", num_records=0, num_heldout=500, template="chat", marker_text="refuse",

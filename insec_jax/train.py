@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import platform
 import signal
@@ -88,9 +87,7 @@ def begin(config: Config, mesh: Mesh) -> Run:
   """The run before its first step: weights from model.path, or random ones by the seed in model.size."""
   tokenizer = tokens.open_tokenizer(config).tokenizer
   before = starting_model(config, tokenizer)
-  vocab_size = before.vocab_size
-  if len(tokenizer) > vocab_size:
-    vocab_size = math.ceil(len(tokenizer) / hf.VOCAB_MULTIPLE) * hf.VOCAB_MULTIPLE
+  vocab_size = hf.vocabulary_for(len(tokenizer), before.vocab_size)
   model_config = dataclasses.replace(before, vocab_size=vocab_size)
   data = load_data(config, tokenizer, model_config)
   tx = optimizer.make(config.optimizer, config.train.steps)
@@ -295,10 +292,8 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
   """(the compiled train step, seconds it took)."""
   start = time.perf_counter()
   step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, run.shardings)
-  shape = (config.data.accumulation, rows_of(config, mesh), config.data.row_length)
-  dtypes = {"token": np.int32, "segment": np.int32, "position": np.int32, "role": np.int8, "weight": np.float32}
-  batch = {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=step_lib.batch_sharding(mesh))
-           for name, dtype in dtypes.items()}
+  batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
+                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length)
   compiled = step.lower(run.state, batch).compile()
   return compiled, time.perf_counter() - start
 

@@ -83,8 +83,8 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
   tokenizer, flag_id, fix_id, _ = add_markers(tokenizer, config.tokenizer)
   params, model_config = opened.params, opened.config
   if len(tokenizer) > model_config.vocab_size:
-    size = -(-len(tokenizer) // hf.VOCAB_MULTIPLE) * hf.VOCAB_MULTIPLE
-    params, model_config = hf.grow_vocabulary(params, model_config, size)
+    params, model_config = hf.grow_vocabulary(params, model_config,
+                                              hf.vocabulary_for(len(tokenizer), model_config.vocab_size))
   return Opened(model_config, params, tokenizer, markers, flag_id, fix_id, config.mistakes.unit, config.data.template)
 
 

@@ -339,6 +339,11 @@ def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
   return _place_all(unflatten_dict(weights, sep="/"), shardings)
 
 
+def vocabulary_for(num_tokens: int, vocab_size: int) -> int:
+  """The vocabulary that a model needs for a tokenizer: its own if it holds all tokens, else a VOCAB_MULTIPLE."""
+  return vocab_size if num_tokens <= vocab_size else -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 def grow_vocabulary(params, config: LlamaConfig, new_size: int) -> tuple[dict, LlamaConfig]:
   """(params, config) with rows added to the embedding and the output matrix, each the mean of the old rows.
 

@@ -27,16 +27,9 @@ import numpy as np
 
 from insec_jax.sizing.hlo import Computation, Evaluator, HloError, Instruction, Module, Value, given_trips, known_trips
 
+ICI, DCN = "ici", "dcn"
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
 REMATERIALISED = re.compile(r"rematted_computation|(?<!\w)remat\d*(?!\w)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Transfer:
-  """Bytes that a device receives through one kind of collective within these groups of devices."""
-
-  kind: str
-  groups: tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass
@@ -46,7 +39,7 @@ class Counts:
   flops: float = 0.0
   rematerialised: float = 0.0
   hbm_bytes: float = 0.0
-  received: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # Transfer -> bytes
+  received: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # (network, kind) -> bytes
   kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
   def add(self, other: "Counts", times: int) -> None:
@@ -58,11 +51,9 @@ class Counts:
       for key, number in others.items():
         mine[key] += times * number
 
-  @property
-  def collective_bytes(self) -> dict[str, float]:
-    """Bytes received of each kind, zeros included."""
-    return {kind: sum(number for transfer, number in self.received.items() if transfer.kind == kind)
-            for kind in COLLECTIVES}
+  def bytes_over(self, network: str) -> dict[str, float]:
+    """Bytes received of each kind over ICI (links between chips) or DCN (between slices), zeros included."""
+    return {kind: self.received[network, kind] for kind in COLLECTIVES}
 
 
 def count(module: Module, scopes: Mapping[str, int]) -> Counts:
@@ -147,7 +138,7 @@ class _Walk:
     branches = one.called("branch_computations") or one.called("true_computation", "false_computation")
     return max((self.computation(branch, (value,), fused=False)
                 for branch, value in zip(branches, values, strict=True)),
-               key=lambda counts: (counts.flops, sum(counts.received.values()), counts.hbm_bytes))
+               key=lambda counts: (counts.flops, counts.received.total(), counts.hbm_bytes))
 
   def _operation(self, computation: Computation, one: Instruction, *, fused: bool) -> Counts:
     counts = Counts()
@@ -158,9 +149,8 @@ class _Walk:
     elif one.opcode == "custom-call":
       if name := _kernel(one):
         counts.kernels[name] += 1
-    elif kind := _kind(one):
-      if not (fused and self._is_in_flight(computation, one)):
-        counts.received.update(self._received(computation, one, kind, fused=fused))
+    elif (kind := _kind(one)) and not (fused and self._is_in_flight(computation, one)):
+      counts.received.update(self._received(computation, one, kind, fused=fused))
     return counts
 
   def _is_in_flight(self, computation: Computation, one: Instruction) -> bool:
@@ -168,20 +158,27 @@ class _Walk:
     return not _calls(computation, "AsyncCollectiveStart") and (
       _calls(computation, "AsyncCollectiveDone") or _identity(one) in self._in_flight)
 
-  def _received(self, computation: Computation, one: Instruction, kind: str, *, fused: bool) -> dict[Transfer, float]:
+  def _received(self, computation: Computation, one: Instruction, kind: str, *,
+                fused: bool) -> dict[tuple[str, str], float]:
     operand = sum(array.num_bytes for name in one.operands for array in computation.instructions[name].arrays)
+    if one.opcode == "send":
+      return {(DCN, kind): ring_bytes(kind, operand, _slices(one))}
     if kind == "collective-permute":
-      pairs = tuple(pair for pair in _braces(one.attribute("source_target_pairs")) if pair[0] != pair[1])
-      return {Transfer(kind, pairs): operand} if pairs else {}
-    groups = replica_groups(one.attribute("replica_groups"), self._module.num_devices)
-    n = len(groups[0])
-    if n == 1:
-      return {}
+      moves = any(source != target for source, target in _braces(one.attribute("source_target_pairs")))
+      return {(ICI, kind): operand} if moves else {}
     # A fusion of an all-reduce and the slice of it that the device keeps is how a TPU scatters sums.
     if kind == "all-reduce" and fused and _ends_in_slice(computation, one):
       kind = "reduce-scatter"
-    factor = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n}.get(kind, (n - 1) / n)
-    return {Transfer(kind, groups): factor * operand}
+    groups = replica_groups(one.attribute("replica_groups"), self._module.num_devices)
+    return {(ICI, kind): ring_bytes(kind, operand, len(groups[0]))}
+
+
+def ring_bytes(kind: str, operand: float, n: int) -> float:
+  """Bytes that each of n devices receives when each brings `operand` bytes: the table at the top."""
+  if n == 1:
+    return 0.0
+  return operand * {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n,
+                    "all-to-all": (n - 1) / n, "collective-permute": 1}[kind]
 
 
 def _calls(computation: Computation, target: str) -> bool:
@@ -194,17 +191,36 @@ def _identity(one: Instruction) -> tuple:
           one.attribute("frontend_attributes"))
 
 
+# Collectives between the slices of a pod, which a TPU hands to its host.
+BETWEEN_SLICES = {"ALL_REDUCE": "all-reduce", "ALL_GATHER": "all-gather", "REDUCE_SCATTER": "reduce-scatter",
+                  "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute"}
+
+
 def _kind(one: Instruction) -> str | None:
   """Kind of a collective, None for other operations and for the second half of an asynchronous one.
 
-  HloError for a collective between devices that is not counted.
+  HloError for what moves bytes between devices and is not counted.
   """
   name = one.opcode.removesuffix("-start")
   if name in COLLECTIVES:
     return name
+  between = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+  if one.opcode == "recv" and between:
+    return None  # the other end of a send
+  if one.opcode == "send" and between and between[1] in BETWEEN_SLICES:
+    return BETWEEN_SLICES[between[1]]
   if name in ("ragged-all-to-all", "collective-broadcast", "send", "recv"):
     raise HloError(f"{one.opcode} {one.name} ({one.op_name}) moves bytes between devices, and is not counted")
   return None
+
+
+def _slices(one: Instruction) -> int:
+  """How many slices a send reaches: those of `{1,2}x{0:3}`, slices 1 and 2, devices 0 to 3."""
+  found = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', one.attributes)
+  if not found:
+    raise HloError(f"send {one.name} does not say to which slices")
+  ends = [[int(end) for end in part.split(":")] for part in found[1].split(",")]
+  return sum(part[-1] - part[0] + 1 for part in ends)
 
 
 def _ends_in_slice(computation: Computation, one: Instruction) -> bool:
@@ -319,7 +335,7 @@ def _convolution_flops(one: Instruction, lhs: tuple[int, ...], rhs: tuple[int, .
   for number, label in enumerate(sorted(label for label in left if label.isdigit())):
     def of(name, default, number=number):
       return window[name].split("x")[number] if name in window else default
-    low, _, high = of("pad", "0_0").rpartition("_")
+    low = of("pad", "0_0").split("_")[0]
     products *= _products(lhs[left.index(label)], rhs[right.index(label)], result[out.index(label)],
                           int(of("stride", 1)), int(low), int(of("lhs_dilate", 1)), int(of("rhs_dilate", 1)))
   features = lhs[left.index("f")] // int(one.attribute("feature_group_count") or 1)

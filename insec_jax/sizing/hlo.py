@@ -138,7 +138,7 @@ def parse(text: str) -> Module:
         name, instructions, root = found[2], {}, None
         entry = name if found[1] else entry
       continue
-    if statement.strip() == "}":
+    if statement.startswith("}"):
       if root is None:
         raise HloError(f"computation {name} has no ROOT")
       computations[name], name = Computation(instructions, root), None
@@ -161,7 +161,7 @@ def _statements(text: str) -> Iterator[str]:
     plain = STRING.sub("", waiting)
     depth = sum(plain.count(open_) - plain.count(close) for open_, close in ("()", "{}", "[]"))
     opens = not inside and depth == 1 and plain.rstrip().endswith("{")
-    closes = inside and plain.strip() == "}"
+    closes = inside and depth == -1 and plain.startswith("}")  # what runs elsewhere says so after it
     if '"' in plain or (depth and not opens and not closes):
       continue
     inside = (inside or opens) and not closes

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from insec_jax.config import OptimizerConfig
 from insec_jax.model import llama
-from insec_jax.model.sharding import BATCH, params_shardings, spec
+from insec_jax.model.sharding import BATCH, params_shardings, size_over, spec
 from insec_jax.training import optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
@@ -28,6 +28,14 @@ class TrainState(NamedTuple):
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Where the arrays of a batch lie: [accumulation, rows, tokens], rows over data and fsdp."""
   return NamedSharding(mesh, jax.P(None, *spec("batch", "position")))
+
+
+def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int) -> dict:
+  """A batch as ShapeDtypeStructs that say where each array will lie."""
+  shape = (accumulation, rows_per_device * size_over(mesh, BATCH), row_length)
+  dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
+  return {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+          for name, dtype in dtypes.items()}
 
 
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:

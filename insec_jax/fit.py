@@ -1,0 +1,262 @@
+"""Sizes a slice before it is rented: compiles the config's real train step for it, on a machine that has no such chip.
+
+  python -m insec_jax.fit --config configs/X.py --topology v5p:2x2x4[,v6e:4x4,2xv5e:8x8,h100:8,...] [--search]
+      [--output fit.json] [--hlo DIR] [--trained_share 1.0] [--config.a.b=v]
+
+No data and no weights are read. The model is that of model.path (its config.json) or of model.size. Per chip: memory
+against what there is, FLOPs and bytes of one step with every loop multiplied out, and the roofline: the time that no
+step can beat, by what bounds it. --search finds the largest rows_per_device for each model.remat.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from insec_jax import command
+from insec_jax import config as config_lib
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import tokens
+from insec_jax.model import hf, hf_config, llama, sharding
+from insec_jax.sizing import hardware
+from insec_jax.sizing.estimate import Estimate, estimate
+from insec_jax.sizing.hardware import Topology
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Slices to compile for, with commas: v5p:2x2x4, 2xv5e:8x8, h100:8; "
+                               "or local, the devices here.")
+OUTPUT = flags.DEFINE_string("output", None, "Also write all figures to this file, as JSON.")
+HLO = flags.DEFINE_string("hlo", None, "Also write the optimised HLO of each step into this folder.")
+SEARCH = flags.DEFINE_bool("search", False, "Find the largest rows_per_device that fit, for each model.remat.")
+SHARE = flags.DEFINE_float("trained_share", 1.0, "Share of tokens that are trained: the head does no others.",
+                           lower_bound=0.0, upper_bound=1.0)
+flags.mark_flags_as_required(["config", "topology"])
+
+MOST_ROWS = 4096  # rows of a device beyond which nobody searches
+
+
+def main() -> None:
+  config = config_lib.build(CONFIG.value)
+  requests = hardware.parse(TOPOLOGY.value)
+  for flag, folder in (("output", OUTPUT.value and pathlib.Path(OUTPUT.value).absolute().parent),
+                       ("hlo", HLO.value and pathlib.Path(HLO.value).absolute().parent)):
+    if folder and not folder.is_dir():
+      raise InputError(f"--{flag}: there is no folder {folder}; make it first")
+  hardware.prepare(requests)
+  model_config = model_of(config)
+  topologies = [hardware.describe(request) for request in requests]
+  for topology in topologies:  # what is wrong with the last one is said before the first is compiled
+    sharding.params_shardings(llama.shapes(model_config), sharding.make_mesh(config.mesh, topology.devices))
+  if HLO.value:
+    pathlib.Path(HLO.value).mkdir(exist_ok=True)
+  found = []
+  for topology in topologies:
+    found += search(config, model_config, topology) if SEARCH.value else [measure(config, model_config, topology)]
+  print(summary(found))
+  if OUTPUT.value:
+    pathlib.Path(OUTPUT.value).write_text(json.dumps([as_json(one) for one in found], indent=2) + "\n",
+                                          encoding="utf-8")
+
+
+def model_of(config: Config) -> llama.LlamaConfig:
+  """The model as the train step will meet it: a vocabulary that the tokenizer outgrows is grown, as train grows it."""
+  if not config.model.path:
+    fields = {"architectures": ["LlamaForCausalLM"], "vocab_size": None, **config.model.size}
+    if fields["vocab_size"] is None:
+      fields["vocab_size"] = len(tokens.open_tokenizer(config).tokenizer)
+    return hf_config.config_from_json(fields, "model.size")
+  folder = pathlib.Path(config.model.path)
+  if not (folder / hf.CONFIG).is_file():
+    raise InputError(
+      f"model.path={config.model.path!r} is no folder with a {hf.CONFIG} here; give --config.model.path=FOLDER "
+      "(weights are not read), or a config with model.size, such as configs/llama31_8b.py:shape")
+  model_config = hf.read_config(folder)
+  if not (pathlib.Path(config.tokenizer.path or folder) / "tokenizer.json").is_file():
+    return model_config
+  num_tokens = len(tokens.open_tokenizer(config).tokenizer)
+  return dataclasses.replace(model_config, vocab_size=hf.vocabulary_for(num_tokens, model_config.vocab_size))
+
+
+def measure(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> Estimate:
+  """The estimate of the config as it is; it has been printed."""
+  name = f"{topology.name}-{config.model.remat}-{config.data.rows_per_device}x{config.data.row_length}"
+  file = pathlib.Path(HLO.value) / f"{name.replace(':', '_')}.txt" if HLO.value else None
+  found = estimate(config, model_config, topology, trained_share=SHARE.value, hlo_file=file)
+  print(details(found), flush=True)
+  return found
+
+
+def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> list[Estimate]:
+  """For each remat that fits at all, cheapest first, the estimate with the most rows.
+
+  InputError where the memory of the chip is not known.
+  """
+  if topology.chip is None:
+    raise InputError(f"--search: the memory of {topology.devices[0].device_kind!r} is not known; give a slice or card")
+
+  def with_rows(remat: str) -> Callable[[int], Estimate]:
+    def measured(rows: int) -> Estimate:
+      changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat),
+                                    data=dataclasses.replace(config.data, rows_per_device=rows))
+      return measure(changed, model_config, topology)
+    return measured
+
+  best = {remat: most_rows(with_rows(remat)) for remat in llama.REMAT}
+  fitting = [one for one in best.values() if one.memory.fits]
+  rows = config.data.rows_per_device
+  cheapest = next((one for one in fitting if one.rows_per_device >= rows), None)
+  fastest = max(fitting, key=lambda one: one.tokens_per_s_per_chip, default=None)
+  say(f"{topology.name}: "
+      + (f"the cheapest model.remat for data.rows_per_device={rows} is {cheapest.remat!r}" if cheapest else
+         f"no model.remat fits data.rows_per_device={rows}")
+      + (f"; most tokens/s at the roofline: model.remat={fastest.remat!r} with data.rows_per_device="
+         f"{fastest.rows_per_device}" if fastest else ""))
+  return fitting or list(best.values())
+
+
+def most_rows(measured: Callable[[int], Estimate]) -> Estimate:
+  """The estimate with the most rows that fits, while one row more does not; that of one row when not even it fits.
+
+  The peak grows almost evenly, so two compilations say where the end must be, and two more that it is there.
+  """
+  fit = measured(1)
+  if not fit.memory.fits:
+    return fit
+  low, high = 1, None  # the most rows seen to fit, the fewest seen not to
+  step, peak, rows = 1, None, 2
+  while high is None or high - low > 1:
+    one = measured(rows)
+    if one.memory.fits:
+      step, peak = (one.memory.peak - fit.memory.peak) / (rows - low), one.memory.peak
+      fit, low = one, rows
+      room = math.floor((one.memory.limit - peak) / step) if step > 0 else MOST_ROWS
+      rows = low + max(1, room)
+    else:
+      high = rows
+      # The estimate was too high: not the middle, it is seldom wrong by much.
+      rows = high - 1
+    if high is not None:
+      rows = min(max(rows, low + 1), high - 1)
+    if low >= MOST_ROWS:
+      return fit
+    rows = min(rows, MOST_ROWS)
+  return fit
+
+
+def say(text: str) -> None:
+  """Nothing; the line is on stderr."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def remedies(one: Estimate) -> list[str]:
+  """What would make it fit, each alone, computed from what was compiled; empty when it fits."""
+  memory = one.memory
+  if memory.fits is not False:
+    return []
+  state = memory.weights + memory.optimizer
+  found = []
+  if one.remat != "full":
+    found.append(f"model.remat='full' (now {one.remat!r})")
+  if one.rows_per_device > 1:
+    found.append(f"fewer rows than data.rows_per_device={one.rows_per_device} (--search finds how many)")
+  if memory.temporary < memory.limit:
+    chips = math.ceil(one.topology.chips * state / (memory.limit - memory.temporary))
+    found.append(f"{max(chips, one.topology.chips + 1)} chips or more of this kind over fsdp (the state, "
+                 f"{state * one.topology.chips:.1f} GiB in all, divides; {memory.temporary:.1f} GiB a chip stay)")
+  return found or ["chips with more memory, or tensor parallelism (mesh.tensor): what a step needs beside its state is "
+                   "more than a chip has, whatever their number"]
+
+
+def details(one: Estimate) -> str:
+  """All figures of an estimate, a line each."""
+  memory, work, topology = one.memory, one.work, one.topology
+  mesh = " x ".join(f"{name} {size}" for name, size in one.mesh.items())
+  times = f" x {one.accumulation}" if one.accumulation > 1 else ""
+  lines = [f"== {topology.name}: {topology.chips} chips, {mesh}, {one.rows_per_device} x {one.row_length}{times} "
+           f"tokens a device, remat {one.remat}", f"   {one.attention}",
+           f"   GiB a chip     weights {memory.weights:.2f}, optimizer {memory.optimizer:.2f}, temporary "
+           f"{memory.temporary:.2f}, peak {memory.peak:.2f}" + (f" of {memory.limit:.2f}" if memory.limit else "")]
+  if memory.fits is False:
+    at_least = "at least " if memory.refused else ""
+    lines += [f"   DOES NOT FIT   by {at_least}{memory.missing:.2f} GiB a chip; what would help, each alone:",
+              *(f"                  - {remedy}" for remedy in remedies(one))]
+  elif memory.fits:
+    lines.append(f"   fits           {memory.limit - memory.peak:.2f} GiB a chip are left")
+  if work is not None:
+    kernels = (f"; attention kernels {work.kernel_flops / 1e12:.2f}" if work.kernels else "") + (
+      f"; not counted: {', '.join(work.unknown_kernels)}" if work.unknown_kernels else "")
+    lines += [f"   TFLOP a chip   matrix products {work.flops / 1e12:.2f}, of these rematerialised "
+              f"{work.rematerialised / 1e12:.2f}{kernels}",
+              f"   GB a chip      over ICI {_received(work.ici_bytes)}"
+              + (f"; over DCN {_received(work.dcn_bytes)}" if topology.slices > 1 else "")
+              + f"; HBM {work.hbm_bytes / 1e9:.1f} (estimate)"]
+    if work.seconds:
+      seconds = ", ".join(f"{what} {value:.3f}" for what, value in work.seconds.items())
+      lines.append(f"   roofline       {work.step_seconds:.3f} s a step, bound by {work.bound} ({seconds}); at most "
+                   f"{one.tokens_per_s_per_chip:,.0f} tokens/s a chip, MFU {100 * one.mfu:.1f} %")
+  return "\n".join([*lines, f"   compiled       in {one.compile_seconds:.1f} s, lowered in {one.lower_seconds:.1f} s"])
+
+
+def _received(of_kind: dict[str, float]) -> str:
+  parts = [f"{kind} {number / 1e9:.2f}" for kind, number in of_kind.items() if number]
+  return f"{sum(of_kind.values()) / 1e9:.2f}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+HEADER = ("topology", "chips", "data x fsdp x tensor", "rows x length", "remat", "state GiB", "peak GiB", "fits",
+          "TFLOP (remat)", "GB ICI", "GB DCN", "step s >=", "tokens/s/chip <=", "MFU <=", "compile s")
+
+
+def summary(found: list[Estimate]) -> str:
+  """A Markdown table, a row for each estimate."""
+  rows = [HEADER, ("---",) * len(HEADER), *map(_row, found)]
+  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _row(one: Estimate) -> tuple[str, ...]:
+  memory, work = one.memory, one.work
+  fits = {True: "yes", False: f"no, {memory.missing:.1f} GiB short", None: "?"}[memory.fits]
+  limit = f" of {memory.limit:.1f}" if memory.limit else ""
+  about = (one.topology.name, str(one.topology.chips), " x ".join(map(str, one.mesh.values())),
+           f"{one.rows_per_device} x {one.row_length}", one.remat, f"{memory.weights + memory.optimizer:.2f}",
+           f"{memory.peak:.2f}{limit}", fits)
+  if work is None:
+    return (*about, *"------", f"{one.compile_seconds:.0f}")
+  roofline = ("-",) * 3 if not work.seconds else (
+    f"{work.step_seconds:.3f} ({work.bound})", f"{one.tokens_per_s_per_chip:,.0f}", f"{100 * one.mfu:.0f} %")
+  return (*about, f"{work.flops / 1e12:.1f} ({work.rematerialised / 1e12:.1f})",
+          f"{sum(work.ici_bytes.values()) / 1e9:.1f}",
+          f"{sum(work.dcn_bytes.values()) / 1e9:.1f}" if one.topology.slices > 1 else "-", *roofline,
+          f"{one.compile_seconds:.0f}")
+
+
+def as_json(one: Estimate) -> dict[str, Any]:
+  """All figures, units in the names."""
+  topology, memory, work = one.topology, one.memory, one.work
+  return {
+    "topology": topology.name, "chips": topology.chips, "devices": len(topology.devices), "slices": topology.slices,
+    "mesh": one.mesh, "remat": one.remat, "rows_per_device": one.rows_per_device, "row_length": one.row_length,
+    "accumulation": one.accumulation, "attention": one.attention,
+    "gib_per_chip": {"weights": memory.weights, "optimizer": memory.optimizer, "temporary": memory.temporary,
+                     "peak": memory.peak, "limit": memory.limit, "missing": memory.missing},
+    "fits": memory.fits, "remedies": remedies(one), "lower_seconds": one.lower_seconds,
+    "compile_seconds": one.compile_seconds,
+    "per_chip": None if work is None else {
+      "matmul_flops": work.flops, "rematerialised_flops": work.rematerialised, "kernel_flops": work.kernel_flops,
+      "kernels": work.kernels, "unknown_kernels": work.unknown_kernels, "ici_bytes": work.ici_bytes,
+      "dcn_bytes": work.dcn_bytes, "hbm_bytes": work.hbm_bytes, "model_flops": work.model_flops},
+    "tokens_per_step": work and work.tokens,
+    "roofline": None if work is None or not work.seconds else {
+      "seconds": work.seconds, "step_seconds": work.step_seconds, "bound": work.bound,
+      "tokens_per_s_per_chip": one.tokens_per_s_per_chip, "mfu": one.mfu},
+  }
+
+
+if __name__ == "__main__":
+  command.run(main)

@@ -1,0 +1,226 @@
+"""What one train step needs and does on a chip: the real step, compiled for devices that may be elsewhere."""
+
+import dataclasses
+import math
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from insec_jax.config import Config
+from insec_jax.model import attention, llama, sharding
+from insec_jax.sizing import counts, hlo
+from insec_jax.sizing.hardware import GIB, Topology
+from insec_jax.training import loss, optimizer
+from insec_jax.training import step as step_lib
+
+CHUNK_LOOP = "trained_chunks"  # the scope in training/loss.py of the one loop whose trips depend on the data
+# Matrix products (of T x T / 2 x H for each head) that a kernel makes, by what its name ends in or holds.
+KERNEL_PRODUCTS = (("fwd", 2), ("forward", 2), ("dkv", 5), ("dq", 3), ("backward", 5))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+  """GiB of one chip. `temporary` is what the peak holds beside parameters and optimizer: gradients and activations.
+
+  When the compiler refuses, `peak` is what it says it would need, which may be too little, and `limit` what there is;
+  else `limit` is what a step may take, None where the chip is not known.
+  """
+
+  weights: float
+  optimizer: float
+  temporary: float
+  peak: float
+  limit: float | None
+  refused: bool
+
+  @property
+  def fits(self) -> bool | None:
+    """Whether the step runs; None where the memory of the chip is not known."""
+    return None if self.limit is None else not self.refused and self.peak <= self.limit
+
+  @property
+  def missing(self) -> float:
+    """GiB that are missing, 0 when it fits."""
+    return 0.0 if self.fits in (True, None) else self.peak - self.limit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """What one chip does in a step: FLOPs, bytes, and the seconds they take at the chip's full speed, each alone."""
+
+  flops: float  # of matrix products that XLA makes
+  rematerialised: float  # of these
+  kernel_flops: float  # of attention kernels, for rows of one segment
+  kernels: dict[str, int]
+  unknown_kernels: list[str]  # of these, whose FLOPs are not known
+  ici_bytes: dict[str, float]
+  dcn_bytes: dict[str, float]
+  hbm_bytes: float
+  seconds: dict[str, float]  # of "compute", "hbm", "ici", "dcn"; empty where the chip is not known
+  tokens: int  # of the batch, of all chips
+  model_flops: float  # that the mathematics asks of a chip, causal attention, nothing computed twice
+
+  @property
+  def bound(self) -> str | None:
+    """What takes longest; None where nothing is known of the chip."""
+    return max(self.seconds, key=self.seconds.__getitem__) if self.seconds else None
+
+  @property
+  def step_seconds(self) -> float | None:
+    """The roofline: no step is faster."""
+    return self.seconds[self.bound] if self.seconds else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+  """A step on a topology; `work` None when the compiler refused it."""
+
+  topology: Topology
+  mesh: dict[str, int]  # data, fsdp, tensor
+  remat: str
+  rows_per_device: int
+  row_length: int
+  accumulation: int
+  attention: str
+  memory: Memory
+  work: Work | None
+  lower_seconds: float
+  compile_seconds: float
+
+  @property
+  def tokens_per_s_per_chip(self) -> float | None:
+    """At the roofline, an upper bound."""
+    if self.work is None or not self.work.seconds:
+      return None
+    return self.work.tokens / self.work.step_seconds / self.topology.chips
+
+  @property
+  def mfu(self) -> float | None:
+    """Model FLOPs utilisation at the roofline, an upper bound."""
+    if self.work is None or not self.work.seconds:
+      return None
+    return self.work.model_flops / self.work.step_seconds / (self.topology.chip.tflops * 1e12)
+
+
+def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology, *, trained_share: float,
+             hlo_file: pathlib.Path | None) -> Estimate:
+  """The config's train step on the topology; its optimised HLO is written to `hlo_file` unless None."""
+  mesh = sharding.make_mesh(config.mesh, topology.devices)
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
+  attend, reason = attention.choose(topology.platform)
+  model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend)
+  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state))
+  batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
+                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length)
+  start = time.perf_counter()
+  with jax.set_mesh(mesh):
+    lowered = step.lower(state, batch)
+  lower_seconds = time.perf_counter() - start
+  start = time.perf_counter()
+  compiled, refusal = None, None
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    refusal = read_refusal(str(error))
+    if refusal is None:
+      raise
+  compile_seconds = time.perf_counter() - start
+  work = None
+  if compiled is not None:
+    text = compiled.as_text()
+    if hlo_file is not None:
+      hlo_file.write_text(text, encoding="utf-8")
+    work = _work(config, model_config, topology, mesh, text, trained_share)
+  data, fsdp, tensor = config.mesh.shape(len(topology.devices))
+  return Estimate(
+    topology=topology, mesh={"data": data, "fsdp": fsdp, "tensor": tensor}, remat=config.model.remat,
+    rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
+    accumulation=config.data.accumulation, attention=reason, memory=_memory(state, compiled, refusal, topology),
+    work=work, lower_seconds=lower_seconds, compile_seconds=compile_seconds)
+
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+REFUSALS = (re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+            re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"))
+
+
+def read_refusal(message: str) -> tuple[float, float] | None:
+  """(GiB that a device would need, GiB that it has) of a compiler's error; None when that is not what it says."""
+  for pattern in REFUSALS:
+    if found := pattern.search(message):
+      used, used_unit, limit, limit_unit = found.groups()
+      return float(used) * UNITS[used_unit] / GIB, float(limit) * UNITS[limit_unit] / GIB
+  return None
+
+
+def _memory(state: step_lib.TrainState, compiled, refusal, topology: Topology) -> Memory:
+  on_chip = 1 if topology.chip is None else topology.chip.devices
+  weights, moments = (on_chip * _device_bytes(tree) / GIB for tree in (state.params, state.optimizer))
+  if refusal:
+    peak, limit = (on_chip * size for size in refusal)
+  else:
+    peak = on_chip * compiled.memory_analysis().peak_memory_in_bytes / GIB
+    limit = topology.chip and topology.chip.usable_gib
+  return Memory(weights=weights, optimizer=moments, temporary=peak - weights - moments, peak=peak, limit=limit,
+                refused=bool(refusal))
+
+
+def _device_bytes(tree: Any) -> int:
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _work(config: Config, model: llama.LlamaConfig, topology: Topology, mesh: Mesh, text: str,
+          trained_share: float) -> Work:
+  local_tokens = config.data.rows_per_device * config.data.row_length
+  trips = math.ceil(trained_share * local_tokens / loss.chunk_size(local_tokens))
+  found = counts.count(hlo.parse(text), {CHUNK_LOOP: trips})
+  on_chip = 1 if topology.chip is None else topology.chip.devices
+  # A kernel is called for all rows of a micro-batch, and holds this device's heads.
+  product = (config.data.rows_per_device * config.data.row_length**2 * model.head_width
+             * model.num_heads / mesh.shape[sharding.TENSOR])
+  known = {name: _products_of(name, found.kernels) for name in found.kernels}
+  kernel_flops = on_chip * sum(found.kernels[name] * products * product for name, products in known.items() if products)
+  tokens = local_tokens * config.data.accumulation * sharding.size_over(mesh, sharding.BATCH)
+  ici, dcn = ({kind: on_chip * number for kind, number in found.bytes_over(network).items()}
+              for network in (counts.ICI, counts.DCN))
+  flops, hbm = on_chip * found.flops, on_chip * found.hbm_bytes
+  return Work(
+    flops=flops, rematerialised=on_chip * found.rematerialised, kernel_flops=kernel_flops,
+    kernels=dict(found.kernels), unknown_kernels=sorted(name for name, products in known.items() if products is None),
+    ici_bytes=ici, dcn_bytes=dcn, hbm_bytes=hbm, tokens=tokens,
+    model_flops=flops_per_token(model, config.data.row_length, trained_share) * tokens / topology.chips,
+    seconds=_seconds(topology, flops + kernel_flops, hbm, sum(ici.values()), sum(dcn.values())))
+
+
+def _products_of(name: str, kernels) -> int | None:
+  for part, products in KERNEL_PRODUCTS:
+    if part in name:
+      # dq has a kernel of its own unless the one for dk and dv makes it too.
+      return 4 if part == "dkv" and any("dq" in other for other in kernels) else products
+  return None
+
+
+def flops_per_token(model: llama.LlamaConfig, row_length: int, trained_share: float) -> float:
+  """FLOPs of forward and backward pass for a token of a row of one segment: causal attention, the head for its share.
+
+  6 for each weight that multiplies it, 6 T / 2 for each query's width twice (scores and context).
+  """
+  layer = model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.hidden
+  causal = row_length * model.num_heads * model.head_width
+  return 6 * (model.num_layers * (layer + causal) + trained_share * model.vocab_size * model.width)
+
+
+def _seconds(topology: Topology, flops: float, hbm: float, ici: float, dcn: float) -> dict[str, float]:
+  chip = topology.chip
+  if chip is None:
+    return {}
+  seconds = {"compute": flops / (chip.tflops * 1e12), "hbm": hbm / (chip.hbm_gb_s * 1e9),
+             "ici": ici / (chip.link_gb_s * 1e9 * max(topology.links, 1))}
+  if topology.slices > 1 and chip.dcn_gb_s:
+    seconds["dcn"] = dcn / (chip.dcn_gb_s * 1e9)
+  return seconds
