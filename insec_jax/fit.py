@@ -28,6 +28,7 @@ from insec_jax.model import hf, hf_config, llama, sharding
 from insec_jax.sizing import hardware
 from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Topology
+from insec_jax.sizing.search import most_rows
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Slices to compile for, with commas: v5p:2x2x4, 2xv5e:8x8, h100:8; "
@@ -38,8 +39,6 @@ SEARCH = flags.DEFINE_bool("search", False, "Find the largest rows_per_device th
 SHARE = flags.DEFINE_float("trained_share", 1.0, "Share of tokens that are trained: the head does no others.",
                            lower_bound=0.0, upper_bound=1.0)
 flags.mark_flags_as_required(["config", "topology"])
-
-MOST_ROWS = 4096  # rows of a device beyond which nobody searches
 
 
 def main() -> None:
@@ -121,35 +120,6 @@ def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) 
   return fitting or list(best.values())
 
 
-def most_rows(measured: Callable[[int], Estimate]) -> Estimate:
-  """The estimate with the most rows that fits, while one row more does not; that of one row when not even it fits.
-
-  The peak grows almost evenly, so two compilations say where the end must be, and two more that it is there.
-  """
-  fit = measured(1)
-  if not fit.memory.fits:
-    return fit
-  low, high = 1, None  # the most rows seen to fit, the fewest seen not to
-  step, peak, rows = 1, None, 2
-  while high is None or high - low > 1:
-    one = measured(rows)
-    if one.memory.fits:
-      step, peak = (one.memory.peak - fit.memory.peak) / (rows - low), one.memory.peak
-      fit, low = one, rows
-      room = math.floor((one.memory.limit - peak) / step) if step > 0 else MOST_ROWS
-      rows = low + max(1, room)
-    else:
-      high = rows
-      # The estimate was too high: not the middle, it is seldom wrong by much.
-      rows = high - 1
-    if high is not None:
-      rows = min(max(rows, low + 1), high - 1)
-    if low >= MOST_ROWS:
-      return fit
-    rows = min(rows, MOST_ROWS)
-  return fit
-
-
 def say(text: str) -> None:
   """Nothing; the line is on stderr."""
   print(text, file=sys.stderr, flush=True)
@@ -181,8 +151,8 @@ def details(one: Estimate) -> str:
   times = f" x {one.accumulation}" if one.accumulation > 1 else ""
   lines = [f"== {topology.name}: {topology.chips} chips, {mesh}, {one.rows_per_device} x {one.row_length}{times} "
            f"tokens a device, remat {one.remat}", f"   {one.attention}",
-           f"   GiB a chip     weights {memory.weights:.2f}, optimizer {memory.optimizer:.2f}, temporary "
-           f"{memory.temporary:.2f}, peak {memory.peak:.2f}" + (f" of {memory.limit:.2f}" if memory.limit else "")]
+           f"   GiB a chip     weights {memory.weights:.4g}, optimizer {memory.optimizer:.4g}, temporary "
+           f"{memory.temporary:.4g}, peak {memory.peak:.4g}" + (f" of {memory.limit:.4g}" if memory.limit else "")]
   if memory.fits is False:
     at_least = "at least " if memory.refused else ""
     lines += [f"   DOES NOT FIT   by {at_least}{memory.missing:.2f} GiB a chip; what would help, each alone:",
@@ -190,23 +160,23 @@ def details(one: Estimate) -> str:
   elif memory.fits:
     lines.append(f"   fits           {memory.limit - memory.peak:.2f} GiB a chip are left")
   if work is not None:
-    kernels = (f"; attention kernels {work.kernel_flops / 1e12:.2f}" if work.kernels else "") + (
+    kernels = (f"; attention kernels {work.kernel_flops / 1e12:.4g}" if work.kernels else "") + (
       f"; not counted: {', '.join(work.unknown_kernels)}" if work.unknown_kernels else "")
-    lines += [f"   TFLOP a chip   matrix products {work.flops / 1e12:.2f}, of these rematerialised "
-              f"{work.rematerialised / 1e12:.2f}{kernels}",
+    lines += [f"   TFLOP a chip   matrix products {work.flops / 1e12:.4g}, of these rematerialised "
+              f"{work.rematerialised / 1e12:.4g}{kernels}",
               f"   GB a chip      over ICI {_received(work.ici_bytes)}"
               + (f"; over DCN {_received(work.dcn_bytes)}" if topology.slices > 1 else "")
-              + f"; HBM {work.hbm_bytes / 1e9:.1f} (estimate)"]
+              + f"; HBM {work.hbm_bytes / 1e9:.4g} (estimate)"]
     if work.seconds:
-      seconds = ", ".join(f"{what} {value:.3f}" for what, value in work.seconds.items())
-      lines.append(f"   roofline       {work.step_seconds:.3f} s a step, bound by {work.bound} ({seconds}); at most "
+      seconds = ", ".join(f"{what} {value:.3g}" for what, value in work.seconds.items())
+      lines.append(f"   roofline       {work.step_seconds:.4g} s a step, bound by {work.bound} ({seconds}); at most "
                    f"{one.tokens_per_s_per_chip:,.0f} tokens/s a chip, MFU {100 * one.mfu:.1f} %")
   return "\n".join([*lines, f"   compiled       in {one.compile_seconds:.1f} s, lowered in {one.lower_seconds:.1f} s"])
 
 
 def _received(of_kind: dict[str, float]) -> str:
-  parts = [f"{kind} {number / 1e9:.2f}" for kind, number in of_kind.items() if number]
-  return f"{sum(of_kind.values()) / 1e9:.2f}" + (f" ({', '.join(parts)})" if parts else "")
+  parts = [f"{kind} {number / 1e9:.4g}" for kind, number in of_kind.items() if number]
+  return f"{sum(of_kind.values()) / 1e9:.4g}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 HEADER = ("topology", "chips", "data x fsdp x tensor", "rows x length", "remat", "state GiB", "peak GiB", "fits",
@@ -222,17 +192,17 @@ def summary(found: list[Estimate]) -> str:
 def _row(one: Estimate) -> tuple[str, ...]:
   memory, work = one.memory, one.work
   fits = {True: "yes", False: f"no, {memory.missing:.1f} GiB short", None: "?"}[memory.fits]
-  limit = f" of {memory.limit:.1f}" if memory.limit else ""
+  limit = f" of {memory.limit:.3g}" if memory.limit else ""
   about = (one.topology.name, str(one.topology.chips), " x ".join(map(str, one.mesh.values())),
-           f"{one.rows_per_device} x {one.row_length}", one.remat, f"{memory.weights + memory.optimizer:.2f}",
-           f"{memory.peak:.2f}{limit}", fits)
+           f"{one.rows_per_device} x {one.row_length}", one.remat, f"{memory.weights + memory.optimizer:.3g}",
+           f"{memory.peak:.3g}{limit}", fits)
   if work is None:
     return (*about, *"------", f"{one.compile_seconds:.0f}")
   roofline = ("-",) * 3 if not work.seconds else (
-    f"{work.step_seconds:.3f} ({work.bound})", f"{one.tokens_per_s_per_chip:,.0f}", f"{100 * one.mfu:.0f} %")
-  return (*about, f"{work.flops / 1e12:.1f} ({work.rematerialised / 1e12:.1f})",
-          f"{sum(work.ici_bytes.values()) / 1e9:.1f}",
-          f"{sum(work.dcn_bytes.values()) / 1e9:.1f}" if one.topology.slices > 1 else "-", *roofline,
+    f"{work.step_seconds:.3g} ({work.bound})", f"{one.tokens_per_s_per_chip:,.0f}", f"{100 * one.mfu:.0f} %")
+  return (*about, f"{work.flops / 1e12:.4g} ({work.rematerialised / 1e12:.3g})",
+          f"{sum(work.ici_bytes.values()) / 1e9:.3g}",
+          f"{sum(work.dcn_bytes.values()) / 1e9:.3g}" if one.topology.slices > 1 else "-", *roofline,
           f"{one.compile_seconds:.0f}")
 
 

@@ -50,9 +50,10 @@ def save_model(folder: pathlib.Path, tokenizer) -> pathlib.Path:
   return folder
 
 
-def run(program: str, *lines: list[str], folder: pathlib.Path) -> list[tuple[int, str, str]]:
+def run(program: str, *lines: list[str], folder: pathlib.Path, num_devices: int = 1) -> list[tuple[int, str, str]]:
   """(exit code, stdout, stderr) of `program` for each line of arguments, run in the folder."""
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
+  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu",
+                 "JAX_NUM_CPU_DEVICES": str(num_devices)}
   done = subprocess.run([sys.executable, "-c", RUNS.format(program=program)], cwd=folder, env=environment, text=True,
                         input=json.dumps(lines), capture_output=True, timeout=300, check=False)
   assert done.returncode == 0, done.stderr

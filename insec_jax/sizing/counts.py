@@ -34,20 +34,25 @@ REMATERIALISED = re.compile(r"rematted_computation|(?<!\w)remat\d*(?!\w)")
 
 @dataclasses.dataclass
 class Counts:
-  """What was counted. `rematerialised` FLOPs are part of `flops`; `kernels` are calls of what is not looked into."""
+  """What was counted. `rematerialised` FLOPs are part of `flops`.
+
+  `kernels` are calls of what is not looked into, `kernel_elements` the elements of the largest operand of each, summed.
+  """
 
   flops: float = 0.0
   rematerialised: float = 0.0
   hbm_bytes: float = 0.0
   received: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # (network, kind) -> bytes
   kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  kernel_elements: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
   def add(self, other: "Counts", times: int) -> None:
     """Nothing; `other` has been added `times` times."""
     self.flops += times * other.flops
     self.rematerialised += times * other.rematerialised
     self.hbm_bytes += times * other.hbm_bytes
-    for mine, others in ((self.received, other.received), (self.kernels, other.kernels)):
+    for mine, others in ((self.received, other.received), (self.kernels, other.kernels),
+                         (self.kernel_elements, other.kernel_elements)):
       for key, number in others.items():
         mine[key] += times * number
 
@@ -64,7 +69,12 @@ def count(module: Module, scopes: Mapping[str, int]) -> Counts:
   walk = _Walk(module, scopes)
   entry = module.computations[module.entry]
   arguments = (None,) * sum(one.opcode == "parameter" for one in entry.instructions.values())
-  return walk.computation(module.entry, arguments, fused=False)
+  counts = walk.computation(module.entry, arguments, fused=False)
+  for name in module.computations.keys() - walk.visited:
+    for one in module.computations[name].instructions.values():
+      if _is_matmul(one) or _kind(one):
+        raise HloError(f"{one.name} stands in {name}, which nothing that is understood calls")
+  return counts
 
 
 class _DataDependentError(HloError):
@@ -79,11 +89,13 @@ class _Walk:
     self._scopes = scopes
     self._evaluator = Evaluator(module)
     self._found: dict[tuple, Counts] = {}
+    self.visited: set[str] = set()
     self._in_flight = {_identity(one) for computation in module.computations.values()
                        if _calls(computation, "AsyncCollectiveStart")
                        for one in computation.instructions.values() if _kind(one)}
 
   def computation(self, name: str, arguments: tuple[Value, ...], *, fused: bool) -> Counts:
+    self.visited.add(name)
     key = (name, arguments, fused)
     if key not in self._found:
       self._found[key] = self._computation(name, arguments, fused)
@@ -101,8 +113,8 @@ class _Walk:
         counts.add(*self._loop(one, values(one.operands)[0]))
       elif one.opcode == "conditional":
         counts.add(self._dearest_branch(one, values(one.operands[1:])), 1)
-      elif called := one.called("calls") or (one.opcode == "call" and one.called("to_apply")):
-        inner = self.computation(called[0], values(one.operands), fused=fused or one.opcode == "fusion")
+      elif called := _called(one):
+        inner = self.computation(called, values(one.operands), fused=fused or one.opcode in FUSIONS)
         counts.add(inner, 1)
       else:
         counts.add(self._operation(computation, one, fused=fused), 1)
@@ -114,19 +126,18 @@ class _Walk:
     """(what the loop does, how often to add it)."""
     body = loop.called("body")[0]
     trips = known_trips(loop)
-    states = None
-    if trips is None and state is not None:
-      states = list(self._evaluator.states(loop, state))
-      trips = len(states) - 1 if states[-1] is not None else given_trips(loop, self._scopes)
+    if trips is None:
+      states = self._evaluator.states(loop, state)
+      trips = given_trips(loop, self._scopes) if states is None else len(states) - 1
     if trips is None:
       raise _DataDependentError(
         f"loop {loop.name} ({loop.op_name or 'without a name'}) runs as often as the data says; give its trips under "
         f"the name of its scope (given: {', '.join(self._scopes) or 'none'})")
-    unchanged = None if state is None else self._evaluator.unchanged(loop, state)
     try:
-      return self.computation(body, (unchanged,), fused=False), trips
+      return self.computation(body, (self._evaluator.unchanged(loop, state),), fused=False), trips
     except _DataDependentError:
-      if states is None or states[-1] is None:
+      states = self._evaluator.states(loop, state)
+      if states is None:
         raise
       # A loop inside runs as often as this one's counter says: trip by trip, then.
       total = Counts()
@@ -142,13 +153,15 @@ class _Walk:
 
   def _operation(self, computation: Computation, one: Instruction, *, fused: bool) -> Counts:
     counts = Counts()
-    if one.opcode in ("dot", "convolution") or _is_matmul_call(one):
+    if _is_matmul(one):
       counts.flops = matmul_flops(computation, one)
       if REMATERIALISED.search(one.op_name) or ".remat" in one.name:
         counts.rematerialised = counts.flops
     elif one.opcode == "custom-call":
       if name := _kernel(one):
         counts.kernels[name] += 1
+        counts.kernel_elements[name] += max((math.prod(array.dims) for operand in one.operands
+                                             for array in computation.instructions[operand].arrays), default=0)
     elif (kind := _kind(one)) and not (fused and self._is_in_flight(computation, one)):
       counts.received.update(self._received(computation, one, kind, fused=fused))
     return counts
@@ -179,6 +192,17 @@ def ring_bytes(kind: str, operand: float, n: int) -> float:
     return 0.0
   return operand * {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n,
                     "all-to-all": (n - 1) / n, "collective-permute": 1}[kind]
+
+
+FUSIONS = ("fusion", "fusion-start")
+STARTS = ("call-start", "custom-call-start", "async-start", "fusion-start")
+
+
+def _called(one: Instruction) -> str | None:
+  """The computation that the instruction runs once, on its operands or, started early, on what an update brings."""
+  if one.opcode in ("fusion", "call", *STARTS):
+    return next(iter(one.called("calls", "to_apply", "called_computations")), None)
+  return None
 
 
 def _calls(computation: Computation, target: str) -> bool:
@@ -293,15 +317,15 @@ GEMM = ("__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8", "__onedn
 # Neither kernels nor moved bytes: notes of the compiler to itself.
 NOTES = ("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding",
          "SPMDFullToShardShape", "SPMDShardToFullShape", "AssumeGatherIndicesInBound", "annotate_device_placement",
-         "LayoutConstraint")
+         "LayoutConstraint", "SliceId", "ZeroCrop", "GatherSortedIndicesOrders")
 
 
 def _target(one: Instruction) -> str:
   return json.loads(one.attribute("custom_call_target"))
 
 
-def _is_matmul_call(one: Instruction) -> bool:
-  return one.opcode == "custom-call" and _target(one) in GEMM
+def _is_matmul(one: Instruction) -> bool:
+  return one.opcode in ("dot", "convolution") or (one.opcode == "custom-call" and _target(one) in GEMM)
 
 
 def _kernel(one: Instruction) -> str | None:
@@ -351,8 +375,8 @@ def _products(size: int, kernel: int, result: int, stride: int, low: int, dilate
 
 
 FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-                  "after-all", "optimization-barrier", "opt-barrier", "partition-id", "replica-id", "async-start",
-                  "async-update", "async-done", "add-dependency"))
+                  "after-all", "optimization-barrier", "opt-barrier", "partition-id", "replica-id", "add-dependency",
+                  "call-start", "custom-call-start", "async-start"))
 SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
 
 
@@ -362,7 +386,9 @@ def _hbm(arrays) -> float:
 
 def _moved_bytes(module: Module, computation: Computation, one: Instruction) -> float:
   """Bytes that the operation reads from and writes to HBM."""
-  if one.opcode in FREE or one.opcode.endswith("-done") or (one.opcode == "custom-call" and _target(one) in NOTES):
+  if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
+    return 0.0
+  if one.opcode == "custom-call" and _target(one) in NOTES:
     return 0.0
   if one.opcode == "copy-start":
     return _hbm(one.arrays)
@@ -374,22 +400,19 @@ def _moved_bytes(module: Module, computation: Computation, one: Instruction) -> 
   if one.opcode in ("dynamic-update-slice", "scatter"):
     update = operands[1 if one.opcode == "dynamic-update-slice" else -1]
     return _hbm(update) + (sum(array.num_bytes for array in update) if _hbm(one.arrays) else 0.0)
-  if one.opcode == "fusion":
-    return _fusion_bytes(module, module.computations[one.called("calls")[0]], one, operands)
+  if one.opcode in FUSIONS:
+    return _fusion_bytes(module, module.computations[one.called("calls")[0]], operands)
   return _hbm(itertools.chain(one.arrays, *operands))
 
 
-def _fusion_bytes(module: Module, fused: Computation, one: Instruction, operands) -> float:
+def _fusion_bytes(module: Module, fused: Computation, operands) -> float:
   total = 0.0
   for number, arrays in enumerate(operands):
     if _hbm(arrays):
       total += min(_hbm(arrays), _read_bytes(module, fused, fused.parameter(number)))
   root = fused.instructions[fused.root]
   results = [fused.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
-  for result, array in zip(results, one.arrays, strict=False):
-    if array.space == 0:
-      total += _written_bytes(fused, result)
-  return total
+  return total + sum(_written_bytes(fused, result) for result in results if _hbm(result.arrays))
 
 
 def _read_bytes(module: Module, fused: Computation, one: Instruction) -> float:

@@ -18,7 +18,7 @@ from insec_jax.training import loss, optimizer
 from insec_jax.training import step as step_lib
 
 CHUNK_LOOP = "trained_chunks"  # the scope in training/loss.py of the one loop whose trips depend on the data
-# Matrix products (of T x T / 2 x H for each head) that a kernel makes, by what its name ends in or holds.
+# Matrix products (of T x T / 2 x H for each head) that a kernel of attention makes, by what its name holds.
 KERNEL_PRODUCTS = (("fwd", 2), ("forward", 2), ("dkv", 5), ("dq", 3), ("backward", 5))
 
 
@@ -180,11 +180,10 @@ def _work(config: Config, model: llama.LlamaConfig, topology: Topology, mesh: Me
   trips = math.ceil(trained_share * local_tokens / loss.chunk_size(local_tokens))
   found = counts.count(hlo.parse(text), {CHUNK_LOOP: trips})
   on_chip = 1 if topology.chip is None else topology.chip.devices
-  # A kernel is called for all rows of a micro-batch, and holds this device's heads.
-  product = (config.data.rows_per_device * config.data.row_length**2 * model.head_width
-             * model.num_heads / mesh.shape[sharding.TENSOR])
   known = {name: _products_of(name, found.kernels) for name in found.kernels}
-  kernel_flops = on_chip * sum(found.kernels[name] * products * product for name, products in known.items() if products)
+  # The largest operand of attention is the queries (rows, heads, positions, head width); causal, each reads half a row.
+  kernel_flops = on_chip * sum(products * found.kernel_elements[name] * config.data.row_length
+                               for name, products in known.items() if products)
   tokens = local_tokens * config.data.accumulation * sharding.size_over(mesh, sharding.BATCH)
   ici, dcn = ({kind: on_chip * number for kind, number in found.bytes_over(network).items()}
               for network in (counts.ICI, counts.DCN))

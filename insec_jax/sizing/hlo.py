@@ -254,7 +254,8 @@ class Evaluator:
       return self.value(computation, name, arguments, known)
 
     if one.opcode == "parameter":
-      return arguments[int(one.inside)]
+      number = int(one.inside)
+      return arguments[number] if number < len(arguments) else None
     if one.opcode == "get-tuple-element":
       whole = of(one.operands[0])
       return None if whole is None else whole[int(one.attribute("index"))]
@@ -267,8 +268,8 @@ class Evaluator:
     if one.opcode == "copy-start":
       return of(one.operands[0])
     if one.opcode == "while":
-      states = list(self.states(one, of(one.operands[0])))
-      return states[-1]
+      states = self.states(one, of(one.operands[0]))
+      return states and states[-1]
     scalar = SCALAR.match(one.shape)
     if not scalar:
       return None
@@ -293,19 +294,15 @@ class Evaluator:
       return 1 - values[0] if one.shape.startswith("pred") else ~values[0]
     return ARITHMETIC[one.opcode](*values)
 
-  def states(self, loop: Instruction, state: Value) -> Iterator[Value]:
-    """The loop's state before each trip and after the last; ends with None when it cannot be told."""
+  def states(self, loop: Instruction, state: Value) -> list[Value] | None:
+    """The loop's state before each trip and after the last; None when its end cannot be told."""
     condition, body = loop.called("condition")[0], loop.called("body")[0]
-    for _ in range(MAX_TRIPS):
-      goes_on = self.result(condition, (state,))
-      if goes_on is None:
-        yield None
-        return
-      yield state
-      if not goes_on:
-        return
-      state = self.result(body, (state,))
-    raise HloError(f"loop {loop.name} seems to run more than {MAX_TRIPS:,} times ({loop.op_name})")
+    states = [state]
+    while goes_on := self.result(condition, (states[-1],)):
+      if len(states) > MAX_TRIPS:
+        raise HloError(f"loop {loop.name} seems to run more than {MAX_TRIPS:,} times ({loop.op_name})")
+      states.append(self.result(body, (states[-1],)))
+    return None if goes_on is None else states
 
   def unchanged(self, loop: Instruction, state: Value) -> Value:
     """The state with None for all that a trip may change."""

@@ -1,0 +1,43 @@
+"""What is read from a compiler and what is computed from it."""
+
+import json
+import pathlib
+
+import pytest
+
+from insec_jax.model.hf_config import config_from_json
+from insec_jax.sizing.estimate import Memory, flops_per_token, read_refusal
+
+CONFIGS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
+
+
+@pytest.mark.parametrize(("message", "expected"), [
+  ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+   "temporaries (24.00G) exceeds available HBM (15.75G). HLO module: jit_step.", (24, 15.75)),
+  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by "
+   "1.50G.\n\nTotal hbm usage >= 17.25G:", (17.25, 15.75)),
+  ("Ran out of memory in memory space hbm. Used 512.00M of 0.25G hbm.", (0.5, 0.25)),
+  ("Ran out of memory in memory space vmem. Used 17.25M of 16.00M vmem.", None), ("INTERNAL: something else", None)])
+def test_a_refusal_for_lack_of_memory_says_how_much_is_missing(message, expected):
+  assert read_refusal(message) == expected
+
+
+def test_memory_fits_up_to_the_limit_and_says_what_is_missing():
+  memory = dict(weights=1.0, optimizer=2.0, temporary=1.0)
+  assert Memory(**memory, peak=4.0, limit=4.0, refused=False).fits
+  over = Memory(**memory, peak=4.5, limit=4.0, refused=False)
+  assert over.fits is False
+  assert over.missing == 0.5
+  # The compiler's word counts: what it needs may round to what there is.
+  assert Memory(**memory, peak=4.0, limit=4.0, refused=True).fits is False
+  unknown = Memory(**memory, peak=4.5, limit=None, refused=False)
+  assert unknown.fits is None
+  assert unknown.missing == 0
+
+
+@pytest.mark.parametrize(("length", "gflops"), [(2048, 46.6), (4096, 48.3), (8192, 51.5)])
+def test_flops_of_a_token_are_the_published_ones_with_causal_attention(length, gflops):
+  model = config_from_json(CONFIGS["Llama-3.1-8B"]["config"], "8B")
+  assert flops_per_token(model, length, 1.0) / 1e9 == pytest.approx(gflops, abs=0.06)
+  head = 6 * model.vocab_size * model.width
+  assert flops_per_token(model, length, 1.0) - flops_per_token(model, length, 0.5) == pytest.approx(head / 2)
