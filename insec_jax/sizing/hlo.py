@@ -212,11 +212,11 @@ Value = int | tuple | None
 
 DIRECTION = {"LT": operator.lt, "GT": operator.gt, "LE": operator.le, "GE": operator.ge, "EQ": operator.eq,
              "NE": operator.ne}
-ARITHMETIC: dict[str, Callable[..., int]] = {
+ARITHMETIC: dict[str, Callable[..., int | None]] = {
     "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "maximum": max, "minimum": min,
     "and": operator.and_, "or": operator.or_, "xor": operator.xor, "negate": operator.neg, "abs": abs,
     "divide": lambda a, b: _quotient(a, b), "remainder": lambda a, b: a - b * _quotient(a, b),
-    "shift-left": lambda a, b: a << b, "shift-right-logical": lambda a, b: a >> b,
+    "shift-left": lambda a, b: a << b, "shift-right-logical": lambda a, b: a >> b if a >= 0 else None,
     "shift-right-arithmetic": lambda a, b: a >> b, "clamp": lambda low, x, high: min(max(low, x), high),
     "sign": lambda a: (a > 0) - (a < 0),
 }
@@ -229,6 +229,7 @@ def _quotient(a: int, b: int) -> int:
   return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
+TRUTH = {"true": 1, "false": 0}
 SAME = ("copy", "bitcast", "reshape", "convert", "copy-done", "broadcast")
 
 
@@ -277,7 +278,7 @@ class Evaluator:
 
   def _scalar(self, one: Instruction, of) -> Value:
     if one.opcode == "constant":
-      return {"true": 1, "false": 0}.get(one.inside) if one.inside in ("true", "false") else int(one.inside)
+      return TRUTH[one.inside] if one.inside in TRUTH else int(one.inside)
     if one.opcode == "select":
       which, yes, no = one.operands
       return None if of(which) is None else of(yes if of(which) else no)
