@@ -112,7 +112,9 @@ def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   tx = optimizer.make(config.optimizer, config.train.steps)
   state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
-  attend, reason = attention.choose(topology.platform)
+  attend, reason = attention.choose(
+    topology.platform, device_kind=topology.devices[0].device_kind, head_width=model_config.head_width,
+    row_length=config.data.row_length, compute=config.precision.compute)
   model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend)
   step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state))
   batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
