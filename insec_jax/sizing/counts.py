@@ -93,14 +93,14 @@ class _Walk:
                        if _calls(computation, "AsyncCollectiveStart")
                        for one in computation.instructions.values() if _kind(one)}
 
-  def computation(self, name: str, arguments: tuple[Value, ...], *, fused: bool) -> Counts:
+  def computation(self, name: str, arguments: tuple[Value, ...], *, fused: bool, again: bool = False) -> Counts:
     self.visited.add(name)
-    key = (name, arguments, fused)
+    key = (name, arguments, fused, again)
     if key not in self._found:
-      self._found[key] = self._computation(name, arguments, fused)
+      self._found[key] = self._computation(name, arguments, fused, again)
     return self._found[key]
 
-  def _computation(self, name: str, arguments: tuple[Value, ...], fused: bool) -> Counts:
+  def _computation(self, name: str, arguments: tuple[Value, ...], fused: bool, again: bool) -> Counts:
     computation = self._module.computations[name]
     counts, known = Counts(), {}
 
@@ -113,10 +113,12 @@ class _Walk:
       elif one.opcode == "conditional":
         counts.add(self._dearest_branch(one, values(one.operands[1:])), 1)
       elif called := _called(one):
-        inner = self.computation(called, values(one.operands), fused=fused or one.opcode in FUSIONS)
+        fuses = one.opcode in FUSIONS
+        inner = self.computation(called, values(one.operands), fused=fused or fuses,
+                                 again=fuses and _is_again(computation, one, again))
         counts.add(inner, 1)
       else:
-        counts.add(self._operation(computation, one, fused=fused), 1)
+        counts.add(self._operation(computation, one, fused=fused, again=again), 1)
       if not fused:
         counts.hbm_bytes += _moved_bytes(self._module, computation, one)
     return counts
@@ -150,12 +152,11 @@ class _Walk:
                 for branch, value in zip(branches, values, strict=True)),
                key=lambda counts: (counts.flops, counts.received.total(), counts.hbm_bytes))
 
-  def _operation(self, computation: Computation, one: Instruction, *, fused: bool) -> Counts:
+  def _operation(self, computation: Computation, one: Instruction, *, fused: bool, again: bool) -> Counts:
     counts = Counts()
     if _is_matmul(one):
       counts.flops = matmul_flops(computation, one)
-      # jax says it in the name of the operation's origin, XLA, where memory was short, in that of the operation.
-      if "rematted_computation" in one.op_name or ".remat" in one.name:
+      if _is_again(computation, one, again):
         counts.rematerialised = counts.flops
     elif one.opcode == "custom-call":
       if name := _kernel(one):
@@ -205,6 +206,18 @@ def _called(one: Instruction) -> str | None:
   return None
 
 
+def _is_again(computation: Computation, one: Instruction, inherited: bool) -> bool:
+  """Whether the operation is recomputed: jax says so in its origin, XLA, where memory was short, in its name.
+
+  An operation that lost its origin is recomputed if what reads it is (nothing recomputed reads a gradient), or, where
+  nothing inside its fusion reads it, if its fusion is.
+  """
+  if one.op_name or ".remat" in one.name:
+    return "rematted_computation" in one.op_name or ".remat" in one.name
+  users = computation.readers[one.name]
+  return any(_is_again(computation, user, inherited) for user in users) if users else inherited
+
+
 def _calls(computation: Computation, target: str) -> bool:
   return any(f'custom_call_target="{target}"' in one.attributes for one in computation.instructions.values()
              if one.opcode == "custom-call")
@@ -248,7 +261,7 @@ def _slices(one: Instruction) -> int:
 
 
 def _ends_in_slice(computation: Computation, one: Instruction) -> bool:
-  users = computation.users(one.name)
+  users = computation.readers[one.name]
   if len(users) == 1 and users[0].opcode in ("bitcast", "reshape", "copy"):
     return _ends_in_slice(computation, users[0])
   return len(users) == 1 and users[0].opcode == "dynamic-slice"
@@ -329,11 +342,12 @@ def _is_matmul(one: Instruction) -> bool:
 
 
 def _kernel(one: Instruction) -> str | None:
-  """The name of a kernel: its own on a TPU, that of its library elsewhere; None for what is none."""
+  """The name of a kernel: Pallas's in its origin, else that of the library's call; None for what is none."""
   target = _target(one)
   if target in NOTES:
     return None
-  return re.sub(r"(\.\d+|\.remat\d*|\.clone)+$", "", one.name) if target == "tpu_custom_call" else target
+  pallas = re.search(r"([^/]+)/pallas_call$", one.op_name)
+  return pallas[1] if pallas else target
 
 
 def matmul_flops(computation: Computation, one: Instruction) -> float:
@@ -418,7 +432,7 @@ def _fusion_bytes(module: Module, fused: Computation, operands) -> float:
 def _read_bytes(module: Module, fused: Computation, one: Instruction) -> float:
   """Bytes of a fusion's operand that are read: all, or the slices when nothing else is done with it."""
   total = 0.0
-  for user in fused.users(one.name):
+  for user in fused.readers[one.name]:
     if user.opcode == "bitcast":
       total += _read_bytes(module, fused, user)
     elif user.opcode == "fusion":

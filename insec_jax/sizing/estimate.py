@@ -19,7 +19,7 @@ from insec_jax.training import step as step_lib
 
 CHUNK_LOOP = "trained_chunks"  # the scope in training/loss.py of the one loop whose trips depend on the data
 # Matrix products (of T x T / 2 x H for each head) that a kernel of attention makes, by what its name holds.
-KERNEL_PRODUCTS = (("fwd", 2), ("forward", 2), ("dkv", 5), ("dq", 3), ("backward", 5))
+KERNEL_PRODUCTS = (("fwd", 2), ("forward", 2), ("dkv", 5), ("dq", 3), ("key", 4), ("query", 3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 `compiled.as_text()` of any backend is understood. Nothing here knows what an operation costs; counts.py does.
 """
 
+import dataclasses
+import functools
 import math
 import operator
 import re
@@ -49,18 +51,14 @@ def _bits(dtype: str) -> int:
 
 
 class Instruction(NamedTuple):
-  """One operation; `inside` is the text between its parentheses, `attributes` what follows them."""
+  """One operation; `operands` are names, `inside` the text between its parentheses, `attributes` what follows them."""
 
   name: str
   shape: str
   opcode: str
+  operands: tuple[str, ...]
   inside: str
   attributes: str
-
-  @property
-  def operands(self) -> list[str]:
-    """Names of the operands."""
-    return NAME.findall(STRING.sub('""', self.inside))
 
   @property
   def arrays(self) -> list[Array]:
@@ -87,20 +85,26 @@ class Instruction(NamedTuple):
     return [one for name in names for one in NAME.findall(self.attribute(name) or "")]
 
 
-class Computation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Computation:
   """Instructions by name, in the order of the text, and the name of the one whose value is the result."""
 
   instructions: dict[str, Instruction]
   root: str
 
+  @functools.cached_property
+  def readers(self) -> dict[str, list[Instruction]]:
+    """Of each instruction, those that read it."""
+    found = {name: [] for name in self.instructions}
+    for one in self.instructions.values():
+      for name in dict.fromkeys(one.operands):
+        found[name].append(one)
+    return found
+
   def parameter(self, number: int) -> Instruction:
     """The instruction that holds this argument."""
     return next(one for one in self.instructions.values()
                 if one.opcode == "parameter" and int(one.inside) == number)
-
-  def users(self, name: str) -> list[Instruction]:
-    """Instructions that read this one."""
-    return [one for one in self.instructions.values() if name in one.operands]
 
 
 class Module(NamedTuple):
@@ -182,7 +186,9 @@ def _instruction(statement: str) -> tuple[Instruction, bool]:
   if not opcode:
     raise HloError(f"no operation in {statement.strip()[:80]!r}")
   close = _closing(rest, opcode.end() - 1)
-  return Instruction(found[2], rest[:end], opcode[1], rest[opcode.end():close - 1], rest[close:]), bool(found[1])
+  inside = rest[opcode.end():close - 1]
+  operands = tuple(NAME.findall(STRING.sub('""', inside)))
+  return Instruction(found[2], rest[:end], opcode[1], operands, inside, rest[close:]), bool(found[1])
 
 
 BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[()\[\]{}]', re.DOTALL)
@@ -315,7 +321,7 @@ class Evaluator:
 
     def passes(number, name):
       one = body.instructions[name]
-      return (one.opcode == "get-tuple-element" and one.operands == [parameter]
+      return (one.opcode == "get-tuple-element" and one.operands == (parameter,)
               and int(one.attribute("index")) == number)
 
     return tuple(value if passes(number, name) else None

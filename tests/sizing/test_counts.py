@@ -55,7 +55,7 @@ def test_a_loop_whose_trips_depend_on_data_takes_them_from_its_scope_and_is_an_e
 
 
 def test_a_scope_gives_its_trips_to_its_own_loop_and_not_to_one_inside_it():
-  outer = hlo.Instruction("while.1", "()", "while", "", ', metadata={op_name="jit(f)/jvp(trained_chunks)/while"}')
+  outer = hlo.Instruction("while.1", "()", "while", (), "", ', metadata={op_name="jit(f)/jvp(trained_chunks)/while"}')
   inner = outer._replace(attributes=', metadata={op_name="jit(f)/trained_chunks/while/body/top_k/while"}')
   assert hlo.given_trips(outer, {"trained_chunks": 3}) == 3
   assert hlo.given_trips(inner, {"trained_chunks": 3}) is None
@@ -97,6 +97,16 @@ def test_bytes_between_slices_stand_apart():
   assert inside["all-gather"] == 3 / 4 * matrix
   assert sum(inside.values()) == pytest.approx(2 * 3 / 4 * matrix, rel=0.05)  # with padding
   assert found.bytes_over(DCN) == {**dict.fromkeys(inside, 0), "all-reduce": matrix / 4}
+
+
+def test_a_product_that_lost_its_origin_is_recomputed_if_what_reads_it_is():
+  body = """  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %z = f32[8,8]{1,0} ORIGIN
+  ROOT %s = f32[8,16]{1,0} add(%x, %x), metadata={op_name="jit(f)/add"}"""
+  named = 'tanh(%y), metadata={op_name="jit(f)/checkpoint/rematted_computation/tanh"}'
+  assert count(MODULE.format(body=body.replace("ORIGIN", named))).rematerialised == 2 * 8 * 8 * 16
+  named = 'tanh(%y), metadata={op_name="jit(f)/checkpoint/tanh"}'
+  assert count(MODULE.format(body=body.replace("ORIGIN", named))).rematerialised == 0
 
 
 def test_kernels_are_named_although_their_metadata_breaks_lines():
