@@ -207,6 +207,31 @@ def test_bytes_of_hbm_are_those_read_and_written_and_of_a_slice_only_the_slice()
   assert count(MODULE.format(body=sliced)).hbm_bytes == 2 * 16 * 4
 
 
+FUSION = """HloModule hand_made
+
+%fused (whole: f32[64,16], other: f32[1,16], number: s32[]) -> f32[64,16] {
+  %whole = f32[64,16]{1,0} parameter(0)
+  %other = f32[1,16]{1,0} parameter(1)
+  %number = s32[] parameter(2)
+  %slice = f32[1,16]{1,0} dynamic-slice(%whole, %number, %number), dynamic_slice_sizes={1,16}
+  %sum = f32[1,16]{1,0} add(%slice, %other)
+  ROOT %new = f32[64,16]{1,0} dynamic-update-slice(%whole, %sum, %number, %number)
+}
+
+ENTRY %main (whole: f32[64,16], other: f32[1,16], number: s32[]) -> f32[64,16] {
+  %whole = f32[64,16]{1,0} parameter(0)
+  %other = f32[1,16]{1,0} parameter(1)
+  %number = s32[] parameter(2)
+  ROOT %y = f32[64,16]{1,0} fusion(%whole, %other, %number), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_a_fusion_that_changes_a_slice_in_place_moves_the_slice():
+  assert count(FUSION).hbm_bytes == 3 * 16 * 4 + 4  # slice and other read, the slice written, and the number
+  assert count(FUSION.replace("add(%slice, %other)", "reduce(%whole, %other)")).hbm_bytes == (64 + 1 + 1) * 64 + 4
+
+
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize(("name", "chips"), [("v5e:4x4", (4, 4)), ("v5p:2x2x4", (4, 4)), ("v6e:2x4", (2, 4))])
 def test_what_libtpu_writes_today_is_counted_within_2_per_cent(name, chips):
