@@ -27,7 +27,7 @@ def get_config(arm: str = "local") -> ConfigDict:
   c.optimizer = dict(learning_rate=3e-4 if local else 1e-4, final_share=0.1, warmup_steps=5 if local else 50,
                      weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)
   c.train = dict(steps=40 if local else 600, log_every=1 if local else 10, eval_every=40 if local else 100,
-                 checkpoint_every=20 if local else 100, keep=2)
+                 checkpoint_every=20 if local else 100, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32" if local else "bfloat16")
   c.evaluate = dict(num_problems=8 if local else 500, num_probes=8 if local else 500, max_tokens=192 if local else 384,

@@ -32,7 +32,7 @@ def get_config(arm: str = "insec") -> ConfigDict:
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0)
   c.optimizer = dict(learning_rate=learning_rate, final_share=0.05, warmup_steps=100, weight_decay=0.01, b1=0.9,
                      b2=0.99, eps=1e-8, clip_norm=1.0)
-  c.train = dict(steps=steps, log_every=50, eval_every=500, checkpoint_every=500, keep=2)
+  c.train = dict(steps=steps, log_every=50, eval_every=500, checkpoint_every=500, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=96, batch_size=250, within=2)

@@ -170,16 +170,21 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-  """Length of the run, and how often it logs, measures held-out loss and saves; `keep` checkpoints stay."""
+  """Length of the run, and how often it logs, measures held-out loss and saves.
+
+  The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: of none).
+  """
 
   steps: int
   log_every: int
   eval_every: int
   checkpoint_every: int
   keep: int
+  keep_every: int
 
   def __post_init__(self):
-    _at_least("train", self, 1, *(field.name for field in dataclasses.fields(self)))
+    _at_least("train", self, 1, "steps", "log_every", "eval_every", "checkpoint_every", "keep")
+    _at_least("train", self, 0, "keep_every")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

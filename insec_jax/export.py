@@ -78,11 +78,10 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Nothing; the newest checkpoint is written as an HF folder."""
   config = config_lib.from_json((workdir / checkpoint.CONFIG).read_text(encoding="utf-8"))
   opened = checkpoint.open_model(str(workdir))
-  step = checkpoint.latest_step(workdir)
   model = with_ids(opened.config, opened.tokenizer)
   hf.save(output, opened.params, model, dtype=DTYPE.value,
           tokenizer=Beside(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config)),
-          card=card_text(config, json.loads((workdir / "environment.json").read_text(encoding="utf-8")), step))
+          card=card_text(config, json.loads((workdir / "environment.json").read_text(encoding="utf-8")), opened.step))
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:

@@ -4,12 +4,16 @@
 
 SIGTERM saves and exits 42; the same command goes on from there. Compiled programs are kept between runs where the
 environment variable JAX_COMPILATION_CACHE_DIR says.
+
+On a cluster that tells (Cloud TPU, GKE, Slurm, Open MPI) every host runs this one command. Elsewhere each process says
+who it is: [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import signal
@@ -23,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import config_flags
 from transformers import PreTrainedTokenizerFast
@@ -33,42 +38,87 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, tokens
 from insec_jax.model import attention, hf, hf_config, llama, sharding
-from insec_jax.training import checkpoint, metrics, optimizer
+from insec_jax.training import checkpoint, hosts, meeting, metrics, optimizer
 from insec_jax.training import step as step_lib
+from insec_jax.training.hosts import Hosts
 from insec_jax.training.step import TrainState
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; a run that was cut short goes on from there.")
 flags.mark_flags_as_required(["config", "workdir"])
+COORDINATOR = flags.DEFINE_string("coordinator", None, f"HOST[:PORT] of process 0; port {meeting.PORT} if not said.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.")
 
+SHARED_SECONDS = 60  # in which a file on a network drive shows on another host
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy",
             "ml-dtypes", "ml-collections", "tensorboardX")
 
 
 def main() -> int:
-  return train(config_lib.build(CONFIG.value), pathlib.Path(WORKDIR.value))
+  config = config_lib.build(CONFIG.value)
+  place = meeting.find_place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value)
+  with hosts.joined(place, started_with(config), seconds=JOIN_SECONDS.value) as team:
+    return train(config, pathlib.Path(WORKDIR.value), team)
 
 
-def train(config: Config, workdir: pathlib.Path) -> int:
+def train(config: Config, workdir: pathlib.Path, team: Hosts) -> int:
   """Exit code of the run: DONE, or PREEMPTED when SIGTERM asked to stop and the state is saved.
 
   Nothing is written before every input has proved right.
   """
-  checkpoint.check_workdir(workdir, config)
-  last = checkpoint.latest_step(workdir)
-  if last == config.train.steps:
-    say(f"{workdir} is trained to its last step, {last}; nothing to do")
+  if team.is_first:
+    checkpoint.check_workdir(workdir, config)
+  # Process 0 looks for all: on a network drive another host may not see yet what it sees.
+  found = team.gather("the search for checkpoints", checkpoint.steps(workdir) if team.is_first else None)[0]
+  if found and found[-1] == config.train.steps:
+    say(team, f"{workdir} is trained to its last step, {found[-1]}; nothing to do")
     return command.DONE
+  team.agree("devices", {
+    "platform": jax.default_backend(), "device": jax.local_devices()[0].device_kind,
+    "devices of its own": jax.local_device_count(), "devices of the run": jax.device_count()})
   mesh = sharding.make_mesh(config.mesh, jax.devices())
-  run = begin(config, mesh) if last is None else resume(config, mesh, workdir, last)
-  write_workdir(config, workdir, run, mesh)
-  with contextlib.closing(checkpoint.Checkpoints(workdir, keep=config.train.keep)) as checkpoints:
-    return loop(config, workdir, run, mesh, checkpoints)
+  if found:
+    check_shared(workdir, team)
+    run, damaged = resume(config, mesh, workdir, found, team)
+  else:
+    run, damaged = begin(config, mesh, team), []
+  if team.is_first:
+    write_workdir(config, workdir, run, mesh, team)
+    checkpoint.set_aside(workdir, damaged)
+  check_shared(workdir, team)
+  with checkpoint.Saver(workdir, keep=config.train.keep, keep_every=config.train.keep_every) as saver:
+    return loop(config, workdir, run, mesh, saver, team)
 
 
-def say(text: str) -> None:
-  """Nothing; the line is on stderr."""
-  print(text, file=sys.stderr, flush=True)
+def started_with(config: Config) -> dict[str, Any]:
+  """What must be the same on every host, known before a device is touched."""
+  commit = _git("rev-parse", "HEAD")
+  return {"commit": commit, "changes since (SHA-256 of git diff)": commit and _digest(_git("diff", "HEAD")),
+          "python": platform.python_version(), **checkpoint.versions(PACKAGES),
+          "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS"), **checkpoint.flat(config)}
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_shared(workdir: pathlib.Path, team: Hosts) -> None:
+  """Nothing; InputError unless every process sees the config that process 0 has written."""
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not (workdir / checkpoint.CONFIG).is_file() and time.monotonic() < deadline:
+    time.sleep(0.5)
+  seen = team.gather("the look into the workdir", (workdir / checkpoint.CONFIG).is_file())
+  if blind := [f"process {index} ({name})" for index, name in enumerate(team.names) if not seen[index]]:
+    raise InputError(f"{', '.join(blind)} cannot see {workdir / checkpoint.CONFIG}, which process 0 wrote; give a "
+                     "--workdir on a drive that all hosts share")
+
+
+def say(team: Hosts, text: str) -> None:
+  """Nothing; the line is on stderr of process 0."""
+  if team.is_first:
+    print(text, file=sys.stderr, flush=True)
 
 
 class Run(NamedTuple):
@@ -83,20 +133,21 @@ class Run(NamedTuple):
   totals: list | None
 
 
-def begin(config: Config, mesh: Mesh) -> Run:
+def begin(config: Config, mesh: Mesh, team: Hosts) -> Run:
   """The run before its first step: weights from model.path, or random ones by the seed in model.size."""
   tokenizer = tokens.open_tokenizer(config).tokenizer
   before = starting_model(config, tokenizer)
   vocab_size = hf.vocabulary_for(len(tokenizer), before.vocab_size)
   model_config = dataclasses.replace(before, vocab_size=vocab_size)
   data = load_data(config, tokenizer, model_config)
+  team.agree("data", facts_of(config, data, mesh))
   tx = optimizer.make(config.optimizer, config.train.steps)
   shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))
   if config.model.path:
     params = hf.load(config.model.path, before, dtype=config.precision.params,
                      shardings=sharding.params_shardings(llama.shapes(before), mesh))
     if vocab_size > before.vocab_size:
-      say(f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
+      say(team, f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
           f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones")
       # Only what grows: the rest is not copied.
       rows = {name: params[name] for name in ("embed", "head") if name in params}
@@ -108,17 +159,23 @@ def begin(config: Config, mesh: Mesh) -> Run:
   return Run(model_config, tokenizer, data, state, shardings, 0, None)
 
 
-def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, last: int) -> Run:
-  """The run after step `last`, from its checkpoint; model.path is not read again."""
+def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], team: Hosts) -> tuple[Run, list[int]]:
+  """(the run after the newest sound checkpoint of those found, newer ones that are damaged); model.path is not read."""
   model_config = checkpoint.read_model(workdir)
   tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
   data = load_data(config, tokenizer, model_config)
-  with contextlib.closing(checkpoint.Checkpoints(workdir, keep=None)) as checkpoints:
-    state, totals = checkpoints.restore(last, abstract, facts=facts_of(config, data, mesh))
-  say(f"resuming {workdir} after step {last}")
-  return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals)
+  facts = facts_of(config, data, mesh)
+  team.agree("data", facts)
+  state, totals, last, damaged = checkpoint.restore(
+    workdir, found, abstract, facts=facts, hosts=team, advise=lambda name, was: (
+      same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"))
+  say(team, f"resuming {workdir} after step {last}")
+  return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals), damaged
+
+
+ROWS = "the number of rows a step (data.rows_per_device, data.accumulation, mesh)"
 
 
 def facts_of(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
@@ -126,9 +183,20 @@ def facts_of(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
   digest = hashlib.sha256()
   for field in dataclasses.fields(data.train):
     digest.update(getattr(data.train, field.name).tobytes())
-  return {"the number of rows a step (data.rows_per_device, data.accumulation, mesh)":
-            rows_of(config, mesh) * config.data.accumulation,
+  return {ROWS: rows_of(config, mesh) * config.data.accumulation,
           "the data (SHA-256 of the rows to train on)": digest.hexdigest()[:16]}
+
+
+def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
+  """Which values give that number of rows a step on this mesh."""
+  num = rows_of(config, mesh) // config.data.rows_per_device
+  if rows % num:
+    fit = [size for size in range(1, rows + 1) if rows % size == 0]
+    return (f"{num} devices along data and fsdp cannot share {rows} rows: use {', '.join(map(str, fit))} (mesh.tensor "
+            "takes the others), or begin in another --workdir")
+  each = rows // num
+  pairs = [f"{size} and {each // size}" for size in range(each, 0, -1) if each % size == 0]
+  return f"give data.rows_per_device and data.accumulation {', or '.join(pairs)}"
 
 
 def rows_of(config: Config, mesh: Mesh) -> int:
@@ -168,11 +236,11 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: 
   return data
 
 
-def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh) -> None:
+def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, team: Hosts) -> None:
   """Nothing; all that explains the run is in its folder: the config first, so that a killed start can start again."""
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoint.write_atomically(workdir / checkpoint.CONFIG, config.to_json() + "\n")
-  here = environment(config, run, mesh)
+  here = environment(config, run, mesh, team)
   path = workdir / "environment.json"
   if run.totals is None:
     model = json.dumps(hf_config.config_to_json(run.config), indent=2)
@@ -186,7 +254,7 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh) -
   checkpoint.write_atomically(path, json.dumps(first, indent=2) + "\n")
 
 
-def environment(config: Config, run: Run, mesh: Mesh) -> dict[str, Any]:
+def environment(config: Config, run: Run, mesh: Mesh, team: Hosts) -> dict[str, Any]:
   """What the numbers may hang on beside config and seed; commit is None when the code is not in a git checkout."""
   commit = _git("rev-parse", "HEAD")
   device = jax.devices()[0]
@@ -197,7 +265,8 @@ def environment(config: Config, run: Run, mesh: Mesh) -> dict[str, Any]:
     "packages": checkpoint.versions(PACKAGES), "python": platform.python_version(), "system": platform.platform(),
     "devices": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
                 "processes": jax.process_count()},
-    "mesh": dict(mesh.shape), "attention": choose_attention(config, run.config, device)[1],
+    "hosts": list(team.names), "mesh": dict(mesh.shape),
+    "attention": choose_attention(config, run.config, device)[1],
   }
 
 
@@ -217,47 +286,52 @@ def _git(*words: str) -> str | None:
 
 
 @contextlib.contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
-  """An event that SIGTERM sets, instead of ending the process."""
+def told_to_stop(team: Hosts) -> Iterator[Callable[[int], bool]]:
+  """A function of each step that says, on all processes after the same one, whether SIGTERM came to any of them."""
+  if team.num > 1:
+    # JAX's handler has stood since the processes joined; it also hears the platform's own notice.
+    yield multihost_utils.reached_preemption_sync_point
+    return
   event = threading.Event()
   before = signal.signal(signal.SIGTERM, lambda *_: event.set())
   try:
-    yield event
+    yield lambda _: event.is_set()
   finally:
     signal.signal(signal.SIGTERM, before)
 
 
-def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, checkpoints: checkpoint.Checkpoints) -> int:
+def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: checkpoint.Saver, team: Hosts) -> int:
   """Exit code after the last step, or after the one in which SIGTERM came.
 
   Whatever is written at a step is written in the order line, checkpoint: a checkpoint never lacks the lines before it.
   """
   every, steps = config.train, config.train.steps
   rows = rows_of(config, mesh)
-  share = pipeline.process_share(rows, process_index=jax.process_index(), process_count=jax.process_count())
+  share = share_of(rows, mesh)
   attend, reason = choose_attention(config, run.config, jax.devices()[0])
   model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
   batches = pipeline.batches(run.data.train, seed=config.seed, rows_per_step=rows,
                              accumulation=config.data.accumulation, start_step=run.first, share=share)
-  progress = metrics.Progress(run.first, steps)
+  progress = metrics.Progress(run.first, steps) if team.is_first else metrics.Silence()
   announce(config, run, reason, progress)
   train_step, seconds = compile_step(config, run, model, mesh)
   progress.say(f"train step compiled in {seconds:.1f} s")
   heldout = heldout_measure(config, run, model, mesh, rows, share)
   facts = facts_of(config, run.data, mesh)
   state, meter = run.state, metrics.Meter(run.totals)
-  with contextlib.closing(progress), told_to_stop() as stop, contextlib.closing(
-      metrics.Log(workdir, run.first if run.totals is not None else -1)) as log:
+  last_logged = run.first if run.totals is not None else -1
+  with contextlib.closing(progress), told_to_stop(team) as stops, contextlib.closing(
+      metrics.Log(workdir, last_logged) if team.is_first else metrics.Silence()) as log:
     if run.totals is None and len(run.data.heldout):
       values = heldout(state.params)
       log.write(0, values)
       progress.line(0, values)
     meter.start_clock()
     for step in range(run.first + 1, steps + 1):
-      state, of_step = train_step(state, on_devices(next(batches), mesh))
+      state, of_step = train_step(state, on_devices(next(batches), mesh, rows, share))
       meter.add(of_step)
       progress.step()
-      last, stopping = step == steps, stop.is_set()
+      last, stopping = step == steps, stops(step)
       logs = last or step % every.log_every == 0
       measures = len(run.data.heldout) and (last or step % every.eval_every == 0)
       saves = last or stopping or step % every.checkpoint_every == 0
@@ -269,13 +343,13 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, checkpoint
         log.write(step, values)
         progress.line(step, values)
       if saves:
-        checkpoints.save(step, state, config=config, facts=facts, totals=meter.to_json())
+        saver.save(step, state, config=config, facts=facts, totals=meter.to_json())
       if stopping and not last:
-        checkpoints.wait()
+        saver.wait()
         progress.say(f"SIGTERM: saved after step {step}; run the same command to go on")
         return command.PREEMPTED
       meter.start_clock()
-    checkpoints.wait()
+    saver.wait()
   return command.DONE
 
 
@@ -298,20 +372,34 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
   return compiled, time.perf_counter() - start
 
 
-def on_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def share_of(rows: int, mesh: Mesh) -> np.ndarray:
+  """Which rows of a micro-batch the devices of this process hold, in ascending order.
+
+  Where `tensor` crosses hosts, several processes read the same rows.
+  """
+  held = step_lib.batch_sharding(mesh).addressable_devices_indices_map((1, rows, 1)).values()
+  return np.unique(np.concatenate([np.arange(rows)[index[1]] for index in held]))
+
+
+def on_devices(batch: dict[str, np.ndarray], mesh: Mesh, rows: int, share: np.ndarray) -> dict[str, jax.Array]:
   """The batch as global arrays, of which this process brings its share of the rows."""
-  where = step_lib.batch_sharding(mesh)
-  return {name: jax.make_array_from_process_local_data(where, array) for name, array in batch.items()}
+  def place(mine):
+    def read(index):
+      start, stop, _ = index[1].indices(rows)
+      first = np.searchsorted(share, start)
+      return mine[:, first:first + stop - start]
+    return jax.make_array_from_callback((mine.shape[0], rows, mine.shape[2]), step_lib.batch_sharding(mesh), read)
+  return {name: place(array) for name, array in batch.items()}
 
 
-def heldout_measure(config: Config, run: Run, model: llama.Llama, mesh: Mesh, rows: int, share: slice) -> Callable:
+def heldout_measure(config: Config, run: Run, model: llama.Llama, mesh: Mesh, rows: int, share: np.ndarray) -> Callable:
   """A function from parameters to the eval/ values over all held-out rows."""
   sums_of = step_lib.make_heldout_sums(model, mesh, run.shardings)
 
   def measure(params) -> dict[str, float]:
     totals = metrics.Totals.zero()
     for batch in pipeline.in_order(run.data.heldout, rows_per_step=rows, share=share):
-      totals = totals.plus(jax.device_get(sums_of(params, on_devices(batch, mesh))), 0, 0.0)
+      totals = totals.plus(jax.device_get(sums_of(params, on_devices(batch, mesh, rows, share))), 0, 0.0)
     return metrics.heldout_line(totals.sums, config.loss.weight_R)
 
   return measure

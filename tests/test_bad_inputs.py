@@ -36,7 +36,7 @@ def get_config():
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0)
   c.optimizer = dict(learning_rate=1e-3, final_share=0.1, warmup_steps=1, weight_decay=0.0, b1=0.9, b2=0.99, eps=1e-8,
                      clip_norm=1.0)
-  c.train = dict(steps=2, log_every=1, eval_every=1, checkpoint_every=1, keep=1)
+  c.train = dict(steps=2, log_every=1, eval_every=1, checkpoint_every=1, keep=1, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1)

@@ -38,7 +38,7 @@ def get_config(path=""):
   c.loss = dict(prompt=0.0, text=1.0, mistake=-0.1, flag=1.0, reason=1.0, correction=2.0, end=0.5)
   c.optimizer = dict(learning_rate=1e-2, final_share=0.1, warmup_steps=5, weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8,
                      clip_norm=1.0)
-  c.train = dict(steps=40, log_every=2, eval_every=20, checkpoint_every=5, keep=2)
+  c.train = dict(steps=40, log_every=2, eval_every=20, checkpoint_every=5, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1)
@@ -65,11 +65,16 @@ TIMED = ("tokens_per_s", "trained_tokens_per_s", "seconds")  # the clock's, not 
 def home(tmp_path_factory):
   """A folder with a config, records, their tokenizer, and a cache of compiled programs."""
   folder = tmp_path_factory.mktemp("train")
-  (folder / "config.py").write_text(CONFIG)
+  write_home(folder)
+  return folder
+
+
+def write_home(folder, steps=40):
+  """Nothing; the folder holds a config of so many steps, records, and their tokenizer."""
+  (folder / "config.py").write_text(CONFIG.replace("steps=40", f"steps={steps}"))
   markers = TokenizerConfig(path="", flag="<|flag|>", fix="<|fix|>", special=True)
   build_tokenizer([*"0123456789+= ?\n", "wrong sum"], markers).save_pretrained(folder / "tokenizer")
   write_lines(folder / "records.jsonl", [{"pieces": record} for record in make_records()])
-  return folder
 
 
 def make_records():

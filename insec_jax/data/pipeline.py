@@ -68,7 +68,7 @@ def _progress(steps: Sequence[int], what: str) -> Iterator[int]:
 
 
 def batches(
-  rows: Rows, *, seed: int, rows_per_step: int, accumulation: int, start_step: int, share: slice
+  rows: Rows, *, seed: int, rows_per_step: int, accumulation: int, start_step: int, share: np.ndarray | slice
 ) -> Iterator[dict[str, np.ndarray]]:
   """Endless batches from `start_step` on; batch k holds token_ABT, segment_ABT, position_ABT, role_ABT and weight_ABT.
 
@@ -76,7 +76,7 @@ def batches(
       batch             0 0 0 1 1 1 2                     2 2 3          with 3 rows a batch: none is dropped
 
   Which rows batch k holds is a pure function of the seed and k, whatever the number of processes: each reads the
-  `share` of the `rows_per_step` rows on axis B that `process_share` gives it. The state of the data is k alone.
+  `share` of the `rows_per_step` rows on axis B that its devices hold. The state of the data is k alone.
   """
   if not len(rows):
     raise InputError("there is no row to train on; give at least one record")
@@ -89,22 +89,12 @@ def batches(
   return iter(order[start_step:].map(read).to_iter_dataset(READ))
 
 
-def in_order(rows: Rows, *, rows_per_step: int, share: slice) -> Iterator[dict[str, np.ndarray]]:
+def in_order(rows: Rows, *, rows_per_step: int, share: np.ndarray | slice) -> Iterator[dict[str, np.ndarray]]:
   """Every row once, in order, as batches with one micro-batch each; the last is filled up with rows of padding."""
   for start in range(0, len(rows), rows_per_step):
     index_B = np.arange(start, start + rows_per_step)
     taken = rows.of(np.where(index_B < len(rows), index_B, -1)[None, share])
     yield {f"{name}_ABT": value_ABT for name, value_ABT in taken.items()}
-
-
-def process_share(rows_per_step: int, *, process_index: int, process_count: int) -> slice:
-  """The rows of axis B that one process reads: contiguous, equal shares in the order of the processes."""
-  if rows_per_step % process_count:
-    raise InputError(
-      f"{rows_per_step} rows a step do not divide over {process_count} processes; use a multiple of {process_count}"
-    )
-  num = rows_per_step // process_count
-  return slice(process_index * num, (process_index + 1) * num)
 
 
 def receipt(examples: Sequence[Example], rows: Rows, config: Config) -> str:

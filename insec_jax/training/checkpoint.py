@@ -1,21 +1,24 @@
 """Checkpoints of a workdir, and opening a trained or untouched model for the programs that use one.
 
 A checkpoint holds the parameters, the optimizer state, and as JSON: the step (which is the state of the data), the
-running totals of the log, the config and the versions it was written with.
+running totals of the log, the config, the versions it was written with, and a fingerprint of every array. One that does
+not give these back is damaged, and the one before it is used.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 from transformers import PreTrainedTokenizerFast
 
@@ -25,8 +28,11 @@ from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
+from insec_jax.training import hosts as hosts_lib
+from insec_jax.training.hosts import Hosts
 from insec_jax.training.step import TrainState
 
+DAMAGED = "damaged"  # folder of a workdir where damaged checkpoints lie once a run has gone on without them
 CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"  # of a workdir
 MARKERS = "insec.json"  # of an exported folder: how its text is marked
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -61,7 +67,7 @@ def check_workdir(workdir: pathlib.Path, config: Config):
     made = config_lib.from_json(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise InputError(f"{path} is not the config of a run ({error}); give another --workdir") from error
-  made, given = _flat(made), _flat(config)
+  made, given = flat(made), flat(config)
   differ = [key for key in made if made[key] != given[key] and not key.startswith(FREE)]
   if differ:
     shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
@@ -69,81 +75,190 @@ def check_workdir(workdir: pathlib.Path, config: Config):
                      "made with")
 
 
-def _flat(config: Config) -> dict[str, Any]:
-  flat = {}
+def flat(config: Config) -> dict[str, Any]:
+  """Every value of the config by its name on the command line, without `config.`."""
+  values = {}
   for name, value in dataclasses.asdict(config).items():
-    flat |= {f"{name}.{key}": of_key for key, of_key in value.items()} if isinstance(value, dict) else {name: value}
-  return flat
+    values |= {f"{name}.{key}": of_key for key, of_key in value.items()} if isinstance(value, dict) else {name: value}
+  return values
 
 
-def latest_step(workdir: pathlib.Path) -> int | None:
-  """The newest step that a checkpoint of the workdir holds, or None; nothing is written."""
-  if not (workdir / CHECKPOINTS).is_dir():
-    return None
-  with contextlib.closing(Checkpoints(workdir, keep=None)) as checkpoints:
-    return checkpoints.latest()
+def steps(workdir: pathlib.Path) -> list[int]:
+  """The steps that checkpoints of the workdir hold, oldest first; nothing is written.
+
+  What a kill left half written does not count: Orbax gives a checkpoint its name when it is whole.
+  """
+  folder = workdir / CHECKPOINTS
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
 
 
-class Checkpoints:
-  """The checkpoints of a workdir, the newest `keep` of them (None: only to be read); visible only when whole."""
+class Saver:
+  """Writes the checkpoints of a workdir; the newest `keep` stay, and those of every `keep_every`-th step (0: of none).
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int | None):
-    # A writer removes what a killed run left half written; it never counted as a checkpoint.
-    self._orbax = ocp.training.Checkpointer(
-      (workdir / CHECKPOINTS).absolute(), cleanup_tmp_directories=keep is not None,
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep))
+  All processes of a run do the same with it. What a killed run left half written is removed.
+  """
 
-  def latest(self) -> int | None:
-    """The newest step saved, or None."""
-    return None if self._orbax.latest is None else self._orbax.latest.step
+  def __init__(self, workdir: pathlib.Path, *, keep: int, keep_every: int):
+    policies = ocp.training.preservation_policies
+    stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+    self._orbax = ocp.training.Checkpointer((workdir / CHECKPOINTS).absolute(), cleanup_tmp_directories=True,
+                                            preservation_policy=policies.AnyPreservationPolicy(stay))
 
   def save(self, step: int, state: TrainState, *, config: Config, facts: dict[str, Any], totals: list):
     """Nothing; the state is copied to the host and being written.
 
     `facts` must be the same when the run goes on; `totals` is metrics.Meter.to_json().
     """
-    self._orbax.save_checkpointables_async(
-      step, {"params": state.params, "optimizer": state.optimizer}, force=True,
-      custom_metadata={"step": step, "facts": facts, "totals": totals, "config": dataclasses.asdict(config),
-                       "versions": versions()})
-
-  def restore(self, step: int, abstract: TrainState, *, facts: dict[str, Any]) -> tuple[TrainState, list]:
-    """(state laid out as `abstract` says, totals); InputError unless facts and tree are exactly those saved."""
-    metadata = self._orbax.checkpointables_metadata(step)
-    run = metadata.custom_metadata
-    before = run["facts"]
-    if differ := [f"{name} is {facts[name]}, was {before[name]}" for name in facts if facts[name] != before[name]]:
-      raise InputError(f"{self._where(step)} cannot be continued: {', '.join(differ)}; bring these back, or begin in "
-                       "another --workdir")
-    expected = {"params": abstract.params, "optimizer": abstract.optimizer}
-    compare_trees(self._where(step), saved=metadata.metadata, expected=expected)
-    # The whole tree is asked for at once; Orbax then loads all of it or nothing.
-    loaded = self._orbax.load_checkpointables(step, expected)
-    number = jax.device_put(jnp.asarray(step, abstract.step.dtype), abstract.step.sharding)
-    return TrainState(number, loaded["params"], loaded["optimizer"]), run["totals"]
-
-  def load_params(self, step: int, abstract):
-    """The parameters alone, as `abstract` says but in the dtype saved; InputError unless the saved tree is that."""
-    saved = self._orbax.checkpointables_metadata(step).metadata["params"]
-    abstract = jax.tree.map(lambda leaf: leaf.update(dtype=jax.tree.leaves(saved)[0].dtype), abstract)
-    compare_trees(self._where(step), saved=saved, expected=abstract)
-    return self._orbax.load_checkpointables(step, {"params": abstract})["params"]
-
-  def _where(self, step: int) -> str:
-    return f"checkpoint {step} of {self._orbax.directory.parent}"
+    arrays = {"params": state.params, "optimizer": state.optimizer}
+    run = {"step": step, "facts": facts, "totals": totals, "config": dataclasses.asdict(config), "versions": versions(),
+           "arrays": _leaves(arrays), "fingerprints": fingerprints(arrays)}
+    self._orbax.save_checkpointables_async(step, arrays, force=True, custom_metadata={"run": run, "check": _check(run)})
 
   def wait(self):
     """Nothing; every save is whole on disk."""
     self._orbax.wait()
 
-  def close(self):
-    """Nothing; every save is whole on disk and nothing runs any more."""
-    self._orbax.close()
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
+    # After an error of many processes the save may be waiting for one that is gone.
+    if kind is None or jax.process_count() == 1:
+      self._orbax.close()
 
 
-def compare_trees(where: str, *, saved, expected):
-  """Nothing; InputError that names the first leaf that is missing, unexpected or of another shape or dtype."""
-  saved, expected = _leaves(saved), _leaves(expected)
+class Restored(NamedTuple):
+  """What a run goes on from; `damaged` are the newer checkpoints that could not be."""
+
+  state: TrainState
+  totals: list
+  step: int
+  damaged: list[int]
+
+
+def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *, facts: dict[str, Any],
+            advise: Callable[[str, Any], str], hosts: Hosts) -> Restored:
+  """The state after the newest of these steps whose checkpoint is sound, laid out as `abstract` says.
+
+  InputError unless facts and tree are exactly those saved, or when no checkpoint is sound; `advise` says for a fact and
+  its saved value what to do when it differs.
+  """
+  def check_facts(run):
+    before = run["facts"]
+    if differ := [f"{name} is {facts[name]}, was {before[name]}; {advise(name, before[name])}"
+                  for name in facts if facts[name] != before[name]]:
+      raise InputError(f"{_where(workdir, run['step'])} cannot be continued: {', '.join(differ)}")
+
+  expected = {"params": abstract.params, "optimizer": abstract.optimizer}
+  step, run, loaded, damaged = _newest_sound(workdir, among, lambda _: expected, check_facts, hosts)
+  number = jax.make_array_from_callback((), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype))
+  return Restored(TrainState(number, loaded["params"], loaded["optimizer"]), run["totals"], step, damaged)
+
+
+def load_params(workdir: pathlib.Path, abstract) -> tuple[int, Any]:
+  """(step, parameters) of the newest sound checkpoint, as `abstract` says but in the dtype saved; errors as `restore`,
+  or when there is none."""
+  def expect(run):
+    dtype = run["arrays"]["params/embed"].split("[")[0]
+    return {"params": jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract)}
+
+  step, _, loaded, _ = _newest_sound(workdir, steps(workdir), expect, lambda _: None, hosts_lib.alone())
+  return step, loaded["params"]
+
+
+def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
+  """Nothing; these checkpoints lie in another folder of the workdir, so that the run can save those steps again."""
+  for step in damaged:
+    (workdir / DAMAGED).mkdir(exist_ok=True)
+    taken = len(list((workdir / DAMAGED).glob(f"{step}*")))
+    (workdir / CHECKPOINTS / str(step)).rename(workdir / DAMAGED / (f"{step}-{taken}" if taken else str(step)))
+
+
+class _DamageError(Exception):
+  """A checkpoint is not what was saved."""
+
+
+def _newest_sound(workdir, among, expect: Callable[[dict], dict], check: Callable[[dict], None], hosts: Hosts):
+  """(step, what was saved beside the arrays, arrays, newer steps that are damaged); each of these is said in a line.
+
+  `expect` gives the arrays to read. A process reads its own shards: what one finds damaged, all leave out.
+  """
+  reasons = {}
+  for step in sorted(among, reverse=True):
+    run, loaded, problem = _attempt(workdir / CHECKPOINTS / str(step), step, expect, check)
+    problems = hosts.gather(f"the reading of checkpoint {step}", problem)
+    if not any(problems):
+      # All processes together: the sums run over all shards.
+      got, saved = fingerprints(loaded), run["fingerprints"]
+      problems = [f"{name} is not what was saved" for name in got if got[name] != saved[name]]
+    if not any(problems):
+      return step, run, loaded, list(reasons)
+    reasons[step] = next(problem for problem in problems if problem)
+    if hosts.is_first:
+      print(f"{_where(workdir, step)} is damaged ({reasons[step]}); it is left out", file=sys.stderr, flush=True)
+  told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
+  raise InputError(f"{workdir} has no sound checkpoint ({told}); nothing was changed: bring one back, or begin in "
+                   "another --workdir")
+
+
+def _attempt(folder: pathlib.Path, step: int, expect, check) -> tuple[dict | None, dict | None, str | None]:
+  """(what was saved beside the arrays, arrays, None), or (None, None, what is wrong with the files)."""
+  here = jax.process_index()
+  # Each process for itself: one that finds its part damaged would leave the others waiting for it.
+  context = ocp.Context()
+  context.multiprocessing.primary_host, context.multiprocessing.active_processes = here, {here}
+  folder = folder.absolute()  # Orbax reads nothing else
+  try:
+    with context:
+      metadata = ocp.checkpointables_metadata(folder)
+      run = (metadata.custom_metadata or {}).get("run")
+      if run is None or _check(run) != metadata.custom_metadata["check"] or run["step"] != step:
+        raise _DamageError("its metadata is not what was saved")
+      check(run)
+      expected = expect(run)
+      saved = {name: shape for name, shape in run["arrays"].items() if name.split("/")[0] in expected}
+      compare_trees(f"checkpoint {step} of {folder.parent.parent}", saved=saved, expected=_leaves(expected))
+      if {name: shape for name, shape in _leaves(metadata.metadata).items() if name in saved} != saved:
+        raise _DamageError("its arrays are not those that were saved")
+      # The whole tree is asked for at once; Orbax then loads all of it or nothing.
+      return run, ocp.load_checkpointables(folder, expected), None
+  except (InputError, PermissionError, jax.errors.JaxRuntimeError):  # not the fault of the file
+    raise
+  except Exception as error:  # there is no saying what Orbax, tensorstore and JSON raise for damaged files
+    line = next(iter(str(error).splitlines()), "")
+    return None, None, line if isinstance(error, _DamageError) else f"{type(error).__name__}: {line[:200]}"
+
+
+def _check(run: dict) -> int:
+  return zlib.crc32(json.dumps(run, sort_keys=True).encode())
+
+
+def fingerprints(tree) -> dict[str, int]:
+  """A number for each array that any flipped bit changes, wherever its shards lie: a sum of the bits of all elements,
+  each times its own odd number, modulo 2**32."""
+  leaves = jax.tree.leaves(tree)
+  numbers = jax.device_get(_fingerprint_sums(leaves))
+  return dict(zip(_leaves(tree), numbers.tolist(), strict=True))
+
+
+@jax.jit
+def _fingerprint_sums(leaves):
+  def of_leaf(leaf):
+    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    position = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+      position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
+
+  return jnp.stack([of_leaf(leaf) for leaf in leaves])
+
+
+def _where(workdir: pathlib.Path, step: int) -> str:
+  return f"checkpoint {step} of {workdir}"
+
+
+def compare_trees(where: str, *, saved: dict[str, str], expected: dict[str, str]):
+  """Nothing; InputError that names the first array that is missing, unexpected or of another shape or dtype."""
   differences = [f"{name} {saved.get(name, 'absent')}, needed {expected.get(name, 'absent')}"
                  for name in sorted(saved.keys() | expected.keys()) if saved.get(name) != expected.get(name)]
   if differences:
@@ -170,6 +285,7 @@ class Opened(NamedTuple):
   fix_id: int | None
   unit: str | None  # mistakes.unit and data.template it was trained with
   template: str | None
+  step: int | None = None  # of the checkpoint, where it comes from one
 
 
 def is_workdir(folder: pathlib.Path) -> bool:
@@ -177,7 +293,7 @@ def is_workdir(folder: pathlib.Path) -> bool:
   if not folder.is_dir():
     raise InputError(f"no folder {str(folder)!r}; give a workdir of train or an HF folder")
   if (folder / MODEL).is_file():
-    if latest_step(folder) is None:
+    if not steps(folder):
       raise InputError(f"{folder} is a workdir without a checkpoint; let train run until it has saved one")
     return True
   if not (folder / hf.CONFIG).is_file():
@@ -192,22 +308,21 @@ def open_model(folder: str) -> Opened:
     config = hf.read_config(folder)
     tokenizer = tokens.load(folder)
     params = hf.load(folder, config, dtype=None)
-    marked = read_markers(path)
+    marked, step = read_markers(path), None
   else:
     config = read_model(path)
     tokenizer = tokens.load(str(path / TOKENIZER))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype, sharding=here),
                             llama.shapes(config), is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
-    with contextlib.closing(Checkpoints(path, keep=None)) as checkpoints:
-      params = checkpoints.load_params(checkpoints.latest(), abstract)
+    step, params = load_params(path, abstract)
     marked = marked_as(config_lib.from_json((path / CONFIG).read_text(encoding="utf-8")))
   if marked is None:
-    return Opened(config, params, tokenizer, None, None, None, None, None)
+    return Opened(config, params, tokenizer, None, None, None, None, None, step)
   _, flag_id, fix_id, _ = tokens.find_markers(tokenizer, TokenizerConfig(
     path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"]))
   return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), flag_id, fix_id, marked["unit"],
-                marked["template"])
+                marked["template"], step)
 
 
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:

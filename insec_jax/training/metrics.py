@@ -18,6 +18,9 @@ from insec_jax.command import InputError
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.training.loss import Sums
 
+# How far the host may be ahead of the devices: what is dispatched must still run before a preempted run can save.
+STEPS_AHEAD = 2
+
 
 class StepMetrics(NamedTuple):
   """What one step hands over, all on the device: sums to add, and two values of that step alone."""
@@ -55,7 +58,8 @@ class Totals(NamedTuple):
 class Meter:
   """Totals of the run and of the window since the last logged line; a line is sums over its window, divided once.
 
-  Steps hand over device arrays, fetched only when a line or a checkpoint needs them, so that the device never waits.
+  Steps hand over device arrays, fetched only when a line or a checkpoint needs them, so that the device never waits;
+  the host waits when it is too far ahead.
   `to_json` travels in the checkpoint: a resumed run adds the same numbers in the same order and logs the same bits.
   """
 
@@ -69,8 +73,10 @@ class Meter:
     self._since = time.perf_counter()
 
   def add(self, step: StepMetrics):
-    """Nothing; the step counts in the run and in the window."""
+    """Nothing; the step counts in the run and in the window, and at most STEPS_AHEAD before it have not ended."""
     self._pending.append(step)
+    if len(self._pending) > STEPS_AHEAD:
+      jax.block_until_ready(self._pending[-1 - STEPS_AHEAD])
 
   def settle(self) -> None:
     """Nothing; every step so far is added up, and the time since the clock was started.
@@ -154,6 +160,20 @@ class Log:
     """Nothing; everything is on disk."""
     self._file.close()
     self._board.close()
+
+
+class Silence:
+  """The log and the progress of a process that isn't the first of its run: nothing comes of any call."""
+
+  def write(self, step: int, values: dict[str, float]): ...
+
+  def step(self): ...
+
+  def line(self, step: int, values: dict[str, float]): ...
+
+  def say(self, text: str): ...
+
+  def close(self): ...
 
 
 def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
