@@ -1,6 +1,5 @@
 """The program export: folders that others read. Programs define flags at import: a process for each run."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -18,7 +17,7 @@ from transformers import AutoTokenizer
 
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import checkpoint, optimizer, step
-from insec_jax.training.checkpoint import Checkpoints, open_model
+from insec_jax.training.checkpoint import Saver, open_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 LLAMA_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
@@ -60,8 +59,8 @@ def workdir(tmp_path_factory, tokenizer, model):
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
   params = hf.init(model, jax.random.key(0), "float32")
   state = step.new_state(params, optimizer.make(config.optimizer, 7))
-  with contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints:
-    checkpoints.save(7, state, config=config, facts={}, totals=[])
+  with Saver(folder, keep=1, keep_every=0) as saver:
+    saver.save(7, state, config=config, facts={}, totals=[])
   (folder / checkpoint.CONFIG).write_text(config.to_json())
   (folder / checkpoint.MODEL).write_text(json.dumps(hf_config.config_to_json(model)))
   (folder / "environment.json").write_text(json.dumps({"commit": "abc123", "packages": {"jax": jax.__version__}}))

@@ -1,6 +1,5 @@
 """Checkpoints and workdirs: what is saved comes back, and nothing else is taken for it."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -14,8 +13,8 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig, OptimizerConfig
 from insec_jax.model import hf, llama, sharding
-from insec_jax.training import checkpoint, optimizer, step
-from insec_jax.training.checkpoint import Checkpoints
+from insec_jax.training import checkpoint, hosts, optimizer, step
+from insec_jax.training.checkpoint import Saver
 
 MODEL = llama.LlamaConfig(
   vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_width=4, hidden=24, norm_eps=1e-5,
@@ -44,20 +43,21 @@ def make_state(abstract_state):
 def saved(tmp_path):
   """(workdir with a checkpoint of step 7 written from eight devices, the state in it)."""
   state = make_state(abstract((2, 2, 2)))
-  with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
-    checkpoints.save(7, state, config=datakit.config(), facts=FACTS, totals=[1 / 3, [0.1]])
+  with Saver(tmp_path, keep=2, keep_every=0) as saver:
+    saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[1 / 3, [0.1]])
   return tmp_path, state
 
 
 def restore(workdir, abstract_state, facts=FACTS):
-  with contextlib.closing(Checkpoints(workdir, keep=None)) as checkpoints:
-    return checkpoints.restore(7, abstract_state, facts=facts)
+  return checkpoint.restore(workdir, checkpoint.steps(workdir), abstract_state, facts=facts, hosts=hosts.alone(),
+                            advise=lambda name, was: f"set {name} to {was}")
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 1), (1, 4, 2)])
 def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, shape):
   workdir, state = saved
-  got, totals = restore(workdir, abstract(shape))
+  got, totals, number, damaged = restore(workdir, abstract(shape))
+  assert (number, damaged) == (7, [])
   assert jax.tree.structure(got) == jax.tree.structure(state)
   assert int(got.step) == 7
   jax.tree.map(np.testing.assert_array_equal, got._replace(step=0), state._replace(step=0))
@@ -83,7 +83,7 @@ def test_a_partial_restore_is_refused(saved):
 
 def test_a_run_that_would_go_on_with_other_data_is_refused(saved):
   workdir, _ = saved
-  with pytest.raises(InputError, match="rows is 4, was 8"):
+  with pytest.raises(InputError, match="rows is 4, was 8; set rows to 8"):
     restore(workdir, abstract(), facts={"rows": 4})
 
 
@@ -91,29 +91,111 @@ def test_saving_happens_behind_steps_that_donate_the_state(tmp_path):
   add = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
   state = make_state(abstract((2, 2, 2)))
   want = jax.tree.map(np.array, state)
-  with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
-    checkpoints.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
+  with Saver(tmp_path, keep=1, keep_every=0) as saver:
+    saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
     for _ in range(3):
       state = add(state)
-  got, _ = restore(tmp_path, abstract())
+  got = restore(tmp_path, abstract()).state
   jax.tree.map(np.testing.assert_array_equal, got._replace(step=0), want._replace(step=0))
 
 
-def test_only_the_newest_stay_and_what_is_half_written_does_not_count(tmp_path):
+def write(workdir, numbers, *, keep, keep_every=0):
+  """The state that the checkpoints of these steps hold."""
   state = make_state(abstract())
-  with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
-    for number in (1, 2, 3):
-      checkpoints.save(number, state, config=datakit.config(), facts=FACTS, totals=[])
+  with Saver(workdir, keep=keep, keep_every=keep_every) as saver:
+    for number in numbers:
+      saver.save(number, state, config=datakit.config(), facts=FACTS, totals=[number / 3])
+  return state
+
+
+def test_the_newest_stay_and_every_so_manieth_step_and_what_is_half_written_does_not_count(tmp_path):
+  write(tmp_path, (1, 2, 3, 4, 5), keep=2, keep_every=2)
   folder = tmp_path / checkpoint.CHECKPOINTS
-  assert {path.name for path in folder.iterdir()} == {"2", "3"}
+  assert {path.name for path in folder.iterdir()} == {"2", "4", "5"}
   torn = folder / "9.orbax-checkpoint-tmp"  # what a kill leaves: it is renamed when whole
-  shutil.copytree(folder / "3", torn)
-  assert checkpoint.latest_step(tmp_path) == 3
-  assert torn.exists()  # a reader removes nothing
-  with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
-    checkpoints.save(4, state, config=datakit.config(), facts=FACTS, totals=[])
-  assert {path.name for path in folder.iterdir()} == {"3", "4"}
-  assert checkpoint.latest_step(tmp_path / "nowhere") is None
+  shutil.copytree(folder / "5", torn)
+  assert checkpoint.steps(tmp_path) == [2, 4, 5]
+  write(tmp_path, [7], keep=2)
+  assert {path.name for path in folder.iterdir()} == {"5", "7"}
+  assert checkpoint.steps(tmp_path / "nowhere") == []
+
+
+def largest_file(folder):
+  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(file):
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 16
+  file.write_bytes(content)
+
+
+def cut_short(file):
+  file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+
+
+def flip_a_digit(file):
+  file.write_text(file.read_text().replace("0.333", "0.334"))
+
+
+DAMAGE = {
+  "bit": lambda folder: flip_a_bit(largest_file(folder / "params")),
+  "optimizer": lambda folder: flip_a_bit(largest_file(folder / "optimizer")),
+  "short": lambda folder: cut_short(largest_file(folder / "params")),
+  "gone": lambda folder: largest_file(folder / "optimizer").unlink(),
+  "folder": lambda folder: shutil.rmtree(folder / "params"),
+  "totals": lambda folder: flip_a_digit(folder / "_CHECKPOINT_METADATA"),
+  "metadata": lambda folder: (folder / "_CHECKPOINT_METADATA").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_named_in_one_line_and_the_one_before_it_is_used(tmp_path, capfd, kind):
+  state = write(tmp_path, (0, 1), keep=2)
+  DAMAGE[kind](tmp_path / checkpoint.CHECKPOINTS / "1")
+  got = restore(tmp_path, abstract())
+  assert (got.step, got.totals, got.damaged) == (0, [0.0], [1])
+  jax.tree.map(np.testing.assert_array_equal, got.state.params, state.params)
+  lines = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
+  assert len(lines) == 1
+  assert lines[0].startswith(f"checkpoint 1 of {tmp_path} is damaged (")
+
+
+def test_without_a_sound_checkpoint_nothing_is_changed(tmp_path):
+  write(tmp_path, [1], keep=2)
+  flip_a_bit(largest_file(tmp_path / checkpoint.CHECKPOINTS / "1" / "params"))
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+  with pytest.raises(InputError, match=r"no sound checkpoint .* nothing was changed"):
+    restore(tmp_path, abstract())
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_that_went_on_without_a_damaged_checkpoint_can_save_that_step_again(tmp_path):
+  for again in ("3", "3-1"):
+    write(tmp_path, [3], keep=2)
+    checkpoint.set_aside(tmp_path, [3])
+    assert (tmp_path / checkpoint.DAMAGED / again).is_dir()
+  assert checkpoint.steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_any_flipped_bit_and_any_two_exchanged_elements_change_the_fingerprint(dtype):
+  array = np.arange(1, 16).reshape(3, 5).astype(dtype)
+  want = checkpoint.fingerprints({"a": jnp.asarray(array)})
+  whole = array.view(f"uint{8 * array.itemsize}")
+  for position in np.ndindex(array.shape):
+    for bit in range(8 * array.itemsize):
+      other = whole.copy()
+      other[position] ^= 1 << bit
+      assert checkpoint.fingerprints({"a": jnp.asarray(other.view(dtype))}) != want
+  exchanged = array.copy()
+  exchanged[0, 0], exchanged[2, 3] = array[2, 3], array[0, 0]
+  assert checkpoint.fingerprints({"a": jnp.asarray(exchanged)}) != want
+
+
+def test_the_fingerprint_does_not_hang_on_where_the_shards_lie():
+  one, eight = (checkpoint.fingerprints(make_state(abstract(shape)).params) for shape in ((1, 1, 1), (2, 2, 2)))
+  assert one == eight
 
 
 @pytest.mark.parametrize(("change", "shown"), [
@@ -154,8 +236,8 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer)
   workdir, folder = tmp_path / "run", tmp_path / "hf"
   workdir.mkdir()
   state = make_state(abstract())
-  with contextlib.closing(Checkpoints(workdir, keep=1)) as checkpoints:
-    checkpoints.save(7, state, config=config, facts=FACTS, totals=[])
+  with Saver(workdir, keep=1, keep_every=0) as saver:
+    saver.save(7, state, config=config, facts=FACTS, totals=[])
   (workdir / checkpoint.CONFIG).write_text(config.to_json())
   (workdir / checkpoint.MODEL).write_text(json.dumps(checkpoint.hf_config.config_to_json(MODEL)))
   tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
@@ -171,16 +253,17 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer)
   jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
   (folder / checkpoint.MARKERS).write_text(json.dumps(checkpoint.marked_as(config)))
   again = checkpoint.open_model(str(folder))
-  assert again[3:] == opened[3:]
+  assert again[3:-1] == opened[3:-1]
+  assert (again.step, opened.step) == (None, 7)
 
 
 def test_parameters_saved_in_bfloat16_open_in_bfloat16(tmp_path):
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   state = make_state(step.abstract_state(MODEL, "bfloat16", TX, mesh))
-  with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
-    checkpoints.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
-    checkpoints.wait()
-    params = checkpoints.load_params(7, abstract().params)
+  with Saver(tmp_path, keep=1, keep_every=0) as saver:
+    saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
+    saver.wait()
+    _, params = checkpoint.load_params(tmp_path, abstract().params)
   assert params["embed"].dtype == jnp.bfloat16
   jax.tree.map(np.testing.assert_array_equal, params, state.params)
 
