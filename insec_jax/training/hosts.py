@@ -26,6 +26,7 @@ BEAT_SECONDS = 1
 # A process is gone after so much silence: a garbage collection or a slow disk must not end a run. When another one has
 # failed already, which is what a collective does whose other end is gone, the question is only whose fault it was.
 SILENCE_SECONDS, SILENCE_AFTER_FAILURE = 30, 5
+JOIN_SECONDS = 60  # for processes that have just met
 PATIENCE_SECONDS = 3600  # for processes that are alive: one host may read weights far slower than another
 AGAIN = "start the same command again on every host: the run goes on from its last checkpoint"
 
@@ -37,13 +38,15 @@ def _jax_client():
 
 
 class Relay:
-  """A way to process 0 that stays open at this end after the other has closed; `on_loss` is called then.
+  """A way to process 0. Once `holds`, it stays open at this end after the other has closed, and calls `on_loss`.
 
-  JAX's client aborts its process, with a stack trace and without a name, as soon as its connection closes.
+  JAX's client aborts its process, with a stack trace and without a name, as soon as its connection closes. Before it
+  has joined, it tries again by itself.
   """
 
   def __init__(self, host: str, port: int, on_loss: Callable[[], None]):
     self._target, self._on_loss = (host, port), on_loss
+    self.holds = False
     self._server = socket.create_server(("127.0.0.1", 0))
     self.port = self._server.getsockname()[1]
     self._start(self._accept)
@@ -66,14 +69,29 @@ class Relay:
     far.settimeout(None)
     for one in (near, far):
       one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    self._start(self._pass_on, near, far, far.close)
-    self._pass_on(far, near, self._on_loss)
-
-  def _pass_on(self, source: socket.socket, target: socket.socket, at_end: Callable[[], None]):
+    self._start(self._send, near, far)
     with contextlib.suppress(OSError):
-      while data := source.recv(2**16):
-        target.sendall(data)
-    at_end()
+      while data := far.recv(2**16):
+        near.sendall(data)
+    _close(far)
+    if self.holds:
+      self._on_loss()
+    else:
+      _close(near)
+
+  def _send(self, near: socket.socket, far: socket.socket):
+    with contextlib.suppress(OSError):
+      while data := near.recv(2**16):
+        with contextlib.suppress(OSError):  # what cannot be sent any more is lost with process 0
+          far.sendall(data)
+    _close(far)
+
+
+def _close(line: socket.socket):
+  """Nothing; also for a thread that reads from it, the line is at its end."""
+  with contextlib.suppress(OSError):
+    line.shutdown(socket.SHUT_RDWR)
+  line.close()
 
 
 class Verdict(NamedTuple):
@@ -98,7 +116,7 @@ def joined(place: Place | None, facts: dict[str, Any], *, seconds: int) -> Itera
     yield alone()
     return
   hosts = Hosts(place.index, meet(place, facts, seconds=seconds))
-  hosts.join(place, seconds)
+  hosts.join(place)
   try:
     yield hosts
   except BaseException as error:  # whatever it is, the others must not wait for this process
@@ -152,21 +170,24 @@ class Hosts:
     if problem := disagreement(self.gather(what, facts), self.names):
       raise InputError(problem)
 
-  def join(self, place: Place, seconds: int) -> None:
+  def join(self, place: Place) -> None:
     """Nothing; jax.distributed runs, and this process watches and is watched."""
     address = f"localhost:{place.port}"
     if not self.is_first:
-      address = f"127.0.0.1:{Relay(place.host, place.port, self._lost_process_0).port}"
+      relay = Relay(place.host, place.port, self._lost_process_0)
+      address = f"127.0.0.1:{relay.port}"
     # When the time is up JAX aborts the process.
-    late = threading.Timer(seconds, self._end, [Verdict(command.FAILED, (
-      f"{self._name(0)} was met, but its JAX runtime at {place.host}:{place.port} did not take everybody in "
-      f"{seconds} s; {AGAIN}"))])
+    late = threading.Timer(JOIN_SECONDS, self._end, [Verdict(command.FAILED, (
+      f"all met, but not all joined the JAX runtime of {self._name(0)} at {place.host}:{place.port} in "
+      f"{JOIN_SECONDS} s; {AGAIN}"))])
     late.daemon = True
     late.start()
     jax.distributed.initialize(address, place.num, place.index, local_device_ids=place.local_devices,
-                               cluster_detection_method="deactivate", initialization_timeout=seconds + 10,
+                               cluster_detection_method="deactivate", initialization_timeout=JOIN_SECONDS + 10,
                                shutdown_timeout_seconds=60)
     late.cancel()
+    if not self.is_first:
+      relay.holds = True
     self._client = _jax_client()
     self._heard = time.monotonic()
     for thread in (self._watch, self._guard):

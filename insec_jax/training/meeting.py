@@ -104,13 +104,14 @@ def _receive(place: Place, hello: dict, seconds: float) -> dict:
         problem = f"two processes, on {hellos[index]['name']} and {name}, have --process_id={index}; give each its own"
       lines[-1 if problem else index] = line
       hellos[index] = came
-    names = [hellos[index]["name"] for index in sorted(hellos)]
-    if problem is None:
-      problem = disagreement([hellos[index]["facts"] for index in range(place.num)], names)
-    answer = {"problem": problem, "names": names}
-    for line in lines.values():
-      with line, contextlib.suppress(OSError):  # whoever left will be missed later
-        line.sendall(json.dumps(answer).encode() + b"\n")
+  # The port is closed by now: whoever has the answer comes again at once, and must find nobody here but JAX.
+  names = [hellos[index]["name"] for index in sorted(hellos)]
+  if problem is None:
+    problem = disagreement([hellos[index]["facts"] for index in range(place.num)], names)
+  answer = {"problem": problem, "names": names}
+  for line in lines.values():
+    with line, contextlib.suppress(OSError):  # whoever left will be missed later
+      line.sendall(json.dumps(answer).encode() + b"\n")
   return answer
 
 

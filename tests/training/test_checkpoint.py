@@ -42,7 +42,7 @@ def make_state(abstract_state):
 @pytest.fixture
 def saved(tmp_path):
   """(workdir with a checkpoint of step 7 written from eight devices, the state in it)."""
-  state = make_state(abstract((2, 2, 2)))
+  state = make_state(abstract((1, 8, 1)))
   with Saver(tmp_path, keep=2, keep_every=0) as saver:
     saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[1 / 3, [0.1]])
   return tmp_path, state

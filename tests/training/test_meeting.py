@@ -157,6 +157,7 @@ def test_the_way_to_process_0_stays_open_at_this_end_when_the_other_closes():
   lost = threading.Event()
   with socket.create_server(("127.0.0.1", 0)) as server:
     relay = Relay("127.0.0.1", server.getsockname()[1], lost.set)
+    relay.holds = True
     near = socket.create_connection(("127.0.0.1", relay.port))
     near.sendall(b"to")
     far, _ = server.accept()
@@ -165,10 +166,23 @@ def test_the_way_to_process_0_stays_open_at_this_end_when_the_other_closes():
     assert near.recv(3) == b"fro"
     far.close()
     assert lost.wait(5)
+    for _ in range(9):
+      near.sendall(b"nobody hears this")
     near.settimeout(0.2)
     with pytest.raises(TimeoutError):
       near.recv(1)
     near.close()
+
+
+def test_before_it_holds_the_way_closes_at_both_ends():
+  lost = threading.Event()
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    relay = Relay("127.0.0.1", server.getsockname()[1], lost.set)
+    near = socket.create_connection(("127.0.0.1", relay.port), timeout=5)
+    server.accept()[0].close()
+    assert near.recv(1) == b""
+    near.close()
+  assert not lost.is_set()
 
 
 def test_what_is_not_public_in_jax_is_there():
