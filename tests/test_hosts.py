@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_train import read_lines, write_home
 
+pytestmark = pytest.mark.processes
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS, STEPS = 8, 20
 # Forks a process for each job of a line; no device is touched before the fork. Answers with their exit codes, and how
@@ -90,7 +91,7 @@ class Runs:
     self.home = home
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
                    "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TOKENIZERS_PARALLELISM": "false"}
+                   "TOKENIZERS_PARALLELISM": "false"}
     self._server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                     text=True, env=environment, cwd=home)
 
