@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.model import attention, llama, sharding
 from insec_jax.sizing import counts, hlo
@@ -134,7 +135,7 @@ def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology
   compile_seconds = time.perf_counter() - start
   work = None
   if compiled is not None:
-    text = compiled.as_text()
+    text = optimised_hlo(compiled)
     if hlo_file is not None:
       hlo_file.write_text(text, encoding="utf-8")
     work = _work(config, model_config, topology, mesh, text, trained_share)
@@ -144,6 +145,16 @@ def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology
     rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
     accumulation=config.data.accumulation, attention=reason, memory=_memory(state, compiled, refusal, topology),
     work=work, lower_seconds=lower_seconds, compile_seconds=compile_seconds)
+
+
+def optimised_hlo(compiled) -> str:
+  """The text of the compiled module; InputError where the compiler is of another time than jax, which reads it."""
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    raise InputError(f"jax {jax.__version__} cannot read what this compiler has written "
+                     f"({str(error).splitlines()[0]}); install the one that belongs to it, for a TPU with "
+                     f"pip install 'jax[tpu]=={jax.__version__}'") from error
 
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -69,7 +69,8 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT. Sums of loss, weight and gradient are added
   over micro-batches and devices; the one division comes after them. Without a trained token the gradient is 0.
-  It is float32. With A and `data` both 1, all but the embedding's has been rounded to the compute dtype on the way.
+  It is float32; all but the embedding's has been summed over fsdp in the compute dtype, which is what a bfloat16 run
+  gives up; sums over micro-batches and `data` are float32.
   """
   def local(params, batch):
     """The same sums, not divided; everything between devices is said here and in model/sharding.py."""

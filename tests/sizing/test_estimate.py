@@ -3,10 +3,12 @@
 import json
 import pathlib
 
+import jax
 import pytest
 
+from insec_jax.command import InputError
 from insec_jax.model.hf_config import config_from_json
-from insec_jax.sizing.estimate import Memory, flops_per_token, read_refusal
+from insec_jax.sizing.estimate import Memory, flops_per_token, optimised_hlo, read_refusal
 
 CONFIGS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
 
@@ -20,6 +22,15 @@ CONFIGS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_conf
   ("Ran out of memory in memory space vmem. Used 17.25M of 16.00M vmem.", None), ("INTERNAL: something else", None)])
 def test_a_refusal_for_lack_of_memory_says_how_much_is_missing(message, expected):
   assert read_refusal(message) == expected
+
+
+def test_a_compiler_of_another_time_than_jax_is_named():
+  class Compiled:
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: 3 operands")
+
+  with pytest.raises(InputError, match=f"jax {jax.__version__} cannot read .*RET_CHECK.* pip install 'jax"):
+    optimised_hlo(Compiled())
 
 
 def test_memory_fits_up_to_the_limit_and_says_what_is_missing():
