@@ -13,7 +13,7 @@ import ml_collections
 
 from insec_jax.command import InputError
 
-TASKS = ("graph", "chain_sum", "gsm8k", "records")
+TASKS = ("graph", "chain_sum", "sudoku", "gsm8k", "records")
 
 
 def _one_of(section: str, key: str, value: Any, allowed: tuple) -> None:

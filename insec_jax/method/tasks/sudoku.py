@@ -1,0 +1,204 @@
+"""Sudoku: a 4x4 grid solved by naked singles, cells that only one number still fits.
+
+    prompt   a1c3f1g4h2j4k2p3?\\n    the givens: cells a to p row by row, each with its number
+    steps    e3\\n                   row, column and box of cell e hold 1, 2 and 4: only 3 is left
+             d4\\n
+
+To name a cell that is settled takes a search over the grid, to check one takes a look at its peers: checking is easier
+than doing. The two error classes are those of arXiv 2512.02389.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import TaskConfig
+from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
+
+CELLS = "abcdefghijklmnop"
+NUMBERS = frozenset(range(1, 5))
+CLASSES = ("invalid", "open")
+FEWEST_GIVENS = 4  # fewer leave more than one solution
+_STEP = re.compile(r"([a-p])([1-4])\n")
+_PLACES = tuple(itertools.product(range(4), range(4)))
+PEERS = tuple(
+  tuple(other for other, (r, c) in enumerate(_PLACES)
+        if (r, c) != (row, column) and (r == row or c == column or (r // 2, c // 2) == (row // 2, column // 2)))
+  for row, column in _PLACES)
+_LINES = tuple(tuple(2 * band + line for band in bands for line in (order[band], 1 - order[band]))
+               for bands in ((0, 1), (1, 0)) for order in itertools.product((0, 1), repeat=2))
+# Every way to move the cells of a grid such that rows, columns and boxes stay rows, columns and boxes.
+_MOVES = np.array([[4 * rows[k % 4] + columns[k // 4] if turned else 4 * rows[k // 4] + columns[k % 4]
+                    for k in range(16)]
+                   for rows in _LINES for columns in _LINES for turned in (False, True)])
+
+
+@dataclass(frozen=True)
+class Facts:
+  """The solved grid and which cells are given."""
+
+  grid: tuple[int, ...]
+  givens: frozenset[int]
+
+
+def _grids() -> np.ndarray:
+  """All 288 solved grids [288, 16]."""
+  found = []
+
+  def fill(grid: list[int]) -> None:
+    if len(grid) == 16:
+      found.append(grid)
+      return
+    taken = {grid[peer] for peer in PEERS[len(grid)] if peer < len(grid)}
+    for number in sorted(NUMBERS - taken):
+      fill([*grid, number])
+
+  fill([])
+  return np.array(found)
+
+
+GRIDS = _grids()
+
+
+def _format_step(cell: int, number: int) -> str:
+  return f"{CELLS[cell]}{number}\n"
+
+
+def _read(step: str) -> tuple[int, int] | None:
+  """(cell, number) of a step; None when it is malformed."""
+  found = _STEP.fullmatch(step)
+  return found and (CELLS.index(found[1]), int(found[2]))
+
+
+def _fits(grid: tuple[int, ...], known: Iterable[int], cell: int) -> frozenset[int]:
+  """The numbers that no known peer of the cell has."""
+  return NUMBERS - {grid[peer] for peer in PEERS[cell] if peer in known}
+
+
+def _key(grid: np.ndarray, givens: frozenset[int]) -> str:
+  """The least form over all moves of the cells and renamings of the numbers: such copies of a puzzle share it."""
+  shown = np.where([cell in givens for cell in range(16)], grid, 0)
+  forms = []
+  for moved in shown[_MOVES].tolist():
+    names = {0: 0}
+    forms.append(tuple(names.setdefault(number, len(names)) for number in moved))
+  return "".join(map(str, min(forms)))
+
+
+class Sudoku:
+  """The task; its size is the number of empty cells.
+
+  A step about a cell that still has a choice is lucky when its number is the solution's, and of class `open` when it
+  is not. `invalid` is a number that a peer has, or a cell that is filled.
+  """
+
+  name = "sudoku"
+  error_classes = CLASSES
+  units = ("line", "sentence")
+  symbols = (*CLASSES, MALFORMED, *CELLS, *map(str, sorted(NUMBERS)), "?", "\n")
+
+  def __init__(self, task: TaskConfig):
+    most = 16 - FEWEST_GIVENS
+    if task.modulus != 0 or not 1 <= task.min_size <= task.max_size <= most:
+      raise InputError(f"task.modulus={task.modulus} task.min_size={task.min_size} task.max_size={task.max_size}; a "
+                       f"sudoku has 1 to {most} empty cells and modulus 0")
+    self.min_size, self.max_size = task.min_size, task.max_size
+
+  def make(self, rng: np.random.Generator) -> Problem:
+    size = int(rng.integers(self.min_size, self.max_size + 1))
+    while True:
+      grid = tuple(GRIDS[rng.integers(len(GRIDS))].tolist())
+      givens = frozenset(rng.permutation(16)[size:].tolist())
+      if order := self._solve(grid, givens, rng):
+        break
+    prompt = "".join(f"{CELLS[cell]}{grid[cell]}" for cell in sorted(givens)) + "?\n"
+    return Problem(prompt, tuple(_format_step(cell, grid[cell]) for cell in order), "".join(map(str, grid)),
+                   _key(np.array(grid), givens), Facts(grid, givens))
+
+  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+    facts, read = problem.facts, _read(step)
+    if read is None:
+      return Verdict("wrong", MALFORMED)
+    cell, number = read
+    known = self._known(facts, before)
+    fits = _fits(facts.grid, known, cell)
+    if cell in known or number not in fits:
+      return Verdict("wrong", "invalid")
+    if number != facts.grid[cell]:
+      return Verdict("wrong", "open")
+    return RIGHT if len(fits) == 1 else LUCKY
+
+  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+    facts = problem.facts
+    known = self._known(facts, before)
+    choices = []
+    for cell in range(16):
+      fits = _fits(facts.grid, known, cell)
+      if error == "invalid":
+        choices += [(cell, number) for number in (NUMBERS if cell in known else NUMBERS - fits)]
+      elif cell not in known:
+        choices += [(cell, number) for number in fits - {facts.grid[cell]}]
+    return _format_step(*choices[rng.integers(len(choices))]) if choices and len(known) < 16 else None
+
+  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+    """The class and the cell; with "recompute" also why.
+
+        class      short       recompute
+        invalid    invalide    invalideh2    the peer h has 2; e itself when it is filled
+        open       opene       opene34       3 and 4 fit
+        malformed  malformed in both
+    """
+    facts = problem.facts
+    error = self.check(problem, before, wrong).error
+    assert error, f"{wrong!r} is not wrong; there is nothing to explain"
+    if error == MALFORMED:
+      return MALFORMED
+    cell, number = _read(wrong)
+    said = error + CELLS[cell]
+    if detail == "short":
+      return said
+    known = self._known(facts, before)
+    if error == "open":
+      return said + "".join(map(str, sorted(_fits(facts.grid, known, cell))))
+    clash = cell if cell in known else next(
+      peer for peer in PEERS[cell] if peer in known and facts.grid[peer] == number)
+    return said + f"{CELLS[clash]}{facts.grid[clash]}"
+
+  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+    known = self._known(problem.facts, before)
+    # The first that is not stated: those before it in the solution settle it.
+    return next((step for step in problem.steps if _read(step)[0] not in known), None)
+
+  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+    facts, read = problem.facts, _read(wrong)
+    known = self._known(facts, before)
+    if read is not None and read[0] not in known and len(_fits(facts.grid, known, read[0])) == 1:
+      return _format_step(read[0], facts.grid[read[0]])
+    return self.next_step(problem, before)
+
+  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+    """The grid as filled, the last number stated for a cell; None while a cell is empty."""
+    facts = problem.facts
+    said = {cell: facts.grid[cell] for cell in facts.givens}
+    said |= dict(read for step in steps if (read := _read(step)) is not None)
+    return "".join(str(said[cell]) for cell in range(16)) if len(said) == 16 else None
+
+  def _known(self, facts: Facts, before: tuple[str, ...]) -> set[int]:
+    """The cells that are given or stated; their numbers count as the solution's, as if what stands were right."""
+    return set(facts.givens).union(read[0] for step in before if (read := _read(step)) is not None)
+
+  def _solve(self, grid: tuple[int, ...], givens: frozenset[int], rng: np.random.Generator) -> list[int]:
+    """The empty cells in an even draw of the orders of naked singles; empty when there is none."""
+    known, order = set(givens), []
+    while len(known) < 16:
+      settled = [cell for cell in range(16) if cell not in known and len(_fits(grid, known, cell)) == 1]
+      if not settled:
+        return []
+      cell = settled[rng.integers(len(settled))]
+      known.add(cell)
+      order.append(cell)
+    return order
