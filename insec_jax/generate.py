@@ -1,7 +1,7 @@
 """Text after prompts: reads JSON lines, writes JSON lines in the same order.
 
   python -m insec_jax.generate --model DIR --prompts P.jsonl --output O.jsonl [--max_tokens --temperature --top_p --seed
-      --flag_bias --logprobs --clean]
+      --flag_bias --flag_above --logprobs --clean]
 
   in    {"prompt": "2+3="}  or  {"tokens": [17, 4]}; what else stands on a line is carried along
   out   {"prompt", "text", "clean", "tokens", "logprobs", "finish"}
@@ -13,6 +13,7 @@ top_p, no bias), else null. A prompt of tokens is read as it is; special tokens 
 """
 
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,8 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest toke
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that hold this much.", 0.0, 1.0)
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws; that of a prompt hangs on its line only, not on its neighbours.")
 FLAG_BIAS = flags.DEFINE_float("flag_bias", 0.0, "Added to the logit of the flag: above 0 flags more, -inf never.")
+FLAG_ABOVE = flags.DEFINE_float("flag_above", math.inf, "Flag a step when the largest -log p of its tokens, the first "
+                                "left out, is above this: 0.7 is p below 0.5; evaluate finds a good value.")
 LOGPROBS = flags.DEFINE_bool("logprobs", False, "Also write log p of each token.")
 CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view as text too.")
 flags.mark_flags_as_required(["model", "prompts", "output"])
@@ -51,6 +54,7 @@ def main() -> None:
     written = writer.write(
         tokens, label="generate", max_tokens=MAX_TOKENS.value, temperature=TEMPERATURE.value, top_p=TOP_P.value,
         seed=SEED.value, flag_bias=FLAG_BIAS.value,
+        watch=None if FLAG_ABOVE.value == math.inf else writer.watch(FLAG_ABOVE.value),
         batch_size=rows_that_fit(opened.config, slots=slots, compute=compute))
     for prompt, begin, one in zip(prompts, tokens, written, strict=True):
       file.write(json.dumps(line(prompt, begin, one, writer, opened), ensure_ascii=False) + "\n")

@@ -24,6 +24,8 @@ BAD = {  # arguments (after those that are right) and what the line says
   "prompt too long": (["--prompts=long.jsonl"],
                       "long.jsonl:1: 250 tokens and max_tokens=16 more do not fit in the model's 256 positions"),
   "no flag token": (["--model=plain", "--flag_bias=1"], "flag_bias=1.0 needs a model that has a flag token"),
+  "no flag token to force": (["--model=plain", "--flag_above=1"], "needs a model that has a flag token"),
+  "steps that are no lines": (["--model=sentences", "--flag_above=1"], "the model's steps are sentences"),
   "no model": (["--model=none"], "no folder 'none'"),
   "no weights": (["--model=empty"], "empty holds neither"),
   "output in no folder": (["--output=none/o.jsonl"], "--output=none/o.jsonl cannot be written"),
@@ -47,6 +49,8 @@ def folder(tmp_path_factory):
   shutil.copytree(folder / "plain", folder / "words")  # whose random text happens to hold a whole correction
   (folder / "words" / MARKERS).write_text(json.dumps({
       "flag": "=", "fix": "(", "special": False, "unit": "line", "template": "plain"}))
+  shutil.copytree(folder / "marked", folder / "sentences")
+  (folder / "sentences" / MARKERS).write_text((folder / "marked" / MARKERS).read_text().replace("line", "sentence"))
   (folder / "empty").mkdir()
   write_lines(folder / "p.jsonl", PROMPTS)
   write_lines(folder / "bad.jsonl", [{"prompt": "2"}, "{"])
@@ -63,6 +67,7 @@ def done(folder):
     "greedy": ["--output=greedy.jsonl", "--logprobs"],
     "again": ["--output=again.jsonl", "--logprobs"],
     "flagged": ["--output=flagged.jsonl", "--flag_bias=6", "--temperature=1"],
+    "unsure": ["--output=unsure.jsonl", "--flag_above=0", "--temperature=1", "--max_tokens=100"],
     "plain": ["--model=plain", "--output=plain.jsonl", *DRAWN],
     "words": ["--model=words", "--output=words.jsonl", *DRAWN],
     "clean": ["--model=words", "--output=clean.jsonl", *DRAWN, "--clean"],
@@ -124,6 +129,15 @@ def test_flag_bias_makes_flags_that_the_text_shows(folder, done):
   assert all("<|spare_0|>" in line["text"] for line in output(folder, "flagged.jsonl"))
   assert not any("<|spare_0|>" in line["text"] for line in output(folder, "greedy.jsonl"))
   assert all(line["logprobs"] is None for line in output(folder, "flagged.jsonl"))
+
+
+def test_flag_above_flags_the_lines_that_the_model_is_less_sure_of(folder, done):
+  assert done["unsure"][0] == 0, done["unsure"][2]
+  texts = [line["text"].partition("<|spare_0|>") for line in output(folder, "unsure.jsonl")]
+  assert any(flag for _, flag, _ in texts)
+  for before, flag, _ in texts:
+    assert "\n" not in before[:-1]  # with a score of 0 no line goes by
+    assert not flag or before.endswith("\n")
 
 
 def test_progress_is_told_in_plain_lines(done):

@@ -36,13 +36,35 @@ class Generation:
 
   `tokens` ends with the stop token when `finish` is "stop"; "length" means that max_tokens were written without one.
   `logprobs` are those of the tokens chosen, under the model's own distribution: temperature 1, no top_p, no flag_bias.
-  `flag_logprobs`, of the same distributions, are those of the flag in each token's place; None without a flag_id.
+  `flag_logprobs`, of the same distributions, are those of the flag in each token's place, and `margins` the flag's
+  logit minus the best other one there; None without a flag_id.
   """
 
   tokens: np.ndarray
   logprobs: np.ndarray
   finish: str
   flag_logprobs: np.ndarray | None
+  margins: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+  """What is written for the model, on the strength of how sure it was of each step.
+
+      tokens    d  c  7  \n  <sure 2>  <flag>  ...  <fix>  d  c  8  \n  <sure 0>
+      forced                  *         *                                 *
+      score        *  *  *                                     *  *  *
+
+  The score of a step is the largest -log p of its tokens, the first left out: what to speak of next is no mistake. A
+  step begins after the end of another, after what is forced there, and after the fix; what stands between a flag and
+  its fix is no step.
+  """
+
+  end_ids: tuple[int, ...]  # tokens that end a step
+  fix_id: int | None
+  threshold: float = math.inf  # a step with a score above it gets a flag
+  edges: tuple[float, ...] = ()  # scores, ascending, that part the bins of confidence
+  confidence_ids: tuple[int, ...] = ()  # token written after a step of each bin, and nowhere else; empty: none
 
 
 class Sampler:
@@ -55,29 +77,38 @@ class Sampler:
 
   def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
                seed: int = 0, stop_ids: Sequence[int], flag_id: int | None = None, flag_bias: float = 0.0,
-               batch_size: int, progress: Callable[[int, int], None] | None = None) -> list[Generation]:
+               watch: Watch | None = None, batch_size: int,
+               progress: Callable[[int, int], None] | None = None) -> list[Generation]:
     """One Generation per prompt, in order; what a prompt gets does not depend on the prompts beside it.
 
     Temperature 0 is greedy. Otherwise the draw of step s of prompt i depends on (seed, i, s) only; it is from the
     distribution at `temperature`, cut to the likeliest tokens that hold `top_p` of it. `flag_bias` is added to the
-    flag's logit before both; -inf bans the flag. `progress` is told (prompts done, tokens written) after every batch.
+    flag's logit before both; -inf bans the flag. What `watch` forces stands among the tokens, with the log p that the
+    model gave it, and changes no draw but its own. `progress` is told (prompts done, tokens written) after every batch.
     InputError when a prompt or an option is out of range.
     """
     _check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
+    if watch is not None:
+      _check_watch(watch, flag_id)
     self._check_prompts(prompts, max_tokens)
-    stop_U = np.array([*stop_ids, *[NO_TOKEN] * (STOPS - len(stop_ids) % STOPS)], np.int32)
+    stop_U = _padded(stop_ids, STOPS)
+    watched = None if watch is None else {
+        "end_E": _padded(watch.end_ids, STOPS), "fix": NO_TOKEN if watch.fix_id is None else watch.fix_id,
+        "threshold": float(watch.threshold), "edge_K": np.array(watch.edges, np.float32),
+        "confidence_K": np.array(watch.confidence_ids, np.int32)}
     results: dict[int, Generation] = {}
     for token_BP, start_B, index_B in _batches(prompts, batch_size):
       # Plain Python numbers: one of NumPy would be another type, and compile again.
       out = _decode(self.params, token_BP, start_B, index_B, stop_U, jax.random.key(seed), float(temperature),
-                    float(top_p), NO_TOKEN if flag_id is None else int(flag_id), float(flag_bias), config=self.config,
-                    compute=self.compute, max_tokens=max_tokens, greedy=temperature == 0, cut=top_p < 1)
-      token_BM, logprob_BM, flag_BM, num_B, stopped_B = jax.device_get(out)
+                    float(top_p), NO_TOKEN if flag_id is None else int(flag_id), float(flag_bias), watched,
+                    config=self.config, compute=self.compute, max_tokens=max_tokens, greedy=temperature == 0,
+                    cut=top_p < 1)
+      token_BM, logprob_BM, flag_BM, margin_BM, num_B, stopped_B = jax.device_get(out)
       for row in np.flatnonzero(index_B != NO_TOKEN):
         num = num_B[row]
         results[int(index_B[row])] = Generation(
             token_BM[row, :num], logprob_BM[row, :num], "stop" if stopped_B[row] else "length",
-            None if flag_id is None else flag_BM[row, :num])
+            *((None, None) if flag_id is None else (flag_BM[row, :num], margin_BM[row, :num])))
       if progress is not None:
         progress(len(results), sum(len(result.tokens) for result in results.values()))
     return [results[index] for index in range(len(prompts))]
@@ -124,6 +155,26 @@ def _check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:
     raise InputError(f"flag_bias={flag_bias}; must be a number, or -inf to ban the flag")
   if flag_bias and flag_id is None:
     raise InputError(f"flag_bias={flag_bias} needs a model that has a flag token, and this one has none; leave it at 0")
+
+
+def _check_watch(watch: Watch, flag_id: int | None) -> None:
+  if not watch.end_ids:
+    raise ValueError("a watch without tokens that end a step never sees one")
+  if list(watch.edges) != sorted(set(watch.edges)):
+    raise InputError(f"edges of confidence {watch.edges}; must ascend")
+  if watch.confidence_ids and len(watch.confidence_ids) != len(watch.edges) + 1:
+    raise InputError(f"{len(watch.edges)} edges of confidence need {len(watch.edges) + 1} tokens, not "
+                     f"{len(watch.confidence_ids)}")
+  if math.isnan(watch.threshold):
+    raise InputError("the score above which a step is flagged is nan; must be a number, or inf for never")
+  if watch.threshold < math.inf and flag_id is None:
+    raise InputError(f"flagging steps with a score above {watch.threshold} needs a model that has a flag token, and "
+                     "this one has none")
+
+
+def _padded(ids: Sequence[int], multiple: int) -> np.ndarray:
+  """The ids and as many that no token has as make a multiple, always at least one."""
+  return np.array([*ids, *[NO_TOKEN] * (multiple - len(ids) % multiple)], np.int32)
 
 
 def rows_that_fit(config: llama.LlamaConfig, *, slots: int, compute: str) -> int:
@@ -201,12 +252,17 @@ def _after_prompt(params, token_BP, start_B, token_C, *, config, compute):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "max_tokens", "greedy", "cut"))
-def _decode(params, token_BP, start_B, index_B, stop_U, key, temperature, top_p, flag_id, flag_bias, *, config, compute,
-            max_tokens, greedy, cut):
-  """(tokens, log p of each, log p of the flag in place of each, number of tokens, whether a stop token ended it)."""
+def _decode(params, token_BP, start_B, index_B, stop_U, key, temperature, top_p, flag_id, flag_bias, watched, *, config,
+            compute, max_tokens, greedy, cut):
+  """What `Generation` holds, for each row: tokens, log p of each, of the flag in its place, margin of the flag there.
+
+  Then the number of tokens, and whether a stop token ended them. `watched` is a Watch as arrays, or None.
+  """
   B, P = token_BP.shape
   M = max_tokens
   bias_1V = jnp.where(jnp.arange(config.vocab_size) == flag_id, flag_bias, 0.0)[None]
+  if watched is not None:
+    bias_1V = bias_1V.at[:, watched["confidence_K"]].set(-jnp.inf)  # never the model's own to say
 
   def write(state):
     """The state with one more token for each row; a row that has stopped goes on writing, but nothing is counted."""
@@ -215,14 +271,19 @@ def _decode(params, token_BP, start_B, index_B, stop_U, key, temperature, top_p,
                                              state["cache"])
     logprob_BV = _logprobs(params, stream_B1D[:, 0], config=config)
     token_B = _draw(logprob_BV + bias_1V, index_B, step, key, temperature, top_p, greedy=greedy, cut=cut)
+    if watched is not None:
+      token_B = _forced(state["watch"], token_B, flag_id, watched)
     chosen_B = jnp.take_along_axis(logprob_BV, token_B[:, None], 1)[:, 0]
+    others_BV = jnp.where(jnp.arange(config.vocab_size) == flag_id, -jnp.inf, logprob_BV)
     return {
+        **({} if watched is None else {"watch": _watch(state["watch"], token_B, chosen_B, flag_id, watched)}),
         "step": step + 1,
         "cache": cache,
         "token_B": token_B,
         "token_BM": state["token_BM"].at[:, step].set(token_B),
         "logprob_BM": state["logprob_BM"].at[:, step].set(chosen_B),
         "flag_BM": state["flag_BM"].at[:, step].set(logprob_BV[:, flag_id]),
+        "margin_BM": state["margin_BM"].at[:, step].set(logprob_BV[:, flag_id] - others_BV.max(-1)),
         "num_B": state["num_B"] + live_B,
         "live_B": live_B & ~(token_B[:, None] == stop_U[None]).any(-1),
     }
@@ -230,11 +291,61 @@ def _decode(params, token_BP, start_B, index_B, stop_U, key, temperature, top_p,
   # The last token of the prompt is read again by the first step: one copy of the step to compile, for one token more.
   _, cache = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=M)
   state = {"step": 0, "cache": cache, "token_B": token_BP[:, -1], "token_BM": jnp.zeros((B, M), jnp.int32),
-           "logprob_BM": jnp.zeros((B, M)), "flag_BM": jnp.zeros((B, M)), "num_B": jnp.zeros(B, jnp.int32),
+           "logprob_BM": jnp.zeros((B, M)), "flag_BM": jnp.zeros((B, M)), "margin_BM": jnp.zeros((B, M)),
+           "num_B": jnp.zeros(B, jnp.int32),
            "live_B": index_B != NO_TOKEN}
+  if watched is not None:
+    state["watch"] = {"num_B": jnp.zeros(B, jnp.int32), "score_B": jnp.zeros(B), "is_step_B": jnp.full(B, True),
+                      "bin_B": jnp.full(B, NO_TOKEN, jnp.int32), "flags_B": jnp.full(B, False)}
   state = jax.lax.while_loop(lambda state: (state["step"] < M) & state["live_B"].any(), write, state)
   # A row is live at the end only if nothing stopped it.
-  return state["token_BM"], state["logprob_BM"], state["flag_BM"], state["num_B"], ~state["live_B"]
+  kept = ("token_BM", "logprob_BM", "flag_BM", "margin_BM", "num_B")
+  return *(state[name] for name in kept), ~state["live_B"]
+
+
+def _forced(watch, token_B, flag_id, watched):
+  """The tokens drawn, or what has to stand in their place: the confidence in a step that has ended, then the flag."""
+  token_B = jnp.where(watch["flags_B"], flag_id, token_B)
+  if not len(watched["confidence_K"]):
+    return token_B
+  return jnp.where(watch["bin_B"] == NO_TOKEN, token_B, watched["confidence_K"][watch["bin_B"]])
+
+
+def _watch(watch, token_B, logprob_B, flag_id, watched):
+  """The state of the watch after one more token: the running step's length and score, and what is forced next.
+
+  `is_step_B` is false between a flag and its fix; `bin_B` is NO_TOKEN when no confidence is to be written.
+  """
+  was_confidence_B = watch["bin_B"] != NO_TOKEN
+  is_flag_B, is_fix_B = token_B == flag_id, token_B == watched["fix"]
+  is_own_B = watch["is_step_B"] & ~was_confidence_B & ~is_flag_B & ~is_fix_B
+  score_B = jnp.where(watch["num_B"] > 0, jnp.maximum(watch["score_B"], -logprob_B), 0.0)
+  ends_B = is_own_B & (token_B[:, None] == watched["end_E"][None]).any(-1)
+  goes_on_B = is_own_B & ~ends_B
+  if len(watched["confidence_K"]):
+    bin_B = jnp.where(ends_B, (score_B[:, None] > watched["edge_K"][None]).sum(-1), NO_TOKEN)
+  else:
+    bin_B = watch["bin_B"]
+  return {
+      "num_B": jnp.where(goes_on_B, watch["num_B"] + 1, 0),
+      "score_B": jnp.where(goes_on_B, score_B, 0.0),
+      "is_step_B": jnp.where(is_flag_B, False, watch["is_step_B"] | is_fix_B),
+      "bin_B": bin_B,
+      "flags_B": (ends_B & (score_B > watched["threshold"])) | (was_confidence_B & watch["flags_B"]),
+  }
+
+
+def step_scores(generation: Generation, watch: Watch, flag_id: int | None) -> list[tuple[int, int, float]]:
+  """(first token, one past the last, score) of each step that was ended, as `Watch` counts them."""
+  found, first, is_step = [], 0, True
+  for place, token in enumerate(generation.tokens.tolist()):
+    if token in watch.confidence_ids or token == flag_id or token == watch.fix_id:
+      is_step = token == watch.fix_id or (is_step and token != flag_id)
+      first = place + 1
+    elif is_step and token in watch.end_ids:
+      found.append((first, place + 1, float(np.max(-generation.logprobs[first + 1:place + 1], initial=0.0))))
+      first = place + 1
+  return found
 
 
 def _draw(logits_BV, index_B, step, key, temperature, top_p, *, greedy, cut):

@@ -1,6 +1,8 @@
 """A model and its tokenizer together: text in, text out."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -10,7 +12,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data.tokens import add_markers, encode_prompt, load
 from insec_jax.decoding.progress import Progress
-from insec_jax.decoding.sampler import Generation, Sampler
+from insec_jax.decoding.sampler import Generation, Sampler, Watch
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
 from insec_jax.training.checkpoint import Opened
@@ -35,7 +37,7 @@ class Writer:
   def __init__(self, opened: Opened, *, compute: str):
     self.sampler = Sampler(opened.config, opened.params, compute=compute)
     self.tokenizer = opened.tokenizer
-    self.flag_id = opened.flag_id
+    self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
     ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
@@ -50,14 +52,35 @@ class Writer:
     return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
   def write(self, prompts: Sequence[np.ndarray], *, label: str, max_tokens: int, batch_size: int,
-            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, flag_bias: float = 0.0) -> list[Written]:
+            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, flag_bias: float = 0.0,
+            watch: Watch | None = None) -> list[Written]:
     """What the model writes after each prompt, as Sampler.generate says; `label` names the work on the progress bar."""
     if not prompts:
       return []
     generations = self.sampler.generate(
         prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop_ids=self.stop_ids,
-        flag_id=self.flag_id, flag_bias=flag_bias, batch_size=batch_size, progress=Progress(label, len(prompts)))
-    return [Written(self.decode(one.tokens[:-1] if one.finish == "stop" else one.tokens), one) for one in generations]
+        flag_id=self.flag_id, flag_bias=flag_bias, watch=watch, batch_size=batch_size,
+        progress=Progress(label, len(prompts)))
+    return [self.written(one) for one in generations]
+
+  def written(self, generation: Generation) -> Written:
+    """A generation with its text."""
+    stopped = generation.finish == "stop"
+    return Written(self.decode(generation.tokens[:-1] if stopped else generation.tokens), generation)
+
+  def watch(self, threshold: float = math.inf) -> Watch:
+    """A watch over steps that are lines: a token whose text ends in a newline ends one; a score above gets a flag.
+
+    InputError when the model was trained on steps that are no lines.
+    """
+    if self._unit not in (None, "line"):
+      raise InputError(f"the model's steps are {self._unit}s (mistakes.unit), and only lines can be watched: where a "
+                       "sentence ends is known too late; use a model trained with mistakes.unit='line'")
+    return Watch(self._end_ids, self.fix_id, threshold)
+
+  @functools.cached_property
+  def _end_ids(self) -> tuple[int, ...]:
+    return tuple(token for token in range(len(self.tokenizer)) if self.decode([token]).endswith("\n"))
 
 
 def with_markers(opened: Opened, config: Config, where: str) -> Opened:

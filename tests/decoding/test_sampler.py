@@ -206,3 +206,106 @@ def test_what_cannot_be_decoded_is_refused_in_one_line(model, prompts, options, 
 
 def test_no_prompts_give_no_text(model):
   assert model.generate([], max_tokens=4, stop_ids=[], batch_size=4) == []
+
+
+FIX, END, SURE = 8, (9, 12, 15, 18), (20, 21, 22)
+WATCH = sampler.Watch(end_ids=END, fix_id=FIX)
+EDGES = (3.0, 5.0)
+
+
+def watched(model, watch, **settings):
+  return model.generate(some_prompts(), stop_ids=[], flag_id=FLAG, watch=watch,
+                        **{"max_tokens": 40, "batch_size": 8, "temperature": 1.0, "seed": 5} | settings)
+
+
+def test_a_watch_that_never_forces_changes_nothing(model):
+  for temperature in (0.0, 1.0):
+    plain = watched(model, None, temperature=temperature)
+    for one, other in zip(plain, watched(model, WATCH, temperature=temperature), strict=True):
+      for field in ("tokens", "logprobs", "flag_logprobs", "margins"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+
+
+def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model):
+  scores = [score for one in watched(model, WATCH) for *_, score in sampler.step_scores(one, WATCH, FLAG)]
+  watch = dataclasses.replace(WATCH, threshold=float(np.median(scores)))
+  num_flagged, num_left = 0, 0
+  for one in watched(model, watch):
+    for _, stop, score in sampler.step_scores(one, watch, FLAG):
+      if stop < len(one.tokens):
+        assert one.tokens[stop] == FLAG or score <= watch.threshold
+        num_flagged += score > watch.threshold
+        num_left += one.tokens[stop] != FLAG
+  assert min(num_flagged, num_left) > 2
+
+
+def test_what_stands_between_flag_and_fix_is_no_step(model):
+  always = dataclasses.replace(WATCH, threshold=-1.0)
+  for one in watched(model, always):
+    is_step = True
+    for before, token in zip(one.tokens, one.tokens[1:], strict=False):
+      is_step = before == FIX or (is_step and before != FLAG)
+      # The model may flag by itself as well, but an end inside a reason must not make it.
+      assert not (is_step and before in END) or token == FLAG
+  assert any(np.isin(one.tokens[np.argmax(one.tokens == FLAG):], END).any() for one in watched(model, always)
+             if FLAG in one.tokens)
+
+
+def test_the_token_of_the_confidence_follows_each_step_and_the_flag_comes_after_it(model):
+  watch = dataclasses.replace(WATCH, edges=EDGES, confidence_ids=SURE, threshold=EDGES[1])
+  seen = set()
+  for one in watched(model, watch, flag_bias=-np.inf):
+    for _, stop, score in sampler.step_scores(one, watch, FLAG):
+      if stop + 1 < len(one.tokens):
+        assert one.tokens[stop] == SURE[sum(score > edge for edge in EDGES)]
+        assert (one.tokens[stop + 1] == FLAG) == (score > EDGES[1])
+        seen.add(int(one.tokens[stop]))
+  assert seen == set(SURE)
+
+
+def test_what_is_forced_changes_no_later_draw():
+  """With logits that do not depend on what was written, the tokens that are not forced stay the same."""
+  flat = Sampler(CONFIG, jax.tree.map(jnp.zeros_like, params()), compute="float32")
+  plain, forcing = (watched(flat, watch) for watch in (
+    WATCH, dataclasses.replace(WATCH, edges=EDGES, confidence_ids=SURE)))
+  for one, other in zip(plain, forcing, strict=True):
+    forced = np.isin(other.tokens, SURE)
+    drawn = ~forced & ~np.isin(one.tokens, SURE)
+    assert min(forced.sum(), drawn.sum()) > 2
+    np.testing.assert_array_equal(one.tokens[drawn], other.tokens[drawn])
+
+
+def test_scores_and_margins_are_those_of_one_full_pass(model):
+  prompts = some_prompts()
+  num = 0
+  for prompt, one in zip(prompts, watched(model, dataclasses.replace(WATCH, threshold=4.0)), strict=True):
+    logprob_TV = logprobs_while(prompt, one)
+    others_TV = np.delete(logprob_TV, FLAG, axis=1)
+    np.testing.assert_allclose(one.margins, logprob_TV[:, FLAG] - others_TV.max(1), atol=2e-4)
+    for first, stop, score in sampler.step_scores(one, WATCH, FLAG):
+      own = [-logprob_TV[place, one.tokens[place]] for place in range(first + 1, stop)]
+      assert score == pytest.approx(max(own, default=0.0), abs=2e-4)
+      num += len(own) > 0
+  assert num > 4
+
+
+def test_another_threshold_compiles_nothing(model):
+  watched(model, dataclasses.replace(WATCH, threshold=1.0))
+  size = sampler._decode._cache_size()
+  watched(model, dataclasses.replace(WATCH, threshold=2.0, end_ids=(3, 4)))
+  assert sampler._decode._cache_size() == size
+
+
+@pytest.mark.parametrize(("change", "words"), [
+  ({"edges": (2.0, 1.0)}, "must ascend"),
+  ({"edges": (1.0,), "confidence_ids": (20,)}, "1 edges of confidence need 2 tokens, not 1"),
+  ({"threshold": float("nan")}, "is nan"),
+])
+def test_a_watch_that_makes_no_sense_is_refused(model, change, words):
+  with pytest.raises(InputError, match=words):
+    watched(model, dataclasses.replace(WATCH, **change))
+
+
+def test_a_model_without_a_flag_cannot_be_made_to_flag(model):
+  with pytest.raises(InputError, match="needs a model that has a flag"):
+    model.generate(some_prompts(), stop_ids=[], watch=dataclasses.replace(WATCH, threshold=1.0), **SETTINGS)

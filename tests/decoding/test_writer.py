@@ -94,7 +94,7 @@ def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
   made = Writer(model, compute="float32")
   end = model.tokenizer.eos_token_id
   token_T = [*model.tokenizer("12 + 30", add_special_tokens=False)["input_ids"], model.flag_id, end]
-  made.sampler.written = [Generation(np.array(token_T), None, finish, None) for finish in ("stop", "length")]
+  made.sampler.written = [Generation(np.array(token_T), None, finish, None, None) for finish in ("stop", "length")]
   both = made.write([np.array([1])] * 2, label="", max_tokens=9, batch_size=2)
   assert [one.text for one in both] == ["12 + 30<err>", "12 + 30<err><|eos|>"]
   assert [one.finished for one in both] == [True, False]

@@ -81,7 +81,8 @@ class Task(Protocol):
 
 def get(task: TaskConfig) -> Task:
   """The task that the config names; InputError for sizes or a modulus that it cannot have."""
-  from insec_jax.method.tasks import chain_sum, graph, gsm8k, sudoku  # here, because each of them imports Problem from above
+  # Here, because each of them imports Problem from above.
+  from insec_jax.method.tasks import chain_sum, graph, gsm8k, sudoku
 
   classes = {"graph": graph.Graph, "chain_sum": chain_sum.ChainSum, "gsm8k": gsm8k.Gsm8k,
              "sudoku": sudoku.Sudoku}

@@ -1,0 +1,81 @@
+"""Redrawing deletes exactly the steps that are above the threshold, and counts every token that was drawn for it."""
+
+import math
+import types
+
+import numpy as np
+
+from insec_jax.decoding.redraw import redraw
+from insec_jax.decoding.sampler import Generation, Watch
+from insec_jax.decoding.writer import Written
+
+END, STOP = 1, 0
+
+
+class Script:
+  """A writer that says what stands in its script: for each prompt's first token, the rounds in order."""
+
+  flag_id = 7
+
+  def __init__(self, script):
+    self.script = {first: list(rounds) for first, rounds in script.items()}
+    self.seen = []
+
+  def watch(self):
+    return Watch((END,), 8)
+
+  def decode(self, tokens):
+    return " ".join(map(str, tokens))
+
+  def written(self, one):
+    return Written(self.decode(one.tokens), one)
+
+  def write(self, prompts, *, label, max_tokens, temperature, seed, flag_bias, batch_size):
+    del label, max_tokens, temperature, batch_size
+    assert flag_bias == -math.inf
+    self.seen.append((seed, [prompt.tolist() for prompt in prompts]))
+    drawn = [self.script[int(prompt[0])].pop(0) for prompt in prompts]
+    pairs = [(np.array([token for token, _ in one]), -np.array([score for _, score in one])) for one in drawn]
+    return [types.SimpleNamespace(generation=Generation(*pair, "stop", None, None)) for pair in pairs]
+
+
+def step(name, score):
+  """A step of three tokens with this score; how sure its first token was does not count."""
+  return [(name, 9.0), (name, score), (END, 0.0)]
+
+
+def run(script, *, most=2, max_tokens=100):
+  writer = Script(script)
+  written, counted = redraw(writer, [np.array([first], np.int32) for first in script], label="", threshold=1.0,
+                            most=most, max_tokens=max_tokens, temperature=1.0, seed=3, batch_size=4)
+  return [one.generation.tokens.tolist() for one in written], counted, writer.seen
+
+
+def test_an_unsure_step_is_drawn_again_from_the_same_prefix_with_another_seed_and_its_tokens_count():
+  tokens, counted, seen = run({5: [[*step(20, 0.1), *step(21, 2.0), *step(22, 0.0), (STOP, 0.0)],
+                                   [*step(23, 0.2), (STOP, 0.0)]]})
+  assert tokens == [[20, 20, END, 23, 23, END, STOP]]
+  assert counted == [3 + 3 + 4]
+  assert seen == [(3, [[5]]), (4, [[5, 20, 20, END]])]
+
+
+def test_a_step_is_drawn_again_at_most_so_often_and_the_next_has_its_own_count():
+  unsure = [*step(20, 2.0), (STOP, 0.0)]
+  tokens, counted, _ = run({5: [unsure, unsure, [*step(20, 2.0), *step(21, 3.0), (STOP, 0.0)],
+                                [*step(22, 3.0), (STOP, 0.0)], [*step(23, 0.0), (STOP, 0.0)]]})
+  assert tokens == [[20, 20, END, 23, 23, END, STOP]]
+  assert counted == [3 + 3 + 3 + 3 + 3 + 4]
+
+
+def test_a_solution_that_is_done_is_not_drawn_again_with_the_others():
+  tokens, counted, seen = run({5: [[*step(20, 0.0), (STOP, 0.0)]], 6: [[*step(21, 2.0), (STOP, 0.0)],
+                                                                      [*step(22, 0.0), (STOP, 0.0)]]})
+  assert tokens == [[20, 20, END, STOP], [22, 22, END, STOP]]
+  assert counted == [4, 7]
+  assert [prompts for _, prompts in seen] == [[[5], [6]], [[6]]]
+
+
+def test_what_is_kept_never_exceeds_max_tokens():
+  tokens, counted, _ = run({5: [[*step(20, 0.0), *step(21, 2.0)], [*step(22, 0.0), *step(23, 0.0)]]}, max_tokens=7)
+  assert tokens == [[20, 20, END, 22, 22, END, 23]]
+  assert counted == [6 + 4]
