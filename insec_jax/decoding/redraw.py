@@ -38,7 +38,8 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
     for index, one in zip(open_, drawn, strict=True):
       generation = one.generation
       room = max_tokens - len(kept[index])
-      above = next(((first, stop) for first, stop, score in step_scores(generation, watch, writer.flag_id)
+      scores = step_scores(generation.tokens, generation.logprobs, watch, writer.flag_id)
+      above = next(((first, stop) for first, stop, score in scores
                     if score > threshold and stop <= room and not (first == 0 and tries[index] >= most)), None)
       if above is None:
         tokens = np.concatenate([kept[index], generation.tokens[:room]])

@@ -25,6 +25,7 @@ from insec_jax.model import llama
 
 SHORTEST = 32  # slots; shorter prompts are padded to this
 CHUNK = 512  # tokens of a prompt read at once: bounds the attention scores of a long prompt
+READ = 32  # tokens of a text whose next ones are judged at once: bounds the logits
 STOPS = 8  # the number of stop tokens is padded to a multiple of this, so that one more compiles nothing
 MEMORY, MOST_ROWS = 1 << 30, 256  # bytes of a batch, and rows: `rows_that_fit`
 NO_TOKEN = -1
@@ -123,6 +124,16 @@ class Sampler:
       is_full_B = index_B != NO_TOKEN
       logprob_nC[index_B[is_full_B]] = np.asarray(logprob_BC)[is_full_B]
     return logprob_nC
+
+  def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
+    """For each text, log p of each of its tokens after those before it; of the first it is 0."""
+    self._check_prompts(texts, 0)
+    found = [np.zeros(len(text), np.float32) for text in texts]
+    for token_BP, start_B, index_B in _batches(texts, batch_size):
+      logprob_BP = np.asarray(_of_text(self.params, token_BP, start_B, config=self.config, compute=self.compute))
+      for row in np.flatnonzero(index_B != NO_TOKEN):
+        found[index_B[row]][1:] = logprob_BP[row, start_B[row] + 1:]
+    return found
 
   def _check_prompts(self, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
     for index, prompt in enumerate(prompts):
@@ -251,6 +262,28 @@ def _after_prompt(params, token_BP, start_B, token_C, *, config, compute):
   return _logprobs(params, last_BD, config=config)[:, token_C]
 
 
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _of_text(params, token_BP, start_B, *, config, compute):
+  """Log p of each token of a text after those before it; what stands at its first token and before means nothing."""
+  B, P = token_BP.shape
+  width = min(P, READ)
+  target_BP = jnp.roll(token_BP, -1, axis=1)
+
+  def read(chunk, carried):
+    cache, logprob_BP = carried
+    first = chunk * width
+    token_BT, target_BT = (jax.lax.dynamic_slice_in_dim(array_BP, first, width, 1)
+                           for array_BP in (token_BP, target_BP))
+    stream_BTD, cache = llama.forward_cached(config, params, token_BT, start_B, first, cache)
+    logprob_BTV = jax.nn.log_softmax(llama.logits(params, config, stream_BTD))
+    of_target_BT = jnp.take_along_axis(logprob_BTV, target_BT[..., None], 2)[..., 0]
+    return cache, jax.lax.dynamic_update_slice_in_dim(logprob_BP, of_target_BT, first, 1)
+
+  cache = llama.make_cache(config, B, P, compute)
+  _, logprob_BP = jax.lax.fori_loop(0, P // width, read, (cache, jnp.zeros((B, P))))
+  return jnp.roll(logprob_BP, 1, axis=1)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "compute", "max_tokens", "greedy", "cut"))
 def _decode(params, token_BP, start_B, index_B, stop_U, key, temperature, top_p, flag_id, flag_bias, watched, *, config,
             compute, max_tokens, greedy, cut):
@@ -335,15 +368,21 @@ def _watch(watch, token_B, logprob_B, flag_id, watched):
   }
 
 
-def step_scores(generation: Generation, watch: Watch, flag_id: int | None) -> list[tuple[int, int, float]]:
+def bin_of(score: float, edges: Sequence[float]) -> int:
+  """The bin of confidence of a step with this score, 0 for the surest."""
+  return sum(score > edge for edge in edges)
+
+
+def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: Watch, flag_id: int | None
+                ) -> list[tuple[int, int, float]]:
   """(first token, one past the last, score) of each step that was ended, as `Watch` counts them."""
   found, first, is_step = [], 0, True
-  for place, token in enumerate(generation.tokens.tolist()):
+  for place, token in enumerate(token_T.tolist()):
     if token in watch.confidence_ids or token == flag_id or token == watch.fix_id:
       is_step = token == watch.fix_id or (is_step and token != flag_id)
       first = place + 1
     elif is_step and token in watch.end_ids:
-      found.append((first, place + 1, float(np.max(-generation.logprobs[first + 1:place + 1], initial=0.0))))
+      found.append((first, place + 1, float(np.max(-logprob_T[first + 1:place + 1], initial=0.0))))
       first = place + 1
   return found
 

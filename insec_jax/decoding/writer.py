@@ -10,9 +10,9 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data.tokens import add_markers, encode_prompt, load
+from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load
 from insec_jax.decoding.progress import Progress
-from insec_jax.decoding.sampler import Generation, Sampler, Watch
+from insec_jax.decoding.sampler import Generation, Sampler, Watch, bin_of, step_scores
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
 from insec_jax.training.checkpoint import Opened
@@ -38,6 +38,7 @@ class Writer:
     self.sampler = Sampler(opened.config, opened.params, compute=compute)
     self.tokenizer = opened.tokenizer
     self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
+    self._edges, self._confidence_ids = opened.confidence, opened.confidence_ids
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
     ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
@@ -48,7 +49,9 @@ class Writer:
     return encode_prompt(prompt, self.tokenizer, self.template, answer=answer)
 
   def decode(self, tokens: Sequence[int]) -> str:
-    """The text of tokens, special ones included."""
+    """The text of tokens, special ones included; those of confidence are nothing that was said."""
+    if self._confidence_ids:
+      tokens = [token for token in tokens if token not in self._confidence_ids]
     return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
   def write(self, prompts: Sequence[np.ndarray], *, label: str, max_tokens: int, batch_size: int,
@@ -57,6 +60,8 @@ class Writer:
     """What the model writes after each prompt, as Sampler.generate says; `label` names the work on the progress bar."""
     if not prompts:
       return []
+    if watch is None and self._confidence_ids:
+      watch = self.watch()
     generations = self.sampler.generate(
         prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop_ids=self.stop_ids,
         flag_id=self.flag_id, flag_bias=flag_bias, watch=watch, batch_size=batch_size,
@@ -68,6 +73,36 @@ class Writer:
     stopped = generation.finish == "stop"
     return Written(self.decode(generation.tokens[:-1] if stopped else generation.tokens), generation)
 
+  def read(self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int
+           ) -> list[tuple[np.ndarray, list[float]]]:
+    """Each prompt with the beginning of its answer as the model would have it, had it written these steps itself.
+
+    That is the tokens, those of the model's confidence after each step among them where it has any, and the score of
+    each step. InputError as `watch`.
+    """
+    watch = self.watch()
+    tokens = [self.encode(prompt) for prompt in prompts]
+    starts = [len(some) for some in tokens]
+    if not self._confidence_ids:
+      tokens = [self.encode(prompt, answer="".join(some)) for prompt, some in zip(prompts, steps, strict=True)]
+      logprobs = self.sampler.logprobs(tokens, batch_size=batch_size)
+      return [(some, [score for *_, score in step_scores(some[start:], of[start:], watch, self.flag_id)])
+              for some, of, start in zip(tokens, logprobs, starts, strict=True)]
+    scores = [[] for _ in prompts]
+    for number in range(max(map(len, steps), default=0)):
+      # What a step is worth shows in what is written after it: one pass for each step.
+      at = [index for index, some in enumerate(steps) if number < len(some)]
+      for index in at:
+        # As in training: the prompt and the first step are encoded together, what follows a token of confidence alone.
+        tokens[index] = (np.append(tokens[index], encode_text(steps[index][number], self.tokenizer)) if number else
+                         self.encode(prompts[index], answer=steps[index][0])).astype(np.int32)
+      for index, of in zip(at, self.sampler.logprobs([tokens[index] for index in at], batch_size=batch_size),
+                           strict=True):
+        *_, score = step_scores(tokens[index][starts[index]:], of[starts[index]:], watch, self.flag_id)[-1]
+        scores[index].append(score)
+        tokens[index] = np.append(tokens[index], self._confidence_ids[bin_of(score, self._edges)]).astype(np.int32)
+    return list(zip(tokens, scores, strict=True))
+
   def watch(self, threshold: float = math.inf) -> Watch:
     """A watch over steps that are lines: a token whose text ends in a newline ends one; a score above gets a flag.
 
@@ -76,7 +111,7 @@ class Writer:
     if self._unit not in (None, "line"):
       raise InputError(f"the model's steps are {self._unit}s (mistakes.unit), and only lines can be watched: where a "
                        "sentence ends is known too late; use a model trained with mistakes.unit='line'")
-    return Watch(self._end_ids, self.fix_id, threshold)
+    return Watch(self._end_ids, self.fix_id, threshold, self._edges, self._confidence_ids)
 
   @functools.cached_property
   def _end_ids(self) -> tuple[int, ...]:
@@ -86,7 +121,8 @@ class Writer:
 def with_markers(opened: Opened, config: Config, where: str) -> Opened:
   """The model with the config's markers; one that never had any gets them as at step 0 of training.
 
-  InputError when it was trained with other markers, steps or template than the config's.
+  A model that was trained without tokens of confidence goes without, whatever the config says. InputError when it was
+  trained with other markers, steps or template than the config's.
   """
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
   if opened.markers is not None:
@@ -101,14 +137,18 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
       if has != wanted:
         raise InputError(f"{where} was trained with {name}={has!r}, and the config says {wanted!r}; "
                          "use the config of that run")
+    if opened.confidence not in ((), config.tokenizer.confidence):
+      raise InputError(f"{where} was trained with tokenizer.confidence={opened.confidence}, and the config says "
+                       f"{config.tokenizer.confidence}; use the config of that run")
     return opened
   tokenizer = load(config.tokenizer.path) if config.tokenizer.path else opened.tokenizer
-  tokenizer, flag_id, fix_id, _ = add_markers(tokenizer, config.tokenizer)
+  marked = add_markers(tokenizer, dataclasses.replace(config.tokenizer, confidence=()))  # it has learned to read none
   params, model_config = opened.params, opened.config
   if len(tokenizer) > model_config.vocab_size:
     params, model_config = hf.grow_vocabulary(params, model_config,
                                               hf.vocabulary_for(len(tokenizer), model_config.vocab_size))
-  return Opened(model_config, params, tokenizer, markers, flag_id, fix_id, config.mistakes.unit, config.data.template)
+  return Opened(model_config, params, tokenizer, markers, marked.flag_id, marked.fix_id, config.mistakes.unit,
+                config.data.template)
 
 
 def compute_dtype(opened: Opened) -> str:

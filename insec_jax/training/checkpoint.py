@@ -286,6 +286,8 @@ class Opened(NamedTuple):
   unit: str | None  # mistakes.unit and data.template it was trained with
   template: str | None
   step: int | None = None  # of the checkpoint, where it comes from one
+  confidence: tuple[float, ...] = ()  # tokenizer.confidence it was trained with
+  confidence_ids: tuple[int, ...] = ()
 
 
 def is_workdir(folder: pathlib.Path) -> bool:
@@ -319,10 +321,11 @@ def open_model(folder: str) -> Opened:
     marked = marked_as(config_lib.from_json((path / CONFIG).read_text(encoding="utf-8")))
   if marked is None:
     return Opened(config, params, tokenizer, None, None, None, None, None, step)
-  _, flag_id, fix_id, _ = tokens.find_markers(tokenizer, TokenizerConfig(
-    path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"]))
-  return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), flag_id, fix_id, marked["unit"],
-                marked["template"], step)
+  confidence = tuple(marked["confidence"])
+  found = tokens.find_markers(tokenizer, TokenizerConfig(
+    path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence))
+  return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
+                marked["unit"], marked["template"], step, confidence, found.confidence_ids)
 
 
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
@@ -334,7 +337,7 @@ def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
 def marked_as(config: Config) -> dict[str, Any]:
   """What an exported folder must say of its text beside what HF says."""
   return {"flag": config.tokenizer.flag, "fix": config.tokenizer.fix, "special": config.tokenizer.special,
-          "unit": config.mistakes.unit, "template": config.data.template}
+          "confidence": config.tokenizer.confidence, "unit": config.mistakes.unit, "template": config.data.template}
 
 
 def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:

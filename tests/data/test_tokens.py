@@ -460,3 +460,30 @@ def test_the_tokenizer_comes_from_its_folder_or_the_model_or_the_task(tmp_path):
   assert tokens.open_tokenizer(sums).num_added == 0
   with pytest.raises(InputError, match=r"no symbols to build a tokenizer from; give tokenizer\.path"):
     tokens.open_tokenizer(config())
+
+
+def test_a_token_of_confidence_is_one_special_token_that_is_never_trained():
+  some = config(tokenizer__confidence=(0.1, 1.0), loss__flag=2.0)
+  marked = tokens.add_markers(bpe_tokenizer(), some.tokenizer)
+  assert len(marked.confidence_ids) == 3
+  pieces = (Piece(PROMPT, "12 + 30 = "), Piece(MISTAKE, "43\n"), Piece(FLAG, "<|sure_2|>"), Piece(FLAG, "<err>"),
+            Piece(FLAG, "<fix>"), Piece(CORRECTION, "42\n"), Piece(FLAG, "<|sure_0|>", 1.0))
+  example = one(pieces, marked.tokenizer, some)
+  for number, name in ((2, "<|sure_2|>"), (0, "<|sure_0|>")):
+    place = example.token_T.tolist().index(marked.confidence_ids[number])
+    assert marked.tokenizer.convert_ids_to_tokens(int(example.token_T[place])) == name
+    assert example.weight_T[place] == 0
+  assert example.weight_T[example.token_T.tolist().index(marked.flag_id)] == 2
+
+
+def test_text_cannot_forge_confidence():
+  some = config(tokenizer__confidence=(0.1,))
+  tokenizer = tokens.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
+  with pytest.raises(InputError, match=r"the text holds the marker '<\|sure_1\|>'"):
+    one((Piece(PROMPT, "12 <|sure_1|>"), Piece(TEXT, "a\n")), tokenizer, some)
+
+
+@pytest.mark.parametrize(("edges", "special"), [((1.0, 0.5), True), ((0.0,), True), ((0.5,), False)])
+def test_edges_of_confidence_that_make_no_sense_are_refused(edges, special):
+  with pytest.raises(InputError, match=r"tokenizer\.confidence"):
+    config(tokenizer__confidence=edges, tokenizer__special=special)

@@ -1,6 +1,7 @@
 """A model is given the config's markers once, and a model that has other ones is refused."""
 
 import dataclasses
+import functools
 import types
 
 import datakit
@@ -10,10 +11,12 @@ import pytest
 import reference
 
 from insec_jax.command import InputError
+from insec_jax.data import tokens
 from insec_jax.decoding import writer
-from insec_jax.decoding.sampler import Generation, rows_that_fit
+from insec_jax.decoding.sampler import Generation, rows_that_fit, step_scores
 from insec_jax.decoding.writer import Writer, compute_dtype, with_markers
 from insec_jax.method.transcript import Markers
+from insec_jax.model import hf
 from insec_jax.model.hf_config import config_from_json
 from insec_jax.training.checkpoint import Opened
 
@@ -129,3 +132,59 @@ def test_accelerators_compute_16_bit_weights_in_bfloat16_and_all_else_is_float32
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
   weight = types.SimpleNamespace(dtype=jax.numpy.dtype(stored))
   assert compute_dtype(untuned()._replace(params={"embed": weight})) == needed
+
+
+SURE = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0))
+STEPS = (["He adds 12 and 30.\n", "12 + 30 = 43\n"], ["12 + 30 = 42\n", "#### 42\n", "a\n"], [])
+QUESTIONS = ("What is 12 + 30?\n", "What?\n", "12 + 30 = ")
+
+
+@functools.cache
+def reader(sure: bool) -> Writer:
+  """A small random model, with or without tokens of confidence."""
+  config = SURE if sure else NEW
+  marked = tokens.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
+  fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
+  model_config = config_from_json(fields, "config.json")
+  params = hf.init(model_config, jax.random.key(0), "float32")
+  return Writer(Opened(model_config, params, marked.tokenizer, Markers("<err>", "<fix>"), marked.flag_id, marked.fix_id,
+                       "line", "plain", None, config.tokenizer.confidence, marked.confidence_ids), compute="float32")
+
+
+def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():
+  writer = reader(True)
+  ids = writer.watch().confidence_ids
+  for question, steps, (token_T, scores) in zip(QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4),
+                                               strict=True):
+    logprob_T = writer.sampler.logprobs([token_T], batch_size=1)[0]
+    begin = len(writer.encode(question))
+    again = step_scores(token_T[begin:], logprob_T[begin:], writer.watch(), writer.flag_id)
+    np.testing.assert_allclose([score for *_, score in again], scores, atol=1e-4)
+    assert len(scores) == len(steps)
+    sure = [int(token) for token in token_T[begin:] if token in ids]
+    assert sure == [ids[sum(score > edge for edge in (0.5, 5.0))] for score in scores]
+    assert writer.decode(token_T[begin:]) == "".join(steps)
+
+
+def test_a_model_without_tokens_of_confidence_reads_steps_as_they_are():
+  writer = reader(False)
+  for question, steps, (token_T, scores) in zip(QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4),
+                                               strict=True):
+    assert token_T.tolist() == writer.encode(question, answer="".join(steps)).tolist()
+    assert len(scores) == len(steps)
+    assert min(scores, default=1) > 0
+
+
+def test_what_a_model_writes_holds_its_confidence_as_tokens_and_not_as_text():
+  writer = reader(True)
+  ids = writer.watch().confidence_ids
+  written = writer.write([writer.encode(question) for question in QUESTIONS], label="", max_tokens=60, batch_size=4,
+                         temperature=1.5, flag_bias=-np.inf)
+  assert any(token in ids for one in written for token in one.generation.tokens)
+  assert not any("<|sure_" in one.text for one in written)
+
+
+def test_a_model_of_other_edges_of_confidence_is_refused():
+  opened = trained(NEW)._replace(confidence=(1.0,))
+  with pytest.raises(InputError, match=r"trained with tokenizer.confidence=\(1.0,\), and the config says \(0.5, 5.0\)"):
+    with_markers(opened, SURE, "here")

@@ -82,10 +82,10 @@ class Task(Protocol):
 def get(task: TaskConfig) -> Task:
   """The task that the config names; InputError for sizes or a modulus that it cannot have."""
   # Here, because each of them imports Problem from above.
-  from insec_jax.method.tasks import chain_sum, graph, gsm8k, sudoku
+  from insec_jax.method.tasks import chain_sum, graph, gsm8k, multiplication, sudoku
 
   classes = {"graph": graph.Graph, "chain_sum": chain_sum.ChainSum, "gsm8k": gsm8k.Gsm8k,
-             "sudoku": sudoku.Sudoku}
+             "multiplication": multiplication.Multiplication, "sudoku": sudoku.Sudoku}
   if task.name not in classes:
     raise InputError(f"task.name={task.name!r} has no step checker; one of {', '.join(classes)} is needed here")
   return classes[task.name](task)

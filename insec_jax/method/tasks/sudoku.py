@@ -99,7 +99,8 @@ class Sudoku:
   name = "sudoku"
   error_classes = CLASSES
   units = ("line", "sentence")
-  symbols = (*CLASSES, MALFORMED, *CELLS, *map(str, sorted(NUMBERS)), "?", "\n")
+  symbols = (*CLASSES, MALFORMED, *CELLS, *map(str, sorted(NUMBERS)), *(f"!{number}" for number in sorted(NUMBERS)),
+             "?", "\n")
 
   def __init__(self, task: TaskConfig):
     most = 16 - FEWEST_GIVENS
@@ -145,11 +146,13 @@ class Sudoku:
     return _format_step(*choices[rng.integers(len(choices))]) if choices and len(known) < 16 else None
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """The class and the cell; with "recompute" also why.
+    """The class and the cell; with "recompute" why, and that the number does not stand: a cell, then what is in it.
 
-        class      short       recompute
-        invalid    invalide    invalideh2    the peer h has 2; e itself when it is filled
-        open       opene       opene34       3 and 4 fit
+        class      wrong step  short      recompute
+        invalid    e2          invalide   invalidh2e!2    the peer h has 2
+        invalid    e2          invalide   invalide4e!2    e itself has 4
+        invalid    e4          invalide   invalide4       e has it already
+        open       e3          opene      open34e!3       3 and 4 fit
         malformed  malformed in both
     """
     facts = problem.facts
@@ -158,15 +161,16 @@ class Sudoku:
     if error == MALFORMED:
       return MALFORMED
     cell, number = _read(wrong)
-    said = error + CELLS[cell]
     if detail == "short":
-      return said
+      return error + CELLS[cell]
     known = self._known(facts, before)
+    withdrawn = f"{CELLS[cell]}!{number}"
     if error == "open":
-      return said + "".join(map(str, sorted(_fits(facts.grid, known, cell))))
+      return error + "".join(map(str, sorted(_fits(facts.grid, known, cell)))) + withdrawn
     clash = cell if cell in known else next(
       peer for peer in PEERS[cell] if peer in known and facts.grid[peer] == number)
-    return said + f"{CELLS[clash]}{facts.grid[clash]}"
+    why = f"{error}{CELLS[clash]}{facts.grid[clash]}"
+    return why if cell in known and facts.grid[cell] == number else why + withdrawn
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     known = self._known(problem.facts, before)
