@@ -411,16 +411,16 @@ def test_a_built_tokenizer_takes_plain_word_markers_as_symbols():
 
 def test_special_tokens_that_exist_become_markers_and_nothing_is_added():
   marked = tokens.add_markers(bpe_tokenizer(), config(**SPARE).tokenizer)
-  assert marked[1:] == (6, 7, 0)
+  assert marked[1:] == (6, 7, (), 0)
 
 
 def test_markers_that_are_new_are_added_as_special_tokens(tmp_path):
   before = len(bpe_tokenizer())
   marked = tokens.add_markers(bpe_tokenizer(), config().tokenizer)
-  assert marked[1:] == (before, before + 1, 2)
+  assert marked[1:] == (before, before + 1, (), 2)
   marked.tokenizer.save_pretrained(tmp_path)
   again = tokens.find_markers(tokens.load(str(tmp_path)), config().tokenizer)
-  assert again[1:] == (before, before + 1, 0)
+  assert again[1:] == (before, before + 1, (), 0)
 
 
 def test_an_added_word_that_is_not_special_becomes_special():
@@ -455,7 +455,7 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_refused(tmp_path):
 def test_the_tokenizer_comes_from_its_folder_or_the_model_or_the_task(tmp_path):
   bpe_tokenizer().save_pretrained(tmp_path)
   for changes in ({"tokenizer__path": str(tmp_path)}, {"model__path": str(tmp_path), "model__size": None}):
-    assert tokens.open_tokenizer(config(**SPARE, **changes))[1:] == (6, 7, 0)
+    assert tokens.open_tokenizer(config(**SPARE, **changes))[1:] == (6, 7, (), 0)
   sums = config(task__name="chain_sum", task__min_size=2, task__max_size=3, data__num_records=1)
   assert tokens.open_tokenizer(sums).num_added == 0
   with pytest.raises(InputError, match=r"no symbols to build a tokenizer from; give tokenizer\.path"):
