@@ -114,14 +114,14 @@ class MistakesConfig:
   max_per_solution: int
   place: str  # "anywhere", "first_half" or "last_half" of the solution
   classes: tuple[str, ...]  # empty: all of the task's
-  reason: str  # "none", "short" or "recompute"
+  reason: str  # "none", "label" or "recompute"
   unit: str  # a step is a "line", a "sentence" or a "paragraph"
 
   def __post_init__(self):
     object.__setattr__(self, "classes", tuple(self.classes))
     _one_of("mistakes", "source", self.source, ("injected", "recorded", "mined"))
     _one_of("mistakes", "place", self.place, ("anywhere", "first_half", "last_half"))
-    _one_of("mistakes", "reason", self.reason, ("none", "short", "recompute"))
+    _one_of("mistakes", "reason", self.reason, ("none", "label", "recompute"))
     _one_of("mistakes", "unit", self.unit, ("line", "sentence", "paragraph"))
     _at_least("mistakes", self, 0, "share")
     _at_least("mistakes", self, 1, "max_per_solution")

@@ -30,7 +30,7 @@ VALUES = {
     "max_per_solution": 1,
     "place": "anywhere",
     "classes": (),
-    "reason": "short",
+    "reason": "label",
     "unit": "line",
   },
   "loss": {"prompt": 0.0, "text": 1.0, "mistake": 0.0, "flag": 1.0, "reason": 1.0, "correction": 1.0, "end": 0.5},

@@ -70,7 +70,7 @@ def _measured(config: Config, skill: float) -> dict:
     if rng.random() >= share:
       return "".join(rest[1:])
     right = probe.wrong if rng.random() < 0.1 else rest[0]
-    reason = task.explain(probe.problem, probe.before, probe.wrong, "short")
+    reason = task.explain(probe.problem, probe.before, probe.wrong, "label")
     pieces = mistake_pieces(markers, wrong="", reason=reason, right=right)
     return render(pieces) + "".join(rest[1:])
 

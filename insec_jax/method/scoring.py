@@ -183,7 +183,7 @@ class Outcome:
   error: str  # class of the wrong step; "" where the task cannot prove it wrong (a record may know better)
   delay: int | None  # steps between the wrong step and the first flag; 0 right after it; None: no flag
   reason: str
-  reason_right: bool  # the reason is, in words, what the task says about this step (short or recomputed)
+  reason_right: bool  # the reason is, in words, what the task says about this step (label or recomputed)
   fix: str  # the step after the fix; "" when there is none
   fix_kind: str  # "right", "lucky" or "wrong"; "none" without a complete correction
   parroted: bool  # the fix is the wrong step again
@@ -212,7 +212,7 @@ def read_probe(
   delay = next((k for k, attempt in enumerate(attempts) if attempt.flagged), None)
   fix = attempts[1].step if first.closed else ""
   error = task.check(problem, before, wrong).error
-  told = [task.explain(problem, before, wrong, detail) for detail in ("short", "recompute")] if error else []
+  told = [task.explain(problem, before, wrong, detail) for detail in ("label", "recompute")] if error else []
   answer = task.answer_of(problem, before + _standing(attempts))
   return Outcome(
     error=error,

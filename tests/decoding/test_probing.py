@@ -77,7 +77,7 @@ def continued(problem: tasks.Problem, said: str, policy: Policy) -> str:
   if wrong and (policy.flags or said.endswith(FLAG)):
     *before, last = steps
     right = last if policy.parrots else TASK.correction(problem, tuple(before), last)
-    out += ("" if said.endswith(FLAG) else FLAG) + TASK.explain(problem, tuple(before), last, "short") + FIX + right
+    out += ("" if said.endswith(FLAG) else FLAG) + TASK.explain(problem, tuple(before), last, "label") + FIX + right
     steps = (*before, right)
   while (step := TASK.next_step(problem, tuple(steps))) is not None:
     if policy.slips and len(steps) == 1:

@@ -65,7 +65,7 @@ def test_verdicts_one_by_one(before, step, kind, error):
   assert (verdict.kind, verdict.error) == (kind, error)
 
 
-@pytest.mark.parametrize(("before", "wrong", "short", "recompute"), [
+@pytest.mark.parametrize(("before", "wrong", "label", "recompute"), [
   ((), "17+25=43\n", "calc43", "calc17+25=42"),
   (FIRST, "43+8=51\n", "value43", "value42not43"),
   (FIRST, "42+9=51\n", "copy9", "copy8not9"),
@@ -73,8 +73,8 @@ def test_verdicts_one_by_one(before, step, kind, error):
   (FIRST, "17+25=42\n", "repeat42", "repeat17+25=42"),
   ((), "17+", "malformed", "malformed"),
 ])
-def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, short, recompute):
-  assert TASK.explain(PROBLEM, before, wrong, "short") == short
+def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recompute):
+  assert TASK.explain(PROBLEM, before, wrong, "label") == label
   assert TASK.explain(PROBLEM, before, wrong, "recompute") == recompute
 
 

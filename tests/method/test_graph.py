@@ -178,7 +178,7 @@ def test_verdicts_one_by_one(before, step, kind, error):
   assert (verdict.kind, verdict.error) == (kind, error)
 
 
-@pytest.mark.parametrize(("before", "wrong", "short", "recompute"), [
+@pytest.mark.parametrize(("before", "wrong", "label", "recompute"), [
   ((), "dc5a4d9\n", "earlyc", "earlycab"),
   ((), "ca5b3c8\n", "valuea", "valuea4"),
   ((), "ca4b3c8\n", "calcc", "calc4+3=7"),
@@ -188,9 +188,9 @@ def test_verdicts_one_by_one(before, step, kind, error):
   (("ca4b3c7\n",), "ca4b3c7\n", "repeatc", "repeatc7"),
   ((), "ca4", "malformed", "malformed"),
 ])
-def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, short, recompute):
+def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recompute):
   task, problem = fixed_problem()
-  assert task.explain(problem, before, wrong, "short") == short
+  assert task.explain(problem, before, wrong, "label") == label
   assert task.explain(problem, before, wrong, "recompute") == recompute
 
 

@@ -130,7 +130,7 @@ def test_rounding_is_not_a_mistake():
   assert verdict(TICKETS, 2, "One share of the tickets is 1,200 / 72 = $18.\n") == ("wrong", "calc")
 
 
-@pytest.mark.parametrize(("k", "wrong", "short", "recompute"), [
+@pytest.mark.parametrize(("k", "wrong", "label", "recompute"), [
   (0, "The baker makes 3 * 12 = 35 rolls in the morning.\n", "3*12 is not 35.", "3*12 is 36, not 35."),
   (0, "He has 4 + 4 = 9 rolls.\n", "4+4 is not 9.", "4+4 is 8, not 9."),
   (0, "The baker makes 3 * 21 = 63 rolls in the morning.\n", "21 is not the right number.",
@@ -140,8 +140,8 @@ def test_rounding_is_not_a_mistake():
   (2, "#### 23\n", "The answer is not 23.", "The answer is 32, not 23."),
   (2, "#### many\n", "The answer is not a number.", "The answer is the number 32."),
 ])
-def test_reasons_say_what_is_wrong_and_recompute_it(k, wrong, short, recompute):
-  assert TASK.explain(BAKER, BAKER.steps[:k], wrong, "short") == short
+def test_reasons_say_what_is_wrong_and_recompute_it(k, wrong, label, recompute):
+  assert TASK.explain(BAKER, BAKER.steps[:k], wrong, "label") == label
   assert TASK.explain(BAKER, BAKER.steps[:k], wrong, "recompute") == recompute
 
 

@@ -17,7 +17,7 @@ from insec_jax.method.transcript import Markers, Piece, clean, parse, render
 MARKERS = Markers("<err>", "<fix>")
 SIZES = TaskConfig(name="graph", min_size=4, max_size=4, modulus=10)
 MISTAKES = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                          reason="short", unit="line")
+                          reason="label", unit="line")
 
 
 def transcripts(task, num, seed=0, **changes):
@@ -47,7 +47,7 @@ def test_every_mistake_is_wrong_and_every_correction_right(name):
         verdict = task.check(problem, tuple(before), piece.text)
         assert verdict.kind == "wrong"
         assert [after.role for after in transcript[k + 1:k + 5]] == [FLAG, REASON, FLAG, CORRECTION]
-        assert transcript[k + 2].text == task.explain(problem, tuple(before), piece.text, "short")
+        assert transcript[k + 2].text == task.explain(problem, tuple(before), piece.text, "label")
         assert transcript[k + 2].text.startswith(verdict.error)
       elif piece.role in (TEXT, CORRECTION):
         for step in piece.text.splitlines(keepends=True):

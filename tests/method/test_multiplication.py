@@ -101,7 +101,7 @@ def test_every_class_can_be_injected_and_is_found_again_by_the_check():
 
 
 def test_the_reason_names_the_class_and_with_recompute_the_right_line():
-  assert TASK.explain(HAND, (), "47*6=272\n", "short") == "ten"
+  assert TASK.explain(HAND, (), "47*6=272\n", "label") == "ten"
   assert TASK.explain(HAND, (), "47*6=272\n", "recompute") == "ten47*6=282"
   assert TASK.explain(HAND, STEPS[:1], "47*5=235\n", "recompute") == "copy47*300=14100"
   assert TASK.explain(HAND, (), "47", "recompute") == "malformed"

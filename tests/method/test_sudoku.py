@@ -102,7 +102,7 @@ def test_the_reason_says_why_and_takes_the_number_back():
       verdict = TASK.check(problem, before, step)
       if verdict.kind != "wrong":
         continue
-      assert TASK.explain(problem, before, step, "short") == verdict.error + CELLS[cell]
+      assert TASK.explain(problem, before, step, "label") == verdict.error + CELLS[cell]
       said = TASK.explain(problem, before, step, "recompute")
       again = cell in known and facts.grid[cell] == number
       assert said.endswith(f"{CELLS[cell]}!{number}") != again

@@ -67,7 +67,7 @@ class Task(Protocol):
     """A wrong step of class `error` in place of the next one; None where there is none."""
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """What is wrong with a wrong step: "short" names it, "recompute" also puts it right."""
+    """What is wrong with a wrong step: "label" names it, "recompute" also puts it right."""
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     """The right next step; None when the problem is solved."""

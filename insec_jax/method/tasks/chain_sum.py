@@ -105,7 +105,7 @@ class ChainSum:
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the wrong number; with "recompute" also what is right.
 
-        class      wrong step   short      recompute
+        class      wrong step   label      recompute
         calc       17+25=43     calc43     calc17+25=42
         value      43+8=51      value43    value42not43
         copy       42+9=51      copy9      copy8not9
@@ -118,7 +118,7 @@ class ChainSum:
     if read is None:
       return MALFORMED
     said = {"calc": read.result, "value": read.total, "copy": read.number, "repeat": read.result}[error]
-    if detail == "short":
+    if detail == "label":
       return f"{error}{said}"
     if error in ("calc", "repeat"):
       return f"{error}{read.total}+{read.number}={read.total + read.number}"

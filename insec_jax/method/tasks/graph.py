@@ -199,7 +199,7 @@ class Graph:
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the quantity it is about; with "recompute" also what is right.
 
-        class      wrong step   short     recompute
+        class      wrong step   label     recompute
         early      dc5a4d9      earlyc    earlycab    c is not known yet, a + b gives it
         value      ca5b3c8      valuea    valuea4     a is 4
         calc       ca4b3c8      calcc     calc4+3=7   the sum
@@ -218,7 +218,7 @@ class Graph:
       name = self._missing(facts, self._stated(before), read.operands)[0]
     elif error == "value":
       name = next(name for name, value in zip(read.operands, read.values, strict=True) if facts.value[name] != value)
-    if detail == "short" or name not in facts.value:
+    if detail == "label" or name not in facts.value:
       return error + name
     if error == "calc":
       return f"calc{read.values[0]}+{read.values[1]}={facts.value[name]}"

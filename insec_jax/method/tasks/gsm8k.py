@@ -77,15 +77,15 @@ class Gold:
 
 @dataclass(frozen=True)
 class Finding:
-  """A verdict and, where it is wrong, what to say about it, in short and recomputed."""
+  """A verdict and, where it is wrong, what to say about it, as a label and recomputed."""
 
   verdict: Verdict
-  short: str = ""
+  label: str = ""
   recompute: str = ""
 
 
-def _wrong(error: str, short: str, recompute: str) -> Finding:
-  return Finding(Verdict("wrong", error), short, recompute)
+def _wrong(error: str, label: str, recompute: str) -> Finding:
+  return Finding(Verdict("wrong", error), label, recompute)
 
 
 def _miscalculated(expression: str, *, value: Fraction, stated: Fraction) -> Finding:
@@ -203,7 +203,7 @@ class Gsm8k:
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """What is wrong, in words.
 
-        class     short                        recompute
+        class     label                        recompute
         calc      48/2 is not 26.              48/2 is 24, not 26.
         operand   18 is not the right number.  The number is 16, not 18: 2*16 = 32.
         value     17 is not the right value.   The value is 15, not 17.
@@ -212,7 +212,7 @@ class Gsm8k:
     """
     finding = self._find(problem, before, wrong)
     assert finding.verdict.error, f"{wrong!r} is not wrong; there is nothing to explain"
-    return finding.short if detail == "short" else finding.recompute
+    return finding.label if detail == "label" else finding.recompute
 
   def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
     golds = _golds(problem.steps, problem.facts.notes)
@@ -286,8 +286,8 @@ class Gsm8k:
     seen = sum(earlier.strip() == said for earlier in before)
     if seen and seen >= sum(gold.text.strip() == said for gold in golds):
       recomputed = ", ".join(f"{each.text} is {show(each.value)}" for each in equations(step))
-      short = "This was said before."
-      return _wrong("repeat", short, f"{short[:-1]}: {recomputed}." if recomputed else short)
+      label = "This was said before."
+      return _wrong("repeat", label, f"{label[:-1]}: {recomputed}." if recomputed else label)
     alike = [k for k, gold in enumerate(golds) if gold.words == words]
     if any(golds[k].numbers == numbers for k in alike):
       return Finding(RIGHT)

@@ -155,7 +155,7 @@ class Multiplication:
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class; with "recompute" also the line as it should be.
 
-        wrong step     short    recompute
+        wrong step     label    recompute
         47*6=272       ten      ten47*6=282
         47*5=235       copy     copy47*6=282    the line that comes next
         malformed in both, and where nothing is left to say
@@ -163,7 +163,7 @@ class Multiplication:
     error = self.check(problem, before, wrong).error
     assert error, f"{wrong!r} is not wrong; there is nothing to explain"
     right = self.correction(problem, before, wrong)
-    if error == MALFORMED or detail == "short" or right is None:
+    if error == MALFORMED or detail == "label" or right is None:
       return error
     return error + right.rstrip("\n")
 

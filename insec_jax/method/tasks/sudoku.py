@@ -148,7 +148,7 @@ class Sudoku:
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the cell; with "recompute" why, and that the number does not stand: a cell, then what is in it.
 
-        class      wrong step  short      recompute
+        class      wrong step  label      recompute
         invalid    e2          invalide   invalidh2e!2    the peer h has 2
         invalid    e2          invalide   invalide4e!2    e itself has 4
         invalid    e4          invalide   invalide4       e has it already
@@ -161,7 +161,7 @@ class Sudoku:
     if error == MALFORMED:
       return MALFORMED
     cell, number = _read(wrong)
-    if detail == "short":
+    if detail == "label":
       return error + CELLS[cell]
     known = self._known(facts, before)
     withdrawn = f"{CELLS[cell]}!{number}"
