@@ -113,15 +113,15 @@ class MistakesConfig:
   share: float  # of solutions
   max_per_solution: int
   place: str  # "anywhere", "first_half" or "last_half" of the solution
-  classes: tuple[str, ...]  # empty: all of the task's
-  reason: str  # "none", "label" or "recompute"
+  classes: tuple[str, ...]  # empty: all of the task's, or those for prose where task.name="records"
+  reason: str  # "none", "label", "recompute", or "paper": the words of arXiv 2412.16653
   unit: str  # a step is a "line", a "sentence" or a "paragraph"
 
   def __post_init__(self):
     object.__setattr__(self, "classes", tuple(self.classes))
     _one_of("mistakes", "source", self.source, ("injected", "recorded", "mined"))
     _one_of("mistakes", "place", self.place, ("anywhere", "first_half", "last_half"))
-    _one_of("mistakes", "reason", self.reason, ("none", "label", "recompute"))
+    _one_of("mistakes", "reason", self.reason, ("none", "label", "recompute", "paper"))
     _one_of("mistakes", "unit", self.unit, ("line", "sentence", "paragraph"))
     _at_least("mistakes", self, 0, "share")
     _at_least("mistakes", self, 1, "max_per_solution")

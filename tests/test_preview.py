@@ -3,11 +3,12 @@
 import html.parser
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
-from datakit import bpe_tokenizer, write_lines
+from datakit import IM_TEMPLATE, bpe_tokenizer, write_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -69,6 +70,32 @@ def test_preview_shows_the_receipt_and_the_roles_and_writes_a_page(folder):
   assert "".join(text for kind, text in page.tokens if kind == ["reason"]) == " wrong sum 你"
 
 
+STORIES = [
+  {"question": "Who came?", "answer": "We saw Anna there. Then Anna was paid 12 coins. All was well."},
+  {"messages": [{"role": "user", "content": "Who left?"},
+                {"role": "assistant", "content": "We saw Bela there. Then Bela was paid 30 goats. All was done."}]},
+  {"question": "And then?", "answer": "We saw Carl there. Then Carl was paid 41 sheep. All was over."},
+]
+
+
+@pytest.mark.parametrize(("error", "shown"), [
+  ("sentence", r"\[reason 1\]Found an error in the previous sentence\. Reason: does not follow\.\[flag 1\]"),
+  ("number", r"\[mistake 0\]Then Anna was paid (?!12 )\d+ coins\. \[flag 1\].*\[reason 1\].* wrong number\."
+             r"\[flag 1\].*\[correction 1\]Then Anna was paid 12 coins\. \[text 1\]All was well\."),
+  ("entity", r"\[mistake 0\].*(Bela|Carl).*\[flag 1\].* Reason: wrong name\.\[flag 1\].*\[correction 1\].*Anna"),
+  ("negation", r"\[mistake 0\].* was not .*\[flag 1\].* Reason: the opposite is true\.\[flag 1\].*\[correction 1\]"),
+])
+def test_preview_shows_mistakes_in_prose(folder, error, shown):
+  bpe_tokenizer(IM_TEMPLATE).save_pretrained(folder / "tokenizer")
+  write_lines(folder / "records.jsonl", STORIES)
+  done = preview(folder, "--config.mistakes.source=injected", "--config.mistakes.share=1.0",
+                 f"--config.mistakes.classes={(error,)}", "--config.mistakes.unit=sentence",
+                 "--config.mistakes.reason=paper", "--config.data.template=chat")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count("[mistake 0]") == 3
+  assert re.search(shown, done.stdout), done.stdout
+
+
 class Page(html.parser.HTMLParser):
   """Collects the tokens of a page with their classes, and whatever it would load from elsewhere."""
 
@@ -91,6 +118,8 @@ class Page(html.parser.HTMLParser):
   [
     (["--config.data.row_length=8"], "records.jsonl:1: 37 tokens do not fit in a row of data.row_length=8"),
     (["--html=nowhere/page.html"], "--html=nowhere/page.html: there is no such folder"),
+    (["--config.tokenizer.flag=<|spare_1|>", "--config.tokenizer.fix=<|spare_0|>"],
+     "records.jsonl:1: the mistake '12 + 30 = 43 \\x1b[0m<b>' is not flagged; put a flag piece '<|spare_1|>' right"),
   ],
 )
 def test_wrong_input_ends_in_one_line_and_exit_code_2_and_leaves_no_page(folder, arguments, message):

@@ -1,7 +1,8 @@
-"""Records: one JSON object a line, in one of four formats, and the transcripts that training reads.
+"""Records: one JSON object a line, in one of five formats, and the transcripts that training reads.
 
-  {"question", "answer"}                                       GSM8K as published: a problem
+  {"question", "answer"}                                       GSM8K as published: a problem; or any prose, unchecked
   {"messages": [{"role", "content"}, ...]}                     chat between system, user and assistant
+  {"text"}                                                     prose without a prompt
   {"pieces": [{"role", "text"[, "weight"]}, ...]}              roles already known
   {"text", "spans": [{"start", "end", "role"[, "weight"]}]}    character offsets, end exclusive; the rest is text
 
@@ -22,9 +23,10 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.method import roles, tasks
-from insec_jax.method.mistakes import with_mistakes
+from insec_jax.method.corruption import Corpus, Text
+from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.tasks import Problem, gsm8k
-from insec_jax.method.transcript import Markers, Piece, Transcript
+from insec_jax.method.transcript import Markers, Piece, Transcript, check_marks, split_steps
 
 SPEAKERS = ("system", "user", "assistant")
 
@@ -45,17 +47,29 @@ class Chat:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prose:
+  """A prompt, which may be empty, and what is said to it; nothing can check its steps."""
+
+  prompt: str
+  text: str
+
+
+Content = Problem | Prose | Transcript | Chat
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
   """What one line holds, and `where` it stands: "file:line"."""
 
-  content: Problem | Transcript | Chat
+  content: Content
   where: str
 
 
-def read(path: str, *, limit: int) -> Iterator[Record]:
+def read(path: str, *, limit: int, checked: bool = True) -> Iterator[Record]:
   """The records of a JSON-lines file in order, at most `limit` of them (0: all).
 
-  InputError with file and line for every defect, and for a file without records.
+  With `checked`, each question's answer must end as GSM8K's do; else it may be any text. InputError with file and line
+  for every defect, and for a file without records.
   """
   if not Path(path).is_file():
     raise InputError(f"no file {path!r}; data.path must name a file of JSON lines")
@@ -65,7 +79,7 @@ def read(path: str, *, limit: int) -> Iterator[Record]:
       if limit and number > limit:
         return
       where = f"{path}:{number}"
-      yield Record(_content(line, where), where)
+      yield Record(_content(line, where, checked), where)
   if not number:
     raise InputError(f"{path} is empty; it must hold one JSON object a line")
 
@@ -73,26 +87,104 @@ def read(path: str, *, limit: int) -> Iterator[Record]:
 def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
   """Transcripts of the split "train" or "heldout", each with where it comes from, in a fixed order.
 
-  A problem gets its mistakes here when they are injected; a record that has its roles is taken as it is.
+  A problem gets its mistakes here when they are injected, and so does any prose where task.name="records"; a record
+  that has its roles is taken as it is, InputError where its mistakes are not flagged and put right.
   """
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-  task = None if config.task.name == "records" else tasks.get(config.task)
-  injected = config.mistakes.source == "injected"
+  some = _of_split(config, split)
+  for _, record in some:
+    if isinstance(record.content, tuple):
+      _check_marks(record, markers)
+  if config.mistakes.source != "injected":
+    return [(_without_mistakes(record.content), record.where) for _, record in some]
+  if config.task.name == "records":
+    return _with_prose_mistakes(some, config, markers)
+  task = tasks.get(config.task)
   contents = []
-  for index, record in _of_split(config, split):
-    content = record.content
-    if isinstance(content, Problem) and injected and task is None and config.mistakes.share > 0:
-      raise InputError(
-        f"{record.where}: task.name='records' has no checker, so no mistake can be injected into a question "
-        "and answer; use task.name='gsm8k', mistakes.source='recorded' or mistakes.share=0"
-      )
-    if isinstance(content, Problem) and injected and task is not None:
+  for index, record in some:
+    content = _without_mistakes(record.content)
+    if isinstance(record.content, Problem):
       # One generator a problem: what a problem becomes does not hang on which others are read.
-      content = with_mistakes(content, task, config.mistakes, markers, np.random.default_rng((config.seed, index)))
-    elif isinstance(content, Problem):
-      content = (Piece(roles.PROMPT, content.prompt), Piece(roles.TEXT, "".join(content.steps)))
+      rng = np.random.default_rng((config.seed, index))
+      content = with_mistakes(record.content, task, config.mistakes, markers, rng)
     contents.append((content, record.where))
   return contents
+
+
+def _check_marks(record: Record, markers: Markers) -> None:
+  try:
+    check_marks(record.content, markers)
+  except InputError as error:
+    raise InputError(f"{record.where}: {error}") from error
+
+
+def _without_mistakes(content: Content) -> Transcript | Chat:
+  """What is trained on where no mistake is put in."""
+  if isinstance(content, Problem):
+    content = Prose(content.prompt, "".join(content.steps))
+  if isinstance(content, Prose):
+    return (*([Piece(roles.PROMPT, content.prompt)] if content.prompt else []), Piece(roles.TEXT, content.text))
+  return content
+
+
+def _with_prose_mistakes(
+  some: list[tuple[int, Record]], config: Config, markers: Markers
+) -> list[tuple[Transcript | Chat, str]]:
+  """The transcripts, mistakes put in where they can be known to be mistakes; InputError where that is nowhere.
+
+  A mistake borrows from other records of the same split, so that nothing held out is trained on.
+  """
+  unit, classes = config.mistakes.unit, prose_classes_of(config.mistakes)
+  contents = [(_without_mistakes(record.content), record.where) for _, record in some]
+  open_to = [number for number, (_, record) in enumerate(some) if not isinstance(record.content, tuple)]
+  corpus = Corpus([_text_of(contents[number][0], unit) for number in open_to], unit)
+  num_drawn = num_put = 0
+  for place, number in enumerate(open_to):
+    wrong = in_prose(corpus, place, config.mistakes, np.random.default_rng((config.seed, some[number][0])))
+    if wrong is None:
+      continue
+    content, where = contents[number]
+    contents[number] = (_put(content, wrong, markers, unit), where)
+    num_drawn += 1
+    num_put += bool(wrong)
+  if num_drawn and not num_put:
+    raise InputError(
+      f"{config.data.path}: no mistake of class {', '.join(classes)} is possible in any of the {num_drawn} records "
+      f"drawn, with {unit}s as steps; choose other mistakes.classes, another mistakes.unit, or give more records"
+    )
+  return contents
+
+
+def _runs(content: Transcript | Chat) -> list[Transcript]:
+  """The pieces turn by turn."""
+  return [turn.pieces for turn in content.turns] if isinstance(content, Chat) else [content]
+
+
+def _text_of(content: Transcript | Chat, unit: str) -> Text:
+  """What is asked, and the steps of what is said."""
+  pieces = [piece for run in _runs(content) for piece in run]
+  steps = [step for piece in pieces if piece.role == roles.TEXT for step in split_steps(piece.text, unit)]
+  prompt = "\n".join(piece.text for piece in pieces if piece.role == roles.PROMPT)
+  return Text(prompt, tuple(steps), led=pieces[0].role == roles.PROMPT)
+
+
+def _put(content: Transcript | Chat, wrong: dict[int, tuple[str, str]], markers: Markers, unit: str):
+  """The same content with wrong steps (and reasons) before steps, which are counted over all that is said."""
+  runs, num = [], 0
+  for run in _runs(content):
+    pieces = []
+    for piece in run:
+      if piece.role != roles.TEXT:
+        pieces.append(piece)
+        continue
+      steps = split_steps(piece.text, unit)
+      here = {k: wrong[num + k] for k in range(len(steps)) if num + k in wrong}
+      pieces += pieces_of(steps, here, markers)
+      num += len(steps)
+    runs.append(tuple(pieces))
+  if isinstance(content, Chat):
+    return Chat(tuple(Turn(turn.speaker, run) for turn, run in zip(content.turns, runs, strict=True)))
+  return runs[0]
 
 
 def problems(config: Config, split: str) -> list[tuple[Problem, str]]:
@@ -110,7 +202,7 @@ def _of_split(config: Config, split: str) -> list[tuple[int, Record]]:
       raise InputError(
         f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
       )
-    records = list(read(config.data.path, limit=config.data.num_records))
+    records = list(read(config.data.path, limit=config.data.num_records, checked=config.task.name != "records"))
     held = _held_out(records, config)
     return [(index, record) for index, record in enumerate(records) if held[index] == (split == "heldout")]
   num = config.data.num_records if split == "train" else config.data.num_heldout
@@ -143,15 +235,13 @@ def _held_out(records: list[Record], config: Config) -> list[bool]:
   return [prompt in held for prompt in prompts]
 
 
-def _prompt(content: Problem | Transcript | Chat) -> str:
-  if isinstance(content, Problem):
-    return content.prompt.strip()
-  pieces = content if isinstance(content, tuple) else tuple(piece for turn in content.turns for piece in turn.pieces)
+def _prompt(content: Content) -> str:
+  pieces = [piece for run in _runs(_without_mistakes(content)) for piece in run]
   prompt = "".join(piece.text for piece in pieces if piece.role == roles.PROMPT)
   return (prompt or "".join(piece.text for piece in pieces)).strip()
 
 
-def _content(line: bytes, where: str) -> Problem | Transcript | Chat:
+def _content(line: bytes, where: str, checked: bool) -> Content:
   try:
     record = json.loads(line.decode("utf-8"))
   except UnicodeDecodeError as error:
@@ -169,7 +259,23 @@ def _content(line: bytes, where: str) -> Problem | Transcript | Chat:
       f"{where}: keys are {', '.join(sorted(record)) or 'none'}; needed are {known} "
       "(and what need not be read under 'meta')"
     )
+  if keys == QUESTION and not checked:
+    return _question(record, where)
   return FORMATS[keys](record, where)
+
+
+def _question(record: dict, where: str) -> Problem | Prose:
+  """A problem where the answer ends as one of GSM8K's, whose annotations are taken out; else prose as it stands."""
+  question, answer = (_text(record[key], where, key).strip() for key in ("question", "answer"))
+  if not question or not answer:
+    raise InputError(f"{where}: {'answer' if question else 'question'} is white space; must be text")
+  if answer.rpartition("\n")[2].startswith("####"):
+    return _problem(record, where)
+  return Prose(question + "\n", answer + "\n")
+
+
+def _prose(record: dict, where: str) -> Prose:
+  return Prose("", _text(record["text"], where, "text"))
 
 
 def _problem(record: dict, where: str) -> Problem:
@@ -232,9 +338,11 @@ def _spans(record: dict, where: str) -> Transcript:
   return tuple(pieces)
 
 
-FORMATS: dict[frozenset[str], Callable[[dict, str], Problem | Transcript | Chat]] = {
-  frozenset({"question", "answer"}): _problem,
+QUESTION = frozenset({"question", "answer"})
+FORMATS: dict[frozenset[str], Callable[[dict, str], Content]] = {
+  QUESTION: _problem,
   frozenset({"messages"}): _chat,
+  frozenset({"text"}): _prose,
   frozenset({"pieces"}): _pieces,
   frozenset({"text", "spans"}): _spans,
 }

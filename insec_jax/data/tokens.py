@@ -30,6 +30,7 @@ from insec_jax.data.encoding import (
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import Template
 from insec_jax.method import roles, tasks
+from insec_jax.method.mistakes import paper_reason
 from insec_jax.method.transcript import Piece, Transcript
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
@@ -133,6 +134,22 @@ def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig, num_add
 
 def open_tokenizer(config: Config) -> MarkedTokenizer:
   """The config's tokenizer with markers: from tokenizer.path, from model.path, or built from the task's symbols."""
+  marked = _open_tokenizer(config)
+  if config.mistakes.reason == "paper":
+    _check_can_write(paper_reason("calc", config.mistakes.unit), marked.tokenizer)
+  return marked
+
+
+def _check_can_write(words: str, tokenizer: PreTrainedTokenizerFast) -> None:
+  """InputError where the tokenizer has no tokens for the words of the paper's annotation."""
+  if tokenizer.unk_token_id in tokenizer.backend_tokenizer.encode(words, add_special_tokens=False).ids:
+    raise InputError(
+      f"mistakes.reason='paper' writes {words!r}, for which the tokenizer has no tokens; "
+      "use 'none', 'label' or 'recompute', or a tokenizer for English in tokenizer.path"
+    )
+
+
+def _open_tokenizer(config: Config) -> MarkedTokenizer:
   if folder := config.tokenizer.path or config.model.path:
     return add_markers(load(folder), config.tokenizer)
   symbols = None if config.task.name == "records" else tasks.get(config.task).symbols

@@ -1,16 +1,28 @@
-"""Mistakes: wrong steps put into right solutions, each proved wrong before it is used."""
+"""Mistakes: wrong steps put into right solutions, each proved wrong (in prose: different) before it is used."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import MistakesConfig
+from insec_jax.method import corruption
+from insec_jax.method.corruption import Corpus
 from insec_jax.method.roles import PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task, in_units
 from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces
 
 _REDRAWS = 4  # of a wrong step that turned out right, lucky or of another class
+# What the paper's annotation calls a class; any other class is called by its own name.
+_PAPER = {
+  "calc": "wrong calculation", "operand": "wrong substitution", "carry": "wrong carry", "value": "wrong value",
+  "copy": "wrong copy", "answer": "wrong answer", "repeat": "said before", "early": "not known yet",
+  "unneeded": "not needed", "invalid": "invalid move", "open": "not certain yet", "malformed": "cannot be read",
+  "sentence": "does not follow", "number": "wrong number", "entity": "wrong name", "negation": "the opposite is true",
+}
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +53,20 @@ def classes_of(task: Task, mistakes: MistakesConfig) -> tuple[str, ...]:
   return mistakes.classes or task.error_classes
 
 
+def paper_reason(error: str, unit: str) -> str:
+  """The annotation of arXiv 2412.16653 in our words: what was found, and the reason, which is the class in words."""
+  words = _PAPER[error] if error in _PAPER else error.replace("_", " ")
+  return f"Found an error in the previous {unit}. Reason: {words}."
+
+
+def reason_of(problem: Problem, before: tuple[str, ...], wrong: str, error: str, *, task: Task, reason: str,
+              unit: str) -> str:
+  """What stands between flag and fix, worded as `mistakes.reason` says; empty for "none"."""
+  if reason == "none":
+    return ""
+  return paper_reason(error, unit) if reason == "paper" else task.explain(problem, before, wrong, reason)
+
+
 def wrong_step(
     problem: Problem, before: tuple[str, ...], task: Task, classes: tuple[str, ...], rng: np.random.Generator
 ) -> tuple[str, str] | None:
@@ -66,17 +92,45 @@ def _places(num_steps: int, place: str) -> range:
   return range(num_steps // 2 if place == "last_half" else 0, num_steps)
 
 
-def _draw(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str]]:
-  """Up to `num` wrong steps and their classes, by place; the places are even among those where one is possible."""
-  classes = classes_of(task, mistakes)
-  places = _places(len(problem.steps), mistakes.place)
-  wrong = {}
+def _num_mistakes(mistakes: MistakesConfig, num_places: int, rng: np.random.Generator) -> int:
+  """How many mistakes a solution is to carry: 0 or, with probability `share`, one number as likely as another."""
+  if rng.random() < mistakes.share and num_places:
+    return int(rng.integers(min(mistakes.max_per_solution, num_places))) + 1
+  return 0
+
+
+def _draw(find: Callable[[int], _T | None], places: Sequence[int], num: int, rng: np.random.Generator) -> dict[int, _T]:
+  """Up to `num` of what `find` gives, by place; the places are even among those where it gives something."""
+  found = {}
   for k in rng.permutation(len(places)).tolist() if num else ():
-    if len(wrong) == num:
+    if len(found) == num:
       break
-    if found := wrong_step(problem, problem.steps[:places[k]], task, classes, rng):
-      wrong[places[k]] = found
-  return wrong
+    if one := find(places[k]):
+      found[places[k]] = one
+  return found
+
+
+def _draw_checked(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str]]:
+  """Up to `num` wrong steps of a checked problem and their classes, by place."""
+  classes = classes_of(task, mistakes)
+  return _draw(lambda place: wrong_step(problem, problem.steps[:place], task, classes, rng),
+               _places(len(problem.steps), mistakes.place), num, rng)
+
+
+def pieces_of(steps: Sequence[str], wrong: Mapping[int, tuple[str, str]], markers: Markers) -> Transcript:
+  """The steps as pieces, before each of those in `wrong` the wrong step with its reason."""
+  pieces, text = [], ""
+  for k, right in enumerate(steps):
+    if k not in wrong:
+      text += right
+      continue
+    if text:
+      pieces.append(Piece(TEXT, text))
+      text = ""
+    pieces += mistake_pieces(markers, wrong=wrong[k][0], reason=wrong[k][1], right=right)
+  if text:
+    pieces.append(Piece(TEXT, text))
+  return tuple(pieces)
 
 
 def with_mistakes(
@@ -90,29 +144,54 @@ def with_mistakes(
   Number and places are even among those possible. A solution where no mistake is possible is given without.
   """
   problem = in_units(problem, mistakes.unit)
-  num = 0
-  if rng.random() < mistakes.share:
-    num = rng.integers(min(mistakes.max_per_solution, len(_places(len(problem.steps), mistakes.place)))) + 1
-  wrong = _draw(problem, task, mistakes, num, rng)
-  pieces, text = [Piece(PROMPT, problem.prompt)], ""
-  for k, right in enumerate(problem.steps):
-    if k not in wrong:
-      text += right
-      continue
-    if text:
-      pieces.append(Piece(TEXT, text))
-      text = ""
-    step, before = wrong[k][0], problem.steps[:k]
-    reason = "" if mistakes.reason == "none" else task.explain(problem, before, step, mistakes.reason)
-    pieces += mistake_pieces(markers, wrong=step, reason=reason, right=right)
-  if text:
-    pieces.append(Piece(TEXT, text))
-  return tuple(pieces)
+  num = _num_mistakes(mistakes, len(_places(len(problem.steps), mistakes.place)), rng)
+  wrong = {
+    k: (step, reason_of(problem, problem.steps[:k], step, error, task=task, reason=mistakes.reason, unit=mistakes.unit))
+    for k, (step, error) in _draw_checked(problem, task, mistakes, num, rng).items()
+  }
+  return (Piece(PROMPT, problem.prompt), *pieces_of(problem.steps, wrong, markers))
 
 
 def probe(problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator) -> Probe | None:
   """The problem solved up to one injected wrong step at an even place; None when none is possible."""
   problem = in_units(problem, mistakes.unit)
-  for place, (wrong, error) in _draw(problem, task, mistakes, 1, rng).items():
+  for place, (wrong, error) in _draw_checked(problem, task, mistakes, 1, rng).items():
     return Probe(problem, problem.steps[:place], wrong, error)
   return None
+
+
+def prose_classes_of(mistakes: MistakesConfig) -> tuple[str, ...]:
+  """The error classes to draw from in prose, all when the config names none; InputError for one that there is not."""
+  for error in mistakes.classes:
+    if error not in corruption.CLASSES:
+      raise InputError(f"mistakes.classes has {error!r}; where nothing checks the steps (task.name='records') there "
+                       f"can be: {', '.join(corruption.CLASSES)}")
+  return mistakes.classes or corruption.CLASSES
+
+
+def in_prose(
+    corpus: Corpus, index: int, mistakes: MistakesConfig, rng: np.random.Generator
+) -> dict[int, tuple[str, str]] | None:
+  """Wrong steps for a record and their reasons, by place; None for one that, by `share`, is to carry none.
+
+  Empty where no mistake can be known to be one. Nothing is put in place of a step that nothing stands before.
+  """
+  text, classes = corpus[index], prose_classes_of(mistakes)
+  places = [k for k in _places(len(text.steps), mistakes.place) if k or text.led]
+  num = _num_mistakes(mistakes, max(len(places), 1), rng)
+  if not num:
+    return None
+
+  def find(place: int) -> corruption.Corruption | None:
+    drawn = (corpus.corrupt(index, place, classes[k], rng) for k in rng.permutation(len(classes)).tolist())
+    return next((one for one in drawn if one), None)
+
+  return {place: (one.step, _prose_reason(one, mistakes)) for place, one in _draw(find, places, num, rng).items()}
+
+
+def _prose_reason(found: corruption.Corruption, mistakes: MistakesConfig) -> str:
+  if mistakes.reason == "none":
+    return ""
+  if mistakes.reason == "paper":
+    return paper_reason(found.error, mistakes.unit)
+  return corruption.explain(found, mistakes.reason)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from insec_jax.method.mistakes import reason_of
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, REASON, TEXT
 from insec_jax.method.tasks import LUCKY, Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
@@ -183,7 +184,7 @@ class Outcome:
   error: str  # class of the wrong step; "" where the task cannot prove it wrong (a record may know better)
   delay: int | None  # steps between the wrong step and the first flag; 0 right after it; None: no flag
   reason: str
-  reason_right: bool  # the reason is, in words, what the task says about this step (label or recomputed)
+  reason_right: bool  # the reason is, in words, what the task says about this step (in any of its wordings)
   fix: str  # the step after the fix; "" when there is none
   fix_kind: str  # "right", "lucky" or "wrong"; "none" without a complete correction
   parroted: bool  # the fix is the wrong step again
@@ -212,7 +213,8 @@ def read_probe(
   delay = next((k for k, attempt in enumerate(attempts) if attempt.flagged), None)
   fix = attempts[1].step if first.closed else ""
   error = task.check(problem, before, wrong).error
-  told = [task.explain(problem, before, wrong, detail) for detail in ("label", "recompute")] if error else []
+  told = [reason_of(problem, before, wrong, error, task=task, reason=reason, unit=unit)
+          for reason in ("label", "recompute", "paper")] if error else []
   answer = task.answer_of(problem, before + _standing(attempts))
   return Outcome(
     error=error,

@@ -58,6 +58,37 @@ def mistake_pieces(markers: Markers, *, wrong: str, reason: str, right: str) -> 
   return (Piece(MISTAKE, wrong), Piece(FLAG, markers.flag), *told, Piece(FLAG, markers.fix), Piece(CORRECTION, right))
 
 
+def check_marks(transcript: Transcript, markers: Markers) -> None:
+  """InputError unless every mistake is flagged and every flag leads to a correction that is not the mistake again.
+
+      text   c=5\n    <err>  calc c  <fix>  c=6\n    <err>  <fix>  c=7\n      a correction that is wrong as well is
+      role   mistake  flag   reason  flag   mistake  flag   flag   correction   a mistake; a reason may be left out
+
+  Neighbouring pieces of one role, other than flags, count as one. White space at its end makes no other correction.
+  """
+  runs = []
+  for role, run in itertools.groupby(transcript, key=lambda piece: piece.role):
+    texts = [piece.text for piece in run]
+    runs += [(role, text.strip()) for text in texts] if role == FLAG else [(role, "".join(texts).rstrip())]
+  # A flag piece that is no marker is "?", and named where it meets the tokenizer.
+  flags = {(FLAG, markers.flag): "F", (FLAG, markers.fix): "X"}
+  letters = "".join(flags[run] if run in flags else "ptm?rc"[run[0]] for run in runs)
+  for pattern, seen, needed in (
+    ("m(?![F?])", "the mistake {!r:.60} is not flagged", f"put a flag piece {markers.flag!r} right after it"),
+    ("F(?!r?[X?])", "the flag {!r} is not closed", f"put a flag piece {markers.fix!r} after it, or after its reason"),
+    (r"(?<!F)(?<!Fr)(?<!\?)(?<!\?r)X", "the fix {!r} closes no flag",
+     f"put a flag piece {markers.flag!r} before it, or before its reason"),
+    ("X(?![mc?])", "after the fix {!r} there is no correction", "put a piece of role correction right after it"),
+  ):
+    if found := re.search(pattern, letters):
+      raise InputError(f"{seen.format(runs[found.start()][1])}; {needed}")
+  for found in re.finditer("m(?:Fr?X[mc])+", letters):
+    steps = [text for (_, text), kind in zip(runs[found.start():found.end()], found[0], strict=True) if kind in "mc"]
+    for k, step in enumerate(steps):
+      if step in steps[:k]:
+        raise InputError(f"the correction {step!r:.60} is the mistake again; correct it, or take the mistake out")
+
+
 def split_steps(text: str, unit: str) -> tuple[str, ...]:
   """The steps of `text`, each with the white space that follows it; their concatenation is `text`.
 

@@ -3,10 +3,10 @@ from datakit import config, write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import records
-from insec_jax.data.records import Chat, Turn
+from insec_jax.data.records import Chat, Prose, Turn
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem
-from insec_jax.method.transcript import Piece, render
+from insec_jax.method.transcript import Piece, clean, render
 
 
 def contents(tmp_path, *lines, limit=0):
@@ -24,9 +24,10 @@ def pieces(*texts):
   return {"pieces": [{"role": role, "text": text} for role, text in texts]}
 
 
-def test_each_of_the_four_formats_gives_its_roles(tmp_path):
-  problem, chat, known, spans = contents(
+def test_each_of_the_five_formats_gives_its_roles(tmp_path):
+  plain, problem, chat, known, spans = contents(
     tmp_path,
+    {"text": "héllo"},
     question(2),
     {
       "messages": [
@@ -44,6 +45,7 @@ def test_each_of_the_four_formats_gives_its_roles(tmp_path):
       "spans": [{"start": 6, "end": 8, "role": "mistake"}, {"start": 0, "end": 1, "role": "prompt", "weight": -1}],
     },
   )
+  assert plain == Prose("", "héllo")
   assert isinstance(problem, Problem)
   assert (problem.prompt, problem.steps) == ("What is 2 + 1?\n", ("2 + 1 = 3\n", "#### 3\n"))
   assert chat == Chat(
@@ -162,9 +164,133 @@ def test_problems_stay_clean_when_mistakes_come_from_the_file(tmp_path, source):
   assert content == (Piece(PROMPT, "What is 4 + 1?\n"), Piece(TEXT, "4 + 1 = 5\n#### 5\n"))
 
 
-def test_a_task_without_a_checker_refuses_to_inject(tmp_path):
-  with pytest.raises(InputError, match=r"r\.jsonl:1: task\.name='records' has no checker"):
-    records.transcripts(gsm8k(tmp_path, [question(1)], task__name="records"), "train")
+CITIES = ["Riga", "Turin", "Porto", "Ghent", "Malmo", "Cadiz"]
+
+
+def stories():
+  """Answers of two sentences, chats and plain texts about different cities, two of each form."""
+  say = [f"The mayor of {city} is {40 + k} years old. In {city} the bridge was built in 19{k}5 by monks of {city}."
+         for k, city in enumerate(CITIES)]
+  ask = [f"Tell me about {city} and its mayor." for city in CITIES]
+  return [*({"question": ask[k], "answer": say[k]} for k in (0, 1)),
+          *({"messages": [{"role": "user", "content": ask[k]}, {"role": "assistant", "content": say[k]}]}
+            for k in (2, 3)),
+          *({"text": f"{ask[k]} {say[k]}"} for k in (4, 5))]
+
+
+def prose(tmp_path, lines, **changes):
+  changes = {"task__name": "records", "mistakes__share": 1.0, "mistakes__unit": "sentence", **changes}
+  return gsm8k(tmp_path, lines, **changes)
+
+
+def flat(content):
+  """The pieces of a transcript or of all turns of a chat."""
+  return [piece for turn in content.turns for piece in turn.pieces] if isinstance(content, Chat) else list(content)
+
+
+@pytest.mark.parametrize("error", ["sentence", "number", "entity", "negation"])
+def test_questions_chats_and_plain_texts_get_mistakes_without_a_checker(tmp_path, error):
+  lines = stories()
+  found = records.transcripts(prose(tmp_path, lines, mistakes__classes=(error,)), "train")
+  whole = records.transcripts(prose(tmp_path, lines, mistakes__share=0.0), "train")
+  for (content, where), (right, _), line in zip(found, whole, lines, strict=True):
+    pieces = flat(content)
+    assert [piece.role for piece in pieces].count(MISTAKE) == 1, where
+    assert clean(pieces) == render(flat(right))
+    assert isinstance(content, Chat) == ("messages" in line)
+    # A text without a prompt keeps its first sentence: nothing before it could say that it is wrong.
+    assert pieces[0].role == (TEXT if "text" in line else PROMPT)
+
+
+def test_what_is_held_out_lends_nothing_to_what_is_trained_on(tmp_path):
+  lines = [{"question": f"{city}?", "answer": f"Word{letter} lives here. Thing{letter} stands there."}
+           for city, letter in zip(CITIES, "abcdef", strict=True)]
+  some = prose(tmp_path, lines, mistakes__classes=("sentence",), data__num_heldout=3)
+  for split in ("train", "heldout"):
+    found = [flat(content) for content, _ in records.transcripts(some, split)]
+    here = "".join(clean(pieces) for pieces in found)
+    mistakes = [piece.text for pieces in found for piece in pieces if piece.role == MISTAKE]
+    assert len(mistakes) == 3
+    assert all(mistake.strip() in here for mistake in mistakes)
+
+
+def test_prose_in_which_no_mistake_is_possible_is_refused(tmp_path):
+  lines = [{"question": "Why?", "answer": "Nobody knows. Not even we."}]
+  with pytest.raises(InputError, match=r"r\.jsonl: no mistake of class number is possible in any of the 1 records"):
+    records.transcripts(prose(tmp_path, lines, mistakes__classes=("number",)), "train")
+  with pytest.raises(InputError, match=r"'calc'; where nothing checks the steps .* sentence, number, entity, negation"):
+    records.transcripts(prose(tmp_path, lines, mistakes__classes=("calc",)), "train")
+
+
+def test_an_answer_in_prose_needs_a_task_that_checks_nothing(tmp_path):
+  lines = [{"question": "Who? ", "answer": " Anna.\nNot Bela."}, question(2)]
+  some = prose(tmp_path, lines, mistakes__share=0.0)
+  (first, _), (second, _) = records.transcripts(some, "train")
+  assert first == (Piece(PROMPT, "Who?\n"), Piece(TEXT, "Anna.\nNot Bela.\n"))
+  assert second == (Piece(PROMPT, "What is 2 + 1?\n"), Piece(TEXT, "2 + 1 = 3\n#### 3\n"))
+  with pytest.raises(InputError, match=r"r\.jsonl:1: answer ends in 'Not Bela\.'; its last line must be"):
+    records.transcripts(gsm8k(tmp_path, lines), "train")
+  with pytest.raises(InputError, match=r"r\.jsonl:1: answer is white space"):
+    records.transcripts(prose(tmp_path, [{"question": "Who?", "answer": " "}]), "train")
+
+
+MARKS = {
+  "a mistake without a flag": ((("mistake", "a"), ("correction", "b")), "the mistake 'a' is not flagged"),
+  "a mistake at the end": ((("text", "a"), ("mistake", "b")), "the mistake 'b' is not flagged"),
+  "a flag that nothing closes": ((("mistake", "a"), ("flag", "<err>"), ("reason", "r"), ("text", "b")),
+                                 "the flag '<err>' is not closed"),
+  "two flags": ((("mistake", "a"), ("flag", "<err>"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "b")),
+                "the flag '<err>' is not closed"),
+  "a fix that closes nothing": ((("text", "a"), ("flag", "<fix>"), ("correction", "b")), "closes no flag"),
+  "a fix in place of a flag": ((("mistake", "a"), ("flag", "<fix>"), ("correction", "b")), "'a' is not flagged"),
+  "no correction": ((("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("text", "b")),
+                    "after the fix '<fix>' there is no correction"),
+  "no more after the fix": ((("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>")), "there is no correction"),
+  "a correction that is the mistake": (
+    (("mistake", "a\n"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "a")), "'a' is the mistake again"),
+  "a correction that is the mistake before the last": (
+    (("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("mistake", "b"), ("flag", "<err>"), ("flag", "<fix>"),
+     ("correction", "a")), "'a' is the mistake again"),
+}
+
+
+@pytest.mark.parametrize("form", ["pieces", "spans"])
+@pytest.mark.parametrize("defect", MARKS)
+def test_a_recorded_mistake_that_is_not_put_right_is_refused_with_file_and_line(tmp_path, defect, form):
+  marked, message = MARKS[defect]
+  line = pieces(("prompt", "q"), *marked)
+  if form == "spans":
+    line = as_spans(line)
+  with pytest.raises(InputError) as raised:
+    records.transcripts(config(data__path=write_lines(tmp_path / "r.jsonl", [pieces(("text", "fine")), line])), "train")
+  assert str(raised.value).startswith(f"{tmp_path}/r.jsonl:2: ")
+  assert message in str(raised.value)
+  assert "\n" not in str(raised.value)
+
+
+def as_spans(line):
+  spans, text = [], ""
+  for piece in line["pieces"]:
+    spans.append({"start": len(text), "end": len(text) + len(piece["text"]), "role": piece["role"]})
+    text += piece["text"]
+  return {"text": text, "spans": spans}
+
+
+@pytest.mark.parametrize("marked", [
+  (("mistake", "a"), ("mistake", "b"), ("flag", "<err>\n"), ("reason", "r"), ("reason", "s"), ("flag", "<fix>"),
+   ("correction", "c"), ("correction", "d"), ("text", "e")),
+  (("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("mistake", "b"), ("flag", "<err>"), ("flag", "<fix>"),
+   ("correction", "c")),
+  (("mistake", "  a"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "a")),
+  (("flag", "<err>"), ("reason", "you are wrong"), ("flag", "<fix>"), ("correction", "c")),
+  (("text", "a"), ("correction", "b")),
+])
+def test_recorded_mistakes_that_are_put_right_are_taken_as_they_are(tmp_path, marked):
+  line = pieces(("prompt", "q"), *marked)
+  path = write_lines(tmp_path / "r.jsonl", [line, as_spans(line)])
+  known, spans = [content for content, _ in records.transcripts(config(data__path=path), "train")]
+  assert known == spans
+  assert [piece.text for piece in known] == [text for _, text in [("prompt", "q"), *marked]]
 
 
 def test_procedural_problems_of_the_two_splits_are_different_and_as_many_as_asked_for():

@@ -1,16 +1,18 @@
+import itertools
 import re
 
 import numpy as np
 import pytest
 import tokenizers
-from datakit import IM_TEMPLATE, LLAMA_TEMPLATE, bpe_tokenizer, config
+from datakit import IM_TEMPLATE, LLAMA_TEMPLATE, bpe_tokenizer, config, write_lines
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
-from insec_jax.data import encoding, tokens
+from insec_jax.data import encoding, records, tokens
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import DATE
+from insec_jax.method import roles
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.transcript import Markers, Piece, mistake_pieces, render
 
@@ -450,6 +452,42 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_refused(tmp_path):
   (tmp_path / "tokenizer.json").write_text("{")
   with pytest.raises(InputError, match="is not JSON"):
     tokens.load(str(tmp_path))
+
+
+def test_words_of_the_paper_need_a_tokenizer_that_can_write_them(tmp_path):
+  toy = dict(task__name="chain_sum", task__min_size=3, task__max_size=3, data__num_records=1,
+             mistakes__reason="paper", mistakes__source="injected")
+  with pytest.raises(InputError, match=r"^mistakes\.reason='paper' writes 'Found an .*no tokens; use 'none', 'label'"):
+    tokens.open_tokenizer(config(**toy))
+  bpe_tokenizer().save_pretrained(tmp_path)
+  tokens.open_tokenizer(config(**toy, tokenizer__path=str(tmp_path)))
+
+
+def test_one_record_from_its_line_to_its_tokens(tmp_path):
+  path = write_lines(tmp_path / "r.jsonl", [
+    {"question": "What did Anna do?", "answer": "In May Anna sold 12 goats. Then Anna was glad."}])
+  some = config(data__path=path, mistakes__source="injected", mistakes__share=1.0, mistakes__classes=("negation",),
+                mistakes__reason="paper", mistakes__unit="sentence", tokenizer__flag="<|spare_0|>",
+                tokenizer__fix="<|spare_1|>")
+  (pair,) = records.transcripts(some, "train")
+  marked = tokens.add_markers(bpe_tokenizer(), some.tokenizer)
+  example = tokens.tokenize(*pair, marked.tokenizer, some)
+  assert example.where == f"{path}:1"
+  runs = [(roles.NAMES[role], {float(weight) for _, _, weight in run}, [token for token, _, _ in run])
+          for role, run in ((role, list(run)) for role, run in itertools.groupby(
+            zip(example.token_T.tolist(), example.role_T.tolist(), example.weight_T.tolist(), strict=True),
+            key=lambda token: token[1]))]
+  assert [(name, weights, marked.tokenizer.decode(some)) for name, weights, some in runs] == [
+    ("prompt", {0.0}, "<|bos|>What did Anna do?\n"),
+    ("text", {1.0}, "In May Anna sold 12 goats. "),
+    ("mistake", {0.0}, "Then Anna was not glad.\n"),
+    ("flag", {1.0}, "<|spare_0|>"),
+    ("reason", {1.0}, "Found an error in the previous sentence. Reason: the opposite is true."),
+    ("flag", {1.0}, "<|spare_1|>"),
+    ("correction", {1.0}, "Then Anna was glad.\n"),
+    ("text", {0.5}, "<|eos|>"),
+  ]
+  assert [some for name, _, some in runs if name == "flag"] == [[marked.flag_id], [marked.fix_id]]
 
 
 def test_the_tokenizer_comes_from_its_folder_or_the_model_or_the_task(tmp_path):

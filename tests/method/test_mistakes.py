@@ -9,7 +9,8 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.config import MistakesConfig, TaskConfig
 from insec_jax.method import tasks
-from insec_jax.method.mistakes import probe, with_mistakes
+from insec_jax.method.corruption import CLASSES, Corpus, Text
+from insec_jax.method.mistakes import in_prose, paper_reason, pieces_of, probe, reason_of, with_mistakes
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks.graph import Graph
 from insec_jax.method.transcript import Markers, Piece, clean, parse, render
@@ -160,3 +161,93 @@ def test_a_class_or_unit_that_the_task_has_not_is_refused():
     transcripts(Graph(SIZES), 1, classes=("carry",))
   with pytest.raises(InputError, match=r"mistakes\.unit='paragraph'"):
     transcripts(Graph(SIZES), 1, unit="paragraph")
+
+
+@pytest.mark.parametrize("name", ["graph", "chain_sum", "sudoku"])
+def test_the_papers_annotation_names_unit_and_class_in_words(name):
+  task = tasks.get(dataclasses.replace(SIZES, name=name, modulus=10 if name == "graph" else 0))
+  told = set()
+  for problem, transcript in transcripts(task, 100, reason="paper", max_per_solution=1):
+    for k, piece in enumerate(transcript):
+      if piece.role == MISTAKE:
+        before = tuple("".join(each.text for each in transcript[1:k]).splitlines(keepends=True))
+        error = task.check(problem, before, piece.text).error
+        assert transcript[k + 2] == Piece(REASON, paper_reason(error, "line"))
+        told.add(error)
+  assert told == set(task.error_classes)
+  assert paper_reason("calc", "line") == "Found an error in the previous line. Reason: wrong calculation."
+  assert paper_reason("two_digits", "sentence") == "Found an error in the previous sentence. Reason: two digits."
+
+
+def test_a_reason_is_worded_as_the_config_says():
+  task = Graph(SIZES)
+  problem, transcript = transcripts(task, 1, max_per_solution=1)[0]
+  k = next(k for k, piece in enumerate(transcript) if piece.role == MISTAKE)
+  before, wrong = tuple("".join(each.text for each in transcript[1:k]).splitlines(keepends=True)), transcript[k].text
+  error = task.check(problem, before, wrong).error
+  worded = {reason: reason_of(problem, before, wrong, error, task=task, reason=reason, unit="line")
+            for reason in ("none", "label", "recompute", "paper")}
+  assert worded == {"none": "", "label": task.explain(problem, before, wrong, "label"),
+                    "recompute": task.explain(problem, before, wrong, "recompute"),
+                    "paper": paper_reason(error, "line")}
+
+
+def story(k, asked=True):
+  """A record of six sentences, each of which offers a number, a name and a place for a negation."""
+  names = [f"{a}{b}" for a in ("Ber", "Lun", "Mor", "Tav") for b in ("ta", "go", "rix")]
+  word = f"Word{'abcdefgh'[k]}"
+  steps = tuple(f"{word} in {names[(k + j) % 12]} is worth {10 * k + j + 20} coins. " for j in range(6))
+  return Text(f"What of {k}?" if asked else "", steps, led=asked)
+
+
+def prose_mistakes(num, *, asked=True, **changes):
+  """What `num` draws put into each of eight records."""
+  texts = [story(k, asked=asked) for k in range(8)]
+  corpus, rng = Corpus(texts, "sentence"), np.random.default_rng(0)
+  config = dataclasses.replace(MISTAKES, unit="sentence", **changes)
+  return texts, [(k, in_prose(corpus, k, config, rng)) for _ in range(num) for k in range(8)]
+
+
+def test_prose_carries_mistakes_in_the_share_number_and_places_asked_for():
+  _, found = prose_mistakes(120, share=0.5, max_per_solution=3, place="first_half", classes=("number",))
+  carrying = [wrong for _, wrong in found if wrong is not None]
+  assert abs(len(carrying) / len(found) - 0.5) < 0.05
+  number = collections.Counter(map(len, carrying))
+  assert set(number) == {1, 2, 3}
+  assert all(abs(count / len(carrying) - 1 / 3) < 0.08 for count in number.values())
+  place = collections.Counter(k for wrong in carrying for k in wrong)
+  assert set(place) == {0, 1, 2}
+  assert all(abs(count / place.total() - 1 / 3) < 0.06 for count in place.values())
+
+
+def test_nothing_is_wrong_before_anything_was_said():
+  places = collections.Counter(k for _, wrong in prose_mistakes(40, asked=False)[1] for k in wrong)
+  assert set(places) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(("reason", "told"), [
+  ("none", {""}),
+  ("label", {"This does not belong here.", "A number is wrong.", "A name is wrong.", "The opposite is true."}),
+  ("paper", {f"Found an error in the previous sentence. Reason: {words}."
+             for words in ("does not follow", "wrong number", "wrong name", "the opposite is true")}),
+])
+def test_mistakes_in_prose_come_evenly_from_all_classes_and_say_which(reason, told):
+  texts, found = prose_mistakes(60, reason=reason, max_per_solution=1)
+  seen = collections.Counter(said for _, wrong in found for _, said in wrong.values())
+  assert set(seen) == told
+  assert all(abs(count / len(found) - 1 / len(told)) < 0.08 for count in seen.values())
+  k, wrong = found[0]
+  ((place, (step, _)),) = wrong.items()
+  pieces = pieces_of(texts[k].steps, wrong, MARKERS)
+  flagged = pieces[1 if place else 0:]
+  assert flagged[:2] == (Piece(MISTAKE, step), Piece(FLAG, "<err>"))
+  assert flagged[-3 if place < 5 else -2:][:2] == (Piece(FLAG, "<fix>"), Piece(CORRECTION, texts[k].steps[place]))
+  assert clean(pieces) == "".join(texts[k].steps)
+  assert parse(render(pieces), MARKERS, "sentence") == pieces
+
+
+def test_classes_of_prose_are_used_as_the_config_names_them():
+  for error in CLASSES:
+    wrong = [each for _, each in prose_mistakes(2, classes=(error,), reason="paper")[1]]
+    told = {said for each in wrong for _, said in each.values()}
+    assert told == {paper_reason(error, "sentence")}

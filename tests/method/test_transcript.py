@@ -8,6 +8,7 @@ from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TE
 from insec_jax.method.transcript import (
   Markers,
   Piece,
+  check_marks,
   clean,
   clean_text,
   mistake_pieces,
@@ -21,6 +22,18 @@ MARKERS = Markers("<err>", "<fix>")
 
 def shape(text, unit="line"):
   return [(piece.role, piece.text) for piece in parse(text, MARKERS, unit)]
+
+
+def test_marks_are_checked_where_the_roles_are_known():
+  rows = (Piece(MISTAKE, "c=5\n"), Piece(FLAG, "<err>"), Piece(REASON, "calc c"), Piece(FLAG, "<fix>"),
+          Piece(MISTAKE, "c=6\n"), Piece(FLAG, "<err>"), Piece(FLAG, "<fix>"), Piece(CORRECTION, "c=7\n"))
+  check_marks(rows, MARKERS)
+  for k in (1, 3, 5, 6, 7):
+    with pytest.raises(InputError, match=r"is not (flagged|closed)|closes no flag|no correction"):
+      check_marks(rows[:k] + rows[k + 1:], MARKERS)
+  with pytest.raises(InputError, match="'c=5' is the mistake again"):
+    check_marks((*rows[:-1], Piece(CORRECTION, "c=5")), MARKERS)
+  check_marks((*rows[:5], Piece(FLAG, "<what>")), MARKERS)  # no marker: the tokenizer says so
 
 
 def test_a_mistake_is_wrong_step_flag_reason_fix_right_step():

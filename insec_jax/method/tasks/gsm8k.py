@@ -28,7 +28,18 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
 from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
-from insec_jax.method.tasks.prose import NUMBER, decimals, equations, evaluate, numbers_of, show, value_of, words_of
+from insec_jax.method.tasks.prose import (
+  NUMBER,
+  decimals,
+  equations,
+  evaluate,
+  numbers_of,
+  show,
+  slips,
+  value_of,
+  words_of,
+  written_like,
+)
 from insec_jax.method.transcript import split_steps
 
 CLASSES = ("calc", "operand", "carry", "value", "answer", "repeat")
@@ -358,34 +369,14 @@ def _replace(gold: Gold, spans: list[tuple[int, int]], changes: dict[int, Fracti
   text = gold.text
   for place in sorted(changes, reverse=True):
     start, end = spans[place]
-    written = None if changes[place] is None else _like(changes[place], text[start:end])
+    written = None if changes[place] is None else written_like(changes[place], text[start:end])
     if written is None:
       return None
     text = text[:start] + written + text[end:]
   return text
 
 
-def _like(number: Fraction, model: str) -> str | None:
-  """The number written as `model` is, with commas where it has them; None unless positive and not longer than usual."""
-  most = max(decimals(model), 2 if "." in model else 0)
-  places = next((k for k in range(decimals(model), most + 1) if (number * 10**k).denominator == 1), None)
-  if number <= 0 or number > 10**9 or places is None:
-    return None
-  comma = "," if "," in model or (number >= 10_000 and "." not in model) else ""
-  return f"{float(number):{comma}.{places}f}"
-
-
 def _slip(gold: Gold, span: tuple[int, int], rng: np.random.Generator, allowed=None) -> Fraction | None:
-  """Another number in place of the one at `span`, as people misread and miscalculate: None when no such is allowed.
-
-  It is 1, 2 or 10 off in the last place, has one digit changed or two neighbours exchanged, or is ten times as much.
-  """
-  model = gold.text[slice(*span)]
-  number, unit = value_of(model), Fraction(1, 10 ** decimals(model))
-  digits = str(int(number / unit))
-  near = {number + k * unit for k in (-10, -2, -1, 1, 2, 10)} | {number * 10}
-  near |= {int(digits[:k] + str((int(digits[k]) + 1 + 3 * k) % 10) + digits[k + 1:]) * unit for k in range(len(digits))}
-  near |= {int(digits[:k] + digits[k + 1] + digits[k] + digits[k + 2:]) * unit for k in range(len(digits) - 1)}
-  usable = [value for value in sorted(near) if value not in (0, number) and _like(value, model)
-            and (allowed is None or allowed(value))]
+  """Another number in place of the one at `span`, as people misread and miscalculate: None when no such is allowed."""
+  usable = [value for value in slips(gold.text[slice(*span)]) if allowed is None or allowed(value)]
   return usable[rng.integers(len(usable))] if usable else None

@@ -72,6 +72,29 @@ def decimals(number: str) -> int:
   return len(number.partition(".")[2])
 
 
+def written_like(number: Fraction, model: str) -> str | None:
+  """The number written as `model` is, with commas where it has them; None unless positive and not longer than usual."""
+  most = max(decimals(model), 2 if "." in model else 0)
+  places = next((k for k in range(decimals(model), most + 1) if (number * 10**k).denominator == 1), None)
+  if number <= 0 or number > 10**9 or places is None:
+    return None
+  comma = "," if "," in model or (number >= 10_000 and "." not in model) else ""
+  return f"{float(number):{comma}.{places}f}"
+
+
+def slips(written: str) -> list[Fraction]:
+  """The numbers that people take for the one `written` when they misread or miscalculate, in order.
+
+  1, 2 or 10 off in the last place, one digit changed, two neighbours exchanged, or ten times as much.
+  """
+  number, unit = value_of(written), Fraction(1, 10 ** decimals(written))
+  digits = str(int(number / unit))
+  near = {number + k * unit for k in (-10, -2, -1, 1, 2, 10)} | {number * 10}
+  near |= {int(digits[:k] + str((int(digits[k]) + 1 + 3 * k) % 10) + digits[k + 1:]) * unit for k in range(len(digits))}
+  near |= {int(digits[:k] + digits[k + 1] + digits[k] + digits[k + 2:]) * unit for k in range(len(digits) - 1)}
+  return [value for value in sorted(near) if value not in (0, number) and written_like(value, written)]
+
+
 def evaluate(expression: str | list[str]) -> Fraction | None:
   """The value of an arithmetic expression, exactly; None when it is none, or divides by zero."""
   tokens = _plain(expression) if isinstance(expression, str) else list(expression)
