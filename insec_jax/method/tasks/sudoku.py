@@ -17,7 +17,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
+from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Verdict
 
 CELLS = "abcdefghijklmnop"
 NUMBERS = frozenset(range(1, 5))
@@ -92,8 +92,9 @@ def _key(grid: np.ndarray, givens: frozenset[int]) -> str:
 class Sudoku:
   """The task; its size is the number of empty cells.
 
-  A step about a cell that still has a choice is lucky when its number is the solution's, and of class `open` when it
-  is not. `invalid` is a number that a peer has, or a cell that is filled.
+  `open` is a number in a cell that still has a choice: a guess, wrong by the rules even where the solution has that
+  number too, since nothing that was there when it was written could tell. `invalid` is a number that a peer has, or a
+  cell that is filled. No step is lucky.
   """
 
   name = "sudoku"
@@ -129,9 +130,7 @@ class Sudoku:
     fits = _fits(facts.grid, known, cell)
     if cell in known or number not in fits:
       return Verdict("wrong", "invalid")
-    if number != facts.grid[cell]:
-      return Verdict("wrong", "open")
-    return RIGHT if len(fits) == 1 else LUCKY
+    return RIGHT if len(fits) == 1 else Verdict("wrong", "open")
 
   def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
     facts = problem.facts
@@ -141,12 +140,12 @@ class Sudoku:
       fits = _fits(facts.grid, known, cell)
       if error == "invalid":
         choices += [(cell, number) for number in (NUMBERS if cell in known else NUMBERS - fits)]
-      elif cell not in known:
-        choices += [(cell, number) for number in fits - {facts.grid[cell]}]
+      elif len(fits) > 1 and cell not in known:
+        choices += [(cell, number) for number in fits]
     return _format_step(*choices[rng.integers(len(choices))]) if choices and len(known) < 16 else None
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """The class and the cell; with "recompute" why, and that the number does not stand: a cell, then what is in it.
+    """The class and the cell; with "recompute" why, and that the number no longer stands there.
 
         class      wrong step  label      recompute
         invalid    e2          invalide   invalidh2e!2    the peer h has 2
