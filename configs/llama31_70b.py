@@ -41,5 +41,6 @@ def get_config(arm: str = "tuned") -> ConfigDict:
   c.train = dict(steps=300, log_every=5, eval_every=50, checkpoint_every=100, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="bfloat16")
-  c.evaluate = dict(num_problems=500, num_probes=500, max_tokens=512, batch_size=64, within=2)
+  c.evaluate = dict(num_problems=500, num_probes=500, max_tokens=512, batch_size=64, within=2, temperature=1.0,
+                    max_false_alarms=0.01, votes=5, redraws=2)
   return c

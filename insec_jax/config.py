@@ -232,16 +232,30 @@ class PrecisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-  """How much is measured: problems solved, probes of each source, tokens for each, flags up to `within` steps late."""
+  """How much is measured, greedily and at a temperature, and what the model's corrections are held against.
+
+  Thresholds are chosen on num_problems other problems, for at most `max_false_alarms` per right step.
+  """
 
   num_problems: int
-  num_probes: int
+  num_probes: int  # of injected mistakes
   max_tokens: int
   batch_size: int
-  within: int
+  within: int  # steps by which a flag may be late
+  temperature: float
+  max_false_alarms: float  # per right step, greedy; twice as many at the temperature
+  votes: int  # solutions that a majority is taken of
+  redraws: int  # of one step, at most
 
   def __post_init__(self):
-    _at_least("evaluate", self, 1, *(field.name for field in dataclasses.fields(self)))
+    _at_least("evaluate", self, 1, "num_problems", "num_probes", "max_tokens", "batch_size", "within", "votes",
+              "redraws")
+    _at_least("evaluate", self, 0, "temperature", "max_false_alarms")
+    if not self.temperature:
+      raise InputError("evaluate.temperature=0 is greedy, which is measured in any case; give one above 0")
+    if self.max_false_alarms >= 0.5:
+      raise InputError(f"evaluate.max_false_alarms={self.max_false_alarms} is a share of right steps, and twice as many "
+                       "are allowed at the temperature; must be below 0.5")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,8 @@ VALUES = {
             "keep_every": 0},
   "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
   "precision": {"params": "float32", "compute": "float32"},
-  "evaluate": {"num_problems": 1, "num_probes": 1, "max_tokens": 8, "batch_size": 1, "within": 2},
+  "evaluate": {"num_problems": 1, "num_probes": 1, "max_tokens": 8, "batch_size": 1, "within": 2,
+               "temperature": 1.0, "max_false_alarms": 0.01, "votes": 3, "redraws": 1},
 }
 
 # Made like Llama 3.1's: contents are trimmed, and a system turn with a date comes first.

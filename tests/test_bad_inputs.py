@@ -39,7 +39,8 @@ def get_config():
   c.train = dict(steps=2, log_every=1, eval_every=1, checkpoint_every=1, keep=1, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1)
+  c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1, temperature=1.0,
+                    max_false_alarms=0.01, votes=3, redraws=1)
   return c
 """
 SIZE = dict(model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=2,

@@ -62,6 +62,9 @@ def test_a_missing_key_is_named(toy):
   ("train.steps", 0, "at least 1"),
   ("mesh.fsdp", 0, "at most one -1"),
   ("precision.compute", "float8", "must be one of"),
+  ("evaluate.temperature", 0.0, "is greedy, which is measured in any case"),
+  ("evaluate.max_false_alarms", 0.5, "must be below 0.5"),
+  ("evaluate.votes", 0, "at least 1"),
 ])
 def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
   section, name = key.split(".")

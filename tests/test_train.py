@@ -41,7 +41,8 @@ def get_config(path=""):
   c.train = dict(steps=40, log_every=2, eval_every=20, checkpoint_every=5, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1)
+  c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1, temperature=1.0,
+                    max_false_alarms=0.01, votes=3, redraws=1)
   return c
 """
 # Runs train and sends itself a signal right after a line of metrics, before anything else of that step.
