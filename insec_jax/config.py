@@ -254,8 +254,8 @@ class EvaluateConfig:
     if not self.temperature:
       raise InputError("evaluate.temperature=0 is greedy, which is measured in any case; give one above 0")
     if self.max_false_alarms >= 0.5:
-      raise InputError(f"evaluate.max_false_alarms={self.max_false_alarms} is a share of right steps, and twice as many "
-                       "are allowed at the temperature; must be below 0.5")
+      raise InputError(f"evaluate.max_false_alarms={self.max_false_alarms} is a share of right steps, and twice as "
+                       "many are allowed at the temperature; must be below 0.5")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

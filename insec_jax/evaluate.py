@@ -8,16 +8,31 @@ and evaluate sections only: arms that share these are measured on the same ones,
 
 results.json holds
   model, config, versions, seconds, seeds, counts
-  rates          {source: {metric: {"rate", "k", "n", "low", "high"}}}; "rate" is null when n is 0. The sources:
-    injected, injected: CLASS   a rule's wrong steps, continued greedily
-    own, own: CLASS             the first wrong step of each greedy solution, and how that solution went on
-    own sampled, ...            the same at temperature 1
-    solutions, solutions sampled   whole solutions; t1 keeps each first attempt, t2 is after corrections
+  rates          {source: {metric: {"rate", "k", "n", "low", "high"}}}; "rate" is null when n is 0. The sources, each
+                 greedily and, with " sampled" after the first word, at evaluate.temperature:
+    injected, injected: CLASS   a rule's wrong steps, continued
+    own, own: CLASS             the first wrong step of each solution, and how that solution went on
+    solutions                   whole solutions; t1 keeps each first attempt, t2 is after corrections
+    "..., flags banned", "..., at threshold", "..., confidence", "..., redraw" and "..., majority" are these with other
+    decoding: decoding/measuring.py says which and how. Of a majority t1 is its first vote.
     What the metrics are: method/scoring.py (probe_rates, solution_rates). "..., forced" are those of probes that end in
     the flag. "auroc" is P(log p(flag) after a wrong step > after a right one): n pairs, interval after DeLong; right
-    steps are the ones in place of the injected, or the model's own before its first wrong one.
-  gap            injected minus own, {source: {metric: {"difference", "low", "high"}}}, interval after Newcombe
-  tokens_per_problem   {source: {"mean", "low", "high", "n"}}
+    steps are the ones in place of the injected, or the model's own before its first wrong one. "auroc, confidence" is
+    the same for the step's score, its largest -log p. Intervals are Wilson's; of steps and places, several in one
+    solution, by bootstrap over solutions and no narrower than Wilson's.
+  gap            injected minus own of the same decoding, {source: {metric: {"difference", "low", "high"}}}, interval
+                 after Newcombe
+  first_tries    {source: {"right", "lucky" and each class of error: rate}}: of all steps up to the first wrong one or
+                 marker
+  thresholds     {"flag_bias", "confidence", "max_false_alarms", "temperature": {"greedy", "sampled"}}, as chosen on
+                 validation problems; null where there was no right step to choose by, or no flag token. "n": {"greedy",
+                 "sampled": {"right", "wrong"}}, the steps of those problems
+  operating      {source: [{"bias", "detection": rate, "false_alarms": rate}]}, the bias rising; of single steps, "own"
+                 as written with flags banned. Sampled rates are expected ones
+  operating_confidence   the same over "threshold"
+  tokens_per_problem     {source: {"mean", "low", "high", "n"}}, all that were generated: of a redraw with those
+                 deleted, of a majority those of all votes
+  accuracy_at_tokens     {source: [{"votes", "accuracy": rate, "tokens_per_problem"}]} of the majority of 1, 3, 5 ...
   solved         {source: {"t1", "t2"}}: 0 or 1 for each problem in order, for paired tests between arms
   transcripts    [{"title", "outcome", "pieces": [{"role", "text"}]}]: successes and failures, for the report
 """
@@ -32,9 +47,11 @@ from ml_collections import config_flags
 from insec_jax import command
 from insec_jax import config as config_lib
 from insec_jax.config import Config
+from insec_jax.decoding.measuring import measure
 from insec_jax.decoding.output import written_whole
-from insec_jax.decoding.probing import Prober, injected_probes, solved_problems
-from insec_jax.decoding.results import results, table
+from insec_jax.decoding.probing import Prober, injected_probes, solved_problems, validation_problems
+from insec_jax.decoding.results import results
+from insec_jax.decoding.tables import table
 from insec_jax.decoding.writer import Writer, with_markers
 from insec_jax.method import tasks
 from insec_jax.training.checkpoint import Opened, open_model, versions
@@ -52,22 +69,23 @@ def main() -> None:
     opened = with_markers(open_model(MODEL.value), config, MODEL.value)
     found = {"model": MODEL.value, **evaluate(opened, task, config)}
     json.dump(found, file, indent=1, allow_nan=False)
-  print(table(found["rates"]))
+  print(table(found))
+  print(f"\n{found['seconds']} seconds")
 
 
 def evaluate(opened: Opened, task: tasks.Task, config: Config) -> dict:
   """Everything of results.json except the model's name."""
   start = time.perf_counter()
   problems, probes = solved_problems(task, config), injected_probes(task, config)
+  validation = validation_problems(task, config)
   prober = Prober(Writer(opened, compute=config.precision.compute), task, config)
-  injected = prober.injected(probes)
-  solved = {"": prober.solve(problems, temperature=0.0), " sampled": prober.solve(problems, temperature=1.0)}
+  measured = measure(prober, config, probes=probes, problems=problems, validation=validation)
   return {
     "config": dataclasses.asdict(config),
     "versions": versions(),
     "seconds": round(time.perf_counter() - start, 1),
     "seeds": {"problems": config.seed, "probes": config.seed, "sampling": config.seed},
-    **results(injected, solved, within=config.evaluate.within),
+    **results(measured, within=config.evaluate.within),
   }
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.decoding import probing, results
-from insec_jax.decoding.probing import FlagScores, Probed, Solved
+from insec_jax.decoding.measuring import GREEDY, SAMPLED, Chosen, Measured
+from insec_jax.decoding.probing import Probed, Solved
+from insec_jax.decoding.steps import Step
 from insec_jax.method import mistakes, roles, scoring, tasks
 from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
 from insec_jax.method.transcript import Markers, Piece, mistake_pieces, parse, render
@@ -78,14 +80,19 @@ def _measured(config: Config, skill: float) -> dict:
     return scoring.read_probe(probe.problem, probe.before, probe.wrong, text, finished=True, task=task, markers=markers,
                               unit="line", forced=forced)
 
+  def step(solution: int, error: str, margin: float) -> Step:
+    """A step of which the model is as unsure as it is near to a flag; right where there is no error."""
+    return Step(solution, "wrong" if error else "right", error, is_first_try=True, score=max(0.0, margin + 4),
+                margin_P=np.array([margin]), flag_P=np.array([-np.log1p(np.exp(-margin))]))
+
   def probed(probes: list[mistakes.Probe], texts: list[str]) -> Probed:
     forced = [outcome(probe, answer(probe, 1.0).removeprefix(markers.flag), forced=True) for probe in probes]
-    scores = FlagScores([(probe.error, rng.normal(-1 if skill else -3)) for probe in probes],
-                        list(rng.normal(-3, size=len(probes))))
+    steps = [step(number, probe.error, rng.normal(-1 if skill else -3)) for number, probe in enumerate(probes)]
+    steps += [step(number, "", rng.normal(-3)) for number in range(len(probes))]
     transcripts = [
       (Piece(PROMPT, probe.problem.prompt), Piece(TEXT, "".join(probe.before)), Piece(MISTAKE, probe.wrong),
        *parse(text, markers, "line")) for probe, text in zip(probes, texts, strict=True)]
-    return Probed([outcome(*one) for one in zip(probes, texts, strict=True)], forced, scores, transcripts)
+    return Probed([outcome(*one) for one in zip(probes, texts, strict=True)], forced, steps, transcripts)
 
   def solve() -> Solved:
     """Every other problem with a mistake; one in eight with a false alarm, if the model flags at all."""
@@ -107,8 +114,15 @@ def _measured(config: Config, skill: float) -> dict:
     transcripts = [(Piece(PROMPT, problem.prompt), *parse(text, markers, "line"))
                    for problem, text in zip(problems, texts, strict=True)]
     num_tokens = [len(text.split()) for text in texts]
-    return Solved(scores, num_tokens, transcripts, probed(*map(list, zip(*own, strict=True))))
+    found = probed(*map(list, zip(*own, strict=True)))
+    return Solved(scores, num_tokens, transcripts, found.steps, found)
 
   probes = probing.injected_probes(task, config)
   injected = probed(probes, [answer(probe, skill) for probe in probes])
-  return results.results(injected, {"": solve(), " sampled": solve()}, within=config.evaluate.within)
+  ways = ("", ", flags banned", ", at threshold", ", confidence")
+  measured = Measured(
+      {how + way: injected for how in (GREEDY, SAMPLED) for way in ("", ", at threshold")},
+      {how + way: solve() for how in (GREEDY, SAMPLED) for way in ways} | {f"{SAMPLED}, redraw": solve()},
+      {GREEDY: Chosen(0.0, 0.01, 0.5, 1.0, injected.steps), SAMPLED: Chosen(1.0, 0.02, -0.5, 1.0, injected.steps)},
+      [solve() for _ in range(config.evaluate.votes)])
+  return results.results(measured, within=config.evaluate.within)

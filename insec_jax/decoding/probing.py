@@ -1,44 +1,44 @@
 """Probing: wrong steps set before a model, by a rule or by itself, and what it does after each.
 
 A source of mistakes is `injected` (a rule's wrong step after right ones) or `own` (the first wrong step of a solution
-that the model wrote). Each is measured as it comes, and once more with the flag forced right after the wrong step.
+that the model wrote). Each is measured as it comes, and where asked once more with the flag forced right after it.
 """
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import records
+from insec_jax.decoding.redraw import redraw
+from insec_jax.decoding.sampler import Watch, step_scores
+from insec_jax.decoding.steps import Reader, Step
 from insec_jax.decoding.writer import Writer, Written
 from insec_jax.method import mistakes, scoring, tasks
 from insec_jax.method.mistakes import Probe
 from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
 from insec_jax.method.scoring import Outcome, SolutionScore
 from insec_jax.method.tasks import Problem, Task
-from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
+from insec_jax.method.transcript import Markers, Piece, Transcript, parse
 
 FROM_FILE = ("gsm8k",)  # tasks whose problems are records of data.path
-
-
-@dataclasses.dataclass(frozen=True)
-class FlagScores:
-  """Log p of the flag right after steps: of each wrong one with its class, and of each right one."""
-
-  wrong: list[tuple[str, float]]
-  right: list[float]
+NO_FLAG = -math.inf  # the flag_bias that bans it
+# Added to the seed of the problems that thresholds are chosen on: mining draws from the same split.
+_VALIDATION = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
-  """One source of mistakes, measured; lists run over its probes, `forced` over those that leave room to go on."""
+  """One source of mistakes, measured; `outcomes` and `transcripts` run over its probes."""
 
   outcomes: list[Outcome]
-  forced: list[Outcome]
-  flag_scores: FlagScores | None  # None where the markers are plain words
+  forced: list[Outcome] | None  # of those that leave room to go on; None where not asked for
+  steps: list[Step]  # the wrong ones and the right ones that they are told from
   transcripts: list[Transcript]
 
 
@@ -49,6 +49,7 @@ class Solved:
   scores: list[SolutionScore]
   num_tokens: list[int]
   transcripts: list[Transcript]
+  steps: list[Step]  # those before any marker
   own: Probed
 
 
@@ -58,6 +59,16 @@ def solved_problems(task: Task, config: Config) -> list[Problem]:
     found = _held_out(config)[:config.evaluate.num_problems]
   else:
     found = tasks.problems(task, "test", num=config.evaluate.num_problems, seed=config.seed)
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+
+
+def validation_problems(task: Task, config: Config) -> list[Problem]:
+  """The problems that thresholds are chosen on: of the split "mine", or the training records of data.path."""
+  num = config.evaluate.num_problems
+  if task.name in FROM_FILE:
+    found = [problem for problem, _ in records.problems(config, "train")][:num]
+  else:
+    found = tasks.problems(task, "mine", num=num, seed=config.seed + _VALIDATION)
   return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
 
 
@@ -102,57 +113,116 @@ class Prober:
     self.writer, self.task = writer, task
     self.markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
     self.unit = config.mistakes.unit
-    self._seed = config.seed
-    self._limits = {"max_tokens": config.evaluate.max_tokens, "batch_size": config.evaluate.batch_size}
+    self.limits = {"max_tokens": config.evaluate.max_tokens, "batch_size": config.evaluate.batch_size}
+    self.seed = config.seed
+    self._reader = Reader(writer, task, self.markers, self.unit)
+    self._greedy: dict[bytes, list[tuple[float, Written]]] = {}  # by prompt: what was written with which flag_bias
 
-  def injected(self, probes: Sequence[Probe]) -> Probed:
-    """What the model does, greedily, after injected mistakes."""
-    def begin(probe: Probe, *last: str) -> np.ndarray:
-      return self.writer.encode(probe.problem.prompt, answer="".join((*probe.before, *last)))
+  def injected(self, probes: Sequence[Probe], *, label: str, temperature: float, flag_bias: float = 0.0,
+               force: bool = False) -> Probed:
+    """What the model does after injected mistakes, with `force` also after them and the flag.
 
-    begins = [begin(probe, probe.wrong) for probe in probes]
-    written = self.writer.write(begins, label="injected mistakes", **self._limits)
-    if self.writer.flag_id is None:
-      forced = [begin(probe, probe.wrong, self.markers.flag) for probe in probes]
-      flag_scores = None
-    else:
-      forced = [np.append(begin_T, self.writer.flag_id) for begin_T in begins]
-      right_n1 = self.writer.sampler.next_logprobs(
-          [begin(probe, probe.problem.steps[len(probe.before)]) for probe in probes], [self.writer.flag_id],
-          batch_size=self._limits["batch_size"])
-      wrong = [(probe.error, float(one.generation.flag_logprobs[0]))
-               for probe, one in zip(probes, written, strict=True)]
-      flag_scores = FlagScores(wrong, right_n1[:, 0].tolist())
-    written_forced = self.writer.write(forced, label="injected mistakes, flag forced", **self._limits)
-    outcomes = [self._outcome(*one) for one in zip(probes, written, strict=True)]
+    Its steps are left empty: those of `told_apart` are the same however the model goes on.
+    """
+    drawn = {"temperature": temperature, "seed": self.seed, **self.limits}
+    begins = self._begin([(probe, probe.wrong) for probe in probes])
+    written = self._write(begins, label=label, flag_bias=flag_bias, **drawn)
+    forced = None
+    if force:
+      if self.writer.flag_id is None:
+        flagged = self._begin([(probe, probe.wrong + self.markers.flag) for probe in probes])
+      else:
+        flagged = [np.append(begin_T, self.writer.flag_id) for begin_T in begins]
+      forced = [self._outcome(probe, one, forced=True) for probe, one in
+                zip(probes, self.writer.write(flagged, label=f"{label}, flag forced", **drawn), strict=True)]
     transcripts = [
       (Piece(PROMPT, probe.problem.prompt), *pieces_of(TEXT, "".join(probe.before)), Piece(MISTAKE, probe.wrong),
        *parse(one.text, self.markers, self.unit)) for probe, one in zip(probes, written, strict=True)]
-    return Probed(outcomes, [self._outcome(*one, forced=True) for one in zip(probes, written_forced, strict=True)],
-                  flag_scores, transcripts)
+    return Probed([self._outcome(*one) for one in zip(probes, written, strict=True)], forced, [], transcripts)
 
-  def solve(self, problems: Sequence[Problem], *, temperature: float) -> Solved:
-    """The model's solutions, and what it does after its own first wrong steps."""
-    how = f"at temperature {temperature:g}" if temperature else "greedily"
-    drawn = {"temperature": temperature, "seed": self._seed, **self._limits}
+  def told_apart(self, probes: Sequence[Probe]) -> list[Step]:
+    """The wrong steps of probes and the right ones in their places, as steps with one place for a flag: after them."""
+    set_before = [(number, last, kind, error) for number, probe in enumerate(probes)
+                  for last, kind, error in ((probe.wrong, "wrong", probe.error),
+                                            (probe.problem.steps[len(probe.before)], "right", ""))]
+    if self.writer.flag_id is None:
+      near = [(None, None)] * len(set_before)
+    else:
+      written = self.writer.write(self._begin([(probes[number], last) for number, last, _, _ in set_before]),
+                                  label="a flag after injected mistakes and right steps", max_tokens=1,
+                                  batch_size=self.limits["batch_size"])
+      near = [(one.generation.margins, one.generation.flag_logprobs) for one in written]
+    return [Step(number, kind, error, is_first_try=True, score=math.nan, margin_P=margin_P, flag_P=flag_P)
+            for (number, _, kind, error), (margin_P, flag_P) in zip(set_before, near, strict=True)]
+
+  def solve(self, problems: Sequence[Problem], *, label: str, temperature: float, flag_bias: float = 0.0,
+            watch: Watch | None = None, seed: int | None = None, force: bool = False) -> Solved:
+    """The model's solutions, and what it does after its own first wrong steps, with `force` after them and the flag."""
+    drawn = {"temperature": temperature, "seed": self.seed if seed is None else seed, **self.limits}
     prompts = [self.writer.encode(problem.prompt) for problem in problems]
-    written = self.writer.write(prompts, label=f"solutions {how}", **drawn)
+    written = self._write(prompts, label=label, flag_bias=flag_bias, watch=watch, **drawn)
+    solved = self.read(problems, written)
+    if not force:
+      return solved
+    begins = {index: self._flagged_own(problems[index], prompts[index], written[index], score)
+              for index, score in enumerate(solved.scores) if score.own is not None}
+    begins = {index: begin for index, begin in begins.items() if begin is not None}
+    forced = self.writer.write(list(begins.values()), label=f"{label}, own mistakes, flag forced", **drawn)
+    outcomes = [self._outcome(own_probe(problems[index], solved.scores[index]), one, forced=True)
+                for index, one in zip(begins, forced, strict=True)]
+    return dataclasses.replace(solved, own=dataclasses.replace(solved.own, forced=outcomes))
+
+  def redrawn(self, problems: Sequence[Problem], *, label: str, temperature: float, threshold: float, most: int
+              ) -> Solved:
+    """Solutions without flags in which a step whose score is above the threshold is drawn again, up to `most` times."""
+    written, num_generated = redraw(
+        self.writer, [self.writer.encode(problem.prompt) for problem in problems], label=label, threshold=threshold,
+        most=most, temperature=temperature, seed=self.seed, **self.limits)
+    return dataclasses.replace(self.read(problems, written), num_tokens=num_generated)
+
+  def read(self, problems: Sequence[Problem], written: Sequence[Written]) -> Solved:
+    """What solutions are worth, however they were written."""
     scores = [scoring.score_solution(problem, one.text, finished=one.finished, task=self.task, markers=self.markers,
                                      unit=self.unit) for problem, one in zip(problems, written, strict=True)]
-    failed = [index for index, score in enumerate(scores) if score.own is not None]
-    begins = {index: self._flagged_own(problems[index], prompts[index], written[index], scores[index].own.prefix)
-              for index in failed}
-    begins = {index: begin for index, begin in begins.items() if begin is not None}
-    forced = self.writer.write(list(begins.values()), label=f"own mistakes {how}, flag forced", **drawn)
-    own_probes = {index: Probe(problems[index], scores[index].own.before, scores[index].own.wrong,
-                               scores[index].own.outcome.error) for index in failed}
-    own = Probed(
-        [scores[index].own.outcome for index in failed],
-        [self._outcome(own_probes[index], one, forced=True) for index, one in zip(begins, forced, strict=True)],
-        self._own_flag_scores(problems, written),
-        [self._solution(problems[index], written[index], scores[index]) for index in failed])
     transcripts = [self._solution(*one) for one in zip(problems, written, scores, strict=True)]
-    return Solved(scores, [len(one.generation.tokens) for one in written], transcripts, own)
+    steps = [step for number, (problem, one) in enumerate(zip(problems, written, strict=True))
+             for step in self._reader.steps(number, problem, one)]
+    failed = [index for index, score in enumerate(scores) if score.own is not None]
+    own = Probed([scores[index].own.outcome for index in failed], None, [step for step in steps if step.is_first_try],
+                 [transcripts[index] for index in failed])
+    return Solved(scores, [len(one.generation.tokens) for one in written], transcripts, steps, own)
+
+  def _write(self, prompts: Sequence[np.ndarray], *, label: str, temperature: float, flag_bias: float,
+             watch: Watch | None = None, **options) -> list[Written]:
+    """As Writer.write; greedily, only where it would not say again what it said with another flag_bias and no watch."""
+    write = functools.partial(self.writer.write, label=label, temperature=temperature, flag_bias=flag_bias, watch=watch,
+                              **options)
+    if temperature or self.writer.flag_id is None:
+      return write(prompts)
+    found = [next((one for bias, one in self._greedy.get(prompt.tobytes(), ())
+                   if self._says_the_same(one, bias, flag_bias, watch)), None) for prompt in prompts]
+    left = [index for index, one in enumerate(found) if one is None]
+    for index, one in zip(left, write([prompts[index] for index in left]), strict=True):
+      found[index] = one
+      if watch is None:
+        self._greedy.setdefault(prompts[index].tobytes(), []).append((flag_bias, one))
+    return found
+
+  def _says_the_same(self, written: Written, bias: float, flag_bias: float, watch: Watch | None) -> bool:
+    """Whether a greedy model that wrote this with `bias` writes it again with `flag_bias` and this watch."""
+    one = written.generation
+    if ((one.margins + bias > 0) != (one.margins + flag_bias > 0)).any():
+      return False
+    return watch is None or all(score <= watch.threshold
+                                for _, _, score in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id))
+
+  def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
+    """For each probe what the model reads with this in place of the wrong step, and its own confidence in each step."""
+    if self.writer.confidence_ids:
+      return [token_T for token_T, _ in self.writer.read(
+        [probe.problem.prompt for probe, _ in asked], [(*probe.before, last) for probe, last in asked],
+        batch_size=self.limits["batch_size"])]
+    return [self.writer.encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in asked]
 
   def _outcome(self, probe: Probe, written: Written, *, forced: bool = False) -> Outcome:
     return scoring.read_probe(probe.problem, probe.before, probe.wrong, written.text, finished=written.finished,
@@ -168,65 +238,29 @@ class Prober:
     return (prompt, *parse(text[:start], self.markers, self.unit), Piece(MISTAKE, score.own.wrong),
             *parse(text[end:], self.markers, self.unit))
 
-  def _flagged_own(self, problem: Problem, prompt: np.ndarray, written: Written, prefix: str) -> np.ndarray | None:
+  def _flagged_own(self, problem: Problem, prompt: np.ndarray, written: Written, score: SolutionScore
+                   ) -> np.ndarray | None:
     """Prompt, own text up to the end of the wrong step, flag; None where that leaves no room to go on."""
-    num = num_tokens(written, len(prefix), self.writer)
+    prefix = score.own.prefix
+    num = self._reader.token_ends(written).get(len(prefix))
     if self.writer.flag_id is None:
       begin = self.writer.encode(problem.prompt, answer=prefix + self.markers.flag)
     elif num is not None:
-      begin = np.concatenate([prompt, written.generation.tokens[:num], [self.writer.flag_id]])
+      said = written.generation.tokens[:self.writer.past_confidence(written.generation.tokens, num)]
+      begin = np.concatenate([prompt, said, [self.writer.flag_id]])
     elif self.markers.flag in prefix or self.markers.fix in prefix:
       return None  # neither a token ends here nor could the markers be encoded again as markers
     else:
       begin = np.append(self.writer.encode(problem.prompt, answer=prefix), self.writer.flag_id)
-    fits = len(begin) + self._limits["max_tokens"] <= self.writer.sampler.config.max_positions
+    fits = len(begin) + self.limits["max_tokens"] <= self.writer.sampler.config.max_positions
     return begin.astype(np.int32) if fits else None
 
-  def _own_flag_scores(self, problems: Sequence[Problem], written: Sequence[Written]) -> FlagScores | None:
-    if self.writer.flag_id is None:
-      return None
-    scores = FlagScores([], [])
-    for problem, one in zip(problems, written, strict=True):
-      for end, verdict in first_tries(problem, one, self.task, self.markers, self.unit):
-        num = num_tokens(one, end, self.writer)
-        if num is None or num == len(one.generation.tokens):
-          continue  # a token lies across the end of the step, or none was asked for after it
-        if verdict.kind == "wrong":
-          scores.wrong.append((verdict.error, float(one.generation.flag_logprobs[num])))
-        elif verdict.kind == "right":
-          scores.right.append(float(one.generation.flag_logprobs[num]))
-    return scores
+
+def own_probe(problem: Problem, score: SolutionScore) -> Probe:
+  """The first wrong step of a solution that has one, as a probe."""
+  return Probe(problem, score.own.before, score.own.wrong, score.own.outcome.error)
 
 
 def pieces_of(role: int, text: str) -> Transcript:
   """One piece, or none when there is no text."""
   return (Piece(role, text),) if text else ()
-
-
-def first_tries(problem: Problem, written: Written, task: Task, markers: Markers, unit: str
-                ) -> Iterator[tuple[int, tasks.Verdict]]:
-  """(end in the text, verdict) of the steps up to the first marker or the first wrong one, whichever comes first."""
-  head = min((written.text.split(marker, 1)[0] for marker in (markers.flag, markers.fix)), key=len)
-  steps = split_steps(head, unit)
-  if not written.finished and head == written.text and steps and not steps[-1][-1].isspace():
-    steps = steps[:-1]  # cut short, never said
-  end = 0
-  for number, step in enumerate(steps):
-    verdict = task.check(problem, steps[:number], step)
-    end += len(step)
-    yield end, verdict
-    if verdict.kind == "wrong":
-      return
-
-
-def num_tokens(written: Written, end: int, writer: Writer) -> int | None:
-  """How many of the tokens make up the first `end` characters; None where a token lies across."""
-  tokens = written.generation.tokens
-  low, high = 0, len(tokens)
-  while low < high:
-    middle = (low + high) // 2
-    if len(writer.decode(tokens[:middle])) < end:
-      low = middle + 1
-    else:
-      high = middle
-  return low if writer.decode(tokens[:low]) == written.text[:end] else None

@@ -38,7 +38,7 @@ class Writer:
     self.sampler = Sampler(opened.config, opened.params, compute=compute)
     self.tokenizer = opened.tokenizer
     self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
-    self._edges, self._confidence_ids = opened.confidence, opened.confidence_ids
+    self._edges, self.confidence_ids = opened.confidence, opened.confidence_ids
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
     ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
@@ -50,8 +50,8 @@ class Writer:
 
   def decode(self, tokens: Sequence[int]) -> str:
     """The text of tokens, special ones included; those of confidence are nothing that was said."""
-    if self._confidence_ids:
-      tokens = [token for token in tokens if token not in self._confidence_ids]
+    if self.confidence_ids:
+      tokens = [token for token in tokens if token not in self.confidence_ids]
     return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
   def write(self, prompts: Sequence[np.ndarray], *, label: str, max_tokens: int, batch_size: int,
@@ -60,7 +60,7 @@ class Writer:
     """What the model writes after each prompt, as Sampler.generate says; `label` names the work on the progress bar."""
     if not prompts:
       return []
-    if watch is None and self._confidence_ids:
+    if watch is None and self.confidence_ids:
       watch = self.watch()
     generations = self.sampler.generate(
         prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop_ids=self.stop_ids,
@@ -83,7 +83,7 @@ class Writer:
     watch = self.watch()
     tokens = [self.encode(prompt) for prompt in prompts]
     starts = [len(some) for some in tokens]
-    if not self._confidence_ids:
+    if not self.confidence_ids:
       tokens = [self.encode(prompt, answer="".join(some)) for prompt, some in zip(prompts, steps, strict=True)]
       logprobs = self.sampler.logprobs(tokens, batch_size=batch_size)
       return [(some, [score for *_, score in step_scores(some[start:], of[start:], watch, self.flag_id)])
@@ -100,8 +100,12 @@ class Writer:
                            strict=True):
         *_, score = step_scores(tokens[index][starts[index]:], of[starts[index]:], watch, self.flag_id)[-1]
         scores[index].append(score)
-        tokens[index] = np.append(tokens[index], self._confidence_ids[bin_of(score, self._edges)]).astype(np.int32)
+        tokens[index] = np.append(tokens[index], self.confidence_ids[bin_of(score, self._edges)]).astype(np.int32)
     return list(zip(tokens, scores, strict=True))
+
+  def past_confidence(self, tokens: np.ndarray, place: int) -> int:
+    """The place after the token of confidence that stands at `place`, or the place itself where none does."""
+    return place + (place < len(tokens) and int(tokens[place]) in self.confidence_ids)
 
   def watch(self, threshold: float = math.inf) -> Watch:
     """A watch over steps that are lines: a token whose text ends in a newline ends one; a score above gets a flag.
@@ -111,7 +115,7 @@ class Writer:
     if self._unit not in (None, "line"):
       raise InputError(f"the model's steps are {self._unit}s (mistakes.unit), and only lines can be watched: where a "
                        "sentence ends is known too late; use a model trained with mistakes.unit='line'")
-    return Watch(self._end_ids, self.fix_id, threshold, self._edges, self._confidence_ids)
+    return Watch(self._end_ids, self.fix_id, threshold, self._edges, self.confidence_ids)
 
   @functools.cached_property
   def _end_ids(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ kept apart everywhere: right, wrong, and lucky (not wrong, but nobody vouches fo
 
 import collections
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,17 @@ from insec_jax.method.tasks import LUCKY, Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
 
 _Z = 1.959963984540054  # of a two-sided 95 % interval
+_DRAWS = 2000  # of a bootstrap
 
 
 @dataclass(frozen=True)
 class Rate:
-  """k out of n; `share` is nan and the interval [0, 1] when n is 0. The interval takes the n as independent."""
+  """k out of n; `share` is nan and the interval [0, 1] when n is 0. The interval takes the n as independent.
 
-  k: int
+  Where each of the n counts with a chance (whether a flag would be drawn), `k` is the sum of these and no whole number.
+  """
+
+  k: float
   n: int
 
   @property
@@ -46,7 +50,22 @@ class Rate:
     return f"{self.share:.1%} [{self.low:.1%}, {self.high:.1%}] n={self.n}" if self.n else "- n=0"
 
 
-def wilson(k: int, n: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class GroupedRate(Rate):
+  """A rate whose n come in groups, as steps come in solutions: its interval is that of `grouped_rates`."""
+
+  interval: tuple[float, float]
+
+  @property
+  def low(self) -> float:
+    return self.interval[0]
+
+  @property
+  def high(self) -> float:
+    return self.interval[1]
+
+
+def wilson(k: float, n: int) -> tuple[float, float]:
   """Wilson's 95 % interval of k out of n; (0, 1) when n is 0."""
   if not 0 <= k <= n:
     raise ValueError(f"{k} out of {n} is no rate")
@@ -61,6 +80,29 @@ def rate(flags: Iterable[bool]) -> Rate:
   """How many of the flags are true, out of all."""
   flags = list(flags)
   return Rate(sum(map(bool, flags)), len(flags))
+
+
+def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[GroupedRate]:
+  """For each (k of every group, n of every group) the rate over all, with a 95 % interval by bootstrap over the groups.
+
+  The groups are the same for all of `counts`. No end of an interval is nearer than Wilson's: groups that are all alike,
+  as where k is 0, would otherwise seem to leave no doubt.
+  """
+  kn_2CG = np.array([[k for k, _ in counts], [n for _, n in counts]], np.float64)
+  groups = len(counts[0][0]) if counts else 0
+  rng = np.random.default_rng(0)
+  drawn_D2C = np.array([kn_2CG @ np.bincount(rng.integers(groups, size=groups), minlength=groups)
+                        for _ in range(_DRAWS if groups else 0)])
+  rates = []
+  for column, (of_k, of_n) in enumerate(counts):
+    k, n = sum(of_k), sum(of_n)
+    low, high = wilson(k, n)
+    if n:
+      k_D, n_D = drawn_D2C[:, 0, column], drawn_D2C[:, 1, column]
+      from_low, from_high = np.quantile(k_D[n_D > 0] / n_D[n_D > 0], (0.025, 0.975))
+      low, high = min(low, float(from_low)), max(high, float(from_high))
+    rates.append(GroupedRate(k, n, (low, high)))
+  return rates
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -102,12 +144,12 @@ def mcnemar(first: Iterable[bool], second: Iterable[bool]) -> float:
 
 
 def paired_difference(first: Iterable[float], second: Iterable[float], *, seed: int) -> tuple[float, float, float]:
-  """Mean of second minus first over the same problems, and its 95 % interval by bootstrap (2,000 draws of problems)."""
+  """Mean of second minus first over the same problems, and its 95 % interval by bootstrap over the problems."""
   difference_N = np.array([float(b) - float(a) for a, b in zip(first, second, strict=True)])
   if not len(difference_N):
     return math.nan, -math.inf, math.inf
   rng = np.random.default_rng(seed)
-  means = [difference_N[rng.integers(len(difference_N), size=len(difference_N))].mean() for _ in range(2000)]
+  means = [difference_N[rng.integers(len(difference_N), size=len(difference_N))].mean() for _ in range(_DRAWS)]
   low, high = np.quantile(means, (0.025, 0.975))
   return float(difference_N.mean()), float(low), float(high)
 
@@ -294,9 +336,13 @@ class SolutionScore:
   right_first: bool  # t1
   right: bool  # t2
   strict: bool  # right, and no step that stands is wrong
-  answered: bool
+  answer: str | None  # the one that stands in the end
   malformed: int
   errors: dict[str, int]  # wrong steps by class
+
+  @property
+  def answered(self) -> bool:
+    return self.answer is not None
 
 
 def score_solution(
@@ -340,7 +386,7 @@ def score_solution(
     harmful_edits=len(harmful), own=own, right_first=_right_at_first(attempts, verdicts, harmful, right), right=right,
     strict=right and all(verdict.kind != "wrong" for attempt, verdict in zip(attempts, verdicts, strict=True)
                          if not attempt.closed),
-    answered=answer is not None, malformed=malformed,
+    answer=answer, malformed=malformed,
     errors=dict(collections.Counter(verdict.error for verdict in verdicts if verdict.error)))
 
 
@@ -369,26 +415,46 @@ def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
       lucky_steps              lucky                                        of all steps
       own_mistakes             with at least one wrong step                 of solutions
       answered, malformed      with an answer; with a marker out of place   of solutions
+
+  The steps of one solution are not independent: rates of steps have their intervals from `grouped_rates`.
   """
   scores = list(scores)
 
-  def total(name: str) -> int:
-    return sum(getattr(score, name) for score in scores)
+  def each(*names: str) -> list[int]:
+    return [sum(getattr(score, name) for name in names) for score in scores]
 
-  right, wrong, lucky = total("num_right"), total("num_wrong"), total("num_lucky")
+  false_alarms, precision, harmful_edits, wrong_steps, lucky_steps = grouped_rates([
+    (each("false_alarms"), each("num_right")),
+    (each("catches"), each("catches", "false_alarms")),
+    (each("harmful_edits"), each("num_right")),
+    (each("num_wrong"), each("num_right", "num_wrong")),
+    (each("num_lucky"), each("num_right", "num_wrong", "num_lucky")),
+  ])
   return {
     "accuracy_t1": rate(score.right_first for score in scores),
     "accuracy_t2": rate(score.right for score in scores),
     "accuracy_strict": rate(score.strict for score in scores),
     "wrong_to_right": rate(score.right and not score.right_first for score in scores),
     "right_to_wrong": rate(score.right_first and not score.right for score in scores),
-    "false_alarms": Rate(total("false_alarms"), right),
+    "false_alarms": false_alarms,
     "false_alarm_solutions": rate(score.false_alarms for score in scores),
-    "precision": Rate(total("catches"), total("catches") + total("false_alarms")),
-    "harmful_edits": Rate(total("harmful_edits"), right),
-    "wrong_steps": Rate(wrong, right + wrong),
-    "lucky_steps": Rate(lucky, right + wrong + lucky),
+    "precision": precision,
+    "harmful_edits": harmful_edits,
+    "wrong_steps": wrong_steps,
+    "lucky_steps": lucky_steps,
     "own_mistakes": rate(score.own is not None for score in scores),
     "answered": rate(score.answered for score in scores),
     "malformed": rate(score.malformed for score in scores),
   }
+
+
+def majority(scores: Sequence[SolutionScore]) -> SolutionScore:
+  """Of solutions of one problem, the first that gives the answer given most often; of equals, the answer given first.
+
+  Solutions without an answer have no vote; where none has one, the first of all.
+  """
+  counted = collections.Counter(score.answer for score in scores if score.answered)
+  if not counted:
+    return scores[0]
+  answer = max(counted, key=counted.get)  # the first greatest, and a Counter keeps the order of first sight
+  return next(score for score in scores if score.answer == answer)

@@ -15,6 +15,8 @@ from insec_jax.method.scoring import (
   auroc,
   auroc_interval,
   by_class,
+  grouped_rates,
+  majority,
   mcnemar,
   paired_difference,
   probe_rates,
@@ -114,6 +116,39 @@ def test_the_paired_difference_is_that_of_the_same_problems():
   assert 0 < low < mean < high < 0.1
   assert paired_difference(first, second, seed=0) == (mean, low, high)
   assert math.isnan(paired_difference([], [], seed=0)[0])
+
+
+def test_the_interval_of_grouped_rates_covers_the_true_rate_where_wilsons_does_not():
+  rng = np.random.default_rng(0)
+  inside, too_narrow = 0, 0
+  for _ in range(100):
+    p_G = rng.choice([0.0, 0.4], 80, p=[0.75, 0.25])  # most solutions have no alarm, some have many
+    n_G = rng.integers(5, 15, 80)
+    k_G = rng.binomial(n_G, p_G)
+    one, = grouped_rates([(k_G.tolist(), n_G.tolist())])
+    assert (one.k, one.n) == (k_G.sum(), n_G.sum())
+    inside += one.low <= 0.1 <= one.high
+    low, high = wilson(one.k, one.n)
+    too_narrow += not low <= 0.1 <= high
+  assert inside >= 88
+  assert too_narrow > 15
+
+
+def test_groups_that_are_all_alike_leave_as_much_doubt_as_wilson():
+  none, all_of_them, nothing = grouped_rates([([0] * 20, [3] * 20), ([3] * 20, [3] * 20), ([0] * 20, [0] * 20)])
+  assert (none.low, none.high) == wilson(0, 60)
+  assert (all_of_them.low, all_of_them.high) == wilson(60, 60)
+  assert (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
+  assert none.to_json() == {"rate": 0.0, "k": 0, "n": 60, "low": none.low, "high": none.high}
+  assert grouped_rates([([], [])])[0].to_json() == {"rate": None, "k": 0, "n": 0, "low": 0.0, "high": 1.0}
+
+
+def test_the_majority_is_the_first_with_the_answer_given_most_often():
+  six, five, none = "fd1b3f6\n", F5, "no idea\n"
+  for texts, expected in (([six, F, F], F), ([five, six, six, five], five), ([none, none, six], six),
+                          ([none, F, none], F), ([none, ""], none)):
+    scores = [scored(text) for text in texts]
+    assert majority(scores) is scores[texts.index(expected)]
 
 
 # One continuation
@@ -263,12 +298,17 @@ def test_rates_of_solutions_have_the_right_numerators_and_denominators():
     C + D + "<err>calcd<fix>" + D2 + "fd2b3f5\n",
     C + E0 + D2 + "fd2b3f5\n" + "<err>",
   )]
-  assert solution_rates(scores) == {
-    "accuracy_t1": Rate(2, 4), "accuracy_t2": Rate(2, 4), "accuracy_strict": Rate(2, 4), "wrong_to_right": Rate(1, 4),
-    "right_to_wrong": Rate(1, 4), "false_alarms": Rate(1, 9), "false_alarm_solutions": Rate(1, 4),
-    "precision": Rate(2, 3), "harmful_edits": Rate(1, 9), "wrong_steps": Rate(5, 14), "lucky_steps": Rate(1, 15),
-    "own_mistakes": Rate(3, 4), "answered": Rate(4, 4), "malformed": Rate(1, 4)}
-  assert all(each == Rate(0, 0) for each in solution_rates([]).values())
+  assert counted(solution_rates(scores)) == {
+    "accuracy_t1": (2, 4), "accuracy_t2": (2, 4), "accuracy_strict": (2, 4), "wrong_to_right": (1, 4),
+    "right_to_wrong": (1, 4), "false_alarms": (1, 9), "false_alarm_solutions": (1, 4), "precision": (2, 3),
+    "harmful_edits": (1, 9), "wrong_steps": (5, 14), "lucky_steps": (1, 15), "own_mistakes": (3, 4),
+    "answered": (4, 4), "malformed": (1, 4)}
+  assert set(counted(solution_rates([])).values()) == {(0, 0)}
+  assert all((each.low, each.high) == (0.0, 1.0) for each in solution_rates([]).values())
+
+
+def counted(rates):
+  return {name: (each.k, each.n) for name, each in rates.items()}
 
 
 def test_a_model_that_writes_our_transcripts_is_scored_perfect():
@@ -284,7 +324,7 @@ def test_a_model_that_writes_our_transcripts_is_scored_perfect():
     scores.append(score_solution(problem, text, finished=True, task=TASK, markers=MARKERS, unit="line"))
   rates = solution_rates(scores)
   assert rates["accuracy_t2"] == rates["accuracy_strict"] == Rate(200, 200)
-  assert rates["precision"] == Rate(num, num)
+  assert (rates["precision"].k, rates["precision"].n) == (num, num)
   assert rates["false_alarms"].k == rates["malformed"].k == 0
   own = probe_rates([score.own.outcome for score in scores if score.own], within=1)
   assert all(own[name].k == own[name].n > 0 for name in ("detection", "reason", "correction", "recovery"))
