@@ -178,8 +178,8 @@ def test_a_model_without_tokens_of_confidence_reads_steps_as_they_are():
 def test_what_a_model_writes_holds_its_confidence_as_tokens_and_not_as_text():
   writer = reader(True)
   ids = writer.watch().confidence_ids
-  written = writer.write([writer.encode(question) for question in QUESTIONS * 10], label="", max_tokens=60, batch_size=32,
-                         temperature=5.0, flag_bias=-np.inf)
+  prompts = [writer.encode(question) for question in QUESTIONS * 10]
+  written = writer.write(prompts, label="", max_tokens=60, batch_size=32, temperature=5.0, flag_bias=-np.inf)
   assert any(token in ids for one in written for token in one.generation.tokens)
   assert not any("<|sure_" in one.text for one in written)
 
