@@ -137,7 +137,7 @@ def _with_prose_mistakes(
   unit, classes = config.mistakes.unit, prose_classes_of(config.mistakes)
   contents = [(_without_mistakes(record.content), record.where) for _, record in some]
   open_to = [number for number, (_, record) in enumerate(some) if not isinstance(record.content, tuple)]
-  corpus = Corpus([_text_of(contents[number][0], unit) for number in open_to], unit)
+  corpus = Corpus([_text_of(contents[number][0], unit) for number in open_to])
   num_drawn = num_put = 0
   for place, number in enumerate(open_to):
     wrong = in_prose(corpus, place, config.mistakes, np.random.default_rng((config.seed, some[number][0])))

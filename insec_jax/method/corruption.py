@@ -107,8 +107,8 @@ def content_of(text: str) -> str:
 class Corpus:
   """The records that mistakes are put into, each of which lends sentences and names to the others."""
 
-  def __init__(self, texts: Sequence[Text], unit: str):
-    self._texts, self._unit = tuple(texts), unit
+  def __init__(self, texts: Sequence[Text]):
+    self._texts = tuple(texts)
 
   def __getitem__(self, index: int) -> Text:
     return self._texts[index]
@@ -125,17 +125,9 @@ class Corpus:
       if found is None:
         return None
       step = right[:start] + found[0] + right[start + len(body):]
-      if self._says_other(text, right, step):
+      if _says_other(text, right, step):
         return Corruption(step, error, *found[1:])
     return None
-
-  def _says_other(self, text: Text, right: str, wrong: str) -> bool:
-    """Whether `wrong` is one step, says what `right` does not, and what it says so stands nowhere in the record."""
-    known = {content_of(sentence) for sentence in split_steps(right, "sentence")}
-    new = {content_of(sentence) for sentence in split_steps(wrong, "sentence")} - known
-    said = _said(text)
-    return (len(split_steps(wrong, self._unit)) == 1 and bool(new)
-            and not any(not content or f"\0{content}\0" in said for content in new))
 
   def _sentence(self, text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
     """A step of another record: about something else, and said in no third one."""
@@ -157,7 +149,7 @@ class Corpus:
     if not here:
       return None
     kind, old = here[rng.integers(len(here))]
-    beside = [new for new in self._beside(text, kind, old) if content_of(new) not in content_of(body)]
+    beside = [new for new in self._beside(text, kind, old) if not set(_words_of(new)) & set(_words_of(body))]
     if beside:
       new = beside[rng.integers(len(beside))]
     else:
@@ -223,6 +215,14 @@ class Corpus:
       for content in {content_of(step) for step in text.steps}:
         num[content] = num[content] + 1 if content in num else 1
     return num
+
+
+def _says_other(text: Text, right: str, wrong: str) -> bool:
+  """Whether `wrong` says what `right` does not, and what it says so stands nowhere in the record."""
+  known = {content_of(sentence) for sentence in split_steps(right, "sentence")}
+  new = {content_of(sentence) for sentence in split_steps(wrong, "sentence")} - known
+  said = _said(text)
+  return bool(new) and not any(not content or f"\0{content}\0" in said for content in new)
 
 
 def _number(text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:

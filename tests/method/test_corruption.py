@@ -23,9 +23,9 @@ def town(k):
               f"So {trade} made a living.", prompt=f"How did {name} live?\n")
 
 
-def drawn(texts, place, error, num=60, index=0, unit="sentence"):
+def drawn(texts, place, error, num=60, index=0):
   """What comes in place of one step, drawn many times."""
-  corpus, rng = Corpus(texts, unit), np.random.default_rng(0)
+  corpus, rng = Corpus(texts), np.random.default_rng(0)
   return [corpus.corrupt(index, place, error, rng) for _ in range(num)]
 
 
@@ -37,7 +37,7 @@ def steps_of(texts, place, error, **more):
 @pytest.mark.parametrize("error", CLASSES)
 def test_a_wrong_step_differs_in_content_and_stands_nowhere_in_the_record(error):
   texts = [town(k) for k in range(8)]
-  corpus, rng = Corpus(texts, "sentence"), np.random.default_rng(0)
+  corpus, rng = Corpus(texts), np.random.default_rng(0)
   seen = collections.Counter()
   for index in range(8):
     said = content_of(texts[index].prompt + "".join(texts[index].steps))
@@ -93,7 +93,7 @@ def test_a_changed_number_has_another_value_and_is_written_alike():
 
 @pytest.mark.parametrize("step", [
   "It needs at least 3 coins.", "About 30 came.", "The 3rd house burned.", "H2O boiled away.", "Release 1.2.3 is out.",
-  "Is it 5 coins?", "For example, 3 works.", "See page 12.", "Step 4: pay.", "1. Pay them.", "Agent 007 came.",
+  "Is it 5 coins?", "For example, 3 works.", "See page 12.", "Step 4: pay.", "1) Pay them.", "Agent 007 came.",
   "If 3 came, fine.", "3 is odd.",
 ])
 def test_a_number_that_another_may_stand_for_as_well_is_left(step):
@@ -126,15 +126,30 @@ def test_a_name_gives_way_to_one_beside_which_it_stands_or_to_a_foreign_one():
 @pytest.mark.parametrize(("first", "name"), [
   ("We saw Robert, known as Bob, there", "Robert"), ("We saw Bobby with Bob there", "Bobby"),
   ("We saw Anna, Queen there", "Anna"), ("We saw Anna Lee and Ms Lee there", "Anna Lee"),
-  ("We went to the United States or US there", "United States"), ("We saw that Clark is Superman there", "Clark"),
+  ("We flew from the United States with US pilots", "United States"), ("We saw that Clark is Superman there", "Clark"),
 ])
 def test_a_name_that_may_mean_the_same_is_no_mistake(first, name):
   assert steps_of([text(f"{first}. Then came {name}. All left.")], 1, "entity") == {None}
 
 
+@pytest.mark.parametrize(("name", "foreign"), [
+  ("Robert", "Rob"), ("United States", "US"), ("Anna Lee", "Ms Lee"), ("Anna", "Anna")])
+def test_a_foreign_name_that_may_mean_the_same_is_no_mistake(name, foreign):
+  own = text(f"We saw trees. Then came {name}. All left.")
+  assert steps_of([own, text(f"We saw {foreign} there.", prompt="Who?")], 1, "entity") == {None}
+
+
+def test_a_line_from_elsewhere_that_repeats_the_right_one_is_refused():
+  own = Text("What?", ("Rivers froze.\n", "He paid 5 coins.\n"), led=True)
+  donor = Text("Who?", ("Eagles circled overhead. He paid 5 coins.\n",), led=True)
+  assert steps_of([own, donor], 1, "sentence") == {None}
+
+
 def test_a_capital_that_begins_a_sentence_makes_no_name():
-  own = text("Rivers froze. Rivers were grey. We like rivers. Then Bela left.")
-  assert steps_of([own, text("We saw Emil there.", prompt="Who?")], 1, "entity") == {None}
+  other = text("We saw Emil there.", prompt="Who?")
+  assert steps_of([text("We saw trees. Then Rivers froze. All left."), other], 1, "entity") == {"Then Emil froze. "}
+  assert steps_of([text("We saw rivers. Then Rivers froze. All left."), other], 1, "entity") == {None}
+  assert steps_of([text("We saw trees. Rivers froze. All left."), other], 1, "entity") == {None}
 
 
 @pytest.mark.parametrize(("right", "wrong"), [
@@ -147,7 +162,7 @@ def test_a_negation_is_put_in_or_taken_out(right, wrong):
 
 
 @pytest.mark.parametrize("step", [
-  "It may be open.", "Some doors are open.", "Is it open?", "If it is open, go.", "It is not without risk.",
+  "It may be open.", "Some doors are open.", "Why is it open?", "If it is open, go.", "It is not without risk.",
   "It is open or shut.", "The can rusted.", "He paid.", "It is never open.", "He doesn't pay any rent.",
   "As it is, go.", "Always do not do it.",
 ])
@@ -165,7 +180,7 @@ def test_steps_may_be_lines_and_paragraphs(unit, error):
   gap = "\n" if unit == "line" else "\n\n"
   texts = [Text("", split_steps(f"Hear this.{gap}{''.join(town(k).steps)}{gap}The end{k}.", unit), led=False)
            for k in range(8)]
-  wrong = [found for found in drawn(texts, 1, error, unit=unit) if found]
+  wrong = [found for found in drawn(texts, 1, error) if found]
   assert wrong
   for found in wrong:
     assert split_steps(found.step, unit) == (found.step,)

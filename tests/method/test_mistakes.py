@@ -203,7 +203,7 @@ def story(k, asked=True):
 def prose_mistakes(num, *, asked=True, **changes):
   """What `num` draws put into each of eight records."""
   texts = [story(k, asked=asked) for k in range(8)]
-  corpus, rng = Corpus(texts, "sentence"), np.random.default_rng(0)
+  corpus, rng = Corpus(texts), np.random.default_rng(0)
   config = dataclasses.replace(MISTAKES, unit="sentence", **changes)
   return texts, [(k, in_prose(corpus, k, config, rng)) for _ in range(num) for k in range(8)]
 
