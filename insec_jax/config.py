@@ -131,7 +131,10 @@ class MistakesConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-  """Worth of one token of each role, and of the end-of-text token; 0 masks, negative is unlikelihood."""
+  """Worth of one token of each role, and of the end-of-text token; 0 masks, negative is unlikelihood.
+
+  `repeat` is the size of unlikelihood on the token with which a correction would begin to repeat its mistake; 0: none.
+  """
 
   prompt: float
   text: float
@@ -140,16 +143,23 @@ class LossConfig:
   reason: float
   correction: float
   end: float
+  repeat: float
 
   def __post_init__(self):
     _at_least("loss", self, -math.inf, *(field.name for field in dataclasses.fields(self)))
     if not self.end > 0:
       raise InputError(f"loss.end={self.end}; a model that never learns to stop is useless: give a positive weight")
+    _at_least("loss", self, 0, "repeat")
 
   @property
   def weight_R(self) -> tuple[float, ...]:
     """Weight of each role, in the order of the fields above, which is that of method.roles.NAMES."""
     return (self.prompt, self.text, self.mistake, self.flag, self.reason, self.correction)
+
+  @property
+  def rivals(self) -> bool:
+    """Whether anything is done about repeated mistakes; if not, the train step knows nothing of them."""
+    return self.repeat > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

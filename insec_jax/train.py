@@ -311,7 +311,8 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
   attend, reason = choose_attention(config, run.config, jax.devices()[0])
   model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
   batches = pipeline.batches(run.data.train, seed=config.seed, rows_per_step=rows,
-                             accumulation=config.data.accumulation, start_step=run.first, share=share)
+                             accumulation=config.data.accumulation, start_step=run.first, share=share,
+                             rivals=config.loss.rivals)
   progress = metrics.Progress(run.first, steps) if team.is_first else metrics.Silence()
   announce(config, run, reason, progress)
   train_step, seconds = compile_step(config, run, model, mesh)
@@ -365,9 +366,11 @@ def announce(config: Config, run: Run, attention_reason: str, progress: metrics.
 def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
   """(the compiled train step, seconds it took)."""
   start = time.perf_counter()
-  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, run.shardings)
+  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, run.shardings,
+                                  repeat=config.loss.repeat)
   batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
-                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length)
+                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
+                                  rivals=config.loss.rivals)
   compiled = step.lower(run.state, batch).compile()
   return compiled, time.perf_counter() - start
 
@@ -398,7 +401,7 @@ def heldout_measure(config: Config, run: Run, model: llama.Llama, mesh: Mesh, ro
 
   def measure(params) -> dict[str, float]:
     totals = metrics.Totals.zero()
-    for batch in pipeline.in_order(run.data.heldout, rows_per_step=rows, share=share):
+    for batch in pipeline.in_order(run.data.heldout, rows_per_step=rows, share=share, rivals=config.loss.rivals):
       totals = totals.plus(jax.device_get(sums_of(params, on_devices(batch, mesh, rows, share))), 0, 0.0)
     return metrics.heldout_line(totals.sums, config.loss.weight_R)
 

@@ -33,7 +33,8 @@ VALUES = {
     "reason": "label",
     "unit": "line",
   },
-  "loss": {"prompt": 0.0, "text": 1.0, "mistake": 0.0, "flag": 1.0, "reason": 1.0, "correction": 1.0, "end": 0.5},
+  "loss": {"prompt": 0.0, "text": 1.0, "mistake": 0.0, "flag": 1.0, "reason": 1.0, "correction": 1.0, "end": 0.5,
+           "repeat": 0.0},
   "optimizer": {
     "learning_rate": 1e-3,
     "final_share": 0.1,

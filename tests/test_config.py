@@ -60,6 +60,7 @@ def test_a_missing_key_is_named(toy):
   ("optimizer.warmup_steps", 10**9, "is above train.steps"),
   ("optimizer.b2", 1.0, "must be below 1"),
   ("train.steps", 0, "at least 1"),
+  ("loss.repeat", -0.5, "at least 0"),
   ("mesh.fsdp", 0, "at most one -1"),
   ("precision.compute", "float8", "must be one of"),
   ("evaluate.temperature", 0.0, "is greedy, which is measured in any case"),
@@ -76,7 +77,7 @@ def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
 
 
 def test_all_weights_zero_is_refused(toy):
-  toy.loss = dict.fromkeys(("prompt", "text", "mistake", "flag", "reason", "correction"), 0.0) | {"end": 1.0}
+  toy.loss = dict.fromkeys(("prompt", "text", "mistake", "flag", "reason", "correction", "repeat"), 0.0) | {"end": 1.0}
   with pytest.raises(InputError, match="nothing would be trained"):
     config.build(toy)
 

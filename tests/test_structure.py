@@ -48,10 +48,10 @@ def test_imports_point_only_to_the_left(file):
 
 
 def test_the_loss_section_names_every_role_in_the_order_of_the_roles():
-  fields = [field for field in config.LossConfig.__dataclass_fields__ if field != "end"]
+  fields = [field for field in config.LossConfig.__dataclass_fields__ if field not in ("end", "repeat")]
   assert tuple(fields) == roles.NAMES
   worth = dict(zip(roles.NAMES, range(1, 7), strict=True))
-  assert config.LossConfig(**worth, end=1.0).weight_R == (1, 2, 3, 4, 5, 6)
+  assert config.LossConfig(**worth, end=1.0, repeat=0.0).weight_R == (1, 2, 3, 4, 5, 6)
 
 
 def test_every_program_ends_through_the_one_way_that_sets_exit_codes():

@@ -35,7 +35,7 @@ def get_config(path=""):
                 row_length=64, rows_per_device=8, accumulation=1)
   c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="label",
                     unit="line")
-  c.loss = dict(prompt=0.0, text=1.0, mistake=-0.1, flag=1.0, reason=1.0, correction=2.0, end=0.5)
+  c.loss = dict(prompt=0.0, text=1.0, mistake=-0.1, flag=1.0, reason=1.0, correction=2.0, end=0.5, repeat=0.0)
   c.optimizer = dict(learning_rate=1e-2, final_share=0.1, warmup_steps=5, weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8,
                      clip_norm=1.0)
   c.train = dict(steps=40, log_every=2, eval_every=20, checkpoint_every=5, keep=2, keep_every=0)
@@ -153,6 +153,23 @@ def test_the_losses_are_those_of_the_golden_file(whole):
   want = np.loadtxt(GOLDEN)
   np.testing.assert_allclose(losses, want, rtol=1e-4,
                              err_msg=f"the curve moved; if it should, say why in the commit and run {REWRITE}")
+
+
+def test_a_weight_on_repeats_makes_them_less_likely_and_is_logged_and_in_the_receipt(home, whole):
+  eval_p = {}
+  for repeat in (1e-9, 5.0):
+    workdir = home / f"repeat_{repeat}"
+    train(home, workdir.name, f"loss.repeat={repeat}")
+    lines = read_lines(workdir)
+    assert {"loss/repeat", "p/repeat"} <= set(lines[1])
+    assert {"eval/loss/repeat", "eval/p/repeat"} <= set(lines[0])
+    assert "\nrival tokens      " in (workdir / "receipt.txt").read_text()
+    eval_p[repeat] = lines[-1]["eval/p/repeat"]
+  # So short a run learns which symbols come, not yet what they hang on: little is left to be less likely.
+  assert eval_p[5.0] < 0.98 * eval_p[1e-9]
+  # Of no weight, it only measures.
+  losses = [[line["loss"] for line in read_lines(folder)[1:]] for folder in (home / "repeat_1e-09", whole)]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_bit(home, whole):

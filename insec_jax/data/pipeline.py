@@ -68,9 +68,18 @@ def _progress(steps: Sequence[int], what: str) -> Iterator[int]:
 
 
 def batches(
-  rows: Rows, *, seed: int, rows_per_step: int, accumulation: int, start_step: int, share: np.ndarray | slice
+  rows: Rows,
+  *,
+  seed: int,
+  rows_per_step: int,
+  accumulation: int,
+  start_step: int,
+  share: np.ndarray | slice,
+  rivals: bool,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Endless batches from `start_step` on; batch k holds token_ABT, segment_ABT, position_ABT, role_ABT and weight_ABT.
+  """Endless batches from `start_step` on; batch k holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT.
+
+  With `rivals` also rival_ABT.
 
       rows of epoch 0   4 6 2 0 5 1 3 | rows of epoch 1   2 5 0 ...
       batch             0 0 0 1 1 1 2                     2 2 3          with 3 rows a batch: none is dropped
@@ -83,18 +92,22 @@ def batches(
   order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(EPOCHS).batch(accumulation * rows_per_step)
 
   def read(index_N):
-    taken = rows.of(index_N.reshape(accumulation, rows_per_step)[:, share])
-    return {f"{name}_ABT": value_ABT for name, value_ABT in taken.items()}
+    return _arrays(rows, index_N.reshape(accumulation, rows_per_step)[:, share], rivals)
 
   return iter(order[start_step:].map(read).to_iter_dataset(READ))
 
 
-def in_order(rows: Rows, *, rows_per_step: int, share: np.ndarray | slice) -> Iterator[dict[str, np.ndarray]]:
+def in_order(
+  rows: Rows, *, rows_per_step: int, share: np.ndarray | slice, rivals: bool
+) -> Iterator[dict[str, np.ndarray]]:
   """Every row once, in order, as batches with one micro-batch each; the last is filled up with rows of padding."""
   for start in range(0, len(rows), rows_per_step):
     index_B = np.arange(start, start + rows_per_step)
-    taken = rows.of(np.where(index_B < len(rows), index_B, -1)[None, share])
-    yield {f"{name}_ABT": value_ABT for name, value_ABT in taken.items()}
+    yield _arrays(rows, np.where(index_B < len(rows), index_B, -1)[None, share], rivals)
+
+
+def _arrays(rows: Rows, index_AB: np.ndarray, rivals: bool) -> dict[str, np.ndarray]:
+  return {f"{name}_ABT": value_ABT for name, value_ABT in rows.of(index_AB).items() if rivals or name != "rival"}
 
 
 def receipt(examples: Sequence[Example], rows: Rows, config: Config) -> str:
@@ -117,6 +130,7 @@ def receipt(examples: Sequence[Example], rows: Rows, config: Config) -> str:
     num, num_trained = int(is_role_BT.sum()), int((is_role_BT & is_trained_BT).sum())
     weight_N = rows.weight_BT[is_role_BT & is_target_BT].astype(np.float64)
     lines.append((name, num, num_trained, weight_N.mean() if len(weight_N) else 0.0, np.abs(weight_N).sum() / total))
+  num_rivals, repeat = int((rows.rival_BT >= 0).sum()), config.loss.repeat
   longest = max(examples, key=lambda example: len(example.token_T))
   num_trained = int(is_trained_BT.sum())
   return (
@@ -131,6 +145,12 @@ def receipt(examples: Sequence[Example], rows: Rows, config: Config) -> str:
         f"trained tokens    {num_trained:,} of {num_tokens:,} ({num_trained / num_tokens:.1%})",
         f"end of text       {num_end:,} tokens of role text, weight {config.loss.end:g} each",
         f"boundary tokens   {num_boundary:,} lie across two roles and took the smaller weight",
+        *(
+          [f"rival tokens      {num_rivals:,} where a correction could begin to repeat its mistake, weight {repeat:g} "
+           f"each: {num_rivals * repeat / total:.1%} beside the weight above"]
+          if config.loss.rivals
+          else []
+        ),
         f"records           {len(examples):,}",
         f"longest record    {len(longest.token_T):,} of {config.data.row_length:,} tokens, {longest.where}",
         f"rows              {len(rows):,} of {config.data.row_length:,} tokens, "

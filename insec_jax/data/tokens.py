@@ -28,6 +28,7 @@ from insec_jax.data.encoding import (
   template_parts,
 )
 from insec_jax.data.records import Chat, Turn
+from insec_jax.data.rivals import rivals
 from insec_jax.data.template import Template
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import paper_reason
@@ -51,11 +52,15 @@ class MarkedTokenizer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One transcript as tokens; `num_boundary` of them lie across pieces of different roles, `num_end` end the text."""
+  """One transcript as tokens; `num_boundary` of them lie across pieces of different roles, `num_end` end the text.
+
+  rival_T: where a correction first differs from its mistake, the token that the mistake has there; elsewhere NO_RIVAL.
+  """
 
   token_T: np.ndarray
   role_T: np.ndarray
   weight_T: np.ndarray
+  rival_T: np.ndarray
   where: str
   num_boundary: int
   num_end: int
@@ -181,6 +186,7 @@ def tokenize_all(
   wheres = [where for _, where in contents]
   encoded = encode(parts_of_example, wheres, tokenizer)
   check_like_whole_text(parts_of_example, encoded, tokenizer)
+  rival_N = rivals(parts_of_example, wheres, encoded, tokenizer)
   parts = list(itertools.chain.from_iterable(parts_of_example))
   example_P = np.repeat(np.arange(len(contents)), [len(some) for some in parts_of_example])
   weight_P = np.array([part.weight for part in parts], np.float32)
@@ -207,6 +213,7 @@ def tokenize_all(
       encoded.token_N[some],
       role_N[some],
       weight_N[some],
+      rival_N[some],
       where,
       int(is_boundary_N[some].sum()),
       int((is_end_N[some] & (encoded.special_N[some])).sum()),

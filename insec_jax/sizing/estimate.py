@@ -117,9 +117,11 @@ def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology
     topology.platform, device_kind=topology.devices[0].device_kind, head_width=model_config.head_width,
     row_length=config.data.row_length, compute=config.precision.compute)
   model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend)
-  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state))
+  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state),
+                                  repeat=config.loss.repeat)
   batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
-                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length)
+                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
+                                  rivals=config.loss.rivals)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
     lowered = step.lower(state, batch)

@@ -16,10 +16,11 @@ import tqdm
 
 from insec_jax.command import InputError
 from insec_jax.method.roles import NAMES, NUM_ROLES
-from insec_jax.training.loss import Sums
+from insec_jax.training.loss import Rivals, Sums
 
 # How far the host may be ahead of the devices: what is dispatched must still run before a preempted run can save.
 STEPS_AHEAD = 2
+NO_RIVALS = Rivals(0.0, 0.0, 0.0)
 
 
 class StepMetrics(NamedTuple):
@@ -32,7 +33,8 @@ class StepMetrics(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """Float64 sums over steps; `seconds` is time spent in steps, without compiling, held-out loss and saving."""
+  """Float64 sums over steps, rivals always among them; `seconds` is time spent in steps, without compiling, held-out
+  loss and saving."""
 
   sums: Sums
   tokens: float
@@ -40,10 +42,12 @@ class Totals(NamedTuple):
 
   @classmethod
   def zero(cls):
-    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3))), 0.0, 0.0)
+    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3)), NO_RIVALS), 0.0, 0.0)
 
   def plus(self, sums, tokens, seconds):
-    return Totals(Sums(*(np.float64(a) + b for a, b in zip(self.sums, sums, strict=True))), self.tokens + float(tokens),
+    if sums.rivals is None:
+      sums = sums._replace(rivals=NO_RIVALS)
+    return Totals(jax.tree.map(lambda a, b: np.float64(a) + b, self.sums, sums), self.tokens + float(tokens),
                   self.seconds + seconds)
 
   def to_json(self):
@@ -51,8 +55,8 @@ class Totals(NamedTuple):
 
   @classmethod
   def from_json(cls, value):
-    sums, tokens, seconds = value
-    return cls(Sums(*map(np.asarray, sums)), tokens, seconds)
+    (*sums, rivals), tokens, seconds = value
+    return cls(Sums(*map(np.asarray, sums), Rivals(*map(np.asarray, rivals))), tokens, seconds)
 
 
 class Meter:
@@ -103,6 +107,7 @@ class Meter:
 
     loss, loss/<role>, accuracy/<role> and the throughputs are over the window; tokens, trained_tokens and seconds since
     the start of the run; grad_norm and lr of the last step. A role without trained tokens has no key.
+    With loss.repeat also loss/repeat and p/repeat: mean cost and probability of tokens that begin to repeat a mistake.
     """
     self.settle()
     sums, tokens, seconds = self.window
@@ -115,20 +120,23 @@ class Meter:
 
 
 def role_means(sums: Sums) -> dict[str, float]:
-  """loss/<role> and accuracy/<role> of each role that has tokens in `sums`."""
+  """loss/<role> and accuracy/<role> of each role that has tokens in `sums`; loss/repeat and p/repeat of its rivals."""
   means = {}
   for name, nll, correct, count in zip(NAMES, sums.nll_R, sums.correct_R, sums.count_R, strict=True):
     if count:
       means[f"loss/{name}"] = float(nll / count)
       means[f"accuracy/{name}"] = float(correct / count)
+  if sums.rivals is not None and sums.rivals.count:
+    means["loss/repeat"] = float(sums.rivals.cost / sums.rivals.count)
+    means["p/repeat"] = float(sums.rivals.p / sums.rivals.count)
   return means
 
 
 def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
-  """eval/loss, eval/loss/<role> and eval/accuracy/<role> of sums in which every token had weight 1.
+  """eval/loss and all of `role_means` under eval/, of sums in which every token had weight 1.
 
-  eval/loss is the mean per token, each token weighted by its role; roles of weight 0 or less are not in it, but have
-  their own keys.
+  eval/loss is the mean per token, each token weighted by its role; roles of weight 0 or less and rivals are not in it,
+  but have their own keys.
   """
   positive_R = np.maximum(np.asarray(weight_R, np.float64), 0)
   total = (positive_R * sums.count_R).sum()

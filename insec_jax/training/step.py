@@ -16,6 +16,8 @@ from insec_jax.training import optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
 
+RIVAL = "rival_ABT"  # of a batch: there only where something is done with it
+
 
 class TrainState(NamedTuple):
   """All that training changes: the number of updates made, the parameters, and both moments of AdamW in float32."""
@@ -30,10 +32,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, jax.P(None, *spec("batch", "position")))
 
 
-def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int) -> dict:
-  """A batch as ShapeDtypeStructs that say where each array will lie."""
+def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, rivals: bool) -> dict:
+  """A batch, with or without rival_ABT, as ShapeDtypeStructs that say where each array will lie."""
   shape = (accumulation, rows_per_device * size_over(mesh, BATCH), row_length)
   dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
+  if rivals:
+    dtypes["rival"] = jnp.int32
   return {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
           for name, dtype in dtypes.items()}
 
@@ -64,14 +68,19 @@ def shardings_of(abstract):
   return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
+def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, repeat: float):
   """(gradient of the mean loss over the batch's trained tokens, loss.Sums); the gradient lies as `params` do.
 
-  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT. Sums of loss, weight and gradient are added
+  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT, and rival_ABT when `repeat`, the weight of
+  unlikelihood on rivals, is not 0. Sums of loss, weight and gradient are added
   over micro-batches and devices; the one division comes after them. Without a trained token the gradient is 0.
   It is float32; all but the embedding's has been summed over fsdp in the compute dtype, which is what a bfloat16 run
   gives up; sums over micro-batches and `data` are float32.
   """
+  if (repeat != 0) != (RIVAL in batch):
+    raise ValueError(f"repeat={repeat} with a batch of {', '.join(batch)}; {RIVAL} must be in it exactly when repeat "
+                     "is not 0: give pipeline.batches the same switch")
+
   def local(params, batch):
     """The same sums, not divided; everything between devices is said here and in model/sharding.py."""
     # Cast before the layers are scanned: what the backward pass stacks is then as narrow as what fsdp reduced. The
@@ -80,7 +89,7 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
             for name, param in params.items()}
 
     def weighted_loss(params, micro):
-      sums = _local_sums(model, params, micro, micro["weight_BT"], mesh)
+      sums = _local_sums(model, params, micro, micro["weight_BT"], mesh, repeat)
       return sums.loss, sums
 
     def add_micro(carry, micro):
@@ -91,7 +100,7 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
       gradient, sums = jax.grad(weighted_loss, has_aux=True)(cast, jax.tree.map(lambda x: x[0], _micro_batches(batch)))
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
-      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums()), _micro_batches(batch))
+      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums(rivals=repeat != 0)), _micro_batches(batch))
     if mesh.shape["data"] > 1:
       gradient = jax.tree.map(lambda part: jax.lax.psum(part.astype(jnp.float32), "data"), gradient)
     return gradient, jax.lax.psum(sums, BATCH)
@@ -102,14 +111,15 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings):
   return jax.tree.map(lambda total: total.astype(jnp.float32) / weight, gradient), sums
 
 
-def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh,
-                    shardings: TrainState) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
-  """Jitted `step(state, batch)`; the state is donated and comes back where it was."""
+def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh, shardings: TrainState, *,
+                    repeat: float) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
+  """Jitted `step(state, batch)`; the state is donated and comes back where it was. `repeat` is loss.repeat."""
   tx = optimizer.make(config, steps)
   rate = optimizer.schedule(config, steps)
 
   def step(state: TrainState, batch):
-    gradient, sums = mean_gradient(state.params, batch, model=model, mesh=mesh, shardings=shardings.params)
+    gradient, sums = mean_gradient(state.params, batch, model=model, mesh=mesh, shardings=shardings.params,
+                                   repeat=repeat)
     update, optimizer_state = tx.update(gradient, state.optimizer, state.params)
     metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), optax.tree.norm(gradient), rate(state.step))
     return TrainState(state.step + 1, optax.apply_updates(state.params, update), optimizer_state), metrics
@@ -119,12 +129,15 @@ def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mes
 
 
 def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
-  """Jitted `heldout_sums(params, batch)`: sums over every token that has a role, each of weight 1, no gradient."""
+  """Jitted `heldout_sums(params, batch)`: sums over every token that has a role, each of weight 1, no gradient.
+
+  Rivals are summed up too where the batch has them; they weigh nothing.
+  """
   def local(params, batch):
     def add_micro(carry, micro):
       every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
-      return jax.tree.map(jnp.add, carry, _local_sums(model, params, micro, every_BT, mesh)), None
-    return jax.lax.psum(jax.lax.scan(add_micro, no_sums(), _micro_batches(batch))[0], BATCH)
+      return jax.tree.map(jnp.add, carry, _local_sums(model, params, micro, every_BT, mesh, 0.0)), None
+    return jax.lax.psum(jax.lax.scan(add_micro, no_sums(rivals=RIVAL in batch), _micro_batches(batch))[0], BATCH)
 
   specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
   return jax.jit(_on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), jax.P()),
@@ -140,8 +153,9 @@ def _micro_batches(batch: dict) -> dict:
   return {name.replace("_ABT", "_BT"): array for name, array in batch.items()}
 
 
-def _local_sums(model, params, micro, weight_BT, mesh) -> Sums:
+def _local_sums(model, params, micro, weight_BT, mesh, repeat) -> Sums:
   stream_BTD = model.clone(mesh=mesh).apply({"params": params}, micro["token_BT"], micro["position_BT"],
                                             micro["segment_BT"])
   return loss_sums(llama.head(params, model.config), stream_BTD, micro["token_BT"], micro["segment_BT"],
-                   micro["role_BT"], weight_BT, mesh=mesh)
+                   micro["role_BT"], weight_BT, micro.get("rival_BT"), repeat=repeat,
+                   mesh=mesh)

@@ -20,6 +20,7 @@ def numbered_rows(num):
     np.tile(np.arange(2, dtype=np.int32), (num, 1)),
     np.ones((num, 2), np.int8),
     np.ones((num, 2), np.float32),
+    token_BT + 100,
   )
 
 
@@ -32,6 +33,7 @@ def read(num_rows, num_batches, *, seed=0, rows_per_step=4, accumulation=1, star
     accumulation=accumulation,
     start_step=start_step,
     share=share,
+    rivals=False,
   )
   return np.stack([batch["token_ABT"][..., 0] for batch in itertools.islice(found, num_batches)])
 
@@ -67,11 +69,16 @@ def test_accumulation_reads_the_rows_of_as_many_smaller_steps():
   np.testing.assert_array_equal(read(10, 3, accumulation=2).reshape(6, 1, 4), read(10, 6))
 
 
-def test_a_batch_has_five_arrays_with_the_axes_that_their_names_say():
-  batch = next(
-    pipeline.batches(numbered_rows(3), seed=0, rows_per_step=4, accumulation=2, start_step=0, share=slice(1, 3))
-  )
-  assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
+@pytest.mark.parametrize("rivals", [False, True])
+def test_a_batch_has_arrays_with_the_axes_that_their_names_say_and_rivals_only_when_asked(rivals):
+  how = {"rows_per_step": 4, "share": slice(1, 3), "rivals": rivals}
+  batch = next(pipeline.batches(numbered_rows(3), seed=0, accumulation=2, start_step=0, **how))
+  in_order = next(pipeline.in_order(numbered_rows(3), **how))
+  assert ("rival_ABT" in batch, "rival_ABT" in in_order) == (rivals, rivals)
+  if rivals:
+    np.testing.assert_array_equal(batch["rival_ABT"], batch["token_ABT"] + 100)
+    np.testing.assert_array_equal(in_order["rival_ABT"][0], [[101, 101], [102, 102]])
+  assert {name: (value.shape, value.dtype) for name, value in batch.items() if name != "rival_ABT"} == {
     "token_ABT": ((2, 2, 2), np.int32),
     "segment_ABT": ((2, 2, 2), np.int32),
     "position_ABT": ((2, 2, 2), np.int32),
@@ -81,7 +88,7 @@ def test_a_batch_has_five_arrays_with_the_axes_that_their_names_say():
 
 
 def test_held_out_rows_come_once_in_order_and_the_last_batch_is_filled_with_padding():
-  found = list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=ALL))
+  found = list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=ALL, rivals=False))
   np.testing.assert_array_equal(
     np.stack([batch["token_ABT"][0, :, 0] for batch in found]), [[0, 1, 2, 3], [4, 0, 0, 0]]
   )
@@ -89,7 +96,8 @@ def test_held_out_rows_come_once_in_order_and_the_last_batch_is_filled_with_padd
     np.stack([batch["segment_ABT"][0, :, 0] for batch in found]), [[1, 1, 1, 1], [1, 0, 0, 0]]
   )
   halves = [
-    list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=share)) for share in (slice(0, 2), slice(2, 4))
+    list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=share, rivals=False))
+    for share in (slice(0, 2), slice(2, 4))
   ]
   for whole, left, right in zip(found, *halves, strict=True):
     np.testing.assert_array_equal(np.concatenate([left["role_ABT"], right["role_ABT"]], axis=1), whole["role_ABT"])
@@ -127,6 +135,21 @@ def test_the_receipt_counts_what_is_trained(tmp_path):
   assert f"longest record    11 of 16 tokens, {path}:1" in data.receipt
   assert f"rows              1 of 16 tokens, {2 / 16:.1%} padding" in data.receipt
   assert len(data.heldout) == 0
+
+
+def test_the_receipt_counts_rivals_when_they_weigh_something(tmp_path):
+  pieces = [("prompt", "ab"), ("mistake", "aa"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "ab")]
+  record = {"pieces": [{"role": role, "text": text} for role, text in pieces]}
+  path = write_lines(tmp_path / "r.jsonl", [record, record])
+  receipts = {}
+  for repeat in (0.0, 0.75):
+    some = config(data__path=path, data__row_length=16, loss__repeat=repeat)
+    receipts[repeat] = pipeline.load_data(some, tokens.build_tokenizer(("a", "b"), some.tokenizer)).receipt
+  # Each record: two flags, two tokens of the correction, and an end of weight 0.5.
+  line = f"rival tokens      2 where a correction could begin to repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
+  assert line in receipts[0.75]
+  without = [line for line in receipts[0.75].splitlines() if not line.startswith("rival")]
+  assert without == receipts[0.0].splitlines()
 
 
 def test_one_row_a_step_reads_the_rows_of_larger_steps():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_ROLE, NUM_ROLES, PROMPT, TEXT
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_RIVAL, NO_ROLE, NUM_ROLES, PROMPT, TEXT
 from insec_jax.model import sharding
 from insec_jax.training import loss
 
@@ -31,16 +31,28 @@ def make_rows(seed=0, V=V):
     "weight_BT": weight_BT}
 
 
-def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT):
+def with_rivals(rows, seed=2):
+  """The same rows with a rival at a quarter of the tokens, whatever their weight: one of the four likeliest others."""
+  rng = np.random.default_rng(seed)
+  logit_BTV = np.roll(rows["stream_BTD"] @ rows["head_VD"].T, 1, axis=1)  # of what stands at T, not of what follows
+  np.put_along_axis(logit_BTV, rows["token_BT"][..., None], -np.inf, -1)
+  likely_BT4 = np.argsort(logit_BTV)[..., -4:]
+  rival_BT = np.take_along_axis(likely_BT4, rng.integers(0, 4, (B, T, 1)), -1)[..., 0]
+  has_one_BT = (rng.random((B, T)) < 0.25) & (rows["segment_BT"] > 0)
+  return rows | {"rival_BT": np.where(has_one_BT, rival_BT, NO_RIVAL).astype(np.int32)}
+
+
+def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, rival_BT=None, repeat=0.0):
   """(sums, gradient of the head, gradient of the stream), float64, token by token."""
   head_VD, stream_BTD = head_VD.astype(np.float64), stream_BTD.astype(np.float64)
   sums = loss.Sums(0.0, 0.0, np.zeros(NUM_ROLES), np.zeros(NUM_ROLES), np.zeros(NUM_ROLES))
-  total = weight = 0.0
+  total = weight = rival_cost = rival_p = num_rivals = 0.0
   head_grad_VD, stream_grad_BTD = np.zeros_like(head_VD), np.zeros_like(stream_BTD)
   for b in range(token_BT.shape[0]):
     for t in range(token_BT.shape[1] - 1):
       w, target, role = float(weight_BT[b, t + 1]), token_BT[b, t + 1], role_BT[b, t + 1]
-      if w == 0 or segment_BT[b, t] == 0 or segment_BT[b, t] != segment_BT[b, t + 1]:
+      rival = NO_RIVAL if rival_BT is None else rival_BT[b, t + 1]
+      if (w == 0 and rival < 0) or segment_BT[b, t] == 0 or segment_BT[b, t] != segment_BT[b, t + 1]:
         continue
       logit_V = head_VD @ stream_BTD[b, t]
       p_V = np.exp(logit_V - logit_V.max())
@@ -54,12 +66,20 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT):
         total += -w * -np.log(max(1 - p, 1e-5))
         slope_V = -w * p / (1 - p) * (hot_V - p_V) if 1 - p > 1e-5 else np.zeros_like(p_V)
       weight += abs(w)
-      sums.nll_R[role] -= np.log(p)
-      sums.correct_R[role] += p_V.argmax() == target
-      sums.count_R[role] += 1
+      if w:
+        sums.nll_R[role] -= np.log(p)
+        sums.correct_R[role] += p_V.argmax() == target
+        sums.count_R[role] += 1
+      if rival >= 0:
+        q = p_V[rival]
+        num_rivals, rival_p, rival_cost = num_rivals + 1, rival_p + q, rival_cost - np.log(max(1 - q, 1e-5))
+        total, weight = total + repeat * -np.log(max(1 - q, 1e-5)), weight + repeat
+        if 1 - q > 1e-5:
+          slope_V = slope_V + repeat * q / (1 - q) * (np.eye(len(p_V))[rival] - p_V)
       head_grad_VD += slope_V[:, None] * stream_BTD[b, t][None]
       stream_grad_BTD[b, t] = slope_V @ head_VD
-  return sums._replace(loss=total, weight=weight), head_grad_VD, stream_grad_BTD
+  rivals = None if rival_BT is None else loss.Rivals(rival_cost, rival_p, num_rivals)
+  return sums._replace(loss=total, weight=weight, rivals=rivals), head_grad_VD, stream_grad_BTD
 
 
 def ours(rows, **options):
@@ -78,7 +98,8 @@ def ours_on(mesh, rows, **options):
     sums, *gradients = ours(dict(zip(rows, arrays, strict=True)), mesh=mesh, **options)
     return jax.lax.psum(sums, sharding.BATCH), jax.lax.psum(gradients[0], "data"), gradients[1]
   head, row = sharding.spec("vocab", "width"), jax.P(sharding.BATCH)
-  run = jax.shard_map(local, mesh=mesh, in_specs=(head, *[row] * 5), out_specs=(jax.P(), head, row), check_vma=False)
+  run = jax.shard_map(local, mesh=mesh, in_specs=(head, *[row] * (len(rows) - 1)), out_specs=(jax.P(), head, row),
+                      check_vma=False)
   return jax.jit(run)(*rows.values())
 
 
@@ -89,19 +110,22 @@ def assert_close(got, want, rtol=1e-5):
 
 
 def test_a_position_predicts_the_next_token_of_its_own_segment():
-  target_BT, role_BT, weight_BT = loss.shift(
+  target_BT, role_BT, weight_BT, rival_BT = loss.shift(
     jnp.array([[10, 11, 12, 13, 14, 9]]), jnp.array([[1, 1, 1, 2, 2, 0]]), jnp.array([[0, 1, 2, 0, 3, -1]]),
-    jnp.array([[0.0, 1, 2, 0, 4, 0]]))
+    jnp.array([[0.0, 1, 2, 0, 4, 0]]), jnp.array([[5, 6, -1, 7, 8, -1]]))
   trained = np.array([[1, 1, 0, 1, 0, 0]], bool)
   np.testing.assert_array_equal(target_BT[trained], [11, 12, 14])
   np.testing.assert_array_equal(role_BT, [[1, 2, -1, 3, -1, -1]])
   np.testing.assert_array_equal(weight_BT, [[1, 2, 0, 4, 0, 0]])
+  np.testing.assert_array_equal(rival_BT, [[6, -1, -1, 8, -1, -1]])
 
 
 def test_a_row_that_is_full_does_not_wrap_round_to_its_first_token():
-  _, role_BT, weight_BT = loss.shift(*(jnp.ones((1, 4), int),) * 2, jnp.ones((1, 4), int), jnp.ones((1, 4)))
+  ones_BT = jnp.ones((1, 4), int)
+  _, role_BT, weight_BT, rival_BT = loss.shift(ones_BT, ones_BT, ones_BT, jnp.ones((1, 4)), ones_BT)
   np.testing.assert_array_equal(role_BT, [[1, 1, 1, -1]])
   np.testing.assert_array_equal(weight_BT, [[1, 1, 1, 0]])
+  np.testing.assert_array_equal(rival_BT, [[1, 1, 1, -1]])
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, None])
@@ -135,7 +159,7 @@ def test_what_travels_is_the_smaller_of_the_head_and_the_trained_tokens_along_ea
 def test_tokens_of_weight_0_have_exactly_zero_gradient_and_are_counted_nowhere():
   rows = make_rows()
   sums, _, stream_grad_BTD = ours(rows, chunk=16)
-  _, _, weight_BT = loss.shift(*(rows[name] for name in ("token_BT", "segment_BT", "role_BT", "weight_BT")))
+  _, _, weight_BT, _ = loss.shift(*(rows[name] for name in ("token_BT", "segment_BT", "role_BT", "weight_BT")))
   reached_BT = np.abs(stream_grad_BTD).sum(-1) > 0
   np.testing.assert_array_equal(reached_BT, weight_BT != 0)
   assert sums.count_R[PROMPT] == 0
@@ -161,11 +185,50 @@ def test_a_negative_weight_is_unlikelihood_flat_where_clamped():
     np.testing.assert_allclose(slope, 0.0 if clamped else abs(weight) * p, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [7, None])
+def test_rivals_add_their_unlikelihood_whatever_the_weight_of_the_token_and_are_in_no_role(chunk):
+  rows = with_rivals(make_rows())
+  only_rivals_BT = (rows["rival_BT"] >= 0) & (rows["weight_BT"] == 0)
+  assert only_rivals_BT[:, 1:].any()
+  got = ours(rows, chunk=chunk, repeat=0.75)
+  assert_close(got, naive(**rows, repeat=0.75))
+  np.testing.assert_array_equal(got[0].count_R, ours(make_rows())[0].count_R)
+
+
+@pytest.mark.parametrize("V", [40, 320])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2), (1, 1, 1, 2, 4)])
+def test_rivals_are_found_wherever_the_vocabulary_is_split(shape, V):
+  rows = with_rivals(make_rows(1, V))
+  mesh = jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+  assert_close(ours_on(mesh, rows, chunk=5, repeat=0.75), naive(**rows, repeat=0.75))
+
+
+def test_a_rival_that_is_almost_certain_costs_what_is_clamped_and_has_no_slope():
+  def cost(x):
+    return loss.loss_sums(jnp.array([[1.0], [0.0]]), jnp.full((1, 2, 1), x), jnp.ones((1, 2), int),
+                          jnp.ones((1, 2), int), jnp.full((1, 2), CORRECTION), jnp.zeros((1, 2)),
+                          jnp.zeros((1, 2), int), repeat=2.0).loss
+
+  for x in (0.3, -4.0, 11.0, 11.6, 30.0):
+    p = 1 / (1 + np.exp(-np.float64(x)))
+    value, slope = jax.jit(jax.value_and_grad(cost))(x)
+    np.testing.assert_allclose(value, 2 * -np.log(max(1 - p, 1e-5)), rtol=1e-5)
+    np.testing.assert_allclose(slope, 2 * p if 1 - p > 1e-5 else 0.0, rtol=1e-5)
+
+
+def test_rivals_of_weight_0_are_summed_up_and_change_nothing_else():
+  rows = with_rivals(make_rows())
+  got, without = ours(rows), ours(make_rows())
+  assert got[0].rivals.count == (loss.shift(*list(rows.values())[2:])[3] >= 0).sum() > 0
+  assert without[0].rivals is None
+  assert_close((got[0]._replace(rivals=None), *got[1:]), without, rtol=2e-6)
+
+
 def test_nothing_to_train_gives_loss_0_and_finite_gradients():
   rows = make_rows()
   rows["weight_BT"][:] = 0
   sums, head_grad_VD, stream_grad_BTD = ours(rows)
-  assert all(np.all(np.asarray(total) == 0) for total in sums)
+  assert all(np.all(np.asarray(total) == 0) for total in sums[:5])
   assert np.all(head_grad_VD == 0)
   assert np.all(stream_grad_BTD == 0)
 
@@ -181,9 +244,8 @@ def test_halves_of_a_batch_sum_to_the_whole():
 
 
 def test_sums_without_gradient_are_the_same_sums():
-  rows = make_rows()
-  for with_gradient, without in zip(ours(rows)[0], jax.jit(loss.loss_sums)(**rows), strict=True):
-    np.testing.assert_array_equal(with_gradient, without)
+  rows = with_rivals(make_rows())
+  jax.tree.map(np.testing.assert_array_equal, ours(rows)[0], jax.jit(loss.loss_sums)(**rows))
 
 
 def test_bfloat16_streams_keep_float32_sums_and_a_float32_gradient_of_the_head():

@@ -51,18 +51,29 @@ def make_records(num=20, weight_R=WEIGHT_R):
   return records
 
 
+def with_rivals(records):
+  """The records, each with rival_T: another token where one in three of them is, the first included."""
+  rng = np.random.default_rng(2)
+  return [(token_T, role_T, weight_T, np.where(rng.random(len(token_T)) < 0.3, (token_T + 1) % MODEL.vocab_size, -1))
+          for token_T, role_T, weight_T in records]
+
+
 def pack(records, accumulation, rows):
   """A batch that holds the records, each in the first row with room; the last rows of padding."""
   num = accumulation * rows
   batch = {f"{name}_ABT": np.zeros((num, T), np.int32) for name in ("token", "segment", "position")}
   batch |= {"role_ABT": np.full((num, T), NO_ROLE, np.int8), "weight_ABT": np.zeros((num, T), np.float32)}
+  if len(records[0]) == 4:
+    batch["rival_ABT"] = np.full((num, T), -1, np.int32)
   used = [0] * num
-  for token_T, role_T, weight_T in records:
+  for token_T, role_T, weight_T, *rest in records:
     row = next(row for row in range(num) if used[row] + len(token_T) <= T)
     part = (row, slice(used[row], used[row] + len(token_T)))
     batch["segment_ABT"][part] = batch["segment_ABT"][row].max() + 1
     batch["token_ABT"][part], batch["role_ABT"][part], batch["weight_ABT"][part] = token_T, role_T, weight_T
     batch["position_ABT"][part] = np.arange(len(token_T))
+    if rest:
+      batch["rival_ABT"][part] = rest[0]
     used[row] += len(token_T)
   return {name: array.reshape(accumulation, rows, T) for name, array in batch.items()}
 
@@ -75,17 +86,17 @@ def make_mesh(shape):
 
 
 @functools.cache
-def compiled_gradient(shape, remat, tied):
+def compiled_gradient(shape, remat, tied, repeat):
   mesh, config = make_mesh(shape), model_config(tied)
   shardings = sharding.params_shardings(llama.shapes(config), mesh)
   mean_gradient = functools.partial(step.mean_gradient, model=llama.Llama(config, "float32", remat), mesh=mesh,
-                                    shardings=shardings)
+                                    shardings=shardings, repeat=repeat)
   return jax.jit(mean_gradient, in_shardings=(shardings, step.batch_sharding(mesh)), out_shardings=(shardings, None))
 
 
-def gradient(batch, shape=(1, 1, 1), *, remat="none", tied=False):
+def gradient(batch, shape=(1, 1, 1), *, remat="none", tied=False, repeat=0.0):
   """(gradient, sums) of step.mean_gradient on a mesh of that shape."""
-  return compiled_gradient(shape, remat, tied)(make_params(tied), batch)
+  return compiled_gradient(shape, remat, tied, repeat)(make_params(tied), batch)
 
 
 @functools.cache
@@ -95,7 +106,8 @@ def compiled_step(shape, dtype, compute):
   params = jax.tree.map(lambda param: param.astype(dtype), make_params())
   shardings = step.shardings_of(step.abstract_state(MODEL, dtype, tx, mesh))
   make = jax.jit(lambda params: step.new_state(params, tx), out_shardings=shardings)
-  train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings)
+  train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings,
+                                    repeat=0.0)
   return params, make, train_step
 
 
@@ -131,6 +143,33 @@ def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records
   got, sums = gradient(pack(make_records(), accumulation, rows), shape, remat=remat, tied=tied)
   np.testing.assert_allclose(float(sums.loss) / float(sums.weight), want_loss, rtol=1e-5)
   assert_close(got, want)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)])
+def test_gradient_with_rivals_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape):
+  records, repeat = with_rivals(make_records()), 0.75
+  masked = [w == 0 and rival >= 0 for _, _, weight_T, rival_T in records
+            for w, rival in zip(weight_T[1:], rival_T[1:], strict=True)]
+  assert any(masked)
+  want, cost, size = naive.total_cost(make_params(), MODEL, [record[::2] + record[3:] for record in records], repeat)
+  got, sums = gradient(pack(records, 4, 8), shape, repeat=repeat)
+  np.testing.assert_allclose(float(sums.loss) / float(sums.weight), cost / size, rtol=1e-5)
+  assert sums.rivals.count == sum((rival_T[1:] >= 0).sum() for *_, rival_T in records)
+  assert_close(got, jax.tree.map(lambda array: array / size, want))
+
+
+def test_a_batch_of_rivals_and_a_step_that_weighs_none_are_refused_and_the_other_way_round():
+  with pytest.raises(ValueError, match="exactly when repeat is not 0"):
+    gradient(pack(with_rivals(make_records()), 2, 8))
+  with pytest.raises(ValueError, match="exactly when repeat is not 0"):
+    gradient(pack(make_records(), 2, 8), repeat=0.5)
+
+
+def test_without_rivals_no_array_of_them_reaches_the_device():
+  sizes = {"accumulation": 1, "rows_per_device": 2, "row_length": T}
+  without, with_them = (step.abstract_batch(make_mesh((1, 1, 1)), **sizes, rivals=rivals) for rivals in (False, True))
+  assert set(with_them) - set(without) == {"rival_ABT"}
+  assert len(without) == 5
 
 
 @pytest.mark.parametrize("remat", list(llama.REMAT))

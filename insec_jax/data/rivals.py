@@ -1,0 +1,82 @@
+"""Rivals: the token with which a correction would begin to repeat its mistake.
+
+Letters that end array names are those of encoding.py.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax.data.encoding import Encoded, Part, encode
+from insec_jax.method.roles import CORRECTION, MISTAKE, NO_RIVAL
+
+
+class _Repeat(NamedTuple):
+  """The text around a correction up to the next special tokens, with the mistake in its place (part number `place`)."""
+
+  parts: list[Part]
+  place: int
+  where: str
+  text: slice  # parts of all examples: what `parts` stands for
+  correction: slice  # and of these the correction
+
+
+def rivals(
+  parts_of_example: list[list[Part]], wheres: list[str], encoded: Encoded, tokenizer: PreTrainedTokenizerFast
+) -> np.ndarray:
+  """int32 [N]: at the first token in which a correction differs from its mistake, the token that the mistake has there.
+
+      text     4 + 3 = 8 \\n   <err>   sum   <fix>   4 + 3 = 7 \\n   d
+      role     mistake        flag   reason  flag   correction     text
+      rival    . . . . . .     .       .      .     . . . . 8 .     .       . is NO_RIVAL
+
+  A correction corrects the last mistake before it, and a mistake is corrected once. The mistake is encoded in the place
+  of its correction, so a rival is the very token that a model would write there. None where one of the two goes on as
+  the other ends: either the mistake has no token there or the correction none.
+  """
+  rival_N = np.full(len(encoded.token_N), NO_RIVAL, np.int32)
+  repeats = list(_repeats(parts_of_example, wheres))
+  if not repeats:
+    return rival_N
+  repeated = encode([repeat.parts for repeat in repeats], [repeat.where for repeat in repeats], tokenizer)
+  begin_P = np.concatenate([[0], encoded.end_P])
+  token, part = 0, 0  # of `repeated`, where the repeat begins
+  for repeat, num_tokens in zip(repeats, repeated.num_E.tolist(), strict=True):
+    first, stop = np.searchsorted(encoded.start_N, begin_P[[repeat.text.start, repeat.text.stop]])
+    num = min(stop - first, num_tokens)
+    differs = np.flatnonzero(encoded.token_N[first : first + num] != repeated.token_N[token : token + num])
+    if len(differs):
+      own, other = first + differs[0], token + differs[0]
+      start, end = begin_P[[repeat.correction.start, repeat.correction.stop]]
+      in_correction = start < encoded.stop_N[own] and encoded.start_N[own] < end
+      if in_correction and repeated.start_N[other] < repeated.end_P[part + repeat.place]:
+        rival_N[own] = repeated.token_N[other]
+    token, part = token + num_tokens, part + len(repeat.parts)
+  return rival_N
+
+
+def _repeats(parts_of_example: list[list[Part]], wheres: list[str]) -> Iterator[_Repeat]:
+  """One for every correction of a mistake, in order."""
+  first = 0
+  for parts, where in zip(parts_of_example, wheres, strict=True):
+    mistake, start = "", 0
+    for role, run in itertools.groupby(parts, key=lambda part: part.role):
+      texts = [part.text for part in run]
+      stop = start + len(texts)
+      if role == MISTAKE:
+        mistake = "".join(texts)
+      elif role == CORRECTION and mistake:
+        begin, end = start, stop
+        while begin and parts[begin - 1].token is None:
+          begin -= 1
+        while end < len(parts) and parts[end].token is None:
+          end += 1
+        in_place = [*parts[begin:start], Part(mistake, CORRECTION, 0.0), *parts[stop:end]]
+        text, correction = slice(first + begin, first + end), slice(first + start, first + stop)
+        yield _Repeat(in_place, start - begin, where, text, correction)
+        mistake = ""
+      start = stop
+    first += len(parts)
