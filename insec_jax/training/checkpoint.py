@@ -321,7 +321,7 @@ def open_model(folder: str) -> Opened:
     marked = marked_as(config_lib.from_json((path / CONFIG).read_text(encoding="utf-8")))
   if marked is None:
     return Opened(config, params, tokenizer, None, None, None, None, None, step)
-  confidence = tuple(marked["confidence"])
+  confidence = tuple(marked.get("confidence", ()))  # version 0.2.0 wrote none
   found = tokens.find_markers(tokenizer, TokenizerConfig(
     path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence))
   return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,

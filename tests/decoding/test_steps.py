@@ -18,13 +18,18 @@ RIGHT = PROBLEM.steps
 WRONG = TASK.inject(PROBLEM, RIGHT[:1], "calc", np.random.default_rng(0))
 
 
+SURE = "<sure>"  # a token of confidence, which is no text
+
+
 def read_as(*words: str, finish: str = "length", tokens=None, **arrays) -> tuple[Reader, Written]:
   """A reader to whom token k reads as word k, and a generation of all of them; a stop token comes after when asked."""
-  decoder = types.SimpleNamespace(decode=lambda some: "".join(words[k] for k in some))
+  decoder = types.SimpleNamespace(
+    decode=lambda some: "".join(words[k] for k in some if words[k] != SURE),
+    past_confidence=lambda _, place: place + (place < len(words) and words[place] == SURE))
   tokens = np.arange(len(words) + (finish == "stop"))
   given = {"logprobs": np.zeros(len(tokens)), "margins": None, "flag_logprobs": None, **arrays}
   return (Reader(decoder, TASK, Markers("<err>", "<fix>"), "line"),
-          Written("".join(words), Generation(tokens=tokens, finish=finish, **given)))
+          Written("".join(word for word in words if word != SURE), Generation(tokens=tokens, finish=finish, **given)))
 
 
 def kinds(reader: Reader, written: Written) -> list[tuple]:
@@ -41,6 +46,16 @@ def test_the_score_leaves_out_the_first_token_and_the_places_go_from_the_second_
   assert (one.margin_P.tolist(), two.margin_P.tolist()) == ([0.0, 1.0, 2.0, 3.0], [4.0, 5.0])
   assert (one.flag_P.tolist(), two.flag_P.tolist()) == ([0.0, -1.0, -2.0, -3.0], [-4.0, -5.0])
   assert (one.solution, one.kind, two.kind) == (4, "right", "right")
+
+
+def test_a_token_of_confidence_is_no_part_of_a_step_and_the_flag_has_its_place_after_it():
+  first, second = RIGHT[0], RIGHT[1]
+  reader, written = read_as(first[:2], first[2:], SURE, second[:1], second[1:], SURE, finish="stop",
+                            logprobs=-np.array([9.0, 1.0, 7.0, 8.0, 3.0, 7.0, 0.0]), margins=np.arange(7.0),
+                            flag_logprobs=-np.arange(7.0))
+  one, two = reader.steps(0, PROBLEM, written)
+  assert (one.score, two.score) == (1.0, 3.0)
+  assert (one.margin_P.tolist(), two.margin_P.tolist()) == ([0.0, 1.0, 3.0], [4.0, 6.0])
 
 
 def test_a_step_of_one_token_has_the_score_0_and_plain_words_have_no_places():
