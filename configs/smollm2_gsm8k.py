@@ -14,6 +14,7 @@ def get_config(arm: str = "local") -> ConfigDict:
   local = {"local": True, "full": False}[arm]
   c = ConfigDict()
   c.seed = 0
+  c.rounds = 0
   c.model = dict(path="HuggingFaceTB/SmolLM2-135M-Instruct", size=None, remat="matmuls" if local else "full")
   # The tokenizer has no such tokens: they are added, and the vocabulary grows to a multiple of 128.
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
@@ -22,7 +23,7 @@ def get_config(arm: str = "local") -> ConfigDict:
                 template="plain", marker_text="refuse", row_length=640 if local else 1024,
                 rows_per_device=1 if local else 16, accumulation=1)
   c.mistakes = dict(source="injected", share=0.8, max_per_solution=2, place="anywhere", classes=(),
-                    reason="recompute", unit="line")
+                    reason="recompute", unit="line", mined=0.0, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0, repeat=0.0)
   c.optimizer = dict(learning_rate=3e-4 if local else 1e-4, final_share=0.1, warmup_steps=5 if local else 50,
                      weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)
@@ -33,4 +34,5 @@ def get_config(arm: str = "local") -> ConfigDict:
   c.evaluate = dict(num_problems=8 if local else 500, num_probes=8 if local else 500, max_tokens=192 if local else 384,
                     batch_size=16 if local else 128, within=2, temperature=1.0,
                     max_false_alarms=0.01, votes=5, redraws=2)
+  c.mine = dict(num_problems=32 if local else 4_000, samples=2 if local else 4, temperature=1.0, right=1.0)
   return c

@@ -116,6 +116,8 @@ class MistakesConfig:
   classes: tuple[str, ...]  # empty: all of the task's, or those for prose where task.name="records"
   reason: str  # "none", "label", "recompute", or "paper": the words of arXiv 2412.16653
   unit: str  # a step is a "line", a "sentence" or a "paragraph"
+  mined: float  # share of the transcripts trained on that are mined records, beside those that the keys above make
+  mined_path: str  # the records that `mine` wrote; empty with rounds, which mine while training
 
   def __post_init__(self):
     object.__setattr__(self, "classes", tuple(self.classes))
@@ -123,10 +125,15 @@ class MistakesConfig:
     _one_of("mistakes", "place", self.place, ("anywhere", "first_half", "last_half"))
     _one_of("mistakes", "reason", self.reason, ("none", "label", "recompute", "paper"))
     _one_of("mistakes", "unit", self.unit, ("line", "sentence", "paragraph"))
-    _at_least("mistakes", self, 0, "share")
+    _at_least("mistakes", self, 0, "share", "mined")
     _at_least("mistakes", self, 1, "max_per_solution")
     if self.share > 1:
       raise InputError(f"mistakes.share={self.share} is a share of solutions; must be between 0 and 1")
+    if self.mined > 1:
+      raise InputError(f"mistakes.mined={self.mined} is a share of transcripts; must be between 0 and 1")
+    if self.mined_path and not self.mined:
+      raise InputError(f"mistakes.mined_path={self.mined_path!r} would be read by nobody with mistakes.mined=0; give "
+                       "mistakes.mined a share, or leave the path empty")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,10 +276,31 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MineConfig:
+  """How much is mined: problems, samples of each, and own right solutions kept for each mistake found.
+
+  Samples are as long, and as many at once, as the evaluate section says.
+  """
+
+  num_problems: int
+  samples: int
+  temperature: float
+  right: float
+
+  def __post_init__(self):
+    _at_least("mine", self, 1, "num_problems", "samples")
+    _at_least("mine", self, 0, "temperature", "right")
+    if not self.temperature and self.samples > 1:
+      raise InputError(f"mine.samples={self.samples} at mine.temperature=0 would all be the same; raise the "
+                       "temperature or take one sample")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """A whole experiment."""
 
   seed: int
+  rounds: int  # equal parts of train.steps, before each of which the weights mine their own mistakes; 0: never
   model: ModelConfig
   tokenizer: TokenizerConfig
   task: TaskConfig
@@ -284,13 +312,14 @@ class Config:
   mesh: MeshConfig
   precision: PrecisionConfig
   evaluate: EvaluateConfig
+  mine: MineConfig
 
   def to_json(self) -> str:
     """The config as stored in a workdir; `from_json` reads it back."""
     return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")}
 
 
 def _check_keys(where: str, seen: set[str], needed: set[str]) -> None:
@@ -307,14 +336,14 @@ def build(config: ml_collections.ConfigDict | dict) -> Config:
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
   except OSError as error:  # config_flags keeps a file that it could not read until somebody uses the config
     raise InputError(f"--config cannot be read: {error.__cause__}") from error
-  _check_keys("", set(values), {"seed", *SECTIONS})
+  _check_keys("", set(values), {"seed", "rounds", *SECTIONS})
   sections = {}
   for name, section in SECTIONS.items():
     if not isinstance(values[name], dict):
       raise InputError(f"config section {name} must be a dict of values, got {values[name]!r}")
     _check_keys(f"{name}.", set(values[name]), {field.name for field in dataclasses.fields(section)})
     sections[name] = section(**values[name])
-  built = Config(seed=values["seed"], **sections)
+  built = Config(seed=values["seed"], rounds=values["rounds"], **sections)
   _check_across(built)
   return built
 
@@ -325,8 +354,9 @@ def from_json(text: str) -> Config:
 
 
 def _check_across(config: Config) -> None:
-  if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
-    raise InputError(f"seed={config.seed!r}; must be a whole number of at least 0")
+  for name, value in (("seed", config.seed), ("rounds", config.rounds)):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+      raise InputError(f"{name}={value!r}; must be a whole number of at least 0")
   from_file = config.task.name in ("gsm8k", "records")
   if from_file and not config.data.path:
     raise InputError(f"task.name={config.task.name!r} reads records from a file; give --config.data.path=FILE.jsonl")
@@ -335,8 +365,27 @@ def _check_across(config: Config) -> None:
                      "must be at least 1")
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
+  _check_mined(config)
   if config.optimizer.warmup_steps > config.train.steps:
     raise InputError(f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above "
                      f"train.steps={config.train.steps}; lower it")
   if not any(config.loss.weight_R):
     raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")
+
+
+def _check_mined(config: Config) -> None:
+  mistakes = config.mistakes
+  if not config.rounds:
+    if mistakes.mined and not mistakes.mined_path:
+      raise InputError(f"mistakes.mined={mistakes.mined} mixes in records that mine wrote; give "
+                       "--config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R to mine while training")
+  elif mistakes.mined_path:
+    raise InputError(f"rounds={config.rounds} mines what it trains on; leave mistakes.mined_path="
+                     f"{mistakes.mined_path!r} empty, or set rounds=0")
+  elif not mistakes.mined:
+    raise InputError(f"rounds={config.rounds} with mistakes.mined=0 would mine records that nobody reads; give "
+                     "mistakes.mined a share, or set rounds=0")
+  elif config.rounds > config.train.steps:
+    raise InputError(f"rounds={config.rounds} is above train.steps={config.train.steps}; lower it")
+  elif config.task.name == "records":
+    raise InputError("rounds needs a task that checks steps, and task.name='records' has no checker; set rounds=0")

@@ -11,6 +11,7 @@ from insec_jax import config as config_lib
 
 VALUES = {
   "seed": 0,
+  "rounds": 0,
   "model": {"path": "", "size": {"vocab_size": 64}, "remat": "none"},
   "tokenizer": {"path": "", "flag": "<err>", "fix": "<fix>", "special": True, "confidence": ()},
   "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0},
@@ -32,6 +33,8 @@ VALUES = {
     "classes": (),
     "reason": "label",
     "unit": "line",
+    "mined": 0.0,
+    "mined_path": "",
   },
   "loss": {"prompt": 0.0, "text": 1.0, "mistake": 0.0, "flag": 1.0, "reason": 1.0, "correction": 1.0, "end": 0.5,
            "repeat": 0.0},
@@ -51,6 +54,7 @@ VALUES = {
   "precision": {"params": "float32", "compute": "float32"},
   "evaluate": {"num_problems": 1, "num_probes": 1, "max_tokens": 8, "batch_size": 1, "within": 2,
                "temperature": 1.0, "max_false_alarms": 0.01, "votes": 3, "redraws": 1},
+  "mine": {"num_problems": 2, "samples": 2, "temperature": 1.0, "right": 1.0},
 }
 
 # Made like Llama 3.1's: contents are trimmed, and a system turn with a date comes first.

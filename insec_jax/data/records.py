@@ -108,7 +108,39 @@ def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str
       rng = np.random.default_rng((config.seed, index))
       content = with_mistakes(record.content, task, config.mistakes, markers, rng)
     contents.append((content, record.where))
-  return contents
+  return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
+
+
+def with_mined(
+  contents: list[tuple[Transcript | Chat, str]], config: Config
+) -> list[tuple[Transcript | Chat, str]]:
+  """The contents with records of mistakes.mined_path spread evenly among them, mistakes.mined of the whole.
+
+      c c c  and mined  m n  at 0.4     m c c n c
+      c c c  and mined  m n  at 0.25    c n c c        which of them is drawn by the seed
+      c c c  and mined  m n  at 1       m n
+
+  Of the contents none is left out, except at 1. Each mined record comes equally often, or once more than another.
+  InputError for a record that is not in pieces, or whose prompt is held out.
+  """
+  path, share = config.mistakes.mined_path, config.mistakes.mined
+  if not Path(path).is_file():
+    raise InputError(f"no file {path!r}; mistakes.mined_path must name a file that mine wrote")
+  held = {_prompt(record.content) for _, record in _of_split(config, "heldout")}
+  mined = []
+  for record in read(path, limit=0):
+    if not isinstance(record.content, tuple):
+      raise InputError(f"{record.where}: a mined record has pieces; give this file as data.path")
+    if _prompt(record.content) in held:
+      raise InputError(f"{record.where}: its prompt is held out here; mine with this config's data section")
+    mined.append((record.content, record.where))
+  if share == 1:
+    return mined
+  num = round(len(contents) * share / (1 - share))
+  order = np.random.default_rng((config.seed, *b"mined")).permutation(len(mined))
+  both = contents + [mined[order[k % len(mined)]] for k in range(num)]
+  place = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in (len(contents), num)])
+  return [both[k] for k in np.argsort(place, kind="stable")]
 
 
 def _check_marks(record: Record, markers: Markers) -> None:
