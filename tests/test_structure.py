@@ -11,7 +11,7 @@ from insec_jax.method import roles
 PACKAGE = pathlib.Path(config.__file__).parent
 # What stands right may import what stands left.
 ORDER = ("command", "config", "method", "pages", "data", "model", "training", "sizing", "decoding")
-PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit"}
+PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,0 +1,62 @@
+"""The model's own mistakes as records: samples solutions, finds the first wrong step of each, writes its correction.
+
+  python -m insec_jax.mine --model DIR --config configs/X.py --output mined.jsonl [--num_processes N --process_id I]
+
+DIR may be a workdir or an HF folder, trained on transcripts or not. Problems are those of the split "mine", or training
+records of data.path, never ones held out; how many, how often and how hot is the config's mine section. A record has
+the model's own steps, its first wrong one, flag, reason (mistakes.reason), fix, the right step and the rest of the
+solution; beside them stand own right solutions, mine.right for each mistake. train mixes them in:
+
+  python -m insec_jax.train --config configs/X.py --workdir DIR --config.mistakes.mined=0.2 \\
+      --config.mistakes.mined_path=mined.jsonl
+
+Killed, the same command goes on from what mined.jsonl.parts holds. Processes need not know each other: each, started
+with its --process_id, mines its share; the one that ends last writes the file, the same for any number of them.
+"""
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from insec_jax import command
+from insec_jax import config as config_lib
+from insec_jax.command import InputError
+from insec_jax.decoding.mining import Miner, fingerprint, join, mine_chunks
+from insec_jax.decoding.output import check_writable
+from insec_jax.decoding.parts import Parts
+from insec_jax.decoding.writer import Writer, with_markers
+from insec_jax.method import tasks
+from insec_jax.training.checkpoint import open_model
+
+MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
+OUTPUT = flags.DEFINE_string("output", None, "The file to write; it appears when all is done.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes share the work.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this one is, from 0.", lower_bound=0)
+flags.mark_flags_as_required(["model", "config", "output"])
+
+
+def main() -> None:
+  config = config_lib.build(CONFIG.value)
+  if PROCESS_ID.value >= NUM_PROCESSES.value:
+    raise InputError(f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "
+                     f"{NUM_PROCESSES.value - 1}")
+  task = tasks.get(config.task)
+  check_writable(OUTPUT.value)
+  opened = with_markers(open_model(MODEL.value), config, MODEL.value)
+  miner = Miner(Writer(opened, compute=config.precision.compute), task, config, seed=config.seed,
+                weights=fingerprint(opened.params))
+  parts = Parts(OUTPUT.value, miner.header)
+  mine_chunks(miner, parts, process=PROCESS_ID.value, num_processes=NUM_PROCESSES.value)
+  mined = parts.join(miner.num_chunks,
+                     lambda chunks: join(chunks, OUTPUT.value, right=config.mine.right, seed=config.seed))
+  if mined is None:
+    print(f"process {PROCESS_ID.value} is done; the last of the {NUM_PROCESSES.value} to end writes {OUTPUT.value} (if "
+          "none does, start one again)", file=sys.stderr, flush=True)
+    return
+  print(mined)
+
+
+if __name__ == "__main__":
+  command.run(main)

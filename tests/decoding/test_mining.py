@@ -1,0 +1,284 @@
+"""What a scripted model does wrong, and nothing else, becomes a record that training takes."""
+
+import collections
+import dataclasses
+import json
+import math
+import types
+
+import datakit
+import numpy as np
+import pytest
+from datakit import write_lines
+
+from insec_jax.command import InputError
+from insec_jax.data import records, tokens
+from insec_jax.decoding import mining
+from insec_jax.decoding.mining import Miner, join, judge, mine_chunks, mistake_record
+from insec_jax.decoding.parts import Parts
+from insec_jax.decoding.writer import Written
+from insec_jax.method import mistakes, tasks
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
+from insec_jax.method.transcript import Markers, Piece, clean
+
+CONFIG = datakit.config(
+    task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
+    mistakes__source="injected", evaluate__batch_size=4, mine__num_problems=24, mine__samples=2)
+TASK = tasks.get(CONFIG.task)
+MARKERS = Markers(CONFIG.tokenizer.flag, CONFIG.tokenizer.fix)
+TOKENIZER = tokens.open_tokenizer(CONFIG).tokenizer
+PROBLEMS = tasks.problems(TASK, "mine", num=24, seed=0)
+CLASSES = ("early", "value", "calc", "copy", "repeat")
+
+
+class Scripted:
+  """In place of a Writer: says what `answer` makes of a problem and of the number of the sample."""
+
+  tokenizer, flag_id = TOKENIZER, TOKENIZER.convert_tokens_to_ids(MARKERS.flag)
+
+  def __init__(self, answer, problems=PROBLEMS):
+    self._answer, self._problems, self.asked = answer, {problem.prompt: problem for problem in problems}, []
+
+  def encode(self, prompt):
+    return prompt
+
+  def write(self, prompts, **options):
+    self.asked.append(options)
+    seen = collections.Counter()
+    written = []
+    for prompt in prompts:
+      written.append(said(self._answer(self._problems[prompt], seen[prompt])))
+      seen[prompt] += 1
+    return written
+
+
+def said(text, finish="stop"):
+  return Written(text, types.SimpleNamespace(finish=finish))
+
+
+def right(problem, _=0):
+  return "".join(problem.steps)
+
+
+def wrong(problem, sample, error=None):
+  """A solution with one wrong step, and some steps after it."""
+  number = PROBLEMS.index(problem)
+  only = dataclasses.replace(CONFIG.mistakes, classes=(error or CLASSES[number % 5],))
+  probe = mistakes.probe(problem, TASK, only, np.random.default_rng((number, sample)))
+  return "".join((*probe.before, probe.wrong, *problem.steps[len(probe.before) + 1:]))
+
+
+def mined(answer, tmp_path, *, config=CONFIG, num_processes=1, problems=PROBLEMS):
+  """(what was found, the records written)."""
+  output = str(tmp_path / "mined.jsonl")
+  found = []
+  for process in range(num_processes):
+    miner = Miner(Scripted(answer, problems), tasks.get(config.task), config, seed=0, weights="w")
+    parts = Parts(output, miner.header)
+    assert mine_chunks(miner, parts, process=process, num_processes=num_processes)
+    found.append(parts.join(miner.num_chunks, lambda chunks: join(chunks, output, right=config.mine.right, seed=0)))
+  (joined,) = [one for one in found if one is not None]
+  with open(output) as lines:
+    return joined, [json.loads(line) for line in lines]
+
+
+def read_back(path):
+  return [record.content for record in records.read(str(path / "mined.jsonl"), limit=0)]
+
+
+PROBLEM = next(problem for problem in PROBLEMS if len(problem.steps) == 3)
+FIRST, SECOND, THIRD = PROBLEM.steps
+CALC = wrong(PROBLEM, 0, "calc")
+
+
+@pytest.mark.parametrize(("text", "finish", "kind", "num_steps", "error"), [
+  (FIRST + SECOND + THIRD, "stop", "right", 3, ""),
+  (FIRST + FIRST + SECOND, "stop", "wrong", 1, "repeat"),
+  (FIRST + SECOND + "ab", "stop", "wrong", 2, "malformed"),
+  (FIRST + SECOND + "ab", "length", "incomplete", 2, ""),  # a step cut short was never said
+  (FIRST + SECOND, "stop", "incomplete", 2, ""),
+  (FIRST + SECOND + THIRD, "length", "incomplete", 3, ""),
+  (FIRST + MARKERS.flag + "calc" + MARKERS.fix + SECOND + THIRD, "stop", "incomplete", 1, ""),
+  (FIRST + FIRST[0] + MARKERS.fix + FIRST, "stop", "wrong", 1, "malformed"),
+  ("", "stop", "incomplete", 0, ""),
+])
+def test_a_sample_is_judged_up_to_its_first_wrong_step_or_marker(text, finish, kind, num_steps, error):
+  sample = judge(PROBLEM, said(text, finish), TASK, MARKERS, "line")
+  assert (sample.kind, sample.steps, sample.error) == (kind, PROBLEM.steps[:num_steps], error)
+  assert bool(sample.wrong) == (kind == "wrong")
+
+
+def lucky_answer(problem):
+  """A right solution with a step in it that reads a value too early, yet has every number right."""
+  for k in range(1, len(problem.steps)):
+    early = (problem.steps[k], *problem.steps[:k], *problem.steps[k + 1:])
+    if TASK.check(problem, (), early[0]).kind == "lucky":
+      return "".join(early)
+  return None
+
+
+def test_a_lucky_step_is_no_mistake_and_its_solution_no_contrast(tmp_path):
+  lucky = [problem for problem in PROBLEMS if lucky_answer(problem)]
+  assert len(lucky) > 5
+  found, written = mined(lambda problem, _: lucky_answer(problem) or right(problem), tmp_path)
+  assert not [record for record in written if record["meta"]["class"] != "right"]
+  assert found.counts["wrong"] == 0
+  assert found.counts["lucky"] > 5
+
+
+def test_a_record_has_the_own_wrong_step_and_then_the_rest_of_the_solution_put_right():
+  sample = judge(PROBLEM, said(CALC), TASK, MARKERS, "line")
+  before = sample.steps
+  record = mistake_record(PROBLEM, sample, TASK, MARKERS, "recompute")
+  own = [piece for piece in record if piece.role in (PROMPT, MISTAKE)]
+  assert [piece.text for piece in own] == [PROBLEM.prompt, sample.wrong]
+  assert CALC.startswith("".join(before) + sample.wrong)
+  assert clean(record) == PROBLEM.prompt + "".join(PROBLEM.steps)
+  order = [piece.role for piece in record if piece.role != TEXT]
+  assert order == [PROMPT, MISTAKE, FLAG, REASON, FLAG, CORRECTION]
+  reason = next(piece.text for piece in record if piece.role == REASON)
+  assert reason == TASK.explain(PROBLEM, before, sample.wrong, "recompute")
+  assert REASON not in [piece.role for piece in mistake_record(PROBLEM, sample, TASK, MARKERS, "none")]
+
+
+def test_a_wrong_step_after_the_answer_has_no_correction_and_is_left_out(tmp_path):
+  found, written = mined(lambda problem, _: right(problem) + problem.steps[0], tmp_path)
+  assert written == []
+  assert found.samples == {"repeat": 48}
+  assert found.left_out == {mining.NO_CORRECTION: 48}
+
+
+def test_every_class_is_counted_as_it_was_made_and_training_takes_every_record(tmp_path):
+  found, written = mined(wrong, tmp_path)
+  want = collections.Counter(CLASSES[number % 5] for number in range(24) for _ in range(2))
+  assert found.samples == dict(want)
+  assert found.counts["problems"] == found.counts["problems with a mistake"] == 24
+  assert found.counts["samples"] == found.counts["wrong"] == 48
+  assert collections.Counter(record["meta"]["class"] for record in written) == found.records
+  contents = read_back(tmp_path)
+  assert len(tokens.tokenize_all([(content, "it") for content in contents], TOKENIZER, CONFIG)) == len(written)
+  for record, content in zip(written, contents, strict=True):
+    meta = record["meta"]
+    problem = PROBLEMS[meta["problem"]]
+    assert content[0] == Piece(PROMPT, problem.prompt)
+    text = wrong(problem, meta["sample"])
+    bad = next(piece.text for piece in content if piece.role == MISTAKE)
+    assert text.splitlines(keepends=True)[meta["step"]] == bad
+  assert all(word in str(found) for word in ("48 samples of 24 problems", "early", "100.0%", "0 records of right"))
+
+
+def test_the_same_record_is_written_once(tmp_path):
+  found, written = mined(lambda problem, _: wrong(problem, 0), tmp_path)
+  assert found.counts["wrong"] == 48
+  assert len(written) == sum(found.records.values()) == 24
+
+
+@pytest.mark.parametrize(("per_mistake", "num"), [(0.0, 0), (0.5, 4), (2.0, 16), (9.0, 16)])
+def test_own_right_solutions_are_kept_without_a_flag_as_many_per_mistake_as_asked_for(tmp_path, per_mistake, num):
+  config = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, right=per_mistake))
+  found, written = mined(lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem),
+                         tmp_path, config=config)
+  are_right = [content for content in read_back(tmp_path) if len(content) == 2]
+  assert (len(are_right), found.right_records, found.distinct_right) == (num, num, 16)
+  assert len(written) == 8 + num
+  assert {content[0].text + content[1].text for content in are_right} <= {
+    problem.prompt + "".join(problem.steps) for problem in PROBLEMS[8:]}
+
+
+def test_what_training_would_refuse_is_left_out_counted_and_told(tmp_path):
+  short = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, row_length=70))
+  found, written = mined(wrong, tmp_path, config=short)
+  num = found.left_out[mining.REFUSED]
+  assert 0 < num < 48
+  assert 0 < len(written) <= 48 - num
+  assert "do not fit in a row of data.row_length=70" in str(found)
+  contents = [(content, "it") for content in read_back(tmp_path)]
+  assert len(tokens.tokenize_all(contents, TOKENIZER, short)) == len(written)
+
+
+def test_a_special_token_in_a_step_is_left_out(tmp_path):
+  found, written = mined(lambda problem, _: problem.steps[0] + "a<|unknown|>\n", tmp_path)
+  assert found.left_out == {mining.SPECIAL: 48}
+  assert written == []
+
+
+def test_flags_are_banned_and_every_chunk_draws_anew(tmp_path, monkeypatch):
+  monkeypatch.setattr(mining, "CHUNK", 8)
+  miner = Miner(Scripted(right), TASK, CONFIG, seed=0, weights="w")
+  assert miner.num_chunks == 6
+  parts = Parts(str(tmp_path / "x"), miner.header)
+  mine_chunks(miner, parts, process=0, num_processes=1)
+  asked = miner._writer.asked
+  assert {one["flag_bias"] for one in asked} == {-math.inf}
+  assert {one["temperature"] for one in asked} == {1.0}
+  assert len({one["seed"] for one in asked}) == 6
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 8])
+def test_any_number_of_processes_writes_the_same_file(tmp_path, monkeypatch, num_processes):
+  monkeypatch.setattr(mining, "CHUNK", 8)
+  monkeypatch.setattr(Scripted, "write", drawn)
+  (tmp_path / "alone").mkdir()
+  (tmp_path / "shared").mkdir()
+  alone = mined(wrong, tmp_path / "alone")
+  assert mined(wrong, tmp_path / "shared", num_processes=num_processes) == alone
+  assert len(alone[1]) > 10
+
+
+def drawn(self, prompts, *, seed, **_):
+  """Mistakes that hang on the seed and on the place in the chunk, as a sampler's do."""
+  return [said(wrong(self._problems[prompt], seed + place)) for place, prompt in enumerate(prompts)]
+
+
+def test_what_was_mined_before_a_kill_is_not_mined_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(mining, "CHUNK", 8)
+  first, second = (Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w") for _ in range(2))
+  parts = Parts(str(tmp_path / "mined.jsonl"), first.header)
+  left = iter(range(4))
+  assert not mine_chunks(first, parts, process=0, num_processes=1, stopped=lambda: next(left, None) is None)
+  assert mine_chunks(second, parts, process=0, num_processes=1)
+  assert [len(miner._writer.asked) for miner in (first, second)] == [4, 2]
+
+
+def test_other_weights_or_another_config_do_not_go_on_from_parts(tmp_path):
+  miner = Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w")
+  parts = Parts(str(tmp_path / "mined.jsonl"), miner.header)
+  parts.append(0, miner.chunk(0), process=0)
+  hot = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, temperature=0.5))
+  for other, name in ((Miner(Scripted(wrong), TASK, hot, seed=0, weights="w"), "mine.temperature"),
+                      (Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="v"), "the weights")):
+    with pytest.raises(InputError, match=f"was begun with {name}="):
+      Parts(str(tmp_path / "mined.jsonl"), other.header).read()
+
+
+def gsm8k(tmp_path, **changes):
+  lines = [{"question": f"What is {a} + {a + 1}?", "answer": f"{a} + {a + 1} = <<{a}+{a + 1}={2 * a + 1}>>{2 * a + 1}\n"
+            f"#### {2 * a + 1}"} for a in range(1, 41)]
+  return datakit.config(**{"task__name": "gsm8k", "data__path": write_lines(tmp_path / "r.jsonl", lines),
+                           "mistakes__source": "injected", "data__num_heldout": 10, **changes})
+
+
+def test_problems_of_a_file_are_those_trained_on_and_never_held_out(tmp_path):
+  config = gsm8k(tmp_path, mine__num_problems=100)
+  found = mining.problems_to_mine(tasks.get(config.task), config, seed=0)
+  held = {problem.prompt for problem, _ in records.problems(config, "heldout")}
+  assert len({problem.prompt for problem in found}) == len(found) == 30
+  assert len(held) == 10
+  assert not held & {problem.prompt for problem in found}
+  few = gsm8k(tmp_path, mine__num_problems=5)
+  drawn_by = [[problem.prompt for problem in mining.problems_to_mine(tasks.get(few.task), few, seed=seed)]
+              for seed in (0, 0, 1)]
+  assert drawn_by[0] == drawn_by[1] != drawn_by[2]
+  assert len(drawn_by[0]) == 5
+
+
+def test_a_file_without_problems_is_refused(tmp_path):
+  path = write_lines(tmp_path / "p.jsonl", [{"pieces": [{"role": "text", "text": "a"}]}])
+  config = gsm8k(tmp_path, data__path=path, data__num_heldout=0)
+  with pytest.raises(InputError, match="has no question and answer to mine"):
+    mining.problems_to_mine(tasks.get(config.task), config, seed=0)
+
+
+def test_procedural_problems_are_of_the_split_mine():
+  found = mining.problems_to_mine(TASK, CONFIG, seed=0)
+  assert {tasks.split_of(problem.key) for problem in found} == {"mine"}
