@@ -38,6 +38,8 @@ def main() -> None:
   pipeline.load_examples(config, tokenizer, "heldout")  # its errors are found here too, not after the first steps
   receipt = pipeline.receipt(examples, packing.pack(examples, config.data.row_length), config)
   print(receipt)
+  if config.rounds:
+    print(f"rounds={config.rounds} will mix in mined records, {config.mistakes.mined:.0%} of all; none is here yet\n")
   for example in examples[: NUM.value]:
     print(coloured(example, tokenizer) if sys.stdout.isatty() else marked(example, tokenizer))
   if HTML.value:

@@ -7,10 +7,15 @@ environment variable JAX_COMPILATION_CACHE_DIR says.
 
 On a cluster that tells (Cloud TPU, GKE, Slurm, Open MPI) every host runs this one command. Elsewhere each process says
 who it is: [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir.
+
+With --config.rounds=R the steps are cut into R equal parts. Before each of them the weights of that moment mine their
+own mistakes (as the program mine does, every process its share) into DIR/mined/round_K.jsonl, K from 1; the part is
+trained on these, mistakes.mined of the whole, and on what the config makes otherwise.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -37,6 +42,7 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, tokens
+from insec_jax.decoding import rounds
 from insec_jax.model import attention, hf, hf_config, llama, sharding
 from insec_jax.training import checkpoint, hosts, meeting, metrics, optimizer
 from insec_jax.training import step as step_lib
@@ -122,7 +128,10 @@ def say(team: Hosts, text: str) -> None:
 
 
 class Run(NamedTuple):
-  """A run ready for its next step; `first` steps are done, `totals` is what its log has added up, None before any."""
+  """A run ready for its next step; `first` steps are done, `totals` is what its log has added up, None before any.
+
+  `data` is that of the last step done; before a round is mined, what the config makes without.
+  """
 
   config: llama.LlamaConfig
   tokenizer: PreTrainedTokenizerFast
@@ -165,13 +174,20 @@ def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], 
   tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
-  data = load_data(config, tokenizer, model_config)
-  facts = facts_of(config, data, mesh)
-  team.agree("data", facts)
+
+  @functools.cache
+  def data_of(number: int | None) -> pipeline.Data:
+    return load_data(rounds.config_of(config, workdir, number), tokenizer, model_config)
+
+  def facts(step: int) -> dict[str, Any]:
+    return facts_of(config, data_of(rounds.of_step(config, step)), mesh)
+
+  team.agree("data", facts(found[-1]))
   state, totals, last, damaged = checkpoint.restore(
     workdir, found, abstract, facts=facts, hosts=team, advise=lambda name, was: (
       same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"))
   say(team, f"resuming {workdir} after step {last}")
+  data = data_of(rounds.of_step(config, last))
   return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals), damaged
 
 
@@ -310,9 +326,13 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
   share = share_of(rows, mesh)
   attend, reason = choose_attention(config, run.config, jax.devices()[0])
   model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
-  batches = pipeline.batches(run.data.train, seed=config.seed, rows_per_step=rows,
-                             accumulation=config.data.accumulation, start_step=run.first, share=share,
-                             rivals=config.loss.rivals)
+  starts = rounds.starts(config)
+
+  def batches_of(data: pipeline.Data, step: int) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.batches(data.train, seed=config.seed, rows_per_step=rows, accumulation=config.data.accumulation,
+                            start_step=step - 1, share=share, rivals=config.loss.rivals)
+
+  batches = None if run.first + 1 in starts else batches_of(run.data, run.first + 1)
   progress = metrics.Progress(run.first, steps) if team.is_first else metrics.Silence()
   announce(config, run, reason, progress)
   train_step, seconds = compile_step(config, run, model, mesh)
@@ -329,13 +349,24 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
       progress.line(0, values)
     meter.start_clock()
     for step in range(run.first + 1, steps + 1):
+      if step in starts:
+        saver.wait()
+        data = next_round(config, workdir, starts[step], run, state.params, progress, team,
+                          stopped=lambda step=step: team.num == 1 and stops(step))
+        if data is None:
+          progress.say(f"SIGTERM: mining is cut short before step {step}; run the same command to go on")
+          return command.PREEMPTED
+        facts = facts_of(config, data, mesh)
+        team.agree(f"data of round {starts[step]}", facts)
+        batches = batches_of(data, step)
+        meter.start_clock()
       state, of_step = train_step(state, on_devices(next(batches), mesh, rows, share))
       meter.add(of_step)
       progress.step()
       last, stopping = step == steps, stops(step)
       logs = last or step % every.log_every == 0
       measures = len(run.data.heldout) and (last or step % every.eval_every == 0)
-      saves = last or stopping or step % every.checkpoint_every == 0
+      saves = last or stopping or step % every.checkpoint_every == 0 or step + 1 in starts
       if not logs and not measures and not saves:
         continue
       meter.settle()
@@ -352,6 +383,20 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
       meter.start_clock()
     saver.wait()
   return command.DONE
+
+
+def next_round(config: Config, workdir: pathlib.Path, number: int, run: Run, params, progress, team: Hosts, *,
+               stopped: Callable[[], bool]) -> pipeline.Data | None:
+  """The data of a round that begins with these parameters, mined unless it was before; None when `stopped` said so."""
+  told = rounds.mine(config, workdir, number, params, run.config, run.tokenizer, team, stopped=stopped)
+  if told is None:
+    return None
+  progress.say(f"round {number} of {config.rounds}\n{told}")
+  data = load_data(rounds.config_of(config, workdir, number), run.tokenizer, run.config)
+  if team.is_first:
+    checkpoint.write_atomically(rounds.file_of(workdir, number).with_suffix(".txt"), f"{told}\n\n{data.receipt}")
+  progress.say(data.receipt.rstrip())
+  return data
 
 
 def announce(config: Config, run: Run, attention_reason: str, progress: metrics.Progress) -> None:

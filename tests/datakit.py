@@ -86,9 +86,12 @@ SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|head|>", "<|/head|>", "<|eot|>",
 
 
 def config(**changes) -> config_lib.Config:
-  """The config above with changes given as section__key=value."""
+  """The config above with changes given as section__key=value, or key=value where a key has no section."""
   values = copy.deepcopy(VALUES)
   for name, value in changes.items():
+    if name in ("seed", "rounds"):
+      values[name] = value
+      continue
     section, key = name.split("__")
     assert key in values[section], name
     values[section][key] = value

@@ -56,6 +56,11 @@ def test_a_missing_key_is_named(toy):
   ("data.template", "xml", "must be one of 'plain', 'chat'"),
   ("mistakes.share", 1.5, "between 0 and 1"),
   ("mistakes.source", "mined", "reads records that mine wrote"),
+  ("mistakes.mined", 1.5, "between 0 and 1"),
+  ("mistakes.mined", 0.3, "give --config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R"),
+  ("mistakes.mined_path", "m.jsonl", "would be read by nobody with mistakes.mined=0"),
+  ("mine.temperature", 0.0, "would all be the same"),
+  ("mine.samples", 0, "at least 1"),
   ("loss.end", 0.0, "never learns to stop"),
   ("optimizer.warmup_steps", 10**9, "is above train.steps"),
   ("optimizer.b2", 1.0, "must be below 1"),
@@ -74,6 +79,30 @@ def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
   with pytest.raises(InputError, match=message) as caught:
     config.build(toy)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("rounds", "changes", "message"), [
+  (2, {}, "rounds=2 with mistakes.mined=0 would mine records that nobody reads"),
+  (2, {"mined": 0.5, "mined_path": "m.jsonl"}, "leave mistakes.mined_path='m.jsonl' empty, or set rounds=0"),
+  (10**6, {"mined": 0.5}, "is above train.steps"),
+  (-1, {}, "must be a whole number of at least 0"),
+  (1.5, {}, "must be a whole number of at least 0"),
+])
+def test_rounds_that_make_no_sense_are_refused_in_one_line(toy, rounds, changes, message):
+  with toy.ignore_type():
+    toy.rounds = rounds
+  toy.mistakes.update(changes)
+  with pytest.raises(InputError, match=message) as caught:
+    config.build(toy)
+  assert "\n" not in str(caught.value)
+
+
+def test_rounds_need_a_checker(toy):
+  toy.rounds, toy.mistakes.mined = 2, 0.5
+  toy.task = {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0}
+  toy.data.path = "r.jsonl"
+  with pytest.raises(InputError, match="'records' has no checker"):
+    config.build(toy)
 
 
 def test_all_weights_zero_is_refused(toy):

@@ -27,8 +27,9 @@ from insec_jax.data import records, tokens
 from insec_jax.data.encoding import special_pattern
 from insec_jax.decoding.output import written_whole
 from insec_jax.decoding.parts import Parts
-from insec_jax.decoding.probing import FROM_FILE, first_tries, pieces_of
-from insec_jax.decoding.results import aligned
+from insec_jax.decoding.probing import FROM_FILE, pieces_of
+from insec_jax.decoding.steps import judged
+from insec_jax.decoding.tables import aligned
 from insec_jax.decoding.writer import Writer, Written
 from insec_jax.method import roles, tasks
 from insec_jax.method.roles import PROMPT, TEXT
@@ -109,7 +110,7 @@ def fingerprint(params) -> str:
 def judge(problem: Problem, written: Written, task: Task, markers: Markers, unit: str) -> Sample:
   """What a sample is worth."""
   steps, start, kind = [], 0, "right"
-  for end, verdict in first_tries(problem, written, task, markers, unit):
+  for end, verdict in judged(problem, written, task, markers, unit):
     step = written.text[start:end]
     if verdict.kind == "wrong":
       return Sample("wrong", tuple(steps), step, verdict.error)

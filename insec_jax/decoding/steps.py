@@ -44,7 +44,7 @@ class Reader:
     """
     one, nums = written.generation, self.token_ends(written)
     start, is_first_try = 0, True
-    for end, verdict in self.judged(problem, written):
+    for end, verdict in judged(problem, written, self.task, self.markers, self.unit):
       stop = nums.get(end)
       after = None if stop is None else self.writer.past_confidence(one.tokens, stop)
       if start is not None and stop is not None and after < len(one.tokens):
@@ -55,15 +55,6 @@ class Reader:
                    None if one.flag_logprobs is None else one.flag_logprobs[places])
       start = after
       is_first_try = is_first_try and verdict.kind != "wrong"
-
-  def judged(self, problem: Problem, written: Written) -> Iterator[tuple[int, Verdict]]:
-    """(end in the text, verdict) of each step before any marker."""
-    head = min((written.text.split(marker, 1)[0] for marker in (self.markers.flag, self.markers.fix)), key=len)
-    steps = split_steps(head, self.unit)
-    end = 0
-    for number, step in enumerate(steps):
-      end += len(step)
-      yield end, self.task.check(problem, steps[:number], step)
 
   def token_ends(self, written: Written) -> dict[int, int]:
     """{number of characters: number of tokens}, for each beginning of the text that is made of whole tokens."""
@@ -84,3 +75,16 @@ class Reader:
     if token not in self._text_of:
       self._text_of[token] = self.writer.decode([token])
     return self._text_of[token]
+
+
+def judged(problem: Problem, written: Written, task: Task, markers: Markers, unit: str
+           ) -> Iterator[tuple[int, Verdict]]:
+  """(end in the text, verdict) of each step before any marker; not of one that was cut short."""
+  head = min((written.text.split(marker, 1)[0] for marker in (markers.flag, markers.fix)), key=len)
+  steps = split_steps(head, unit)
+  if not written.finished and head == written.text and steps and not steps[-1][-1].isspace():
+    steps = steps[:-1]  # cut short, never said
+  end = 0
+  for number, step in enumerate(steps):
+    end += len(step)
+    yield end, task.check(problem, steps[:number], step)

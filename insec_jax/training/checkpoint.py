@@ -39,6 +39,7 @@ VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 # What may change when a run goes on: what is learned does not hang on it. Rows per step are compared by themselves.
 FREE = ("model.remat", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep",
         "data.rows_per_device", "data.accumulation", "mesh.", "evaluate.")
+MINING = ("evaluate.max_tokens", "evaluate.batch_size")  # these not, where a run mines what it learns from
 
 
 def versions(packages: Iterable[str] = VERSIONS) -> dict[str, str]:
@@ -68,7 +69,8 @@ def check_workdir(workdir: pathlib.Path, config: Config):
   except ValueError as error:
     raise InputError(f"{path} is not the config of a run ({error}); give another --workdir") from error
   made, given = flat(made), flat(config)
-  differ = [key for key in made if made[key] != given[key] and not key.startswith(FREE)]
+  differ = [key for key in made if made[key] != given[key]
+            and (not key.startswith(FREE) or (config.rounds and key in MINING))]
   if differ:
     shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
     raise InputError(f"{workdir} was made from another config: {shown}; give another --workdir, or the values it was "
@@ -136,17 +138,17 @@ class Restored(NamedTuple):
   damaged: list[int]
 
 
-def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *, facts: dict[str, Any],
-            advise: Callable[[str, Any], str], hosts: Hosts) -> Restored:
+def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *,
+            facts: Callable[[int], dict[str, Any]], advise: Callable[[str, Any], str], hosts: Hosts) -> Restored:
   """The state after the newest of these steps whose checkpoint is sound, laid out as `abstract` says.
 
-  InputError unless facts and tree are exactly those saved, or when no checkpoint is sound; `advise` says for a fact and
-  its saved value what to do when it differs.
+  InputError unless tree and facts (which may hang on the step) are exactly those saved, or when no checkpoint is sound;
+  `advise` says for a fact and its saved value what to do when it differs.
   """
   def check_facts(run):
-    before = run["facts"]
-    if differ := [f"{name} is {facts[name]}, was {before[name]}; {advise(name, before[name])}"
-                  for name in facts if facts[name] != before[name]]:
+    before, now = run["facts"], facts(run["step"])
+    if differ := [f"{name} is {now[name]}, was {before[name]}; {advise(name, before[name])}"
+                  for name in now if now[name] != before[name]]:
       raise InputError(f"{_where(workdir, run['step'])} cannot be continued: {', '.join(differ)}")
 
   expected = {"params": abstract.params, "optimizer": abstract.optimizer}

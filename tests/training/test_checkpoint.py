@@ -49,8 +49,8 @@ def saved(tmp_path):
 
 
 def restore(workdir, abstract_state, facts=FACTS):
-  return checkpoint.restore(workdir, checkpoint.steps(workdir), abstract_state, facts=facts, hosts=hosts.alone(),
-                            advise=lambda name, was: f"set {name} to {was}")
+  return checkpoint.restore(workdir, checkpoint.steps(workdir), abstract_state, facts=lambda _: facts,
+                            hosts=hosts.alone(), advise=lambda name, was: f"set {name} to {was}")
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 1), (1, 4, 2)])
@@ -198,10 +198,20 @@ def test_the_fingerprint_does_not_hang_on_where_the_shards_lie():
   assert one == eight
 
 
+def test_a_run_that_mines_as_it_goes_keeps_the_length_of_what_it_mines(tmp_path):
+  rounds, longer = (datakit.config(rounds=2, train__steps=2, mistakes__mined=0.5, task__name="graph", task__min_size=1,
+                                   task__max_size=2, task__modulus=10, data__num_records=1, evaluate__max_tokens=num)
+                    for num in (8, 9))
+  (tmp_path / checkpoint.CONFIG).write_text(rounds.to_json())
+  with pytest.raises(InputError, match=r"another config: evaluate\.max_tokens=9"):
+    checkpoint.check_workdir(tmp_path, longer)
+
+
 @pytest.mark.parametrize(("change", "shown"), [
   ({"train__steps": 3}, "train.steps=3 (was 2)"), ({"seed__": 1}, "seed=1 (was 0)"),
   ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
-  ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__within": 5}, None)])
+  ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__within": 5}, None),
+  ({"evaluate__max_tokens": 9}, None), ({"mine__samples": 3}, "mine.samples=3 (was 2)")])
 def test_a_workdir_of_another_config_is_refused_with_every_key_that_matters(tmp_path, change, shown):
   (tmp_path / checkpoint.CONFIG).write_text(datakit.config().to_json())
   given = dataclasses.replace(datakit.config(), seed=1) if "seed__" in change else datakit.config(**change)

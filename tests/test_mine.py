@@ -1,0 +1,140 @@
+"""The contract of mine: one command gives a file of own mistakes and a table, shared and killed or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import datakit
+import pytest
+from modelkit import ROOT, run, save_model
+
+from insec_jax.data import records, tokens
+from insec_jax.method import tasks
+from insec_jax.method.roles import MISTAKE
+
+CONFIG = """
+import copy
+import datakit
+from ml_collections import ConfigDict
+
+def get_config(what="graph"):
+  values = copy.deepcopy(datakit.VALUES)
+  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
+  values["data"] |= dict(path="", num_records=20)
+  values["mistakes"] |= dict(source="injected")
+  values["evaluate"] |= dict(max_tokens=24, batch_size=8)
+  values["mine"] = dict(num_problems=20, samples=2, temperature=1.0, right=1.0)
+  if what == "records":
+    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0)
+    values["data"] |= dict(path="none.jsonl")
+  return ConfigDict(values)
+"""
+# Chunks of eight samples; the process kills itself after so many of them.
+PROGRAM = """
+import os, signal
+from insec_jax import command, mine
+from insec_jax.decoding import mining, parts
+mining.CHUNK = 8
+append, done = parts.Parts.append, []
+def append_then(self, *arguments, **options):
+  append(self, *arguments, **options)
+  done.append(1)
+  if len(done) == int(os.environ.get("KILL_AFTER", 0)):
+    os.kill(os.getpid(), signal.SIGKILL)
+parts.Parts.append = append_then
+command.run(mine.main)
+"""
+BAD = {
+  "no model": (["--model=none"], "no folder 'none'"),
+  "no checker": (["--config=config.py:records"], "task.name='records' has no step checker"),
+  "output in no folder": (["--output=none/o.jsonl"], "--output=none/o.jsonl cannot be written"),
+  "output over a folder": (["--output=untuned"], "--output=untuned is a folder"),
+  "a process too many": (["--num_processes=2", "--process_id=2"], "ids go from 0 to 1"),
+  "other markers": (["--model=trained"], "trained was trained with tokenizer.flag='<oops>', and the config says"),
+  "no room": (["--config.evaluate.max_tokens=250"], "do not fit in the model's 256 positions"),
+  "samples that are all alike": (["--config.mine.temperature=0.0"], "would all be the same"),
+  "parts of other work": (["--output=begun.jsonl"], "was begun with"),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("mine")
+  (folder / "config.py").write_text(CONFIG)
+  config = datakit.config(task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10, data__path="",
+                          data__num_records=1, mistakes__source="injected")
+  plain = tokens.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
+  save_model(folder / "untuned", plain)
+  save_model(folder / "trained", tokens.open_tokenizer(config).tokenizer)
+  (folder / "trained" / "insec.json").write_text(json.dumps({
+      "flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"}))
+  (folder / "begun.jsonl.parts").mkdir()
+  (folder / "begun.jsonl.parts" / "0.jsonl").write_text('{"the weights": "others"}\n')
+  return folder
+
+
+def mine(home, output, *more, kill_after=0, code=0):
+  """(stdout, stderr) of the program."""
+  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu",
+                 "JAX_NUM_CPU_DEVICES": "1", "KILL_AFTER": str(kill_after),
+                 "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, "--model=untuned", "--config=config.py", f"--output={output}", *more], cwd=home,
+    env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == code, done.stderr
+  return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+  """(what a run that nothing interrupted printed, its file's bytes)."""
+  out, _ = mine(home, "whole.jsonl")
+  return out, (home / "whole.jsonl").read_bytes()
+
+
+def test_a_model_that_never_saw_a_marker_is_mined_and_the_table_ends_the_run(home, whole):
+  out, written = whole
+  assert "40 samples of 20 problems" in out
+  assert all(word in out for word in ("first mistake", "malformed", "problems with a mistake", "records of right"))
+  lines = [json.loads(line) for line in written.splitlines()]
+  assert len(lines) >= 5
+  for line in lines:
+    assert set(line) == {"pieces", "meta"}
+    assert set(line["meta"]) == {"class", "step", "seed", "problem", "sample"}
+  contents = [record.content for record in records.read(str(home / "whole.jsonl"), limit=0)]
+  assert all(MISTAKE in [piece.role for piece in content] for content in contents)  # it is never right
+  assert not (home / "whole.jsonl.parts").exists()
+
+
+def test_killed_it_leaves_no_output_and_goes_on_from_its_parts_to_the_same_file(home, whole):
+  mine(home, "killed.jsonl", kill_after=2, code=-signal.SIGKILL)
+  assert not (home / "killed.jsonl").exists()
+  out, err = mine(home, "killed.jsonl")
+  assert "2 of 5 chunks were mined before" in err
+  assert "mining, 3 of 5" in err
+  assert "mining, 2 of 5" not in err
+  assert (out, (home / "killed.jsonl").read_bytes()) == whole
+
+
+def test_processes_share_the_work_and_the_last_one_writes_the_same_file(home, whole):
+  out, err = mine(home, "two.jsonl", "--num_processes=2", "--process_id=1")
+  assert out == ""
+  assert "the last of the 2 to end writes two.jsonl" in err
+  assert not (home / "two.jsonl").exists()
+  out, err = mine(home, "two.jsonl", "--num_processes=2", "--process_id=0")
+  assert (out, (home / "two.jsonl").read_bytes()) == whole
+  assert "mining, 2 of 5" not in err
+
+
+def test_wrong_input_ends_in_one_line_and_code_2_and_writes_nothing(home):
+  before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if "cache" not in path.parts}
+  lines = [["--model=untuned", "--config=config.py", "--output=bad.jsonl", *arguments] for arguments, _ in BAD.values()]
+  for (name, (_, message)), (code, out, err) in zip(BAD.items(), run("mine", *lines, folder=home), strict=True):
+    assert (code, out) == (2, ""), (name, err)
+    assert message in err
+    assert len(err.splitlines()) == 1, name
+  after = {path: path.stat().st_mtime_ns for path in home.rglob("*") if "cache" not in path.parts}
+  assert {path for path in after if after[path] != before.get(path)} <= {home, home / "__pycache__"} | set(
+    (home / "__pycache__").glob("*"))
