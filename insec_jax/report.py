@@ -1,9 +1,12 @@
 """One self-contained page about one or several runs: curves, the self-correction table, coloured transcripts.
 
-  python -m insec_jax.report --workdirs A,B,... --output report.html
+  python -m insec_jax.report --workdirs A,B,... --output report.html [--reference ARM]
 
 Of each workdir it reads config.json, environment.json, metrics.jsonl and results.json (which evaluate writes). What is
 not there yet is named on the page.
+
+Workdirs of one last name (x/seed0/clean, x/seed1/clean) are one arm over seeds when their configs are alike except in
+seed and in the paths of what they began with. The others are an arm each.
 """
 
 import dataclasses
@@ -21,12 +24,15 @@ from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.decoding.output import written_whole
 from insec_jax.method import roles
-from insec_jax.pages import charts, correction
+from insec_jax.pages import charts, comparison, correction, operating
 from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
+from insec_jax.pages.runs import Arm, Run, in_words, over_seeds, read_run
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "The runs to show, with commas between them: one column each.")
 OUTPUT = flags.DEFINE_string("output", None, "The page to write; an older one is replaced.")
+REFERENCE = flags.DEFINE_string("reference", None, "The arm that others are compared with; if not said, the first that "
+                                "was evaluated.")
 flags.mark_flags_as_required(["workdirs", "output"])
 
 EXAMPLE = ((roles.TEXT, "... "), (roles.MISTAKE, "wrong step "), (roles.FLAG, "<flag>"), (roles.REASON, " reason "),
@@ -37,21 +43,9 @@ def main() -> None:
   folders = [pathlib.Path(folder) for folder in WORKDIRS.value]
   names = arm_names(folders)
   with written_whole(OUTPUT.value) as file:
-    file.write(page([read_run(folder, name) for folder, name in zip(folders, names, strict=True)]))
-  print(f"{OUTPUT.value} shows {', '.join(names)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One arm: what its workdir holds; `notes` say what it does not, and what else the reader must know."""
-
-  name: str
-  folder: pathlib.Path
-  config: dict
-  environment: dict  # empty when there is no such file
-  lines: list[dict]  # of metrics
-  results: dict  # empty when there is no such file
-  notes: tuple[str, ...]
+    arms = over_seeds([read_run(folder, name) for folder, name in zip(folders, names, strict=True)])
+    file.write(page(arms))
+  print(f"{OUTPUT.value} shows {', '.join(map(in_words, arms))}")
 
 
 def arm_names(folders: Sequence[pathlib.Path]) -> list[str]:
@@ -71,81 +65,44 @@ def arm_names(folders: Sequence[pathlib.Path]) -> list[str]:
   return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def read_run(folder: pathlib.Path, name: str) -> Run:
-  """The run in `folder`; InputError when that is no workdir, or a file in it cannot be read."""
-  if not (folder / "config.json").is_file():
-    raise InputError(f"{folder} is no workdir: it has no config.json; give a folder that train wrote")
-  config = read_object(folder / "config.json")
-  if "train" not in config:
-    raise InputError(f"{folder} is no workdir: its config.json is not one of train; give a folder that train wrote")
-  environment, results, lines = {}, {}, []
-  notes = []
-  if (folder / "environment.json").exists():
-    environment = read_object(folder / "environment.json")
-  else:
-    notes.append("environment.json is missing, so commit, versions and devices are not known")
-  if (folder / "metrics.jsonl").exists():
-    lines = list(read_metrics(folder / "metrics.jsonl"))
-  if not lines:
-    notes.append("metrics.jsonl is missing or empty, so there are no curves: no step has been logged yet")
-  elif lines[-1]["step"] < config["train"]["steps"]:
-    notes.append(f"training stands at step {lines[-1]['step']:,} of {config['train']['steps']:,}; run train again")
-  for key in sorted({key for line in lines for key, value in line.items() if not math.isfinite(value)}):
-    step = next(line["step"] for line in lines if key in line and not math.isfinite(line[key]))
-    notes.append(f"{key} is not a finite number from step {step:,} on; its curve leaves that out")
-  if (folder / "results.json").exists():
-    results = read_object(folder / "results.json")
-    correction.check(results, folder / "results.json")
-    if lines and (folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime:
-      notes.append("results.json is older than the last line of metrics.jsonl; run evaluate again")
-  else:
-    notes.append("results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "
-                 f"--config CONFIG --model {folder} --output {folder / 'results.json'}")
-  return Run(name, folder, config, environment, lines, results, tuple(notes))
-
-
-def read_object(path: pathlib.Path) -> dict:
-  """The JSON object in a file; InputError unless it is one."""
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON ({error}); write it again, or remove it") from None
-  if not isinstance(value, dict):
-    raise InputError(f"{path} holds {json.dumps(value):.40}, needed is an object; write it again, or remove it")
-  return value
-
-
-def read_metrics(path: pathlib.Path) -> Iterator[dict[str, float]]:
-  """The lines of a run; a last one that is still being written is left out."""
-  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
-    try:
-      values = json.loads(line)
-      values["step"]
-    except (ValueError, KeyError, TypeError):
-      raise InputError(f"{path}:{number} is not a line of metrics; repair or remove the file") from None
-    yield values
-
-
-def page(runs: Sequence[Run]) -> str:
+def page(arms: Sequence[Arm]) -> str:
   """The whole page."""
-  names = ", ".join(run.name for run in runs)
+  names = ", ".join(map(in_words, arms))
+  runs = [run for arm in arms for run in arm.runs]
   notes = [element("li", element("b", run.name), ": " + note) for run in runs for note in run.notes]
-  evaluated = [run for run in runs if run.results]
+  evaluated = [arm for arm in arms if arm.evaluated]
+  first = [dataclasses.replace(arm.runs[0], name=arm.name) for arm in arms]
   return document(
     f"Self-correction: {names}",
     element("h1", "Internalized self-correction"), element("p", names, class_="soft"), *explanation(),
     *([element("h2", "What is missing"), element("ul", *notes, class_="notes")] if notes else []),
-    element("h2", "Arms"), arms_table(runs),
-    *([element("h3", "Where their configs differ"), comparison(runs, [run.config for run in runs], differing=True)]
-      if len(runs) > 1 else []),
-    element("h2", "Training"), *training_curves(runs),
+    element("h2", "Arms"), arms_table(arms),
+    *([element("h3", "Where their configs differ"), comparison_of(first, [run.config for run in first], differing=True)]
+      if len(arms) > 1 else []),
+    element("h2", "Training"), *training_curves(arms),
     element("h2", "Self-correction"), *(
-      correction.self_correction([run.name for run in evaluated], [run.results for run in evaluated]) if evaluated
-      else [element("p", "No run has been evaluated yet.")]),
+      self_correction(evaluated) if evaluated else [element("p", "No run has been evaluated yet.")]),
     *([element("h2", "Transcripts"), role_legend()] if evaluated else []),
-    *(part for run in evaluated for part in transcripts(run)),
-    element("h2", "Environment"), comparison(runs, [run.environment for run in runs], differing=False),
+    *(part for arm in evaluated for part in transcripts(arm)),
+    element("h2", "Environment"), comparison_of(first, [run.environment for run in first], differing=False),
+    *([element("h3", "Where the seeds differ in it"),
+       comparison_of(runs, [run.environment for run in runs], differing=True)] if len(runs) > len(arms) else []),
     element("h2", "Reproduce"), *reproduce(runs))
+
+
+def self_correction(evaluated: Sequence[Arm]) -> list[Element]:
+  """Every table and chart of what evaluate measured; InputError when the reference is none of the arms."""
+  names = [arm.name for arm in evaluated]
+  results = [[run.results for run in arm.evaluated] for arm in evaluated]
+  if REFERENCE.value is not None and REFERENCE.value not in names:
+    raise InputError(f"--reference={REFERENCE.value} was not evaluated or is no arm; evaluated are {', '.join(names)}")
+  reference = 0 if REFERENCE.value is None else names.index(REFERENCE.value)
+  return [
+    *correction.main_rates(names, results),
+    *([element("h3", f"Accuracy minus that of {names[reference]}, problem by problem"),
+       *comparison.paired(names, results, reference=reference)] if len(names) > 1 else []),
+    *comparison.controls(names, results, reference=reference), *operating.operating(names, results),
+    *correction.breakdown(names, results)]
 
 
 def explanation() -> list[Element]:
@@ -165,25 +122,36 @@ def explanation() -> list[Element]:
     element("p", *(role_text(role, text) for role, text in EXAMPLE), class_="code"), role_legend()]
 
 
-def arms_table(runs: Sequence[Run]) -> Element:
+def arms_table(arms: Sequence[Arm]) -> Element:
   """How long each arm was trained, its last held-out loss in all and per role, and how it was measured."""
-  last = [{key: value for line in run.lines for key, value in line.items()} for run in runs]
-  measured = [run.results for run in runs]
+  last = [[{key: value for line in run.lines for key, value in line.items()} for run in arm.runs] for arm in arms]
+  measured = [[run.results for run in arm.runs] for arm in arms]
 
-  def row(name: Element | str, values: Sequence[dict], key: str, written: Callable[[float], str]) -> tuple:
-    return (name, *(written(value[key]) if key in value else NONE for value in values))
+  def cell(seeds: Sequence[dict], key: str, written: Callable[[float], str]) -> Element | str:
+    there = [seed[key] for seed in seeds if key in seed]
+    if not there:
+      return NONE
+    mean = written(sum(there) / len(there))
+    if len(there) == len(seeds) and len(set(there)) == 1:
+      return mean
+    each = "seeds " + ", ".join(written(seed[key]) if key in seed else NONE for seed in seeds)
+    return element("span", mean, element("small", each))
 
-  training = [row("Steps", last, "step", "{:,}".format), row("Trained tokens", last, "trained_tokens", "{:,}".format),
-              row("All tokens", last, "tokens", "{:,}".format), row("Seconds", last, "seconds", _seconds),
+  def row(name: Element | str, values: Sequence[Sequence[dict]], key: str, written: Callable[[float], str]) -> tuple:
+    return (name, *(cell(seeds, key, written) for seeds in values))
+
+  training = [row("Steps", last, "step", "{:,.0f}".format),
+              row("Trained tokens", last, "trained_tokens", "{:,.0f}".format),
+              row("All tokens", last, "tokens", "{:,.0f}".format), row("Seconds", last, "seconds", _seconds),
               row("Tokens per second", last, "tokens_per_s", "{:,.0f}".format),
               row("Trained tokens per second", last, "trained_tokens_per_s", "{:,.0f}".format)]
   losses = [row("Weighted as in training", last, "eval/loss", _loss)]
   losses += [row(element("span", name, class_=name), last, f"eval/loss/{name}", _loss) for name in roles.NAMES
-             if any(f"eval/loss/{name}" in values for values in last)]
+             if any(f"eval/loss/{name}" in seed for seeds in last for seed in seeds)]
   groups = [("Training", training), ("Held-out loss, last measured", losses)]
-  if any(measured):
+  if any(seed for seeds in measured for seed in seeds):
     groups.append(("Evaluation", [row("Seconds", measured, "seconds", _seconds)]))
-  return table("", [run.name for run in runs], groups)
+  return table("", [arm.name for arm in arms], groups)
 
 
 def _loss(value: float) -> str:
@@ -194,40 +162,48 @@ def _seconds(value: float) -> str:
   return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def training_curves(runs: Sequence[Run]) -> list[Element]:
+def training_curves(arms: Sequence[Arm]) -> list[Element]:
   """Loss and held-out loss, in all and per role, over steps: a chart for each that some run has logged."""
   wanted = [("Training loss", "loss"), ("Held-out loss", "eval/loss")]
   wanted += [(f"Held-out loss: {name}", f"eval/loss/{name}") for name in roles.NAMES]
+  of = [number for number, arm in enumerate(arms) for _ in arm.runs]
   drawn = []
   for title, key in wanted:
     curves = [[(line["step"], line[key]) for line in run.lines if key in line and math.isfinite(line[key])]
-              for run in runs]
+              for arm in arms for run in arm.runs]
     if any(curves):
-      drawn.append(charts.chart(title, curves, "step"))
+      drawn.append(charts.chart(title, curves, "step", arms=of))
   if not drawn:
     return [element("p", "No run has logged a loss yet.")]
-  return [charts.legend([run.name for run in runs]), element("div", *drawn, class_="charts")]
+  several = [element("p", "One line a seed, in the colour of its arm.", class_="soft")] if len(of) > len(arms) else []
+  return [charts.legend([arm.name for arm in arms]), *several, element("div", *drawn, class_="charts")]
 
 
-def transcripts(run: Run) -> Iterator[Element]:
-  """What the model of one arm wrote, coloured by role, folded by kind; the first kind is open."""
-  yield element("h3", run.name)
+def transcripts(arm: Arm) -> Iterator[Element]:
+  """What the model of one arm wrote, its first evaluated seed, coloured by role, folded by kind; the first is open."""
+  run = arm.evaluated[0]
+  yield element("h3", arm.name if len(arm.runs) == 1 else f"{arm.name}, seed {run.config['seed']}")
   kinds = {}
   for example in run.results["transcripts"]:
     kinds.setdefault(example["title"].partition(": ")[0], []).append(example)
   for number, (kind, examples) in enumerate(kinds.items()):
+    right = sum(_ends_well(example) for example in examples)
     shown = [element(
       "article",
       element("header", element("b", example["title"]), element("small", example["outcome"])),
       element("div", *(role_text(roles.NAMES.index(piece["role"]), piece["text"]) for piece in example["pieces"]),
-              class_="code")) for example in examples]
-    yield element("details", element("summary", f"{kind} ({len(examples)})"),
+              class_="code"), class_="success" if _ends_well(example) else "failure") for example in examples]
+    yield element("details", element("summary", f"{kind} ({right} with the right answer, {len(examples) - right} not)"),
                   element("div", *shown, class_="transcripts"), **({} if number else {"open": ""}))
   if not kinds:
     yield element("p", "No transcripts in its results.json.")
 
 
-def comparison(runs: Sequence[Run], values: Sequence[dict], *, differing: bool) -> Element:
+def _ends_well(example: dict) -> bool:
+  return example["outcome"].endswith("answer right")
+
+
+def comparison_of(runs: Sequence[Run], values: Sequence[dict], *, differing: bool) -> Element:
   """A row for each "key" or "section.key"; with `differing` only those in which the runs are not alike."""
   flat = [dict(_flat(value)) for value in values]
   rows = []

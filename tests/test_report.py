@@ -1,5 +1,6 @@
 """Programs define flags when imported, so each run here is a process of its own."""
 
+import dataclasses
 import html.parser
 import json
 import os
@@ -14,9 +15,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def report(folder, workdirs, output="report.html"):
+def report(folder, workdirs, output="report.html", reference=None):
   """The finished process of one run in `folder`."""
   words = [sys.executable, "-m", "insec_jax.report", f"--workdirs={workdirs}", f"--output={output}"]
+  words += [f"--reference={reference}"] if reference else []
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
   return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -26,12 +28,14 @@ class Page(html.parser.HTMLParser):
 
   def __init__(self, path):
     super().__init__()
-    self.elements, self.text, self.headings, self._open = [], "", [], []
+    self.elements, self.text, self.headings, self.cells, self._open = [], "", [], [], []
     self.feed(path.read_text(encoding="utf-8"))
     assert not self._open
 
   def handle_starttag(self, tag, attrs):
     self.elements.append((tag, dict(attrs)))
+    if tag in ("td", "th"):
+      self.cells.append((tag, dict(attrs), ""))
     if tag != "meta":
       self._open.append(tag)
 
@@ -41,6 +45,8 @@ class Page(html.parser.HTMLParser):
   def handle_data(self, data):
     if self._open and self._open[-1] != "style":
       self.text += data
+    if self._open and self._open[-1] in ("td", "th"):
+      self.cells[-1] = (*self.cells[-1][:2], self.cells[-1][2] + data)
     if self._open and self._open[-1] == "h2":
       self.headings.append(data)
 
@@ -173,6 +179,51 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(workdir):
   other = shutil.copytree(workdir, workdir.parent / "seed1" / "insec")
   done = report(workdir.parent, f"{workdir},{other}")
   assert done.stdout == f"report.html shows {workdir.parent.name}/insec, seed1/insec\n"
+
+
+@pytest.fixture(scope="module")
+def over_seeds(tmp_path_factory):
+  """The page of two arms on three seeds, one of which was not evaluated in one arm; the folder it lies in."""
+  folder = tmp_path_factory.mktemp("sweep")
+  for seed in range(3):
+    for name, share, skill in (("clean", 0.0, 0.0), ("insec", 0.5, 0.8)):
+      config = dataclasses.replace(pretended.config(steps=500, share=share), seed=seed)
+      workdir = pretended.write_workdir(folder / f"seed{seed}" / name, config, scale=1 + seed / 5)
+      if (seed, name) != (2, "insec"):
+        pretended.write_results(workdir, config, skill=skill)
+  done = report(folder, ",".join(f"seed{seed}/{name}" for name in ("insec", "clean") for seed in (2, 0, 1)),
+                reference="clean")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert done.stdout == "report.html shows insec (seeds 0, 1, 2), clean (seeds 0, 1, 2)\n"
+  return folder
+
+
+def test_over_seeds_there_is_one_column_an_arm_and_one_curve_a_seed(over_seeds):
+  page = Page(over_seeds / "report.html")
+  heads = [text for tag, attrs, text in page.cells if tag == "th" and attrs.get("scope") == "col"]
+  assert heads[:2] == ["insec", "clean"]
+  colours = [attrs["stroke"] for tag, attrs in page.elements if tag == "polyline"][:6]
+  assert [len(set(colours[:3])), len(set(colours[3:])), len(set(colours))] == [1, 1, 2]
+  assert "seed2/insec: results.json is missing" in page.text
+  assert "insec, seed 0" in page.text
+  assert "insec − clean" in page.text
+
+
+def test_over_seeds_transcripts_are_counted_by_how_they_end_and_coloured(over_seeds):
+  page = Page(over_seeds / "report.html")
+  classes = [attrs["class"] for tag, attrs in page.elements if tag == "article"]
+  assert {"success", "failure"} == set(classes)
+  results = json.loads((over_seeds / "seed0/insec/results.json").read_text())["transcripts"]
+  kind = [one["outcome"] for one in results if one["title"].startswith("injected mistake")]
+  right = sum(outcome.endswith("answer right") for outcome in kind)
+  assert f"injected mistake ({right} with the right answer, {len(kind) - right} not)" in page.text
+
+
+def test_a_reference_that_was_not_evaluated_is_refused(runs):
+  done = report(runs, "base,clean", output="other.html", reference="base")
+  assert done.returncode == 2
+  assert done.stderr == "error: --reference=base was not evaluated or is no arm; evaluated are clean\n"
+  assert not (runs / "other.html").exists()
 
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):

@@ -32,13 +32,31 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> li
   return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: str) -> Element:
-  """The curves, one an arm and in the order of the arms; y is logarithmic where values span much. One has a point."""
+def cut(curve: Sequence[tuple[float, float]], high: float) -> list[tuple[float, float]]:
+  """The points up to x = `high`, x never falling, and the place where the line to the next one crosses it."""
+  inside = [point for point in curve if point[0] <= high]
+  if inside and len(inside) < len(curve):
+    (x0, y0), (x1, y1) = inside[-1], curve[len(inside)]
+    inside.append((high, y0 + (y1 - y0) * (high - x0) / (x1 - x0)))
+  return inside
+
+
+def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: str, *,
+          arms: Sequence[int] | None = None, box: tuple[float, float] | None = None) -> Element:
+  """The curves in the order of the arms, at least one with a point; y is logarithmic where values span much.
+
+  `arms` is the number of each curve's arm, where an arm has several, one a seed. `box` gives the highest x and y of
+  linear axes from 0; a curve ends where it leaves it to the right.
+  """
   W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 210, 46, 20, 8, 34
-  x_values, y_values = zip(*(point for curve in curves for point in curve), strict=True)
-  log = min(y_values) > 0 and max(y_values) > 8 * min(y_values)
-  low_x, high_x = _ends(min(x_values), max(x_values), room=0, log=False)
-  low_y, high_y = _ends(min(y_values), max(y_values), room=.06, log=log)
+  if box is None:
+    x_values, y_values = zip(*(point for curve in curves for point in curve), strict=True)
+    log = min(y_values) > 0 and max(y_values) > 8 * min(y_values)
+    low_x, high_x = _ends(min(x_values), max(x_values), room=0, log=False)
+    low_y, high_y = _ends(min(y_values), max(y_values), room=.06, log=log)
+  else:
+    log, low_x, low_y, (high_x, high_y) = False, 0.0, 0.0, box
+    curves = [cut(curve, high_x) for curve in curves]
 
   def at_x(x: float) -> float:
     return round(LEFT + (x - low_x) / (high_x - low_x) * (W - LEFT - RIGHT), 1)
@@ -54,7 +72,7 @@ def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: 
   for x in ticks(low_x, high_x, log=False):
     drawn.append(element("text", f"{x:,.10g}", x=at_x(x), y=H - BOTTOM + 15, text_anchor="middle"))
   drawn.append(element("text", x_label, x=(LEFT + W - RIGHT) / 2, y=H - 4, text_anchor="middle"))
-  for number, curve in enumerate(curves):
+  for number, curve in zip(range(len(curves)) if arms is None else arms, curves, strict=True):
     places = [(at_x(x), at_y(y)) for x, y in thinned(curve)]
     if len(places) <= 20:
       drawn += [element("circle", cx=x, cy=y, r=2.4, fill=COLOURS[number % len(COLOURS)]) for x, y in places]

@@ -114,6 +114,8 @@ article { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 article header { padding: .4rem .8rem; background: var(--panel); border-bottom: 1px solid var(--line);
   font-size: .92rem; }
 article header small { display: block; }
+article.success { border-left: 4px solid #009E73; }
+article.failure { border-left: 4px solid #D55E00; }
 article .code { padding: .6rem .8rem; white-space: pre-wrap; }
 .legend > .prompt, .legend > .text, .legend > .mistake, .legend > .flag, .legend > .reason, .legend > .correction {
   padding: 0 .4rem; }

@@ -5,7 +5,8 @@ import pretended
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.pages.correction import check, gap_cell, paired, rate_cell, self_correction
+from insec_jax.method import scoring
+from insec_jax.pages.correction import breakdown, check, gap_cell, main_rates, rate_cell
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +18,6 @@ def results(tmp_path_factory):
     pretended.write_results(folder, pretended.config(steps=10, share=0.5, num=16), skill=skill)
     found.append(json.loads((folder / "results.json").read_text()))
   return found
-
-
-def text(parts):
-  return "\n".join(" ".join(part.itertext()) for part in parts)
 
 
 def rows(parts):
@@ -35,7 +32,7 @@ def rows(parts):
 
 
 def test_every_rate_that_evaluate_wrote_is_in_a_table_with_its_n_and_interval(results):
-  shown = [cell for _, _, cells in rows(self_correction(["clean", "insec"], results)) for cell in cells]
+  shown = [cell for _, _, cells in rows(breakdown(["clean", "insec"], [[one] for one in results])) for cell in cells]
   count = 0
   for result in results:
     for source, metrics in result["rates"].items():
@@ -47,7 +44,7 @@ def test_every_rate_that_evaluate_wrote_is_in_a_table_with_its_n_and_interval(re
 
 
 def test_each_arm_stands_in_its_own_column(results):
-  cells = next(cells for title, name, cells in rows(self_correction(["clean", "insec"], results))
+  cells = next(cells for title, name, cells in rows(breakdown(["clean", "insec"], [[one] for one in results]))
                if title == "Injected mistakes, greedy" and name.startswith("Detection") and "right after" in name)
   injected = [result["rates"]["injected"]["detection"] for result in results]
   assert injected[0]["rate"] == 0 < injected[1]["rate"]
@@ -56,7 +53,7 @@ def test_each_arm_stands_in_its_own_column(results):
 
 
 def test_each_class_has_a_row_for_each_metric_split_by_class(results):
-  named = [name for title, name, _ in rows(self_correction(["clean", "insec"], results))
+  named = [name for title, name, _ in rows(breakdown(["clean", "insec"], [[one] for one in results]))
            if title == "Injected mistakes, greedy"]
   for error in ("calc", "copy", "early", "repeat", "value"):
     assert named.count(error) == 4
@@ -77,35 +74,30 @@ def test_an_auroc_is_a_share_and_a_rate_a_percentage():
   assert "".join(rate_cell("recovery", rate).itertext()) == "50.0 %n 10,000 · 25.0 to 75.0"
 
 
-def test_arms_are_compared_problem_by_problem_only_when_they_met_the_same_problems(results):
-  assert "insec − clean" in text(paired(["clean", "insec"], results))
+def test_over_seeds_a_cell_says_the_mean_the_pooled_rate_its_interval_and_each_seed(results):
   other = copy.deepcopy(results[1])
-  other["config"]["seed"] = 7
-  said = text(paired(["clean", "insec"], [results[0], other]))
-  assert said == "Not compared, since they met other problems: clean was evaluated with seed=0, insec with 7."
+  other["rates"]["own"]["detection"] = {"rate": 0.75, "k": 3, "n": 4, "low": scoring.wilson(3, 4)[0],
+                                        "high": scoring.wilson(3, 4)[1]}
+  results[1]["rates"]["own"]["detection"] = {"rate": 0.25, "k": 3, "n": 12, "low": scoring.wilson(3, 12)[0],
+                                             "high": scoring.wilson(3, 12)[1]}
+  cell = next(cells[0] for _, name, cells in rows(main_rates(["insec"], [[results[1], other]]))
+              if name == "DetectionOwn mistakes, greedy")
+  low, high = scoring.wilson(6, 16)
+  assert cell == f"50.0 %pooled 37.5 · {100 * low:.1f} to {100 * high:.1f}n 16 · seeds 25.0, 75.0"
+
+
+def test_rates_of_a_variant_are_read_first_where_some_arm_has_them(results):
   other = copy.deepcopy(results[1])
-  other["config"]["data"]["path"] = "mined.jsonl"  # of no weight where the task makes the problems
-  assert "insec − clean" in text(paired(["clean", "insec"], [results[0], other]))
-
-
-def test_the_paired_difference_is_other_minus_first(results):
-  first, other = copy.deepcopy(results)
-  for times in first["solved"].values():
-    times["t2"] = [0] * 16
-  for times in other["solved"].values():
-    times["t2"] = [1] * 12 + [0] * 4
-  cells = [cells for _, name, cells in rows(paired(["a", "b"], [first, other])) if name.startswith("Acc@t2")]
-  assert all(cell.startswith("+75.0") and cell.endswith("n 16 · p below 0.001") for cell, in cells)
-  assert len(cells) == 2
-
-
-def test_one_arm_alone_needs_no_comparison(results):
-  assert "minus that of" not in text(self_correction(["insec"], results[1:]))
+  other["rates"]["own, at threshold"] = other["rates"]["own"]
+  names = [name for _, name, _ in rows(main_rates(["clean", "insec"], [[results[0]], [other]]))]
+  assert "DetectionOwn mistakes, greedy, flag bias from validation" in names
+  assert len(names) == 8 + 3
 
 
 @pytest.mark.parametrize(("change", "said"), [
   (lambda result: result.pop("gap"), "no key 'gap'"),
   (lambda result: result["rates"].update(borrowed={}), "'borrowed'"),
+  (lambda result: result["solved"].update(borrowed={}), "'borrowed'"),
   (lambda result: result["rates"]["own"].update(luck={}), "'luck'")])
 def test_results_of_another_version_are_refused_by_what_they_have(results, change, said, tmp_path):
   other = copy.deepcopy(results[0])

@@ -1,0 +1,105 @@
+"""Arm against arm on the same problems: accuracy, what it costs in tokens, and the controls that need no flag.
+
+An arm is the list of its results, one a seed, each what results.json of that run holds.
+"""
+
+from collections.abc import Sequence
+from xml.etree.ElementTree import Element
+
+from insec_jax.pages import charts, seeds
+from insec_jax.pages.correction import NONE, SOURCES, in_seeds, metric_cell, points, rate_cell
+from insec_jax.pages.elements import element, table
+
+# What wrote no flags; the last two are the rivals of a correction.
+CONTROLS = ("solutions, flags banned", "solutions sampled, flags banned", "solutions sampled, redraw",
+            "solutions sampled, majority")
+RIVALS = CONTROLS[2:]
+
+
+def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: int) -> list[Element]:
+  """Accuracy of each arm minus that of the reference on the same problems; a sentence where the problems differ."""
+  first = arms[reference]
+  others = [number for number in range(len(arms)) if number != reference]
+  alone = [number for number in others if not seeds.matched(first, arms[number])]
+  parts = []
+  for number in alone:
+    key, one, two = seeds.met_otherwise(first[0], arms[number][0])
+    parts.append(element("p", f"Not compared, since they met other problems: {names[reference]} was evaluated with "
+                         f"{key}={one}, {names[number]} with {two}."))
+  compared = [number for number in others if number not in alone]
+  groups = {}
+  for source, time in seeds.solved_sources(arms):
+    if time == "t1" and ", " in source:
+      continue  # of interest where the model flags as it likes
+    cells = [_difference_cell(seeds.differences(first, arms[number], source, source, time)) for number in compared]
+    if any(cell != NONE for cell in cells):
+      groups.setdefault(source, []).append((metric_cell(f"accuracy_{time}"), *cells))
+  if groups:
+    words = "In percentage points, with a 95 % bootstrap interval over problems and McNemar’s exact p."
+    if any(len(arm) > 1 for arm in arms):
+      words += (" Problems of all seeds together; below, the difference of each seed and, after the colon, the 95 % "
+                "interval of their mean by Student’s t, which also holds for other seeds.")
+    parts += [element("p", words, class_="soft"),
+              table("", [f"{names[number]} − {names[reference]}" for number in compared],
+                    [(SOURCES[source], rows) for source, rows in groups.items()])]
+  return parts
+
+
+def _difference_cell(found: dict | None) -> Element | str:
+  """The difference; its interval over problems, p and n; where there are several, the seeds and their interval."""
+  if found is None:
+    return NONE
+  p = f"p {found['p']:.3f}" if found["p"] >= .001 else "p below 0.001"
+  cell = element("span", charts.interval(found["low"], found["difference"], found["high"], ends=(-1, 1)),
+                 element("span", points(found["difference"]), class_="number"),
+                 element("small", f"{points(found['low'])} to {points(found['high'])} · n {found['n']:,} · {p}"))
+  if found["spread"] is not None:
+    low, high = found["spread"]
+    cell.append(element("small", f"{in_seeds(found, points)}: {points(low)} to {points(high)}"))
+  return cell
+
+
+def controls(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: int) -> list[Element]:
+  """What each way to write solutions costs and gives, and each minus the controls of the reference arm.
+
+  The controls need no flag: what a correction claims must beat them at as many generated tokens.
+  """
+  merged = [seeds.pooled(arm) for arm in arms]
+  ways = [source for source in SOURCES if source.startswith("solutions")
+          and any("accuracy_t2" in result["rates"].get(source, {}) for result in merged)]
+  if not any(", " in source for source in ways):
+    return []
+  cost = [(_short(source), *(_cost_cell(result, source) for result in merged)) for source in ways]
+  parts = [element("h3", "Accuracy and what it costs"),
+           element("p", "Right answers in the end, and tokens generated per problem (deleted and outvoted ones too).",
+                   class_="soft"), table("", names, [("", cost)])]
+  groups = []
+  for control in CONTROLS:
+    sampled = control.startswith("solutions sampled")
+    rows = []
+    for source in ways:
+      if source.startswith("solutions sampled") != sampled or source in RIVALS:
+        continue
+      cells = [_difference_cell(seeds.differences(arms[reference], arm, source, control, "t2"))
+               if (source, number) != (control, reference) else NONE for number, arm in enumerate(arms)]
+      if any(cell != NONE for cell in cells):
+        rows.append((_short(source), *cells))
+    if rows:
+      groups.append((f"Minus {names[reference]}, {_short(control)}", rows))
+  if groups:
+    parts += [element("h3", f"Acc@t2 minus the controls of {names[reference]}"), table("", names, groups)]
+  return parts
+
+
+def _short(source: str) -> str:
+  return SOURCES[source].removeprefix("Whole solutions, ")
+
+
+def _cost_cell(result: dict, source: str) -> Element | str:
+  """Accuracy over tokens per problem."""
+  if "accuracy_t2" not in result["rates"].get(source, {}):
+    return NONE
+  cell = rate_cell("accuracy_t2", result["rates"][source]["accuracy_t2"])
+  if source in result["tokens_per_problem"]:
+    cell.append(element("small", f"{result['tokens_per_problem'][source]['mean']:,.1f} tokens"))
+  return cell

@@ -1,0 +1,122 @@
+"""Workdirs as they are read for a page: what each holds and lacks, and which of them are seeds of one arm."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from insec_jax.command import InputError
+from insec_jax.pages import correction
+
+BEGAN_WITH = (("model", "path"), ("mistakes", "mined_path"))  # keys of the config: made anew for every seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One seed of an arm: what its workdir holds; `notes` say what it does not, and what else the reader must know."""
+
+  name: str
+  folder: pathlib.Path
+  config: dict
+  environment: dict  # empty when there is no such file
+  lines: list[dict]  # of metrics
+  results: dict  # empty when there is no such file
+  notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """Runs that differ in their seed alone, or one run."""
+
+  name: str
+  runs: tuple[Run, ...]
+
+  @property
+  def evaluated(self) -> list[Run]:
+    return [run for run in self.runs if run.results]
+
+
+def in_words(arm: Arm) -> str:
+  """The name of an arm, with its seeds where it has several."""
+  seeds = ", ".join(str(run.config["seed"]) for run in arm.runs)
+  return arm.name if len(arm.runs) == 1 else f"{arm.name} (seeds {seeds})"
+
+
+def over_seeds(runs: Sequence[Run]) -> list[Arm]:
+  """The runs as arms, in the order of their first runs and of their seeds."""
+  groups = {}
+  for run in runs:
+    alike = json.dumps(_without_seed(run.config), sort_keys=True)
+    groups.setdefault((run.folder.resolve().name, alike), []).append(run)
+  found = []
+  for group in groups.values():
+    group.sort(key=lambda run: run.config["seed"])
+    distinct = len({run.config["seed"] for run in group}) == len(group)
+    found += [tuple(group)] if distinct else [(run,) for run in group]
+  last_names = [group[0].folder.resolve().name for group in found]
+  return [Arm(last if len(group) > 1 and last_names.count(last) == 1 else group[0].name, group)
+          for last, group in zip(last_names, found, strict=True)]
+
+
+def _without_seed(config: dict) -> dict:
+  """The config without what differs from seed to seed of one arm."""
+  other = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "seed"}
+  for section, key in BEGAN_WITH:
+    other.get(section, {}).pop(key, None)
+  return other
+
+
+def read_run(folder: pathlib.Path, name: str) -> Run:
+  """The run in `folder`; InputError when that is no workdir, or a file in it cannot be read."""
+  if not (folder / "config.json").is_file():
+    raise InputError(f"{folder} is no workdir: it has no config.json; give a folder that train wrote")
+  config = read_object(folder / "config.json")
+  if "train" not in config:
+    raise InputError(f"{folder} is no workdir: its config.json is not one of train; give a folder that train wrote")
+  environment, results, lines = {}, {}, []
+  notes = []
+  if (folder / "environment.json").exists():
+    environment = read_object(folder / "environment.json")
+  else:
+    notes.append("environment.json is missing, so commit, versions and devices are not known")
+  if (folder / "metrics.jsonl").exists():
+    lines = list(read_metrics(folder / "metrics.jsonl"))
+  if not lines:
+    notes.append("metrics.jsonl is missing or empty, so there are no curves: no step has been logged yet")
+  elif lines[-1]["step"] < config["train"]["steps"]:
+    notes.append(f"training stands at step {lines[-1]['step']:,} of {config['train']['steps']:,}; run train again")
+  for key in sorted({key for line in lines for key, value in line.items() if not math.isfinite(value)}):
+    step = next(line["step"] for line in lines if key in line and not math.isfinite(line[key]))
+    notes.append(f"{key} is not a finite number from step {step:,} on; its curve leaves that out")
+  if (folder / "results.json").exists():
+    results = read_object(folder / "results.json")
+    correction.check(results, folder / "results.json")
+    if lines and (folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime:
+      notes.append("results.json is older than the last line of metrics.jsonl; run evaluate again")
+  else:
+    notes.append("results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "
+                 f"--config CONFIG --model {folder} --output {folder / 'results.json'}")
+  return Run(name, folder, config, environment, lines, results, tuple(notes))
+
+
+def read_object(path: pathlib.Path) -> dict:
+  """The JSON object in a file; InputError unless it is one."""
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise InputError(f"{path} is not JSON ({error}); write it again, or remove it") from None
+  if not isinstance(value, dict):
+    raise InputError(f"{path} holds {json.dumps(value):.40}, needed is an object; write it again, or remove it")
+  return value
+
+
+def read_metrics(path: pathlib.Path) -> Iterator[dict[str, float]]:
+  """The lines of a run; a last one that is still being written is left out."""
+  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+    try:
+      values = json.loads(line)
+      values["step"]
+    except (ValueError, KeyError, TypeError):
+      raise InputError(f"{path}:{number} is not a line of metrics; repair or remove the file") from None
+    yield values

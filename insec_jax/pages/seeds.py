@@ -1,0 +1,150 @@
+"""Several seeds of one arm as one: means over seeds, pooled intervals, and differences between arms problem by problem.
+
+Everywhere results is what results.json holds, and an arm is the list of its results, one a seed.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from scipy import special
+
+from insec_jax.method import scoring
+
+# Keys of the config on which the problems and their reading depend; the second, where a file holds the problems.
+SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_tokens")
+SAME_FILE = ("data.path", "data.num_records", "data.num_heldout")
+FROM_FILE = ("gsm8k", "records")
+
+
+def pooled(arm: Sequence[dict]) -> dict:
+  """"rates", "gap", "tokens_per_problem" of an arm in the form of one seed's, with "seeds": one value each, or None.
+
+  An arm of one seed is as results.json has it, without "seeds".
+  """
+  if len(arm) == 1:
+    return arm[0]
+  return {"rates": _by_metric([result["rates"] for result in arm], pooled_rate),
+          "gap": _by_metric([result["gap"] for result in arm], lambda _, gaps: averaged("difference", gaps)),
+          "tokens_per_problem": _by_key([result["tokens_per_problem"] for result in arm],
+                                        lambda _, means: averaged("mean", means))}
+
+
+def _by_key(values: Sequence[dict], merge: Callable) -> dict:
+  """merge(key, the values of all seeds, None where a seed has none) for every key of any seed."""
+  keys = dict.fromkeys(key for value in values for key in value)
+  return {key: merge(key, [value.get(key) for value in values]) for key in keys}
+
+
+def _by_metric(values: Sequence[dict], merge: Callable) -> dict:
+  return _by_key(values, lambda _, metrics: _by_key([metric or {} for metric in metrics], merge))
+
+
+def pooled_rate(metric: str, rates: Sequence[dict | None]) -> dict:
+  """One rate for all seeds: "rate" is the mean over seeds, "pooled" all k out of all n, with its 95 % interval.
+
+  The interval is Wilson's. Where a seed's own is wider than Wilson's, since its n come in groups, it is made of those
+  of the seeds (each end's distances, weighted by n, add up as independent errors do). An AUROC is not pooled: its
+  interval is that of the mean, made alike.
+  """
+  measured = [rate for rate in rates if rate is not None and rate["n"]]
+  seeds = [None if rate is None else rate["rate"] for rate in rates]
+  if not measured:
+    return {"rate": None, "pooled": None, "k": 0, "n": 0, "low": 0.0, "high": 1.0, "seeds": seeds}
+  k, n = (sum(rate[key] for rate in measured) for key in ("k", "n"))
+  mean = sum(rate["rate"] for rate in measured) / len(measured)
+  pairs = metric.startswith("auroc")
+  middle = mean if pairs else k / n
+  if not pairs and all(_is_wilson(rate) for rate in measured):
+    low, high = scoring.wilson(k, n)
+  else:
+    weights = [1 / len(measured) if pairs else rate["n"] / n for rate in measured]
+    below, above = (math.hypot(*(weight * (rate["rate"] - rate[end])
+                                 for weight, rate in zip(weights, measured, strict=True))) for end in ("low", "high"))
+    low, high = max(0.0, middle - below), min(1.0, middle + above)
+    if not pairs:
+      low, high = min(low, scoring.wilson(k, n)[0]), max(high, scoring.wilson(k, n)[1])
+  return {"rate": mean, "pooled": middle, "k": k, "n": n, "low": low, "high": high, "seeds": seeds}
+
+
+def _is_wilson(rate: dict) -> bool:
+  low, high = scoring.wilson(rate["k"], rate["n"])
+  return math.isclose(low, rate["low"], abs_tol=1e-9) and math.isclose(high, rate["high"], abs_tol=1e-9)
+
+
+def averaged(middle: str, values: Sequence[dict | None]) -> dict:
+  """The mean over seeds of values with a `middle`, "low" and "high": errors of the seeds add up as independent ones."""
+  there = [value for value in values if value is not None]
+  mean = sum(value[middle] for value in there) / len(there)
+  merged = {middle: mean, "low": None, "high": None, "seeds": [value and value[middle] for value in values]}
+  if all(value["low"] is not None for value in there):
+    below, above = (math.hypot(*(value[middle] - value[end] for value in there)) / len(there)
+                    for end in ("low", "high"))
+    merged |= {"low": mean - below, "high": mean + above}
+  if any("n" in value for value in there):
+    merged["n"] = sum(value["n"] for value in there)
+  return merged
+
+
+def spread(values: Sequence[float]) -> tuple[float, float] | None:
+  """The 95 % interval of the mean over seeds by Student's t: what another set of seeds may give; None for one seed."""
+  num = len(values)
+  if num < 2:
+    return None
+  mean = sum(values) / num
+  deviation = math.sqrt(sum((value - mean)**2 for value in values) / (num - 1))
+  half = float(special.stdtrit(num - 1, 0.975)) * deviation / math.sqrt(num)
+  return mean - half, mean + half
+
+
+def matched(first: Sequence[dict], second: Sequence[dict]) -> list[tuple[dict, dict]]:
+  """Pairs of one result of each arm that met the same problems; a result without a partner is in none."""
+  left = list(first)
+  pairs = []
+  for result in second:
+    partner = next((other for other in left if met_otherwise(other, result) is None), None)
+    if partner is not None:
+      left.remove(partner)
+      pairs.append((partner, result))
+  return pairs
+
+
+def met_otherwise(first: dict, second: dict) -> tuple[str, str, str] | None:
+  """(key, its value in the first, in the second) of the config, where that made the problems others; None: the same."""
+  for key in SAME + (SAME_FILE if first["config"]["task"]["name"] in FROM_FILE else ()):
+    one, two = (_value(result["config"], key) for result in (first, second))
+    if one != two:
+      return key, json.dumps(one), json.dumps(two)
+  return None
+
+
+def _value(config: dict, key: str) -> object:
+  for word in key.split("."):
+    config = config[word]
+  return config
+
+
+def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict:
+  """Second minus first, problem by problem, each a list of 0 and 1 a seed: the mean over all problems of all seeds.
+
+  "low", "high": 95 % by bootstrap over problems; "p": McNemar's, exact; "seeds": the difference of each seed;
+  "spread": `spread` of these.
+  """
+  one, two = ([right for seed in arm for right in seed] for arm in (first, second))
+  mean, low, high = scoring.paired_difference(one, two, seed=0)
+  seeds = [sum(after) / len(after) - sum(before) / len(before) for before, after in zip(first, second, strict=True)]
+  return {"difference": mean, "low": low, "high": high, "p": scoring.mcnemar(one, two), "n": len(one), "seeds": seeds,
+          "spread": spread(seeds)}
+
+
+def differences(first: Sequence[dict], second: Sequence[dict], source: str, minus: str, time: str) -> dict | None:
+  """`difference` of the second arm's `source` minus the first's `minus`; None where no seed has both."""
+  pairs = [(one["solved"][minus][time], two["solved"][source][time]) for one, two in matched(first, second)
+           if time in one["solved"].get(minus, {}) and time in two["solved"].get(source, {})]
+  return difference(*zip(*pairs, strict=True)) if pairs else None
+
+
+def solved_sources(arms: Sequence[Sequence[dict]]) -> Iterator[tuple[str, str]]:
+  """(source, "t1" or "t2") of all that some seed of some arm has in "solved", in its order."""
+  yield from dict.fromkeys((source, time) for arm in arms for result in arm
+                           for source, times in result["solved"].items() for time in times)

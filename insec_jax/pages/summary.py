@@ -1,0 +1,60 @@
+"""The table over seeds as text: what a sweep prints when it ends."""
+
+from collections.abc import Sequence
+
+from insec_jax.pages import seeds
+from insec_jax.pages.correction import NONE, main_rows, points
+
+COMPARED = ("solutions", "solutions, at threshold", "solutions, confidence", "solutions sampled",
+            "solutions sampled, at threshold", "solutions sampled, confidence")
+
+
+def summary(names: Sequence[str], arms: Sequence[Sequence[dict]], trained: Sequence[Sequence[int]], *,
+            reference: int) -> str:
+  """The main rates of every arm, the seeds beside each mean, and accuracies minus those of the reference.
+
+  `trained` holds the trained tokens of every seed of each arm; an arm may be without results.
+  """
+  merged = [seeds.pooled(arm) if arm else {"rates": {}, "gap": {}} for arm in arms]
+  rates = [result["rates"] for result in merged]
+  mean = [sum(tokens) / len(tokens) if tokens else None for tokens in trained]
+  base = mean[reference]
+  rows = [("", *names), ("trained tokens", *(NONE if tokens is None else f"{tokens:,.0f}" for tokens in mean)),
+          (f"over those of {names[reference]}",
+           *(f"{tokens / base:.3f}" if tokens is not None and base else NONE for tokens in mean))]
+  rows += [(f"{source}: {metric}", *(_rate(value.get(source, {}).get(metric)) for value in rates))
+           for source, metric in main_rows(rates)]
+  rows += [(f"injected minus {source}: detection", *(_difference(result["gap"].get(source, {}).get("detection"))
+                                                     for result in merged)) for source in ("own", "own sampled")]
+  for source in COMPARED:
+    found = [None if number == reference else seeds.differences(arms[reference], arm, source, source, "t2")
+             for number, arm in enumerate(arms)]
+    if any(value is not None for value in found):
+      rows.append((f"{source}: accuracy_t2 minus {names[reference]}", *map(_difference, found)))
+  return aligned(rows)
+
+
+def _rate(rate: dict | None) -> str:
+  if rate is None or not rate["n"]:
+    return NONE
+  text = f"{100 * rate['rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+  return text + _each(rate, lambda value: f"{100 * value:.1f}")
+
+
+def _difference(found: dict | None) -> str:
+  if found is None:
+    return NONE
+  return f"{points(found['difference'])} [{points(found['low'])}, {points(found['high'])}]" + _each(found, points)
+
+
+def _each(value: dict, written) -> str:
+  if len(value.get("seeds", ())) < 2:
+    return ""
+  return " (" + " ".join(NONE if one is None else written(one) for one in value["seeds"]) + ")"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+  """The rows with columns one under the other."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+  return "\n".join(line.rstrip() for line in lines)
