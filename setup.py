@@ -19,6 +19,7 @@ setup(
     "ml-collections>=1.1",
     "absl-py>=2.3",
     "safetensors>=0.8",
+    "scipy>=1.15",
     "tensorboardX>=2.6",
     "tqdm>=4.67",
     "jinja2>=3.1",  # transformers renders chat templates with it, and does not ask for it

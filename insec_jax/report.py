@@ -81,7 +81,7 @@ def page(arms: Sequence[Arm]) -> str:
       if len(arms) > 1 else []),
     element("h2", "Training"), *training_curves(arms),
     element("h2", "Self-correction"), *(
-      self_correction(evaluated) if evaluated else [element("p", "No run has been evaluated yet.")]),
+      self_correction(arms) if evaluated else [element("p", "No run has been evaluated yet.")]),
     *([element("h2", "Transcripts"), role_legend()] if evaluated else []),
     *(part for arm in evaluated for part in transcripts(arm)),
     element("h2", "Environment"), comparison_of(first, [run.environment for run in first], differing=False),
@@ -90,8 +90,9 @@ def page(arms: Sequence[Arm]) -> str:
     element("h2", "Reproduce"), *reproduce(runs))
 
 
-def self_correction(evaluated: Sequence[Arm]) -> list[Element]:
-  """Every table and chart of what evaluate measured; InputError when the reference is none of the arms."""
+def self_correction(arms: Sequence[Arm]) -> list[Element]:
+  """Every table and chart of what evaluate measured; InputError when the reference was not evaluated."""
+  evaluated = [arm for arm in arms if arm.evaluated]
   names = [arm.name for arm in evaluated]
   results = [[run.results for run in arm.evaluated] for arm in evaluated]
   if REFERENCE.value is not None and REFERENCE.value not in names:
@@ -101,7 +102,8 @@ def self_correction(evaluated: Sequence[Arm]) -> list[Element]:
     *correction.main_rates(names, results),
     *([element("h3", f"Accuracy minus that of {names[reference]}, problem by problem"),
        *comparison.paired(names, results, reference=reference)] if len(names) > 1 else []),
-    *comparison.controls(names, results, reference=reference), *operating.operating(names, results),
+    *comparison.controls(names, results, reference=reference),
+    *operating.operating(names, results, numbers=[arms.index(arm) for arm in evaluated]),
     *correction.breakdown(names, results)]
 
 

@@ -10,8 +10,8 @@ from insec_jax.method import roles
 
 PACKAGE = pathlib.Path(config.__file__).parent
 # What stands right may import what stands left.
-ORDER = ("command", "config", "method", "pages", "data", "model", "training", "sizing", "decoding")
-PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine"}
+ORDER = ("command", "stages", "config", "method", "pages", "data", "model", "training", "sizing", "decoding")
+PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -81,11 +81,12 @@ def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: 
                  element("svg", *drawn, viewBox=f"0 0 {W} {H}", role="img", aria_label=title))
 
 
-def legend(names: Sequence[str]) -> Element:
-  """The name of each arm beside its line."""
+def legend(names: Sequence[str], arms: Sequence[int] | None = None) -> Element:
+  """The name of each arm beside its line; `arms` are their numbers where these are not all arms of the page."""
   return element("p", *(element("span", element(
     "svg", element("line", x1=1, x2=31, y1=6, y2=6, **_stroke(number)), viewBox="0 0 32 12", width=32, height=12),
-    " " + name) for number, name in enumerate(names)), class_="legend")
+    " " + name) for number, name in zip(range(len(names)) if arms is None else arms, names, strict=True)),
+    class_="legend")
 
 
 def interval(low: float, middle: float, high: float, *, ends: tuple[float, float]) -> Element:

@@ -55,7 +55,7 @@ def _difference_cell(found: dict | None) -> Element | str:
                  element("small", f"{points(found['low'])} to {points(found['high'])} · n {found['n']:,} · {p}"))
   if found["spread"] is not None:
     low, high = found["spread"]
-    cell.append(element("small", f"{in_seeds(found, points)}: {points(low)} to {points(high)}"))
+    cell.append(element("small", f"{in_seeds(found, points)}: {points(low)} to {points(high)}", class_="seeds"))
   return cell
 
 

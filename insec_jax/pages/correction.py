@@ -13,7 +13,8 @@ from insec_jax.pages import charts, seeds
 from insec_jax.pages.elements import element, table
 
 NONE = "–"  # in a cell: not measured, or out of nothing
-PLAIN = {"injected": "Injected mistakes, greedy", "own": "Own mistakes, greedy", "own sampled": "Own mistakes, sampled",
+PLAIN = {"injected": "Injected mistakes, greedy", "injected sampled": "Injected mistakes, sampled",
+         "own": "Own mistakes, greedy", "own sampled": "Own mistakes, sampled",
          "solutions": "Whole solutions, greedy", "solutions sampled": "Whole solutions, sampled"}
 VARIANTS = {"flags banned": "flags banned", "at threshold": "flag bias from validation",
             "confidence": "flag forced by low confidence", "redraw": "low confidence redrawn, flags banned",
@@ -95,9 +96,10 @@ def breakdown(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Elem
     parts += [element("h3", "By class of mistake"), element("div", *shown, class_="tables"), *(
       [element("details", element("summary", "At thresholds and by confidence"),
                element("div", *folded, class_="tables"))] if folded else [])]
-  return [*parts, element("h3", "All rates"), *(element("details", element("summary", SOURCES[source]), table(
-    SOURCES[source], names, [("", _rows(rates, source, rate_cell) + _tokens(tokens, source))]))
-    for source in SOURCES if source in _keys(rates))]
+  every = [(source, _rows(rates, source, rate_cell) + _tokens(tokens, source)) for source in SOURCES
+           if source in _keys(rates)]
+  return [*parts, *_first_tries(names, arms), element("h3", "All rates"),
+          *(_folded_table(source, names, rows) for source, rows in every)]
 
 
 def main_rows(rates: Sequence[dict]) -> list[tuple[str, str]]:
@@ -114,6 +116,24 @@ def intervals_in_words(arms: Sequence[Sequence[dict]]) -> str:
           "the choice of problems leaves (Wilson’s, or wider where steps of one solution are counted); n; and the rate "
           "of each seed, which shows what the choice of seed does. An AUROC is not pooled: its interval is that of the "
           "mean.")
+
+
+def _first_tries(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
+  """What the steps are worth that no flag has touched, by class, folded per source; older results do not say it."""
+  shares = [seeds.by_metric([result.get("first_tries", {}) for result in arm]) for arm in arms]
+  tables = []
+  for source in SOURCES:
+    rows = [(kind, *(_cell(share, source, kind, rate_cell) for share in shares))
+            for kind in _keys([share.get(source, {}) for share in shares])]
+    tables += [_folded_table(source, names, rows)] if rows else []
+  if not tables:
+    return []
+  return [element("h3", "First tries"), element(
+    "p", "Of all steps up to the first wrong one or marker: right, lucky, and wrong by class.", class_="soft"), *tables]
+
+
+def _folded_table(source: str, names: Sequence[str], rows: Sequence[tuple]) -> Element:
+  return element("details", element("summary", SOURCES[source]), table(SOURCES[source], names, [("", rows)]))
 
 
 def _gap_tables(names: Sequence[str], gaps: Sequence[dict]) -> list[Element]:
@@ -181,7 +201,7 @@ def rate_cell(metric: str, rate: dict) -> Element:
     drawn.append(element("small", f"n {rate['n']:,} · {between}"))
     return drawn
   drawn.append(element("small", between if share else f"pooled {written(rate['pooled'])} · {between}"))
-  drawn.append(element("small", f"n {rate['n']:,} · {in_seeds(rate, written)}"))
+  drawn.append(element("small", f"n {rate['n']:,} · {in_seeds(rate, written)}", class_="seeds"))
   return drawn
 
 
@@ -191,7 +211,7 @@ def gap_cell(metric: str, gap: dict) -> Element:  # noqa: ARG001, the cells of a
   drawn = element("span", charts.interval(gap["low"], gap["difference"], gap["high"], ends=(-1, 1)),
                   element("span", middle, class_="number"), element("small", f"{low} to {high}"))
   if "seeds" in gap:
-    drawn.append(element("small", in_seeds(gap, points)))
+    drawn.append(element("small", in_seeds(gap, points), class_="seeds"))
   return drawn
 
 
@@ -218,5 +238,5 @@ def tokens_cell(mean: dict) -> Element:
   between = "" if mean["low"] is None else f" · {mean['low']:,.1f} to {mean['high']:,.1f}"
   drawn = element("span", f"{mean['mean']:,.1f}", element("small", f"n {mean['n']:,}{between}"))
   if "seeds" in mean:
-    drawn.append(element("small", in_seeds(mean, "{:,.1f}".format)))
+    drawn.append(element("small", in_seeds(mean, "{:,.1f}".format), class_="seeds"))
   return drawn

@@ -98,6 +98,8 @@ thead > tr > *, thead > tr > :first-child { border-top: 0; background: var(--pan
 .group > :first-child { background: var(--panel); font-weight: 600; max-width: none; }
 td small, tr > th small { display: block; font-weight: 400; }
 td small { white-space: nowrap; font-size: .77rem; }
+td small.seeds { white-space: normal; }
+tbody > tr > :first-child { min-width: 7.5rem; }
 .number { display: inline-block; min-width: 4.2rem; }
 .bar { width: 5rem; height: .6rem; fill: var(--ink); }
 .track { stroke: var(--line); stroke-width: 2; }

@@ -1,6 +1,6 @@
-"""Operating curves: how many wrong steps are flagged for how many false alarms, as the flag's bias moves."""
+"""Curves over a threshold: wrong steps caught for false alarms, and accuracy for the tokens of a majority vote."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
 from insec_jax.pages import charts
@@ -8,30 +8,57 @@ from insec_jax.pages.correction import NONE, SOURCES
 from insec_jax.pages.elements import element, table
 
 CLOSE = 5.0  # per cent of right steps flagged: beyond, a model is of no use
+CURVES = {"operating": "as the bias on the flag moves",
+          "operating_confidence": "as the confidence moves below which the flag is forced"}
 
 
-def operating(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
-  """Charts of every source that some result has curves for, one curve a seed, and the thresholds chosen on validation.
+def operating(names: Sequence[str], arms: Sequence[Sequence[dict]], *, numbers: Sequence[int]) -> list[Element]:
+  """The charts that the results have points for, one curve a seed, and the thresholds chosen on validation.
 
-  Nothing where no result has any: evaluate did not always write them.
+  `numbers` are those of the arms among all of the page, for their colours. Nothing where no result has any points:
+  evaluate did not always write them.
   """
-  sources = dict.fromkeys(source for arm in arms for result in arm for source in result.get("operating", {}))
-  drawn = []
-  for source in sources:
-    numbered = [(number, curve(result["operating"][source])) for number, arm in enumerate(arms) for result in arm
-                if source in result.get("operating", {})]
-    of, curves = zip(*numbered, strict=True)
+  legend = charts.legend(names, numbers)
+  parts = []
+  for key, words in CURVES.items():
+    drawn = list(_caught(key, arms, numbers))
+    if drawn:
+      parts += [element("h3", f"Operating curves, {words}"),
+                element("p", "Wrong steps flagged right away (up, in per cent) over right steps flagged. One line a "
+                        "seed, in the colour of its arm.", class_="soft"),
+                legend, element("div", *drawn, class_="charts")]
+  drawn = list(_at_tokens(arms, numbers))
+  if drawn:
+    parts += [element("h3", "Accuracy for generated tokens"),
+              element("p", "Right answers (up, in per cent) of the majority of more and more votes, over the tokens of "
+                      "all of them.", class_="soft"),
+              legend, element("div", *drawn, class_="charts")]
+  return parts + thresholds_table(names, arms)
+
+
+def _of_source(key: str, arms: Sequence[Sequence[dict]], numbers: Sequence[int]
+               ) -> Iterator[tuple[str, tuple[int, ...], tuple[list, ...]]]:
+  """(source, the number of the arm of each seed, its points) of each source that some result has under `key`."""
+  for source in dict.fromkeys(source for arm in arms for result in arm for source in result.get(key, {})):
+    found = [(number, result[key][source]) for number, arm in zip(numbers, arms, strict=True) for result in arm
+             if source in result.get(key, {})]
+    yield source, *zip(*found, strict=True)
+
+
+def _caught(key: str, arms: Sequence[Sequence[dict]], numbers: Sequence[int]) -> Iterator[Element]:
+  for source, of, points in _of_source(key, arms, numbers):
+    curves = [curve(some) for some in points]
     for high in (100.0, CLOSE):
-      title = SOURCES[source].partition(",")[0] + ("" if high == 100 else f", up to {CLOSE:g} % false alarms")
-      if any(charts.cut(points, high) for points in curves):
-        drawn.append(charts.chart(title, curves, "% of right steps flagged", arms=of, box=(high, 100.0)))
-  thresholds = thresholds_table(names, arms)
-  if not drawn and not thresholds:
-    return []
-  return [element("h3", "Operating curves"),
-          element("p", "Wrong steps flagged right away (up, in per cent) over right steps flagged, as flag_bias moves. "
-                  "One line a seed, in the colour of its arm.", class_="soft"),
-          charts.legend(names), element("div", *drawn, class_="charts"), *thresholds]
+      if any(charts.cut(some, high) for some in curves):
+        title = SOURCES[source] + ("" if high == 100 else f", up to {CLOSE:g} % false alarms")
+        yield charts.chart(title, curves, "% of right steps flagged", arms=of, box=(high, 100.0))
+
+
+def _at_tokens(arms: Sequence[Sequence[dict]], numbers: Sequence[int]) -> Iterator[Element]:
+  for source, of, points in _of_source("accuracy_at_tokens", arms, numbers):
+    curves = [[(point["tokens_per_problem"]["mean"], 100 * point["accuracy"]["rate"]) for point in some]
+              for some in points]
+    yield charts.chart(SOURCES[source], curves, "tokens per problem", arms=of)
 
 
 def curve(points: Sequence[dict]) -> list[tuple[float, float]]:

@@ -24,8 +24,8 @@ def pooled(arm: Sequence[dict]) -> dict:
   """
   if len(arm) == 1:
     return arm[0]
-  return {"rates": _by_metric([result["rates"] for result in arm], pooled_rate),
-          "gap": _by_metric([result["gap"] for result in arm], lambda _, gaps: averaged("difference", gaps)),
+  return {"rates": by_metric([result["rates"] for result in arm]),
+          "gap": by_metric([result["gap"] for result in arm], lambda _, gaps: averaged("difference", gaps)),
           "tokens_per_problem": _by_key([result["tokens_per_problem"] for result in arm],
                                         lambda _, means: averaged("mean", means))}
 
@@ -36,8 +36,14 @@ def _by_key(values: Sequence[dict], merge: Callable) -> dict:
   return {key: merge(key, [value.get(key) for value in values]) for key in keys}
 
 
-def _by_metric(values: Sequence[dict], merge: Callable) -> dict:
-  return _by_key(values, lambda _, metrics: _by_key([metric or {} for metric in metrics], merge))
+def by_metric(values: Sequence[dict], merge: Callable | None = None) -> dict:
+  """{source: {metric: the seeds' rates as one}} of one such dict a seed, or what `merge(metric, values)` makes of them.
+
+  Those of one seed are as they are.
+  """
+  if len(values) == 1:
+    return values[0]
+  return _by_key(values, lambda _, metrics: _by_key([metric or {} for metric in metrics], merge or pooled_rate))
 
 
 def pooled_rate(metric: str, rates: Sequence[dict | None]) -> dict:

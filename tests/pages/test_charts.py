@@ -59,7 +59,8 @@ def test_degenerate_curves_are_drawn_inside_the_chart(curve):
 
 
 def test_no_two_of_twelve_arms_look_alike():
-  lines = [(line.get("stroke"), line.get("stroke-dasharray")) for line in legend(map(str, range(12))).iter("line")]
+  drawn = legend([str(number) for number in range(12)])
+  lines = [(line.get("stroke"), line.get("stroke-dasharray")) for line in drawn.iter("line")]
   assert len(set(lines)) == 12
 
 

@@ -66,11 +66,12 @@ def test_what_a_correction_gains_is_set_against_the_redraw_of_the_reference_with
       result["rates"][source] = result["rates"]["solutions sampled"]
       result["solved"][source] = {"t2": [0] * 16}
       result["tokens_per_problem"][source] = {"mean": times, "low": None, "high": None, "n": 16}
+  clean["solved"]["solutions sampled, confidence"] = {"t2": [1] * 16}
   insec["solved"]["solutions sampled, confidence"] = {"t2": [1] * 8 + [0] * 8}
   found = list(rows(controls(["clean", "insec"], [[clean], [insec]], reference=0)))
   cells = [cells for _, name, cells in found if name == "sampled, flag forced by low confidence"]
   assert [cell.endswith(f"{tokens} tokens") for cell, tokens in zip(cells[0], (5.0, 2.0), strict=True)] == [True] * 2
-  assert cells[1][0].startswith("+0.0")
+  assert cells[1][0].startswith("+100.0")
   assert cells[1][1].startswith("+50.0")
 
 

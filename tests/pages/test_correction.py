@@ -105,3 +105,11 @@ def test_results_of_another_version_are_refused_by_what_they_have(results, chang
   change(other)
   with pytest.raises(InputError, match=said):
     check(other, tmp_path)
+
+
+def test_first_tries_are_listed_by_class_where_the_results_have_them(results):
+  other = copy.deepcopy(results[1])
+  other["first_tries"] = {"solutions": {"right": results[1]["rates"]["own"]["detection"]}}
+  assert "First tries" not in [part.text for part in breakdown(["a"], [[results[0]]])]
+  found = [cells for title, name, cells in rows(breakdown(["a", "b"], [[results[0]], [other]])) if name == "right"]
+  assert found == [["–", "".join(rate_cell("right", results[1]["rates"]["own"]["detection"]).itertext())]]

@@ -1,0 +1,142 @@
+"""Stages of work, each a run of a program: in their order, side by side on shares of the cores, stopped together."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import pathlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from insec_jax.command import InputError
+
+DONE, DONE_BEFORE, FAILED, LEFT_OUT, STOPPED = "done", "done before", "failed", "left out", "stopped"
+LAST_LINES = 8  # of a failed stage's log
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One run of a program: when it is `done` it is not run (again), and it waits for those that it comes `after`."""
+
+  name: str
+  words: tuple[str, ...]
+  log: pathlib.Path
+  done: Callable[[], bool]  # InputError where what is there cannot be gone on with
+  after: tuple[str, ...] = ()
+
+
+def shares_of_cores(jobs: int) -> list[set[int] | None]:
+  """The cores of each job, as even as can be; None where a process cannot be held to some (not on Linux), or is alone.
+
+  InputError where there are fewer cores than jobs.
+  """
+  if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+    return [None] * jobs
+  cores = sorted(os.sched_getaffinity(0))
+  if jobs > len(cores):
+    raise InputError(f"--jobs={jobs} is more than the {len(cores)} cores here; give at most that many")
+  return [set(cores[number * len(cores) // jobs:(number + 1) * len(cores) // jobs]) for number in range(jobs)]
+
+
+class Stopping(threading.Event):
+  """Set once SIGTERM or SIGINT came; the programs that run then have been told with SIGTERM."""
+
+  def __init__(self):
+    super().__init__()
+    self._running = set()
+
+  def __call__(self, *_) -> None:
+    self.set()
+    for process in tuple(self._running):
+      process.terminate()
+
+  def run(self, words: Sequence[str], log: pathlib.Path) -> int:
+    """The exit code of a program; what it says is in the log, after what earlier runs said."""
+    with log.open("ab") as file:
+      # A session of its own: Ctrl-C reaches it through us, as the SIGTERM after which train saves.
+      process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                 start_new_session=True)
+      self._running.add(process)
+      if self.is_set():
+        process.terminate()
+      code = process.wait()
+      self._running.discard(process)
+    return code
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[Stopping]:
+  """What is set when SIGTERM or Ctrl-C comes, inside the block."""
+  stopping = Stopping()
+  before = {number: signal.signal(number, stopping) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield stopping
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stopping: Stopping) -> dict[str, str]:
+  """What became of each stage by its name.
+
+  As many run side by side as there are shares of cores.
+  """
+  if len(cores) > 1 and cores[0] is None:
+    print("this system cannot hold a process to some of its cores: the jobs share all of them", file=sys.stderr)
+  free = queue.SimpleQueue()
+  for share in cores:
+    free.put(share)
+
+  def take_cores() -> None:
+    share = free.get()
+    if share is not None:
+      os.sched_setaffinity(0, share)  # of this thread alone; a program that it starts inherits it
+
+  outcomes, running = {}, {}
+  with concurrent.futures.ThreadPoolExecutor(len(cores), initializer=take_cores) as pool:
+    waiting = list(stages)
+    while waiting or running:
+      for stage in tuple(waiting):
+        became = [outcomes.get(name) for name in stage.after]
+        if any(outcome in (FAILED, LEFT_OUT, STOPPED) for outcome in became):
+          waiting.remove(stage)
+          outcomes[stage.name] = STOPPED if stopping.is_set() else LEFT_OUT
+        elif None not in became:
+          waiting.remove(stage)
+          running[pool.submit(run_stage, stage, stopping)] = stage
+      if running:
+        ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in ended:
+          stage = running.pop(future)
+          outcomes[stage.name] = future.result()
+          print(f"[{len(outcomes)}/{len(stages)}] {stage.name}: {outcomes[stage.name]}", flush=True)
+  return outcomes
+
+
+def run_stage(stage: Stage, stopping: Stopping) -> str:
+  """What became of it; a failure has been told."""
+  if stopping.is_set():
+    return STOPPED
+  try:
+    if stage.done():
+      return DONE_BEFORE
+  except InputError as error:
+    print(f"{stage.name}: {error}", file=sys.stderr, flush=True)
+    return FAILED
+  print(f"{stage.name} runs, see {stage.log}", flush=True)
+  start = time.monotonic()
+  code = stopping.run(stage.words, stage.log)
+  if code == 0:
+    print(f"{stage.name} took {time.monotonic() - start:,.0f} s", flush=True)
+    return DONE
+  if stopping.is_set():
+    return STOPPED
+  lines = stage.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+  print("\n".join([f"{stage.name} ended with exit code {code}; the last lines of {stage.log}:",
+                   *(f"  {line}" for line in lines)]), file=sys.stderr, flush=True)
+  return FAILED

@@ -1,0 +1,318 @@
+"""Runs an experiment: the arms of a config on several seeds, trained, measured, and compared on one page.
+
+  python -m insec_jax.sweep --config configs/X.py --arms clean,insec --seeds 0,1,2 --output DIR [--base base]
+      [--reference clean] [--jobs 2] [--config.a.b=v]
+
+Each stage is a run of another program, with a log of its own under DIR/logs. For seed S and arm A:
+
+  train     DIR/seedS/A                 --config=X.py:A --config.seed=S, and the values below
+  export    DIR/seedS/A_hf              of the arm that --base names
+  mine      DIR/seedS/A_mined.jsonl     of an arm that asks for it
+  evaluate  DIR/seedS/A/results.json
+
+and at the end DIR/report.html and DIR/table.txt over all seeds. Which weights an arm begins with: where its config
+gives model.size, random ones, drawn by the seed. Where it gives model.path and --base is said, those of the base arm of
+the same seed: --config.model.path=DIR/seedS/BASE_hf is passed in place of the file's. Without --base, model.path is a
+folder that is there. The base arm is trained in any case, and measured where --arms names it.
+
+An arm with mistakes.mined above 0, rounds 0 and no mistakes.mined_path mines the weights it begins with, and gets the
+file as --config.mistakes.mined_path. Arms that begin alike and mine alike share one file, that of the first of them.
+
+The same command goes on where it was stopped: what is done is not run again. A stage that fails is named with the last
+lines of its log, the stages that need it are left out, the others go on, and the exit code is 1. SIGTERM (or Ctrl-C)
+is passed on to what runs, train saves, and the exit code is 42.
+
+--jobs N runs N stages side by side, each on its share of the cores (Linux; elsewhere they share all). On an accelerator
+leave it at 1: programs side by side would share its memory.
+"""
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from insec_jax import command
+from insec_jax import config as config_lib
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.pages.runs import Run, read_run
+from insec_jax.pages.summary import summary
+from insec_jax.stages import DONE, DONE_BEFORE, Stage, Stopping, run_stage, run_stages, shares_of_cores, told_to_stop
+from insec_jax.training import checkpoint
+
+config_flags.DEFINE_config_file("config", None, "The experiment: a file of values with arms.", lock_config=True)
+ARMS = flags.DEFINE_list("arms", None, "Which arms of the config, with commas between them.")
+SEEDS = flags.DEFINE_list("seeds", None, "Which seeds, with commas between them.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder of the sweep; one that was stopped goes on.")
+BASE = flags.DEFINE_string("base", "", "The arm whose weights the arms with a model.path begin with; empty: none.")
+REFERENCE = flags.DEFINE_string("reference", None, "The arm that others are compared with; if not said, clean where "
+                                "that is one, else the first.")
+JOBS = flags.DEFINE_integer("jobs", 1, "How many stages run side by side.", lower_bound=1)
+flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
+
+PYTHON = (sys.executable, "-m")
+CLOSE = 0.02  # trained tokens further apart than this share of them are no longer called equal
+# What mining does not read: arms that differ in nothing else share what is mined.
+NOT_MINED_BY = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "data.num_records",
+                "data.row_length", "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
+
+
+def main() -> int:
+  arms, seeds = names_of("arms", ARMS.value), numbers_of("seeds", SEEDS.value)
+  reference = REFERENCE.value or ("clean" if "clean" in arms else arms[0])
+  if reference not in arms:
+    raise InputError(f"--reference={reference} is none of --arms={','.join(arms)}; name one of these")
+  output = pathlib.Path(OUTPUT.value)
+  file = config_flags.get_config_filename(flags.FLAGS["config"])
+  if ":" in file:
+    raise InputError(f"--config={file} names an arm; give the file alone, and the arms in --arms")
+  sweep = Sweep(output, file, config_flags.get_override_values(flags.FLAGS["config"]), arms, seeds, BASE.value)
+  stages = sweep.stages()
+  cores = shares_of_cores(JOBS.value)
+  for folder in ("logs", *(f"seed{seed}" for seed in seeds)):
+    (output / folder).mkdir(parents=True, exist_ok=True)
+  with told_to_stop() as stopping:
+    outcomes = run_stages(stages, cores, stopping)
+    if stopping.is_set():
+      print("stopped; run the same command to go on", file=sys.stderr)
+      return command.PREEMPTED
+    failed = [name for name, outcome in outcomes.items() if outcome not in (DONE, DONE_BEFORE)]
+    failed += compare(sweep, reference, stopping)
+  counted = collections.Counter(outcomes.values())
+  print("; ".join(f"{num} {outcome}" for outcome, num in counted.items()))
+  if failed:
+    print(f"not done: {', '.join(failed)}", file=sys.stderr)
+  return command.FAILED if failed else command.DONE
+
+
+def names_of(flag: str, names: Sequence[str]) -> list[str]:
+  """The names; InputError for none, one twice, or one that is no name of a folder."""
+  for name in names:
+    if not name or name.startswith(".") or "/" in name or names.count(name) > 1:
+      raise InputError(f"--{flag}={','.join(names)} has {name!r} more than once, or it is no name; give each once")
+  if not names:
+    raise InputError(f"--{flag} is empty; give at least one")
+  return list(names)
+
+
+def numbers_of(flag: str, words: Sequence[str]) -> list[int]:
+  """The whole numbers; InputError for another word."""
+  for word in names_of(flag, words):
+    if not word.isdecimal():
+      raise InputError(f"--{flag} has {word!r}; give whole numbers with commas between them")
+  return [int(word) for word in words]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """An experiment; `overrides` are the values of the command line, by their names without `config.`."""
+
+  output: pathlib.Path
+  file: str
+  overrides: dict[str, Any]
+  arms: list[str]
+  seeds: list[int]
+  base: str  # empty: none
+
+  def workdir(self, arm: str, seed: int) -> pathlib.Path:
+    return self.output / f"seed{seed}" / arm
+
+  def stages(self) -> list[Stage]:
+    """Every stage of every seed, each after those it needs; InputError before anything runs where an arm cannot."""
+    return [stage for seed in self.seeds for stage in self.of_seed(seed)]
+
+  def of_seed(self, seed: int) -> Iterator[Stage]:
+    """The stages of one seed."""
+    miners = {}  # what is mined: (the stage, its file)
+    trained = self.arms if self.base in ("", *self.arms) else [self.base, *self.arms]
+    for arm in sorted(trained, key=lambda arm: arm != self.base):  # the base comes first
+      values = {**self.overrides, "seed": seed}
+      given = self.given(arm, values)
+      after = ()
+      if given.model.path and self.base and arm != self.base:
+        values["model.path"] = str(self.workdir(f"{self.base}_hf", seed))
+        after = (f"seed {seed}, {self.base}: export",)
+      elif given.model.path and not pathlib.Path(given.model.path).is_dir():
+        raise InputError(f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
+                         "--config.model.path=FOLDER, or name the arm that makes it with --base")
+      if given.mistakes.mined > 0 and given.rounds == 0 and not given.mistakes.mined_path:
+        if not given.model.path:
+          raise InputError(f"arm {arm} has mistakes.mined={given.mistakes.mined} and begins with random weights, which "
+                           "solve nothing; give it a model.path or a mistakes.mined_path")
+        values["mistakes.mined_path"] = str(self.workdir(f"{arm}_mined.jsonl", seed))
+        alike = mined_by(self.config(arm, values))
+        if alike not in miners:
+          miners[alike] = self.mine(arm, seed, values, after), values["mistakes.mined_path"]
+          yield miners[alike][0]
+        stage, values["mistakes.mined_path"] = miners[alike]
+        after = (stage.name,)
+      yield from self.of_arm(arm, seed, values, after)
+
+  def of_arm(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Iterator[Stage]:
+    """Its training; its export, if it is the base; its evaluation, if that is wanted."""
+    config, workdir = self.config(arm, values), self.workdir(arm, seed)
+    started = self.workdir(f"{self.base}_hf", seed) if "model.path" in values and self.base else None
+    train = self.stage(arm, seed, "train", (*self.words(arm, values), f"--workdir={workdir}"),
+                       lambda: is_trained(workdir, config, started), after)
+    yield train
+    if arm == self.base:
+      folder = self.workdir(f"{arm}_hf", seed)
+      yield self.stage(arm, seed, "export", (f"--model={workdir}", f"--output={folder}"),
+                       lambda: is_exported(folder, workdir), (train.name,))
+    if arm in self.arms:
+      results = workdir / "results.json"
+      yield self.stage(arm, seed, "evaluate", (f"--model={workdir}", *self.words(arm, values), f"--output={results}"),
+                       lambda: is_measured(results, workdir, config), (train.name,))
+
+  def mine(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Stage:
+    """The mining of the weights that the arm begins with."""
+    config = self.config(arm, values)
+    start, file = pathlib.Path(config.model.path), pathlib.Path(config.mistakes.mined_path)
+    return self.stage(arm, seed, "mine", (f"--model={start}", *self.words(arm, values), f"--output={file}"),
+                      lambda: is_newer(file, newest(start)), after)
+
+  def stage(self, arm: str, seed: int, program: str, words: tuple[str, ...], done: Callable[[], bool],
+            after: tuple[str, ...]) -> Stage:
+    return Stage(f"seed {seed}, {arm}: {program}", (*PYTHON, f"insec_jax.{program}", *words),
+                 self.output / "logs" / f"seed{seed}_{arm}_{program}.log", done, after)
+
+  def words(self, arm: str, values: dict[str, Any]) -> tuple[str, ...]:
+    """The config on the command line of a program."""
+    return (f"--config={self.file}:{arm}", *(f"--config.{key}={value}" for key, value in values.items()))
+
+  def given(self, arm: str, values: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The config of an arm with these values."""
+    found = load(self.file, arm)
+    found.update_from_flattened_dict(values)
+    return found
+
+  def config(self, arm: str, values: dict[str, Any]) -> Config:
+    """The config of an arm as the programs will see it, checked."""
+    return config_lib.build(self.given(arm, values))
+
+
+def load(file: str, arm: str) -> ml_collections.ConfigDict:
+  """What the file gives for the arm; InputError when it knows no such arm."""
+  spec = importlib.util.spec_from_file_location("config_of_a_sweep", file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    return module.get_config(arm)
+  except OSError as error:
+    raise InputError(f"--config cannot be read: {error}") from None
+  except KeyError as error:
+    raise InputError(f"{file} has no arm {arm!r} (it asked for {error}); name its arms in --arms and --base") from None
+
+
+def mined_by(config: Config) -> str:
+  """What the mined file depends on, as text."""
+  values = checkpoint.flat(config)
+  return json.dumps({key: value for key, value in values.items() if not key.startswith(NOT_MINED_BY)}, sort_keys=True)
+
+
+def newest(folder: pathlib.Path) -> pathlib.Path:
+  """The newest checkpoint of a workdir, or the config of a Hugging Face folder: as old as its weights."""
+  steps = checkpoint.steps(folder)
+  return folder / checkpoint.CHECKPOINTS / str(steps[-1]) if steps else folder / checkpoint.CONFIG
+
+
+def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
+  """Whether there is such a file and it is not older."""
+  return path.exists() and path.stat().st_mtime >= than.stat().st_mtime
+
+
+def is_trained(workdir: pathlib.Path, config: Config, started: pathlib.Path | None) -> bool:
+  """Whether the workdir has its last checkpoint; InputError where it was made from another config or older weights."""
+  checkpoint.check_workdir(workdir, config)
+  for path in (started / checkpoint.CONFIG if started else None, _mined_path(config)):
+    if path is not None and (workdir / checkpoint.MODEL).exists() and not is_newer(workdir / checkpoint.MODEL, path):
+      raise InputError(f"{workdir} is older than {path}, with which it should begin; remove it to train it again")
+  return config.train.steps in checkpoint.steps(workdir)
+
+
+def _mined_path(config: Config) -> pathlib.Path | None:
+  return pathlib.Path(config.mistakes.mined_path) if config.mistakes.mined_path else None
+
+
+def is_exported(folder: pathlib.Path, workdir: pathlib.Path) -> bool:
+  """Whether the folder is there; InputError where it holds older weights than the workdir."""
+  if not folder.exists():
+    return False
+  if not is_newer(folder / checkpoint.CONFIG, newest(workdir)):
+    raise InputError(f"{folder} is older than {workdir}, of which it is the export; remove it")
+  return True
+
+
+def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) -> bool:
+  """Whether the results are of the newest checkpoint and of the same evaluation."""
+  if not is_newer(results, newest(workdir)):
+    return False
+  measured = json.loads(results.read_text(encoding="utf-8"))["config"]
+  return measured["evaluate"] == dataclasses.asdict(config.evaluate)  # the rest cannot change in a workdir
+
+
+def compare(sweep: Sweep, reference: str, stopping: Stopping) -> list[str]:
+  """What failed of the comparison; the page is written, and the table over seeds written and printed.
+
+  Runs that have not begun are left out of both.
+  """
+  runs = {arm: [read_run(workdir, f"seed{seed}/{arm}") for seed in sweep.seeds
+                if (workdir := sweep.workdir(arm, seed)).joinpath(checkpoint.CONFIG).is_file()] for arm in sweep.arms}
+  runs = {arm: of_arm for arm, of_arm in runs.items() if of_arm}
+  if not any(run.results for of_arm in runs.values() for run in of_arm):
+    return ["report (nothing was evaluated)"]
+  if reference in runs and any(run.results for run in runs[reference]):
+    chosen = [f"--reference={reference}"]
+  else:
+    reference, chosen = next(iter(runs)), []
+  text = table(runs, reference)
+  checkpoint.write_atomically(sweep.output / "table.txt", text + "\n")
+  print(f"\n{text}\n")
+  page = sweep.output / "report.html"
+  folders = ",".join(str(run.folder) for of_arm in runs.values() for run in of_arm)
+  stage = Stage("report", (*PYTHON, "insec_jax.report", f"--workdirs={folders}", f"--output={page}", *chosen),
+                sweep.output / "logs" / "report.log", lambda: False)
+  return [] if run_stage(stage, stopping) == DONE else [stage.name]
+
+
+def table(runs: dict[str, list[Run]], reference: str) -> str:
+  """The table over seeds, and a line for each arm that was not trained on as many tokens as the reference."""
+  trained = {arm: [line["trained_tokens"] for run in of_arm if (line := last_line(run)) is not None]
+             for arm, of_arm in runs.items()}
+  text = summary(list(runs), [[run.results for run in of_arm if run.results] for of_arm in runs.values()],
+                 list(trained.values()), reference=list(runs).index(reference))
+  lines = [f"seeds of {arm}: {', '.join(str(run.config['seed']) for run in of_arm)}" for arm, of_arm in runs.items()]
+  lines += ["each rate: mean over seeds, [95 % interval of all seeds pooled], (each seed)", "", text]
+  unequal = list(compared_tokens(runs, trained, reference))
+  return "\n".join([*lines, *(["", *unequal] if unequal else [])])
+
+
+def last_line(run: Run) -> dict[str, float] | None:
+  """The last line of metrics that says how many tokens were trained, or None."""
+  return next((line for line in reversed(run.lines) if "trained_tokens" in line), None)
+
+
+def compared_tokens(runs: dict[str, list[Run]], trained: dict[str, list[int]], reference: str) -> Iterator[str]:
+  """For each arm that is not equal to the reference in trained tokens, the number of steps that would make it so."""
+  if not trained[reference]:
+    return
+  wanted = sum(trained[reference]) / len(trained[reference])
+  for arm, tokens in trained.items():
+    ratio = sum(tokens) / len(tokens) / wanted if tokens else 1.0
+    begins_alike = runs[arm][0].config["model"]["size"] == runs[reference][0].config["model"]["size"]
+    if abs(ratio - 1) > CLOSE and begins_alike:
+      steps = runs[arm][0].config["train"]["steps"]
+      yield (f"{arm} was trained on {ratio:.3f} times the tokens of {reference}; equal with "
+             f"train.steps={round(steps / ratio)} (was {steps})")
+
+
+if __name__ == "__main__":
+  command.run(main)
