@@ -366,6 +366,7 @@ def _check_across(config: Config) -> None:
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
   _check_mined(config)
+  _check_confidence(config)
   if config.optimizer.warmup_steps > config.train.steps:
     raise InputError(f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above "
                      f"train.steps={config.train.steps}; lower it")
@@ -389,3 +390,18 @@ def _check_mined(config: Config) -> None:
     raise InputError(f"rounds={config.rounds} is above train.steps={config.train.steps}; lower it")
   elif config.task.name == "records":
     raise InputError("rounds needs a task that checks steps, and task.name='records' has no checker; set rounds=0")
+
+
+def _check_confidence(config: Config) -> None:
+  """Every transcript trained on must say how sure the model was, or the model learns that it is sometimes not told."""
+  if not config.tokenizer.confidence:
+    return
+  if config.mistakes.unit != "line":
+    raise InputError(f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
+                     "set mistakes.unit='line'")
+  if config.mistakes.source == "injected" and config.mistakes.mined < 1:
+    raise InputError(f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
+                     f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1")
+  if config.mistakes.source == "injected" and config.data.num_heldout:
+    raise InputError(f"tokenizer.confidence: data.num_heldout={config.data.num_heldout} transcripts would be made "
+                     "without the model's confidence, and a loss on them means nothing; set data.num_heldout=0")

@@ -11,7 +11,9 @@ Which problems are mined, and what is drawn for each, hangs on the seed and not 
 """
 
 import collections
+import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -28,19 +30,21 @@ from insec_jax.data.encoding import special_pattern
 from insec_jax.decoding.output import written_whole
 from insec_jax.decoding.parts import Parts
 from insec_jax.decoding.probing import FROM_FILE, pieces_of
+from insec_jax.decoding.sampler import bin_of
 from insec_jax.decoding.steps import judged
 from insec_jax.decoding.tables import aligned
 from insec_jax.decoding.writer import Writer, Written
 from insec_jax.method import roles, tasks
-from insec_jax.method.roles import PROMPT, TEXT
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task
-from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces, render
+from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces, render, split_steps
 from insec_jax.training.checkpoint import fingerprints, flat
 
 CHUNK = 1024  # samples drawn at least before their records are on disk
 # Why the record of a wrong or right sample is left out.
 NO_CORRECTION = "the task has no right way on from there"
 SPECIAL = "a special token stands in its text"
+NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
 
 
@@ -145,13 +149,33 @@ def mistake_record(problem: Problem, sample: Sample, task: Task, markers: Marker
           *mistake_pieces(markers, wrong=sample.wrong, reason=told, right=right), *pieces_of(TEXT, "".join(rest)))
 
 
+def with_confidence(pieces: Transcript, name_of_step: Sequence[str]) -> Transcript:
+  """The pieces with the model's confidence after each step, in order, mistakes among them.
+
+      text   a=4\n  <|sure_0|>  b=9\n    <|sure_2|>  <flag>  reason  <fix>  b=7\n       <|sure_0|>
+      role   text   flag        mistake  flag        flag    reason  flag   correction  flag
+  """
+  names = iter(name_of_step)
+  sure = []
+  for piece in pieces:
+    if piece.role in (TEXT, MISTAKE, CORRECTION):
+      for step in split_steps(piece.text, "line"):
+        sure += [Piece(piece.role, step), Piece(FLAG, next(names), 0.0)]
+    else:
+      sure.append(piece)
+  return tuple(sure)
+
+
 class Miner:
   """A model, a task and problems: does the mining, chunk by chunk. `weights` is their `fingerprint`."""
 
   def __init__(self, writer: Writer, task: Task, config: Config, *, seed: int, weights: str):
     self._writer, self._task, self._config, self._seed = writer, task, config, seed
     self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-    self._special = special_pattern(writer.tokenizer)
+    # The model may have no tokens of confidence yet: those of the records are the ones it will be trained with.
+    self._tokenizer = tokens.add_markers(copy.deepcopy(writer.tokenizer), config.tokenizer).tokenizer
+    self._names = tokens.confidence_names(config.tokenizer)
+    self._special = special_pattern(self._tokenizer)
     self._problems = problems_to_mine(task, config, seed=seed)
     batch = config.evaluate.batch_size
     self._per_chunk = max(1, math.ceil(CHUNK / batch) * batch // config.mine.samples)  # batches are full
@@ -190,6 +214,11 @@ class Miner:
         found.append((pieces, {
           "class": sample.error or "right", "step": len(sample.steps) if sample.error else None, "seed": self._seed,
           "problem": first + index // config.mine.samples, "sample": index % config.mine.samples}))
+    if self._names:
+      sure = self._sure(found)
+      if len(sure) < len(found):
+        left_out[NO_LINE] = len(found) - len(sure)
+      found = sure
     kept, refusal = self._accepted(found)
     if refusal:
       left_out[REFUSED] = len(found) - len(kept)
@@ -204,11 +233,37 @@ class Miner:
       "records": [{"pieces": [{"role": roles.NAMES[piece.role], "text": piece.text} for piece in pieces], "meta": meta}
                   for pieces, meta in kept]}
 
+  def _sure(self, found: list[tuple[Transcript, dict]]) -> list[tuple[Transcript, dict]]:
+    """The records whose steps are lines, with the model's confidence after each step.
+
+    That of a right step is what it is when no wrong one came before.
+    """
+    prompts = [pieces[0].text for pieces, _ in found]
+    clean = [split_steps("".join(piece.text for piece in pieces if piece.role in (TEXT, CORRECTION)), "line")
+             for pieces, _ in found]
+    scores_of = functools.partial(self._scores, prompts)
+    of_clean = scores_of(clean)
+    at = [meta["step"] for _, meta in found]  # of the wrong step; None where there is none
+    wrong = ["".join(piece.text for piece in pieces if piece.role == MISTAKE) for pieces, _ in found]
+    of_wrong = scores_of([steps if place is None else (*steps[:place], last)
+                          for steps, place, last in zip(clean, at, wrong, strict=True)])
+    sure = []
+    for (pieces, meta), steps, right, last, place in zip(found, clean, of_clean, of_wrong, at, strict=True):
+      if len(right) != len(steps) or len(last) != (len(steps) if place is None else place + 1):
+        continue  # a line without an end, or with two
+      scores = right if place is None else [*right[:place], last[-1], *right[place:]]
+      names = [self._names[bin_of(score, self._config.tokenizer.confidence)] for score in scores]
+      sure.append((with_confidence(pieces, names), meta))
+    return sure
+
+  def _scores(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[float]]:
+    return [scores for _, scores in self._writer.read(prompts, steps, batch_size=self._config.evaluate.batch_size)]
+
   def _accepted(self, found: list[tuple[Transcript, dict]]) -> tuple[list[tuple[Transcript, dict]], str]:
     """Those that training takes, and what it says of the first other one."""
     def refusal(some: Sequence[tuple[Transcript, dict]]) -> str:
       try:
-        tokens.tokenize_all([(pieces, _place(meta)) for pieces, meta in some], self._writer.tokenizer, self._config)
+        tokens.tokenize_all([(pieces, _place(meta)) for pieces, meta in some], self._tokenizer, self._config)
       except InputError as error:
         return str(error)
       return ""

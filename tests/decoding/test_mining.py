@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 import types
@@ -282,3 +283,65 @@ def test_a_file_without_problems_is_refused(tmp_path):
 def test_procedural_problems_are_of_the_split_mine():
   found = mining.problems_to_mine(TASK, CONFIG, seed=0)
   assert {tasks.split_of(problem.key) for problem in found} == {"mine"}
+
+
+SURE = datakit.config(
+    task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
+    data__num_heldout=0, mistakes__source="injected", mistakes__mined=1.0, mistakes__mined_path="mined.jsonl",
+    tokenizer__confidence=(0.5, 2.0), evaluate__batch_size=4, mine__num_problems=24, mine__samples=2)
+
+
+class Reading(Scripted):
+  """Scripted, and sure of a right line, unsure of a wrong one; a line is what ends, as the real one has it."""
+
+  def __init__(self, answer, problems=PROBLEMS):
+    super().__init__(answer, problems)
+    self.by_prompt = self._problems
+
+  def read(self, prompts, steps, *, batch_size):
+    assert batch_size == SURE.evaluate.batch_size
+    found = []
+    for prompt, some in zip(prompts, steps, strict=True):
+      problem = self.by_prompt[prompt]
+      kinds = [TASK.check(problem, tuple(some[:k]), step).kind for k, step in enumerate(some) if step.endswith("\n")]
+      found.append((None, [0.1 if kind == "right" else 3.0 for kind in kinds]))
+    return found
+
+
+def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(monkeypatch, tmp_path):
+  monkeypatch.setitem(globals(), "Scripted", Reading)
+  _, written = mined(lambda problem, sample: right(problem) if sample else wrong(problem, 0), tmp_path, config=SURE)
+  seen = collections.Counter()
+  for record in written:
+    pieces = [(piece["role"], piece["text"]) for piece in record["pieces"]]
+    for (role, text), (after, name) in itertools.pairwise(pieces):
+      if role in ("text", "mistake", "correction"):
+        assert text.count("\n") == 1
+        assert (after, name) == ("flag", "<|sure_2|>" if role == "mistake" else "<|sure_0|>")
+        seen[role] += 1
+  assert min(seen["text"], seen["mistake"], seen["correction"]) > 5
+  example = tokens.tokenize(read_back(tmp_path)[0], "", tokens.open_tokenizer(SURE).tokenizer, SURE)
+  ids = tokens.open_tokenizer(SURE).confidence_ids
+  assert not example.weight_T[np.isin(example.token_T, ids)].any()
+  assert np.isin(example.token_T, ids).any()
+
+
+def test_a_wrong_step_that_is_no_line_gets_no_confidence_and_no_record(monkeypatch, tmp_path):
+  monkeypatch.setitem(globals(), "Scripted", Reading)
+  found, written = mined(lambda problem, _: problem.steps[0] + "ab", tmp_path, config=SURE)
+  assert not written
+  assert found.left_out == {mining.NO_LINE: 48}
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+  ({"mistakes__mined": 0.5}, "mistakes.mined=0.5 leaves others"),
+  ({"data__num_heldout": 3}, "data.num_heldout=3 transcripts would be made without"),
+  ({"mistakes__unit": "sentence"}, "mistakes.unit='sentence'; set mistakes.unit='line'"),
+])
+def test_confidence_must_be_known_of_every_transcript(changes, words):
+  values = {
+    "task__name": "graph", "task__min_size": 3, "task__max_size": 4, "task__modulus": 10, "data__path": "",
+    "data__num_records": 1, "data__num_heldout": 0, "mistakes__source": "injected", "mistakes__mined": 1.0,
+    "mistakes__mined_path": "mined.jsonl", "tokenizer__confidence": (0.5,)}
+  with pytest.raises(InputError, match=words.replace("(", r"\(")):
+    datakit.config(**values | changes)
