@@ -84,6 +84,10 @@ def model(name):
   return ("train", ["--config=config.py", "--workdir=new", f"--config.model.path={name}"])
 
 
+def mixed(name):
+  return ("preview", ["--config=config.py", "--config.mistakes.mined=0.5", f"--config.mistakes.mined_path={name}"])
+
+
 def prompts(name, *more):
   return ("generate", ["--model=hf", f"--prompts={name}.jsonl", "--output=new.jsonl", *more])
 
@@ -100,6 +104,10 @@ CASES = {
   "a record longer than a row": (data("long"), "long.jsonl:1"),
   "an empty file": (data("empty"), "empty.jsonl"),
   "no such records": (data("absent"), "absent.jsonl"),
+  "no such mined records": (mixed("absent.jsonl"), "absent.jsonl"),
+  "mined records that are no transcripts": (mixed("prompts.jsonl"), "prompts.jsonl:1"),
+  "mined records without a file": (("preview", ["--config=config.py", "--config.mistakes.mined=0.5"]), "mined_path"),
+  "rounds that would mine for nobody": (("train", [*USER["run"], "--config.rounds=2"]), "mistakes.mined"),
   "a checkpoint that misses a tensor": (model("missing"), "model.norm.weight"),
   "a checkpoint with a tensor too many": (model("unexpected"), "model.surprise"),
   "tensors of a wrong shape": (model("misshapen"), "model.norm.weight"),
@@ -120,6 +128,7 @@ CASES = {
   "a token outside the vocabulary": (prompts("tokens"), "tokens.jsonl:1"),
   "a task that cannot check a step": (("evaluate", ["--model=hf", "--config=config.py", "--output=new.json"]),
                                      "records"),
+  "a task that cannot be mined": (("mine", ["--model=hf", "--config=config.py", "--output=new.jsonl"]), "records"),
   "an export over something": (("export", ["--model=hf", "--output=other"]), "other"),
   "a report of no workdir": (("report", ["--workdirs=hf", "--output=new.html"]), "hf"),
 }
