@@ -34,7 +34,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=confidence)
-  c.task = dict(name="sudoku", min_size=6, max_size=9, modulus=0)
+  c.task = dict(name="sudoku", min_size=6, max_size=9, modulus=0, unneeded=0)
   c.data = dict(path="", num_records=100_000 if arm == "base" else 40_000, num_heldout=0 if confidence else 500,
                 template="plain", marker_text="refuse", row_length=208, rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=4, place="anywhere", classes=(),

@@ -7,13 +7,21 @@ import dataclasses
 import difflib
 import json
 import math
+import pathlib
 from typing import Any
 
 import ml_collections
 
 from insec_jax.command import InputError
 
-TASKS = ("graph", "chain_sum", "multiplication", "sudoku", "gsm8k", "records")
+
+def _tasks() -> tuple[str, ...]:
+  """The modules of method/tasks that hold a task, and "records", which checks no step."""
+  files = (pathlib.Path(__file__).parent / "method" / "tasks").glob("*.py")
+  return (*sorted(file.stem for file in files if "\nTASK = " in file.read_text()), "records")
+
+
+TASKS = _tasks()
 
 
 def _one_of(section: str, key: str, value: Any, allowed: tuple) -> None:
@@ -69,17 +77,18 @@ class TokenizerConfig:
 class TaskConfig:
   """Which problems, and how large: `min_size` to `max_size` operations, numbers modulo `modulus` (0: plain integers).
 
-  "gsm8k" and "records" read data.path and take no size: 0, 0, 0.
+  "gsm8k" and "records" read data.path and take none of these: all 0.
   """
 
   name: str
   min_size: int
   max_size: int
   modulus: int
+  unneeded: int  # graph: up to so many quantities that the asked one does not need; 0: a chain where all are needed
 
   def __post_init__(self):
     _one_of("task", "name", self.name, TASKS)
-    _at_least("task", self, 0, "min_size", "max_size", "modulus")
+    _at_least("task", self, 0, "min_size", "max_size", "modulus", "unneeded")
     if self.min_size > self.max_size:
       raise InputError(f"task.min_size={self.min_size} is above task.max_size={self.max_size}")
 

@@ -14,7 +14,7 @@ VALUES = {
   "rounds": 0,
   "model": {"path": "", "size": {"vocab_size": 64}, "remat": "none"},
   "tokenizer": {"path": "", "flag": "<err>", "fix": "<fix>", "special": True, "confidence": ()},
-  "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0},
+  "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0},
   "data": {
     "path": "records.jsonl",
     "num_records": 0,

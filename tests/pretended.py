@@ -22,7 +22,7 @@ from insec_jax.method.transcript import Markers, Piece, mistake_pieces, parse, r
 def config(*, steps: int, share: float, num: int = 12) -> Config:
   """A config of the graph task that solves `num` problems and sets as many probes."""
   values = copy.deepcopy(datakit.VALUES)
-  values["task"] = {"name": "graph", "min_size": 1, "max_size": 3, "modulus": 10}
+  values["task"] = {"name": "graph", "min_size": 1, "max_size": 3, "modulus": 10, "unneeded": 0}
   values["data"] |= {"path": "", "num_records": 100}
   values["mistakes"] |= {"source": "injected", "share": share}
   values["train"] |= {"steps": steps}

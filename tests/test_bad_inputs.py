@@ -29,7 +29,7 @@ def get_config():
   c.rounds = 0
   c.model = dict(path="hf", size=None, remat="none")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
-  c.task = dict(name="records", min_size=0, max_size=0, modulus=0)
+  c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)
   c.data = dict(path="good.jsonl", num_records=0, num_heldout=0, template="plain", marker_text="refuse", row_length=48,
                 rows_per_device=2, accumulation=1)
   c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="label",

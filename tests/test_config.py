@@ -99,7 +99,7 @@ def test_rounds_that_make_no_sense_are_refused_in_one_line(toy, rounds, changes,
 
 def test_rounds_need_a_checker(toy):
   toy.rounds, toy.mistakes.mined = 2, 0.5
-  toy.task = {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0}
+  toy.task = {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0}
   toy.data.path = "r.jsonl"
   with pytest.raises(InputError, match="'records' has no checker"):
     config.build(toy)

@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 
 def get_config(what="graph"):
   values = copy.deepcopy(datakit.VALUES)
-  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
+  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10, unneeded=0)
   values["data"] |= dict(path="", num_records=20)
   values["mistakes"] |= dict(source="injected")
   values["evaluate"] |= dict(max_tokens=24, batch_size=8)
   values["mine"] = dict(num_problems=20, samples=2, temperature=1.0, right=1.0)
   if what == "records":
-    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0)
+    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0, unneeded=0)
     values["data"] |= dict(path="none.jsonl")
   return ConfigDict(values)
 """

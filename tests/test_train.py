@@ -31,7 +31,7 @@ def get_config(path=""):
     num_attention_heads=4, num_key_value_heads=2, vocab_size=64, max_position_embeddings=128, rms_norm_eps=1e-5,
     rope_theta=10_000.0, initializer_range=0.1, tie_word_embeddings=False))
   c.tokenizer = dict(path="tokenizer", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
-  c.task = dict(name="records", min_size=0, max_size=0, modulus=0)
+  c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)
   c.data = dict(path="records.jsonl", num_records=0, num_heldout=20, template="plain", marker_text="refuse",
                 row_length=64, rows_per_device=8, accumulation=1)
   c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="label",

@@ -1,5 +1,9 @@
 """The graph task against an independent reading of its text."""
 
+import collections
+import hashlib
+import itertools
+import random
 import re
 
 import numpy as np
@@ -8,11 +12,11 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
 from insec_jax.method import tasks
-from insec_jax.method.tasks.graph import MAX_SIZE, Facts, Graph, _read
+from insec_jax.method.tasks.graph import MAX_SIZE, Facts, Graph, _any_order, _key, _read
 
 
-def graph(min_size=2, max_size=6, modulus=10):
-  return tasks.get(TaskConfig(name="graph", min_size=min_size, max_size=max_size, modulus=modulus))
+def graph(min_size=2, max_size=6, modulus=10, unneeded=0):
+  return tasks.get(TaskConfig(name="graph", min_size=min_size, max_size=max_size, modulus=modulus, unneeded=unneeded))
 
 
 def made(num, seed=0, **sizes):
@@ -32,8 +36,23 @@ def solved(prompt, modulus):
   return definitions, {name: value(name) for name in definitions}, asked
 
 
-def is_wrong(prompt, modulus, before, step):
-  """Whether the step is wrong: malformed, a repeat of a right step, with an untrue number, or a sum that is none."""
+def needed_by_asked(prompt):
+  """The sums that the asked quantity needs, itself included."""
+  definitions, _, asked = solved(prompt, 2)
+  needed, todo = set(), [asked]
+  while todo:
+    name = todo.pop()
+    if name not in needed and definitions[name].isalpha():
+      needed.add(name)
+      todo += definitions[name]
+  return needed
+
+
+def is_wrong(prompt, modulus, before, step, unneeded=0):
+  """Whether the step is wrong: malformed, a repeat of a right step, with an untrue number, or a sum that is none.
+
+  With unneeded quantities also a right sum, computable now, that is not needed.
+  """
   found = re.fullmatch(r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n", step)
   definitions, values, _ = solved(prompt, modulus)
   if not found:
@@ -46,12 +65,17 @@ def is_wrong(prompt, modulus, before, step):
   if not definitions.get(name, "").isalpha() or first not in values or second not in values:
     return True
   true = (values[first], values[second], values[name]) == (int(x), int(y), int(result))
-  return not true or (int(x) + int(y) - int(result)) % modulus != 0
+  if not true or (int(x) + int(y) - int(result)) % modulus != 0:
+    return True
+  stated = {earlier[0] for earlier in before}
+  can_come = all(definitions[operand].isdigit() or operand in stated for operand in (first, second))
+  copied = sorted(definitions[name]) == sorted(first + second)
+  return bool(unneeded) and copied and can_come and name not in needed_by_asked(prompt)
 
 
-def fixed_problem():
+def fixed_problem(unneeded=0):
   """cab;a4;dca;b3;ecb, where d is asked and e not needed."""
-  task = graph()
+  task = graph(unneeded=unneeded)
   rng = np.random.default_rng(0)
   problem = task.make(rng)
   facts = type(problem.facts)(
@@ -60,14 +84,21 @@ def fixed_problem():
   return task, tasks.Problem("cab;a4;dca;b3;ecb?d:\n", ("ca4b3c7\n", "dc7a4d1\n"), "1", "k", facts)
 
 
+def test_without_unneeded_quantities_the_problems_are_the_ones_that_the_toy_was_measured_on():
+  said = hashlib.blake2b(digest_size=8)
+  for modulus in (10, 23):
+    for problem in made(200, seed=5, min_size=1, max_size=8, modulus=modulus)[1]:
+      said.update("|".join((problem.prompt, *problem.steps, problem.answer, problem.key)).encode())
+  assert said.hexdigest() == "1fbc73cb0878874c"
+
+
+@pytest.mark.parametrize("unneeded", [0, 4])
 @pytest.mark.parametrize("modulus", [2, 10, 23])
-def test_the_solution_is_what_the_prompt_says(modulus):
-  task, problems = made(300, modulus=modulus)
+def test_the_solution_is_what_the_prompt_says(modulus, unneeded):
+  task, problems = made(300, modulus=modulus, unneeded=unneeded)
   for problem in problems:
     definitions, values, asked = solved(problem.prompt, modulus)
     stated = {name for name, definition in definitions.items() if definition.isdigit()}
-    assert len({frozenset(definition) for definition in definitions.values() if definition.isalpha()}) == sum(
-      definition.isalpha() for definition in definitions.values())
     for k, step in enumerate(problem.steps):
       name, first, x, second, y, again, result = re.fullmatch(
         r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n", step).groups()
@@ -84,19 +115,41 @@ def test_the_solution_is_what_the_prompt_says(modulus):
     assert task.next_step(problem, problem.steps) is None
 
 
-def test_the_size_is_the_number_of_sums_that_are_needed():
-  for size in (1, 4, MAX_SIZE):
-    _, problems = made(60, min_size=size, max_size=size)
-    for problem in problems:
-      definitions, _, asked = solved(problem.prompt, 10)
-      needed, todo = set(), [asked]
-      while todo:
-        name = todo.pop()
-        if name not in needed and definitions[name].isalpha():
-          needed.add(name)
-          todo += definitions[name]
-      assert len(problem.steps) == size
-      assert {step[0] for step in problem.steps} == needed
+@pytest.mark.parametrize("unneeded", [0, 3])
+@pytest.mark.parametrize("size", [1, 4, 20])
+def test_the_size_is_the_number_of_sums_that_are_needed_and_only_these_are_in_the_solution(size, unneeded):
+  for problem in made(60, min_size=size, max_size=size, unneeded=unneeded)[1]:
+    assert len(problem.steps) == size
+    assert {step[0] for step in problem.steps} == needed_by_asked(problem.prompt)
+
+
+def test_sizes_are_even_and_so_are_the_numbers_of_unneeded_quantities():
+  sizes, unneeded = collections.Counter(), collections.Counter()
+  for problem in made(1200, min_size=2, max_size=5, unneeded=3)[1]:
+    sizes[len(problem.steps)] += 1
+    unneeded[len(problem.facts.operands) - len(problem.steps)] += 1
+  assert set(sizes) == {2, 3, 4, 5}
+  assert set(unneeded) == {0, 1, 2, 3}
+  assert min(*sizes.values(), *unneeded.values()) > 240
+
+
+def test_with_unneeded_quantities_the_sums_are_no_chain():
+  chains = 0
+  for problem in made(300, min_size=6, max_size=6, unneeded=2)[1]:
+    operands, order = problem.facts.operands, problem.facts.order
+    chains += all(before in operands[name] for before, name in itertools.pairwise(order))
+  assert chains < 60
+  for problem in made(300, min_size=6, max_size=6)[1]:
+    operands, order = problem.facts.operands, problem.facts.order
+    assert all(before in operands[name] for before, name in itertools.pairwise(order))
+
+
+def test_a_solution_takes_any_valid_order_and_no_other():
+  reads = [[], [], [0, 1], [1, 0], [2, 0], [4, 3]]  # 2 before 4; 3 anywhere before 5
+  draw = random.Random(0)
+  orders = collections.Counter(tuple(_any_order(draw, reads)) for _ in range(1200))
+  assert set(orders) == {(2, 3, 4, 5), (2, 4, 3, 5), (3, 2, 4, 5)}
+  assert min(orders.values()) > 200
 
 
 def test_definitions_come_in_any_order_and_every_sum_is_needed():
@@ -106,9 +159,10 @@ def test_definitions_come_in_any_order_and_every_sum_is_needed():
   assert all(set(problem.facts.operands) == {step[0] for step in problem.steps} for problem in problems)
 
 
-def test_check_agrees_with_an_independent_reading_on_any_step():
+@pytest.mark.parametrize("unneeded", [0, 3])
+def test_check_agrees_with_an_independent_reading_on_any_step(unneeded):
   rng = np.random.default_rng(3)
-  task, problems = made(150, max_size=4, modulus=3)
+  task, problems = made(150, max_size=4, modulus=3, unneeded=unneeded)
   kinds = set()
   for problem in problems:
     names = re.findall("[a-z]", problem.prompt)
@@ -121,24 +175,26 @@ def test_check_agrees_with_an_independent_reading_on_any_step():
       x, y, result = rng.integers(0, 4, 3)
       step = f"{name}{first}{x}{second}{y}{name}{result}\n"
       verdict = task.check(problem, before, step)
-      assert (verdict.kind == "wrong") == is_wrong(problem.prompt, 3, before, step), (problem.prompt, before, step)
+      assert (verdict.kind == "wrong") == is_wrong(problem.prompt, 3, before, step, unneeded), (
+        problem.prompt, before, step)
       assert bool(verdict.error) == (verdict.kind == "wrong")
       kinds.add(verdict.kind)
   assert kinds == {"right", "lucky", "wrong"}
 
 
-@pytest.mark.parametrize("error", Graph.error_classes)
+@pytest.mark.parametrize(("error", "unneeded"), [
+  *((error, 0) for error in Graph.error_classes), *((error, 4) for error in graph(unneeded=1).error_classes)])
 @pytest.mark.parametrize("modulus", [2, 10, 23])
-def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulus):
+def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulus, unneeded):
   rng = np.random.default_rng(4)
-  task, problems = made(400, modulus=modulus)
+  task, problems = made(400, modulus=modulus, unneeded=unneeded)
   accepted = 0
   for problem in problems:
     before = problem.steps[:rng.integers(len(problem.steps))]
     wrong = task.inject(problem, before, error, rng)
     if wrong is not None and task.check(problem, before, wrong).kind == "wrong":
       accepted += 1
-      assert is_wrong(problem.prompt, modulus, before, wrong)
+      assert is_wrong(problem.prompt, modulus, before, wrong, unneeded)
       assert task.check(problem, before, wrong).error == error
   assert accepted > 100
 
@@ -176,6 +232,36 @@ def test_verdicts_one_by_one(before, step, kind, error):
   task, problem = fixed_problem()
   verdict = task.check(problem, before, step)
   assert (verdict.kind, verdict.error) == (kind, error)
+
+
+@pytest.mark.parametrize(("before", "step", "kind", "error"), [
+  (("ca4b3c7\n",), "ec7b3e0\n", "wrong", "unneeded"),
+  (("ca4b3c7\n",), "eb3c7e0\n", "wrong", "unneeded"),
+  (("ca4b3c7\n", "dc7a4d1\n"), "ec7b3e0\n", "wrong", "unneeded"),  # solved already
+  ((), "ec7b3e0\n", "lucky", ""),                                    # guessed: c is not stated yet
+  (("ca4b3c7\n",), "ec7b3e1\n", "wrong", "calc"),                   # a wrong number says more
+  (("ca4b3c7\n", "ec7b3e0\n"), "ec7b3e0\n", "wrong", "repeat"),
+  (("ca4b3c7\n",), "dc7a4d1\n", "right", ""),
+])
+def test_a_right_sum_that_is_not_needed_is_a_mistake_where_there_are_such(before, step, kind, error):
+  task, problem = fixed_problem(unneeded=1)
+  verdict = task.check(problem, before, step)
+  assert (verdict.kind, verdict.error) == (kind, error)
+  if error == "unneeded":
+    assert fixed_problem()[0].check(problem, before, step) == tasks.LUCKY
+
+
+def test_an_unneeded_quantity_is_a_class_only_where_there_are_such():
+  assert "unneeded" not in (*graph().error_classes, *graph().symbols)
+  task, problem = fixed_problem(unneeded=1)
+  assert set(task.error_classes) - set(graph().error_classes) == {"unneeded"}
+  assert set(task.symbols) - set(graph().symbols) == {"unneeded"}
+  rng = np.random.default_rng(0)
+  assert task.inject(problem, (), "unneeded", rng) is None  # e cannot be computed before c is stated
+  assert task.inject(problem, problem.steps[:1], "unneeded", rng) == "ec7b3e0\n"
+  assert task.explain(problem, problem.steps[:1], "ec7b3e0\n", "label") == "unneedede"
+  assert task.explain(problem, problem.steps[:1], "ec7b3e0\n", "recompute") == "unneedede?d"
+  assert task.correction(problem, problem.steps[:1], "ec7b3e0\n") == "dc7a4d1\n"
 
 
 @pytest.mark.parametrize(("before", "wrong", "label", "recompute"), [
@@ -243,10 +329,11 @@ def test_a_wrong_answer_is_read_as_it_stands():
   assert task.answer_of(problem, ("ca4b3c7\n", "rubbish")) is None
 
 
+@pytest.mark.parametrize("unneeded", [0, 3])
 @pytest.mark.parametrize("modulus", [10, 23])
-def test_symbols_cut_every_text_of_the_task_in_one_way(modulus):
+def test_symbols_cut_every_text_of_the_task_in_one_way(modulus, unneeded):
   rng = np.random.default_rng(6)
-  task, problems = made(200, modulus=modulus)
+  task, problems = made(200, modulus=modulus, unneeded=unneeded)
   longest_first = sorted(task.symbols, key=len, reverse=True)
   pattern = re.compile("|".join(map(re.escape, longest_first)))
   assert len(set(task.symbols)) == len(task.symbols)
@@ -255,24 +342,27 @@ def test_symbols_cut_every_text_of_the_task_in_one_way(modulus):
     wrong = task.inject(problem, (), "value", rng)
     for text in (problem.prompt, *problem.steps, task.explain(problem, (), wrong, "recompute")):
       assert "".join(pattern.findall(text)) == text
-    words = pattern.findall(task.explain(problem, (), wrong, "recompute"))
-    assert words[0] == "value"
-    assert 2 <= len(words) <= 8
+    for error in task.error_classes:
+      k = rng.integers(len(problem.steps))
+      wrong = task.inject(problem, problem.steps[:k], error, rng)
+      if wrong is not None and task.check(problem, problem.steps[:k], wrong).error == error:
+        reason = task.explain(problem, problem.steps[:k], wrong, "recompute")
+        words = pattern.findall(reason)
+        assert "".join(words) == reason
+        assert words[0] == error
+        assert 2 <= len(words) <= 8
 
 
 def test_copies_with_other_names_or_order_share_a_key_and_other_values_do_not():
-  def key(reads, values):
-    from insec_jax.method.tasks.graph import _key
-    return _key(reads, values, len(values) - 1)
-
-  assert key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) == key([[], [], [1, 0], [1, 2]], [3, 4, 7, 1])
-  assert key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) != key([[], [], [0, 1], [2, 1]], [4, 3, 7, 1])
-  assert key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) != key([[], [], [0, 1], [2, 0]], [5, 3, 8, 3])
+  assert _key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) == _key([[], [], [1, 0], [1, 2]], [3, 4, 7, 1])
+  assert _key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) != _key([[], [], [0, 1], [2, 1]], [4, 3, 7, 1])
+  assert _key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) != _key([[], [], [0, 1], [2, 0]], [5, 3, 8, 3])
 
 
 @pytest.mark.parametrize("sizes", [
   {"min_size": 0, "max_size": 3, "modulus": 10}, {"min_size": 1, "max_size": MAX_SIZE + 1, "modulus": 10},
-  {"min_size": 1, "max_size": 3, "modulus": 0}, {"min_size": 1, "max_size": 3, "modulus": 1},
+  {"min_size": 1, "max_size": MAX_SIZE - 2, "unneeded": 3}, {"min_size": 1, "max_size": 3, "modulus": 0},
+  {"min_size": 1, "max_size": 3, "modulus": 1},
 ])
 def test_sizes_and_moduli_it_cannot_have_are_refused(sizes):
   with pytest.raises(InputError):

@@ -31,7 +31,7 @@ RECORDS = [
              "In five years Nora will be 37 + 5 = <<37+5=42>>42 years old.\n\n"
              "#### 42"},
 ]
-TASK = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0))
+TASK = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0, unneeded=0))
 BAKER, TICKETS, NORA = map(problem_of, RECORDS)
 
 
@@ -201,7 +201,7 @@ def test_transcripts_of_any_unit_read_back_clean(unit):
   rng = np.random.default_rng(0)
   markers = Markers("<err>", "<fix>")
   config = MistakesConfig(source="injected", share=1.0, max_per_solution=3, place="anywhere", classes=(),
-                          reason="recompute", unit=unit)
+                          reason="recompute", unit=unit, mined=0.0, mined_path="")
   for problem in (BAKER, TICKETS, NORA) * 20:
     transcript = with_mistakes(problem, TASK, config, markers, rng)
     assert any(piece.role == MISTAKE for piece in transcript)
@@ -219,7 +219,7 @@ def test_it_makes_no_problems_and_has_no_sizes():
   with pytest.raises(InputError, match=r"data\.path"):
     TASK.make(np.random.default_rng(0))
   with pytest.raises(InputError, match="min_size=1"):
-    tasks.get(TaskConfig(name="gsm8k", min_size=1, max_size=1, modulus=0))
+    tasks.get(TaskConfig(name="gsm8k", min_size=1, max_size=1, modulus=0, unneeded=0))
 
 
 def test_numbers_are_exact():

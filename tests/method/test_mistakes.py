@@ -16,9 +16,9 @@ from insec_jax.method.tasks.graph import Graph
 from insec_jax.method.transcript import Markers, Piece, clean, parse, render
 
 MARKERS = Markers("<err>", "<fix>")
-SIZES = TaskConfig(name="graph", min_size=4, max_size=4, modulus=10)
+SIZES = TaskConfig(name="graph", min_size=4, max_size=4, modulus=10, unneeded=0)
 MISTAKES = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                          reason="label", unit="line")
+                          reason="label", unit="line", mined=0.0, mined_path="")
 
 
 def transcripts(task, num, seed=0, **changes):

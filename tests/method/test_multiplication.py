@@ -1,6 +1,7 @@
-"""Multiplication by hand: every line is judged, and each wrong one has the class that it was made for."""
+"""The multiplication task against plain arithmetic."""
 
-import collections
+import itertools
+import re
 
 import numpy as np
 import pytest
@@ -8,116 +9,257 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
 from insec_jax.method import tasks
-from insec_jax.method.tasks import RIGHT, Verdict, multiplication
+from insec_jax.method.tasks.multiplication import CALC, MAX_DIGITS, Facts, Multiplication, Step, _class_of, _columns
+
+RESULTS = ("carry", "ten", "hundred", "near", "digit", "adjacent")
+PROBLEM = tasks.Problem("47*86=\n", ("47*6=282\n", "47*80=3760\n", "282+3760=4042\n"), "4042", "k", Facts(47, 86))
+THREE = tasks.Problem("12*345=\n", ("12*5=60\n", "12*40=480\n", "12*300=3600\n", "60+480=540\n", "540+3600=4140\n"),
+                      "4140", "k", Facts(12, 345))
 
 
-def make(digits=4, **changes):
-  return tasks.get(TaskConfig(**{"name": "multiplication", "min_size": 1, "max_size": digits, "modulus": 0} | changes))
+def multiplication(min_size=1, max_size=4):
+  return tasks.get(TaskConfig(name="multiplication", min_size=min_size, max_size=max_size, modulus=0, unneeded=0))
 
 
-TASK = make()
+TASK = multiplication()
 
 
-def problem_of(first, second):
-  """The problem with these numbers."""
-  lines = multiplication._solution(first, second)
-  return tasks.Problem(f"{first}*{second}=\n", tuple(map(multiplication._format_line, lines)), str(first * second), "",
-                       multiplication.Facts(lines))
+def made(num, seed=0, **sizes):
+  task, rng = multiplication(**sizes), np.random.default_rng(seed)
+  return [task.make(rng) for _ in range(num)]
 
 
-HAND = problem_of(47, 306)
-STEPS = ("47*6=282\n", "47*300=14100\n", "282+14100=14382\n")
+def numbers(step):
+  """Operands, sign and result of a step, read on their own."""
+  first, sign, second, result = re.fullmatch(r"(\d+)([*+])(\d+)=(\d+)\n", step).groups()
+  return int(first), sign, int(second), int(result)
 
 
-def test_a_solution_has_a_line_for_each_digit_that_is_not_zero_and_a_sum_after_each_but_the_first():
-  assert HAND.steps == STEPS
-  assert problem_of(20, 40).steps == ("20*40=800\n",)
-
-
-def test_every_solution_is_right_line_by_line_and_ends_in_the_product():
-  for problem in tasks.problems(TASK, "train", num=300, seed=0):
+def test_the_solution_is_right_step_by_step():
+  for problem in made(300):
+    a, b = map(int, problem.prompt.removesuffix("=\n").split("*"))
+    assert len(str(a)) == len(str(b))
+    stated, left = [], [int(digit) * 10**k for k, digit in enumerate(str(b)[::-1]) if digit != "0"]
     for k, step in enumerate(problem.steps):
-      assert TASK.check(problem, problem.steps[:k], step) == RIGHT
+      first, sign, second, result = numbers(step)
+      if sign == "*":
+        assert first == a
+        left.remove(second)
+        assert result == first * second
+      else:
+        assert not left
+        stated.remove(first)
+        stated.remove(second)
+        assert result == first + second
+      stated.append(result)
+      assert TASK.check(problem, problem.steps[:k], step) == tasks.RIGHT
       assert TASK.next_step(problem, problem.steps[:k]) == step
-    first, second = problem.prompt.rstrip("=\n").split("*")
-    assert TASK.answer_of(problem, problem.steps) == problem.answer == str(int(first) * int(second))
+    assert stated == [a * b]
+    assert problem.answer == str(a * b) == TASK.answer_of(problem, problem.steps)
     assert TASK.next_step(problem, problem.steps) is None
-    assert TASK.answer_of(problem, problem.steps[:-1]) is None
 
 
-@pytest.mark.parametrize(("before", "step", "error"), [
-  ((), "47*6=282", "malformed"),
-  ((), "47*6=0282\n", "malformed"),
-  ((), "47*5=235\n", "copy"),
-  ((), "282+14100=14382\n", "copy"),  # neither line is there yet
-  (STEPS[:1], "282+14100=14382\n", "copy"),
-  (STEPS[:1], STEPS[0], "repeat"),
-  ((), "47*6=242\n", "carry"),  # 42 and a forgotten 4
-  ((), "47*6=272\n", "ten"),
-  ((), "47*6=382\n", "hundred"),
-  ((), "47*6=284\n", "near"),
-  ((), "47*6=289\n", "digit"),
-  ((), "47*6=255\n", "adjacent"),
-  ((), "47*6=1282\n", "calc"),
-  ((), "47*6=585\n", "calc"),
-])
-def test_a_wrong_line_has_its_class(before, step, error):
-  assert TASK.check(HAND, before, step) == Verdict("wrong", error)
+def test_sizes_are_numbers_of_digits():
+  for sizes in ((4, 4), (1, 3)):
+    found = {len(problem.prompt) for problem in made(60, min_size=sizes[0], max_size=sizes[1])}
+    assert found == {2 * size + len("*=\n") for size in range(sizes[0], sizes[1] + 1)}
 
 
-def test_products_may_come_in_any_order():
-  assert TASK.check(HAND, (), STEPS[1]) == RIGHT
-  assert TASK.check(HAND, (STEPS[1],), STEPS[0]) == RIGHT
-  assert TASK.next_step(HAND, (STEPS[1],)) == STEPS[0]
+@pytest.mark.parametrize(("text", "columns"), [
+  ((47, "*", 80), [(1, 56), (2, 37)]), ((282, "+", 3760), [(0, 2), (1, 14), (2, 10), (3, 4)]),
+  ((95, "+", 7), [(0, 12), (1, 10), (2, 1)]), ((3, "*", 9), [(0, 27)])])
+def test_columns_carry_from_the_last_place_on(text, columns):
+  assert _columns(*text) == columns
 
 
-def test_a_wrong_line_that_stands_counts_as_stated_and_later_lines_are_judged_by_the_true_values():
-  before = ("47*6=272\n", STEPS[1])
-  assert TASK.check(HAND, before, STEPS[2]) == RIGHT
-  assert TASK.check(HAND, before, "272+14100=14372\n").error == "copy"
-
-
-def test_a_forgotten_carry_is_one_that_was_carried_and_not_written_down():
-  assert multiplication._without_a_carry("47*6") == {242}
-  assert multiplication._without_a_carry("47*600") == {24200}
-  assert multiplication._without_a_carry("99+1") == {90, 0}
-  assert multiplication._without_a_carry("12*3") == set()
-
-
-def test_every_class_can_be_injected_and_is_found_again_by_the_check():
+def test_columns_come_to_the_result():
   rng = np.random.default_rng(0)
-  found = collections.Counter()
-  for problem in tasks.problems(TASK, "train", num=200, seed=1):
-    for k, right in enumerate(problem.steps):
-      for error in TASK.error_classes:
-        wrong = TASK.inject(problem, problem.steps[:k], error, rng)
-        if wrong is None:
-          continue
-        verdict = TASK.check(problem, problem.steps[:k], wrong)
-        found[error] += verdict.error == error
-        if verdict.kind == "wrong":
-          assert TASK.correction(problem, problem.steps[:k], wrong) == right
-  assert min(found[error] for error in TASK.error_classes) > 200
+  for _ in range(300):
+    first, second = rng.integers(1, 10**5, 2).tolist()
+    part = int(rng.integers(1, 10)) * 10 ** int(rng.integers(4))
+    for step in (Step(first, "+", second, 0), Step(first, "*", part, 0)):
+      columns = _columns(*step[:3])
+      *written, (place, last) = columns
+      assert sum(value % 10 * 10**at for at, value in written) + last * 10**place == step.true
 
 
-def test_the_reason_names_the_class_and_with_recompute_the_right_line():
-  assert TASK.explain(HAND, (), "47*6=272\n", "label") == "ten"
-  assert TASK.explain(HAND, (), "47*6=272\n", "recompute") == "ten47*6=282"
-  assert TASK.explain(HAND, STEPS[:1], "47*5=235\n", "recompute") == "copy47*300=14100"
-  assert TASK.explain(HAND, (), "47", "recompute") == "malformed"
+@pytest.mark.parametrize(("step", "error"), [
+  ((47, "*", 80, 3260), "carry"),        # 4*8 = 32 without the 5
+  ((282, "+", 3760, 3942), "carry"),     # hundreds: 2 + 7 without the 1; 100 too little as well
+  ((282, "+", 3760, 3042), "carry"),     # thousands
+  ((282, "+", 3760, 4052), "ten"),
+  ((282, "+", 3760, 4032), "ten"),
+  ((95, "+", 7, 92), "carry"),           # 10 too little, because a carry is forgotten
+  ((95, "+", 7, 112), "ten"),
+  ((282, "+", 3760, 4142), "hundred"),
+  ((282, "+", 3760, 2042), "near"),
+  ((282, "+", 3760, 4044), "near"),
+  ((282, "+", 3760, 4043), "digit"),
+  ((282, "+", 3760, 4082), "digit"),
+  ((282, "+", 3760, 4024), "adjacent"),  # swapped
+  ((282, "+", 3760, 4171), "calc"),      # three digits
+  ((282, "+", 3760, 4119), "calc"),
+  ((282, "+", 3760, 4952), "adjacent"),
+  ((282, "+", 3760, 5043), "calc"),      # two digits, not side by side
+  ((282, "+", 3760, 404), "calc"),
+  ((282, "+", 3760, 40420), "calc"),
+])
+def test_the_class_of_a_wrong_result(step, error):
+  assert _class_of(Step(*step)) == error
 
 
-def test_swapped_numbers_are_in_one_split():
-  keys = collections.defaultdict(set)
-  for seed in range(3):
-    for split in ("train", "mine", "probe", "test"):
-      for problem in tasks.problems(make(1), split, num=5, seed=seed):
-        first, second = problem.prompt.rstrip("=\n").split("*")
-        keys[frozenset((first, second))].add(split)
-  assert max(map(len, keys.values())) == 1
+def test_the_class_of_a_wrong_result_is_the_first_that_fits():
+  def fits(right, said, step):
+    """Each class by itself, said in another way than the code says it."""
+    forgotten, carry = set(), 0
+    if step.sign == "+":
+      for place in range(len(str(max(step.first, step.second)))):
+        carry = (step.first // 10**place % 10 + step.second // 10**place % 10 + carry) // 10
+        forgotten |= {right - carry * 10 ** (place + 1)} if carry else set()
+    pairs = list(zip(str(right), str(said), strict=True)) if len(str(right)) == len(str(said)) else []
+    changed = "".join("x" if a != b else "." for a, b in pairs).strip(".")
+    far = [abs(int(a) - int(b)) for a, b in pairs if a != b]
+    return {"carry": said in forgotten, "ten": abs(right - said) == 10, "hundred": abs(right - said) == 100,
+            "near": far == [2], "digit": changed == "x", "adjacent": changed == "xx", "calc": True}
+
+  for first, second in ((95, 7), (28, 376), (999, 1), (50, 50)):
+    step = Step(first, "+", second, 0)
+    for said in range(2 * step.true + 200):
+      if said != step.true:
+        found = fits(step.true, said, step)
+        assert _class_of(step._replace(result=said)) == next(error for error in (*RESULTS, "calc") if found[error])
 
 
-@pytest.mark.parametrize("changes", [{"modulus": 10}, {"min_size": 0}, {"max_size": 7}])
-def test_sizes_that_it_cannot_have_are_refused(changes):
-  with pytest.raises(InputError, match="multiplication takes numbers of 1 to 6 digits"):
-    make(**changes)
+@pytest.mark.parametrize("error", Multiplication.error_classes)
+def test_every_injected_mistake_is_wrong_and_of_its_class(error):
+  rng = np.random.default_rng(1)
+  found = 0
+  for problem in made(300, seed=2, max_size=5):
+    before = problem.steps[:rng.integers(len(problem.steps))]
+    wrong = TASK.inject(problem, before, error, rng)
+    if wrong is None:
+      continue
+    found += 1
+    assert TASK.check(problem, before, wrong) == tasks.Verdict("wrong", error)
+    assert wrong not in problem.steps or error == "repeat"
+    first, sign, second, result = numbers(wrong)
+    holds = result == (first * second if sign == "*" else first + second)
+    assert holds == (error in ("copy", "repeat"))
+    right = numbers(problem.steps[len(before)])
+    assert ((first, sign, second) == right[:3]) == (error in RESULTS)
+  assert found > 150
+
+
+@pytest.mark.parametrize(("before", "step", "kind", "error"), [
+  ((), "47*6=282\n", "right", ""),
+  ((), "47*80=3760\n", "right", ""),                    # any order
+  ((), "80*47=3760\n", "right", ""),
+  (("47*80=3760\n", "47*6=282\n"), "3760+282=4042\n", "right", ""),
+  ((), "47*6=292\n", "wrong", "ten"),
+  ((), "6*47=292\n", "wrong", "ten"),
+  ((), "47*6=242\n", "wrong", "carry"),
+  ((), "47*8=376\n", "wrong", "copy"),                  # the place is missing
+  ((), "46*6=276\n", "wrong", "copy"),
+  ((), "282+3760=4042\n", "lucky", ""),                 # true, but nothing of it is stated yet
+  ((), "282+3760=4043\n", "wrong", "copy"),
+  ((), "47*86=4042\n", "lucky", ""),                    # all at once
+  ((), "47*86=4043\n", "wrong", "copy"),
+  ((), "86*7=602\n", "lucky", ""),                      # the other number taken apart
+  ((), "47*0=0\n", "wrong", "copy"),
+  ((), "0+0=0\n", "wrong", "copy"),
+  ((), "47+6=53\n", "wrong", "copy"),
+  (PROBLEM.steps[:2], "282+282=564\n", "wrong", "copy"),
+  (PROBLEM.steps[:2], "282+3860=4142\n", "wrong", "copy"),
+  (("47*6=292\n", "47*80=3760\n"), "292+3760=4052\n", "wrong", "copy"),  # built on a wrong step that stands
+  (("47*6=292\n", "47*80=3760\n"), "282+3760=4042\n", "right", ""),
+  (("47*6=292\n",), "47*6=282\n", "right", ""),         # a wrong statement put right is no repeat
+  (("47*6=292\n",), "47*6=292\n", "wrong", "ten"),
+  (("47*6=282\n",), "47*6=282\n", "wrong", "repeat"),
+  (("47*6=282\n",), "6*47=282\n", "wrong", "repeat"),
+  (PROBLEM.steps, "3760+282=4042\n", "wrong", "repeat"),
+  ((), "47*06=282\n", "wrong", "malformed"),
+  ((), "47*6=0282\n", "wrong", "malformed"),
+  ((), "47*6=\n", "wrong", "malformed"),
+  ((), "47*6=282", "wrong", "malformed"),
+  ((), "47-6=41\n", "wrong", "malformed"),
+  ((), "4\u0667*6=282\n", "wrong", "malformed"),
+  ((), "", "wrong", "malformed"),
+])
+def test_verdicts_one_by_one(before, step, kind, error):
+  verdict = TASK.check(PROBLEM, before, step)
+  assert (verdict.kind, verdict.error) == (kind, error)
+
+
+def test_any_valid_order_is_right_and_leads_to_the_answer():
+  right = 0
+  for order in itertools.permutations((*THREE.steps[:3], "60+3600=3660\n", "3660+480=4140\n")):
+    kinds = [TASK.check(THREE, order[:k], step).kind for k, step in enumerate(order)]
+    assert "wrong" not in kinds  # every number is true
+    valid = (max(order.index("12*5=60\n"), order.index("12*300=3600\n")) < order.index("60+3600=3660\n")
+             and max(order.index("60+3600=3660\n"), order.index("12*40=480\n")) < order.index("3660+480=4140\n"))
+    assert valid == (kinds == ["right"] * 5)
+    right += valid
+    if valid:
+      assert TASK.answer_of(THREE, order) == "4140"
+      assert all(TASK.check(THREE, order[:k], TASK.next_step(THREE, order[:k])) == tasks.RIGHT for k in range(5))
+      assert TASK.next_step(THREE, order) is None
+  assert right > 5
+
+
+@pytest.mark.parametrize(("before", "wrong", "label", "recompute"), [
+  ((), "47*80=3660\n", "hundred3660", "hundred56,37"),
+  ((), "80*47=3660\n", "hundred3660", "hundred56,37"),
+  (PROBLEM.steps[:2], "282+3760=4043\n", "digit4043", "digit2,14,10,4"),
+  ((), "47*6=999\n", "calc999", "calc42,28"),
+  ((), "46*6=276\n", "copy46", "copy47*6"),
+  ((), "47*8=376\n", "copy8", "copy47*6"),
+  (PROBLEM.steps[:2], "292+3760=4052\n", "copy292", "copy282+3760"),
+  (PROBLEM.steps, "4042+3=4045\n", "copy3", "copy3"),
+  (PROBLEM.steps[:1], "47*6=282\n", "repeat282", "repeat47*6=282"),
+  ((), "47*", "malformed", "malformed"),
+])
+def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recompute):
+  assert TASK.explain(PROBLEM, before, wrong, "label") == label
+  assert TASK.explain(PROBLEM, before, wrong, "recompute") == recompute
+
+
+@pytest.mark.parametrize(("before", "wrong", "right"), [
+  ((), "47*6=292\n", "47*6=282\n"),
+  ((), "47*80=3660\n", "47*80=3760\n"),               # about the same product, which can come now
+  (PROBLEM.steps[:2], "3760+282=4043\n", "3760+282=4042\n"),
+  ((), "282+3760=4043\n", "47*6=282\n"),              # it cannot come yet
+  (PROBLEM.steps[:1], "47*6=282\n", "47*80=3760\n"),
+  (PROBLEM.steps[:1], "rubbish", "47*80=3760\n"),
+  (PROBLEM.steps, "rubbish", None),
+])
+def test_the_correction_is_about_the_same_quantity_where_it_can_come_now(before, wrong, right):
+  assert TASK.correction(PROBLEM, before, wrong) == right
+
+
+def test_the_answer_is_the_last_result_right_or_wrong_once_all_is_done():
+  assert TASK.answer_of(PROBLEM, PROBLEM.steps[:2]) is None
+  assert TASK.answer_of(PROBLEM, ("47*6=282\n", "47*6=282\n", "47*80=3760\n")) is None
+  assert TASK.answer_of(PROBLEM, ("47*6=292\n", "47*80=3760\n", "292+3760=4052\n")) == "4052"
+  assert TASK.answer_of(PROBLEM, ("47*6=292\n", "rubbish", "292+3760=4052\n")) is None
+
+
+def test_symbols_cut_every_text_of_the_task_in_one_way():
+  rng = np.random.default_rng(6)
+  pattern = re.compile("|".join(map(re.escape, sorted(TASK.symbols, key=len, reverse=True))))
+  assert len(set(TASK.symbols)) == len(TASK.symbols)
+  assert CALC in TASK.symbols
+  for problem in made(60):
+    before = problem.steps[:rng.integers(len(problem.steps))]
+    texts = [problem.prompt, *problem.steps]
+    for error in TASK.error_classes:
+      if (wrong := TASK.inject(problem, before, error, rng)) is not None:
+        texts += [TASK.explain(problem, before, wrong, detail) for detail in ("label", "recompute")]
+    assert all("".join(pattern.findall(text)) == text for text in texts)
+
+
+@pytest.mark.parametrize("changes", [
+  {"modulus": 10}, {"unneeded": 1}, {"min_size": 0}, {"max_size": MAX_DIGITS + 1}])
+def test_sizes_and_settings_it_cannot_have_are_refused(changes):
+  with pytest.raises(InputError, match="multiplication"):
+    tasks.get(TaskConfig(**{"name": "multiplication", "min_size": 1, "max_size": 4, "modulus": 0, "unneeded": 0,
+                            **changes}))

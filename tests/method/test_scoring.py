@@ -30,7 +30,7 @@ from insec_jax.method.tasks.graph import Facts
 from insec_jax.method.transcript import Markers, render
 
 MARKERS = Markers("<err>", "<fix>")
-TASK = tasks.get(TaskConfig(name="graph", min_size=2, max_size=5, modulus=10))
+TASK = tasks.get(TaskConfig(name="graph", min_size=2, max_size=5, modulus=10, unneeded=0))
 # a4 and b3 are given; cab and dca are needed for the asked fdb; ecb is not.
 PROBLEM = tasks.Problem(
   "cab;a4;dca;b3;ecb;fdb?f:\n", ("ca4b3c7\n", "dc7a4d1\n", "fd1b3f4\n"), "4", "k",
@@ -276,8 +276,8 @@ def test_a_last_step_cut_short_is_not_judged():
 
 def test_any_text_can_be_scored():
   rng = np.random.default_rng(0)
-  gsm8k = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0))
-  chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0))
+  gsm8k = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0, unneeded=0))
+  chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0, unneeded=0))
   record = {"question": "2 and 3?", "answer": "It has 2 * 3 = <<2*3=6>>6 parts, 50% are red.\n#### 6"}
   problems = [(TASK, PROBLEM), (chain, chain.make(rng)), (gsm8k, gsm8k.problem_of(record))]
   words = ["<err>", "<fix>", "\n", "9" * 5000, "1,000,", "=", "+", "-", "*", "/", "/0", "(", ")", "%", "....", "x", "$",
@@ -314,7 +314,7 @@ def counted(rates):
 def test_a_model_that_writes_our_transcripts_is_scored_perfect():
   rng = np.random.default_rng(0)
   mistakes = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                            reason="recompute", unit="line")
+                            reason="recompute", unit="line", mined=0.0, mined_path="")
   scores, num = [], 0
   for _ in range(200):
     problem = TASK.make(rng)

@@ -13,7 +13,8 @@ from insec_jax.method.tasks.sudoku import CELLS
 
 
 def make(**changes):
-  return tasks.get(TaskConfig(**{"name": "sudoku", "min_size": 6, "max_size": 10, "modulus": 0} | changes))
+  sizes = {"name": "sudoku", "min_size": 6, "max_size": 10, "modulus": 0, "unneeded": 0}
+  return tasks.get(TaskConfig(**sizes | changes))
 
 
 TASK = make()
@@ -137,7 +138,9 @@ def test_copies_with_moved_lines_and_other_numbers_share_a_key_and_other_puzzles
       assert sudoku._key(moved, frozenset(k for k, place in enumerate(places) if place in givens)) == problem.key
 
 
-@pytest.mark.parametrize("changes", [{"modulus": 10}, {"max_size": 13}, {"min_size": 0}])
-def test_sizes_that_it_cannot_have_are_refused(changes):
-  with pytest.raises(InputError, match="a sudoku has 1 to 12 empty cells"):
+@pytest.mark.parametrize(("changes", "words"), [
+  ({"modulus": 10}, "sudoku takes modulus 0"), ({"min_size": 0}, "min_size of at least 1"),
+  ({"max_size": 13}, "a sudoku has 1 to 12 empty cells")])
+def test_sizes_that_it_cannot_have_are_refused(changes, words):
+  with pytest.raises(InputError, match=words):
     make(**changes)

@@ -1,16 +1,17 @@
 """Tasks: problems whose every step can be checked, and the wrong steps that can be put in them.
 
-A new task is one file with a class that has the members of `Task`, and one line in `get`.
+A task is one module of this folder, whose name is the task's: a class that fills in `Task`, and `TASK = ` that class.
 """
 
+import abc
 import dataclasses
 import hashlib
-from typing import Protocol
+import importlib
 
 import numpy as np
 
 from insec_jax.command import InputError
-from insec_jax.config import TaskConfig
+from insec_jax.config import TASKS, TaskConfig
 from insec_jax.method.transcript import split_steps
 
 MALFORMED = "malformed"  # class of a step that cannot be read: only a model writes these, none is injected
@@ -49,46 +50,68 @@ class Verdict:
 RIGHT, LUCKY = Verdict("right", ""), Verdict("lucky", "")
 
 
-class Task(Protocol):
-  """What a task can do. `before` are the steps that stand (accepted or corrected) before the one in question."""
+class Task(abc.ABC):
+  """What a task can do. `before` are the steps that stand (accepted or corrected) before the one in question.
+
+  A task has to say how it makes, checks, spoils and explains; the rest is there, for a solution that has one order.
+  """
 
   name: str
   error_classes: tuple[str, ...]  # those that can be injected
   symbols: tuple[str, ...] | None  # vocabulary of a tokenizer built for the task; None: the text needs a real tokenizer
-  units: tuple[str, ...]  # what a step may be
+  units: tuple[str, ...] = ("line",)  # what a step may be
 
+  def __init__(self, task: TaskConfig):
+    """For a task that has sizes and no more; one that has other settings, or bounds for them, checks them itself."""
+    if task.modulus or task.unneeded or task.min_size < 1:
+      raise InputError(f"task.modulus={task.modulus} task.unneeded={task.unneeded} task.min_size={task.min_size}; "
+                       f"{self.name} takes modulus 0, unneeded 0 and a min_size of at least 1")
+    self.min_size, self.max_size = task.min_size, task.max_size
+
+  @abc.abstractmethod
   def make(self, rng: np.random.Generator) -> Problem:
     """A new problem."""
 
+  @abc.abstractmethod
   def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
     """Whether `step` is right after `before`, in whatever valid order the steps come."""
 
+  @abc.abstractmethod
   def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
     """A wrong step of class `error` in place of the next one; None where there is none."""
 
+  @abc.abstractmethod
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """What is wrong with a wrong step: "label" names it, "recompute" also puts it right."""
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
-    """The right next step; None when the problem is solved."""
+    """The right next step, None when the problem is solved; here the first of the solution that does not stand."""
+    left = list(problem.steps)
+    for step in before:
+      if step in left:
+        left.remove(step)
+    return left[0] if left else None
 
   def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
     """The right step in place of `wrong`: about the same quantity where it can come now, else the next step."""
+    del wrong
+    return self.next_step(problem, before)
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
-    """The final answer that the steps state, to be compared with `problem.answer`; None when they state none."""
+    """The final answer that the steps state, right or wrong, to be compared with `problem.answer`; None: no answer.
+
+    Here the last step as it stands, once there are as many as in the solution.
+    """
+    return steps[-1].strip() if len(steps) >= len(problem.steps) else None
 
 
 def get(task: TaskConfig) -> Task:
   """The task that the config names; InputError for sizes or a modulus that it cannot have."""
+  if task.name == "records":
+    checked = ", ".join(name for name in TASKS if name != "records")
+    raise InputError(f"task.name='records' has no step checker; one of {checked} is needed here")
   # Here, because each of them imports Problem from above.
-  from insec_jax.method.tasks import chain_sum, graph, gsm8k, multiplication, sudoku
-
-  classes = {"graph": graph.Graph, "chain_sum": chain_sum.ChainSum, "gsm8k": gsm8k.Gsm8k,
-             "multiplication": multiplication.Multiplication, "sudoku": sudoku.Sudoku}
-  if task.name not in classes:
-    raise InputError(f"task.name={task.name!r} has no step checker; one of {', '.join(classes)} is needed here")
-  return classes[task.name](task)
+  return importlib.import_module(f"{__name__}.{task.name}").TASK(task)
 
 
 def split_of(key: str) -> str:

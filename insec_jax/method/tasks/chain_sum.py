@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from insec_jax.command import InputError
-from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Verdict
+from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Task, Verdict
 
 CLASSES = ("value", "calc", "copy", "repeat")
 MAX_NUMBER = 99
@@ -46,19 +44,13 @@ def _read(step: str) -> Sum | None:
   return found and Sum(*map(int, found.groups()))
 
 
-class ChainSum:
+class ChainSum(Task):
   """The task; its size is the number of sums. The numbers may be added in any order."""
 
   name = "chain_sum"
   error_classes = CLASSES
   units = ("line", "sentence")
   symbols = (*CLASSES, MALFORMED, "not", *"0123456789", "+", "=", "\n")
-
-  def __init__(self, task: TaskConfig):
-    if task.modulus != 0 or task.min_size < 1:
-      raise InputError(f"task.modulus={task.modulus} task.min_size={task.min_size}; chain_sum adds plain integers "
-                       "(modulus 0), at least two of them (min_size 1)")
-    self.min_size, self.max_size = task.min_size, task.max_size
 
   def make(self, rng: np.random.Generator) -> Problem:
     size = int(rng.integers(self.min_size, self.max_size + 1))
@@ -68,7 +60,8 @@ class ChainSum:
       steps.append(_format_step(total, number, total + number))
       total += number
     prompt = "+".join(map(str, numbers)) + "=\n"
-    return Problem(prompt, tuple(steps), str(total), prompt, Facts(numbers))
+    key = "+".join(map(str, sorted(numbers)))
+    return Problem(prompt, tuple(steps), str(total), key, Facts(numbers))
 
   def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
     """The operands against what is left to add, then the sum. Sums only grow, so a step seen before is a repeat."""
@@ -130,10 +123,6 @@ class ChainSum:
     right = self._next(problem, before)
     return None if right is None else _format_step(*right)
 
-  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
-    del wrong  # whatever it was about, the next number is to be added
-    return self.next_step(problem, before)
-
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
     """The result of the last step, once every number has been added."""
     _, left = self._state(problem, steps)
@@ -162,3 +151,6 @@ class ChainSum:
     if total is None:
       total = left.pop(0)
     return Sum(total, left[0], total + left[0])
+
+
+TASK = ChainSum

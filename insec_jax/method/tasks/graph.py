@@ -19,12 +19,13 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
+from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
 
 NAMES = string.ascii_lowercase
 MAX_GIVENS = 3
-MAX_SIZE = len(NAMES) - MAX_GIVENS
+MAX_SIZE = len(NAMES) - MAX_GIVENS  # with the unneeded quantities
 CLASSES = ("early", "value", "calc", "copy", "repeat")
+UNNEEDED = "unneeded"  # a class only where there are such quantities
 _STEP = re.compile(r"([a-z])([a-z])(\d{1,9})([a-z])(\d{1,9})([a-z])(\d{1,9})\n", re.ASCII)
 _MIX, _PRIME = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), 2**61 - 1
 
@@ -78,8 +79,11 @@ def _read(step: str, modulus: int) -> Sum | None:
   return None if malformed else Sum(name, (first, second), values, int(result))
 
 
-def _key(reads: list[list[int]], values: list[int], asked: int) -> str:
-  """The graph without names and order, as numbers: problems that are renamed or reshuffled copies share it."""
+def _key(reads: list[list[int]], values: list[int]) -> str:
+  """The graph without names and order, as numbers: problems that are renamed or reshuffled copies share it.
+
+  The last quantity is the asked one. Those it does not need are left out: with others it is the same problem.
+  """
   codes = []
   for pair, value in zip(reads, values, strict=True):
     if pair:
@@ -87,14 +91,49 @@ def _key(reads: list[list[int]], values: list[int], asked: int) -> str:
       codes.append((low * _MIX[0] + high * _MIX[1] + _MIX[2] ^ (low >> 7)) % _PRIME)
     else:
       codes.append(value + 1)
-  return f"{codes[asked]:x}/{sum(codes) % _PRIME:x}"
+  return f"{codes[-1]:x}/{sum(codes) % _PRIME:x}"
 
 
-class Graph:
+def _chain(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
+  """What each quantity reads, by index. A sum reads the one before it: all are needed, and one order is right."""
+  reads = [[] for _ in range(num_givens + size)]
+  for k in range(num_givens, num_givens + size):
+    second, first = draw.sample(range(k), 2)
+    if k > num_givens:
+      first, second = k - 1, draw.randrange(k - 1)
+    reads[k] = [first, second] if draw.random() < 0.5 else [second, first]
+  return reads
+
+
+def _web(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
+  """What each quantity reads, by index. A sum reads any two before it, such that the last one needs them all."""
+  reads, unread = [[] for _ in range(num_givens)], []
+  for k in range(num_givens, num_givens + size):
+    # A sum can lower the number of those that nobody reads by one: near the end it has to.
+    pair = draw.sample(unread, max(0, len(unread) + 1 - (num_givens + size - k)))
+    pair += draw.sample([other for other in range(k) if other not in pair], 2 - len(pair))
+    draw.shuffle(pair)
+    reads.append(pair)
+    unread = [other for other in unread if other not in pair] + [k]
+  return reads
+
+
+def _any_order(draw: random.Random, reads: list[list[int]]) -> list[int]:
+  """The sums in an order in which each can be computed, the next one drawn from those that can."""
+  order, known = [], {k for k, pair in enumerate(reads) if not pair}
+  while len(known) < len(reads):
+    k = draw.choice([k for k, pair in enumerate(reads) if k not in known and known.issuperset(pair)])
+    order.append(k)
+    known.add(k)
+  return order
+
+
+class Graph(Task):
   """The task; its size is the number of sums that the asked quantity needs.
 
-  There are 2 or 3 givens. A step that reads a quantity too early or follows a wrong definition, yet has every number
-  right and adds up, is lucky; so is a right one that the asked quantity does not need.
+  There are 2 or 3 givens. Without unneeded quantities the sums form a chain. With them each sum may read any two
+  quantities before it, so that which ones are needed has to be worked out, and a right sum of another is a mistake.
+  A step that reads a quantity too early or follows a wrong definition, but has every number right, is lucky.
   """
 
   name = "graph"
@@ -104,40 +143,40 @@ class Graph:
   def __init__(self, task: TaskConfig):
     if task.modulus < 2:
       raise InputError(f"task.modulus={task.modulus}; the graph task counts modulo at least 2")
-    if not 1 <= task.min_size <= task.max_size <= MAX_SIZE:
-      raise InputError(f"task.min_size={task.min_size} to task.max_size={task.max_size}; the graph task has names for "
-                       f"1 to {MAX_SIZE} sums")
+    if not 1 <= task.min_size <= task.max_size <= MAX_SIZE - task.unneeded:
+      raise InputError(f"task.min_size={task.min_size} to task.max_size={task.max_size} with "
+                       f"task.unneeded={task.unneeded}; the graph task has names for 1 to {MAX_SIZE} sums, unneeded "
+                       "ones included")
     self.min_size, self.max_size, self.modulus = task.min_size, task.max_size, task.modulus
+    self.unneeded = task.unneeded
+    if self.unneeded:
+      self.error_classes = (*CLASSES, UNNEEDED)
     numbers = sorted(map(str, range(self.modulus)), key=len, reverse=True)
-    self.symbols = (*CLASSES, MALFORMED, *numbers, *NAMES, "=", "+", ";", "?", ":", "\n")
+    self.symbols = (*self.error_classes, MALFORMED, *numbers, *NAMES, "=", "+", ";", "?", ":", "\n")
 
   def make(self, rng: np.random.Generator) -> Problem:
     draw = random.Random(int(rng.integers(2**62)))  # several times as fast as NumPy for single draws
     size = draw.randint(self.min_size, self.max_size)
     num_givens = draw.randint(2, MAX_GIVENS)
-    total = num_givens + size
-    asked = total - 1
-    # Each sum reads the one before it, so that all are needed and one order is right, and anything before that.
-    reads = [[] for _ in range(total)]
-    for k in range(num_givens, total):
-      second, first = draw.sample(range(k), 2)
-      if k > num_givens:
-        first, second = k - 1, draw.randrange(k - 1)
-      reads[k] = [first, second] if draw.random() < 0.5 else [second, first]
+    asked = num_givens + size - 1
+    reads, order = (_web if self.unneeded else _chain)(draw, num_givens, size), range(num_givens, num_givens + size)
     values = [draw.randrange(self.modulus) for _ in range(num_givens)]
+    if self.unneeded:
+      order = _any_order(draw, reads)
+      reads += [draw.sample(range(asked + 1 + k), 2) for k in range(draw.randint(0, self.unneeded))]
     for first, second in reads[num_givens:]:
       values.append((values[first] + values[second]) % self.modulus)
 
-    names = draw.sample(NAMES, total)
-    operands = {names[k]: (names[reads[k][0]], names[reads[k][1]]) for k in range(num_givens, total)}
+    names = draw.sample(NAMES, len(reads))
+    operands = {names[k]: (names[reads[k][0]], names[reads[k][1]]) for k in range(num_givens, len(reads))}
     value = dict(zip(names, values, strict=True))
     definitions = [_format_given(name, value[name]) for name in names[:num_givens]]
     definitions += [_format_derived(name, pair) for name, pair in operands.items()]
     draw.shuffle(definitions)
-    facts = Facts(names[asked], operands, value, tuple(names[num_givens:]))
+    facts = Facts(names[asked], operands, value, tuple(names[k] for k in order))
     return Problem(_format_prompt(definitions, facts.asked),
                    tuple(self._right_step(facts, name) for name in facts.order),
-                   str(values[asked]), _key(reads, values, asked), facts)
+                   str(values[asked]), _key(reads[:asked + 1], values[:asked + 1]), facts)
 
   def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
     facts = problem.facts
@@ -154,7 +193,11 @@ class Graph:
     values_right = all(facts.value[name] == value for name, value in zip(read.operands, read.values, strict=True))
     # The sum as well: a wrong definition can have every number right and still not add up.
     if values_right and read.result == facts.value[read.name] == sum(read.values) % self.modulus:
-      return RIGHT if copied and not early and read.name in facts.order else LUCKY
+      if not copied or early:
+        return LUCKY
+      if read.name in facts.order:
+        return RIGHT
+      return Verdict("wrong", UNNEEDED) if self.unneeded else LUCKY
     if not copied:
       return Verdict("wrong", "copy")
     if early:
@@ -169,6 +212,10 @@ class Graph:
     name = self._next_name(facts, stated)
     if name is None:
       return None
+    if error == UNNEEDED:
+      ready = [other for other, pair in facts.operands.items()
+               if other not in facts.order and other not in stated and not self._missing(facts, stated, pair)]
+      return self._right_step(facts, ready[rng.integers(len(ready))]) if ready else None
     if error == "early":
       waiting = [other for other, pair in facts.operands.items()
                  if other not in stated and self._missing(facts, stated, pair)]
@@ -199,12 +246,13 @@ class Graph:
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the quantity it is about; with "recompute" also what is right.
 
-        class      wrong step   label     recompute
-        early      dc5a4d9      earlyc    earlycab    c is not known yet, a + b gives it
-        value      ca5b3c8      valuea    valuea4     a is 4
-        calc       ca4b3c8      calcc     calc4+3=7   the sum
-        copy       cd4b3c7      copyc     copycab     c is a + b
-        repeat     ca4b3c7      repeatc   repeatc7    c is known
+        class      wrong step   label      recompute
+        early      dc5a4d9      earlyc     earlycab     c is not known yet, a + b gives it
+        value      ca5b3c8      valuea     valuea4      a is 4
+        calc       ca4b3c8      calcc      calc4+3=7    the sum
+        copy       cd4b3c7      copyc      copycab      c is a + b
+        repeat     ca4b3c7      repeatc    repeatc7     c is known
+        unneeded   eb3c7e0      unneedede  unneedede?d  d is asked, and does without e
         malformed  ca43         malformed in both
     """
     facts = problem.facts
@@ -224,6 +272,8 @@ class Graph:
       return f"calc{read.values[0]}+{read.values[1]}={facts.value[name]}"
     if error in ("value", "repeat"):
       return f"{error}{name}{facts.value[name]}"
+    if error == UNNEEDED:
+      return f"{error}{name}?{facts.asked}"
     if name in facts.operands:
       return error + _format_derived(name, facts.operands[name])
     return error + _format_given(name, facts.value[name])
@@ -261,3 +311,6 @@ class Graph:
 
   def _other(self, number: int, rng: np.random.Generator) -> int:
     return int(number + rng.integers(1, self.modulus)) % self.modulus
+
+
+TASK = Graph

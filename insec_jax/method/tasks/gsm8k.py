@@ -27,7 +27,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Verdict
+from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
 from insec_jax.method.tasks.prose import (
   NUMBER,
   decimals,
@@ -190,7 +190,7 @@ def _has_operator(note: Note) -> bool:
   return any(sign in note.expression for sign in "+-*/")
 
 
-class Gsm8k:
+class Gsm8k(Task):
   """The task; its problems come from records (`problem_of`), whose steps may be lines, sentences or paragraphs."""
 
   name = "gsm8k"
@@ -200,9 +200,9 @@ class Gsm8k:
   problem_of = staticmethod(problem_of)
 
   def __init__(self, task: TaskConfig):
-    if (task.min_size, task.max_size, task.modulus) != (0, 0, 0):
-      raise InputError(f"task.min_size={task.min_size} max_size={task.max_size} modulus={task.modulus}; gsm8k reads "
-                       "its problems from data.path, all three must be 0")
+    if task.min_size or task.max_size or task.modulus or task.unneeded:
+      raise InputError(f"task.min_size={task.min_size} max_size={task.max_size} modulus={task.modulus} "
+                       f"unneeded={task.unneeded}; gsm8k reads its problems from data.path, all four must be 0")
 
   def make(self, rng: np.random.Generator) -> Problem:
     del rng
@@ -264,10 +264,6 @@ class Gsm8k:
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     k = self._place(problem, before)
     return problem.steps[k] if k < len(problem.steps) else None
-
-  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
-    del wrong  # the solution goes on from what stands
-    return self.next_step(problem, before)
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
     del problem
@@ -350,6 +346,9 @@ class Gsm8k:
         return _wrong(error, f"{new} is not the right number.",
                       f"The number is {old}, not {new}: {note.expression} = {show(note.result)}.")
     return Finding(LUCKY)
+
+
+TASK = Gsm8k
 
 
 def _rounded(number: Fraction, exact: Fraction) -> bool:

@@ -1,11 +1,16 @@
-"""Multiplication by hand: a product for each digit of the second number, added up as they come.
+"""Multiplication: two whole numbers, one partial product for each digit of the second, then running sums.
 
-    prompt   47*36=\\n
-    steps    47*6=282\\n        from the last digit on; a digit 0 has no line
-             47*30=1410\\n
-             282+1410=1692\\n   the sum so far
+    prompt   47*86=\\n
+    steps    47*6=282\\n
+             47*80=3760\\n      a digit with its power of ten; a digit 0 has no line
+             282+3760=4042\\n
+
+Numbers are written as always, the most significant digit first, so that a tokenizer with tokens of several digits reads
+them as in any other text. The six classes of a wrong result are those of arXiv 2512.02389.
 """
 
+import functools
+import itertools
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,192 +19,315 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Verdict
+from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
 
-# Those of arXiv 2512.02389; a wrong result is of the first class here that it fits.
-CLASSES = ("carry", "ten", "hundred", "near", "digit", "adjacent")
-OWN = ("calc", "copy", "repeat", MALFORMED)  # only a model writes these: another wrong result, other operands
+CLASSES = ("carry", "ten", "hundred", "near", "digit", "adjacent", "copy", "repeat")
+CALC = "calc"  # class of a wrong result that is none of the six: only a model writes these
 MAX_DIGITS = 6
-_NUMBER = "(0|[1-9][0-9]{0,13})"
-_LINE = re.compile(rf"{_NUMBER}([*+]){_NUMBER}={_NUMBER}\n")
-
-
-class Line(NamedTuple):
-  """A step as read: its left side, as written, and the result that it states."""
-
-  left: str
-  result: int
+_TRIES = 40  # draws for one wrong step
+_NUMBER = "(0|[1-9][0-9]{0,12})"
+_STEP = re.compile(rf"{_NUMBER}([*+]){_NUMBER}=(?=[0-9]){_NUMBER}\n", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Facts:
-  """The lines of the solution in order, with their true results."""
+  """The two numbers."""
 
-  lines: tuple[Line, ...]
-
-
-def _format_line(line: Line) -> str:
-  return f"{line.left}={line.result}\n"
+  first: int
+  second: int
 
 
-def _read(step: str) -> Line | None:
+class Step(NamedTuple):
+  """A step as read: operands, sign and result as stated."""
+
+  first: int
+  sign: str
+  second: int
+  result: int
+
+  @property
+  def true(self) -> int:
+    """What the operands come to."""
+    return self.first * self.second if self.sign == "*" else self.first + self.second
+
+  @property
+  def task(self) -> tuple[str, int, int]:
+    """What is computed: the same for operands in the other order."""
+    return (self.sign, *sorted((self.first, self.second)))
+
+
+class State(NamedTuple):
+  """Where a solution stands, every result taken as the true one."""
+
+  done: set[tuple[str, int, int]]  # what has been computed, see Step.task
+  parts: list[int]  # of the second number, such as 6 and 80: those still to be multiplied by
+  terms: list[int]  # results not yet added, the one of the last sum first
+
+
+def _format_task(first: int, sign: str, second: int) -> str:
+  return f"{first}{sign}{second}"
+
+
+def _format_step(first: int, sign: str, second: int, result: int) -> str:
+  return f"{_format_task(first, sign, second)}={result}\n"
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _read(step: str) -> Step | None:
   """The step as read; None when it is malformed."""
-  found = _LINE.fullmatch(step)
-  return found and Line(f"{found[1]}{found[2]}{found[3]}", int(found[4]))
+  found = _STEP.fullmatch(step)
+  return found and Step(int(found[1]), found[2], int(found[3]), int(found[4]))
 
 
-def _solution(first: int, second: int) -> tuple[Line, ...]:
-  lines, total = [], None
-  for place, digit in enumerate(reversed(str(second))):
-    if digit == "0":
-      continue
-    factor = int(digit) * 10**place
-    lines.append(Line(f"{first}*{factor}", first * factor))
-    if total is not None:
-      lines.append(Line(f"{total}+{first * factor}", total + first * factor))
-    total = lines[-1].result
-  return tuple(lines)
+def _parts(number: int) -> list[int]:
+  """The digits of the number that are not 0, from the last to the first, each with its power of ten."""
+  return [int(digit) * 10**place for place, digit in enumerate(reversed(str(number))) if digit != "0"]
 
 
-def _without_a_carry(left: str) -> set[int]:
-  """The results that come of forgetting one carry on the way."""
-  sign = "*" if "*" in left else "+"
-  first, second = left.split(sign)
-  if sign == "+":
-    digits = [(int(a), int(b)) for a, b in zip(first.zfill(14)[::-1], second.zfill(14)[::-1], strict=True)]
+def _within(number: int, whole: int) -> bool:
+  """Whether the number has digits of `whole` in their places and zeros elsewhere, such as 80, 6 and 86 of 486."""
+  return number > 0 and set(_parts(number)) <= set(_parts(whole))
+
+
+def _columns(first: int, sign: str, second: int) -> list[tuple[int, int]]:
+  """(place, what the column comes to) from the last place on, the carry of the column before included.
+
+      47*80      (1, 56) (2, 37)              7*8 = 56; 4*8 + 5 = 37
+      282+3760   (0, 2) (1, 14) (2, 10) (3, 4)
+  """
+  ones = [int(digit) for digit in reversed(str(first))]
+  if sign == "*":
+    start = len(str(second)) - 1  # a part: one digit and zeros
+    sums = [digit * int(str(second)[0]) for digit in ones]
   else:
-    factor = second.rstrip("0")
-    digits = [(int(a) * int(factor), 0) for a in first[::-1]]
-  zeros = len(second) - len(second.rstrip("0")) if sign == "*" else 0
-  right = int(first) * int(second) if sign == "*" else int(first) + int(second)
-  found, carry = set(), 0
-  for place, (a, b) in enumerate(digits):
-    carry = (a + b + carry) // 10
-    if carry and place + 1 < len(digits):  # past the last digit it is written down, not carried
-      found.add(right - carry * 10**(place + 1 + zeros))
-  return found
+    start = 0
+    sums = [sum(pair) for pair in itertools.zip_longest(ones, map(int, reversed(str(second))), fillvalue=0)]
+  columns, carry = [], 0
+  for place, value in enumerate(sums, start):
+    columns.append((place, value + carry))
+    carry = (value + carry) // 10
+  if sign == "+" and carry:
+    columns.append((len(sums), carry))
+  return columns
 
 
-def _class(line: Line, right: int) -> str:
-  """The class of a wrong result."""
-  wrong = line.result
-  if wrong in _without_a_carry(line.left):
+def _forgotten(step: Step) -> list[int]:
+  """The results with one carry forgotten."""
+  columns = _columns(step.first, step.sign, step.second)
+  return [step.true - value // 10 * 10 ** (place + 1) for place, value in columns[:-1] if value >= 10]
+
+
+def _class_of(step: Step) -> str:
+  """The class of a wrong result: the first of these that fits, else CALC.
+
+      carry      one carry is forgotten
+      ten        10 too much or too little
+      hundred    100 too much or too little
+      near       one digit is 2 off
+      digit      one digit is another
+      adjacent   two digits side by side are others
+  """
+  if step.result in _forgotten(step):
     return "carry"
-  if abs(wrong - right) in (10, 100):
-    return "ten" if abs(wrong - right) == 10 else "hundred"
-  said, true = str(wrong), str(right)
-  if len(said) != len(true):
-    return "calc"
-  places = [place for place, (a, b) in enumerate(zip(said, true, strict=True)) if a != b]
-  if len(places) == 1:
-    return "near" if abs(int(said[places[0]]) - int(true[places[0]])) == 2 else "digit"
-  return "adjacent" if len(places) == 2 and places[1] == places[0] + 1 else "calc"
+  if (off := abs(step.result - step.true)) in (10, 100):
+    return "ten" if off == 10 else "hundred"
+  right, said = str(step.true), str(step.result)
+  changed = [place for place, (a, b) in enumerate(zip(right, said, strict=False)) if a != b]
+  if len(right) != len(said) or len(changed) > 2 or changed[-1] - changed[0] > 1:
+    return CALC
+  if len(changed) == 2:
+    return "adjacent"
+  return "near" if abs(int(right[changed[0]]) - int(said[changed[0]])) == 2 else "digit"
 
 
-class Multiplication:
-  """The task; its size is the number of digits of each of the two numbers."""
+def _digits_changed(number: int, num: int, rng: np.random.Generator) -> int:
+  """The number with `num` digits side by side drawn anew; as it is where it has not so many."""
+  text = str(number)
+  if len(text) < num:
+    return number
+  place = rng.integers(len(text) - num + 1)
+  return int(text[:place] + "".join(map(str, rng.integers(10, size=num))) + text[place + num:])
+
+
+def _slip(error: str, step: Step, rng: np.random.Generator) -> int:
+  """A result that may have that error."""
+  if error == "carry":
+    forgotten = _forgotten(step) or [step.true]
+    return forgotten[rng.integers(len(forgotten))]
+  if error in ("ten", "hundred"):
+    return step.true + int(rng.choice((-1, 1))) * (10 if error == "ten" else 100)
+  if error == "near":
+    return step.true + int(rng.choice((-2, 2))) * 10 ** int(rng.integers(len(str(step.true))))
+  return _digits_changed(step.true, 2 if error == "adjacent" else 1, rng)
+
+
+class Multiplication(Task):
+  """The task; its size is the number of digits of each number.
+
+  Partial products and sums may come in any order. A step that holds but reads what is not stated yet, takes several
+  digits at once or takes the first number apart instead of the second is lucky.
+  """
 
   name = "multiplication"
   error_classes = CLASSES
   units = ("line", "sentence")
-  symbols = (*CLASSES, *OWN, *"0123456789", "*", "+", "=", "\n")
+  symbols = (*CLASSES, CALC, MALFORMED, *"0123456789", "*", "+", "=", ",", "\n")
 
   def __init__(self, task: TaskConfig):
-    if task.modulus != 0 or not 1 <= task.min_size <= task.max_size <= MAX_DIGITS:
-      raise InputError(f"task.modulus={task.modulus} task.min_size={task.min_size} task.max_size={task.max_size}; "
-                       f"multiplication takes numbers of 1 to {MAX_DIGITS} digits and modulus 0")
-    self.min_size, self.max_size = task.min_size, task.max_size
+    super().__init__(task)
+    if self.max_size > MAX_DIGITS:
+      raise InputError(f"task.max_size={task.max_size}; multiplication takes numbers of 1 to {MAX_DIGITS} digits")
 
   def make(self, rng: np.random.Generator) -> Problem:
     size = int(rng.integers(self.min_size, self.max_size + 1))
-    first, second = (int(number) for number in rng.integers(10**(size - 1), 10**size, 2))
-    lines = _solution(first, second)
-    return Problem(f"{first}*{second}=\n", tuple(map(_format_line, lines)), str(first * second),
-                   f"{min(first, second)}*{max(first, second)}", Facts(lines))
+    first, second = rng.integers(10 ** (size - 1), 10**size, 2).tolist()
+    facts = Facts(first, second)
+    steps = []
+    while (step := self._next(facts, tuple(steps))) is not None:
+      steps.append(_format_step(*step))
+    key = "*".join(map(str, sorted((first, second))))
+    return Problem(f"{_format_task(first, '*', second)}=\n", tuple(steps), str(first * second), key, facts)
 
   def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
-    """A line may come once the lines are there that it reads; a wrong result that stands counts as the right one."""
     read = _read(step)
     if read is None:
       return Verdict("wrong", MALFORMED)
-    stated = self._stated(before)
-    if read.left in stated:
+    facts = problem.facts
+    if any(earlier.task == read.task and earlier.result == earlier.true for earlier in self._reads(before)):
       return Verdict("wrong", "repeat")
-    if read.left not in self._possible(problem, stated):
-      return Verdict("wrong", "copy")
-    right = self._right(problem)[read.left]
-    return RIGHT if read.result == right else Verdict("wrong", _class(read, right))
+    state = self._state(facts, before)
+    if not self._can_come(facts, state, read):
+      known = read.result == read.true and self._holds(facts, read)
+      return LUCKY if known else Verdict("wrong", "copy")
+    return RIGHT if read.result == read.true else Verdict("wrong", _class_of(read))
 
   def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
-    line = self._next(problem, before)
-    if line is None:
+    if error == "repeat":
+      return before[rng.integers(len(before))] if before else None
+    right = self._next(problem.facts, before)
+    if right is None:
       return None
-    left, right = line
-    digits = [int(digit) for digit in str(right)]
-    place = int(rng.integers(len(digits)))
-    if error == "carry":
-      choices = sorted(_without_a_carry(left) - {right})
-      wrong = choices[rng.integers(len(choices))] if choices else -1
-    elif error in ("ten", "hundred"):
-      wrong = right + (10 if error == "ten" else 100) * int(rng.choice((-1, 1)))
-    elif error == "adjacent" and place + 1 < len(digits):
-      digits[place], digits[place + 1] = (int(rng.integers(10)) for _ in range(2))
-      wrong = int("".join(map(str, digits)))
-    elif error == "adjacent":
-      wrong = -1
-    else:
-      digits[place] = digits[place] + int(rng.choice((-2, 2))) if error == "near" else int(rng.integers(10))
-      wrong = int("".join(map(str, digits))) if 0 <= digits[place] <= 9 else -1
-    return _format_line(Line(left, wrong)) if wrong >= 0 else None
+    for _ in range(_TRIES):
+      said = right._replace(result=_slip(error, right, rng)) if error != "copy" else self._misread(right, rng)
+      step = _format_step(*said)
+      if self.check(problem, before, step).error == error:
+        return step
+    return None
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """The class; with "recompute" also the line as it should be.
+    """The class and the wrong number; with "recompute" the columns from the last on, or what is right.
 
-        wrong step     label    recompute
-        47*6=272       ten      ten47*6=282
-        47*5=235       copy     copy47*6=282    the line that comes next
-        malformed in both, and where nothing is left to say
+        class       wrong step    short       recompute
+        one of six  47*80=3260    carry3260   carry56,37   7*8 = 56, 4*8 + 5 = 37
+        copy        47*8=376      copy8       copy47*6     what comes next
+        repeat      47*6=282      repeat282   repeat47*6=282
+        malformed   47*=282       malformed in both
     """
     error = self.check(problem, before, wrong).error
     assert error, f"{wrong!r} is not wrong; there is nothing to explain"
-    right = self.correction(problem, before, wrong)
-    if error == MALFORMED or detail == "label" or right is None:
-      return error
-    return error + right.rstrip("\n")
+    read = _read(wrong)
+    if read is None:
+      return MALFORMED
+    if error == "copy":
+      state, right = self._state(problem.facts, before), self._next(problem.facts, before)
+      if detail == "recompute" and right is not None:
+        return error + _format_task(*right[:3])
+      known = [problem.facts.first, *state.parts] if read.sign == "*" else state.terms
+      return f"{error}{read.second if read.first in known else read.first}"
+    if detail == "label":
+      return f"{error}{read.result}"
+    if error == "repeat":
+      return error + _format_step(*read[:3], read.true).strip()
+    return error + ",".join(str(value) for _, value in _columns(*self._ordered(problem.facts, read)[:3]))
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
-    line = self._next(problem, before)
-    return None if line is None else _format_line(line)
+    right = self._next(problem.facts, before)
+    return None if right is None else _format_step(*right)
 
   def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
-    read, stated = _read(wrong), self._stated(before)
-    if read is not None and read.left in self._possible(problem, stated):
-      return _format_line(Line(read.left, self._right(problem)[read.left]))
+    read, state = _read(wrong), self._state(problem.facts, before)
+    if read is not None and read.task not in state.done and self._can_come(problem.facts, state, read):
+      return _format_step(*read[:3], read.true)
     return self.next_step(problem, before)
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
-    last = problem.facts.lines[-1].left
-    stated = self._stated(steps)
-    return str(stated[last]) if last in stated else None
+    """The result of the last step, once there are as many different ones as it takes."""
+    reads = self._reads(steps)
+    return str(reads[-1].result) if len({read.task for read in reads}) >= len(problem.steps) else None
 
-  def _right(self, problem: Problem) -> dict[str, int]:
-    return dict(problem.facts.lines)
+  def _misread(self, right: Step, rng: np.random.Generator) -> Step:
+    """The step with another digit in one operand, or a part with another power of ten, and what these come to."""
+    first, second = right.first, right.second
+    if rng.random() < 0.5:
+      first = _digits_changed(first, 1, rng)
+    elif right.sign == "+":
+      second = _digits_changed(second, 1, rng)
+    else:
+      second = int(rng.integers(1, 10)) * 10 ** int(rng.integers(len(str(second)) + 1))
+    read = Step(first, right.sign, second, 0)
+    return read._replace(result=read.true)
 
-  def _stated(self, steps: tuple[str, ...]) -> dict[str, int]:
-    """The left sides that the steps state, with the last result of each."""
-    return dict(read for step in steps if (read := _read(step)) is not None)
+  def _reads(self, steps: tuple[str, ...]) -> list[Step]:
+    return [read for step in steps if (read := _read(step)) is not None]
 
-  def _possible(self, problem: Problem, stated: dict[str, int]) -> list[str]:
-    """The left sides that may come now: products at any time, a sum after both lines that it reads."""
-    found, before = [], []
-    for line in problem.facts.lines:
-      is_sum = "+" in line.left
-      if line.left not in stated and (not is_sum or all(left in stated for left in before[-2:])):
-        found.append(line.left)
-      # A sum takes the place of the two lines that it reads.
-      before = [*before[:-2], line.left] if is_sum else [*before, line.left]
-    return found
+  def _ordered(self, facts: Facts, read: Step) -> Step:
+    """The step with the first number first, which a product may have second."""
+    swapped = read.sign == "*" and read.second == facts.first and read.first in _parts(facts.second)
+    return read._replace(first=read.second, second=read.first) if swapped else read
 
-  def _next(self, problem: Problem, before: tuple[str, ...]) -> Line | None:
-    stated = self._stated(before)
-    return next((line for line in problem.facts.lines if line.left not in stated), None)
+  def _can_come(self, facts: Facts, state: State, read: Step) -> bool:
+    """Whether the operands are what may be multiplied or added now, or was, when the result that stands is wrong."""
+    if read.task in state.done:
+      return True
+    if read.sign == "*":
+      ordered = self._ordered(facts, read)
+      return ordered.first == facts.first and ordered.second in state.parts
+    left = list(state.terms)
+    for number in (read.first, read.second):
+      if number not in left:
+        return False
+      left.remove(number)
+    return True
+
+  def _holds(self, facts: Facts, read: Step) -> bool:
+    """Whether the operands are of this problem all the same: parts of either number, or sums of partial products."""
+    for number, whole in ((facts.first, facts.second), (facts.second, facts.first)):
+      if read.sign == "*":
+        others = [b for a, b in ((read.first, read.second), (read.second, read.first)) if a == number]
+        if any(_within(other, whole) for other in others):
+          return True
+      elif read.first % number == read.second % number == 0:
+        shares = (read.first // number, read.second // number)
+        if all(_within(share, whole) for share in shares) and not set(_parts(shares[0])) & set(_parts(shares[1])):
+          return True
+    return False
+
+  def _state(self, facts: Facts, before: tuple[str, ...]) -> State:
+    state = State(set(), _parts(facts.second), [])
+    for read in self._reads(before):
+      if read.task in state.done or not self._can_come(facts, state, read):
+        continue
+      state.done.add(read.task)
+      if read.sign == "*":
+        state.parts.remove(self._ordered(facts, read).second)
+        state.terms.append(read.true)
+      else:
+        state.terms.remove(read.first)
+        state.terms.remove(read.second)
+        state.terms.insert(0, read.true)
+    return state
+
+  def _next(self, facts: Facts, before: tuple[str, ...]) -> Step | None:
+    """The right next step: partial products from the last digit on, then the first two results to add."""
+    state = self._state(facts, before)
+    if state.parts:
+      first, sign, second = facts.first, "*", state.parts[0]
+    elif len(state.terms) > 1:
+      first, sign, second = state.terms[0], "+", state.terms[1]
+    else:
+      return None
+    step = Step(first, sign, second, 0)
+    return step._replace(result=step.true)
+
+
+TASK = Multiplication

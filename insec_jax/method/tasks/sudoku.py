@@ -17,7 +17,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Verdict
+from insec_jax.method.tasks import MALFORMED, RIGHT, Problem, Task, Verdict
 
 CELLS = "abcdefghijklmnop"
 NUMBERS = frozenset(range(1, 5))
@@ -89,7 +89,7 @@ def _key(grid: np.ndarray, givens: frozenset[int]) -> str:
   return "".join(map(str, min(forms)))
 
 
-class Sudoku:
+class Sudoku(Task):
   """The task; its size is the number of empty cells.
 
   `open` is a number in a cell that still has a choice: a guess, wrong by the rules even where the solution has that
@@ -104,11 +104,9 @@ class Sudoku:
              "?", "\n")
 
   def __init__(self, task: TaskConfig):
-    most = 16 - FEWEST_GIVENS
-    if task.modulus != 0 or not 1 <= task.min_size <= task.max_size <= most:
-      raise InputError(f"task.modulus={task.modulus} task.min_size={task.min_size} task.max_size={task.max_size}; a "
-                       f"sudoku has 1 to {most} empty cells and modulus 0")
-    self.min_size, self.max_size = task.min_size, task.max_size
+    super().__init__(task)
+    if self.max_size > 16 - FEWEST_GIVENS:
+      raise InputError(f"task.max_size={task.max_size}; a sudoku has 1 to {16 - FEWEST_GIVENS} empty cells")
 
   def make(self, rng: np.random.Generator) -> Problem:
     size = int(rng.integers(self.min_size, self.max_size + 1))
@@ -205,3 +203,6 @@ class Sudoku:
       known.add(cell)
       order.append(cell)
     return order
+
+
+TASK = Sudoku
