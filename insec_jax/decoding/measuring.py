@@ -17,10 +17,15 @@ Only at the temperature:
     , majority            the control: most frequent answer of evaluate.votes solutions, flags banned; the first of them
                           are those of ", flags banned"
 
-That is 9 passes greedily, 9 + votes - 1 at the temperature and 1 to 1 + redraws * steps for the redraw, and one of a
-single token. AUROCs, curves and thresholds are read from these and cost none. Where markers are plain words no flag can
-be banned, biased or forced: what needs that is left out, and the rest is written without a ban. Where steps are not
-lines, what needs scores while writing is left out.
+That is 9 passes greedily, in which only what a bias or a forced flag changes is written again (of 5 over all problems
+2 are whole); 8 + votes at the temperature, and for the redraw a round until no step is left to redraw, at most
+redraws * steps + 1; and one of a single token. AUROCs, curves and thresholds are read from these and cost none.
+
+The bound holds for the steps of validation solutions as written without flags. Corrections add steps of their own,
+which may be flagged again: measured false alarms can be above it.
+
+Where markers are plain words no flag can be banned, biased or forced: what needs that is left out, and the rest is
+written without a ban. Where steps are not lines, what needs scores while writing is left out.
 """
 
 import dataclasses
