@@ -126,3 +126,17 @@ def _measured(config: Config, skill: float) -> dict:
       {GREEDY: Chosen(0.0, 0.01, 0.5, 1.0, injected.steps), SAMPLED: Chosen(1.0, 0.02, -0.5, 1.0, injected.steps)},
       [solve() for _ in range(config.evaluate.votes)])
   return results.results(measured, within=config.evaluate.within)
+
+
+def before_variants(found: dict) -> dict:
+  """The same results as version 0.2.0 wrote them: no thresholds, no controls, no curves, no confidence."""
+  old = ("injected", "own", "own sampled", "solutions", "solutions sampled")
+  new = ("first_tries", "operating", "operating_confidence", "accuracy_at_tokens", "thresholds")
+
+  def kept(values: dict) -> dict:
+    return {source: value for source, value in values.items() if source.partition(": ")[0] in old}
+
+  rates = {source: {metric: rate for metric, rate in metrics.items() if metric != "auroc, confidence"}
+           for source, metrics in kept(found["rates"]).items()}
+  return {**{key: value for key, value in found.items() if key not in new}, "rates": rates,
+          **{key: kept(found[key]) for key in ("solved", "tokens_per_problem", "gap")}}

@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
   (folder / "sentences" / MARKERS).write_text((folder / "marked" / MARKERS).read_text().replace("line", "sentence"))
   (folder / "empty").mkdir()
   write_lines(folder / "p.jsonl", PROMPTS)
+  write_lines(folder / "many.jsonl", PROMPTS[:1] * 32)
   write_lines(folder / "bad.jsonl", [{"prompt": "2"}, "{"])
   write_lines(folder / "neither.jsonl", [{"text": "2"}])
   write_lines(folder / "range.jsonl", [{"tokens": [1, 9999]}])
@@ -67,7 +68,8 @@ def done(folder):
     "greedy": ["--output=greedy.jsonl", "--logprobs"],
     "again": ["--output=again.jsonl", "--logprobs"],
     "flagged": ["--output=flagged.jsonl", "--flag_bias=6", "--temperature=1"],
-    "unsure": ["--output=unsure.jsonl", "--flag_above=0", "--temperature=1", "--max_tokens=100"],
+    "unsure": ["--output=unsure.jsonl", "--prompts=many.jsonl", "--flag_above=0", "--flag_bias=-inf",
+               "--temperature=20", "--max_tokens=60"],
     "plain": ["--model=plain", "--output=plain.jsonl", *DRAWN],
     "words": ["--model=words", "--output=words.jsonl", *DRAWN],
     "clean": ["--model=words", "--output=clean.jsonl", *DRAWN, "--clean"],
@@ -134,7 +136,8 @@ def test_flag_bias_makes_flags_that_the_text_shows(folder, done):
 def test_flag_above_flags_the_lines_that_the_model_is_less_sure_of(folder, done):
   assert done["unsure"][0] == 0, done["unsure"][2]
   texts = [line["text"].partition("<|spare_0|>") for line in output(folder, "unsure.jsonl")]
-  assert any(flag and before.endswith("\n") for before, flag, _ in texts)
+  assert any(flag for _, flag, _ in texts)
+  assert all(before.endswith("\n") for before, flag, _ in texts if flag)  # it says none itself
   assert not any("\n" in before[:-1] for before, _, _ in texts)  # with a score of 0 no line goes by
 
 

@@ -116,9 +116,10 @@ def test_transcripts_show_mistakes_flags_reasons_and_corrections(page):
 
 def test_curves_of_all_arms_lie_over_each_other(page):
   charts = [attrs["aria-label"] for tag, attrs in page.elements if tag == "svg" and "aria-label" in attrs]
-  assert charts == ["Training loss", "Held-out loss"] + [
+  training = ["Training loss", "Held-out loss"] + [
     f"Held-out loss: {name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction")]
-  assert len([tag for tag, _ in page.elements if tag == "polyline"]) == 3 * len(charts)
+  assert charts[:len(training)] == training
+  assert len([tag for tag, _ in page.elements if tag == "polyline"]) >= 3 * len(training)
 
 
 def test_an_arm_without_results_is_shown_and_its_results_are_named_as_missing(page):

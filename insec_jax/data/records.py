@@ -88,8 +88,15 @@ def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str
   """Transcripts of the split "train" or "heldout", each with where it comes from, in a fixed order.
 
   A problem gets its mistakes here when they are injected, and so does any prose where task.name="records"; a record
-  that has its roles is taken as it is, InputError where its mistakes are not flagged and put right.
+  that has its roles is taken as it is, InputError where its mistakes are not flagged and put right. To the split
+  "train" records of mistakes.mined_path are added.
   """
+  contents = _transcripts(config, split)
+  return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
+
+
+def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
+  """The same without mined records."""
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
   some = _of_split(config, split)
   for _, record in some:
@@ -108,7 +115,7 @@ def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str
       rng = np.random.default_rng((config.seed, index))
       content = with_mistakes(record.content, task, config.mistakes, markers, rng)
     contents.append((content, record.where))
-  return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
+  return contents
 
 
 def with_mined(

@@ -287,9 +287,9 @@ class Opened(NamedTuple):
   fix_id: int | None
   unit: str | None  # mistakes.unit and data.template it was trained with
   template: str | None
-  step: int | None = None  # of the checkpoint, where it comes from one
   confidence: tuple[float, ...] = ()  # tokenizer.confidence it was trained with
   confidence_ids: tuple[int, ...] = ()
+  step: int | None = None  # of the checkpoint, where it comes from one
 
 
 def is_workdir(folder: pathlib.Path) -> bool:
@@ -322,12 +322,12 @@ def open_model(folder: str) -> Opened:
     step, params = load_params(path, abstract)
     marked = marked_as(config_lib.from_json((path / CONFIG).read_text(encoding="utf-8")))
   if marked is None:
-    return Opened(config, params, tokenizer, None, None, None, None, None, step)
+    return Opened(config, params, tokenizer, None, None, None, None, None, step=step)
   confidence = tuple(marked.get("confidence", ()))  # version 0.2.0 wrote none
   found = tokens.find_markers(tokenizer, TokenizerConfig(
     path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence))
   return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
-                marked["unit"], marked["template"], step, confidence, found.confidence_ids)
+                marked["unit"], marked["template"], confidence, found.confidence_ids, step)
 
 
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:

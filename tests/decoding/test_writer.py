@@ -148,7 +148,7 @@ def reader(sure: bool) -> Writer:
   model_config = config_from_json(fields, "config.json")
   params = hf.init(model_config, jax.random.key(0), "float32")
   return Writer(Opened(model_config, params, marked.tokenizer, Markers("<err>", "<fix>"), marked.flag_id, marked.fix_id,
-                       "line", "plain", None, config.tokenizer.confidence, marked.confidence_ids), compute="float32")
+                       "line", "plain", config.tokenizer.confidence, marked.confidence_ids), compute="float32")
 
 
 def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():

