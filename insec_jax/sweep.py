@@ -256,7 +256,8 @@ def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) ->
   if not is_newer(results, newest(workdir)):
     return False
   measured = json.loads(results.read_text(encoding="utf-8"))["config"]
-  return measured["evaluate"] == dataclasses.asdict(config.evaluate)  # the rest cannot change in a workdir
+  wanted = json.loads(config.to_json())  # as JSON has it: no tuples
+  return measured["evaluate"] == wanted["evaluate"]  # the rest cannot change in a workdir
 
 
 def compare(sweep: Sweep, reference: str, stopping: Stopping) -> list[str]:

@@ -50,7 +50,7 @@ def test_what_is_done_is_not_run_again_and_what_cannot_go_on_fails_with_one_line
 
 
 def test_two_stages_run_side_by_side(tmp_path):
-  meets = "import os, sys, time\nopen({0!r}, 'w').close()\nend = time.time() + 20\n" \
+  meets = "import os, sys, time\nopen({0!r}, 'w').close()\nend = time.time() + 60\n" \
           "while not os.path.exists({1!r}):\n  assert time.time() < end\n  time.sleep(.01)"
   one, two = str(tmp_path / "one"), str(tmp_path / "two")
   stages = [stage(tmp_path, "1", meets.format(one, two)), stage(tmp_path, "2", meets.format(two, one))]

@@ -84,7 +84,7 @@ def sweep(folder, *words, **environment):
   """(exit code, stdout, stderr, the calls) of one run of the sweep."""
   (folder / "calls").unlink(missing_ok=True)
   process = begin(folder, *words, **environment)
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=300)
   return process.returncode, out, err, calls(folder)
 
 
@@ -232,12 +232,12 @@ def test_sigterm_stops_and_the_same_command_goes_on(prepared, tmp_path):
   folder = shutil.copytree(prepared, tmp_path / "stopped")
   process = begin(folder, HANGS="train out/seed0/clean")
   log = folder / "out/logs/seed0_clean_train.log"
-  end = time.monotonic() + 60
+  end = time.monotonic() + 200
   while not log.exists() or not log.read_text():
     assert time.monotonic() < end
     time.sleep(.02)
   process.send_signal(signal.SIGTERM)
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=200)
   assert process.returncode == 42
   assert err == "stopped; run the same command to go on\n"
   assert not (folder / "out/report.html").exists()
