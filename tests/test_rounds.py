@@ -14,6 +14,7 @@ from test_train import CONFIG, ROOT, SIGNALLED, read_lines, train
 
 from insec_jax.training.checkpoint import open_model
 
+pytestmark = pytest.mark.processes
 GRAPH = CONFIG.replace(
   'c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)',
   'c.task = dict(name="graph", min_size=1, max_size=2, modulus=10, unneeded=0)').replace(
@@ -116,7 +117,6 @@ def test_a_run_does_not_go_on_without_the_records_it_was_trained_on(home, cut, t
   assert message in said.splitlines()[-1]
 
 
-@pytest.mark.processes
 def test_two_processes_share_the_mining_and_see_the_same_records(home, whole):
   with socket.socket() as one:
     one.bind(("", 0))

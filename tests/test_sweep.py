@@ -13,6 +13,7 @@ import pretended
 import pytest
 from modelkit import run
 
+pytestmark = pytest.mark.processes
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = """
 import json, pathlib
