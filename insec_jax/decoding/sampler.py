@@ -8,7 +8,8 @@ prompt gets depends on its company only in the order in which float32 sums are t
       token     .   .   A   B | c   d   <end>    A B the prompt, c d <end> chosen
       position  .   .   0   1 | 2   3   4
 
-Letters as in model/llama.py, and P slot of the padded prompt, M step of the decode, C token asked about, U stop token.
+Letters as in model/llama.py, and P slot of the padded prompt, M step of the decode, U stop token, E token that
+ends a step, K bin of confidence.
 """
 
 import dataclasses
@@ -113,17 +114,6 @@ class Sampler:
       if progress is not None:
         progress(len(results), sum(len(result.tokens) for result in results.values()))
     return [results[index] for index in range(len(prompts))]
-
-  def next_logprobs(self, prompts: Sequence[np.ndarray], token_ids: Sequence[int], *, batch_size: int) -> np.ndarray:
-    """Array [n, len(token_ids)], float32: log p of each of `token_ids` as the token that follows each prompt."""
-    self._check_prompts(prompts, 0)
-    logprob_nC = np.zeros((len(prompts), len(token_ids)), np.float32)
-    for token_BP, start_B, index_B in _batches(prompts, batch_size):
-      logprob_BC = _after_prompt(self.params, token_BP, start_B, np.array(token_ids, np.int32), config=self.config,
-                                 compute=self.compute)
-      is_full_B = index_B != NO_TOKEN
-      logprob_nC[index_B[is_full_B]] = np.asarray(logprob_BC)[is_full_B]
-    return logprob_nC
 
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
     """For each text, log p of each of its tokens after those before it; of the first it is 0."""
@@ -253,13 +243,6 @@ def _read_prompt(params, token_BP, start_B, *, config, compute, room):
 def _logprobs(params, stream_BD, *, config):
   """Log p of the next token of each row, float32."""
   return jax.nn.log_softmax(llama.logits(params, config, stream_BD[:, None])[:, 0])
-
-
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _after_prompt(params, token_BP, start_B, token_C, *, config, compute):
-  """Log p of each of `token_C` after each prompt."""
-  last_BD, _ = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=0)
-  return _logprobs(params, last_BD, config=config)[:, token_C]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))

@@ -180,13 +180,6 @@ def test_every_step_of_every_prompt_is_drawn_anew():
   assert len(np.unique(drawn)) > 55  # of 64; 62 are expected
 
 
-def test_next_logprobs_are_those_of_a_full_pass(model):
-  asked = [FLAG, 3, 60]
-  got_nC = model.next_logprobs(some_prompts(), asked, batch_size=4)
-  needed = [logprobs_after(prompt)[-1, asked] for prompt in some_prompts()]
-  np.testing.assert_allclose(got_nC, np.stack(needed), atol=1e-5)
-
-
 @pytest.mark.parametrize(("prompts", "options", "message"), [
     ([[]], {}, "prompt 1: the prompt is empty"),
     ([[2], [3, 61]], {}, "prompt 2: token id 61 is not in the vocabulary; ids go from 0 to 60"),
