@@ -301,7 +301,7 @@ def test_host_memory_stays_at_two_tensors_when_saving_and_two_weights_when_loadi
     for leaf in weights.values():
       hf._place(leaf, one).delete()
 
-  assert weight <= peak(load) < 2.1 * weight < everything
+  assert weight <= peak(load) < 2.5 * weight < everything
 
 
 def test_save_writes_nothing_over_and_leaves_no_half_folder(tmp_path):
