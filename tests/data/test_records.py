@@ -1,10 +1,12 @@
+import dataclasses
+
 import pytest
 from datakit import config, write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import records
 from insec_jax.data.records import Chat, Prose, Turn
-from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, TEXT
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks import Problem
 from insec_jax.method.transcript import Piece, clean, render
 
@@ -200,6 +202,23 @@ def test_questions_chats_and_plain_texts_get_mistakes_without_a_checker(tmp_path
     assert isinstance(content, Chat) == ("messages" in line)
     # A text without a prompt keeps its first sentence: nothing before it could say that it is wrong.
     assert pieces[0].role == (TEXT if "text" in line else PROMPT)
+
+
+def test_a_chat_gets_mistakes_in_any_answer_and_keeps_its_turns(tmp_path):
+  said = [("assistant", "Good day."), ("user", "Who paid 70 coins?"),
+          ("assistant", "Anna paid 71 coins. Bela paid 12."),
+          ("user", "And then?"), ("assistant", "Carl paid 93 coins.")]
+  line = {"messages": [{"role": role, "content": content} for role, content in said]}
+  some = prose(tmp_path, [line], mistakes__classes=("number",), mistakes__max_per_solution=4)
+  seen = set()
+  for seed in range(12):
+    ((chat, _),) = records.transcripts(dataclasses.replace(some, seed=seed), "train")
+    assert [(turn.speaker, clean(turn.pieces)) for turn in chat.turns] == said
+    put = [(turn.pieces[k].text, turn.pieces[k + 4 if turn.pieces[k + 2].role == REASON else k + 3].text)
+           for turn in chat.turns for k, piece in enumerate(turn.pieces) if piece.role == MISTAKE]
+    assert all(wrong.split()[0] == right.split()[0] for wrong, right in put)
+    seen |= {right.split()[0] for _, right in put}
+  assert seen == {"Anna", "Bela", "Carl"}
 
 
 def test_what_is_held_out_lends_nothing_to_what_is_trained_on(tmp_path):
