@@ -92,7 +92,7 @@ def _within(number: int, whole: int) -> bool:
 def _columns(first: int, sign: str, second: int) -> list[tuple[int, int]]:
   """(place, what the column comes to) from the last place on, the carry of the column before included.
 
-      47*80      (1, 56) (2, 37)              7*8 = 56; 4*8 + 5 = 37
+      47*80      (1, 56) (2, 37)                7*8 = 56, 4*8 + 5 = 37
       282+3760   (0, 2) (1, 14) (2, 10) (3, 4)
   """
   ones = [int(digit) for digit in reversed(str(first))]
@@ -106,15 +106,13 @@ def _columns(first: int, sign: str, second: int) -> list[tuple[int, int]]:
   for place, value in enumerate(sums, start):
     columns.append((place, value + carry))
     carry = (value + carry) // 10
-  if sign == "+" and carry:
-    columns.append((len(sums), carry))
   return columns
 
 
 def _forgotten(step: Step) -> list[int]:
   """The results with one carry forgotten."""
   columns = _columns(step.first, step.sign, step.second)
-  return [step.true - value // 10 * 10 ** (place + 1) for place, value in columns[:-1] if value >= 10]
+  return [step.true - value // 10 * 10 ** (place + 1) for place, value in columns if value >= 10]
 
 
 def _class_of(step: Step) -> str:
