@@ -1,11 +1,14 @@
-"""Mining: the model's own first wrong steps, found by the task's checker, as records to train on.
+"""Mining: the model's own wrong steps, found by the task's checker, as records to train on.
 
 A sample is drawn with the flag banned and judged step by step up to its first wrong one:
 
-    right        every step is right, and so is the answer                    a record without flag, `right_records`
-    wrong        a step is wrong; its class is counted                        a record, `mistake_record`
+    right        every step is right, and so is the answer                    a record without flag
+    wrong        a step is wrong; its class is counted                        a record of this mistake and later ones
     lucky        no step is wrong, but one is lucky                           none: nobody vouches for it
     incomplete   no step is wrong, but the answer is missing or cut short     none
+
+After a wrong step the model goes on from the right one put in its place, as if there had been no other, up to its next
+wrong step, until mistakes.max_per_solution are found. What it leaves undone the task adds.
 
 Which problems are mined, and what is drawn for each, hangs on the seed and not on the processes that share the work.
 """
@@ -15,6 +18,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -29,15 +33,15 @@ from insec_jax.data import records, tokens
 from insec_jax.data.encoding import special_pattern
 from insec_jax.decoding.output import written_whole
 from insec_jax.decoding.parts import Parts
-from insec_jax.decoding.probing import FROM_FILE, pieces_of
+from insec_jax.decoding.probing import FROM_FILE
 from insec_jax.decoding.sampler import bin_of
 from insec_jax.decoding.steps import judged
 from insec_jax.decoding.tables import aligned
 from insec_jax.decoding.writer import Writer, Written
-from insec_jax.method import roles, tasks
+from insec_jax.method import mistakes, roles, tasks
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task
-from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces, render, split_steps
+from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps
 from insec_jax.training.checkpoint import fingerprints, flat
 
 CHUNK = 1024  # samples drawn at least before their records are on disk
@@ -49,22 +53,31 @@ REFUSED = "train would refuse it"
 
 
 @dataclasses.dataclass(frozen=True)
+class Mistake:
+  """A wrong step that the model wrote after `place` steps that stand."""
+
+  place: int
+  step: str
+  error: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
-  """A solution as judged: `steps` are those before the wrong one, all of them where none is; `error` is its class."""
+  """A solution as judged: the steps that stand, without any correction of the last mistake, and the mistakes."""
 
   kind: str
   steps: tuple[str, ...]
-  wrong: str = ""
-  error: str = ""
+  mistakes: tuple[Mistake, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-  """What mining found: samples and problems as counted, and the records written, by class of mistake."""
+  """What mining found: samples and problems as counted, and what the records written hold."""
 
   counts: dict[str, int]
-  samples: dict[str, int]  # wrong ones, by class
-  records: dict[str, int]
+  samples: dict[str, int]  # wrong ones, by the class of their first mistake
+  mistakes: dict[str, int]  # in the records, by class
+  mistake_records: int
   right_records: int
   distinct_right: int
   left_out: dict[str, int]
@@ -81,11 +94,12 @@ class Mined:
              for kind in ("right", "wrong", "lucky", "incomplete")]
     whole.append(("problems with a mistake", f"{counts['problems with a mistake']:,}",
                   part(counts["problems with a mistake"], counts["problems"])))
-    classes = [(error, f"{self.samples[error]:,}", part(self.samples[error], wrong), f"{self.records[error]:,}")
-               for error in sorted(self.samples)]
-    classes.append(("all", f"{wrong:,}", part(wrong, wrong), f"{sum(self.records.values()):,}"))
+    classes = [(error, f"{first:,}", part(first, wrong), f"{self.mistakes.get(error, 0):,}")
+               for error in sorted({*self.samples, *self.mistakes}) for first in [self.samples.get(error, 0)]]
+    classes.append(("all", f"{wrong:,}", part(wrong, wrong), f"{sum(self.mistakes.values()):,}"))
     lines = [aligned([(f"{num:,} samples of {counts['problems']:,} problems", "", ""), *whole]),
-             aligned([("first mistake", "samples", "of wrong", "records"), *classes]),
+             aligned([("mistakes", "first of sample", "of wrong", "in records"), *classes]),
+             f"{self.mistake_records:,} records of wrong solutions",
              f"{self.right_records:,} records of right solutions, of {self.distinct_right:,} different ones"]
     lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
     lines += [f"  {self.refusal}"] if self.refusal else []
@@ -111,42 +125,55 @@ def fingerprint(params) -> str:
   return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def judge(problem: Problem, written: Written, task: Task, markers: Markers, unit: str) -> Sample:
-  """What a sample is worth."""
-  steps, start, kind = [], 0, "right"
-  for end, verdict in judged(problem, written, task, markers, unit):
+def judge(problem: Problem, written: Written, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
+          ) -> Sample:
+  """What is worth that which the model wrote after the steps that stand, these included."""
+  steps, start, kind = stands, 0, "right"
+  for end, verdict in judged(problem, written, task, markers, unit, stands=stands):
     step = written.text[start:end]
     if verdict.kind == "wrong":
-      return Sample("wrong", tuple(steps), step, verdict.error)
+      return Sample("wrong", steps, (Mistake(len(steps), step, verdict.error),))
     if verdict.kind == "lucky":
       kind = "lucky"
-    steps.append(step)
+    steps += (step,)
     start = end
   whole = written.finished and start == len(written.text)  # no marker, nothing cut short
-  if not whole or task.answer_of(problem, tuple(steps)) != problem.answer:
+  if not whole or task.answer_of(problem, steps) != problem.answer:
     kind = "incomplete"
-  return Sample(kind, tuple(steps))
+  return Sample(kind, steps)
 
 
-def mistake_record(problem: Problem, sample: Sample, task: Task, markers: Markers, reason: str) -> Transcript | None:
-  """The mistake, corrected; None where the task cannot go on to the right answer by steps that it finds right itself.
+def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] | None:
+  """The steps that stand once the last mistake is corrected too; None where the task has no right step for it."""
+  if not sample.mistakes or sample.mistakes[-1].place < len(sample.steps):
+    return sample.steps
+  right = task.correction(problem, sample.steps, sample.mistakes[-1].step)
+  if right is None or task.check(problem, sample.steps, right).kind != "right":
+    return None
+  return (*sample.steps, right)
 
-      text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   the rest of the solution
-      role   prompt  text              mistake         flag    reason  flag   correction   text
+
+def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, reason: str) -> Transcript | None:
+  """The solution with its mistakes corrected; None where the task cannot go on to the right answer by right steps.
+
+      text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   own steps, mistakes, the rest
+      role   prompt  text              mistake         flag    reason  flag   correction   text ...
   """
-  right = task.correction(problem, sample.steps, sample.wrong)
-  stands, step = sample.steps, right
-  while step is not None:
+  stands = corrected(problem, sample, task)
+  if stands is None:
+    return None
+  while (step := task.next_step(problem, stands)) is not None:
     if task.check(problem, stands, step).kind != "right":
       return None
     stands += (step,)
-    step = task.next_step(problem, stands)
-  if right is None or task.answer_of(problem, stands) != problem.answer:
+  if task.answer_of(problem, stands) != problem.answer:
     return None
-  told = "" if reason == "none" else task.explain(problem, sample.steps, sample.wrong, reason)
-  rest = stands[len(sample.steps) + 1:]
-  return (Piece(PROMPT, problem.prompt), *pieces_of(TEXT, "".join(sample.steps)),
-          *mistake_pieces(markers, wrong=sample.wrong, reason=told, right=right), *pieces_of(TEXT, "".join(rest)))
+
+  def told(one: Mistake) -> str:
+    return "" if reason == "none" else task.explain(problem, stands[:one.place], one.step, reason)
+
+  return (Piece(PROMPT, problem.prompt), *mistakes.pieces_of(
+    stands, {one.place: (one.step, told(one)) for one in sample.mistakes}, markers))
 
 
 def with_confidence(pieces: Transcript, name_of_step: Sequence[str]) -> Transcript:
@@ -177,6 +204,7 @@ class Miner:
     self._names = tokens.confidence_names(config.tokenizer)
     self._special = special_pattern(self._tokenizer)
     self._problems = problems_to_mine(task, config, seed=seed)
+    self._max_tokens = config.evaluate.max_tokens
     batch = config.evaluate.batch_size
     self._per_chunk = max(1, math.ceil(CHUNK / batch) * batch // config.mine.samples)  # batches are full
     self.num_chunks = math.ceil(len(self._problems) / self._per_chunk)
@@ -186,34 +214,27 @@ class Miner:
 
   def chunk(self, number: int) -> dict[str, Any]:
     """What one chunk gave, as JSON: its counts, its records of mistakes, and those of right solutions."""
-    config, unit = self._config, self._config.mistakes.unit
+    config = self._config
     first = number * self._per_chunk
     problems = self._problems[first:first + self._per_chunk]
     asked = [problem for problem in problems for _ in range(config.mine.samples)]
-    written = self._writer.write(
-        [self._writer.encode(problem.prompt) for problem in asked], label=f"mining, {number + 1} of {self.num_chunks}",
-        max_tokens=config.evaluate.max_tokens, batch_size=config.evaluate.batch_size,
-        temperature=config.mine.temperature, seed=seed_of(self._seed, number),
-        flag_bias=0.0 if self._writer.flag_id is None else -math.inf)
-    samples = [judge(problem, one, self._task, self._markers, unit)
-               for problem, one in zip(asked, written, strict=True)]
+    samples = self._samples(asked, number)
     counts = collections.Counter(sample.kind for sample in samples)
     left_out = collections.Counter()
     found = []  # (pieces, meta)
     for index, (problem, sample) in enumerate(zip(asked, samples, strict=True)):
       if sample.kind not in ("wrong", "right"):
         continue
-      pieces = (Piece(PROMPT, problem.prompt), Piece(TEXT, "".join(sample.steps)))
-      if sample.kind == "wrong":
-        pieces = mistake_record(problem, sample, self._task, self._markers, config.mistakes.reason)
-      if self._special.search("".join(sample.steps) + sample.wrong):
+      pieces = record_of(problem, sample, self._task, self._markers, config.mistakes.reason)
+      if self._special.search("".join((*sample.steps, *(one.step for one in sample.mistakes)))):
         left_out[SPECIAL] += 1
       elif pieces is None:
         left_out[NO_CORRECTION] += 1
       else:
         found.append((pieces, {
-          "class": sample.error or "right", "step": len(sample.steps) if sample.error else None, "seed": self._seed,
-          "problem": first + index // config.mine.samples, "sample": index % config.mine.samples}))
+          "classes": [one.error for one in sample.mistakes], "places": [one.place for one in sample.mistakes],
+          "seed": self._seed, "problem": first + index // config.mine.samples,
+          "sample": index % config.mine.samples}))
     if self._names:
       sure = self._sure(found)
       if len(sure) < len(found):
@@ -226,32 +247,68 @@ class Miner:
     return {
       "counts": {**{kind: counts[kind] for kind in ("right", "wrong", "lucky", "incomplete")},
                  "samples": len(samples), "problems": len(problems),
-                 "problems with a mistake": sum(any(sample.error for sample in some) for some in per_problem)},
-      "classes": dict(collections.Counter(sample.error for sample in samples if sample.error)),
+                 "problems with a mistake": sum(any(sample.mistakes for sample in some) for some in per_problem)},
+      "classes": dict(collections.Counter(sample.mistakes[0].error for sample in samples if sample.mistakes)),
       "left out": dict(left_out),
       "refusal": refusal,
       "records": [{"pieces": [{"role": roles.NAMES[piece.role], "text": piece.text} for piece in pieces], "meta": meta}
                   for pieces, meta in kept]}
+
+  def _samples(self, asked: Sequence[Problem], number: int) -> list[Sample]:
+    """A solution of each problem with the mistakes that the model made in it."""
+    written = self._write([self._writer.encode(problem.prompt) for problem in asked], number, 0)
+    judged_by = functools.partial(judge, task=self._task, markers=self._markers, unit=self._config.mistakes.unit)
+    samples = list(itertools.starmap(judged_by, zip(asked, written, strict=True)))
+    going_on = [index for index, sample in enumerate(samples) if sample.mistakes]
+    for turn in range(1, self._config.mistakes.max_per_solution):
+      stands = {index: corrected(asked[index], samples[index], self._task) for index in going_on}
+      stands = {index: steps for index, steps in stands.items() if steps is not None and self._readable(steps)}
+      begins = dict(zip(stands, self._writer.begin([asked[index].prompt for index in stands], list(stands.values()),
+                                                   batch_size=self._config.evaluate.batch_size), strict=True))
+      begins = {index: begin for index, begin in begins.items() if self._writer.has_room(begin, self._max_tokens)}
+      going_on = []
+      for index, one in zip(begins, self._write(list(begins.values()), number, turn), strict=True):
+        more = judged_by(asked[index], one, stands=stands[index])
+        if more.kind in ("wrong", "right"):
+          samples[index] = Sample("wrong", more.steps, samples[index].mistakes + more.mistakes)
+        if more.mistakes:
+          going_on.append(index)
+    return samples
+
+  def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Written]:
+    """What the model writes after these beginnings, without a flag."""
+    label = f"mining, {number + 1} of {self.num_chunks}" + (f", mistake {turn + 1}" if turn else "")
+    return self._writer.write(
+        begins, label=label, max_tokens=self._max_tokens, batch_size=self._config.evaluate.batch_size,
+        temperature=self._config.mine.temperature, seed=seed_of(self._seed, number, turn),
+        flag_bias=0.0 if self._writer.flag_id is None else -math.inf)
+
+  def _readable(self, steps: Sequence[str]) -> bool:
+    """Whether no special token comes out of them, and whoever reads confidence finds each of them to be a line."""
+    return not self._special.search("".join(steps)) and (
+        not self._writer.confidence_ids or all(split_steps(step, "line") == (step,) and step.endswith("\n")
+                                               for step in steps))
 
   def _sure(self, found: list[tuple[Transcript, dict]]) -> list[tuple[Transcript, dict]]:
     """The records whose steps are lines, with the model's confidence after each step.
 
     That of a right step is what it is when no wrong one came before.
     """
-    prompts = [pieces[0].text for pieces, _ in found]
-    clean = [split_steps("".join(piece.text for piece in pieces if piece.role in (TEXT, CORRECTION)), "line")
-             for pieces, _ in found]
-    scores_of = functools.partial(self._scores, prompts)
-    of_clean = scores_of(clean)
-    at = [meta["step"] for _, meta in found]  # of the wrong step; None where there is none
-    wrong = ["".join(piece.text for piece in pieces if piece.role == MISTAKE) for pieces, _ in found]
-    of_wrong = scores_of([steps if place is None else (*steps[:place], last)
-                          for steps, place, last in zip(clean, at, wrong, strict=True)])
+    readings = []  # of each record (prompt, steps): the steps that stand, then those up to each of its mistakes
+    for pieces, meta in found:
+      stands = split_steps("".join(piece.text for piece in pieces if piece.role in (TEXT, CORRECTION)), "line")
+      wrong = (piece.text for piece in pieces if piece.role == MISTAKE)
+      readings += [(pieces[0].text, steps) for steps in (
+        stands, *((*stands[:place], step) for place, step in zip(meta["places"], wrong, strict=True)))]
+    read = zip(readings, self._scores(*zip(*readings, strict=True)), strict=True) if readings else iter(())
     sure = []
-    for (pieces, meta), steps, right, last, place in zip(found, clean, of_clean, of_wrong, at, strict=True):
-      if len(right) != len(steps) or len(last) != (len(steps) if place is None else place + 1):
+    for pieces, meta in found:
+      (_, stands), scores = next(read)
+      of_wrong = list(itertools.islice(read, len(meta["places"])))
+      if len(scores) != len(stands) or any(len(some) != len(steps) for (_, steps), some in of_wrong):
         continue  # a line without an end, or with two
-      scores = right if place is None else [*right[:place], last[-1], *right[place:]]
+      for place, (_, some) in reversed(list(zip(meta["places"], of_wrong, strict=True))):
+        scores.insert(place, some[-1])
       names = [self._names[bin_of(score, self._config.tokenizer.confidence)] for score in scores]
       sure.append((with_confidence(pieces, names), meta))
     return sure
@@ -274,9 +331,9 @@ class Miner:
     return [one for one, of_one in zip(found, said, strict=True) if not of_one], next(filter(None, said))
 
 
-def seed_of(seed: int, number: int) -> int:
-  """Another seed for each number, the same every time."""
-  return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+def seed_of(*numbers: int) -> int:
+  """Another seed for other numbers, the same every time."""
+  return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _place(meta: dict[str, Any]) -> str:
@@ -308,7 +365,7 @@ def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: i
     for record in chunk["records"]:
       different.setdefault(render(tuple(Piece(TEXT, piece["text"]) for piece in record["pieces"])), record)
   found = list(different.values())
-  are_right = [record["meta"]["class"] == "right" for record in found]
+  are_right = [not record["meta"]["classes"] for record in found]
   right_K = np.flatnonzero(are_right)
   num = min(len(right_K), round(right * (len(found) - len(right_K))))
   chosen = set(np.random.default_rng((seed, *b"right")).permutation(right_K)[:num].tolist())
@@ -323,7 +380,6 @@ def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: i
       summed.update(chunk[name])
     return dict(summed)
 
-  samples = total("classes")
-  num_of = collections.Counter(record["meta"]["class"] for record in written)
-  return Mined(total("counts"), samples, {error: num_of[error] for error in sorted(samples)}, num, len(right_K),
+  in_records = collections.Counter(error for record in written for error in record["meta"]["classes"])
+  return Mined(total("counts"), total("classes"), dict(in_records), len(written) - num, num, len(right_K),
                total("left out"), next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""))

@@ -218,11 +218,8 @@ class Prober:
 
   def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
     """For each probe what the model reads with this in place of the wrong step, and its own confidence in each step."""
-    if self.writer.confidence_ids:
-      return [token_T for token_T, _ in self.writer.read(
-        [probe.problem.prompt for probe, _ in asked], [(*probe.before, last) for probe, last in asked],
-        batch_size=self.limits["batch_size"])]
-    return [self.writer.encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in asked]
+    return self.writer.begin([probe.problem.prompt for probe, _ in asked],
+                             [(*probe.before, last) for probe, last in asked], batch_size=self.limits["batch_size"])
 
   def _outcome(self, probe: Probe, written: Written, *, forced: bool = False) -> Outcome:
     return scoring.read_probe(probe.problem, probe.before, probe.wrong, written.text, finished=written.finished,
@@ -252,8 +249,7 @@ class Prober:
       return None  # neither a token ends here nor could the markers be encoded again as markers
     else:
       begin = np.append(self.writer.encode(problem.prompt, answer=prefix), self.writer.flag_id)
-    fits = len(begin) + self.limits["max_tokens"] <= self.writer.sampler.config.max_positions
-    return begin.astype(np.int32) if fits else None
+    return begin.astype(np.int32) if self.writer.has_room(begin, self.limits["max_tokens"]) else None
 
 
 def own_probe(problem: Problem, score: SolutionScore) -> Probe:

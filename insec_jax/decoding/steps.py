@@ -77,9 +77,10 @@ class Reader:
     return self._text_of[token]
 
 
-def judged(problem: Problem, written: Written, task: Task, markers: Markers, unit: str
+def judged(problem: Problem, written: Written, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
            ) -> Iterator[tuple[int, Verdict]]:
-  """(end in the text, verdict) of each step before any marker; not of one that was cut short."""
+  """(end in the text, verdict) of each step before any marker, after those that stand; not of one that was cut short.
+  """
   head = min((written.text.split(marker, 1)[0] for marker in (markers.flag, markers.fix)), key=len)
   steps = split_steps(head, unit)
   if not written.finished and head == written.text and steps and not steps[-1][-1].isspace():
@@ -87,4 +88,4 @@ def judged(problem: Problem, written: Written, task: Task, markers: Markers, uni
   end = 0
   for number, step in enumerate(steps):
     end += len(step)
-    yield end, task.check(problem, steps[:number], step)
+    yield end, task.check(problem, (*stands, *steps[:number]), step)

@@ -103,6 +103,16 @@ class Writer:
         tokens[index] = np.append(tokens[index], self.confidence_ids[bin_of(score, self._edges)]).astype(np.int32)
     return list(zip(tokens, scores, strict=True))
 
+  def begin(self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int) -> list[np.ndarray]:
+    """What the model reads to go on after these steps: as `read`, at no cost where it has no tokens of confidence."""
+    if self.confidence_ids:
+      return [token_T for token_T, _ in self.read(prompts, steps, batch_size=batch_size)]
+    return [self.encode(prompt, answer="".join(some)) for prompt, some in zip(prompts, steps, strict=True)]
+
+  def has_room(self, begin: np.ndarray, max_tokens: int) -> bool:
+    """Whether the model can write so many tokens after this beginning."""
+    return len(begin) + max_tokens <= self.sampler.config.max_positions
+
   def past_confidence(self, tokens: np.ndarray, place: int) -> int:
     """The place after the token of confidence that stands at `place`, or the place itself where none does."""
     return place + (place < len(tokens) and int(tokens[place]) in self.confidence_ids)

@@ -38,8 +38,9 @@ MARKERS = "insec.json"  # of an exported folder: how its text is marked
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 # What may change when a run goes on: what is learned does not hang on it. Rows per step are compared by themselves.
 FREE = ("model.remat", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep",
-        "data.rows_per_device", "data.accumulation", "mesh.", "evaluate.")
-MINING = ("evaluate.max_tokens", "evaluate.batch_size")  # these not, where a run mines what it learns from
+        "data.rows_per_device", "data.accumulation", "mesh.", "evaluate.", "mine.")
+MINING = ("evaluate.max_tokens", "evaluate.batch_size", "mine.")  # these not, where a run mines what it learns from
+MINED = ("mine.",)  # nor these where it was mined before
 
 
 def versions(packages: Iterable[str] = VERSIONS) -> dict[str, str]:
@@ -69,8 +70,8 @@ def check_workdir(workdir: pathlib.Path, config: Config):
   except ValueError as error:
     raise InputError(f"{path} is not the config of a run ({error}); give another --workdir") from error
   made, given = flat(made), flat(config)
-  differ = [key for key in made if made[key] != given[key]
-            and (not key.startswith(FREE) or (config.rounds and key in MINING))]
+  held = MINING if config.rounds else MINED if config.mistakes.mined else ()
+  differ = [key for key in made if made[key] != given[key] and (not key.startswith(FREE) or key.startswith(held))]
   if differ:
     shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
     raise InputError(f"{workdir} was made from another config: {shown}; give another --workdir, or the values it was "

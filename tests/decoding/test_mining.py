@@ -15,7 +15,7 @@ from datakit import write_lines
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens
 from insec_jax.decoding import mining
-from insec_jax.decoding.mining import Miner, join, judge, mine_chunks, mistake_record
+from insec_jax.decoding.mining import Miner, Mistake, join, judge, mine_chunks, record_of
 from insec_jax.decoding.parts import Parts
 from insec_jax.decoding.writer import Written
 from insec_jax.method import mistakes, tasks
@@ -33,22 +33,33 @@ CLASSES = ("early", "value", "calc", "copy", "repeat")
 
 
 class Scripted:
-  """In place of a Writer: says what `answer` makes of a problem and of the number of the sample."""
+  """In place of a Writer: says what `answer` makes of a problem and of the number of the sample.
 
-  tokenizer, flag_id = TOKENIZER, TOKENIZER.convert_tokens_to_ids(MARKERS.flag)
+  What it says after steps that stand is what `go_on` makes of the problem and of these.
+  """
 
-  def __init__(self, answer, problems=PROBLEMS):
-    self._answer, self._problems, self.asked = answer, {problem.prompt: problem for problem in problems}, []
+  tokenizer, flag_id, confidence_ids = TOKENIZER, TOKENIZER.convert_tokens_to_ids(MARKERS.flag), ()
+
+  def __init__(self, answer, problems=PROBLEMS, go_on=None):
+    self._answer, self._go_on, self.asked = answer, go_on, []
+    self._problems = {problem.prompt: problem for problem in problems}
 
   def encode(self, prompt):
-    return prompt
+    return prompt, ()
 
-  def write(self, prompts, **options):
+  def begin(self, prompts, steps, **_):
+    return list(zip(prompts, steps, strict=True))
+
+  def has_room(self, *_):
+    return True
+
+  def write(self, begins, **options):
     self.asked.append(options)
     seen = collections.Counter()
     written = []
-    for prompt in prompts:
-      written.append(said(self._answer(self._problems[prompt], seen[prompt])))
+    for prompt, steps in begins:
+      problem = self._problems[prompt]
+      written.append(said(self._go_on(problem, steps) if steps else self._answer(problem, seen[prompt])))
       seen[prompt] += 1
     return written
 
@@ -69,12 +80,12 @@ def wrong(problem, sample, error=None):
   return "".join((*probe.before, probe.wrong, *problem.steps[len(probe.before) + 1:]))
 
 
-def mined(answer, tmp_path, *, config=CONFIG, num_processes=1, problems=PROBLEMS):
+def mined(answer, tmp_path, *, config=CONFIG, num_processes=1, problems=PROBLEMS, go_on=None):
   """(what was found, the records written)."""
   output = str(tmp_path / "mined.jsonl")
   found = []
   for process in range(num_processes):
-    miner = Miner(Scripted(answer, problems), tasks.get(config.task), config, seed=0, weights="w")
+    miner = Miner(Scripted(answer, problems, go_on), tasks.get(config.task), config, seed=0, weights="w")
     parts = Parts(output, miner.header)
     assert mine_chunks(miner, parts, process=process, num_processes=num_processes)
     found.append(parts.join(miner.num_chunks, lambda chunks: join(chunks, output, right=config.mine.right, seed=0)))
@@ -105,8 +116,16 @@ CALC = wrong(PROBLEM, 0, "calc")
 ])
 def test_a_sample_is_judged_up_to_its_first_wrong_step_or_marker(text, finish, kind, num_steps, error):
   sample = judge(PROBLEM, said(text, finish), TASK, MARKERS, "line")
-  assert (sample.kind, sample.steps, sample.error) == (kind, PROBLEM.steps[:num_steps], error)
-  assert bool(sample.wrong) == (kind == "wrong")
+  assert (sample.kind, sample.steps) == (kind, PROBLEM.steps[:num_steps])
+  assert [(one.place, one.error) for one in sample.mistakes] == ([(num_steps, error)] if error else [])
+  assert "".join((*sample.steps, *(one.step for one in sample.mistakes))) in text
+
+
+def test_steps_that_stand_are_known_to_what_is_written_after_them():
+  after_one = judge(PROBLEM, said(SECOND + THIRD), TASK, MARKERS, "line", stands=(FIRST,))
+  assert (after_one.kind, after_one.steps) == ("right", PROBLEM.steps)
+  again = judge(PROBLEM, said(SECOND + FIRST), TASK, MARKERS, "line", stands=(FIRST,))
+  assert again.mistakes == (Mistake(2, FIRST, "repeat"),)
 
 
 def lucky_answer(problem):
@@ -122,7 +141,7 @@ def test_a_lucky_step_is_no_mistake_and_its_solution_no_contrast(tmp_path):
   lucky = [problem for problem in PROBLEMS if lucky_answer(problem)]
   assert len(lucky) > 5
   found, written = mined(lambda problem, _: lucky_answer(problem) or right(problem), tmp_path)
-  assert not [record for record in written if record["meta"]["class"] != "right"]
+  assert not [record for record in written if record["meta"]["classes"]]
   assert found.counts["wrong"] == 0
   assert found.counts["lucky"] > 5
 
@@ -130,16 +149,75 @@ def test_a_lucky_step_is_no_mistake_and_its_solution_no_contrast(tmp_path):
 def test_a_record_has_the_own_wrong_step_and_then_the_rest_of_the_solution_put_right():
   sample = judge(PROBLEM, said(CALC), TASK, MARKERS, "line")
   before = sample.steps
-  record = mistake_record(PROBLEM, sample, TASK, MARKERS, "recompute")
+  (bad,) = sample.mistakes
+  record = record_of(PROBLEM, sample, TASK, MARKERS, "recompute")
   own = [piece for piece in record if piece.role in (PROMPT, MISTAKE)]
-  assert [piece.text for piece in own] == [PROBLEM.prompt, sample.wrong]
-  assert CALC.startswith("".join(before) + sample.wrong)
+  assert [piece.text for piece in own] == [PROBLEM.prompt, bad.step]
+  assert CALC.startswith("".join(before) + bad.step)
   assert clean(record) == PROBLEM.prompt + "".join(PROBLEM.steps)
   order = [piece.role for piece in record if piece.role != TEXT]
   assert order == [PROMPT, MISTAKE, FLAG, REASON, FLAG, CORRECTION]
   reason = next(piece.text for piece in record if piece.role == REASON)
-  assert reason == TASK.explain(PROBLEM, before, sample.wrong, "recompute")
-  assert REASON not in [piece.role for piece in mistake_record(PROBLEM, sample, TASK, MARKERS, "none")]
+  assert reason == TASK.explain(PROBLEM, before, bad.step, "recompute")
+  assert REASON not in [piece.role for piece in record_of(PROBLEM, sample, TASK, MARKERS, "none")]
+
+
+SEVERAL = dataclasses.replace(CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, max_per_solution=3))
+LONG = next(problem for problem in PROBLEMS if len(problem.steps) == 4)
+
+
+def repeats(problem, steps):
+  """It says the step that was put right once more: a wrong step each time, as long as one is missing."""
+  return steps[-1] + "".join(problem.steps[len(steps):])
+
+
+def test_after_a_correction_the_model_goes_on_and_its_later_mistakes_are_corrected_in_the_same_record(tmp_path):
+  found, written = mined(lambda problem, _: "ab\n" + right(problem), tmp_path, config=SEVERAL, go_on=repeats)
+  of_long = next(record for record in written if record["pieces"][0]["text"] == LONG.prompt)
+  first, second, third, fourth = LONG.steps
+  assert [(piece["role"], piece["text"]) for piece in of_long["pieces"] if piece["role"] not in ("flag", "reason")] == [
+    ("prompt", LONG.prompt), ("mistake", "ab\n"), ("correction", first), ("mistake", first), ("correction", second),
+    ("mistake", second), ("correction", third), ("text", fourth)]
+  assert of_long["meta"]["classes"] == ["malformed", "repeat", "repeat"]
+  assert of_long["meta"]["places"] == [0, 1, 2]
+  assert found.samples == {"malformed": 48}
+  assert found.mistakes["malformed"] == found.mistake_records == len(written)
+  assert found.mistakes["repeat"] == sum(len(record["meta"]["classes"]) - 1 for record in written)
+  contents = [(content, "it") for content in read_back(tmp_path)]
+  assert len(tokens.tokenize_all(contents, TOKENIZER, SEVERAL)) == len(written)
+
+
+@pytest.mark.parametrize(("most", "num"), [(1, 1), (2, 2), (4, 4)])
+def test_a_record_has_at_most_as_many_mistakes_as_the_config_allows(tmp_path, most, num):
+  config = dataclasses.replace(CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, max_per_solution=most))
+  _, written = mined(lambda problem, _: "ab\n" + right(problem), tmp_path, config=config, go_on=repeats)
+  assert max(len(record["meta"]["classes"]) for record in written) == num
+
+
+@pytest.mark.parametrize(("said_next", "own"), [
+  (lambda problem, steps: "".join(problem.steps[len(steps):]), 3),  # right to the end
+  (lambda problem, steps: problem.steps[len(steps)], 0),  # it stops too early
+])
+def test_own_steps_after_a_correction_stay_only_where_they_end_in_a_mistake_or_the_answer(said_next, own):
+  asked = []
+
+  def go_on(problem, steps):
+    asked.append(steps)
+    return said_next(problem, steps)
+
+  miner = Miner(Scripted(lambda problem, _: "ab\n" + right(problem), go_on=go_on), TASK, SEVERAL, seed=0, weights="w")
+  (sample,) = miner._samples([LONG], 0)
+  assert asked == [LONG.steps[:1]]
+  assert len(sample.steps) == (1 + own if own else 0)
+  assert [one.step for one in sample.mistakes] == ["ab\n"]
+  record = record_of(LONG, sample, TASK, MARKERS, "none")
+  assert clean(record) == LONG.prompt + right(LONG)
+
+
+def test_what_does_not_fit_behind_a_correction_is_left_to_the_task(tmp_path, monkeypatch):
+  monkeypatch.setattr(Scripted, "has_room", lambda *_: False)
+  _, written = mined(lambda problem, _: "ab\n" + right(problem), tmp_path, config=SEVERAL, go_on=repeats)
+  assert {len(record["meta"]["classes"]) for record in written} == {1}
 
 
 def test_a_wrong_step_after_the_answer_has_no_correction_and_is_left_out(tmp_path):
@@ -155,7 +233,7 @@ def test_every_class_is_counted_as_it_was_made_and_training_takes_every_record(t
   assert found.samples == dict(want)
   assert found.counts["problems"] == found.counts["problems with a mistake"] == 24
   assert found.counts["samples"] == found.counts["wrong"] == 48
-  assert collections.Counter(record["meta"]["class"] for record in written) == found.records
+  assert collections.Counter(error for record in written for error in record["meta"]["classes"]) == found.mistakes
   contents = read_back(tmp_path)
   assert len(tokens.tokenize_all([(content, "it") for content in contents], TOKENIZER, CONFIG)) == len(written)
   for record, content in zip(written, contents, strict=True):
@@ -164,14 +242,14 @@ def test_every_class_is_counted_as_it_was_made_and_training_takes_every_record(t
     assert content[0] == Piece(PROMPT, problem.prompt)
     text = wrong(problem, meta["sample"])
     bad = next(piece.text for piece in content if piece.role == MISTAKE)
-    assert text.splitlines(keepends=True)[meta["step"]] == bad
+    assert text.splitlines(keepends=True)[meta["places"][0]] == bad
   assert all(word in str(found) for word in ("48 samples of 24 problems", "early", "100.0%", "0 records of right"))
 
 
 def test_the_same_record_is_written_once(tmp_path):
   found, written = mined(lambda problem, _: wrong(problem, 0), tmp_path)
   assert found.counts["wrong"] == 48
-  assert len(written) == sum(found.records.values()) == 24
+  assert len(written) == found.mistake_records == sum(found.mistakes.values()) == 24
 
 
 @pytest.mark.parametrize(("per_mistake", "num"), [(0.0, 0), (0.5, 4), (2.0, 16), (9.0, 16)])
@@ -228,7 +306,7 @@ def test_any_number_of_processes_writes_the_same_file(tmp_path, monkeypatch, num
 
 def drawn(self, prompts, *, seed, **_):
   """Mistakes that hang on the seed and on the place in the chunk, as a sampler's do."""
-  return [said(wrong(self._problems[prompt], seed + place)) for place, prompt in enumerate(prompts)]
+  return [said(wrong(self._problems[prompt], seed + place)) for place, (prompt, _) in enumerate(prompts)]
 
 
 def test_what_was_mined_before_a_kill_is_not_mined_again(tmp_path, monkeypatch):
@@ -288,21 +366,18 @@ def test_procedural_problems_are_of_the_split_mine():
 SURE = datakit.config(
     task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
     data__num_heldout=0, mistakes__source="injected", mistakes__mined=1.0, mistakes__mined_path="mined.jsonl",
-    tokenizer__confidence=(0.5, 2.0), evaluate__batch_size=4, mine__num_problems=24, mine__samples=2)
+    mistakes__max_per_solution=2, tokenizer__confidence=(0.5, 2.0), evaluate__batch_size=4, mine__num_problems=24,
+    mine__samples=2)
 
 
 class Reading(Scripted):
   """Scripted, and sure of a right line, unsure of a wrong one; a line is what ends, as the real one has it."""
 
-  def __init__(self, answer, problems=PROBLEMS):
-    super().__init__(answer, problems)
-    self.by_prompt = self._problems
-
   def read(self, prompts, steps, *, batch_size):
     assert batch_size == SURE.evaluate.batch_size
     found = []
     for prompt, some in zip(prompts, steps, strict=True):
-      problem = self.by_prompt[prompt]
+      problem = self._problems[prompt]
       kinds = [TASK.check(problem, tuple(some[:k]), step).kind for k, step in enumerate(some) if step.endswith("\n")]
       found.append((None, [0.1 if kind == "right" else 3.0 for kind in kinds]))
     return found
@@ -310,7 +385,9 @@ class Reading(Scripted):
 
 def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(monkeypatch, tmp_path):
   monkeypatch.setitem(globals(), "Scripted", Reading)
-  _, written = mined(lambda problem, sample: right(problem) if sample else wrong(problem, 0), tmp_path, config=SURE)
+  _, written = mined(lambda problem, sample: right(problem) if sample else wrong(problem, 0), tmp_path, config=SURE,
+                     go_on=repeats)
+  assert 2 in [len(record["meta"]["classes"]) for record in written]
   seen = collections.Counter()
   for record in written:
     pieces = [(piece["role"], piece["text"]) for piece in record["pieces"]]
@@ -328,7 +405,7 @@ def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(m
 
 def test_a_wrong_step_that_is_no_line_gets_no_confidence_and_no_record(monkeypatch, tmp_path):
   monkeypatch.setitem(globals(), "Scripted", Reading)
-  found, written = mined(lambda problem, _: problem.steps[0] + "ab", tmp_path, config=SURE)
+  found, written = mined(lambda problem, _: problem.steps[0] + "ab", tmp_path, config=SURE, go_on=repeats)
   assert not written
   assert found.left_out == {mining.NO_LINE: 48}
 

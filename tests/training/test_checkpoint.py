@@ -207,11 +207,19 @@ def test_a_run_that_mines_as_it_goes_keeps_the_length_of_what_it_mines(tmp_path)
     checkpoint.check_workdir(tmp_path, longer)
 
 
+def test_a_run_on_what_was_mined_before_keeps_how_it_was_mined(tmp_path):
+  one, other = (datakit.config(mistakes__mined=0.5, mistakes__mined_path="mined.jsonl", mine__samples=num)
+                for num in (2, 3))
+  (tmp_path / checkpoint.CONFIG).write_text(one.to_json())
+  with pytest.raises(InputError, match=r"another config: mine\.samples=3 \(was 2\)"):
+    checkpoint.check_workdir(tmp_path, other)
+
+
 @pytest.mark.parametrize(("change", "shown"), [
   ({"train__steps": 3}, "train.steps=3 (was 2)"), ({"seed__": 1}, "seed=1 (was 0)"),
   ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
   ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__within": 5}, None),
-  ({"evaluate__max_tokens": 9}, None), ({"mine__samples": 3}, "mine.samples=3 (was 2)")])
+  ({"evaluate__max_tokens": 9, "mine__samples": 3}, None)])
 def test_a_workdir_of_another_config_is_refused_with_every_key_that_matters(tmp_path, change, shown):
   (tmp_path / checkpoint.CONFIG).write_text(datakit.config().to_json())
   given = dataclasses.replace(datakit.config(), seed=1) if "seed__" in change else datakit.config(**change)
