@@ -227,6 +227,14 @@ def test_a_wrong_step_after_the_answer_has_no_correction_and_is_left_out(tmp_pat
   assert found.left_out == {mining.NO_CORRECTION: 48}
 
 
+def test_a_task_whose_correction_is_wrong_gives_no_record(monkeypatch):
+  sample = judge(PROBLEM, said(CALC), TASK, MARKERS, "line")
+  monkeypatch.setattr(type(TASK), "correction", lambda *_: sample.mistakes[0].step)
+  monkeypatch.setattr(type(TASK), "next_step", lambda *_: None)
+  monkeypatch.setattr(type(TASK), "answer_of", lambda *_: PROBLEM.answer)
+  assert record_of(PROBLEM, sample, TASK, MARKERS, "none") is None
+
+
 def test_every_class_is_counted_as_it_was_made_and_training_takes_every_record(tmp_path):
   found, written = mined(wrong, tmp_path)
   want = collections.Counter(CLASSES[number % 5] for number in range(24) for _ in range(2))
