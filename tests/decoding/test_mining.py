@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import types
 
 import datakit
@@ -214,6 +215,21 @@ def test_own_steps_after_a_correction_stay_only_where_they_end_in_a_mistake_or_t
   assert clean(record) == LONG.prompt + right(LONG)
 
 
+def test_every_turn_draws_anew():
+  miner = Miner(Scripted(lambda problem, _: "ab\n" + right(problem), go_on=repeats), TASK, SEVERAL, seed=0, weights="w")
+  miner.chunk(0)
+  assert len({one["seed"] for one in miner._writer.asked}) == len(miner._writer.asked) == 3
+
+
+def test_the_model_does_not_go_on_from_what_it_could_not_read():
+  miner = Miner(Scripted(lambda problem, _: "ab\n" + right(problem), go_on=repeats), TASK, SEVERAL, seed=0, weights="w")
+  miner._special = re.compile(re.escape(LONG.steps[1]))
+  (sample,) = miner._samples([LONG], 0)
+  assert len(sample.mistakes) == 2  # the second correction has what it cannot read
+  miner._writer.confidence_ids = (1,)
+  assert [miner._readable(steps) for steps in (("ab\n", "c\n"), ("ab",), ("a\nb\n",))] == [True, False, False]
+
+
 def test_what_does_not_fit_behind_a_correction_is_left_to_the_task(tmp_path, monkeypatch):
   monkeypatch.setattr(Scripted, "has_room", lambda *_: False)
   _, written = mined(lambda problem, _: "ab\n" + right(problem), tmp_path, config=SEVERAL, go_on=repeats)
@@ -268,6 +284,7 @@ def test_own_right_solutions_are_kept_without_a_flag_as_many_per_mistake_as_aske
   are_right = [content for content in read_back(tmp_path) if len(content) == 2]
   assert (len(are_right), found.right_records, found.distinct_right) == (num, num, 16)
   assert len(written) == 8 + num
+  assert found.mistake_records == 8
   assert {content[0].text + content[1].text for content in are_right} <= {
     problem.prompt + "".join(problem.steps) for problem in PROBLEMS[8:]}
 
