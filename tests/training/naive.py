@@ -52,9 +52,11 @@ def record_cost(params, config, token_T, weight_T, rival_T, repeat):
   return cost, size
 
 
+of_one = jax.jit(jax.value_and_grad(record_cost, has_aux=True), static_argnums=1)  # compiled once a length
+
+
 def total_cost(params, config, records, repeat=0.0):
-  """(gradient, cost, size) summed over records (token_T, weight_T[, rival_T]), each alone; compiled once a length."""
-  of_one = jax.jit(jax.value_and_grad(record_cost, has_aux=True), static_argnums=1)
+  """(gradient, cost, size) summed over records (token_T, weight_T[, rival_T]), each alone."""
   with jax.enable_x64(True):
     params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float64), params)
     cost, size, gradient = 0.0, 0.0, jax.tree.map(np.zeros_like, params)
