@@ -1,4 +1,4 @@
-"""Programs define flags when imported, so each run here is a process of its own."""
+"""preview as a user runs it."""
 
 import html.parser
 import os
@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from datakit import IM_TEMPLATE, bpe_tokenizer, write_lines
+from modelkit import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -17,8 +18,11 @@ import copy
 import datakit
 from ml_collections import ConfigDict
 
-def get_config():
+def get_config(error=""):
   values = copy.deepcopy(datakit.VALUES)
+  if error:
+    values["mistakes"] |= dict(source="injected", share=1.0, classes=(error,), unit="sentence", reason="paper")
+    values["data"] |= dict(template="chat")
   values["tokenizer"] = dict(path="tokenizer", flag="<|spare_0|>", fix="<|spare_1|>", special=True, confidence=())
   return ConfigDict(values)
 """
@@ -32,23 +36,24 @@ PIECES = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path):
-  (tmp_path / "config.py").write_text(CONFIG)
-  bpe_tokenizer().save_pretrained(tmp_path / "tokenizer")
-  write_lines(tmp_path / "records.jsonl", [{"pieces": PIECES}, {"pieces": [{"role": "text", "text": "42 42"}]}])
-  return tmp_path
+def lay_out(folder, records, template=None):
+  """The folder, with config, tokenizer and records."""
+  (folder / "config.py").write_text(CONFIG)
+  bpe_tokenizer(template).save_pretrained(folder / "tokenizer")
+  write_lines(folder / "records.jsonl", records)
+  return folder
 
 
-def preview(folder, *arguments):
-  """The finished process of `preview`, run in the folder."""
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-  command = [sys.executable, "-m", "insec_jax.preview", "--config=config.py", *arguments]
-  return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return lay_out(tmp_path_factory.mktemp("preview"),
+                 [{"pieces": PIECES}, {"pieces": [{"role": "text", "text": "42 42"}]}])
 
 
 def test_preview_shows_the_receipt_and_the_roles_and_writes_a_page(folder):
-  done = preview(folder, "--num=2", "--html=page.html")
+  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  command = [sys.executable, "-m", "insec_jax.preview", "--config=config.py", "--num=2", "--html=page.html"]
+  done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
   assert done.returncode == 0, done.stderr
   assert "longest record" in done.stdout
   assert "records           2" in done.stdout
@@ -78,22 +83,29 @@ STORIES = [
 ]
 
 
-@pytest.mark.parametrize(("error", "shown"), [
-  ("sentence", r"\[reason 1\]Found an error in the previous sentence\. Reason: does not follow\.\[flag 1\]"),
-  ("number", r"\[mistake 0\]Then Anna was paid (?!12 )\d+ coins\. \[flag 1\].*\[reason 1\].* wrong number\."
-             r"\[flag 1\].*\[correction 1\]Then Anna was paid 12 coins\. \[text 1\]All was well\."),
-  ("entity", r"\[mistake 0\].*(Bela|Carl).*\[flag 1\].* Reason: wrong name\.\[flag 1\].*\[correction 1\].*Anna"),
-  ("negation", r"\[mistake 0\].* was not .*\[flag 1\].* Reason: the opposite is true\.\[flag 1\].*\[correction 1\]"),
-])
-def test_preview_shows_mistakes_in_prose(folder, error, shown):
-  bpe_tokenizer(IM_TEMPLATE).save_pretrained(folder / "tokenizer")
-  write_lines(folder / "records.jsonl", STORIES)
-  done = preview(folder, "--config.mistakes.source=injected", "--config.mistakes.share=1.0",
-                 f"--config.mistakes.classes={(error,)}", "--config.mistakes.unit=sentence",
-                 "--config.mistakes.reason=paper", "--config.data.template=chat")
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.count("[mistake 0]") == 3
-  assert re.search(shown, done.stdout), done.stdout
+SHOWN = {
+  "sentence": r"\[reason 1\]Found an error in the previous sentence\. Reason: does not follow\.\[flag 1\]",
+  "number": r"\[mistake 0\]Then Anna was paid (?!12 )\d+ coins\. \[flag 1\].*\[reason 1\].* wrong number\."
+            r"\[flag 1\].*\[correction 1\]Then Anna was paid 12 coins\. \[text 1\]All was well\.",
+  "entity": r"\[mistake 0\].*(Bela|Carl).*\[flag 1\].* Reason: wrong name\.\[flag 1\].*\[correction 1\].*Anna",
+  "negation": r"\[mistake 0\].* was not .*\[flag 1\].* Reason: the opposite is true\.\[flag 1\].*\[correction 1\]",
+}
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory):
+  """What a run with mistakes of each class gave, by class."""
+  folder = lay_out(tmp_path_factory.mktemp("prose"), STORIES, IM_TEMPLATE)
+  found = run("preview", *([f"--config=config.py:{error}"] for error in SHOWN), folder=folder)
+  return dict(zip(SHOWN, found, strict=True))
+
+
+@pytest.mark.parametrize("error", SHOWN)
+def test_preview_shows_mistakes_in_prose(prose, error):
+  code, out, err = prose[error]
+  assert code == 0, err
+  assert out.count("[mistake 0]") == 3
+  assert re.search(SHOWN[error], out), out
 
 
 class Page(html.parser.HTMLParser):
@@ -113,19 +125,26 @@ class Page(html.parser.HTMLParser):
       self.tokens.append((self._kind, data))
 
 
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    (["--config.data.row_length=8"], "records.jsonl:1: 37 tokens do not fit in a row of data.row_length=8"),
-    (["--html=nowhere/page.html"], "--html=nowhere/page.html: there is no such folder"),
-    (["--config.tokenizer.flag=<|spare_1|>", "--config.tokenizer.fix=<|spare_0|>"],
-     "records.jsonl:1: the mistake '12 + 30 = 43 \\x1b[0m<b>' is not flagged; put a flag piece '<|spare_1|>' right"),
-  ],
-)
-def test_wrong_input_ends_in_one_line_and_exit_code_2_and_leaves_no_page(folder, arguments, message):
-  done = preview(folder, "--html=page.html", *arguments)
-  assert done.returncode == 2, done.stderr
-  lines = done.stderr.splitlines()
-  assert len(lines) == 1
-  assert message in lines[0]
-  assert not (folder / "page.html").exists()
+WRONG = {  # arguments and what the line says
+  "no room": (["--config.data.row_length=8"], "records.jsonl:1: 37 tokens do not fit in a row of data.row_length=8"),
+  "page in no folder": (["--html=nowhere/page.html"], "--html=nowhere/page.html: there is no such folder"),
+  "markers exchanged": (
+    ["--config.tokenizer.flag=<|spare_1|>", "--config.tokenizer.fix=<|spare_0|>"],
+    "records.jsonl:1: the mistake '12 + 30 = 43 \\x1b[0m<b>' is not flagged; put a flag piece '<|spare_1|>' right"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(folder):
+  """What each wrong run gave, by name."""
+  lines = [["--config=config.py", "--html=bad.html", *arguments] for arguments, _ in WRONG.values()]
+  return dict(zip(WRONG, run("preview", *lines, folder=folder), strict=True))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_in_one_line_and_exit_code_2_and_leaves_no_page(folder, refused, name):
+  code, out, err = refused[name]
+  assert (code, out) == (2, ""), err
+  [line] = err.splitlines()
+  assert WRONG[name][1] in line
+  assert not (folder / "bad.html").exists()
