@@ -1,4 +1,4 @@
-"""The program export: folders that others read. Programs define flags at import: a process for each run."""
+"""The program export: folders that others read."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from modelkit import run
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -21,15 +22,6 @@ from insec_jax.training.checkpoint import Saver, open_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 LLAMA_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
-
-
-def export(model, output, *options, code=0):
-  """What the program said; it must exit with `code`."""
-  done = subprocess.run([sys.executable, "-m", "insec_jax.export", f"--model={model}", f"--output={output}", *options],
-                        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, capture_output=True,
-                        text=True, check=False)
-  assert done.returncode == code, done.stderr
-  return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +63,26 @@ def workdir(tmp_path_factory, tokenizer, model):
 @pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory):
   output = tmp_path_factory.mktemp("out") / "hf"
-  export(workdir, output)
+  done = subprocess.run([sys.executable, "-m", "insec_jax.export", f"--model={workdir}", f"--output={output}"],
+                        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, capture_output=True,
+                        text=True, check=False)
+  assert done.returncode == 0, done.stderr
   return output
+
+
+@pytest.fixture(scope="module")
+def others(workdir, model, tokenizer, tmp_path_factory):
+  """(folder, exit code and output of each export there): of an HF folder, in another dtype, over something."""
+  folder = tmp_path_factory.mktemp("others")
+  generation = {"eos_token_id": [1, 2], "temperature": 0.6}
+  hf.save(folder / "source", hf.init(model, jax.random.key(1), "bfloat16"), model, tokenizer=tokenizer,
+          generation=generation, card="# mine\n", max_shard_bytes=20_000)
+  (folder / "full").mkdir()
+  (folder / "full" / "precious").write_text("mine")
+  lines = {"again": ["--model=source", "--output=again"],
+           "bfloat16": [f"--model={workdir}", "--output=bfloat16", "--dtype=bfloat16"],
+           "full": [f"--model={workdir}", "--output=full"]}
+  return folder, dict(zip(lines, run("export", *lines.values(), folder=folder), strict=True))
 
 
 def tensors_of(folder):
@@ -100,13 +110,12 @@ def test_every_end_of_a_llama_3_tokenizer_and_its_pad_are_in_generation_config(e
   assert generation["bos_token_id"] == tokenizer.bos_token_id
 
 
-def test_a_folder_exported_again_keeps_every_byte(tmp_path, model, tokenizer):
-  source, output = tmp_path / "source", tmp_path / "output"
-  params = hf.init(model, jax.random.key(1), "bfloat16")
-  generation = {"eos_token_id": [1, 2], "temperature": 0.6}
-  hf.save(source, params, model, tokenizer=tokenizer, generation=generation, card="# mine\n", max_shard_bytes=20_000)
+def test_a_folder_exported_again_keeps_every_byte(others):
+  folder, found = others
+  code, _, err = found["again"]
+  assert code == 0, err
+  source, output = folder / "source", folder / "again"
   assert len(list(source.glob("*.safetensors"))) > 1
-  export(source, output)
   before = {name: (array.dtype, array.tobytes()) for file in source.glob("*.safetensors")
             for name, array in safetensors.numpy.load_file(file).items()}
   assert {name: (array.dtype, array.tobytes()) for name, array in tensors_of(output).items()} == before
@@ -115,22 +124,24 @@ def test_a_folder_exported_again_keeps_every_byte(tmp_path, model, tokenizer):
   assert not (output / checkpoint.MARKERS).exists()
 
 
-def test_another_dtype_is_written_when_asked_for(workdir, exported, tmp_path):
-  export(workdir, tmp_path / "hf", "--dtype=bfloat16")
-  got, want = tensors_of(tmp_path / "hf"), tensors_of(exported)
+def test_another_dtype_is_written_when_asked_for(exported, others):
+  folder, found = others
+  code, _, err = found["bfloat16"]
+  assert code == 0, err
+  got, want = tensors_of(folder / "bfloat16"), tensors_of(exported)
   for name, array in want.items():
     np.testing.assert_array_equal(got[name], array.astype(ml_dtypes.bfloat16))
-  assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+  assert json.loads((folder / "bfloat16" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def test_nothing_is_written_over(workdir, tmp_path):
-  full = tmp_path / "full"
-  full.mkdir()
-  (full / "precious").write_text("mine")
-  said = export(workdir, full, code=2)
+def test_nothing_is_written_over(others):
+  folder, found = others
+  code, out, err = found["full"]
+  assert code == 2
+  said = out + err
   assert said.startswith("error: ")
   assert len(said.splitlines()) == 1
-  assert [path.name for path in full.iterdir()] == ["precious"]
+  assert [path.name for path in (folder / "full").iterdir()] == ["precious"]
 
 
 @pytest.mark.parity

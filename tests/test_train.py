@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from datakit import write_lines
+from modelkit import run
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
@@ -186,6 +187,7 @@ def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_b
   jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
+@pytest.mark.processes
 def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_mesh(home, whole):
   said = train(home, "stopped", "data.rows_per_device=1", program=("-c", SIGNALLED), code=42, devices=8, SIGNAL=15,
                SIGNAL_AT=12, NPROC=32)
@@ -226,20 +228,41 @@ def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean
   np.testing.assert_allclose(opened.params["embed"][len(old_VD):], new_VD, rtol=1e-4)
 
 
-def test_run_again_at_its_end_it_says_so_and_does_nothing(home, whole):
-  before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-  assert "trained to its last step, 40" in train(home, "whole")
-  assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+AGAIN = ["--config=config.py:", "--workdir=whole"]
+WRONG = {  # arguments and what the line says
+  "train.steps=41": ([*AGAIN, "--config.train.steps=41"], ("train.steps=41", "was 40")),
+  "trian.steps=3": (["--config=config.py:", "--workdir=nothing", "--config.trian.steps=3"], ("did you mean", "train"))}
 
 
-@pytest.mark.parametrize(("change", "words"), [
-  ("train.steps=41", ("train.steps=41", "was 40")), ("trian.steps=3", ("did you mean", "train"))])
-def test_a_wrong_value_is_answered_in_one_line_with_code_2_and_nothing_is_written(home, whole, change, words):
-  workdir = "whole" if change.startswith("train.") else "nothing"
-  before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-  said = train(home, workdir, change, code=2)
+def contents(folder):
+  """Every file below the folder with the time of its last change."""
+  return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def again(whole):
+  """What runs gave that have nothing to do, by name; files and their times before the first and after the last."""
+  home = whole.parent
+  before = contents(home)
+  found = run("train", AGAIN, *(arguments for arguments, _ in WRONG.values()), folder=home)
+  return dict(zip(("again", *WRONG), found, strict=True)), before, contents(home)
+
+
+def test_run_again_at_its_end_it_says_so_and_does_nothing(again):
+  found, before, after = again
+  code, _, said = found["again"]
+  assert code == 0, said
+  assert "trained to its last step, 40" in said
+  assert after == before
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_a_wrong_value_is_answered_in_one_line_with_code_2_and_nothing_is_written(home, again, change):
+  found, before, after = again
+  code, _, said = found[change]
+  assert code == 2, said
   errors = [line for line in said.splitlines() if line.startswith("error: ")]
   assert errors == said.splitlines()[-1:]
-  assert all(word in errors[0].lower() for word in words)
-  assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+  assert all(word in errors[0].lower() for word in WRONG[change][1])
+  assert after == before
   assert not (home / "nothing").exists()
