@@ -97,7 +97,7 @@ def whole(home):
 def test_a_model_that_never_saw_a_marker_is_mined_and_the_table_ends_the_run(home, whole):
   out, written = whole
   assert "40 samples of 20 problems" in out
-  assert all(word in out for word in ("first mistake", "malformed", "problems with a mistake", "records of right"))
+  assert all(word in out for word in ("first of sample", "malformed", "problems with a mistake", "records of right"))
   lines = [json.loads(line) for line in written.splitlines()]
   assert len(lines) >= 5
   for line in lines:

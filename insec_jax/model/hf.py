@@ -177,8 +177,9 @@ def _place(weight: "Stored | Drawn", sharding: jax.sharding.Sharding) -> jax.Arr
   def read(bounds):
     return weight[tuple(slice(*bound) for bound in bounds)]
 
-  return jax.make_array_from_callback(
+  placed = jax.make_array_from_callback(
       weight.shape, sharding, lambda index: read(tuple((one.start, one.stop) for one in index)))
+  return placed.block_until_ready()  # until it is there the host holds it too, and the next one would come on top
 
 
 def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
