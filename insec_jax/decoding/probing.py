@@ -116,6 +116,7 @@ class Prober:
     self.limits = {"max_tokens": config.evaluate.max_tokens, "batch_size": config.evaluate.batch_size}
     self.seed = config.seed
     self._reader = Reader(writer, task, self.markers, self.unit)
+    self._encode = functools.cache(writer.encode)  # every pass asks for the same problems
     self._greedy: dict[bytes, list[tuple[float, Written]]] = {}  # by prompt: what was written with which flag_bias
 
   def injected(self, probes: Sequence[Probe], *, label: str, temperature: float, flag_bias: float = 0.0,
@@ -159,7 +160,7 @@ class Prober:
             watch: Watch | None = None, seed: int | None = None, force: bool = False) -> Solved:
     """The model's solutions, and what it does after its own first wrong steps, with `force` after them and the flag."""
     drawn = {"temperature": temperature, "seed": self.seed if seed is None else seed, **self.limits}
-    prompts = [self.writer.encode(problem.prompt) for problem in problems]
+    prompts = [self._encode(problem.prompt) for problem in problems]
     written = self._write(prompts, label=label, flag_bias=flag_bias, watch=watch, **drawn)
     solved = self.read(problems, written)
     if not force:
@@ -176,7 +177,7 @@ class Prober:
               ) -> Solved:
     """Solutions without flags in which a step whose score is above the threshold is drawn again, up to `most` times."""
     written, num_generated = redraw(
-        self.writer, [self.writer.encode(problem.prompt) for problem in problems], label=label, threshold=threshold,
+        self.writer, [self._encode(problem.prompt) for problem in problems], label=label, threshold=threshold,
         most=most, temperature=temperature, seed=self.seed, **self.limits)
     return dataclasses.replace(self.read(problems, written), num_tokens=num_generated)
 
@@ -218,8 +219,10 @@ class Prober:
 
   def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
     """For each probe what the model reads with this in place of the wrong step, and its own confidence in each step."""
-    return self.writer.begin([probe.problem.prompt for probe, _ in asked],
-                             [(*probe.before, last) for probe, last in asked], batch_size=self.limits["batch_size"])
+    if self.writer.confidence_ids:
+      return self.writer.begin([probe.problem.prompt for probe, _ in asked],
+                               [(*probe.before, last) for probe, last in asked], batch_size=self.limits["batch_size"])
+    return [self._encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in asked]
 
   def _outcome(self, probe: Probe, written: Written, *, forced: bool = False) -> Outcome:
     return scoring.read_probe(probe.problem, probe.before, probe.wrong, written.text, finished=written.finished,
@@ -241,14 +244,14 @@ class Prober:
     prefix = score.own.prefix
     num = self._reader.token_ends(written).get(len(prefix))
     if self.writer.flag_id is None:
-      begin = self.writer.encode(problem.prompt, answer=prefix + self.markers.flag)
+      begin = self._encode(problem.prompt, answer=prefix + self.markers.flag)
     elif num is not None:
       said = written.generation.tokens[:self.writer.past_confidence(written.generation.tokens, num)]
       begin = np.concatenate([prompt, said, [self.writer.flag_id]])
     elif self.markers.flag in prefix or self.markers.fix in prefix:
       return None  # neither a token ends here nor could the markers be encoded again as markers
     else:
-      begin = np.append(self.writer.encode(problem.prompt, answer=prefix), self.writer.flag_id)
+      begin = np.append(self._encode(problem.prompt, answer=prefix), self.writer.flag_id)
     return begin.astype(np.int32) if self.writer.has_room(begin, self.limits["max_tokens"]) else None
 
 

@@ -33,6 +33,20 @@ def test_every_source_is_measured_greedily_and_at_the_temperature():
     assert [len(source["t1"]), len(source["t2"])] == [24, 24]
 
 
+def test_what_the_model_reads_is_encoded_once_for_all_passes(monkeypatch):
+  encoded = []
+  encode = writer.Writer.encode
+
+  def counted(self, prompt, *, answer=""):
+    encoded.append((prompt, answer))
+    return encode(self, prompt, answer=answer)
+
+  monkeypatch.setattr(writer.Writer, "encode", counted)
+  measured(prober(Policy(slips=True)))
+  assert len(encoded) > 48  # problems, validation, and probes
+  assert len(set(encoded)) == len(encoded)
+
+
 def test_a_bias_from_validation_catches_the_models_own_mistakes_without_a_false_alarm():
   found = results_of(prober(Policy(slips=True)))
   chosen = found["thresholds"]
