@@ -55,7 +55,7 @@ def main() -> None:
         tokens, label="generate", max_tokens=MAX_TOKENS.value, temperature=TEMPERATURE.value, top_p=TOP_P.value,
         seed=SEED.value, flag_bias=FLAG_BIAS.value,
         watch=None if FLAG_ABOVE.value == math.inf else writer.watch(FLAG_ABOVE.value),
-        batch_size=rows_that_fit(opened.config, slots=slots, compute=compute))
+        batch_size=min(len(prompts), rows_that_fit(opened.config, slots=slots, compute=compute)))
     for prompt, begin, one in zip(prompts, tokens, written, strict=True):
       file.write(json.dumps(line(prompt, begin, one, writer, opened), ensure_ascii=False) + "\n")
 

@@ -1,15 +1,16 @@
 """Text from a model: prompts of different lengths decoded together, as if each were alone.
 
 Prompts are padded on the left to a bucket that depends on their own length only, and no row reads another: what a
-prompt gets depends on its company only in the order in which float32 sums are taken. The whole decode of a batch
-(prompt, then token by token) is one compiled program that ends when its last row has ended.
+prompt gets depends on its company only in the order in which float32 sums are taken. Rows that have ended leave a
+batch once a smaller one would do: until then they cost what the others do. Batches are of few sizes, and greedy, drawn
+and watched text comes from one program: on a small model compiling would take longer than decoding.
 
       slot      0   1   2   3 | 4   5   6        start 2: the slots before it are padding, seen by nobody
       token     .   .   A   B | c   d   <end>    A B the prompt, c d <end> chosen
       position  .   .   0   1 | 2   3   4
 
-Letters as in model/llama.py, and P slot of the padded prompt, M step of the decode, U stop token, E token that
-ends a step, K bin of confidence.
+Letters as in model/llama.py, and P slot of the padded prompt, U stop token, E token that ends a step, K bin of
+confidence.
 """
 
 import dataclasses
@@ -27,9 +28,12 @@ from insec_jax.model import llama
 SHORTEST = 32  # slots; shorter prompts are padded to this
 CHUNK = 512  # tokens of a prompt read at once: bounds the attention scores of a long prompt
 READ = 32  # tokens of a text whose next ones are judged at once: bounds the logits
+FEWEST = 64  # rows of the smallest batch, unless batch_size is less: a smaller one is another program and saves little
 STOPS = 8  # the number of stop tokens is padded to a multiple of this, so that one more compiles nothing
 MEMORY, MOST_ROWS = 1 << 30, 256  # bytes of a batch, and rows: `rows_that_fit`
 NO_TOKEN = -1
+# Of the state of a batch, what is told of its rows.
+TOLD = ("index_B", "live_B", "num_B", "token_BS", "logprob_BS", "flag_BS", "margin_BS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Sampler:
     self.config = config
     self.compute = jnp.dtype(compute)
     self.params = _ready(params, config=config, compute=self.compute)
+    self._room = 0  # for the most tokens asked for so far: fewer are written in it too, and compile nothing
 
   def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
                seed: int = 0, stop_ids: Sequence[int], flag_id: int | None = None, flag_bias: float = 0.0,
@@ -90,30 +95,49 @@ class Sampler:
     InputError when a prompt or an option is out of range.
     """
     _check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
-    if watch is not None:
+    if watch is None:
+      watch = Watch(end_ids=(), fix_id=None)  # sees no step, forces nothing
+    else:
       _check_watch(watch, flag_id)
     self._check_prompts(prompts, max_tokens)
-    stop_U = _padded(stop_ids, STOPS)
-    watched = None if watch is None else {
-        "end_E": _padded(watch.end_ids, STOPS), "fix": NO_TOKEN if watch.fix_id is None else watch.fix_id,
+    self._room = max(self._room, max_tokens)
+    # Plain Python numbers: one of NumPy would be another type, and compile again.
+    options = {
+        "stop_U": _padded(stop_ids, STOPS), "key": jax.random.key(seed), "temperature": float(temperature),
+        "top_p": float(top_p), "flag": NO_TOKEN if flag_id is None else int(flag_id), "flag_bias": float(flag_bias),
+        "end_E": _padded(watch.end_ids, STOPS), "fix": NO_TOKEN if watch.fix_id is None else int(watch.fix_id),
         "threshold": float(watch.threshold), "edge_K": np.array(watch.edges, np.float32),
         "confidence_K": np.array(watch.confidence_ids, np.int32)}
     results: dict[int, Generation] = {}
-    for token_BP, start_B, index_B in _batches(prompts, batch_size):
-      # Plain Python numbers: one of NumPy would be another type, and compile again.
-      out = _decode(self.params, token_BP, start_B, index_B, stop_U, jax.random.key(seed), float(temperature),
-                    float(top_p), NO_TOKEN if flag_id is None else int(flag_id), float(flag_bias), watched,
-                    config=self.config, compute=self.compute, max_tokens=max_tokens, greedy=temperature == 0,
-                    cut=top_p < 1)
-      token_BM, logprob_BM, flag_BM, margin_BM, num_B, stopped_B = jax.device_get(out)
-      for row in np.flatnonzero(index_B != NO_TOKEN):
-        num = num_B[row]
-        results[int(index_B[row])] = Generation(
-            token_BM[row, :num], logprob_BM[row, :num], "stop" if stopped_B[row] else "length",
-            *((None, None) if flag_id is None else (flag_BM[row, :num], margin_BM[row, :num])))
+    for batch in _batches(prompts, batch_size):
+      for index, generation in self._decode(*batch, options, max_tokens=max_tokens, cut=top_p < 1):
+        results[index] = generation if flag_id is not None else dataclasses.replace(
+            generation, flag_logprobs=None, margins=None)
       if progress is not None:
         progress(len(results), sum(len(result.tokens) for result in results.values()))
     return [results[index] for index in range(len(prompts))]
+
+  def _decode(self, token_BP, start_B, index_B, options, *, max_tokens, cut) -> Iterator[tuple[int, Generation]]:
+    """(index, Generation) for each row that is needed, when it has ended; some come twice, the same."""
+    slot = first = token_BP.shape[1]
+    end = first + max_tokens
+    state = _begin(self.params, token_BP, start_B, index_B, config=self.config, compute=self.compute, room=self._room)
+    while True:
+      sizes = _sizes(len(state["live_B"]))
+      slot, state = _write(self.params, state, options, first=first, slot=slot, end=end, few=[0, *sizes][-2],
+                           config=self.config, cut=cut)
+      slot, told = jax.device_get((slot, {name: state[name] for name in TOLD}))
+      slot, live_B = int(slot), told["live_B"]
+      ended_B = ~live_B | (slot == end)
+      for row in np.flatnonzero(ended_B & (told["index_B"] != NO_TOKEN)):
+        written = slice(first, first + told["num_B"][row])
+        yield int(told["index_B"][row]), Generation(
+            told["token_BS"][row, written], told["logprob_BS"][row, written], "length" if live_B[row] else "stop",
+            told["flag_BS"][row, written], told["margin_BS"][row, written])
+      if ended_B.all():
+        return
+      C = next(size for size in sizes if size >= live_B.sum())
+      state = _rows(state, np.argsort(~live_B, stable=True)[:C].astype(np.int32))
 
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
     """For each text, log p of each of its tokens after those before it; of the first it is 0."""
@@ -197,21 +221,30 @@ def bucket(length: int) -> int:
   return max(SHORTEST, 1 << (length - 1).bit_length())
 
 
+def _sizes(most: int) -> list[int]:
+  """The numbers of rows that batches of at most so many may have, ascending: far apart, for each compiles anew."""
+  sizes = [FEWEST]
+  while sizes[-1] < most:
+    sizes.append(4 * sizes[-1])
+  return [*(size for size in sizes if size < most), most]
+
+
 def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """(token_BP, start_B, index_B) until every prompt came once: prompt `index` stands in its row from slot `start` on.
 
-  Shortest bucket first; one shape per bucket, so that each compiles once; rows that are not needed have index NO_TOKEN.
+  Shortest bucket first; rows that are not needed have index NO_TOKEN.
   """
   by_bucket: dict[int, list[int]] = {}
   for index, prompt in enumerate(prompts):
     by_bucket.setdefault(bucket(len(prompt)), []).append(index)
   for P, indices in sorted(by_bucket.items()):
-    B = min(batch_size, 1 << (len(indices) - 1).bit_length())
-    for first in range(0, len(indices), B):
+    for first in range(0, len(indices), batch_size):
+      of_batch = indices[first:first + batch_size]
+      B = next(size for size in _sizes(batch_size) if size >= len(of_batch))
       token_BP = np.zeros((B, P), np.int32)
       start_B = np.full(B, P - 1, np.int32)  # a row that is not needed reads one token: reading none gives nan
       index_B = np.full(B, NO_TOKEN, np.int32)
-      for row, index in enumerate(indices[first:first + B]):
+      for row, index in enumerate(of_batch):
         start_B[row] = P - len(prompts[index])
         token_BP[row, start_B[row]:] = prompts[index]
         index_B[row] = index
@@ -267,79 +300,86 @@ def _of_text(params, token_BP, start_B, *, config, compute):
   return jnp.roll(logprob_BP, 1, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "max_tokens", "greedy", "cut"))
-def _decode(params, token_BP, start_B, index_B, stop_U, key, temperature, top_p, flag_id, flag_bias, watched, *, config,
-            compute, max_tokens, greedy, cut):
-  """What `Generation` holds, for each row: tokens, log p of each, of the flag in its place, margin of the flag there.
-
-  Then the number of tokens, and whether a stop token ended them. `watched` is a Watch as arrays, or None.
-  """
+@functools.partial(jax.jit, static_argnames=("config", "compute", "room"))
+def _begin(params, token_BP, start_B, index_B, *, config, compute, room):
+  """The state of a batch whose prompts have been read, with `room` free slots; `_write` says what it holds."""
   B, P = token_BP.shape
-  M = max_tokens
-  bias_1V = jnp.where(jnp.arange(config.vocab_size) == flag_id, flag_bias, 0.0)[None]
-  if watched is not None:
-    bias_1V = bias_1V.at[:, watched["confidence_K"]].set(-jnp.inf)  # never the model's own to say
+  _, cache = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=room)
+  none_BS = jnp.zeros((B, P + room))
+  return {"start_B": start_B, "index_B": index_B, "live_B": index_B != NO_TOKEN, "num_B": jnp.zeros(B, jnp.int32),
+          "token_BS": jnp.pad(token_BP, ((0, 0), (0, room))), "logprob_BS": none_BS, "flag_BS": none_BS,
+          "margin_BS": none_BS, "cache": cache,
+          "watch": {"num_B": jnp.zeros(B, jnp.int32), "score_B": jnp.zeros(B), "is_step_B": jnp.full(B, True),
+                    "bin_B": jnp.full(B, NO_TOKEN, jnp.int32), "flags_B": jnp.full(B, False)}}
 
-  def write(state):
-    """The state with one more token for each row; a row that has stopped goes on writing, but nothing is counted."""
-    step, live_B = state["step"], state["live_B"]
-    stream_B1D, cache = llama.forward_cached(config, params, state["token_B"][:, None], start_B, P - 1 + step,
-                                             state["cache"])
+
+@jax.jit
+def _rows(state, row_C):
+  """The state of these rows alone."""
+  return jax.tree.map(lambda array: array[row_C], state)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "cut"), donate_argnames="state")
+def _write(params, state, options, *, first, slot, end, few, config, cut):
+  """(slot, the state with all before it written): slot `end`, or the first where at most `few` rows are live.
+
+  `first` is the slot of the first token after the prompts. The state holds all that `Generation` does, each number in
+  the slot of its token; the tokens of the prompts, too; in `num_B` how many are written, and in `live_B` whether no
+  stop token has ended them.
+  """
+  flag_id = options["flag"]
+  bias_1V = jnp.where(jnp.arange(config.vocab_size) == flag_id, options["flag_bias"], 0.0)[None]
+  bias_1V = bias_1V.at[:, options["confidence_K"]].set(-jnp.inf)  # never the model's own to say
+
+  def write(carried):
+    """One more token for each row; a row that has stopped goes on writing, but nothing is counted."""
+    slot, state = carried
+    # The first step reads the last token of the prompt again: one copy of the step to compile, for one token more.
+    last_B1 = jax.lax.dynamic_slice_in_dim(state["token_BS"], slot - 1, 1, 1)
+    stream_B1D, cache = llama.forward_cached(config, params, last_B1, state["start_B"], slot - 1, state["cache"])
     logprob_BV = _logprobs(params, stream_B1D[:, 0], config=config)
-    token_B = _draw(logprob_BV + bias_1V, index_B, step, key, temperature, top_p, greedy=greedy, cut=cut)
-    if watched is not None:
-      token_B = _forced(state["watch"], token_B, flag_id, watched)
+    token_B = _draw(logprob_BV + bias_1V, state["index_B"], slot - first, options["key"], options["temperature"],
+                    options["top_p"], cut=cut)
+    token_B = _forced(state["watch"], token_B, options)
     chosen_B = jnp.take_along_axis(logprob_BV, token_B[:, None], 1)[:, 0]
     others_BV = jnp.where(jnp.arange(config.vocab_size) == flag_id, -jnp.inf, logprob_BV)
-    return {
-        **({} if watched is None else {"watch": _watch(state["watch"], token_B, chosen_B, flag_id, watched)}),
-        "step": step + 1,
+    return slot + 1, {
+        **state,
         "cache": cache,
-        "token_B": token_B,
-        "token_BM": state["token_BM"].at[:, step].set(token_B),
-        "logprob_BM": state["logprob_BM"].at[:, step].set(chosen_B),
-        "flag_BM": state["flag_BM"].at[:, step].set(logprob_BV[:, flag_id]),
-        "margin_BM": state["margin_BM"].at[:, step].set(logprob_BV[:, flag_id] - others_BV.max(-1)),
-        "num_B": state["num_B"] + live_B,
-        "live_B": live_B & ~(token_B[:, None] == stop_U[None]).any(-1),
+        "token_BS": state["token_BS"].at[:, slot].set(token_B),
+        "logprob_BS": state["logprob_BS"].at[:, slot].set(chosen_B),
+        "flag_BS": state["flag_BS"].at[:, slot].set(logprob_BV[:, flag_id]),
+        "margin_BS": state["margin_BS"].at[:, slot].set(logprob_BV[:, flag_id] - others_BV.max(-1)),
+        "num_B": state["num_B"] + state["live_B"],
+        "live_B": state["live_B"] & ~(token_B[:, None] == options["stop_U"][None]).any(-1),
+        "watch": _watch(state["watch"], token_B, chosen_B, options),
     }
 
-  # The last token of the prompt is read again by the first step: one copy of the step to compile, for one token more.
-  _, cache = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=M)
-  state = {"step": 0, "cache": cache, "token_B": token_BP[:, -1], "token_BM": jnp.zeros((B, M), jnp.int32),
-           "logprob_BM": jnp.zeros((B, M)), "flag_BM": jnp.zeros((B, M)), "margin_BM": jnp.zeros((B, M)),
-           "num_B": jnp.zeros(B, jnp.int32),
-           "live_B": index_B != NO_TOKEN}
-  if watched is not None:
-    state["watch"] = {"num_B": jnp.zeros(B, jnp.int32), "score_B": jnp.zeros(B), "is_step_B": jnp.full(B, True),
-                      "bin_B": jnp.full(B, NO_TOKEN, jnp.int32), "flags_B": jnp.full(B, False)}
-  state = jax.lax.while_loop(lambda state: (state["step"] < M) & state["live_B"].any(), write, state)
-  # A row is live at the end only if nothing stopped it.
-  kept = ("token_BM", "logprob_BM", "flag_BM", "margin_BM", "num_B")
-  return *(state[name] for name in kept), ~state["live_B"]
+  return jax.lax.while_loop(lambda carried: (carried[0] < end) & (carried[1]["live_B"].sum() > few), write,
+                            (slot, state))
 
 
-def _forced(watch, token_B, flag_id, watched):
+def _forced(watch, token_B, options):
   """The tokens drawn, or what has to stand in their place: the confidence in a step that has ended, then the flag."""
-  token_B = jnp.where(watch["flags_B"], flag_id, token_B)
-  if not len(watched["confidence_K"]):
+  token_B = jnp.where(watch["flags_B"], options["flag"], token_B)
+  if not len(options["confidence_K"]):
     return token_B
-  return jnp.where(watch["bin_B"] == NO_TOKEN, token_B, watched["confidence_K"][watch["bin_B"]])
+  return jnp.where(watch["bin_B"] == NO_TOKEN, token_B, options["confidence_K"][watch["bin_B"]])
 
 
-def _watch(watch, token_B, logprob_B, flag_id, watched):
+def _watch(watch, token_B, logprob_B, options):
   """The state of the watch after one more token: the running step's length and score, and what is forced next.
 
   `is_step_B` is false between a flag and its fix; `bin_B` is NO_TOKEN when no confidence is to be written.
   """
   was_confidence_B = watch["bin_B"] != NO_TOKEN
-  is_flag_B, is_fix_B = token_B == flag_id, token_B == watched["fix"]
+  is_flag_B, is_fix_B = token_B == options["flag"], token_B == options["fix"]
   is_own_B = watch["is_step_B"] & ~was_confidence_B & ~is_flag_B & ~is_fix_B
   score_B = jnp.where(watch["num_B"] > 0, jnp.maximum(watch["score_B"], -logprob_B), 0.0)
-  ends_B = is_own_B & (token_B[:, None] == watched["end_E"][None]).any(-1)
+  ends_B = is_own_B & (token_B[:, None] == options["end_E"][None]).any(-1)
   goes_on_B = is_own_B & ~ends_B
-  if len(watched["confidence_K"]):
-    bin_B = jnp.where(ends_B, (score_B[:, None] > watched["edge_K"][None]).sum(-1), NO_TOKEN)
+  if len(options["confidence_K"]):
+    bin_B = jnp.where(ends_B, (score_B[:, None] > options["edge_K"][None]).sum(-1), NO_TOKEN)
   else:
     bin_B = watch["bin_B"]
   return {
@@ -347,7 +387,7 @@ def _watch(watch, token_B, logprob_B, flag_id, watched):
       "score_B": jnp.where(goes_on_B, score_B, 0.0),
       "is_step_B": jnp.where(is_flag_B, False, watch["is_step_B"] | is_fix_B),
       "bin_B": bin_B,
-      "flags_B": (ends_B & (score_B > watched["threshold"])) | (was_confidence_B & watch["flags_B"]),
+      "flags_B": (ends_B & (score_B > options["threshold"])) | (was_confidence_B & watch["flags_B"]),
   }
 
 
@@ -370,16 +410,18 @@ def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: Watch, flag_i
   return found
 
 
-def _draw(logits_BV, index_B, step, key, temperature, top_p, *, greedy, cut):
-  """The next token of each row."""
-  if greedy:
-    return jnp.argmax(logits_BV, -1).astype(jnp.int32)
-  logits_BV = logits_BV / temperature
-  if cut:
-    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-    p_BV = jax.nn.softmax(sorted_BV)
-    # A token stays while the likelier ones hold less than top_p: the likeliest always stays.
-    least_B1 = jnp.where(jnp.cumsum(p_BV, -1) - p_BV < top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
-    logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-  key_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), step))(index_B)
-  return jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
+def _draw(logits_BV, index_B, step, key, temperature, top_p, *, cut):
+  """The next token of each row, the likeliest at temperature 0."""
+  def drawn_B():
+    tempered_BV = logits_BV / temperature
+    if cut:
+      sorted_BV = -jnp.sort(-tempered_BV, axis=-1)
+      p_BV = jax.nn.softmax(sorted_BV)
+      # A token stays while the likelier ones hold less than top_p: the likeliest always stays.
+      least_B1 = jnp.where(jnp.cumsum(p_BV, -1) - p_BV < top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
+      tempered_BV = jnp.where(tempered_BV >= least_B1, tempered_BV, -jnp.inf)
+    key_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), step))(index_B)
+    return jax.vmap(jax.random.categorical)(key_B, tempered_BV).astype(jnp.int32)
+
+  # Both in one program: what is greedy and what is drawn have their shapes in common.
+  return jax.lax.cond(temperature > 0, drawn_B, lambda: jnp.argmax(logits_BV, -1).astype(jnp.int32))

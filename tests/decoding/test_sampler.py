@@ -131,6 +131,65 @@ def test_decoding_ends_with_its_last_row(model, monkeypatch):
   assert len(steps) == len(cut.tokens) <= 6
 
 
+def shrinking(model, **options) -> list[sampler.Generation]:
+  """Twelve short texts that end at different steps, in a batch whose smaller sizes are 1 and 4."""
+  return model.generate(some_prompts(range(1, 13)), stop_ids=range(1, 8), max_tokens=40, batch_size=12, flag_id=FLAG,
+                        **options)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0, "watch": sampler.Watch((9, 12, 15), 8, threshold=4.0)}])
+def test_a_text_is_the_same_in_a_batch_that_others_leave(model, monkeypatch, options):
+  expected = shrinking(model, **options)
+  kept = []
+  rows = sampler._rows
+  monkeypatch.setattr(sampler, "_rows", lambda state, row_C: kept.append(len(row_C)) or rows(state, row_C))
+  monkeypatch.setattr(sampler, "FEWEST", 1)
+  for a, b in zip(expected, shrinking(model, **options), strict=True):
+    same(a, b)
+    np.testing.assert_allclose(a.flag_logprobs, b.flag_logprobs, atol=1e-5)
+    np.testing.assert_allclose(a.margins, b.margins, atol=1e-4)
+  assert kept == [4, 1]
+  assert len({len(one.tokens) for one in expected}) > 4
+
+
+def test_a_batch_goes_on_with_fewer_rows_as_soon_as_they_hold_what_is_left(model, monkeypatch):
+  rows_of_step = []
+  draw = sampler._draw
+
+  def counted(logits_BV, *args, **kwargs):
+    jax.debug.callback(functools.partial(rows_of_step.append, len(logits_BV)))
+    return draw(logits_BV, *args, **kwargs)
+
+  monkeypatch.setattr(sampler, "_draw", counted)
+  monkeypatch.setattr(sampler, "FEWEST", 1)
+  model.config = dataclasses.replace(CONFIG, max_positions=254)  # nothing compiled before is met again
+  lengths = [len(one.tokens) for one in shrinking(model)]
+  jax.effects_barrier()
+  live = [sum(step < length for length in lengths) for step in range(max(lengths))]
+  assert sorted(rows_of_step, reverse=True) == [next(size for size in (1, 4, 12) if size >= num) for num in live]
+  assert {1, 4, 12} == set(rows_of_step)
+
+
+def test_batches_have_few_sizes():
+  def sizes(num, batch_size):
+    return [len(start_B) for _, start_B, _ in sampler._batches(some_prompts([3] * num), batch_size)]
+  assert sizes(520, 250) == [250, 250, 64]
+  assert sizes(65, 250) == [250]
+  assert sizes(300, 1000) == [1000]
+  assert sizes(200, 1000) == [256]
+  assert sizes(1, 250) == [64]
+  assert sizes(9, 8) == [8, 8]
+
+
+def test_greedy_drawn_watched_and_shorter_text_compile_one_program(model):
+  model.config = dataclasses.replace(CONFIG, max_positions=253)  # nothing compiled before is met again
+  size = sampler._write._cache_size()
+  for options in ({}, {"temperature": 1.0}, {"watch": WATCH}, {"flag_bias": -np.inf}, {"max_tokens": 1}, {"seed": 5}):
+    model.generate(some_prompts((5, 9)), stop_ids=[1], flag_id=FLAG, **SETTINGS | options)
+  assert sampler._write._cache_size() == size + 1
+
+
 def test_logprobs_are_the_models_own_whatever_the_sampling(model):
   drawn = model.generate(some_prompts(), temperature=1.7, top_p=0.8, flag_id=FLAG, flag_bias=2.0, stop_ids=[1],
                          **SETTINGS)
@@ -168,7 +227,7 @@ def test_draws_follow_the_tempered_distribution_cut_at_top_p(temperature, top_p)
   order = np.argsort(-p_V)
   p_V[order[1 + np.searchsorted(np.cumsum(p_V[order]), top_p):]] = 0
   drawn_B = sampler._draw(jnp.tile(logits_V, (num, 1)), jnp.arange(num), 2, jax.random.key(0), temperature, top_p,
-                          greedy=False, cut=top_p < 1)
+                          cut=top_p < 1)
   seen_V = np.bincount(drawn_B, minlength=5) / num
   assert (seen_V[p_V == 0] == 0).all()
   np.testing.assert_allclose(seen_V, p_V / p_V.sum(), atol=4 * (0.25 / num)**0.5)  # four standard deviations, at most
@@ -176,7 +235,7 @@ def test_draws_follow_the_tempered_distribution_cut_at_top_p(temperature, top_p)
 
 def test_every_step_of_every_prompt_is_drawn_anew():
   logits_BV, key = jnp.zeros((8, 1000)), jax.random.key(0)
-  drawn = [sampler._draw(logits_BV, jnp.arange(8), step, key, 1.0, 1.0, greedy=False, cut=False) for step in range(8)]
+  drawn = [sampler._draw(logits_BV, jnp.arange(8), step, key, 1.0, 1.0, cut=False) for step in range(8)]
   assert len(np.unique(drawn)) > 55  # of 64; 62 are expected
 
 
@@ -294,9 +353,9 @@ def test_log_p_of_a_text_is_that_of_one_full_pass_whatever_stands_beside_it(mode
 
 def test_another_threshold_compiles_nothing(model):
   watched(model, dataclasses.replace(WATCH, threshold=1.0))
-  size = sampler._decode._cache_size()
+  size = sampler._write._cache_size()
   watched(model, dataclasses.replace(WATCH, threshold=2.0, end_ids=(3, 4)))
-  assert sampler._decode._cache_size() == size
+  assert sampler._write._cache_size() == size
 
 
 @pytest.mark.parametrize(("change", "words"), [
