@@ -54,6 +54,27 @@ def attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
   return checkpoint_name(context_BTKGH.reshape(B, T, N, H), "context")
 
 
+def attend_one(q_B1NH, k_BKSH, v_BKSH, allowed_B1S):
+  """`attend` for a single query: the same products, added up without a dot."""
+  B, _, N, H = q_B1NH.shape
+  K = k_BKSH.shape[1]
+  q_BKG1H = q_B1NH.reshape(B, K, N // K, 1, H).astype(jnp.float32)
+  score_BKGS = (q_BKG1H * k_BKSH[:, :, None]).sum(-1)
+  score_BKGS = jnp.where(allowed_B1S[:, None], score_BKGS * H**-0.5, MASKED)
+  weight_BKGS = jax.nn.softmax(score_BKGS)
+  context_BKGH = (weight_BKGS[..., None] * v_BKSH[:, :, None]).sum(3)
+  return context_BKGH.reshape(B, 1, N, H).astype(v_BKSH.dtype)
+
+
+def attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
+  """`attend`, with keys and values as a cache holds them."""
+  def with_dots(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
+    return attend(q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
+  # On CPU a dot of one query goes through the heads of the rows one by one.
+  one_by_one = {"cpu": attend_one} if q_BTNH.shape[1] == 1 else {}
+  return jax.lax.platform_dependent(q_BTNH, k_BKSH, v_BKSH, allowed_BTS, **one_by_one, default=with_dots)
+
+
 XLA = Attention(prepare=causal_within_segments, attend=attend)
 
 

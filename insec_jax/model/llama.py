@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from insec_jax.command import InputError
 from insec_jax.model import sharding
-from insec_jax.model.attention import XLA, Attention, attend
+from insec_jax.model.attention import XLA, Attention, attend_cached
 
 # What the backward pass keeps inside a layer, beside the stream between layers; what fsdp has gathered it never keeps.
 REMAT = {
@@ -171,8 +171,8 @@ def logits(params, config: LlamaConfig, stream_BTD):
 
 
 def make_cache(config: LlamaConfig, batch: int, length: int, dtype) -> list:
-  """Empty keys and values, (k_BSKH, v_BSKH) for each layer, S = `length` slots; `dtype` is the compute dtype."""
-  shape = (batch, length, config.num_kv_heads, config.head_width)
+  """Empty keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype."""
+  shape = (batch, config.num_kv_heads, length, config.head_width)  # as attention reads it: turned at no token
   return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
@@ -198,16 +198,16 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
   T = token_BT.shape[1]
   slot_T = slot + jnp.arange(T)
   turn = rope(config, slot_T[None] - start_B[:, None])
-  slot_S = jnp.arange(cache[0][0].shape[1])
+  slot_S = jnp.arange(cache[0][0].shape[2])
   allowed_BTS = (slot_S[None, None] >= start_B[:, None, None]) & (slot_S[None, None] <= slot_T[None, :, None])
   stream_BTD = sharding.look_up(params["embed"], token_BT, cache[0][0].dtype, None)
   filled = []
 
   def read(q_BTNH, k_BTKH, v_BTKH):
-    k_BSKH, v_BSKH = (jax.lax.dynamic_update_slice_in_dim(old, new, slot, 1)
+    k_BKSH, v_BKSH = (jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), slot, 2)
                       for old, new in zip(cache[len(filled)], (k_BTKH, v_BTKH), strict=True))
-    filled.append((k_BSKH, v_BSKH))
-    return attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS)
+    filled.append((k_BKSH, v_BKSH))
+    return attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
 
   # Unrolled: a cache carried through a scan is copied at every token on CPU.
   for weights in unstack(params, config)["layers"]:

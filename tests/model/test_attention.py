@@ -48,6 +48,23 @@ def test_each_group_of_query_heads_reads_its_own_key_head(num_kv_heads, head_wid
   np.testing.assert_allclose(got_BTNH[0], context(q_TNH, k_SKH, v_SKH, np.ones(9)), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_query_reads_a_cache_as_it_would_among_others(num_kv_heads, dtype):
+  rng = np.random.default_rng(0)
+  q_BTNH = jnp.array(rng.normal(size=(3, 1, 4, 8)), dtype)
+  k_BKSH, v_BKSH = (jnp.array(rng.normal(size=(3, num_kv_heads, 9, 8)), dtype) for _ in range(2))
+  allowed_BTS = jnp.array(rng.random((3, 1, 9)) < 0.6)
+  got_BTNH = attention.attend_one(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
+  expected_BTNH = attention.attend(q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
+  assert got_BTNH.dtype == expected_BTNH.dtype == dtype
+  tolerance = TOLERANCE if dtype == "float32" else 0.02
+  np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (got_BTNH, expected_BTNH)), rtol=0, atol=tolerance)
+  by_cache_BTNH = attention.attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
+  np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (by_cache_BTNH, expected_BTNH)), rtol=0,
+                             atol=tolerance)
+
+
 def test_a_position_that_may_read_nothing_gives_finite_numbers():
   x_1THH = jnp.ones((1, 3, 2, 4))
   assert np.isfinite(attention.attend(x_1THH, x_1THH, x_1THH, jnp.zeros((1, 3, 3), bool))).all()
