@@ -43,6 +43,6 @@ def get_config(arm: str = "tuned") -> ConfigDict:
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="bfloat16")
   c.evaluate = dict(num_problems=500, num_probes=500, max_tokens=512, batch_size=64, within=2, temperature=1.0,
-                    max_false_alarms=0.01, votes=5, redraws=2)
+                    max_false_alarms=0.01, votes=5, redraws=2, max_size=0)
   c.mine = dict(num_problems=2_000, samples=4, temperature=1.0, right=1.0)
   return c

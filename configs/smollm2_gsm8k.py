@@ -33,6 +33,6 @@ def get_config(arm: str = "local") -> ConfigDict:
   c.precision = dict(params="float32", compute="float32" if local else "bfloat16")
   c.evaluate = dict(num_problems=8 if local else 500, num_probes=8 if local else 500, max_tokens=192 if local else 384,
                     batch_size=16 if local else 128, within=2, temperature=1.0,
-                    max_false_alarms=0.01, votes=5, redraws=2)
+                    max_false_alarms=0.01, votes=5, redraws=2, max_size=0)
   c.mine = dict(num_problems=32 if local else 4_000, samples=2 if local else 4, temperature=1.0, right=1.0)
   return c

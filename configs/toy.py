@@ -37,6 +37,6 @@ def get_config(arm: str = "insec") -> ConfigDict:
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=96, batch_size=250, within=2, temperature=1.0,
-                    max_false_alarms=0.01, votes=5, redraws=2)
+                    max_false_alarms=0.01, votes=5, redraws=2, max_size=0)
   c.mine = dict(num_problems=4_000, samples=2, temperature=1.0, right=1.0)
   return c

@@ -265,6 +265,7 @@ class EvaluateConfig:
 
   num_problems: int
   num_probes: int  # of injected mistakes
+  max_size: int  # as many problems of the sizes above task.max_size, up to this one, are solved too; 0: none
   max_tokens: int
   batch_size: int
   within: int  # steps by which a flag may be late
@@ -276,7 +277,7 @@ class EvaluateConfig:
   def __post_init__(self):
     _at_least("evaluate", self, 1, "num_problems", "num_probes", "max_tokens", "batch_size", "within", "votes",
               "redraws")
-    _at_least("evaluate", self, 0, "temperature", "max_false_alarms")
+    _at_least("evaluate", self, 0, "max_size", "temperature", "max_false_alarms")
     if not self.temperature:
       raise InputError("evaluate.temperature=0 is greedy, which is measured in any case; give one above 0")
     if self.max_false_alarms >= 0.5:
@@ -372,6 +373,12 @@ def _check_across(config: Config) -> None:
   if not from_file and (config.task.min_size < 1 or config.data.num_records < 1):
     raise InputError(f"task.name={config.task.name!r} makes its problems; task.min_size and data.num_records "
                      "must be at least 1")
+  if config.evaluate.max_size and from_file:
+    raise InputError(f"evaluate.max_size={config.evaluate.max_size}: records of task.name={config.task.name!r} have no "
+                     "sizes; set it to 0")
+  if 0 < config.evaluate.max_size <= config.task.max_size:
+    raise InputError(f"evaluate.max_size={config.evaluate.max_size} is for problems larger than any trained on; must "
+                     f"be above task.max_size={config.task.max_size}, or 0 for none")
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
   _check_mined(config)

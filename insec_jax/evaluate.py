@@ -14,7 +14,8 @@ results.json holds
     own, own: CLASS             the first wrong step of each solution, and how that solution went on
     solutions                   whole solutions; t1 keeps each first attempt, t2 is after corrections
     "..., flags banned", "..., at threshold", "..., confidence", "..., redraw" and "..., majority" are these with other
-    decoding: decoding/measuring.py says which and how. Of a majority t1 is its first vote.
+    decoding: decoding/measuring.py says which and how. Of a majority t1 is its first vote. "..., larger" are these on
+    problems larger than any trained on.
     What the metrics are: method/scoring.py (probe_rates, solution_rates). "..., forced" are those of probes that end in
     the flag. "auroc" is P(log p(flag) after a wrong step > after a right one): n pairs, interval after DeLong; right
     steps are the ones in place of the injected, or the model's own before its first wrong one. "auroc, confidence" is
@@ -49,7 +50,7 @@ from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.decoding.measuring import measure
 from insec_jax.decoding.output import written_whole
-from insec_jax.decoding.probing import Prober, injected_probes, solved_problems, validation_problems
+from insec_jax.decoding.probing import Prober, injected_probes, larger_problems, solved_problems, validation_problems
 from insec_jax.decoding.results import results
 from insec_jax.decoding.tables import table
 from insec_jax.decoding.writer import Writer, with_markers
@@ -79,7 +80,8 @@ def evaluate(opened: Opened, task: tasks.Task, config: Config) -> dict:
   problems, probes = solved_problems(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)
   prober = Prober(Writer(opened, compute=config.precision.compute), task, config)
-  measured = measure(prober, config, probes=probes, problems=problems, validation=validation)
+  measured = measure(prober, config, probes=probes, problems=problems, validation=validation,
+                     larger=larger_problems(config))
   return {
     "config": dataclasses.asdict(config),
     "versions": versions(),

@@ -53,7 +53,8 @@ VALUES = {
   "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
   "precision": {"params": "float32", "compute": "float32"},
   "evaluate": {"num_problems": 1, "num_probes": 1, "max_tokens": 8, "batch_size": 1, "within": 2,
-               "temperature": 1.0, "max_false_alarms": 0.01, "votes": 3, "redraws": 1},
+               "temperature": 1.0, "max_false_alarms": 0.01, "votes": 3, "redraws": 1,
+               "max_size": 0},
   "mine": {"num_problems": 2, "samples": 2, "temperature": 1.0, "right": 1.0},
 }
 

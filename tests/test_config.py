@@ -71,6 +71,7 @@ def test_a_missing_key_is_named(toy):
   ("evaluate.temperature", 0.0, "is greedy, which is measured in any case"),
   ("evaluate.max_false_alarms", 0.5, "must be below 0.5"),
   ("evaluate.votes", 0, "at least 1"),
+  ("evaluate.max_size", -1, "at least 0"),
 ])
 def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
   section, name = key.split(".")
@@ -92,6 +93,19 @@ def test_rounds_that_make_no_sense_are_refused_in_one_line(toy, rounds, changes,
   with toy.ignore_type():
     toy.rounds = rounds
   toy.mistakes.update(changes)
+  with pytest.raises(InputError, match=message) as caught:
+    config.build(toy)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("task", "message"), [
+  ({}, "must be above task.max_size=3, or 0 for none"),
+  ({"name": "gsm8k", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0}, "have no sizes; set it to 0"),
+])
+def test_problems_larger_than_those_trained_on_must_be_larger_and_have_sizes(toy, task, message):
+  toy.evaluate.max_size = 3
+  toy.task.update(task)
+  toy.data.path = "r.jsonl"
   with pytest.raises(InputError, match=message) as caught:
     config.build(toy)
   assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ def get_config(what="graph"):
     values["data"] |= dict(path="none.jsonl")
   values["mistakes"] |= dict(source="injected")
   values["evaluate"] = dict(num_problems=5, num_probes=5, max_tokens=24, batch_size=4, within=2, temperature=1.0,
-                            max_false_alarms=0.01, votes=3, redraws=1)
+                            max_false_alarms=0.01, votes=3, redraws=1, max_size=0)
   if what == "long":
     values["evaluate"]["max_tokens"] = 250
   return ConfigDict(values)

@@ -44,7 +44,7 @@ def get_config(path=""):
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1, temperature=1.0,
-                    max_false_alarms=0.01, votes=3, redraws=1)
+                    max_false_alarms=0.01, votes=3, redraws=1, max_size=0)
   c.mine = dict(num_problems=2, samples=2, temperature=1.0, right=1.0)
   return c
 """

@@ -8,6 +8,7 @@ Greedily, then at evaluate.temperature:
     (validation)          the same on other problems: there the two thresholds are chosen
     , at threshold        injected and solutions with the bias on the flag that keeps false alarms per right step within
                           evaluate.max_false_alarms (at the temperature twice that)
+    , larger              solutions of problems larger than any trained on, where evaluate.max_size asks for them
     , confidence          solutions with flags banned, but forced after steps whose score is above the threshold that
                           keeps the same bound
 
@@ -19,7 +20,8 @@ Only at the temperature:
 
 That is 9 passes greedily, in which only what a bias or a forced flag changes is written again (of 5 over all problems
 2 are whole); 8 + votes at the temperature, and for the redraw a round until no step is left to redraw, at most
-redraws * steps + 1; and one of a single token. AUROCs, curves and thresholds are read from these and cost none.
+redraws * steps + 1; one more each with larger problems; and one of a single token. AUROCs, curves and thresholds are
+read from these and cost none.
 
 The bound holds for the steps of validation solutions as written without flags. Corrections add steps of their own,
 which may be flagged again: measured false alarms can be above it.
@@ -43,6 +45,7 @@ from insec_jax.method.tasks import Problem
 GREEDY, SAMPLED = "", " sampled"
 BANNED, AT_THRESHOLD, CONFIDENCE = ", flags banned", ", at threshold", ", confidence"
 REDRAW, MAJORITY = ", redraw", ", majority"
+LARGER = ", larger"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Measured:
 
 
 def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems: Sequence[Problem],
-            validation: Sequence[Problem]) -> Measured:
+            validation: Sequence[Problem], larger: Sequence[Problem] = ()) -> Measured:
   """All of the above."""
   measured = Measured({}, {}, {}, [])
   settings = {GREEDY: (0.0, config.evaluate.max_false_alarms),
@@ -88,6 +91,8 @@ def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems
     if can_ban(prober) and can_watch(prober, chosen):
       measured.solved[how + CONFIDENCE] = solve(problems, label=f"solutions{how}{CONFIDENCE}", flag_bias=NO_FLAG,
                                                 watch=prober.writer.watch(chosen.score))
+    if larger:
+      measured.solved[how + LARGER] = solve(larger, label=f"solutions{how}{LARGER}")
   controls(measured, prober, config, problems)
   told_apart = prober.told_apart(probes)
   injected = {how: dataclasses.replace(probed, steps=told_apart) for how, probed in measured.injected.items()}

@@ -62,6 +62,14 @@ def solved_problems(task: Task, config: Config) -> list[Problem]:
   return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
 
 
+def larger_problems(config: Config) -> list[Problem]:
+  """Problems of the sizes above task.max_size, up to evaluate.max_size; none where that is 0."""
+  if not config.evaluate.max_size:
+    return []
+  sizes = dataclasses.replace(config.task, min_size=config.task.max_size + 1, max_size=config.evaluate.max_size)
+  return solved_problems(tasks.get(sizes), config)
+
+
 def validation_problems(task: Task, config: Config) -> list[Problem]:
   """The problems that thresholds are chosen on: of the split "mine", or the training records of data.path."""
   num = config.evaluate.num_problems

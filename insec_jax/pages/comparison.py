@@ -14,6 +14,7 @@ from insec_jax.pages.elements import element, table
 CONTROLS = ("solutions, flags banned", "solutions sampled, flags banned", "solutions sampled, redraw",
             "solutions sampled, majority")
 RIVALS = CONTROLS[2:]
+OTHER_PROBLEMS = ("solutions, larger", "solutions sampled, larger")  # than those of the controls
 
 
 def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: int) -> list[Element]:
@@ -78,7 +79,7 @@ def controls(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference:
     sampled = control.startswith("solutions sampled")
     rows = []
     for source in ways:
-      if source.startswith("solutions sampled") != sampled or source in RIVALS:
+      if source.startswith("solutions sampled") != sampled or source in (*RIVALS, *OTHER_PROBLEMS):
         continue
       cells = [_difference_cell(seeds.differences(arms[reference], arm, source, control, "t2"))
                if (source, number) != (control, reference) else NONE for number, arm in enumerate(arms)]

@@ -18,7 +18,7 @@ PLAIN = {"injected": "Injected mistakes, greedy", "injected sampled": "Injected 
          "solutions": "Whole solutions, greedy", "solutions sampled": "Whole solutions, sampled"}
 VARIANTS = {"flags banned": "flags banned", "at threshold": "flag bias from validation",
             "confidence": "flag forced by low confidence", "redraw": "low confidence redrawn, flags banned",
-            "majority": "majority vote, flags banned"}
+            "majority": "majority vote, flags banned", "larger": "sizes beyond training"}
 SOURCES = PLAIN | {f"{source}, {variant}": f"{title}, {words}" for source, title in PLAIN.items()
                    for variant, words in VARIANTS.items()}
 METRICS = {
@@ -58,7 +58,8 @@ MAIN = (("injected", "detection"), ("injected", "corrected"), ("own", "detection
 MAIN_VARIANTS = (("own, at threshold", "detection"), ("own, at threshold", "correction"),
                  ("own, at threshold", "parroting"), ("solutions, at threshold", "false_alarms"),
                  ("own, confidence", "detection"), ("own, confidence", "correction"),
-                 ("solutions, confidence", "false_alarms"))
+                 ("solutions, confidence", "false_alarms"), ("solutions, larger", "accuracy_t2"),
+                 ("solutions sampled, larger", "accuracy_t2"))
 BY_CLASS = ("detection", "correction", "correction, forced", "recovery")
 NEEDED = ("model", "config", "seconds", "rates", "gap", "tokens_per_problem", "solved", "transcripts")
 

@@ -12,7 +12,7 @@ from scipy import special
 from insec_jax.method import scoring
 
 # Keys of the config on which the problems and their reading depend; the second, where a file holds the problems.
-SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_tokens")
+SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")
 SAME_FILE = ("data.path", "data.num_records", "data.num_heldout")
 FROM_FILE = ("gsm8k", "records")
 
@@ -125,9 +125,10 @@ def met_otherwise(first: dict, second: dict) -> tuple[str, str, str] | None:
 
 
 def _value(config: dict, key: str) -> object:
-  for word in key.split("."):
-    config = config[word]
-  return config
+  *sections, name = key.split(".")
+  for section in sections:
+    config = config[section]
+  return config.get(name)  # older results do not have every key
 
 
 def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict:

@@ -6,7 +6,8 @@ from insec_jax.pages import seeds
 from insec_jax.pages.correction import NONE, main_rows, points
 
 COMPARED = ("solutions", "solutions, at threshold", "solutions, confidence", "solutions sampled",
-            "solutions sampled, at threshold", "solutions sampled, confidence")
+            "solutions sampled, at threshold", "solutions sampled, confidence", "solutions, larger",
+            "solutions sampled, larger")
 
 
 def summary(names: Sequence[str], arms: Sequence[Sequence[dict]], trained: Sequence[Sequence[int]], *,

@@ -112,8 +112,9 @@ def continued(problem: tasks.Problem, said: str, policy: Policy, flag_bias: floa
   return out
 
 
+LARGER = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, max_size=6))
 PROBLEMS = [*tasks.problems(TASK, "test", num=24, seed=0), *tasks.problems(TASK, "probe", num=20, seed=0),
-            *probing.validation_problems(TASK, CONFIG)]
+            *probing.validation_problems(TASK, CONFIG), *probing.larger_problems(LARGER)]
 
 
 def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
@@ -130,7 +131,8 @@ def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
 def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measured:
   return measuring.measure(prober, config, probes=probing.injected_probes(TASK, config),
                            problems=probing.solved_problems(TASK, config),
-                           validation=probing.validation_problems(TASK, config))
+                           validation=probing.validation_problems(TASK, config),
+                           larger=probing.larger_problems(config))
 
 
 def results_of(prober: probing.Prober, config=CONFIG) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from scripted import CONFIG, TASK, UNSURE, WORDS, Policy, Scripted, fractions, measured, prober, results_of
+from scripted import CONFIG, LARGER, TASK, UNSURE, WORDS, Policy, Scripted, fractions, measured, prober, results_of
 
 from insec_jax.decoding import measuring, probing, writer
 from insec_jax.method import tasks
@@ -31,6 +31,19 @@ def test_every_source_is_measured_greedily_and_at_the_temperature():
   assert found["counts"]["forced"] == {"injected": 20, "own": 24, "injected sampled": 20, "own sampled": 24}
   for source in found["solved"].values():
     assert [len(source["t1"]), len(source["t2"])] == [24, 24]
+
+
+def test_larger_problems_are_solved_with_flags_as_they_come_and_their_own_mistakes_are_read():
+  found = results_of(prober(Policy(slips=True)), LARGER)
+  assert {source for source in found["solved"] if "larger" in source} == {
+      "solutions, larger", "solutions sampled, larger"}
+  for how in ("", " sampled"):
+    assert fractions(found["rates"][f"own{how}, larger"], "detection") == ["0/24"]
+    assert found["rates"][f"solutions{how}, larger"]["own_mistakes"]["k"] == 24
+  plain = results_of(prober(Policy(slips=True)))
+  longer = found["tokens_per_problem"]["solutions, larger"]["mean"] - plain["tokens_per_problem"]["solutions"]["mean"]
+  assert longer > 8  # tokens of a step
+  assert found["rates"]["solutions"] == plain["rates"]["solutions"]
 
 
 def test_what_the_model_reads_is_encoded_once_for_all_passes(monkeypatch):

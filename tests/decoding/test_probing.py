@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from scripted import CONFIG, FLAG, TASK, WORDS, Policy, Scripted, fractions, prober, results_of
+from scripted import CONFIG, FLAG, LARGER, TASK, WORDS, Policy, Scripted, fractions, prober, results_of
 
 from insec_jax.decoding import probing, writer
 from insec_jax.method import tasks
@@ -99,6 +99,14 @@ def test_probes_come_in_equal_shares_of_every_class_from_different_problems():
     verdict = TASK.check(probe.problem, probe.before, probe.wrong)
     assert (verdict.kind, verdict.error) == ("wrong", probe.error)
   assert {tasks.split_of(problem.key) for problem in probing.solved_problems(TASK, CONFIG)} == {"test"}
+
+
+def test_larger_problems_are_of_every_size_above_those_trained_on_and_apart_from_them():
+  problems = probing.larger_problems(LARGER)
+  assert {len(problem.steps) for problem in problems} == {5, 6}  # trained on: 2 to 4
+  assert len(problems) == CONFIG.evaluate.num_problems
+  assert {tasks.split_of(problem.key) for problem in problems} == {"test"}
+  assert probing.larger_problems(CONFIG) == []
 
 
 def test_the_share_of_a_class_that_is_found_nowhere_goes_to_no_other(monkeypatch):

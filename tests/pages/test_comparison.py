@@ -83,3 +83,29 @@ def test_what_a_correction_gains_is_set_against_the_redraw_of_the_reference_with
 
 def test_results_without_variants_have_no_controls(results):
   assert controls(["clean", "insec"], [[one] for one in results], reference=0) == []
+
+
+def test_larger_problems_are_compared_between_arms_and_never_with_controls_that_met_others(results):
+  clean, insec = copy.deepcopy(results)
+  for result, right in ((clean, 0), (insec, 1)):
+    for how in ("", " sampled"):
+      for source in (f"solutions{how}, larger", f"solutions{how}, flags banned"):
+        result["rates"][source] = result["rates"]["solutions"]
+        result["solved"][source] = {"t2": [right] * 16}
+        result["tokens_per_problem"][source] = {"mean": 5.0, "low": None, "high": None, "n": 16}
+  names, arms = ["clean", "insec"], [[clean], [insec]]
+  assert text(paired(names, arms, reference=0)).count("sizes beyond training") == 2
+  found = list(rows(controls(names, arms, reference=0)))
+  cost = [name for _, name, cells in found if cells[0].endswith("tokens")]
+  minus = [name for _, name, cells in found if not cells[0].endswith("tokens")]
+  assert [name for name in cost if "sizes" in name] == [
+      "greedy, sizes beyond training", "sampled, sizes beyond training"]
+  assert minus
+  assert not [name for name in minus if "sizes" in name]
+
+
+@pytest.mark.parametrize("key", ["num_problems", "max_size"])
+def test_arms_that_solved_other_numbers_or_sizes_of_problems_are_not_compared(results, key):
+  other = copy.deepcopy(results[1])
+  other["config"]["evaluate"][key] = 7
+  assert f"evaluated with evaluate.{key}=" in text(paired(["clean", "insec"], [[results[0]], [other]], reference=0))
