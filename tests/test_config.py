@@ -30,9 +30,15 @@ def test_every_config_file_builds_and_survives_its_json(file):
   assert config.from_json(built.to_json()) == built
 
 
-@pytest.mark.parametrize("arm", ["base", "clean", "insec"])
-def test_every_arm_of_the_toy_builds(arm):
-  config.build(load(next(file for file in CONFIGS if file.stem == "toy"), arm))
+@pytest.mark.parametrize(("name", "arm"), [
+  *(("toy", arm) for arm in ("base", "clean", "insec")),
+  *((name, arm) for name in ("sudoku", "graph") for arm in ("base", "clean", "injected", "mined", "sure"))])
+def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm):
+  values = load(next(file for file in CONFIGS if file.stem == name), arm)
+  if values.mistakes.mined:
+    values.mistakes.mined_path = "mined.jsonl"  # as a sweep fills it in
+  built = config.build(values)
+  assert (built.model.size is not None, built.model.path == "") == (arm == "base",) * 2
 
 
 def test_a_misspelt_key_is_answered_with_the_right_one(toy):
