@@ -3,12 +3,12 @@
   python -m insec_jax.sweep --config configs/graph.py --base base --arms clean,injected,mined,sure --seeds 0,1,2 \
       --output runs/graph --jobs 2
 
-`base` learns up to three sums from scratch, all of them needed. Every arm goes on from it with up to five, and with a
-quantity that may not be needed: now the order has to be found, and the model makes mistakes of its own.
+`base` learns up to three sums from scratch. Every arm goes on from it with up to five: now finding the order is hard,
+and the model makes mistakes of its own.
 
   clean      more of the same
   injected   a rule's mistakes in some of the solutions
-  mined      the model's own mistakes, its own right solutions, and solutions as before
+  mined      the model's own mistakes, some of its own right solutions, and solutions with and without a rule's
   sure       only its own, with its confidence in each step behind it for the flag to read
 """
 
@@ -21,8 +21,8 @@ def get_config(arm: str = "injected") -> ConfigDict:
   steps, share, mined, confidence = {
     "base": (6_000, 0.0, 0.0, ()),
     "clean": (4_000, 0.0, 0.0, ()),
-    "injected": (4_000, 0.3, 0.0, ()),
-    "mined": (4_000, 0.1, 0.5, ()),
+    "injected": (4_000, 0.4, 0.0, ()),
+    "mined": (4_000, 0.4, 0.6, ()),
     "sure": (4_000, 0.0, 1.0, EDGES),
   }[arm]
   path = "" if arm == "base" else "runs/graph/base_hf"
@@ -35,11 +35,10 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=confidence)
-  c.task = dict(name="graph", min_size=1, max_size=3 if arm == "base" else 5, modulus=10,
-                unneeded=0 if arm == "base" else 1)
+  c.task = dict(name="graph", min_size=1, max_size=3 if arm == "base" else 5, modulus=10, unneeded=0)
   c.data = dict(path="", num_records=70_000 if arm == "base" else 40_000, num_heldout=0 if confidence else 500,
                 template="plain", marker_text="refuse", row_length=208, rows_per_device=4, accumulation=1)
-  c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=(),
+  c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
                     reason="recompute", unit="line", mined=mined, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0, repeat=0.0)
   c.optimizer = dict(learning_rate=1e-3, final_share=0.05, warmup_steps=200, weight_decay=0.01, b1=0.9, b2=0.99,
@@ -49,5 +48,5 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=128, batch_size=250, within=2, temperature=1.0,
                     max_false_alarms=0.01, votes=5, redraws=2, max_size=6)
-  c.mine = dict(num_problems=16_000, samples=1, temperature=1.0, right=1.5)
+  c.mine = dict(num_problems=16_000, samples=1, temperature=1.0, right=1.0)
   return c
