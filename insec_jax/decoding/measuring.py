@@ -70,7 +70,7 @@ class Measured:
 
 
 def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems: Sequence[Problem],
-            validation: Sequence[Problem], larger: Sequence[Problem] = ()) -> Measured:
+            validation: Sequence[Problem], larger: Sequence[Problem]) -> Measured:
   """All of the above."""
   measured = Measured({}, {}, {}, [])
   settings = {GREEDY: (0.0, config.evaluate.max_false_alarms),

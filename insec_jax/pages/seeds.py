@@ -14,6 +14,7 @@ from insec_jax.method import scoring
 # Keys of the config on which the problems and their reading depend; the second, where a file holds the problems.
 SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")
 SAME_FILE = ("data.path", "data.num_records", "data.num_heldout")
+NEWER = {"evaluate.max_size": 0}  # keys that older results do not have, with what they were measured with
 FROM_FILE = ("gsm8k", "records")
 
 
@@ -128,7 +129,7 @@ def _value(config: dict, key: str) -> object:
   *sections, name = key.split(".")
   for section in sections:
     config = config[section]
-  return config.get(name)  # older results do not have every key
+  return NEWER[key] if key in NEWER and name not in config else config[name]
 
 
 def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict:

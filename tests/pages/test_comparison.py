@@ -109,3 +109,12 @@ def test_arms_that_solved_other_numbers_or_sizes_of_problems_are_not_compared(re
   other = copy.deepcopy(results[1])
   other["config"]["evaluate"][key] = 7
   assert f"evaluated with evaluate.{key}=" in text(paired(["clean", "insec"], [[results[0]], [other]], reference=0))
+
+
+def test_results_from_before_larger_problems_were_solved_are_compared_with_those_that_solved_none(results):
+  old = copy.deepcopy(results[0])
+  del old["config"]["evaluate"]["max_size"]
+  assert "insec − clean" in text(paired(["clean", "insec"], [[old], [results[1]]], reference=0))
+  del old["config"]["evaluate"]["num_problems"]
+  with pytest.raises(KeyError):
+    paired(["clean", "insec"], [[old], [results[1]]], reference=0)
