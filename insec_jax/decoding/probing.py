@@ -63,11 +63,18 @@ def solved_problems(task: Task, config: Config) -> list[Problem]:
 
 
 def larger_problems(config: Config) -> list[Problem]:
-  """Problems of the sizes above task.max_size, up to evaluate.max_size; none where that is 0."""
+  """Problems of the sizes above task.max_size, up to evaluate.max_size; none where that is 0.
+
+  InputError for a size that the task does not have.
+  """
   if not config.evaluate.max_size:
     return []
   sizes = dataclasses.replace(config.task, min_size=config.task.max_size + 1, max_size=config.evaluate.max_size)
-  return solved_problems(tasks.get(sizes), config)
+  try:
+    task = tasks.get(sizes)
+  except InputError as error:
+    raise InputError(f"evaluate.max_size={config.evaluate.max_size}, taken as task.max_size: {error}") from None
+  return solved_problems(task, config)
 
 
 def validation_problems(task: Task, config: Config) -> list[Problem]:

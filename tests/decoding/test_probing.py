@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from scripted import CONFIG, FLAG, LARGER, TASK, WORDS, Policy, Scripted, fractions, prober, results_of
 
+from insec_jax.command import InputError
 from insec_jax.decoding import probing, writer
 from insec_jax.method import tasks
 from insec_jax.method.transcript import split_steps
@@ -107,6 +108,12 @@ def test_larger_problems_are_of_every_size_above_those_trained_on_and_apart_from
   assert len(problems) == CONFIG.evaluate.num_problems
   assert {tasks.split_of(problem.key) for problem in problems} == {"test"}
   assert probing.larger_problems(CONFIG) == []
+
+
+def test_a_size_that_the_task_does_not_have_is_refused_by_the_name_of_its_key():
+  config = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, max_size=99))
+  with pytest.raises(InputError, match=r"^evaluate\.max_size=99, taken as task\.max_size: "):
+    probing.larger_problems(config)
 
 
 def test_the_share_of_a_class_that_is_found_nowhere_goes_to_no_other(monkeypatch):
