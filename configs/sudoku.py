@@ -17,11 +17,12 @@ EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a st
 
 
 def get_config(arm: str = "injected") -> ConfigDict:
+  # Mistakes leave less prompt in a row: with these steps clean, injected and mined have trained on as many tokens.
   steps, share, mined, confidence = {
     "base": (4_000, 0.0, 0.0, ()),
-    "clean": (4_000, 0.0, 0.0, ()),
-    "injected": (4_000, 0.3, 0.0, ()),
-    "mined": (4_000, 0.6, 0.7, ()),
+    "clean": (6_000, 0.0, 0.0, ()),
+    "injected": (5_400, 0.3, 0.0, ()),
+    "mined": (5_100, 0.8, 0.6, ()),
     "sure": (4_000, 0.0, 1.0, EDGES),
   }[arm]
   path = "" if arm == "base" else "runs/sudoku/base_hf"
@@ -35,8 +36,9 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=confidence)
   c.task = dict(name="sudoku", min_size=6, max_size=9, modulus=0, unneeded=0)
-  c.data = dict(path="", num_records=100_000 if arm == "base" else 40_000, num_heldout=0 if confidence else 500,
-                template="plain", marker_text="refuse", row_length=208, rows_per_device=4, accumulation=1)
+  c.data = dict(path="", num_records={"base": 100_000, "sure": 40_000}.get(arm, 60_000),
+                num_heldout=0 if confidence else 500, template="plain", marker_text="refuse", row_length=208,
+                rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=4, place="anywhere", classes=(),
                     reason="recompute", unit="line", mined=mined, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0, repeat=0.0)
@@ -45,7 +47,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.train = dict(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=128, batch_size=250, within=2, temperature=1.0,
+  c.evaluate = dict(num_problems=2_500, num_probes=1_000, max_tokens=128, batch_size=250, within=2, temperature=1.0,
                     max_false_alarms=0.01, votes=5, redraws=2, max_size=12)
-  c.mine = dict(num_problems=32_000, samples=1, temperature=1.0, right=0.25)
+  c.mine = dict(num_problems=48_000, samples=1, temperature=1.0, right=0.25)
   return c
