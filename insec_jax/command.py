@@ -6,6 +6,7 @@ from collections.abc import Callable
 from absl import flags
 
 DONE, FAILED, WRONG_INPUT, PREEMPTED = 0, 1, 2, 42
+HELP = "--help"
 
 
 class InputError(ValueError):
@@ -13,11 +14,14 @@ class InputError(ValueError):
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Parses the flags, calls `main` and exits with its code (None means 0).
+  """Parses the flags, calls `main` and exits with its code (None means 0). With --help it only says what there is.
 
   InputError and flag errors end in one line on stderr and exit code 2; anything else is our bug: traceback and 1.
   """
   try:
+    if HELP in sys.argv[1:]:
+      print(_help())
+      sys.exit(DONE)
     _parse_flags()
     sys.exit(main() or DONE)
   except (InputError, flags.Error) as error:
@@ -26,6 +30,11 @@ def run(main: Callable[[], int | None]) -> None:
     line = message.splitlines()[-1] if "Traceback (most recent call last)" in message else " ".join(message.split())
     print(f"error: {line.removeprefix('insec_jax.command.InputError: ')}", file=sys.stderr)
     sys.exit(WRONG_INPUT)
+
+
+def _help() -> str:
+  """What the program does, by its docstring, and its flags."""
+  return f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}"
 
 
 def _parse_flags() -> None:

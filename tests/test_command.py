@@ -1,0 +1,46 @@
+"""What every program says of itself."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAMS = sorted(file.stem for file in (ROOT / "insec_jax").glob("*.py") if "command.run(main)" in file.read_text())
+# Each in a fork of a process that has imported what is slow, its output and its exit code into a file of its name.
+SAY = """
+import os, runpy, sys
+import flax.linen, grain, jax, optax, orbax.checkpoint, transformers
+for program in sys.argv[1:]:
+  if not (child := os.fork()):
+    os.dup2(os.open(program, os.O_CREAT | os.O_WRONLY), 1)
+    sys.argv = [program, "--help"]
+    try:
+      runpy.run_module("insec_jax." + program, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+      print("code", stop.code, flush=True)
+    os._exit(0)
+  os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("helps")
+  subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SAY}", *PROGRAMS], cwd=folder,
+                 check=True)
+  return {program: (folder / program).read_text() for program in PROGRAMS}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program):
+  source = (ROOT / "insec_jax" / f"{program}.py").read_text()
+  assert helps[program].startswith(ast.get_docstring(ast.parse(source), clean=False))
+  named = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+  assert named
+  for name in named:
+    assert re.search(rf"^  --(\[no\])?{name}:", helps[program], re.MULTILINE), name
+  assert helps[program].endswith("code 0\n")
