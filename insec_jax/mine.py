@@ -38,7 +38,10 @@ flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:
-  config = config_lib.build(CONFIG.value)
+  values = CONFIG.value
+  if values.mistakes.mined and not values.mistakes.mined_path and not values.rounds:
+    values.mistakes.mined_path = OUTPUT.value  # the config of an arm that trains on what is mined here
+  config = config_lib.build(values)
   if PROCESS_ID.value >= NUM_PROCESSES.value:
     raise InputError(f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "
                      f"{NUM_PROCESSES.value - 1}")

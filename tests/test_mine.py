@@ -108,6 +108,11 @@ def test_a_model_that_never_saw_a_marker_is_mined_and_the_table_ends_the_run(hom
   assert not (home / "whole.jsonl.parts").exists()
 
 
+def test_the_config_of_an_arm_that_trains_on_mined_records_mines_them(home, whole):
+  assert mine(home, "arm.jsonl", "--config.mistakes.mined=0.5")[0] == whole[0]
+  assert (home / "arm.jsonl").read_bytes() == whole[1]
+
+
 def test_killed_it_leaves_no_output_and_goes_on_from_its_parts_to_the_same_file(home, whole):
   mine(home, "killed.jsonl", kill_after=2, code=-signal.SIGKILL)
   assert not (home / "killed.jsonl").exists()
