@@ -280,6 +280,37 @@ def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recomp
   assert task.explain(problem, before, wrong, "recompute") == recompute
 
 
+def test_the_reason_for_early_goes_back_to_what_can_be_computed_and_the_correction_computes_it():
+  task = graph()
+  facts = type(fixed_problem()[1].facts)(
+    asked="e", operands={"e": ("a", "d"), "d": ("c", "b"), "c": ("b", "a")},
+    value={"a": 4, "b": 3, "c": 7, "d": 0, "e": 4}, order=("c", "d", "e"))
+  problem = tasks.Problem("ead;a4;dcb;b3;cba?e:\n", ("cb3a4c7\n", "dc7b3d0\n", "ea4d0e4\n"), "4", "k", facts)
+  assert task.explain(problem, (), "ea4d1e5\n", "recompute") == "earlydcbcba"
+  assert task.explain(problem, (), "ea4d1e5\n", "label") == "earlyd"
+  assert task.correction(problem, (), "ea4d1e5\n") == "cb3a4c7\n"
+  assert task.explain(problem, problem.steps[:1], "ea4d1e5\n", "recompute") == "earlydcb"
+  assert task.correction(problem, problem.steps[:1], "ea4d1e5\n") == "dc7b3d0\n"
+
+
+@pytest.mark.parametrize("unneeded", [0, 4])
+def test_the_correction_of_early_is_the_sum_that_its_reason_ends_with(unneeded):
+  rng = np.random.default_rng(8)
+  task, problems = made(300, unneeded=unneeded, min_size=3, max_size=8)
+  seen = 0
+  for problem in problems:
+    before = problem.steps[:rng.integers(len(problem.steps) - 1)]
+    wrong = task.inject(problem, before, "early", rng)
+    if wrong is None or wrong[0] not in problem.facts.order:
+      continue
+    right = task.correction(problem, before, wrong)
+    assert task.check(problem, before, right) == tasks.RIGHT
+    name, operands = right[0], problem.facts.operands[right[0]]
+    assert task.explain(problem, before, wrong, "recompute").endswith(name + "".join(operands))
+    seen += 1
+  assert seen > 150
+
+
 @pytest.mark.parametrize(("before", "wrong", "right"), [
   ((), "ca4b3c8\n", "ca4b3c7\n"),
   ((), "dc5a4d9\n", "ca4b3c7\n"),                    # too early for d: c comes first
@@ -350,7 +381,7 @@ def test_symbols_cut_every_text_of_the_task_in_one_way(modulus, unneeded):
         words = pattern.findall(reason)
         assert "".join(words) == reason
         assert words[0] == error
-        assert 2 <= len(words) <= 8
+        assert 2 <= len(words) <= (1 + 3 * len(problem.steps) if error == "early" and not unneeded else 16)
 
 
 def test_copies_with_other_names_or_order_share_a_key_and_other_values_do_not():

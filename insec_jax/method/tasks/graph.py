@@ -248,6 +248,7 @@ class Graph(Task):
 
         class      wrong step   label      recompute
         early      dc5a4d9      earlyc     earlycab     c is not known yet, a + b gives it
+                                           earlycabbef  nor is b, which e + f gives
         value      ca5b3c8      valuea     valuea4      a is 4
         calc       ca4b3c8      calcc      calc4+3=7    the sum
         copy       cd4b3c7      copyc      copycab      c is a + b
@@ -274,9 +275,10 @@ class Graph(Task):
       return f"{error}{name}{facts.value[name]}"
     if error == UNNEEDED:
       return f"{error}{name}?{facts.asked}"
-    if name in facts.operands:
-      return error + _format_derived(name, facts.operands[name])
-    return error + _format_given(name, facts.value[name])
+    if name not in facts.operands:
+      return error + _format_given(name, facts.value[name])
+    way = self._way_from(facts, self._stated(before), name) if error == "early" else [name]
+    return error + "".join(_format_derived(name, facts.operands[name]) for name in way)
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     name = self._next_name(problem.facts, self._stated(before))
@@ -284,9 +286,8 @@ class Graph(Task):
 
   def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
     facts, stated, read = problem.facts, self._stated(before), _read(wrong, self.modulus)
-    if (read is not None and read.name in facts.order and read.name not in stated
-        and not self._missing(facts, stated, facts.operands[read.name])):
-      return self._right_step(facts, read.name)
+    if read is not None and read.name in facts.order and read.name not in stated:
+      return self._right_step(facts, self._way_from(facts, stated, read.name)[-1])
     return self.next_step(problem, before)
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
@@ -297,6 +298,13 @@ class Graph(Task):
     """The quantities that the steps state, with the last value stated of each."""
     reads = (_read(step, self.modulus) for step in steps)
     return {read.name: read.result for read in reads if read is not None}
+
+  def _way_from(self, facts: Facts, stated: dict[str, int], name: str) -> list[str]:
+    """From this quantity, through the first that each is missing, to one that can be computed now."""
+    way = [name]
+    while missing := self._missing(facts, stated, facts.operands[way[-1]]):
+      way.append(missing[0])
+    return way
 
   def _missing(self, facts: Facts, stated: dict[str, int], names: tuple[str, ...]) -> list[str]:
     """Those of `names` that cannot be read yet: derived and not stated. A given is always known."""
