@@ -119,7 +119,7 @@ class MistakesConfig:
   """Which solutions carry mistakes, how many, where, of which classes, and how the reason is worded."""
 
   source: str  # "injected", "recorded" or "mined"
-  share: float  # of solutions
+  share: float  # of solutions; with mined=1 of the right ones that are mined
   max_per_solution: int
   place: str  # "anywhere", "first_half" or "last_half" of the solution
   classes: tuple[str, ...]  # empty: all of the task's, or those for prose where task.name="records"

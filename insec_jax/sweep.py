@@ -43,6 +43,7 @@ from insec_jax import command
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
+from insec_jax.decoding.mining import mined_by
 from insec_jax.pages.runs import Run, read_run
 from insec_jax.pages.summary import summary
 from insec_jax.stages import DONE, DONE_BEFORE, Stage, Stopping, run_stage, run_stages, shares_of_cores, told_to_stop
@@ -60,9 +61,6 @@ flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
 PYTHON = (sys.executable, "-m")
 CLOSE = 0.02  # trained tokens further apart than this share of them are no longer called equal
-# What mining does not read: arms that differ in nothing else share what is mined.
-NOT_MINED_BY = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "data.num_records",
-                "data.row_length", "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
 
 
 def main() -> int:
@@ -210,12 +208,6 @@ def load(file: str, arm: str) -> ml_collections.ConfigDict:
     raise InputError(f"--config cannot be read: {error}") from None
   except KeyError as error:
     raise InputError(f"{file} has no arm {arm!r} (it asked for {error}); name its arms in --arms and --base") from None
-
-
-def mined_by(config: Config) -> str:
-  """What the mined file depends on, as text."""
-  values = checkpoint.flat(config)
-  return json.dumps({key: value for key, value in values.items() if not key.startswith(NOT_MINED_BY)}, sort_keys=True)
 
 
 def newest(folder: pathlib.Path) -> pathlib.Path:

@@ -102,7 +102,7 @@ def test_a_model_that_never_saw_a_marker_is_mined_and_the_table_ends_the_run(hom
   assert len(lines) >= 5
   for line in lines:
     assert set(line) == {"pieces", "meta"}
-    assert set(line["meta"]) == {"classes", "places", "seed", "problem", "sample"}
+    assert set(line["meta"]) == {"classes", "places", "seed", "problem", "sample", "injected"}
   contents = [record.content for record in records.read(str(home / "whole.jsonl"), limit=0)]
   assert all(MISTAKE in [piece.role for piece in content] for content in contents)  # it is never right
   assert not (home / "whole.jsonl.parts").exists()

@@ -10,6 +10,9 @@ A sample is drawn with the flag banned and judged step by step up to its first w
 After a wrong step the model goes on from the right one put in its place, as if there had been no other, up to its next
 wrong step, until mistakes.max_per_solution are found. What it leaves undone the task adds.
 
+Where nothing but these records is trained on (mistakes.mined=1) no other transcript brings a rule's mistakes: then
+mistakes.share of the right solutions get injected ones here.
+
 Which problems are mined, and what is drawn for each, hangs on the seed and not on the processes that share the work.
 """
 
@@ -50,6 +53,9 @@ NO_CORRECTION = "the task has no right way on from there"
 SPECIAL = "a special token stands in its text"
 NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
+# What mining does not read (mistakes.share only where nothing but its records is trained on).
+NOT_READ = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "data.num_records", "data.row_length",
+            "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Mined:
   distinct_right: int
   left_out: dict[str, int]
   refusal: str  # what train would say of the first record that it would refuse
+  injected_records: int = 0
+  injected: int = 0  # mistakes in them
 
   def __str__(self) -> str:
     counts = self.counts
@@ -100,6 +108,8 @@ class Mined:
     lines = [aligned([(f"{num:,} samples of {counts['problems']:,} problems", "", ""), *whole]),
              aligned([("mistakes", "first of sample", "of wrong", "in records"), *classes]),
              f"{self.mistake_records:,} records of wrong solutions",
+             *([f"{self.injected_records:,} records of right solutions with {self.injected:,} injected mistakes"]
+               if self.injected_records else []),
              f"{self.right_records:,} records of right solutions, of {self.distinct_right:,} different ones"]
     lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
     lines += [f"  {self.refusal}"] if self.refusal else []
@@ -118,6 +128,17 @@ def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
   else:
     found = tasks.problems(task, "mine", num=num, seed=seed)
   return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+
+
+def mined_by(config: Config) -> str:
+  """What the mined file depends on, as text: arms for which it is the same can share one."""
+  values = {key: value for key, value in flat(config).items() if not key.startswith(NOT_READ)}
+  return json.dumps({**values, "injected": _injects(config) and config.mistakes.share}, sort_keys=True)
+
+
+def _injects(config: Config) -> bool:
+  """Whether right solutions get injected mistakes here, because nothing else that is trained on brings them."""
+  return config.mistakes.mined == 1 and config.mistakes.source == "injected"
 
 
 def fingerprint(params) -> str:
@@ -222,9 +243,12 @@ class Miner:
     counts = collections.Counter(sample.kind for sample in samples)
     left_out = collections.Counter()
     found = []  # (pieces, meta)
+    rng = np.random.default_rng((seed_of(self._seed, number), *b"inject"))
     for index, (problem, sample) in enumerate(zip(asked, samples, strict=True)):
       if sample.kind not in ("wrong", "right"):
         continue
+      if sample.kind == "right" and _injects(config):
+        sample = self._with_injected(problem, sample, rng)
       pieces = record_of(problem, sample, self._task, self._markers, config.mistakes.reason)
       if self._special.search("".join((*sample.steps, *(one.step for one in sample.mistakes)))):
         left_out[SPECIAL] += 1
@@ -233,6 +257,7 @@ class Miner:
       else:
         found.append((pieces, {
           "classes": [one.error for one in sample.mistakes], "places": [one.place for one in sample.mistakes],
+          "injected": sample.kind == "right" and bool(sample.mistakes),
           "seed": self._seed, "problem": first + index // config.mine.samples,
           "sample": index % config.mine.samples}))
     if self._names:
@@ -274,6 +299,13 @@ class Miner:
         if more.mistakes:
           going_on.append(index)
     return samples
+
+  def _with_injected(self, problem: Problem, sample: Sample, rng: np.random.Generator) -> Sample:
+    """The right solution, with mistakes of a rule before some of its steps where chance says so."""
+    solved = dataclasses.replace(problem, steps=sample.steps)
+    wrong = mistakes.drawn(solved, self._task, self._config.mistakes, rng)
+    return dataclasses.replace(sample, mistakes=tuple(
+      Mistake(place, step, error) for place, (step, error) in sorted(wrong.items())))
 
   def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Written]:
     """What the model writes after these beginnings, without a flag."""
@@ -380,6 +412,8 @@ def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: i
       summed.update(chunk[name])
     return dict(summed)
 
-  in_records = collections.Counter(error for record in written for error in record["meta"]["classes"])
-  return Mined(total("counts"), total("classes"), dict(in_records), len(written) - num, num, len(right_K),
-               total("left out"), next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""))
+  own = [record["meta"]["classes"] for record in written if not record["meta"]["injected"]]
+  injected = [record["meta"]["classes"] for record in written if record["meta"]["injected"]]
+  return Mined(total("counts"), total("classes"), dict(collections.Counter(itertools.chain(*own))), len(own) - num, num,
+               len(right_K), total("left out"), next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""),
+               len(injected), sum(map(len, injected)))

@@ -110,6 +110,14 @@ def _draw(find: Callable[[int], _T | None], places: Sequence[int], num: int, rng
   return found
 
 
+def drawn(
+    problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator
+) -> dict[int, tuple[str, str]]:
+  """Wrong steps for a solution and their classes, by place: with probability `share`, 1 to `max_per_solution`."""
+  num = _num_mistakes(mistakes, len(_places(len(problem.steps), mistakes.place)), rng)
+  return _draw_checked(problem, task, mistakes, num, rng)
+
+
 def _draw_checked(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str]]:
   """Up to `num` wrong steps of a checked problem and their classes, by place."""
   classes = classes_of(task, mistakes)
@@ -144,10 +152,9 @@ def with_mistakes(
   Number and places are even among those possible. A solution where no mistake is possible is given without.
   """
   problem = in_units(problem, mistakes.unit)
-  num = _num_mistakes(mistakes, len(_places(len(problem.steps), mistakes.place)), rng)
   wrong = {
     k: (step, reason_of(problem, problem.steps[:k], step, error, task=task, reason=mistakes.reason, unit=mistakes.unit))
-    for k, (step, error) in _draw_checked(problem, task, mistakes, num, rng).items()
+    for k, (step, error) in drawn(problem, task, mistakes, rng).items()
   }
   return (Piece(PROMPT, problem.prompt), *pieces_of(problem.steps, wrong, markers))
 

@@ -289,6 +289,37 @@ def test_own_right_solutions_are_kept_without_a_flag_as_many_per_mistake_as_aske
     problem.prompt + "".join(problem.steps) for problem in PROBLEMS[8:]}
 
 
+@pytest.mark.parametrize(("share_of_mined", "share", "num"), [(1.0, 1.0, 32), (1.0, 0.0, 0), (0.5, 1.0, 0)])
+def test_right_solutions_get_injected_mistakes_where_nothing_else_brings_them(tmp_path, share_of_mined, share, num):
+  config = dataclasses.replace(CONFIG, mistakes=dataclasses.replace(
+    CONFIG.mistakes, mined=share_of_mined, mined_path="mined.jsonl", share=share))
+  found, written = mined(lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem),
+                         tmp_path, config=config)
+  injected = [record for record in written if record["meta"]["injected"]]
+  assert (len(injected), found.injected_records) == (num, num)
+  assert found.mistake_records == 8
+  assert sum(found.mistakes.values()) == 8
+  assert found.injected == sum(len(record["meta"]["classes"]) for record in injected)
+  for record in injected:
+    problem = PROBLEMS[record["meta"]["problem"]]
+    wrong_steps = [piece["text"] for piece in record["pieces"] if piece["role"] == "mistake"]
+    assert wrong_steps
+    for place, error, step in zip(record["meta"]["places"], record["meta"]["classes"], wrong_steps, strict=True):
+      assert TASK.check(problem, problem.steps[:place], step).error == error
+    left = [piece["text"] for piece in record["pieces"] if piece["role"] in ("text", "correction")]
+    assert "".join(left) == "".join(problem.steps)
+  assert (f"{num} records of right solutions with {found.injected} injected" in str(found)) == bool(num)
+
+
+def test_arms_that_differ_in_the_share_of_injected_mistakes_share_a_file_unless_mine_injects_them():
+  def of_share(share, mined):
+    return mining.mined_by(dataclasses.replace(CONFIG, mistakes=dataclasses.replace(
+      CONFIG.mistakes, share=share, mined=mined, mined_path="mined.jsonl")))
+
+  assert of_share(0.2, 0.5) == of_share(0.4, 0.6)
+  assert of_share(0.2, 1.0) != of_share(0.4, 1.0)
+
+
 def test_what_training_would_refuse_is_left_out_counted_and_told(tmp_path):
   short = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, row_length=70))
   found, written = mined(wrong, tmp_path, config=short)
@@ -391,8 +422,8 @@ def test_procedural_problems_are_of_the_split_mine():
 SURE = datakit.config(
     task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
     data__num_heldout=0, mistakes__source="injected", mistakes__mined=1.0, mistakes__mined_path="mined.jsonl",
-    mistakes__max_per_solution=2, tokenizer__confidence=(0.5, 2.0), evaluate__batch_size=4, mine__num_problems=24,
-    mine__samples=2)
+    mistakes__share=0.0, mistakes__max_per_solution=2, tokenizer__confidence=(0.5, 2.0), evaluate__batch_size=4,
+    mine__num_problems=24, mine__samples=2)
 
 
 class Reading(Scripted):
@@ -426,6 +457,17 @@ def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(m
   ids = tokens.open_tokenizer(SURE).confidence_ids
   assert not example.weight_T[np.isin(example.token_T, ids)].any()
   assert np.isin(example.token_T, ids).any()
+
+
+def test_injected_mistakes_are_followed_by_how_sure_the_model_is_of_them_too(monkeypatch, tmp_path):
+  monkeypatch.setitem(globals(), "Scripted", Reading)
+  config = dataclasses.replace(SURE, mistakes=dataclasses.replace(SURE.mistakes, share=1.0))
+  found, written = mined(lambda problem, _: right(problem), tmp_path, config=config)
+  assert found.injected >= found.injected_records == len(written) > 20
+  for record in written:
+    pieces = [(piece["role"], piece["text"]) for piece in record["pieces"]]
+    after = [name for (role, _), (_, name) in itertools.pairwise(pieces) if role == "mistake"]
+    assert set(after) == {"<|sure_2|>"}
 
 
 def test_a_wrong_step_that_is_no_line_gets_no_confidence_and_no_record(monkeypatch, tmp_path):
