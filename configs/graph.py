@@ -3,13 +3,14 @@
   python -m insec_jax.sweep --config configs/graph.py --base base --arms clean,injected,mined,sure --seeds 0,1,2 \
       --output runs/graph --jobs 2
 
-`base` learns up to three sums from scratch. Every arm goes on from it with up to five: now finding the order is hard,
-and the model makes mistakes of its own.
+`base` learns one to ten sums from scratch. Every arm goes on from it with five to ten, in which it makes mistakes of its
+own, until all have trained on as many tokens.
 
   clean      more of the same
   injected   a rule's mistakes in some of the solutions
   mined      the model's own mistakes, some of its own right solutions, and solutions with and without a rule's
-  sure       only its own, with its confidence in each step behind it for the flag to read
+  sure       its own mistakes and right solutions, some with a rule's, with its confidence in each step behind it for
+             the flag to read
 """
 
 from ml_collections import ConfigDict
@@ -19,15 +20,15 @@ EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a st
 
 def get_config(arm: str = "injected") -> ConfigDict:
   steps, share, mined, confidence = {
-    "base": (6_000, 0.0, 0.0, ()),
-    "clean": (4_000, 0.0, 0.0, ()),
-    "injected": (4_000, 0.4, 0.0, ()),
-    "mined": (4_000, 0.4, 0.6, ()),
-    "sure": (4_000, 0.0, 1.0, EDGES),
+    "base": (8_000, 0.0, 0.0, ()),
+    "clean": (3_500, 0.0, 0.0, ()),
+    "injected": (3_500, 0.6, 0.0, ()),
+    "mined": (3_500, 0.8, 0.6, ()),
+    "sure": (3_500, 0.2, 1.0, EDGES),
   }[arm]
   path = "" if arm == "base" else "runs/graph/base_hf"
   size = dict(  # vocab_size None: the tokenizer's
-    model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=3,
+    model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=4,
     num_attention_heads=4, num_key_value_heads=2, vocab_size=None, max_position_embeddings=512, rms_norm_eps=1e-5,
     rope_theta=10_000.0, initializer_range=0.05, tie_word_embeddings=False)
   c = ConfigDict()
@@ -35,7 +36,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=confidence)
-  c.task = dict(name="graph", min_size=1, max_size=3 if arm == "base" else 5, modulus=10, unneeded=0)
+  c.task = dict(name="graph", min_size=1 if arm == "base" else 5, max_size=10, modulus=10, unneeded=0)
   c.data = dict(path="", num_records=70_000 if arm == "base" else 40_000, num_heldout=0 if confidence else 500,
                 template="plain", marker_text="refuse", row_length=208, rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
@@ -46,7 +47,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.train = dict(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=128, batch_size=250, within=2, temperature=1.0,
-                    max_false_alarms=0.01, votes=5, redraws=2, max_size=6)
-  c.mine = dict(num_problems=16_000, samples=1, temperature=1.0, right=1.0)
+  c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
+                    max_false_alarms=0.01, votes=5, redraws=2, max_size=12)
+  c.mine = dict(num_problems=32_000, samples=1, temperature=1.0, right=0.75)
   return c
