@@ -21,8 +21,8 @@ EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a st
 def get_config(arm: str = "injected") -> ConfigDict:
   steps, share, mined, confidence = {
     "base": (8_000, 0.0, 0.0, ()),
-    "clean": (3_500, 0.0, 0.0, ()),
-    "injected": (3_500, 0.6, 0.0, ()),
+    "clean": (2_690, 0.0, 0.0, ()),
+    "injected": (3_180, 0.6, 0.0, ()),
     "mined": (3_500, 0.8, 0.6, ()),
     "sure": (3_500, 0.2, 1.0, EDGES),
   }[arm]
@@ -49,5 +49,5 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
                     max_false_alarms=0.01, votes=5, redraws=2, max_size=12)
-  c.mine = dict(num_problems=32_000, samples=1, temperature=1.0, right=0.75)
+  c.mine = dict(num_problems=16_000, samples=1, temperature=1.0, right=0.75)
   return c
