@@ -6,14 +6,15 @@
 Each stage is a run of another program, with a log of its own under DIR/logs. For seed S and arm A:
 
   train     DIR/seedS/A                 --config=X.py:A --config.seed=S, and the values below
-  export    DIR/seedS/A_hf              of the arm that --base names
+  export    DIR/seedS/A_hf              of an arm that --base names
   mine      DIR/seedS/A_mined.jsonl     of an arm that asks for it
   evaluate  DIR/seedS/A/results.json
 
 and at the end DIR/report.html and DIR/table.txt over all seeds. Which weights an arm begins with: where its config
 gives model.size, random ones, drawn by the seed. Where it gives model.path and --base is said, those of the base arm of
-the same seed: --config.model.path=DIR/seedS/BASE_hf is passed in place of the file's. Without --base, model.path is a
-folder that is there. The base arm is trained in any case, and measured where --arms names it.
+the same seed: --config.model.path=DIR/seedS/BASE_hf is passed in place of the file's. Of several (--base small,large)
+each goes on from the one before it, and the arms from the last. Without --base, model.path is a folder that is there. A
+base arm is trained in any case, and measured where --arms names it.
 
 An arm with mistakes.mined above 0, rounds 0 and no mistakes.mined_path mines the weights it begins with, and gets the
 file as --config.mistakes.mined_path. Arms that begin alike and mine alike share one file, that of the first of them.
@@ -53,7 +54,8 @@ config_flags.DEFINE_config_file("config", None, "The experiment: a file of value
 ARMS = flags.DEFINE_list("arms", None, "Which arms of the config, with commas between them.")
 SEEDS = flags.DEFINE_list("seeds", None, "Which seeds, with commas between them.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder of the sweep; one that was stopped goes on.")
-BASE = flags.DEFINE_string("base", "", "The arm whose weights the arms with a model.path begin with; empty: none.")
+BASE = flags.DEFINE_list("base", [], "The arm whose weights the arms with a model.path begin with; of several, with "
+                         "commas between them, each goes on from the one before it; empty: none.")
 REFERENCE = flags.DEFINE_string("reference", None, "The arm that others are compared with; if not said, clean where "
                                 "that is one, else the first.")
 JOBS = flags.DEFINE_integer("jobs", 1, "How many stages run side by side.", lower_bound=1)
@@ -72,7 +74,8 @@ def main() -> int:
   file = config_flags.get_config_filename(flags.FLAGS["config"])
   if ":" in file:
     raise InputError(f"--config={file} names an arm; give the file alone, and the arms in --arms")
-  sweep = Sweep(output, file, config_flags.get_override_values(flags.FLAGS["config"]), arms, seeds, BASE.value)
+  sweep = Sweep(output, file, config_flags.get_override_values(flags.FLAGS["config"]), arms, seeds,
+                names_of("base", BASE.value) if BASE.value else [])
   stages = sweep.stages()
   cores = shares_of_cores(JOBS.value)
   for folder in ("logs", *(f"seed{seed}" for seed in seeds)):
@@ -118,7 +121,7 @@ class Sweep:
   overrides: dict[str, Any]
   arms: list[str]
   seeds: list[int]
-  base: str  # empty: none
+  bases: list[str]  # each goes on from the one before it, other arms from the last
 
   def workdir(self, arm: str, seed: int) -> pathlib.Path:
     return self.output / f"seed{seed}" / arm
@@ -130,14 +133,16 @@ class Sweep:
   def of_seed(self, seed: int) -> Iterator[Stage]:
     """The stages of one seed."""
     miners = {}  # what is mined: (the stage, its file)
-    trained = self.arms if self.base in ("", *self.arms) else [self.base, *self.arms]
-    for arm in sorted(trained, key=lambda arm: arm != self.base):  # the base comes first
+    for arm in (*self.bases, *(arm for arm in self.arms if arm not in self.bases)):
       values = {**self.overrides, "seed": seed}
       given = self.given(arm, values)
       after = ()
-      if given.model.path and self.base and arm != self.base:
-        values["model.path"] = str(self.workdir(f"{self.base}_hf", seed))
-        after = (f"seed {seed}, {self.base}: export",)
+      if arm in self.bases[1:] and not given.model.path:
+        raise InputError(f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "
+                         "before it; give it a model.path, or leave out what comes before it")
+      if given.model.path and (base := self.base(arm)):
+        values["model.path"] = str(self.workdir(f"{base}_hf", seed))
+        after = (f"seed {seed}, {base}: export",)
       elif given.model.path and not pathlib.Path(given.model.path).is_dir():
         raise InputError(f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
                          "--config.model.path=FOLDER, or name the arm that makes it with --base")
@@ -154,14 +159,20 @@ class Sweep:
         after = (stage.name,)
       yield from self.of_arm(arm, seed, values, after)
 
+  def base(self, arm: str) -> str | None:
+    """The arm that it goes on from, where it has a model.path at all; None for none."""
+    before = self.bases[:self.bases.index(arm)] if arm in self.bases else self.bases
+    return before[-1] if before else None
+
   def of_arm(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Iterator[Stage]:
-    """Its training; its export, if it is the base; its evaluation, if that is wanted."""
+    """Its training; its export, if it is a base; its evaluation, if that is wanted."""
     config, workdir = self.config(arm, values), self.workdir(arm, seed)
-    started = self.workdir(f"{self.base}_hf", seed) if "model.path" in values and self.base else None
+    base = self.base(arm)
+    started = self.workdir(f"{base}_hf", seed) if base and "model.path" in values else None
     train = self.stage(arm, seed, "train", (*self.words(arm, values), f"--workdir={workdir}"),
                        lambda: is_trained(workdir, config, started), after)
     yield train
-    if arm == self.base:
+    if arm in self.bases:
       folder = self.workdir(f"{arm}_hf", seed)
       yield self.stage(arm, seed, "export", (f"--model={workdir}", f"--output={folder}"),
                        lambda: is_exported(folder, workdir), (train.name,))

@@ -147,6 +147,17 @@ def test_arms_begin_with_the_base_of_their_seed_and_the_base_with_what_its_confi
   assert begins == {(arm, seed): None if arm == "base" else f"out/seed{seed}/base_hf" for arm in ARMS for seed in "01"}
 
 
+def test_of_two_bases_the_second_begins_with_the_first_and_the_arms_with_the_second(prepared, tmp_path):
+  folder = shutil.copytree(prepared, tmp_path / "two")
+  code, out, err, found = sweep(folder, "--base=base,clean", "--arms=insec,clean", "--seeds=0")
+  assert (code, err) == (0, "")
+  assert [flags["model"] for flags in of(found, "export")] == ["out/seed0/base", "out/seed0/clean"]
+  assert [(flags["workdir"], flags.get("config.model.path")) for flags in of(found, "train")] == [
+    ("out/seed0/base", None), ("out/seed0/clean", "out/seed0/base_hf"), ("out/seed0/insec", "out/seed0/clean_hf")]
+  assert [flags["model"] for flags in of(found, "evaluate")] == ["out/seed0/clean", "out/seed0/insec"]
+  assert "7 done" in out
+
+
 def test_arms_that_mine_alike_share_what_is_mined_from_the_weights_they_begin_with(first):
   found = first[-1]
   assert [(flags["model"], flags["output"]) for flags in of(found, "mine")] == [
@@ -255,6 +266,8 @@ BAD = {
   "a seed that is no number": (["--seeds=0,one"], "--seeds has 'one'"),
   "a reference that is no arm": (["--reference=insec"], "--reference=insec is none of --arms"),
   "no base, and no folder": (["--base="], "arm clean begins with model.path=there, which is no folder"),
+  "a base twice": (["--base=base,base"], "--base=base,base has 'base' more than once"),
+  "a second base of random weights": (["--base=base,scratch"], "scratch begins with random weights, not"),
   "mining random weights": (["--arms=clean,scratch"], "arm scratch has mistakes.mined=0.2 and begins with random"),
   "no such config": (["--config=absent.py"], "absent.py"),
   "too many jobs": (["--jobs=10000"], "--jobs=10000 is more than the"),
