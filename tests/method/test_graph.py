@@ -260,7 +260,7 @@ def test_an_unneeded_quantity_is_a_class_only_where_there_are_such():
   assert task.inject(problem, (), "unneeded", rng) is None  # e cannot be computed before c is stated
   assert task.inject(problem, problem.steps[:1], "unneeded", rng) == "ec7b3e0\n"
   assert task.explain(problem, problem.steps[:1], "ec7b3e0\n", "label") == "unneedede"
-  assert task.explain(problem, problem.steps[:1], "ec7b3e0\n", "recompute") == "unneedede?d"
+  assert task.explain(problem, problem.steps[:1], "ec7b3e0\n", "recompute") == "unneedede?dca"
   assert task.correction(problem, problem.steps[:1], "ec7b3e0\n") == "dc7a4d1\n"
 
 
@@ -269,10 +269,14 @@ def test_an_unneeded_quantity_is_a_class_only_where_there_are_such():
   ((), "ca5b3c8\n", "valuea", "valuea4"),
   ((), "ca4b3c8\n", "calcc", "calc4+3=7"),
   (("ca4b3c7\n",), "dc7b3d0\n", "copyd", "copydca"),
-  ((), "ab3c7a0\n", "copya", "copya4"),
-  ((), "za4b3z7\n", "copyz", "copyz"),
-  (("ca4b3c7\n",), "ca4b3c7\n", "repeatc", "repeatc7"),
-  ((), "ca4", "malformed", "malformed"),
+  ((), "dc7a3d0\n", "earlyc", "earlycab"),                    # and the value of a is wrong
+  ((), "da4b3d7\n", "copyd", "copydcacab"),                    # nor can d be computed now
+  ((), "ab3c7a0\n", "copya", "copya4dcacab"),
+  ((), "za4b3z7\n", "copyz", "copyzdcacab"),
+  (("ca4b3c7\n",), "ca4b3c7\n", "repeatc", "repeatc7dca"),
+  (("ca4b3c7\n", "dc7a4d1\n"), "ca4b3c7\n", "repeatc", "repeatc7"),  # nothing is left to compute
+  ((), "ca4", "malformed", "malformeddcacab"),
+  (("ca4b3c7\n",), "ca4", "malformed", "malformeddca"),
 ])
 def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recompute):
   task, problem = fixed_problem()
@@ -293,15 +297,27 @@ def test_the_reason_for_early_goes_back_to_what_can_be_computed_and_the_correcti
   assert task.correction(problem, problem.steps[:1], "ea4d1e5\n") == "dc7b3d0\n"
 
 
+def test_a_wrong_number_is_corrected_in_the_same_quantity_where_others_could_come_too():
+  rng = np.random.default_rng(8)
+  task, problems = made(100, unneeded=4, min_size=4, max_size=8)
+  for problem in problems:
+    before = problem.steps[:rng.integers(len(problem.steps) - 1)]
+    for error in ("value", "calc"):
+      wrong = task.inject(problem, before, error, rng)
+      assert task.correction(problem, before, wrong) == problem.steps[len(before)]
+      assert wrong[0] == problem.steps[len(before)][0]
+
+
 @pytest.mark.parametrize("unneeded", [0, 4])
-def test_the_correction_of_early_is_the_sum_that_its_reason_ends_with(unneeded):
+@pytest.mark.parametrize("error", ["early", "copy", "repeat", "malformed"])
+def test_the_correction_is_the_sum_that_the_reason_ends_with(error, unneeded):
   rng = np.random.default_rng(8)
   task, problems = made(300, unneeded=unneeded, min_size=3, max_size=8)
   seen = 0
   for problem in problems:
     before = problem.steps[:rng.integers(len(problem.steps) - 1)]
-    wrong = task.inject(problem, before, "early", rng)
-    if wrong is None or wrong[0] not in problem.facts.order:
+    wrong = "ca4" if error == "malformed" else task.inject(problem, before, error, rng)
+    if wrong is None or task.check(problem, before, wrong).error != error:
       continue
     right = task.correction(problem, before, wrong)
     assert task.check(problem, before, right) == tasks.RIGHT
@@ -381,7 +397,7 @@ def test_symbols_cut_every_text_of_the_task_in_one_way(modulus, unneeded):
         words = pattern.findall(reason)
         assert "".join(words) == reason
         assert words[0] == error
-        assert 2 <= len(words) <= (1 + 3 * len(problem.steps) if error == "early" and not unneeded else 16)
+        assert 2 <= len(words) <= 3 + 3 * len(problem.facts.operands)
 
 
 def test_copies_with_other_names_or_order_share_a_key_and_other_values_do_not():

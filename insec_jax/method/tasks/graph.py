@@ -252,43 +252,45 @@ class Graph(Task):
         value      ca5b3c8      valuea     valuea4      a is 4
         calc       ca4b3c8      calcc      calc4+3=7    the sum
         copy       cd4b3c7      copyc      copycab      c is a + b
-        repeat     ca4b3c7      repeatc    repeatc7     c is known
-        unneeded   eb3c7e0      unneedede  unneedede?d  d is asked, and does without e
-        malformed  ca43         malformed in both
+        repeat     ca4b3c7      repeatc    repeatc7dca  c is known; d is asked, c + a gives it
+        unneeded   eb3c7e0      unneedede  unneedede?dca  d does without e
+        malformed  ca43         malformed  malformeddca
+
+    Wherever it is not this quantity that can be computed now, "recompute" goes from it, or from the asked one, through
+    what each is missing to the one that can: the correction.
     """
-    facts = problem.facts
+    facts, stated = problem.facts, self._stated(before)
     error = self.check(problem, before, wrong).error
     assert error, f"{wrong!r} is not wrong; there is nothing to explain"
     read = _read(wrong, self.modulus)
-    if read is None:
-      return MALFORMED
-    name = read.name
+    name = read.name if read else ""
     if error == "early":
-      name = self._missing(facts, self._stated(before), read.operands)[0]
+      name = self._missing(facts, stated, facts.operands[read.name])[0]
     elif error == "value":
       name = next(name for name, value in zip(read.operands, read.values, strict=True) if facts.value[name] != value)
-    if detail == "label" or name not in facts.value:
+    if detail == "label":
       return error + name
     if error == "calc":
       return f"calc{read.values[0]}+{read.values[1]}={facts.value[name]}"
-    if error in ("value", "repeat"):
-      return f"{error}{name}{facts.value[name]}"
-    if error == UNNEEDED:
-      return f"{error}{name}?{facts.asked}"
-    if name not in facts.operands:
-      return error + _format_given(name, facts.value[name])
-    way = self._way_from(facts, self._stated(before), name) if error == "early" else [name]
-    return error + "".join(_format_derived(name, facts.operands[name]) for name in way)
+    if error == "value":
+      return f"value{name}{facts.value[name]}"
+    way = self._way(facts, stated, read)
+    if error == "early" and way[:1] == [read.name]:
+      way = way[1:]  # from what it is missing
+    elif error == "repeat" or (error == "copy" and name in facts.value and name not in facts.operands):
+      name = _format_given(name, facts.value[name])
+    elif error == UNNEEDED:
+      name += "?"
+    told = "".join(_format_derived(other, facts.operands[other]) for other in way)
+    return error + (told if way[:1] == [name] else name + told)
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     name = self._next_name(problem.facts, self._stated(before))
     return None if name is None else self._right_step(problem.facts, name)
 
   def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
-    facts, stated, read = problem.facts, self._stated(before), _read(wrong, self.modulus)
-    if read is not None and read.name in facts.order and read.name not in stated:
-      return self._right_step(facts, self._way_from(facts, stated, read.name)[-1])
-    return self.next_step(problem, before)
+    way = self._way(problem.facts, self._stated(before), _read(wrong, self.modulus))
+    return self._right_step(problem.facts, way[-1]) if way else None
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
     stated = self._stated(steps)
@@ -299,10 +301,14 @@ class Graph(Task):
     reads = (_read(step, self.modulus) for step in steps)
     return {read.name: read.result for read in reads if read is not None}
 
-  def _way_from(self, facts: Facts, stated: dict[str, int], name: str) -> list[str]:
-    """From this quantity, through the first that each is missing, to one that can be computed now."""
-    way = [name]
-    while missing := self._missing(facts, stated, facts.operands[way[-1]]):
+  def _way(self, facts: Facts, stated: dict[str, int], read: Sum | None) -> list[str]:
+    """From the quantity of a wrong step, through the first that each is missing, to one that can be computed now.
+
+    From the asked one where that of the step is not to be computed; empty where there is nothing left to compute.
+    """
+    name = read.name if read and read.name in facts.order and read.name not in stated else facts.asked
+    way = [name] if name not in stated else []
+    while way and (missing := self._missing(facts, stated, facts.operands[way[-1]])):
       way.append(missing[0])
     return way
 
