@@ -1,19 +1,15 @@
 """Sums over shuffled definitions from scratch on a CPU: injected mistakes against the model's own.
 
-  python -m insec_jax.sweep --config configs/graph.py --base base --arms clean,injected,mined,sure --seeds 0,1,2 \
+  python -m insec_jax.sweep --config configs/graph.py --base base,more --arms clean,injected,mined,sure --seeds 0,1,2 \
       --output runs/graph --jobs 2
-  python -m insec_jax.sweep --config configs/graph.py --base base10 --arms clean10,injected10,mined10,sure10 \
-      --reference clean10 --seeds 0,1 --output runs/graph10 --jobs 2
 
-`base` learns up to three sums from scratch. Every arm goes on from it with up to five: now finding the order is hard,
-and the model makes mistakes of its own. `base10`, one layer deeper, learns one to ten; its arms go on with five to ten,
-in which it makes more, until all have trained on as many tokens.
+`base` learns one to six sums from scratch, `more` goes on from it with five to ten: asked for ten at once a model may
+not learn them at all. Every arm goes on from `more` with five to ten, until all have trained on as many tokens.
 
   clean      more of the same
   injected   a rule's mistakes in some of the solutions
-  mined      the model's own mistakes, some of its own right solutions, and solutions with and without a rule's
-  sure       its own mistakes and right solutions, some of these with a rule's, with its confidence in each step behind
-             it for the flag to read
+  mined      the model's own mistakes and right solutions, some of these with a rule's
+  sure       the same, with its confidence in each step behind it for the flag to read
 """
 
 from ml_collections import ConfigDict
@@ -23,41 +19,39 @@ EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a st
 
 def get_config(arm: str = "injected") -> ConfigDict:
   steps, share, mined, confidence = {
-    "base": (6_000, 0.0, 0.0, ()),
-    "clean": (4_000, 0.0, 0.0, ()),
-    "injected": (4_000, 0.4, 0.0, ()),
-    "mined": (4_000, 0.4, 0.6, ()),
-    "sure": (4_000, 0.2, 1.0, EDGES),
-    "base10": (8_000, 0.0, 0.0, ()),
-    "clean10": (2_690, 0.0, 0.0, ()),
-    "injected10": (3_180, 0.6, 0.0, ()),
-    "mined10": (3_500, 0.8, 0.6, ()),
-    "sure10": (3_500, 0.2, 1.0, EDGES),
+    "base": (9_000, 0.0, 0.0, ()),
+    "more": (6_000, 0.0, 0.0, ()),
+    "clean": (2_690, 0.0, 0.0, ()),
+    "injected": (2_665, 0.6, 0.0, ()),
+    "mined": (3_000, 0.1, 1.0, ()),
+    "sure": (3_000, 0.1, 1.0, EDGES),
   }[arm]
-  ten, base = arm.endswith("10"), arm.startswith("base")
-  path = "" if base else "runs/graph10/base10_hf" if ten else "runs/graph/base_hf"
+  first = arm in ("base", "more")
+  path = {"base": "", "more": "runs/graph/base_hf"}.get(arm, "runs/graph/more_hf")
   size = dict(  # vocab_size None: the tokenizer's
-    model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=4 if ten else 3,
+    model_type="llama", hidden_act="silu", hidden_size=128, intermediate_size=352, num_hidden_layers=3,
     num_attention_heads=4, num_key_value_heads=2, vocab_size=None, max_position_embeddings=512, rms_norm_eps=1e-5,
     rope_theta=10_000.0, initializer_range=0.05, tie_word_embeddings=False)
-  smallest, largest = (1 if base else 5, 10) if ten else (1, 3 if base else 5)
+  smallest, largest = (1, 6) if arm == "base" else (5, 10)
   c = ConfigDict()
   c.seed = 0
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
   c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=confidence)
   c.task = dict(name="graph", min_size=smallest, max_size=largest, modulus=10, unneeded=0)
-  c.data = dict(path="", num_records=70_000 if base else 40_000, num_heldout=0 if confidence else 500,
-                template="plain", marker_text="refuse", row_length=208, rows_per_device=4, accumulation=1)
+  c.data = dict(path="", num_records={"base": 100_000, "more": 60_000}.get(arm, 40_000),
+                num_heldout=0 if confidence else 500, template="plain", marker_text="refuse",
+                row_length=208 if first else 240, rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
-                    reason="recompute", unit="line", mined=mined, mined_path="")
-  c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0, repeat=0.0)
+                    reason="label", unit="line", mined=mined, mined_path="")
+  c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0,
+                repeat=1.0 if share else 0.0)
   c.optimizer = dict(learning_rate=1e-3, final_share=0.05, warmup_steps=200, weight_decay=0.01, b1=0.9, b2=0.99,
                      eps=1e-8, clip_norm=1.0)
   c.train = dict(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=240 if ten else 128, batch_size=250, within=2,
-                    temperature=1.0, max_false_alarms=0.01, votes=5, redraws=2, max_size=12 if ten else 6)
-  c.mine = dict(num_problems=16_000, samples=1, temperature=1.0, right=0.75 if ten else 1.0)
+  c.evaluate = dict(num_problems=2_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
+                    max_false_alarms=0.01, votes=5, redraws=2, max_size=12)
+  c.mine = dict(num_problems=32_000, samples=1, temperature=1.0, right=1.0)
   return c
