@@ -29,13 +29,18 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
   done: dict[int, Written] = {}
   number = 0
   while len(done) < len(prompts):
-    open_ = [index for index in range(len(prompts)) if index not in done]
-    drawn = writer.write([np.concatenate([prompts[index], kept[index]]) for index in open_],
-                         label=f"{label}, round {number + 1}", max_tokens=max_tokens, temperature=temperature,
-                         seed=seed + number, flag_bias=0.0 if writer.flag_id is None else -math.inf,
-                         batch_size=batch_size)
+    begins = {index: np.concatenate([prompt, kept[index]]) for index, prompt in enumerate(prompts) if index not in done}
+    together = [index for index, begin in begins.items() if writer.has_room(begin, max_tokens)]
+    # What has grown so long that max_tokens more would not fit is drawn alone, as far as it may still grow.
+    alone = [([index], max_tokens - len(kept[index])) for index in begins if index not in together]
+    drawn = {}
+    for group, room in ((together, max_tokens), *alone):
+      drawn |= zip(group, writer.write(
+          [begins[index] for index in group], label=f"{label}, round {number + 1}", max_tokens=room,
+          temperature=temperature, seed=seed + number, flag_bias=0.0 if writer.flag_id is None else -math.inf,
+          batch_size=batch_size), strict=True)
     number += 1
-    for index, one in zip(open_, drawn, strict=True):
+    for index, one in drawn.items():
       generation = one.generation
       room = max_tokens - len(kept[index])
       scores = step_scores(generation.tokens, generation.logprobs, watch, writer.flag_id)

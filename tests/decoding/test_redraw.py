@@ -17,9 +17,14 @@ class Script:
 
   flag_id = 7
 
-  def __init__(self, script):
+  def __init__(self, script, max_positions):
     self.script = {first: list(rounds) for first, rounds in script.items()}
+    self.max_positions = max_positions
     self.seen = []
+    self.rooms = []
+
+  def has_room(self, begin, max_tokens):
+    return len(begin) + max_tokens <= self.max_positions
 
   def watch(self):
     return Watch((END,), 8)
@@ -31,8 +36,12 @@ class Script:
     return Written(self.decode(one.tokens), one)
 
   def write(self, prompts, *, label, max_tokens, temperature, seed, flag_bias, batch_size):
-    del label, max_tokens, temperature, batch_size
+    del label, temperature, batch_size
     assert flag_bias == -math.inf
+    if not prompts:
+      return []
+    assert all(self.has_room(prompt, max_tokens) for prompt in prompts)
+    self.rooms.append(max_tokens)
     self.seen.append((seed, [prompt.tolist() for prompt in prompts]))
     drawn = [self.script[int(prompt[0])].pop(0) for prompt in prompts]
     pairs = [(np.array([token for token, _ in one]), -np.array([score for _, score in one])) for one in drawn]
@@ -44,8 +53,8 @@ def step(name, score):
   return [(name, 9.0), (name, score), (END, 0.0)]
 
 
-def run(script, *, most=2, max_tokens=100):
-  writer = Script(script)
+def run(script, *, most=2, max_tokens=100, max_positions=1_000):
+  writer = Script(script, max_positions)
   written, counted = redraw(writer, [np.array([first], np.int32) for first in script], label="", threshold=1.0,
                             most=most, max_tokens=max_tokens, temperature=1.0, seed=3, batch_size=4)
   return [one.generation.tokens.tolist() for one in written], counted, writer.seen
@@ -79,3 +88,15 @@ def test_what_is_kept_never_exceeds_max_tokens():
   tokens, counted, _ = run({5: [[*step(20, 0.0), *step(21, 2.0)], [*step(22, 0.0), *step(23, 0.0)]]}, max_tokens=7)
   assert tokens == [[20, 20, END, 22, 22, END, 23]]
   assert counted == [6 + 4]
+
+
+def test_what_has_grown_too_long_for_max_tokens_more_is_drawn_alone_as_far_as_it_may_grow():
+  grown = [[*step(20, 0.0), *step(21, 2.0), (STOP, 0.0)], [*step(22, 0.0), (STOP, 0.0)]]
+  unsure = [[*step(30, 2.0), (STOP, 0.0)], [*step(31, 0.0), (STOP, 0.0)]]
+  writer = Script({5: grown, 6: unsure}, max_positions=10)
+  written, counted = redraw(writer, [np.array([first], np.int32) for first in (5, 6)], label="", threshold=1.0, most=2,
+                            max_tokens=9, temperature=1.0, seed=3, batch_size=4)
+  assert [one.generation.tokens.tolist() for one in written] == [[20, 20, END, 22, 22, END, STOP], [31, 31, END, STOP]]
+  assert counted == [3 + 3 + 4, 3 + 4]
+  assert writer.rooms == [9, 9, 9 - 3]
+  assert writer.seen == [(3, [[5], [6]]), (4, [[6]]), (4, [[5, 20, 20, END]])]
