@@ -78,7 +78,7 @@ class Writer:
     """Each prompt with the beginning of its answer as the model would have it, had it written these steps itself.
 
     That is the tokens, those of the model's confidence after each step among them where it has any, and the score of
-    each step. InputError as `watch`.
+    each step: one for each end of line. InputError as `watch`.
     """
     watch = self.watch()
     tokens = [self.encode(prompt) for prompt in prompts]
@@ -88,19 +88,31 @@ class Writer:
       logprobs = self.sampler.logprobs(tokens, batch_size=batch_size)
       return [(some, [score for *_, score in step_scores(some[start:], of[start:], watch, self.flag_id)])
               for some, of, start in zip(tokens, logprobs, starts, strict=True)]
-    scores = [[] for _ in prompts]
-    for number in range(max(map(len, steps), default=0)):
-      # What a step is worth shows in what is written after it: one pass for each step.
-      at = [index for index, some in enumerate(steps) if number < len(some)]
-      for index in at:
-        # As in training: the prompt and the first step are encoded together, what follows a token of confidence alone.
-        tokens[index] = (np.append(tokens[index], encode_text(steps[index][number], self.tokenizer)) if number else
-                         self.encode(prompts[index], answer=steps[index][0])).astype(np.int32)
-      for index, of in zip(at, self.sampler.logprobs([tokens[index] for index in at], batch_size=batch_size),
-                           strict=True):
-        *_, score = step_scores(tokens[index][starts[index]:], of[starts[index]:], watch, self.flag_id)[-1]
-        scores[index].append(score)
-        tokens[index] = np.append(tokens[index], self.confidence_ids[bin_of(score, self._edges)]).astype(np.int32)
+    # As in training: the prompt and the first step are encoded together, what follows a token of confidence alone.
+    encoded = [[encode_text(step, self.tokenizer) if number else self.encode(prompt, answer=step)
+                for number, step in enumerate(some)] for prompt, some in zip(prompts, steps, strict=True)]
+    scores: list[list[float]] = [[] for _ in prompts]
+    bins = [[0 if step.endswith("\n") else None for step in some] for some in steps]  # None: nothing is written there
+    # The bin of a step hangs on those before it. All are guessed, and read until those read are those guessed: each
+    # pass settles one more step at least, and as a rule nearly all.
+    open_ = [index for index, some in enumerate(steps) if some]
+    while open_:
+      for index in open_:
+        tokens[index] = np.concatenate([
+          part for step, bin_ in zip(encoded[index], bins[index], strict=True)
+          for part in (step, [] if bin_ is None else [self.confidence_ids[bin_]])]).astype(np.int32)
+      read = self.sampler.logprobs([tokens[index] for index in open_], batch_size=batch_size)
+      again = []
+      for index, of in zip(open_, read, strict=True):
+        found = step_scores(tokens[index][starts[index]:], of[starts[index]:], watch, self.flag_id)
+        scores[index] = [score for *_, score in found]
+        read_bins = iter([bin_of(score, self._edges) for score in scores[index]])
+        # A step of two lines has more scores than places: whoever asked sees it by their number.
+        as_read = [None if bin_ is None else next(read_bins, 0) for bin_ in bins[index]]
+        if as_read != bins[index]:
+          bins[index] = as_read
+          again.append(index)
+      open_ = again
     return list(zip(tokens, scores, strict=True))
 
   def begin(self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int) -> list[np.ndarray]:

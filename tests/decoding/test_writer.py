@@ -166,6 +166,19 @@ def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():
     assert writer.decode(token_T[begin:]) == "".join(steps)
 
 
+def test_steps_are_read_in_few_passes_and_as_one_by_one(monkeypatch):
+  writer = reader(True)
+  steps = [["a\n", "12 + 30 = 42\n", "b b\n"] * 4]
+  passes = []
+  logprobs = writer.sampler.logprobs
+  monkeypatch.setattr(writer.sampler, "logprobs", lambda texts, **how: passes.append(texts) or logprobs(texts, **how))
+  (token_T, scores), = writer.read(["What?\n"], steps, batch_size=1)
+  assert len(passes) < len(steps[0])
+  alone = [writer.read(["What?\n"], [steps[0][:num]], batch_size=1)[0] for num in range(1, 13)]
+  np.testing.assert_allclose(scores, [one[-1] for _, one in alone], atol=1e-4)
+  assert token_T.tolist() == alone[-1][0].tolist()
+
+
 def test_a_model_without_tokens_of_confidence_reads_steps_as_they_are():
   writer = reader(False)
   for question, steps, (token_T, scores) in zip(QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4),
