@@ -62,6 +62,11 @@ class TokenizerConfig:
   special: bool
   confidence: tuple[float, ...]  # scores that part the tokens of confidence written after each step; empty: none is
 
+  @property
+  def confidence_names(self) -> tuple[str, ...]:
+    """The text of each token of confidence, the surest first: one more than there are edges, or none."""
+    return tuple(f"<|sure_{number}|>" for number in range(len(self.confidence) + 1)) if self.confidence else ()
+
   def __post_init__(self):
     object.__setattr__(self, "confidence", tuple(self.confidence))
     if list(self.confidence) != sorted(set(self.confidence)) or min(self.confidence, default=1) <= 0:
@@ -409,15 +414,16 @@ def _check_mined(config: Config) -> None:
 
 
 def _check_confidence(config: Config) -> None:
-  """Every transcript trained on must say how sure the model was, or the model learns that it is sometimes not told."""
+  """Every transcript trained on must say how sure the model was, or none: else it learns that it is sometimes told."""
   if not config.tokenizer.confidence:
     return
   if config.mistakes.unit != "line":
     raise InputError(f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
                      "set mistakes.unit='line'")
-  if config.mistakes.source == "injected" and config.mistakes.mined < 1:
+  if config.mistakes.source == "injected" and 0 < config.mistakes.mined < 1:
     raise InputError(f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
-                     f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1")
-  if config.mistakes.source == "injected" and config.data.num_heldout:
+                     f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1, or 0 for tokens "
+                     "drawn at random, which say nothing")
+  if config.mistakes.source == "injected" and config.mistakes.mined and config.data.num_heldout:
     raise InputError(f"tokenizer.confidence: data.num_heldout={config.data.num_heldout} transcripts would be made "
                      "without the model's confidence, and a loss on them means nothing; set data.num_heldout=0")

@@ -42,6 +42,9 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
   examples = load_examples(config, tokenizer, "train")
   train = pack(examples, config.data.row_length)
   heldout = pack(load_examples(config, tokenizer, "heldout"), config.data.row_length)
+  # A held-out loss weighs whatever has a role; the tokens of confidence are read and never said.
+  ids = tokens.find_markers(tokenizer, config.tokenizer).confidence_ids
+  heldout.role_BT[np.isin(heldout.token_BT, ids)] = roles.NO_ROLE
   return Data(train, heldout, receipt(examples, train, config))
 
 

@@ -37,7 +37,6 @@ from insec_jax.method.transcript import Piece, Transcript
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
 
-CONFIDENCE = "<|sure_{}|>"  # 0 is the surest
 
 
 class MarkedTokenizer(NamedTuple):
@@ -106,7 +105,7 @@ def add_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> 
   if not config.special:
     return MarkedTokenizer(tokenizer, None, None, (), 0)
   before = len(tokenizer)
-  markers = (config.flag, config.fix, *confidence_names(config))
+  markers = (config.flag, config.fix, *config.confidence_names)
   tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers], special_tokens=True)
   return _marked(tokenizer, config, len(tokenizer) - before)
 
@@ -116,18 +115,13 @@ def find_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) ->
   return MarkedTokenizer(tokenizer, None, None, (), 0) if not config.special else _marked(tokenizer, config, 0)
 
 
-def confidence_names(config: TokenizerConfig) -> tuple[str, ...]:
-  """The text of each token of confidence, the surest first: one more than there are edges, or none."""
-  return tuple(CONFIDENCE.format(number) for number in range(len(config.confidence) + 1)) if config.confidence else ()
-
-
 def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig, num_added: int) -> MarkedTokenizer:
   ids = []
   added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
   special = {
     token.content: number for number, token in added.items() if token.special and not token.lstrip and not token.rstrip
   }
-  for marker in (config.flag, config.fix, *confidence_names(config)):
+  for marker in (config.flag, config.fix, *config.confidence_names):
     if marker not in special:
       raise InputError(
         f"the tokenizer has no special token {marker!r} that keeps the white space around it; name one that "
@@ -283,7 +277,7 @@ class _Layout:
     self._config = config
     self._tokenizer = tokenizer
     marked = find_markers(tokenizer, config.tokenizer)
-    self._confidence_ids = dict(zip(confidence_names(config.tokenizer), marked.confidence_ids, strict=True))
+    self._confidence_ids = dict(zip(config.tokenizer.confidence_names, marked.confidence_ids, strict=True))
     self._marker_ids = {config.tokenizer.flag: marked.flag_id, config.tokenizer.fix: marked.fix_id}
     self._marker_ids |= self._confidence_ids
     self._weight_R = config.loss.weight_R

@@ -42,9 +42,9 @@ from insec_jax.decoding.steps import judged
 from insec_jax.decoding.tables import aligned
 from insec_jax.decoding.writer import Writer, Written
 from insec_jax.method import mistakes, roles, tasks
-from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, TEXT
+from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task
-from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps
+from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps, with_confidence
 from insec_jax.training.checkpoint import fingerprints, flat
 
 CHUNK = 1024  # samples drawn at least before their records are on disk
@@ -197,23 +197,6 @@ def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, re
     stands, {one.place: (one.step, told(one)) for one in sample.mistakes}, markers))
 
 
-def with_confidence(pieces: Transcript, name_of_step: Sequence[str]) -> Transcript:
-  """The pieces with the model's confidence after each step, in order, mistakes among them.
-
-      text   a=4\n  <|sure_0|>  b=9\n    <|sure_2|>  <flag>  reason  <fix>  b=7\n       <|sure_0|>
-      role   text   flag        mistake  flag        flag    reason  flag   correction  flag
-  """
-  names = iter(name_of_step)
-  sure = []
-  for piece in pieces:
-    if piece.role in (TEXT, MISTAKE, CORRECTION):
-      for step in split_steps(piece.text, "line"):
-        sure += [Piece(piece.role, step), Piece(FLAG, next(names), 0.0)]
-    else:
-      sure.append(piece)
-  return tuple(sure)
-
-
 class Miner:
   """A model, a task and problems: does the mining, chunk by chunk. `weights` is their `fingerprint`."""
 
@@ -222,7 +205,7 @@ class Miner:
     self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
     # The model may have no tokens of confidence yet: those of the records are the ones it will be trained with.
     self._tokenizer = tokens.add_markers(copy.deepcopy(writer.tokenizer), config.tokenizer).tokenizer
-    self._names = tokens.confidence_names(config.tokenizer)
+    self._names = config.tokenizer.confidence_names
     self._special = special_pattern(self._tokenizer)
     self._problems = problems_to_mine(task, config, seed=seed)
     self._max_tokens = config.evaluate.max_tokens

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from insec_jax.command import InputError
@@ -109,6 +110,27 @@ def split_steps(text: str, unit: str) -> tuple[str, ...]:
     else:
       ends[-1] = len(text)
   return tuple(text[start:end] for start, end in itertools.pairwise(ends))
+
+
+def with_confidence(pieces: Transcript, names: Iterable[str]) -> Transcript:
+  """The pieces with the name of a token of confidence after each line, in order, mistakes among them.
+
+      text   a=4\n  <|sure_0|>  b=9\n    <|sure_2|>  <flag>  reason  <fix>  b=7\n       <|sure_0|>
+      role   text   flag        mistake  flag        flag    reason  flag   correction  flag
+
+  What has no end of line has none, as when the model writes it.
+  """
+  names = iter(names)
+  sure = []
+  for piece in pieces:
+    if piece.role in (TEXT, MISTAKE, CORRECTION):
+      for step in split_steps(piece.text, "line"):
+        sure.append(Piece(piece.role, step, piece.weight))
+        if step.endswith("\n"):
+          sure.append(Piece(FLAG, next(names), 0.0))
+    else:
+      sure.append(piece)
+  return tuple(sure)
 
 
 @functools.lru_cache(maxsize=16)
