@@ -23,9 +23,9 @@ def get_config(arm: str = "injected") -> ConfigDict:
   steps, share, mined = {
     "base": (9_000, 0.0, 0.0),
     "more": (6_000, 0.0, 0.0),
-    "clean": (2_690, 0.0, 0.0),
-    "injected": (2_665, 0.6, 0.0),
-    "mined": (4_500, 0.2, 1.0),
+    "clean": (4_554, 0.0, 0.0),
+    "injected": (4_902, 0.6, 0.0),
+    "mined": (4_460, 0.2, 1.0),
   }[arm]
   path = {"base": "", "more": "runs/graph/base_hf"}.get(arm, "runs/graph/more_hf")
   size = dict(  # vocab_size None: the tokenizer's

@@ -8,7 +8,8 @@ A sample is drawn with the flag banned and judged step by step up to its first w
     incomplete   no step is wrong, but the answer is missing or cut short     none
 
 After a wrong step the model goes on from the right one put in its place, as if there had been no other, up to its next
-wrong step, until mistakes.max_per_solution are found. What it leaves undone the task adds.
+wrong step, until mistakes.max_per_solution are found. What it leaves undone the task adds. The end of a wrong line has
+weight 1, whatever loss.mistake says (`with_trained_ends`).
 
 Where nothing but these records is trained on (mistakes.mined=1) no other transcript brings a rule's mistakes: then
 mistakes.share of the right solutions get injected ones here.
@@ -197,6 +198,29 @@ def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, re
     stands, {one.place: (one.step, told(one)) for one in sample.mistakes}, markers))
 
 
+def with_trained_ends(pieces: Transcript) -> Transcript:
+  """The pieces with a weight of 1 on the end of each wrong line: what is wrong must be ended before it can be flagged.
+
+      text   a=4\n  b==9    \n           <flag>  reason  <fix>  b=7\n
+      role   text   mistake mistake, 1   flag    reason  flag   correction
+
+  Without it nothing trained says how a line goes on that is no longer a step, and the model stops in the middle.
+  """
+  ended = []
+  for piece in pieces:
+    line = piece.text.removesuffix("\n")
+    if piece.role == MISTAKE and line and line != piece.text:
+      ended += [dataclasses.replace(piece, text=line), Piece(MISTAKE, "\n", 1.0)]
+    else:
+      ended.append(piece)
+  return tuple(ended)
+
+
+def _as_json(piece: Piece) -> dict[str, Any]:
+  weight = {"weight": piece.weight} if piece.role == MISTAKE and piece.weight is not None else {}
+  return {"role": roles.NAMES[piece.role], "text": piece.text, **weight}
+
+
 class Miner:
   """A model, a task and problems: does the mining, chunk by chunk. `weights` is their `fingerprint`."""
 
@@ -248,7 +272,7 @@ class Miner:
       if len(sure) < len(found):
         left_out[NO_LINE] = len(found) - len(sure)
       found = sure
-    kept, refusal = self._accepted(found)
+    kept, refusal = self._accepted([(with_trained_ends(pieces), meta) for pieces, meta in found])
     if refusal:
       left_out[REFUSED] = len(found) - len(kept)
     per_problem = [samples[k:k + config.mine.samples] for k in range(0, len(samples), config.mine.samples)]
@@ -259,8 +283,7 @@ class Miner:
       "classes": dict(collections.Counter(sample.mistakes[0].error for sample in samples if sample.mistakes)),
       "left out": dict(left_out),
       "refusal": refusal,
-      "records": [{"pieces": [{"role": roles.NAMES[piece.role], "text": piece.text} for piece in pieces], "meta": meta}
-                  for pieces, meta in kept]}
+      "records": [{"pieces": [_as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept]}
 
   def _samples(self, asked: Sequence[Problem], number: int) -> list[Sample]:
     """A solution of each problem with the mistakes that the model made in it."""

@@ -99,6 +99,17 @@ def read_back(path):
   return [record.content for record in records.read(str(path / "mined.jsonl"), limit=0)]
 
 
+def whole(record):
+  """(role, text) of the pieces of a record, a wrong line as one."""
+  joined = []
+  for piece in record["pieces"]:
+    if joined and piece["role"] == joined[-1][0] == "mistake":
+      joined[-1] = ("mistake", joined[-1][1] + piece["text"])
+    else:
+      joined.append((piece["role"], piece["text"]))
+  return joined
+
+
 PROBLEM = next(problem for problem in PROBLEMS if len(problem.steps) == 3)
 FIRST, SECOND, THIRD = PROBLEM.steps
 CALC = wrong(PROBLEM, 0, "calc")
@@ -176,7 +187,7 @@ def test_after_a_correction_the_model_goes_on_and_its_later_mistakes_are_correct
   found, written = mined(lambda problem, _: "ab\n" + right(problem), tmp_path, config=SEVERAL, go_on=repeats)
   of_long = next(record for record in written if record["pieces"][0]["text"] == LONG.prompt)
   first, second, third, fourth = LONG.steps
-  assert [(piece["role"], piece["text"]) for piece in of_long["pieces"] if piece["role"] not in ("flag", "reason")] == [
+  assert [(role, text) for role, text in whole(of_long) if role not in ("flag", "reason")] == [
     ("prompt", LONG.prompt), ("mistake", "ab\n"), ("correction", first), ("mistake", first), ("correction", second),
     ("mistake", second), ("correction", third), ("text", fourth)]
   assert of_long["meta"]["classes"] == ["malformed", "repeat", "repeat"]
@@ -265,7 +276,7 @@ def test_every_class_is_counted_as_it_was_made_and_training_takes_every_record(t
     problem = PROBLEMS[meta["problem"]]
     assert content[0] == Piece(PROMPT, problem.prompt)
     text = wrong(problem, meta["sample"])
-    bad = next(piece.text for piece in content if piece.role == MISTAKE)
+    bad = next(text for role, text in whole(record) if role == "mistake")
     assert text.splitlines(keepends=True)[meta["places"][0]] == bad
   assert all(word in str(found) for word in ("48 samples of 24 problems", "early", "100.0%", "0 records of right"))
 
@@ -302,7 +313,7 @@ def test_right_solutions_get_injected_mistakes_where_nothing_else_brings_them(tm
   assert found.injected == sum(len(record["meta"]["classes"]) for record in injected)
   for record in injected:
     problem = PROBLEMS[record["meta"]["problem"]]
-    wrong_steps = [piece["text"] for piece in record["pieces"] if piece["role"] == "mistake"]
+    wrong_steps = [text for role, text in whole(record) if role == "mistake"]
     assert wrong_steps
     for place, error, step in zip(record["meta"]["places"], record["meta"]["classes"], wrong_steps, strict=True):
       assert TASK.check(problem, problem.steps[:place], step).error == error
@@ -446,7 +457,7 @@ def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(m
   assert 2 in [len(record["meta"]["classes"]) for record in written]
   seen = collections.Counter()
   for record in written:
-    pieces = [(piece["role"], piece["text"]) for piece in record["pieces"]]
+    pieces = whole(record)
     for (role, text), (after, name) in itertools.pairwise(pieces):
       if role in ("text", "mistake", "correction"):
         assert text.count("\n") == 1
@@ -465,7 +476,7 @@ def test_injected_mistakes_are_followed_by_how_sure_the_model_is_of_them_too(mon
   found, written = mined(lambda problem, _: right(problem), tmp_path, config=config)
   assert found.injected >= found.injected_records == len(written) > 20
   for record in written:
-    pieces = [(piece["role"], piece["text"]) for piece in record["pieces"]]
+    pieces = whole(record)
     after = [name for (role, _), (_, name) in itertools.pairwise(pieces) if role == "mistake"]
     assert set(after) == {"<|sure_2|>"}
 
@@ -489,3 +500,17 @@ def test_confidence_must_be_known_of_every_transcript(changes, words):
     "mistakes__mined_path": "mined.jsonl", "tokenizer__confidence": (0.5,)}
   with pytest.raises(InputError, match=words.replace("(", r"\(")):
     datakit.config(**values | changes)
+
+
+def test_the_end_of_a_wrong_line_is_trained_and_no_other_token_of_it(tmp_path):
+  config = dataclasses.replace(SURE, tokenizer=dataclasses.replace(SURE.tokenizer, confidence=()))
+  _, written = mined(lambda problem, _: wrong(problem, 1), tmp_path, config=config, go_on=repeats)
+  assert len(written) > 10
+  tokenizer = tokens.open_tokenizer(config).tokenizer
+  for content in read_back(tmp_path):
+    example = tokens.tokenize(content, "", tokenizer, config)
+    wrong_T = example.role_T == MISTAKE
+    is_end_T = example.token_T == tokenizer.convert_tokens_to_ids("\n")
+    assert wrong_T.sum() > 3
+    assert (example.weight_T[wrong_T] == is_end_T[wrong_T]).all()
+    assert (example.role_T[1:][(wrong_T & is_end_T)[:-1]] == FLAG).all()
