@@ -63,7 +63,8 @@ class Watch:
 
   The score of a step is the largest -log p of its tokens, the first left out: what to speak of next is no mistake. A
   step begins after the end of another, after what is forced there, and after the fix; what stands between a flag and
-  its fix is no step.
+  its fix is no step. Where no flag is open, in the prompt or after it, the fix is banned: it would close nothing, and
+  the step that it cuts short would never be seen to end.
   """
 
   end_ids: tuple[int, ...]  # tokens that end a step
@@ -121,7 +122,9 @@ class Sampler:
     """(index, Generation) for each row that is needed, when it has ended; some come twice, the same."""
     slot = first = token_BP.shape[1]
     end = first + max_tokens
-    state = _begin(self.params, token_BP, start_B, index_B, config=self.config, compute=self.compute, room=self._room)
+    is_step_B = _is_step(token_BP, start_B, options["flag"], options["fix"])
+    state = _begin(self.params, token_BP, start_B, index_B, is_step_B, config=self.config, compute=self.compute,
+                   room=self._room)
     while True:
       sizes = _sizes(len(state["live_B"]))
       slot, state = _write(self.params, state, options, first=first, slot=slot, end=end, few=[0, *sizes][-2],
@@ -251,6 +254,14 @@ def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[tuple[n
       yield token_BP, start_B, index_B
 
 
+def _is_step(token_BP: np.ndarray, start_B: np.ndarray, flag_id: int, fix_id: int) -> np.ndarray:
+  """Whether no flag is open at the end of each prompt, bool [B]."""
+  slot_P = np.arange(token_BP.shape[1])
+  flag_B, fix_B = (np.where((token_BP == token) & (slot_P >= start_B[:, None]), slot_P, -1).max(1)
+                   for token in (flag_id, fix_id))
+  return flag_B <= fix_B
+
+
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def _ready(params, *, config, compute):
   """The params cast and unstacked once here, not at every token; the model would cast each of them in the same way."""
@@ -301,7 +312,7 @@ def _of_text(params, token_BP, start_B, *, config, compute):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "room"))
-def _begin(params, token_BP, start_B, index_B, *, config, compute, room):
+def _begin(params, token_BP, start_B, index_B, is_step_B, *, config, compute, room):
   """The state of a batch whose prompts have been read, with `room` free slots; `_write` says what it holds."""
   B, P = token_BP.shape
   _, cache = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=room)
@@ -309,7 +320,7 @@ def _begin(params, token_BP, start_B, index_B, *, config, compute, room):
   return {"start_B": start_B, "index_B": index_B, "live_B": index_B != NO_TOKEN, "num_B": jnp.zeros(B, jnp.int32),
           "token_BS": jnp.pad(token_BP, ((0, 0), (0, room))), "logprob_BS": none_BS, "flag_BS": none_BS,
           "margin_BS": none_BS, "cache": cache,
-          "watch": {"num_B": jnp.zeros(B, jnp.int32), "score_B": jnp.zeros(B), "is_step_B": jnp.full(B, True),
+          "watch": {"num_B": jnp.zeros(B, jnp.int32), "score_B": jnp.zeros(B), "is_step_B": is_step_B,
                     "bin_B": jnp.full(B, NO_TOKEN, jnp.int32), "flags_B": jnp.full(B, False)}}
 
 
@@ -330,6 +341,7 @@ def _write(params, state, options, *, first, slot, end, few, config, cut):
   flag_id = options["flag"]
   bias_1V = jnp.where(jnp.arange(config.vocab_size) == flag_id, options["flag_bias"], 0.0)[None]
   bias_1V = bias_1V.at[:, options["confidence_K"]].set(-jnp.inf)  # never the model's own to say
+  is_fix_1V = (jnp.arange(config.vocab_size) == options["fix"])[None]
 
   def write(carried):
     """One more token for each row; a row that has stopped goes on writing, but nothing is counted."""
@@ -338,7 +350,8 @@ def _write(params, state, options, *, first, slot, end, few, config, cut):
     last_B1 = jax.lax.dynamic_slice_in_dim(state["token_BS"], slot - 1, 1, 1)
     stream_B1D, cache = llama.forward_cached(config, params, last_B1, state["start_B"], slot - 1, state["cache"])
     logprob_BV = _logprobs(params, stream_B1D[:, 0], config=config)
-    token_B = _draw(logprob_BV + bias_1V, state["index_B"], slot - first, options["key"], options["temperature"],
+    bias_BV = jnp.where(state["watch"]["is_step_B"][:, None] & is_fix_1V, -jnp.inf, bias_1V)
+    token_B = _draw(logprob_BV + bias_BV, state["index_B"], slot - first, options["key"], options["temperature"],
                     options["top_p"], cut=cut)
     token_B = _forced(state["watch"], token_B, options)
     chosen_B = jnp.take_along_axis(logprob_BV, token_B[:, None], 1)[:, 0]

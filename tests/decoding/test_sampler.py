@@ -265,8 +265,13 @@ WATCH = sampler.Watch(end_ids=END, fix_id=FIX)
 EDGES = (3.0, 5.0)
 
 
-def watched(model, watch, **settings):
-  return model.generate(some_prompts(), stop_ids=[], flag_id=FLAG, watch=watch,
+def unflagged():
+  """Prompts in which no flag is open."""
+  return [np.where(prompt == FLAG, 5, prompt) for prompt in some_prompts()]
+
+
+def watched(model, watch, prompts=None, **settings):
+  return model.generate(unflagged() if prompts is None else prompts, stop_ids=[], flag_id=FLAG, watch=watch,
                         **{"max_tokens": 40, "batch_size": 8, "temperature": 1.0, "seed": 5} | settings)
 
 
@@ -279,11 +284,11 @@ def test_a_watch_that_never_forces_changes_nothing(model):
 
 
 def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model):
-  scores = [score for one in watched(model, WATCH)
+  scores = [score for one in watched(model, WATCH, max_tokens=80)
             for *_, score in sampler.step_scores(one.tokens, one.logprobs, WATCH, FLAG)]
   watch = dataclasses.replace(WATCH, threshold=float(np.median(scores)))
   num_flagged, num_left = 0, 0
-  for one in watched(model, watch):
+  for one in watched(model, watch, max_tokens=80):
     for _, stop, score in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
       if stop < len(one.tokens):
         assert one.tokens[stop] == FLAG or score <= watch.threshold
@@ -302,6 +307,23 @@ def test_what_stands_between_flag_and_fix_is_no_step(model):
       assert not (is_step and before in END) or token == FLAG
   assert any(np.isin(one.tokens[np.argmax(one.tokens == FLAG):], END).any() for one in watched(model, always)
              if FLAG in one.tokens)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_fix_comes_only_where_a_flag_is_open(is_open):
+  flat = Sampler(CONFIG, jax.tree.map(jnp.zeros_like, params()), compute="float32")
+  prompts = [np.append(prompt, [FIX, FLAG, 5] if is_open else [FLAG, FIX]) for prompt in some_prompts()]
+  num = 0
+  for one in watched(flat, WATCH, prompts, max_tokens=100):
+    was_open = is_open
+    for token in one.tokens:
+      assert token != FIX or was_open
+      num += token == FIX
+      was_open = token == FLAG or (was_open and token != FIX)
+  assert num > 3
+  if is_open:  # in most of them the first marker is the fix that closes the prompt's flag, or another flag
+    assert any(FIX in one.tokens and FLAG not in one.tokens[:np.argmax(one.tokens == FIX)]
+               for one in watched(flat, WATCH, prompts, max_tokens=100))
 
 
 def test_the_token_of_the_confidence_follows_each_step_and_the_flag_comes_after_it(model):
@@ -330,7 +352,7 @@ def test_what_is_forced_changes_no_later_draw():
 
 
 def test_scores_and_margins_are_those_of_one_full_pass(model):
-  prompts = some_prompts()
+  prompts = unflagged()
   num = 0
   for prompt, one in zip(prompts, watched(model, dataclasses.replace(WATCH, threshold=4.0)), strict=True):
     logprob_TV = logprobs_while(prompt, one)
