@@ -37,8 +37,6 @@ from insec_jax.method.transcript import Piece, Transcript
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
 
-
-
 class MarkedTokenizer(NamedTuple):
   """A tokenizer with its markers; ids are None for plain words, the vocabulary grew by `num_added` tokens."""
 

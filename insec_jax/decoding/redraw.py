@@ -32,7 +32,8 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
     begins = {index: np.concatenate([prompt, kept[index]]) for index, prompt in enumerate(prompts) if index not in done}
     together = [index for index, begin in begins.items() if writer.has_room(begin, max_tokens)]
     # What has grown so long that max_tokens more would not fit is drawn alone, as far as it may still grow.
-    alone = [([index], max_tokens - len(kept[index])) for index in begins if index not in together]
+    alone = [([index], max_tokens - len(kept[index])) for index, begin in begins.items()
+             if not writer.has_room(begin, max_tokens)]
     drawn = {}
     for group, room in ((together, max_tokens), *alone):
       drawn |= zip(group, writer.write(

@@ -106,9 +106,12 @@ class Writer:
       for index, of in zip(open_, read, strict=True):
         found = step_scores(tokens[index][starts[index]:], of[starts[index]:], watch, self.flag_id)
         scores[index] = [score for *_, score in found]
-        read_bins = iter([bin_of(score, self._edges) for score in scores[index]])
-        # A step of two lines has more scores than places: whoever asked sees it by their number.
-        as_read = [None if bin_ is None else next(read_bins, 0) for bin_ in bins[index]]
+        # A step of two lines has a score for each, and is as sure as its last: whoever asked sees it by their number.
+        score_at = {stop: score for _, stop, score in found}
+        after = np.cumsum([len(step) + (bin_ is not None) for step, bin_ in zip(encoded[index], bins[index],
+                                                                               strict=True)]) - starts[index]
+        as_read = [None if bin_ is None else bin_of(score_at[stop - 1], self._edges)
+                   for bin_, stop in zip(bins[index], after.tolist(), strict=True)]
         if as_read != bins[index]:
           bins[index] = as_read
           again.append(index)

@@ -321,7 +321,7 @@ def test_a_fix_comes_only_where_a_flag_is_open(is_open):
       num += token == FIX
       was_open = token == FLAG or (was_open and token != FIX)
   assert num > 3
-  if is_open:  # in most of them the first marker is the fix that closes the prompt's flag, or another flag
+  if is_open:  # the fix that closes the prompt's flag is not banned
     assert any(FIX in one.tokens and FLAG not in one.tokens[:np.argmax(one.tokens == FIX)]
                for one in watched(flat, WATCH, prompts, max_tokens=100))
 

@@ -201,3 +201,13 @@ def test_a_model_of_other_edges_of_confidence_is_refused():
   opened = trained(NEW)._replace(confidence=(1.0,))
   with pytest.raises(InputError, match=r"trained with tokenizer.confidence=\(1.0,\), and the config says \(0.5, 5.0\)"):
     with_markers(opened, SURE, "here")
+
+
+def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
+  writer = reader(True)
+  ids = writer.watch().confidence_ids
+  steps = ["a\n", "b\n\n", "12 + 30 = 42\n", "b b\n"]
+  (token_T, scores), = writer.read(["What?\n"], [steps], batch_size=1)
+  assert len(scores) == len(steps) + 1
+  sure = [int(token) for token in token_T if token in ids]
+  assert sure == [ids[sum(scores[k] > edge for edge in (0.5, 5.0))] for k in (0, 2, 3, 4)]
