@@ -37,7 +37,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.seed = 0
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=() if arm == "base" else EDGES)
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=EDGES if arm == "mined" else ())
   c.task = dict(name="graph", min_size=smallest, max_size=largest, modulus=10, unneeded=0)
   c.data = dict(path="", num_records={"base": 100_000, "more": 60_000}.get(arm, 40_000),
                 num_heldout=0 if mined else 500, template="plain", marker_text="refuse",

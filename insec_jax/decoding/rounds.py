@@ -127,7 +127,8 @@ def _miner(config: Config, number: int, params, weights: str, model_config: Llam
   # Before the first round no token of confidence has been read: the model writes as if it had none.
   confidence, ids = (config.tokenizer.confidence, marked.confidence_ids) if number > 1 else ((), ())
   opened = Opened(model_config, params, tokenizer, Markers(config.tokenizer.flag, config.tokenizer.fix), marked.flag_id,
-                  marked.fix_id, config.mistakes.unit, config.data.template, confidence, ids)
+                  marked.fix_id, config.mistakes.unit, config.data.template, confidence, ids,
+                  tasks.has_one_order(config.task))
   return Miner(Writer(opened, compute=config.precision.compute), tasks.get(config.task), config,
                seed=seed_of(config.seed, number), weights=weights)
 

@@ -61,10 +61,11 @@ class Watch:
       forced                  *         *                                 *
       score        *  *  *                                     *  *  *
 
-  The score of a step is the largest -log p of its tokens, the first left out: what to speak of next is no mistake. A
-  step begins after the end of another, after what is forced there, and after the fix; what stands between a flag and
-  its fix is no step. Where no flag is open, in the prompt or after it, the fix is banned: it would close nothing, and
-  the step that it cuts short would never be seen to end.
+  The score of a step is the largest -log p of its tokens. The first is left out, as above, unless `scores_first`: what
+  to speak of next is no mistake where a task has several orders. A step begins after the end of another, after what is
+  forced there, and after the fix; what stands between a flag and its fix is no step. Where no flag is open, in the
+  prompt or after it, the fix is banned: it would close nothing, and the step that it cuts short would never be seen to
+  end.
   """
 
   end_ids: tuple[int, ...]  # tokens that end a step
@@ -72,6 +73,7 @@ class Watch:
   threshold: float = math.inf  # a step with a score above it gets a flag
   edges: tuple[float, ...] = ()  # scores, ascending, that part the bins of confidence
   confidence_ids: tuple[int, ...] = ()  # token written after a step of each bin, and nowhere else; empty: none
+  scores_first: bool = False  # whether the first token of a step counts
 
 
 class Sampler:
@@ -108,7 +110,7 @@ class Sampler:
         "top_p": float(top_p), "flag": NO_TOKEN if flag_id is None else int(flag_id), "flag_bias": float(flag_bias),
         "end_E": _padded(watch.end_ids, STOPS), "fix": NO_TOKEN if watch.fix_id is None else int(watch.fix_id),
         "threshold": float(watch.threshold), "edge_K": np.array(watch.edges, np.float32),
-        "confidence_K": np.array(watch.confidence_ids, np.int32)}
+        "confidence_K": np.array(watch.confidence_ids, np.int32), "scores_first": bool(watch.scores_first)}
     results: dict[int, Generation] = {}
     for batch in _batches(prompts, batch_size):
       for index, generation in self._decode(*batch, options, max_tokens=max_tokens, cut=top_p < 1):
@@ -388,7 +390,8 @@ def _watch(watch, token_B, logprob_B, options):
   was_confidence_B = watch["bin_B"] != NO_TOKEN
   is_flag_B, is_fix_B = token_B == options["flag"], token_B == options["fix"]
   is_own_B = watch["is_step_B"] & ~was_confidence_B & ~is_flag_B & ~is_fix_B
-  score_B = jnp.where(watch["num_B"] > 0, jnp.maximum(watch["score_B"], -logprob_B), 0.0)
+  counts_B = options["scores_first"] | (watch["num_B"] > 0)
+  score_B = jnp.where(counts_B, jnp.maximum(watch["score_B"], -logprob_B), 0.0)
   ends_B = is_own_B & (token_B[:, None] == options["end_E"][None]).any(-1)
   goes_on_B = is_own_B & ~ends_B
   if len(options["confidence_K"]):
@@ -409,6 +412,11 @@ def bin_of(score: float, edges: Sequence[float]) -> int:
   return sum(score > edge for edge in edges)
 
 
+def score_of(logprob_T: np.ndarray, *, scores_first: bool) -> float:
+  """The score of a step whose tokens have these log p; 0 where none counts."""
+  return float(np.max(-logprob_T[0 if scores_first else 1:], initial=0.0))
+
+
 def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: Watch, flag_id: int | None
                 ) -> list[tuple[int, int, float]]:
   """(first token, one past the last, score) of each step that was ended, as `Watch` counts them."""
@@ -418,7 +426,7 @@ def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: Watch, flag_i
       is_step = token == watch.fix_id or (is_step and token != flag_id)
       first = place + 1
     elif is_step and token in watch.end_ids:
-      found.append((first, place + 1, float(np.max(-logprob_T[first + 1:place + 1], initial=0.0))))
+      found.append((first, place + 1, score_of(logprob_T[first:place + 1], scores_first=watch.scores_first)))
       first = place + 1
   return found
 

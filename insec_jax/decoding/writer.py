@@ -13,9 +13,12 @@ from insec_jax.config import Config
 from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load
 from insec_jax.decoding.progress import Progress
 from insec_jax.decoding.sampler import Generation, Sampler, Watch, bin_of, step_scores
+from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
 from insec_jax.training.checkpoint import Opened
+
+_COUNTS = {True: "counts", False: "leaves out"}  # scores_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Writer:
     self.tokenizer = opened.tokenizer
     self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
     self._edges, self.confidence_ids = opened.confidence, opened.confidence_ids
+    self.scores_first = opened.scores_first
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
     ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
@@ -140,7 +144,7 @@ class Writer:
     if self._unit not in (None, "line"):
       raise InputError(f"the model's steps are {self._unit}s (mistakes.unit), and only lines can be watched: where a "
                        "sentence ends is known too late; use a model trained with mistakes.unit='line'")
-    return Watch(self._end_ids, self.fix_id, threshold, self._edges, self.confidence_ids)
+    return Watch(self._end_ids, self.fix_id, threshold, self._edges, self.confidence_ids, self.scores_first)
 
   @functools.cached_property
   def _end_ids(self) -> tuple[int, ...]:
@@ -150,10 +154,12 @@ class Writer:
 def with_markers(opened: Opened, config: Config, where: str) -> Opened:
   """The model with the config's markers; one that never had any gets them as at step 0 of training.
 
-  A model that was trained without tokens of confidence goes without, whatever the config says. InputError when it was
-  trained with other markers, steps or template than the config's.
+  A model that was trained without tokens of confidence goes without, whatever the config says; how sure it is of a step
+  is then read as the config's task has it. InputError when it was trained with other markers, steps or template than
+  the config's.
   """
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
+  scores_first = tasks.has_one_order(config.task)
   if opened.markers is not None:
     settings = {
       "tokenizer.flag": (opened.markers.flag, markers.flag),
@@ -169,7 +175,10 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
     if opened.confidence not in ((), config.tokenizer.confidence):
       raise InputError(f"{where} was trained with tokenizer.confidence={opened.confidence}, and the config says "
                        f"{config.tokenizer.confidence}; use the config of that run")
-    return opened
+    if opened.confidence and opened.scores_first != scores_first:
+      raise InputError(f"{where} was trained to read confidence that {_COUNTS[opened.scores_first]} the first token of "
+                       f"a step, and that of the config's task {_COUNTS[scores_first]} it; use the config of that run")
+    return opened._replace(scores_first=scores_first)
   tokenizer = load(config.tokenizer.path) if config.tokenizer.path else opened.tokenizer
   marked = add_markers(tokenizer, dataclasses.replace(config.tokenizer, confidence=()))  # it has learned to read none
   params, model_config = opened.params, opened.config
@@ -177,7 +186,7 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
     params, model_config = hf.grow_vocabulary(params, model_config,
                                               hf.vocabulary_for(len(tokenizer), model_config.vocab_size))
   return Opened(model_config, params, tokenizer, markers, marked.flag_id, marked.fix_id, config.mistakes.unit,
-                config.data.template)
+                config.data.template, scores_first=scores_first)
 
 
 def compute_dtype(opened: Opened) -> str:

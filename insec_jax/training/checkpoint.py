@@ -26,6 +26,7 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
+from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import hosts as hosts_lib
@@ -290,6 +291,7 @@ class Opened(NamedTuple):
   template: str | None
   confidence: tuple[float, ...] = ()  # tokenizer.confidence it was trained with
   confidence_ids: tuple[int, ...] = ()
+  scores_first: bool = False  # whether the first token of a step tells how sure it is of it: `tasks.has_one_order`
   step: int | None = None  # of the checkpoint, where it comes from one
 
 
@@ -328,7 +330,8 @@ def open_model(folder: str) -> Opened:
   found = tokens.find_markers(tokenizer, TokenizerConfig(
     path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence))
   return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
-                marked["unit"], marked["template"], confidence, found.confidence_ids, step)
+                marked["unit"], marked["template"], confidence, found.confidence_ids,
+                marked.get("scores_first", False), step)
 
 
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
@@ -340,7 +343,8 @@ def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
 def marked_as(config: Config) -> dict[str, Any]:
   """What an exported folder must say of its text beside what HF says."""
   return {"flag": config.tokenizer.flag, "fix": config.tokenizer.fix, "special": config.tokenizer.special,
-          "confidence": config.tokenizer.confidence, "unit": config.mistakes.unit, "template": config.data.template}
+          "confidence": config.tokenizer.confidence, "scores_first": tasks.has_one_order(config.task),
+          "unit": config.mistakes.unit, "template": config.data.template}
 
 
 def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -283,10 +283,12 @@ def test_a_watch_that_never_forces_changes_nothing(model):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
 
 
-def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model):
-  scores = [score for one in watched(model, WATCH, max_tokens=80)
-            for *_, score in sampler.step_scores(one.tokens, one.logprobs, WATCH, FLAG)]
-  watch = dataclasses.replace(WATCH, threshold=float(np.median(scores)))
+@pytest.mark.parametrize("scores_first", [False, True])
+def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model, scores_first):
+  watch = dataclasses.replace(WATCH, scores_first=scores_first)
+  scores = [score for one in watched(model, watch, max_tokens=80)
+            for *_, score in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG)]
+  watch = dataclasses.replace(watch, threshold=float(np.median(scores)))
   num_flagged, num_left = 0, 0
   for one in watched(model, watch, max_tokens=80):
     for _, stop, score in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
@@ -295,6 +297,19 @@ def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_thre
         num_flagged += score > watch.threshold
         num_left += one.tokens[stop] != FLAG
   assert min(num_flagged, num_left) > 2
+
+
+def test_the_first_token_of_a_step_counts_where_the_watch_says_so(model):
+  watch = dataclasses.replace(WATCH, scores_first=True)
+  num = 0
+  for one in watched(model, watch, max_tokens=80):
+    rest, whole = (sampler.step_scores(one.tokens, one.logprobs, some, FLAG) for some in (WATCH, watch))
+    for (first, stop, score), (*_, with_first) in zip(rest, whole, strict=True):
+      own = -one.logprobs[first:stop]
+      assert with_first == pytest.approx(own.max())
+      assert score == pytest.approx(own[1:].max(initial=0.0))
+      num += with_first > score
+  assert num > 2
 
 
 def test_what_stands_between_flag_and_fix_is_no_step(model):

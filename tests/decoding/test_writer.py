@@ -203,6 +203,22 @@ def test_a_model_of_other_edges_of_confidence_is_refused():
     with_markers(opened, SURE, "here")
 
 
+@pytest.mark.parametrize(("unneeded", "scores_first"), [(0, True), (1, False)])
+def test_the_first_token_of_a_step_tells_how_sure_the_model_is_where_the_task_has_one_order(
+    monkeypatch, unneeded, scores_first):
+  monkeypatch.setattr(writer, "Sampler", Given)
+  config = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0),
+                          task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10,
+                          task__unneeded=unneeded, data__num_records=10)
+  opened = trained(config)
+  assert opened.scores_first == scores_first
+  assert Writer(opened, compute="float32").watch().scores_first == scores_first
+  other = opened._replace(scores_first=not scores_first)
+  assert with_markers(other, config, "here").scores_first == scores_first  # it reads none: only the decoder asks
+  with pytest.raises(InputError, match=r"runs/a was trained to read confidence that .* the first token"):
+    with_markers(other._replace(confidence=(0.5, 5.0)), config, "runs/a")
+
+
 def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
   writer = reader(True)
   ids = writer.watch().confidence_ids

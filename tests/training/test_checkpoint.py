@@ -249,8 +249,10 @@ def tokenizer():
   return datakit.bpe_tokenizer()
 
 
-def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer):
-  config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+@pytest.mark.parametrize("task", [{}, {"task__name": "graph", "task__min_size": 1, "task__max_size": 3,
+                                       "task__modulus": 10, "data__num_records": 10}])
+def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer, task):
+  config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>", **task)
   workdir, folder = tmp_path / "run", tmp_path / "hf"
   workdir.mkdir()
   state = make_state(abstract())
@@ -263,6 +265,7 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer)
   assert opened.markers == checkpoint.Markers("<|spare_0|>", "<|spare_1|>")
   assert tokenizer.convert_ids_to_tokens([opened.flag_id, opened.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
   assert (opened.unit, opened.template) == ("line", "plain")
+  assert opened.scores_first == bool(task)  # the graph has one order
   jax.tree.map(np.testing.assert_array_equal, opened.params, state.params)
 
   hf.save(folder, opened.params, opened.config, tokenizer=tokenizer)
