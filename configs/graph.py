@@ -16,7 +16,8 @@ From `more` on a token of confidence stands behind each step. It says nothing, f
 
 from ml_collections import ConfigDict
 
-EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a step
+EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a step but the first
+FIRST = (0.01, 0.05, 0.2, 0.7, 2.0)  # of the first, which says what is computed next
 
 
 def get_config(arm: str = "injected") -> ConfigDict:
@@ -37,7 +38,8 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.seed = 0
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=EDGES if arm == "mined" else ())
+  sure, first = (EDGES, FIRST) if arm == "mined" else ((), ())
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=sure, confidence_first=first)
   c.task = dict(name="graph", min_size=smallest, max_size=largest, modulus=10, unneeded=0)
   c.data = dict(path="", num_records={"base": 100_000, "more": 60_000}.get(arm, 40_000),
                 num_heldout=0 if mined else 500, template="plain", marker_text="refuse",

@@ -30,7 +30,7 @@ def get_config(arm: str = "tuned") -> ConfigDict:
   c.rounds = 0
   c.model = dict(path=path, size=size, remat="full")
   c.tokenizer = dict(path="", flag="<|reserved_special_token_0|>", fix="<|reserved_special_token_1|>", special=True,
-                     confidence=())
+                     confidence=(), confidence_first=())
   c.task = dict(name="gsm8k", min_size=0, max_size=0, modulus=0, unneeded=0)
   c.data = dict(path="train.jsonl", num_records=0, num_heldout=500, template="chat", marker_text="refuse",
                 row_length=4096, rows_per_device=1, accumulation=1)

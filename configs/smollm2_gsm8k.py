@@ -17,7 +17,7 @@ def get_config(arm: str = "local") -> ConfigDict:
   c.rounds = 0
   c.model = dict(path="HuggingFaceTB/SmolLM2-135M-Instruct", size=None, remat="matmuls" if local else "full")
   # The tokenizer has no such tokens: they are added, and the vocabulary grows to a multiple of 128.
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=(), confidence_first=())
   c.task = dict(name="gsm8k", min_size=0, max_size=0, modulus=0, unneeded=0)
   c.data = dict(path="train.jsonl", num_records=1_000 if local else 0, num_heldout=32 if local else 500,
                 template="plain", marker_text="refuse", row_length=640 if local else 1024,

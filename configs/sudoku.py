@@ -34,7 +34,8 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.seed = 0
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=confidence)
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=confidence,
+                     confidence_first=())
   c.task = dict(name="sudoku", min_size=6, max_size=9, modulus=0, unneeded=0)
   c.data = dict(path="", num_records={"base": 100_000, "sure": 40_000}.get(arm, 60_000),
                 num_heldout=0 if confidence else 500, template="plain", marker_text="refuse", row_length=208,

@@ -24,7 +24,7 @@ def get_config(arm: str = "insec") -> ConfigDict:
   c.seed = 0
   c.rounds = 0
   c.model = dict(path=path, size=None if path else size, remat="matmuls")
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=(), confidence_first=())
   c.task = dict(name="graph", min_size=1, max_size=3, modulus=10, unneeded=0)
   c.data = dict(path="", num_records=50_000 if arm == "base" else 32_000, num_heldout=500,
                 template="plain", marker_text="refuse", row_length=176, rows_per_device=4, accumulation=1)

@@ -61,16 +61,23 @@ class TokenizerConfig:
   fix: str
   special: bool
   confidence: tuple[float, ...]  # scores that part the tokens of confidence written after each step; empty: none is
+  confidence_first: tuple[float, ...]  # of its first token, told apart from the others; empty: it is not told
 
   @property
   def confidence_names(self) -> tuple[str, ...]:
-    """The text of each token of confidence, the surest first: one more than there are edges, or none."""
-    return tuple(f"<|sure_{number}|>" for number in range(len(self.confidence) + 1)) if self.confidence else ()
+    """The text of each token of confidence, the surest first: one for each bin, or none."""
+    num = (len(self.confidence) + 1) * (len(self.confidence_first) + 1) if self.confidence else 0
+    return tuple(f"<|sure_{number}|>" for number in range(num))
 
   def __post_init__(self):
-    object.__setattr__(self, "confidence", tuple(self.confidence))
-    if list(self.confidence) != sorted(set(self.confidence)) or min(self.confidence, default=1) <= 0:
-      raise InputError(f"tokenizer.confidence={self.confidence}; must be scores above 0 that ascend, or nothing")
+    for name in ("confidence", "confidence_first"):
+      edges = tuple(getattr(self, name))
+      object.__setattr__(self, name, edges)
+      if list(edges) != sorted(set(edges)) or min(edges, default=1) <= 0:
+        raise InputError(f"tokenizer.{name}={edges}; must be scores above 0 that ascend, or nothing")
+    if self.confidence_first and not self.confidence:
+      raise InputError(f"tokenizer.confidence_first={self.confidence_first} parts tokens that tokenizer.confidence=() "
+                       "does not have; give both, or neither")
     if self.confidence and not self.special:
       raise InputError("tokenizer.confidence adds special tokens, and tokenizer.special=False wants none; change one")
     if not self.flag or not self.fix or self.flag in self.fix or self.fix in self.flag:

@@ -13,7 +13,7 @@ VALUES = {
   "seed": 0,
   "rounds": 0,
   "model": {"path": "", "size": {"vocab_size": 64}, "remat": "none"},
-  "tokenizer": {"path": "", "flag": "<err>", "fix": "<fix>", "special": True, "confidence": ()},
+  "tokenizer": {"path": "", "flag": "<err>", "fix": "<fix>", "special": True, "confidence": (), "confidence_first": ()},
   "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0},
   "data": {
     "path": "records.jsonl",

@@ -28,7 +28,7 @@ def get_config():
   c.seed = 0
   c.rounds = 0
   c.model = dict(path="hf", size=None, remat="none")
-  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
+  c.tokenizer = dict(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=(), confidence_first=())
   c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)
   c.data = dict(path="good.jsonl", num_records=0, num_heldout=0, template="plain", marker_text="refuse", row_length=48,
                 rows_per_device=2, accumulation=1)
@@ -178,7 +178,7 @@ def lay_out(home):
   config = hf_config.config_from_json(SIZE, "the test's size")
   hf.save(home / "hf", hf.init(config, jax.random.key(0), "float32"), config, dtype="float32")
   # Its markers are called otherwise, so those of the config are missing.
-  others = TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=())
+  others = TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(), confidence_first=())
   build_tokenizer([*"0123456789+=?"], others).save_pretrained(home / "hf")
   for name in ("missing", "unexpected", "misshapen", "truncated", "gelu"):
     shutil.copytree(home / "hf", home / name)

@@ -23,7 +23,8 @@ def get_config(error=""):
   if error:
     values["mistakes"] |= dict(source="injected", share=1.0, classes=(error,), unit="sentence", reason="paper")
     values["data"] |= dict(template="chat")
-  values["tokenizer"] = dict(path="tokenizer", flag="<|spare_0|>", fix="<|spare_1|>", special=True, confidence=())
+  values["tokenizer"] = dict(path="tokenizer", flag="<|spare_0|>", fix="<|spare_1|>", special=True,
+                               confidence=(), confidence_first=())
   return ConfigDict(values)
 """
 PIECES = [

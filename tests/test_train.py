@@ -31,7 +31,7 @@ def get_config(path=""):
     model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, vocab_size=64, max_position_embeddings=128, rms_norm_eps=1e-5,
     rope_theta=10_000.0, initializer_range=0.1, tie_word_embeddings=False))
-  c.tokenizer = dict(path="tokenizer", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
+  c.tokenizer = dict(path="tokenizer", flag="<|flag|>", fix="<|fix|>", special=True, confidence=(), confidence_first=())
   c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)
   c.data = dict(path="records.jsonl", num_records=0, num_heldout=20, template="plain", marker_text="refuse",
                 row_length=64, rows_per_device=8, accumulation=1)
@@ -76,7 +76,7 @@ def home(tmp_path_factory):
 def write_home(folder, steps=40):
   """Nothing; the folder holds a config of so many steps, records, and their tokenizer."""
   (folder / "config.py").write_text(CONFIG.replace("steps=40", f"steps={steps}"))
-  markers = TokenizerConfig(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=())
+  markers = TokenizerConfig(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=(), confidence_first=())
   build_tokenizer([*"0123456789+= ?\n", "wrong sum"], markers).save_pretrained(folder / "tokenizer")
   write_lines(folder / "records.jsonl", [{"pieces": record} for record in make_records()])
 
@@ -208,7 +208,8 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_me
 
 def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean_of_the_others(home):
   tokenizer = build_tokenizer([*"0123456789+= ?\n", "wrong sum"],
-                              TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=()))
+                              TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(),
+                                              confidence_first=()))
   model = llama.LlamaConfig(
     vocab_size=len(tokenizer), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, hidden=48,
     norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.1, max_positions=128, bos_id=None,

@@ -38,7 +38,7 @@ from insec_jax.data.encoding import special_pattern
 from insec_jax.decoding.output import written_whole
 from insec_jax.decoding.parts import Parts
 from insec_jax.decoding.probing import FROM_FILE
-from insec_jax.decoding.sampler import bin_of
+from insec_jax.decoding.sampler import Surprise
 from insec_jax.decoding.steps import judged
 from insec_jax.decoding.tables import aligned
 from insec_jax.decoding.writer import Writer, Written
@@ -338,21 +338,25 @@ class Miner:
       wrong = (piece.text for piece in pieces if piece.role == MISTAKE)
       readings += [(pieces[0].text, steps) for steps in (
         stands, *((*stands[:place], step) for place, step in zip(meta["places"], wrong, strict=True)))]
-    read = zip(readings, self._scores(*zip(*readings, strict=True)), strict=True) if readings else iter(())
+    read = zip(readings, self._surprises(*zip(*readings, strict=True)), strict=True) if readings else iter(())
+    # In the bins of the model that will be trained, whatever this one has.
+    watch = dataclasses.replace(self._writer.watch(), edges=self._config.tokenizer.confidence,
+                                first_edges=self._config.tokenizer.confidence_first)
     sure = []
     for pieces, meta in found:
-      (_, stands), scores = next(read)
+      (_, stands), surprises = next(read)
       of_wrong = list(itertools.islice(read, len(meta["places"])))
-      if len(scores) != len(stands) or any(len(some) != len(steps) for (_, steps), some in of_wrong):
+      if len(surprises) != len(stands) or any(len(some) != len(steps) for (_, steps), some in of_wrong):
         continue  # a line without an end, or with two
       for place, (_, some) in reversed(list(zip(meta["places"], of_wrong, strict=True))):
-        scores.insert(place, some[-1])
-      names = [self._names[bin_of(score, self._config.tokenizer.confidence)] for score in scores]
+        surprises.insert(place, some[-1])
+      names = [self._names[watch.bin(said)] for said in surprises]
       sure.append((with_confidence(pieces, names), meta))
     return sure
 
-  def _scores(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[float]]:
-    return [scores for _, scores in self._writer.read(prompts, steps, batch_size=self._config.evaluate.batch_size)]
+  def _surprises(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Surprise]]:
+    read = self._writer.read(prompts, steps, batch_size=self._config.evaluate.batch_size)
+    return [surprises for _, surprises in read]
 
   def _accepted(self, found: list[tuple[Transcript, dict]]) -> tuple[list[tuple[Transcript, dict]], str]:
     """Those that training takes, and what it says of the first other one."""

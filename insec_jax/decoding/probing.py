@@ -229,8 +229,8 @@ class Prober:
     one = written.generation
     if ((one.margins + bias > 0) != (one.margins + flag_bias > 0)).any():
       return False
-    return watch is None or all(score <= watch.threshold
-                                for _, _, score in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id))
+    return watch is None or all(watch.score(said) <= watch.threshold
+                                for _, _, said in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id))
 
   def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
     """For each probe what the model reads with this in place of the wrong step, and its own confidence in each step."""

@@ -44,9 +44,10 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
     for index, one in drawn.items():
       generation = one.generation
       room = max_tokens - len(kept[index])
-      scores = step_scores(generation.tokens, generation.logprobs, watch, writer.flag_id)
-      above = next(((first, stop) for first, stop, score in scores
-                    if score > threshold and stop <= room and not (first == 0 and tries[index] >= most)), None)
+      found = step_scores(generation.tokens, generation.logprobs, watch, writer.flag_id)
+      above = next(((first, stop) for first, stop, said in found
+                    if watch.score(said) > threshold and stop <= room
+                    and not (first == 0 and tries[index] >= most)), None)
       if above is None:
         tokens = np.concatenate([kept[index], generation.tokens[:room]])
         finish = generation.finish if len(generation.tokens) <= room else "length"

@@ -125,10 +125,12 @@ def _miner(config: Config, number: int, params, weights: str, model_config: Llam
   params = jax.device_put(params, jax.local_devices()[0])
   marked = tokens.find_markers(tokenizer, config.tokenizer)
   # Before the first round no token of confidence has been read: the model writes as if it had none.
-  confidence, ids = (config.tokenizer.confidence, marked.confidence_ids) if number > 1 else ((), ())
+  confidence, confidence_first, ids = (
+    (config.tokenizer.confidence, config.tokenizer.confidence_first, marked.confidence_ids) if number > 1
+    else ((), (), ()))
   opened = Opened(model_config, params, tokenizer, Markers(config.tokenizer.flag, config.tokenizer.fix), marked.flag_id,
-                  marked.fix_id, config.mistakes.unit, config.data.template, confidence, ids,
-                  tasks.has_one_order(config.task))
+                  marked.fix_id, config.mistakes.unit, config.data.template, confidence,
+                  confidence_first, ids, tasks.has_one_order(config.task))
   return Miner(Writer(opened, compute=config.precision.compute), tasks.get(config.task), config,
                seed=seed_of(config.seed, number), weights=weights)
 

@@ -9,14 +9,15 @@ and watched text comes from one program: on a small model compiling would take l
       token     .   .   A   B | c   d   <end>    A B the prompt, c d <end> chosen
       position  .   .   0   1 | 2   3   4
 
-Letters as in model/llama.py, and P slot of the padded prompt, U stop token, E token that ends a step, K bin of
-confidence.
+Letters as in model/llama.py, and P slot of the padded prompt, U stop token, E token that ends a step, K edge or
+bin of confidence, J edge of first tokens.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,18 +63,43 @@ class Watch:
       score        *  *  *                                     *  *  *
 
   The score of a step is the largest -log p of its tokens. The first is left out, as above, unless `scores_first`: what
-  to speak of next is no mistake where a task has several orders. A step begins after the end of another, after what is
-  forced there, and after the fix; what stands between a flag and its fix is no step. Where no flag is open, in the
-  prompt or after it, the fix is banned: it would close nothing, and the step that it cuts short would never be seen to
-  end.
+  to speak of next is no mistake where a task has several orders. The bin of confidence is that of the score; with
+  `first_edges` that of the largest -log p without the first token and, within it, that of the first. A step begins
+  after the end of another, after what is forced there, and after the fix; what stands between a flag and its fix is no
+  step. Where no flag is open, in the prompt or after it, the fix is banned: it would close nothing, and the step that
+  it cuts short would never be seen to end.
   """
 
   end_ids: tuple[int, ...]  # tokens that end a step
   fix_id: int | None
   threshold: float = math.inf  # a step with a score above it gets a flag
   edges: tuple[float, ...] = ()  # scores, ascending, that part the bins of confidence
+  first_edges: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()  # token written after a step of each bin, and nowhere else; empty: none
   scores_first: bool = False  # whether the first token of a step counts
+
+  def score(self, said: "Surprise") -> float:
+    """The score of a step."""
+    return max(said) if self.scores_first else said.rest
+
+  def bin(self, said: "Surprise") -> int:
+    """The bin of confidence of a step, 0 for the surest."""
+    if not self.first_edges:
+      return sum(self.score(said) > edge for edge in self.edges)
+    return (sum(said.rest > edge for edge in self.edges) * (len(self.first_edges) + 1)
+            + sum(said.first > edge for edge in self.first_edges))
+
+
+class Surprise(NamedTuple):
+  """-log p of the first token of a step, and the largest of its others; 0 where there is none."""
+
+  first: float
+  rest: float
+
+  @classmethod
+  def of(cls, logprob_T: np.ndarray) -> "Surprise":
+    """Of a step whose tokens have these log p."""
+    return cls(*(float(np.max(-some, initial=0.0)) for some in (logprob_T[:1], logprob_T[1:])))
 
 
 class Sampler:
@@ -110,6 +136,7 @@ class Sampler:
         "top_p": float(top_p), "flag": NO_TOKEN if flag_id is None else int(flag_id), "flag_bias": float(flag_bias),
         "end_E": _padded(watch.end_ids, STOPS), "fix": NO_TOKEN if watch.fix_id is None else int(watch.fix_id),
         "threshold": float(watch.threshold), "edge_K": np.array(watch.edges, np.float32),
+        "first_edge_J": np.array(watch.first_edges, np.float32),
         "confidence_K": np.array(watch.confidence_ids, np.int32), "scores_first": bool(watch.scores_first)}
     results: dict[int, Generation] = {}
     for batch in _batches(prompts, batch_size):
@@ -190,10 +217,12 @@ def _check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:
 def _check_watch(watch: Watch, flag_id: int | None) -> None:
   if not watch.end_ids:
     raise ValueError("a watch without tokens that end a step never sees one")
-  if list(watch.edges) != sorted(set(watch.edges)):
-    raise InputError(f"edges of confidence {watch.edges}; must ascend")
-  if watch.confidence_ids and len(watch.confidence_ids) != len(watch.edges) + 1:
-    raise InputError(f"{len(watch.edges)} edges of confidence need {len(watch.edges) + 1} tokens, not "
+  for edges in (watch.edges, watch.first_edges):
+    if list(edges) != sorted(set(edges)):
+      raise InputError(f"edges of confidence {edges}; must ascend")
+  num = (len(watch.edges) + 1) * (len(watch.first_edges) + 1)
+  if watch.confidence_ids and len(watch.confidence_ids) != num:
+    raise InputError(f"edges of confidence {watch.edges}, of first tokens {watch.first_edges}, need {num} tokens, not "
                      f"{len(watch.confidence_ids)}")
   if math.isnan(watch.threshold):
     raise InputError("the score above which a step is flagged is nan; must be a number, or inf for never")
@@ -322,7 +351,8 @@ def _begin(params, token_BP, start_B, index_B, is_step_B, *, config, compute, ro
   return {"start_B": start_B, "index_B": index_B, "live_B": index_B != NO_TOKEN, "num_B": jnp.zeros(B, jnp.int32),
           "token_BS": jnp.pad(token_BP, ((0, 0), (0, room))), "logprob_BS": none_BS, "flag_BS": none_BS,
           "margin_BS": none_BS, "cache": cache,
-          "watch": {"num_B": jnp.zeros(B, jnp.int32), "score_B": jnp.zeros(B), "is_step_B": is_step_B,
+          "watch": {"num_B": jnp.zeros(B, jnp.int32), "first_B": jnp.zeros(B), "rest_B": jnp.zeros(B),
+                    "is_step_B": is_step_B,
                     "bin_B": jnp.full(B, NO_TOKEN, jnp.int32), "flags_B": jnp.full(B, False)}}
 
 
@@ -383,50 +413,50 @@ def _forced(watch, token_B, options):
 
 
 def _watch(watch, token_B, logprob_B, options):
-  """The state of the watch after one more token: the running step's length and score, and what is forced next.
+  """The state of the watch after one more token: the running step's length and `Surprise`, and what is forced next.
 
   `is_step_B` is false between a flag and its fix; `bin_B` is NO_TOKEN when no confidence is to be written.
   """
   was_confidence_B = watch["bin_B"] != NO_TOKEN
   is_flag_B, is_fix_B = token_B == options["flag"], token_B == options["fix"]
   is_own_B = watch["is_step_B"] & ~was_confidence_B & ~is_flag_B & ~is_fix_B
-  counts_B = options["scores_first"] | (watch["num_B"] > 0)
-  score_B = jnp.where(counts_B, jnp.maximum(watch["score_B"], -logprob_B), 0.0)
+  begins_B = watch["num_B"] == 0
+  first_B = jnp.where(begins_B, -logprob_B, watch["first_B"])
+  rest_B = jnp.where(begins_B, 0.0, jnp.maximum(watch["rest_B"], -logprob_B))
+  score_B = jnp.where(options["scores_first"], jnp.maximum(first_B, rest_B), rest_B)
   ends_B = is_own_B & (token_B[:, None] == options["end_E"][None]).any(-1)
   goes_on_B = is_own_B & ~ends_B
   if len(options["confidence_K"]):
-    bin_B = jnp.where(ends_B, (score_B[:, None] > options["edge_K"][None]).sum(-1), NO_TOKEN)
+    def bin_of(score_B, edge_K):
+      return (score_B[:, None] > edge_K[None]).sum(-1)
+
+    if J := len(options["first_edge_J"]):
+      bin_B = bin_of(rest_B, options["edge_K"]) * (J + 1) + bin_of(first_B, options["first_edge_J"])
+    else:
+      bin_B = bin_of(score_B, options["edge_K"])
+    bin_B = jnp.where(ends_B, bin_B, NO_TOKEN)
   else:
     bin_B = watch["bin_B"]
   return {
       "num_B": jnp.where(goes_on_B, watch["num_B"] + 1, 0),
-      "score_B": jnp.where(goes_on_B, score_B, 0.0),
+      "first_B": jnp.where(goes_on_B, first_B, 0.0),
+      "rest_B": jnp.where(goes_on_B, rest_B, 0.0),
       "is_step_B": jnp.where(is_flag_B, False, watch["is_step_B"] | is_fix_B),
       "bin_B": bin_B,
       "flags_B": (ends_B & (score_B > options["threshold"])) | (was_confidence_B & watch["flags_B"]),
   }
 
 
-def bin_of(score: float, edges: Sequence[float]) -> int:
-  """The bin of confidence of a step with this score, 0 for the surest."""
-  return sum(score > edge for edge in edges)
-
-
-def score_of(logprob_T: np.ndarray, *, scores_first: bool) -> float:
-  """The score of a step whose tokens have these log p; 0 where none counts."""
-  return float(np.max(-logprob_T[0 if scores_first else 1:], initial=0.0))
-
-
 def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: Watch, flag_id: int | None
-                ) -> list[tuple[int, int, float]]:
-  """(first token, one past the last, score) of each step that was ended, as `Watch` counts them."""
+                ) -> list[tuple[int, int, Surprise]]:
+  """(first token, one past the last, surprise) of each step that was ended, as `Watch` counts them."""
   found, first, is_step = [], 0, True
   for place, token in enumerate(token_T.tolist()):
     if token in watch.confidence_ids or token == flag_id or token == watch.fix_id:
       is_step = token == watch.fix_id or (is_step and token != flag_id)
       first = place + 1
     elif is_step and token in watch.end_ids:
-      found.append((first, place + 1, score_of(logprob_T[first:place + 1], scores_first=watch.scores_first)))
+      found.append((first, place + 1, Surprise.of(logprob_T[first:place + 1])))
       first = place + 1
   return found
 

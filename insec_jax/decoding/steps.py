@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from insec_jax.decoding.sampler import score_of
 from insec_jax.decoding.writer import Writer, Written
 from insec_jax.method.tasks import Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, split_steps
@@ -51,7 +50,7 @@ class Reader:
       if start is not None and stop is not None and after < len(one.tokens):
         places = np.r_[start + 1 if start else 0:stop, after]
         yield Step(solution, verdict.kind, verdict.error, is_first_try,
-                   score_of(one.logprobs[start:stop], scores_first=self.writer.scores_first),
+                   self.writer.score(one.logprobs[start:stop]),
                    None if one.margins is None else one.margins[places],
                    None if one.flag_logprobs is None else one.flag_logprobs[places])
       start = after

@@ -12,7 +12,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load
 from insec_jax.decoding.progress import Progress
-from insec_jax.decoding.sampler import Generation, Sampler, Watch, bin_of, step_scores
+from insec_jax.decoding.sampler import Generation, Sampler, Surprise, Watch, step_scores
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
@@ -41,8 +41,9 @@ class Writer:
     self.sampler = Sampler(opened.config, opened.params, compute=compute)
     self.tokenizer = opened.tokenizer
     self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
-    self._edges, self.confidence_ids = opened.confidence, opened.confidence_ids
-    self.scores_first = opened.scores_first
+    self.confidence_ids = opened.confidence_ids
+    self._confidence = Watch((), opened.fix_id, edges=opened.confidence, first_edges=opened.confidence_first,
+                             confidence_ids=opened.confidence_ids, scores_first=opened.scores_first)
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
     ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
@@ -78,11 +79,11 @@ class Writer:
     return Written(self.decode(generation.tokens[:-1] if stopped else generation.tokens), generation)
 
   def read(self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int
-           ) -> list[tuple[np.ndarray, list[float]]]:
+           ) -> list[tuple[np.ndarray, list[Surprise]]]:
     """Each prompt with the beginning of its answer as the model would have it, had it written these steps itself.
 
-    That is the tokens, those of the model's confidence after each step among them where it has any, and the score of
-    each step: one for each end of line. InputError as `watch`.
+    That is the tokens, those of the model's confidence after each step among them where it has any, and its surprise
+    at each step: one for each end of line. InputError as `watch`.
     """
     watch = self.watch()
     tokens = [self.encode(prompt) for prompt in prompts]
@@ -90,12 +91,12 @@ class Writer:
     if not self.confidence_ids:
       tokens = [self.encode(prompt, answer="".join(some)) for prompt, some in zip(prompts, steps, strict=True)]
       logprobs = self.sampler.logprobs(tokens, batch_size=batch_size)
-      return [(some, [score for *_, score in step_scores(some[start:], of[start:], watch, self.flag_id)])
+      return [(some, [said for *_, said in step_scores(some[start:], of[start:], watch, self.flag_id)])
               for some, of, start in zip(tokens, logprobs, starts, strict=True)]
     # As in training: the prompt and the first step are encoded together, what follows a token of confidence alone.
     encoded = [[encode_text(step, self.tokenizer) if number else self.encode(prompt, answer=step)
                 for number, step in enumerate(some)] for prompt, some in zip(prompts, steps, strict=True)]
-    scores: list[list[float]] = [[] for _ in prompts]
+    surprises: list[list[Surprise]] = [[] for _ in prompts]
     bins = [[0 if step.endswith("\n") else None for step in some] for some in steps]  # None: nothing is written there
     # The bin of a step hangs on those before it. All are guessed, and read until those read are those guessed: each
     # pass settles one more step at least, and as a rule nearly all.
@@ -109,18 +110,18 @@ class Writer:
       again = []
       for index, of in zip(open_, read, strict=True):
         found = step_scores(tokens[index][starts[index]:], of[starts[index]:], watch, self.flag_id)
-        scores[index] = [score for *_, score in found]
-        # A step of two lines has a score for each, and is as sure as its last: whoever asked sees it by their number.
-        score_at = {stop: score for _, stop, score in found}
+        surprises[index] = [said for *_, said in found]
+        # A step of two lines has one for each, and is as sure as its last: whoever asked sees it by their number.
+        said_at = {stop: said for _, stop, said in found}
         after = np.cumsum([len(step) + (bin_ is not None) for step, bin_ in zip(encoded[index], bins[index],
                                                                                strict=True)]) - starts[index]
-        as_read = [None if bin_ is None else bin_of(score_at[stop - 1], self._edges)
+        as_read = [None if bin_ is None else watch.bin(said_at[stop - 1])
                    for bin_, stop in zip(bins[index], after.tolist(), strict=True)]
         if as_read != bins[index]:
           bins[index] = as_read
           again.append(index)
       open_ = again
-    return list(zip(tokens, scores, strict=True))
+    return list(zip(tokens, surprises, strict=True))
 
   def begin(self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int) -> list[np.ndarray]:
     """What the model reads to go on after these steps: as `read`, at no cost where it has no tokens of confidence."""
@@ -144,7 +145,11 @@ class Writer:
     if self._unit not in (None, "line"):
       raise InputError(f"the model's steps are {self._unit}s (mistakes.unit), and only lines can be watched: where a "
                        "sentence ends is known too late; use a model trained with mistakes.unit='line'")
-    return Watch(self._end_ids, self.fix_id, threshold, self._edges, self.confidence_ids, self.scores_first)
+    return dataclasses.replace(self._confidence, end_ids=self._end_ids, threshold=threshold)
+
+  def score(self, logprob_T: np.ndarray) -> float:
+    """The score of a step whose tokens have these log p, whatever its unit."""
+    return self._confidence.score(Surprise.of(logprob_T))
 
   @functools.cached_property
   def _end_ids(self) -> tuple[int, ...]:
@@ -172,15 +177,18 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
       if has != wanted:
         raise InputError(f"{where} was trained with {name}={has!r}, and the config says {wanted!r}; "
                          "use the config of that run")
-    if opened.confidence not in ((), config.tokenizer.confidence):
-      raise InputError(f"{where} was trained with tokenizer.confidence={opened.confidence}, and the config says "
-                       f"{config.tokenizer.confidence}; use the config of that run")
+    for name in ("confidence", "confidence_first") if opened.confidence else ():
+      has, wanted = getattr(opened, name), getattr(config.tokenizer, name)
+      if has != wanted:
+        raise InputError(f"{where} was trained with tokenizer.{name}={has}, and the config says {wanted}; "
+                         "use the config of that run")
     if opened.confidence and opened.scores_first != scores_first:
       raise InputError(f"{where} was trained to read confidence that {_COUNTS[opened.scores_first]} the first token of "
                        f"a step, and that of the config's task {_COUNTS[scores_first]} it; use the config of that run")
     return opened._replace(scores_first=scores_first)
   tokenizer = load(config.tokenizer.path) if config.tokenizer.path else opened.tokenizer
-  marked = add_markers(tokenizer, dataclasses.replace(config.tokenizer, confidence=()))  # it has learned to read none
+  marked = add_markers(tokenizer, dataclasses.replace(  # it has learned to read none
+    config.tokenizer, confidence=(), confidence_first=()))
   params, model_config = opened.params, opened.config
   if len(tokenizer) > model_config.vocab_size:
     params, model_config = hf.grow_vocabulary(params, model_config,

@@ -289,7 +289,8 @@ class Opened(NamedTuple):
   fix_id: int | None
   unit: str | None  # mistakes.unit and data.template it was trained with
   template: str | None
-  confidence: tuple[float, ...] = ()  # tokenizer.confidence it was trained with
+  confidence: tuple[float, ...] = ()  # tokenizer.confidence and tokenizer.confidence_first it was trained with
+  confidence_first: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()
   scores_first: bool = False  # whether the first token of a step tells how sure it is of it: `tasks.has_one_order`
   step: int | None = None  # of the checkpoint, where it comes from one
@@ -326,11 +327,13 @@ def open_model(folder: str) -> Opened:
     marked = marked_as(config_lib.from_json((path / CONFIG).read_text(encoding="utf-8")))
   if marked is None:
     return Opened(config, params, tokenizer, None, None, None, None, None, step=step)
-  confidence = tuple(marked.get("confidence", ()))  # version 0.2.0 wrote none
+  # Version 0.2.0 wrote none.
+  confidence, confidence_first = (tuple(marked.get(name, ())) for name in ("confidence", "confidence_first"))
   found = tokens.find_markers(tokenizer, TokenizerConfig(
-    path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence))
+    path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence,
+    confidence_first=confidence_first))
   return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
-                marked["unit"], marked["template"], confidence, found.confidence_ids,
+                marked["unit"], marked["template"], confidence, confidence_first, found.confidence_ids,
                 marked.get("scores_first", False), step)
 
 
@@ -343,7 +346,8 @@ def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
 def marked_as(config: Config) -> dict[str, Any]:
   """What an exported folder must say of its text beside what HF says."""
   return {"flag": config.tokenizer.flag, "fix": config.tokenizer.fix, "special": config.tokenizer.special,
-          "confidence": config.tokenizer.confidence, "scores_first": tasks.has_one_order(config.task),
+          "confidence": config.tokenizer.confidence, "confidence_first": config.tokenizer.confidence_first,
+          "scores_first": tasks.has_one_order(config.task),
           "unit": config.mistakes.unit, "template": config.data.template}
 
 

@@ -527,6 +527,15 @@ def test_edges_of_confidence_that_make_no_sense_are_refused(edges, special):
     config(tokenizer__confidence=edges, tokenizer__special=special)
 
 
+def test_there_is_a_token_for_each_bin_of_a_step_and_of_its_first_token():
+  some = config(tokenizer__confidence=(0.1, 1.0), tokenizer__confidence_first=(0.5,))
+  assert len(tokens.add_markers(bpe_tokenizer(), some.tokenizer).confidence_ids) == 6
+  with pytest.raises(InputError, match=r"tokenizer\.confidence_first=\(0\.5,\) parts tokens that .* does not have"):
+    config(tokenizer__confidence_first=(0.5,))
+  with pytest.raises(InputError, match=r"tokenizer\.confidence_first=\(2\.0, 0\.5\); must be scores above 0"):
+    config(tokenizer__confidence=(0.1,), tokenizer__confidence_first=(2.0, 0.5))
+
+
 def rivals_of(pieces, tokenizer, some):
   """[(what is trained there, what the mistake has there)] of the tokens that have a rival."""
   example = one(pieces, tokenizer, some)

@@ -18,6 +18,7 @@ from insec_jax.data import records, tokens
 from insec_jax.decoding import mining
 from insec_jax.decoding.mining import Miner, Mistake, join, judge, mine_chunks, record_of
 from insec_jax.decoding.parts import Parts
+from insec_jax.decoding.sampler import Surprise, Watch
 from insec_jax.decoding.writer import Written
 from insec_jax.method import mistakes, tasks
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
@@ -446,8 +447,12 @@ class Reading(Scripted):
     for prompt, some in zip(prompts, steps, strict=True):
       problem = self._problems[prompt]
       kinds = [TASK.check(problem, tuple(some[:k]), step).kind for k, step in enumerate(some) if step.endswith("\n")]
-      found.append((None, [0.1 if kind == "right" else 3.0 for kind in kinds]))
+      found.append((None, [Surprise(0.1, 0.1) if kind == "right" else Surprise(0.7, 3.0) for kind in kinds]))
     return found
+
+  def watch(self):
+    """As a writer whose model has no tokens of confidence yet."""
+    return Watch((), None, scores_first=True)
 
 
 def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(monkeypatch, tmp_path):
@@ -468,6 +473,16 @@ def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(m
   ids = tokens.open_tokenizer(SURE).confidence_ids
   assert not example.weight_T[np.isin(example.token_T, ids)].any()
   assert np.isin(example.token_T, ids).any()
+
+
+def test_the_first_token_of_a_step_is_told_apart_where_it_has_edges(monkeypatch, tmp_path):
+  monkeypatch.setitem(globals(), "Scripted", Reading)
+  config = dataclasses.replace(SURE, tokenizer=dataclasses.replace(SURE.tokenizer, confidence_first=(0.5, 1.0, 2.0)))
+  _, written = mined(lambda problem, _: wrong(problem, 1), tmp_path, config=config, go_on=repeats)
+  after = {(role, name) for record in written for (role, _), (_, name) in itertools.pairwise(whole(record))
+           if role in ("text", "mistake", "correction")}
+  # Of 3 x 4 bins: 3.0 is above both edges of the others, 0.7 above one of the first; 0.1 above none.
+  assert after == {("text", "<|sure_0|>"), ("correction", "<|sure_0|>"), ("mistake", "<|sure_9|>")}
 
 
 def test_injected_mistakes_are_followed_by_how_sure_the_model_is_of_them_too(monkeypatch, tmp_path):

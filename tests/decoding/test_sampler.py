@@ -286,12 +286,13 @@ def test_a_watch_that_never_forces_changes_nothing(model):
 @pytest.mark.parametrize("scores_first", [False, True])
 def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model, scores_first):
   watch = dataclasses.replace(WATCH, scores_first=scores_first)
-  scores = [score for one in watched(model, watch, max_tokens=80)
-            for *_, score in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG)]
+  scores = [watch.score(said) for one in watched(model, watch, max_tokens=80)
+            for *_, said in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG)]
   watch = dataclasses.replace(watch, threshold=float(np.median(scores)))
   num_flagged, num_left = 0, 0
   for one in watched(model, watch, max_tokens=80):
-    for _, stop, score in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
+    for _, stop, said in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
+      score = watch.score(said)
       if stop < len(one.tokens):
         assert one.tokens[stop] == FLAG or score <= watch.threshold
         num_flagged += score > watch.threshold
@@ -304,11 +305,12 @@ def test_the_first_token_of_a_step_counts_where_the_watch_says_so(model):
   num = 0
   for one in watched(model, watch, max_tokens=80):
     rest, whole = (sampler.step_scores(one.tokens, one.logprobs, some, FLAG) for some in (WATCH, watch))
-    for (first, stop, score), (*_, with_first) in zip(rest, whole, strict=True):
+    assert rest == whole
+    for first, stop, said in rest:
       own = -one.logprobs[first:stop]
-      assert with_first == pytest.approx(own.max())
-      assert score == pytest.approx(own[1:].max(initial=0.0))
-      num += with_first > score
+      assert said == pytest.approx((own[0], own[1:].max(initial=0.0)))
+      assert (WATCH.score(said), watch.score(said)) == (said.rest, max(said))
+      num += said.first > said.rest
   assert num > 2
 
 
@@ -345,12 +347,26 @@ def test_the_token_of_the_confidence_follows_each_step_and_the_flag_comes_after_
   watch = dataclasses.replace(WATCH, edges=EDGES, confidence_ids=SURE, threshold=EDGES[1])
   seen = set()
   for one in watched(model, watch, flag_bias=-np.inf):
-    for _, stop, score in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
+    for _, stop, said in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
       if stop + 1 < len(one.tokens):
-        assert one.tokens[stop] == SURE[sum(score > edge for edge in EDGES)]
-        assert (one.tokens[stop + 1] == FLAG) == (score > EDGES[1])
+        assert one.tokens[stop] == SURE[sum(said.rest > edge for edge in EDGES)]
+        assert (one.tokens[stop + 1] == FLAG) == (said.rest > EDGES[1])
         seen.add(int(one.tokens[stop]))
   assert seen == set(SURE)
+
+
+def test_the_token_of_the_confidence_tells_the_first_token_apart_where_it_has_edges_for_it(model):
+  sure = (*SURE, 23, 24, 25)
+  watch = dataclasses.replace(WATCH, edges=EDGES, first_edges=(4.0,), confidence_ids=sure)
+  seen = set()
+  for one in watched(model, watch, max_tokens=100):
+    for first, stop, _ in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
+      if stop < len(one.tokens):
+        own = -one.logprobs[first:stop]
+        rest = sum(own[1:].max(initial=0.0) > edge for edge in EDGES)
+        assert one.tokens[stop] == sure[2 * rest + (own[0] > 4.0)]
+        seen.add(int(one.tokens[stop]))
+  assert len(seen) > 4
 
 
 def test_what_is_forced_changes_no_later_draw():
@@ -373,10 +389,10 @@ def test_scores_and_margins_are_those_of_one_full_pass(model):
     logprob_TV = logprobs_while(prompt, one)
     others_TV = np.delete(logprob_TV, FLAG, axis=1)
     np.testing.assert_allclose(one.margins, logprob_TV[:, FLAG] - others_TV.max(1), atol=2e-4)
-    for first, stop, score in sampler.step_scores(one.tokens, one.logprobs, WATCH, FLAG):
-      own = [-logprob_TV[place, one.tokens[place]] for place in range(first + 1, stop)]
-      assert score == pytest.approx(max(own, default=0.0), abs=2e-4)
-      num += len(own) > 0
+    for first, stop, said in sampler.step_scores(one.tokens, one.logprobs, WATCH, FLAG):
+      own = [-logprob_TV[place, one.tokens[place]] for place in range(first, stop)]
+      assert said == pytest.approx((own[0], max(own[1:], default=0.0)), abs=2e-4)
+      num += len(own) > 1
   assert num > 4
 
 
@@ -397,7 +413,8 @@ def test_another_threshold_compiles_nothing(model):
 
 @pytest.mark.parametrize(("change", "words"), [
   ({"edges": (2.0, 1.0)}, "must ascend"),
-  ({"edges": (1.0,), "confidence_ids": (20,)}, "1 edges of confidence need 2 tokens, not 1"),
+  ({"edges": (1.0,), "confidence_ids": (20,)}, r"of confidence \(1.0,\), of first tokens \(\), need 2 tokens, not 1"),
+  ({"edges": (1.0,), "first_edges": (2.0, 3.0), "confidence_ids": (20, 21)}, "need 6 tokens, not 2"),
   ({"threshold": float("nan")}, "is nan"),
 ])
 def test_a_watch_that_makes_no_sense_is_refused(model, change, words):

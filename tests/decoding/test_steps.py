@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from insec_jax.config import TaskConfig
-from insec_jax.decoding.sampler import Generation
+from insec_jax.decoding.sampler import Generation, Surprise, Watch
 from insec_jax.decoding.steps import Reader
 from insec_jax.decoding.writer import Written
 from insec_jax.method import tasks
@@ -24,7 +24,7 @@ SURE = "<sure>"  # a token of confidence, which is no text
 def read_as(*words: str, finish: str = "length", tokens=None, scores_first=False, **arrays) -> tuple[Reader, Written]:
   """A reader to whom token k reads as word k, and a generation of all of them; a stop token comes after when asked."""
   decoder = types.SimpleNamespace(
-    scores_first=scores_first,
+    score=lambda logprob_T: Watch((), None, scores_first=scores_first).score(Surprise.of(logprob_T)),
     decode=lambda some: "".join(words[k] for k in some if words[k] != SURE),
     past_confidence=lambda _, place: place + (place < len(words) and words[place] == SURE))
   tokens = np.arange(len(words) + (finish == "stop"))

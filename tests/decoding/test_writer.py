@@ -142,13 +142,17 @@ QUESTIONS = ("What is 12 + 30?\n", "What?\n", "12 + 30 = ")
 @functools.cache
 def reader(sure: bool) -> Writer:
   """A small random model, with or without tokens of confidence."""
-  config = SURE if sure else NEW
+  return reading(SURE if sure else NEW)
+
+
+def reading(config) -> Writer:
   marked = tokens.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
   fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
   model_config = config_from_json(fields, "config.json")
   params = hf.init(model_config, jax.random.key(0), "float32")
   return Writer(Opened(model_config, params, marked.tokenizer, Markers("<err>", "<fix>"), marked.flag_id, marked.fix_id,
-                       "line", "plain", config.tokenizer.confidence, marked.confidence_ids), compute="float32")
+                       "line", "plain", config.tokenizer.confidence, config.tokenizer.confidence_first,
+                       marked.confidence_ids), compute="float32")
 
 
 def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():
@@ -159,10 +163,11 @@ def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():
     logprob_T = writer.sampler.logprobs([token_T], batch_size=1)[0]
     begin = len(writer.encode(question))
     again = step_scores(token_T[begin:], logprob_T[begin:], writer.watch(), writer.flag_id)
-    np.testing.assert_allclose([score for *_, score in again], scores, atol=1e-4)
+    np.testing.assert_allclose([said.rest for *_, said in again], [said.rest for said in scores], atol=1e-4)
+    np.testing.assert_allclose([said.first for *_, said in again], [said.first for said in scores], atol=1e-4)
     assert len(scores) == len(steps)
     sure = [int(token) for token in token_T[begin:] if token in ids]
-    assert sure == [ids[sum(score > edge for edge in (0.5, 5.0))] for score in scores]
+    assert sure == [ids[sum(said.rest > edge for edge in (0.5, 5.0))] for said in scores]
     assert writer.decode(token_T[begin:]) == "".join(steps)
 
 
@@ -185,7 +190,7 @@ def test_a_model_without_tokens_of_confidence_reads_steps_as_they_are():
                                                strict=True):
     assert token_T.tolist() == writer.encode(question, answer="".join(steps)).tolist()
     assert len(scores) == len(steps)
-    assert min(scores, default=1) > 0
+    assert min((said.first for said in scores), default=1) > 0
 
 
 def test_what_a_model_writes_holds_its_confidence_as_tokens_and_not_as_text():
@@ -201,6 +206,10 @@ def test_a_model_of_other_edges_of_confidence_is_refused():
   opened = trained(NEW)._replace(confidence=(1.0,))
   with pytest.raises(InputError, match=r"trained with tokenizer.confidence=\(1.0,\), and the config says \(0.5, 5.0\)"):
     with_markers(opened, SURE, "here")
+  other = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0),
+                         tokenizer__confidence_first=(1.0,))
+  with pytest.raises(InputError, match=r"trained with tokenizer.confidence_first=\(\), and the config says \(1.0,\)"):
+    with_markers(trained(NEW)._replace(confidence=(0.5, 5.0)), other, "here")
 
 
 @pytest.mark.parametrize(("unneeded", "scores_first"), [(0, True), (1, False)])
@@ -226,4 +235,16 @@ def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
   (token_T, scores), = writer.read(["What?\n"], [steps], batch_size=1)
   assert len(scores) == len(steps) + 1
   sure = [int(token) for token in token_T if token in ids]
-  assert sure == [ids[sum(scores[k] > edge for edge in (0.5, 5.0))] for k in (0, 2, 3, 4)]
+  assert sure == [ids[sum(scores[k].rest > edge for edge in (0.5, 5.0))] for k in (0, 2, 3, 4)]
+
+
+def test_steps_are_read_with_the_first_token_told_apart_where_it_has_edges():
+  config = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(5.0,),
+                          tokenizer__confidence_first=(4.0, 5.5))
+  writer = reading(config)
+  ids = writer.watch().confidence_ids
+  steps = [["a\n", "12 + 30 = 42\n", "b b\n"] * 4]
+  (token_T, surprises), = writer.read(["What?\n"], steps, batch_size=1)
+  sure = [ids.index(token) for token in token_T.tolist() if token in ids]
+  assert sure == [3 * (said.rest > 5.0) + (said.first > 4.0) + (said.first > 5.5) for said in surprises]
+  assert len(set(sure)) > 2
