@@ -239,12 +239,12 @@ def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
 
 
 def test_steps_are_read_with_the_first_token_told_apart_where_it_has_edges():
-  config = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(5.0,),
-                          tokenizer__confidence_first=(4.0, 5.5))
+  config = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(8.0,),
+                          tokenizer__confidence_first=(5.0, 8.0))
   writer = reading(config)
   ids = writer.watch().confidence_ids
   steps = [["a\n", "12 + 30 = 42\n", "b b\n"] * 4]
   (token_T, surprises), = writer.read(["What?\n"], steps, batch_size=1)
   sure = [ids.index(token) for token in token_T.tolist() if token in ids]
-  assert sure == [3 * (said.rest > 5.0) + (said.first > 4.0) + (said.first > 5.5) for said in surprises]
-  assert len(set(sure)) > 2
+  assert sure == [3 * (said.rest > 8.0) + (said.first > 5.0) + (said.first > 8.0) for said in surprises]
+  assert len(set(sure)) > 3
