@@ -357,7 +357,7 @@ def test_the_token_of_the_confidence_follows_each_step_and_the_flag_comes_after_
 
 def test_the_token_of_the_confidence_tells_the_first_token_apart_where_it_has_edges_for_it(model):
   sure = (*SURE, 23, 24, 25)
-  watch = dataclasses.replace(WATCH, edges=EDGES, first_edges=(4.0,), confidence_ids=sure)
+  watch = dataclasses.replace(WATCH, edges=EDGES, first_edges=(4.0,), confidence_ids=sure, scores_first=True)
   seen = set()
   for one in watched(model, watch, max_tokens=100):
     for first, stop, _ in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):

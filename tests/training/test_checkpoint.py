@@ -12,6 +12,7 @@ import pytest
 
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig, OptimizerConfig
+from insec_jax.data import tokens
 from insec_jax.model import hf, llama, sharding
 from insec_jax.training import checkpoint, hosts, optimizer, step
 from insec_jax.training.checkpoint import Saver
@@ -250,9 +251,11 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("task", [{}, {"task__name": "graph", "task__min_size": 1, "task__max_size": 3,
-                                       "task__modulus": 10, "data__num_records": 10}])
+                                       "task__modulus": 10, "data__num_records": 10,
+                                       "tokenizer__confidence": (0.1,), "tokenizer__confidence_first": (0.5, 1.0)}])
 def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer, task):
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>", **task)
+  tokenizer = tokens.add_markers(tokenizer, config.tokenizer).tokenizer
   workdir, folder = tmp_path / "run", tmp_path / "hf"
   workdir.mkdir()
   state = make_state(abstract())
@@ -266,6 +269,7 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   assert tokenizer.convert_ids_to_tokens([opened.flag_id, opened.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
   assert (opened.unit, opened.template) == ("line", "plain")
   assert opened.scores_first == bool(task)  # the graph has one order
+  assert (opened.confidence, opened.confidence_first) == (((0.1,), (0.5, 1.0)) if task else ((), ()))
   jax.tree.map(np.testing.assert_array_equal, opened.params, state.params)
 
   hf.save(folder, opened.params, opened.config, tokenizer=tokenizer)
