@@ -10,8 +10,8 @@ not learn them at all. Every arm goes on from `more` with five to ten, until all
   injected   a rule's mistakes in some of the solutions
   mined      the model's own mistakes and right solutions, some of these with a rule's
 
-From `more` on a token of confidence stands behind each step. It says nothing, for it is drawn at random, but in
-`mined`: there it tells how sure the model was, for the flag to read.
+In `mined` a token of confidence stands behind each step and tells how sure the model was, for the flag to read: how
+sure of what it computes next (the first token of the step), and how sure of the rest.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +24,8 @@ def get_config(arm: str = "injected") -> ConfigDict:
   steps, share, mined = {
     "base": (9_000, 0.0, 0.0),
     "more": (6_000, 0.0, 0.0),
-    "clean": (4_554, 0.0, 0.0),
-    "injected": (4_902, 0.6, 0.0),
+    "clean": (4_300, 0.0, 0.0),
+    "injected": (4_270, 0.6, 0.0),
     "mined": (4_460, 0.2, 1.0),
   }[arm]
   path = {"base": "", "more": "runs/graph/base_hf"}.get(arm, "runs/graph/more_hf")
@@ -53,7 +53,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.train = dict(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=2_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
+  c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
                     max_false_alarms=0.01, votes=5, redraws=2, max_size=12)
   c.mine = dict(num_problems=32_000, samples=1, temperature=1.0, right=1.5)
   return c
