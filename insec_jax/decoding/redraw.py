@@ -11,6 +11,8 @@ import numpy as np
 from insec_jax.decoding.sampler import Generation, step_scores
 from insec_jax.decoding.writer import Writer, Written
 
+SHORT = 48  # tokens that a later round draws of a solution: few are left by then, and one of them may never end
+
 
 def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, threshold: float, most: int, max_tokens: int,
            temperature: float, seed: int, batch_size: int) -> tuple[list[Written], list[int]]:
@@ -19,27 +21,32 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
       drawn   a4  b9?         b9? deleted after its score is seen: its tokens count
               a4  b7  c2?     and so on, each step at most `most` times, until no step is above or max_tokens stand
 
-  Flags are banned. Each round draws all that is left of a solution; what comes after a step that is deleted is not
-  counted, since one who watches stops there. Every round has a seed of its own. InputError as `Writer.watch`.
+  Flags are banned. The first round draws whole solutions, later ones SHORT tokens at a time, of which the steps that
+  ended stand, all but the last; where there are none the next round draws the rest at once. What comes after a step
+  that is deleted, or is cut short by a round, is not counted: one who watches need not have drawn it. Every round has a
+  seed of its own. InputError as `Writer.watch`.
   """
   watch = writer.watch()
   kept = [np.zeros(0, np.int32) for _ in prompts]  # tokens that stand
   kept_logprobs = [np.zeros(0, np.float32) for _ in prompts]
   tries, counted = [0] * len(prompts), [0] * len(prompts)
+  whole = set(range(len(prompts)))  # drawn to the end in the next round
   done: dict[int, Written] = {}
   number = 0
   while len(done) < len(prompts):
-    begins = {index: np.concatenate([prompt, kept[index]]) for index, prompt in enumerate(prompts) if index not in done}
-    together = [index for index, begin in begins.items() if writer.has_room(begin, max_tokens)]
-    # What has grown so long that max_tokens more would not fit is drawn alone, as far as it may still grow.
-    alone = [([index], max_tokens - len(kept[index])) for index, begin in begins.items()
-             if not writer.has_room(begin, max_tokens)]
+    groups: dict[int, dict[int, np.ndarray]] = {}  # by tokens to draw
+    for index, prompt in enumerate(prompts):
+      if index not in done:
+        begin = np.concatenate([prompt, kept[index]])
+        num = max_tokens if index in whole else min(SHORT, max_tokens)
+        # What has grown so long that so many more would not fit is drawn as far as it may still grow.
+        groups.setdefault(num if writer.has_room(begin, num) else max_tokens - len(kept[index]), {})[index] = begin
     drawn = {}
-    for group, room in ((together, max_tokens), *alone):
-      drawn |= zip(group, writer.write(
-          [begins[index] for index in group], label=f"{label}, round {number + 1}", max_tokens=room,
-          temperature=temperature, seed=seed + number, flag_bias=0.0 if writer.flag_id is None else -math.inf,
-          batch_size=batch_size), strict=True)
+    for num, begins in groups.items():
+      drawn |= zip(begins, writer.write(
+          list(begins.values()), label=f"{label}, round {number + 1}", max_tokens=num, temperature=temperature,
+          seed=seed + number, flag_bias=0.0 if writer.flag_id is None else -math.inf, batch_size=batch_size),
+          strict=True)
     number += 1
     for index, one in drawn.items():
       generation = one.generation
@@ -48,16 +55,23 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
       above = next(((first, stop) for first, stop, said in found
                     if watch.score(said) > threshold and stop <= room
                     and not (first == 0 and tries[index] >= most)), None)
-      if above is None:
+      if above is None and generation.finish == "length" and len(generation.tokens) < room:
+        stands = found[-1][0] if found else 0
+        counted[index] += stands
+        tries[index] = 0 if stands else tries[index]
+        (whole.discard if stands else whole.add)(index)
+      elif above is None:
         tokens = np.concatenate([kept[index], generation.tokens[:room]])
         finish = generation.finish if len(generation.tokens) <= room else "length"
         logprobs = np.concatenate([kept_logprobs[index], generation.logprobs[:room]])
         counted[index] += min(room, len(generation.tokens))
         done[index] = writer.written(Generation(tokens, logprobs, finish, None, None))
         continue
-      first, stop = above
-      counted[index] += stop
-      tries[index] = tries[index] + 1 if first == 0 else 1
-      kept[index] = np.concatenate([kept[index], generation.tokens[:first]])
-      kept_logprobs[index] = np.concatenate([kept_logprobs[index], generation.logprobs[:first]])
+      else:
+        stands, stop = above
+        counted[index] += stop
+        tries[index] = 1 if stands else tries[index] + 1
+        whole.discard(index)
+      kept[index] = np.concatenate([kept[index], generation.tokens[:stands]])
+      kept_logprobs[index] = np.concatenate([kept_logprobs[index], generation.logprobs[:stands]])
   return [done[index] for index in range(len(prompts))], counted

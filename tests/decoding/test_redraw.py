@@ -43,9 +43,10 @@ class Script:
     assert all(self.has_room(prompt, max_tokens) for prompt in prompts)
     self.rooms.append(max_tokens)
     self.seen.append((seed, [prompt.tolist() for prompt in prompts]))
-    drawn = [self.script[int(prompt[0])].pop(0) for prompt in prompts]
-    pairs = [(np.array([token for token, _ in one]), -np.array([score for _, score in one])) for one in drawn]
-    return [types.SimpleNamespace(generation=Generation(*pair, "stop", None, None)) for pair in pairs]
+    drawn = [self.script[int(prompt[0])].pop(0)[:max_tokens] for prompt in prompts]
+    return [types.SimpleNamespace(generation=Generation(
+      np.array([token for token, _ in one], np.int64), -np.array([score for _, score in one]),
+      "stop" if one[-1][0] == STOP else "length", None, None)) for one in drawn]
 
 
 def step(name, score):
@@ -98,5 +99,43 @@ def test_what_has_grown_too_long_for_max_tokens_more_is_drawn_alone_as_far_as_it
                             max_tokens=9, temperature=1.0, seed=3, batch_size=4)
   assert [one.generation.tokens.tolist() for one in written] == [[20, 20, END, 22, 22, END, STOP], [31, 31, END, STOP]]
   assert counted == [3 + 3 + 4, 3 + 4]
-  assert writer.rooms == [9, 9, 9 - 3]
-  assert writer.seen == [(3, [[5], [6]]), (4, [[6]]), (4, [[5, 20, 20, END]])]
+  assert writer.rooms == [9, 9 - 3, 9]
+  assert writer.seen == [(3, [[5], [6]]), (4, [[5, 20, 20, END]]), (4, [[6]])]
+
+
+def test_later_rounds_draw_a_few_tokens_of_which_the_steps_but_the_last_stand(monkeypatch):
+  monkeypatch.setattr("insec_jax.decoding.redraw.SHORT", 10)
+  rounds = [[*step(20, 2.0), *step(21, 0.0), (STOP, 0.0)],
+            [*step(22, 0.0), *step(23, 0.0), *step(24, 0.0), *step(25, 0.0)],  # cut after ten
+            [*step(26, 3.0), *step(27, 0.0), (STOP, 0.0)],  # has two tries of its own
+            [*step(28, 3.0), (STOP, 0.0)],
+            [*step(29, 3.0), (STOP, 0.0)]]
+  writer = Script({5: rounds}, 1_000)
+  (one,), counted = redraw(writer, [np.array([5], np.int32)], label="", threshold=1.0, most=2, max_tokens=100,
+                           temperature=1.0, seed=3, batch_size=4)
+  assert one.generation.tokens.tolist() == [22, 22, END, 23, 23, END, 29, 29, END, STOP]
+  assert counted == [3 + 6 + 3 + 3 + 4]
+  assert writer.rooms == [100, 10, 10, 10, 10]
+
+
+def test_a_step_that_a_short_round_does_not_end_is_drawn_whole(monkeypatch):
+  monkeypatch.setattr("insec_jax.decoding.redraw.SHORT", 4)
+  endless = [*[(20, 9.0)] * 11, (STOP, 0.0)]
+  writer = Script({5: [[*step(30, 2.0)], endless, endless]}, 1_000)
+  (one,), counted = redraw(writer, [np.array([5], np.int32)], label="", threshold=1.0, most=2, max_tokens=100,
+                           temperature=1.0, seed=3, batch_size=4)
+  assert one.generation.tokens.tolist() == [token for token, _ in endless]
+  assert counted == [3 + 12]
+  assert writer.rooms == [100, 4, 100]
+
+
+def test_a_short_round_never_draws_more_than_may_stand(monkeypatch):
+  monkeypatch.setattr("insec_jax.decoding.redraw.SHORT", 10)
+  rounds = [[*step(20, 2.0)], [*step(21, 0.0), *step(22, 0.0), *step(23, 0.0), *step(24, 0.0)],
+            [*step(25, 0.0), *step(26, 0.0), *step(27, 0.0)]]
+  writer = Script({5: rounds}, 1_000)
+  (one,), counted = redraw(writer, [np.array([5], np.int32)], label="", threshold=1.0, most=2, max_tokens=11,
+                           temperature=1.0, seed=3, batch_size=4)
+  assert one.generation.tokens.tolist() == [21, 21, END, 22, 22, END, 25, 25, END, 26, 26]
+  assert one.generation.finish == "length"
+  assert counted == [3 + 6 + 5]
