@@ -26,7 +26,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
     "more": (6_000, 0.0, 0.0),
     "clean": (4_300, 0.0, 0.0),
     "injected": (4_270, 0.6, 0.0),
-    "mined": (4_460, 0.2, 1.0),
+    "mined": (4_530, 0.1, 1.0),
   }[arm]
   path = {"base": "", "more": "runs/graph/base_hf"}.get(arm, "runs/graph/more_hf")
   size = dict(  # vocab_size None: the tokenizer's
@@ -46,8 +46,8 @@ def get_config(arm: str = "injected") -> ConfigDict:
                 row_length=208 if arm == "base" else 240, rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
                     reason="label", unit="line", mined=mined, mined_path="")
-  c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0,
-                repeat=1.0 if share else 0.0)
+  c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=2.0 if mined else 1.0, end=1.0,
+                repeat=3.0 if mined else float(share > 0))
   c.optimizer = dict(learning_rate=1e-3, final_share=0.05, warmup_steps=200, weight_decay=0.01, b1=0.9, b2=0.99,
                      eps=1e-8, clip_norm=1.0)
   c.train = dict(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000, keep=2, keep_every=0)
@@ -55,5 +55,5 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.precision = dict(params="float32", compute="float32")
   c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
                     max_false_alarms=0.01, votes=5, redraws=2, max_size=12)
-  c.mine = dict(num_problems=32_000, samples=1, temperature=1.0, right=1.5)
+  c.mine = dict(num_problems=40_000, samples=1, temperature=1.0, right=1.5)
   return c
