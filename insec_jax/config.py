@@ -421,16 +421,15 @@ def _check_mined(config: Config) -> None:
 
 
 def _check_confidence(config: Config) -> None:
-  """Every transcript trained on must say how sure the model was, or none: else it learns that it is sometimes told."""
+  """Every transcript trained on must say how sure the model was, or it learns that it is sometimes not told."""
   if not config.tokenizer.confidence:
     return
   if config.mistakes.unit != "line":
     raise InputError(f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
                      "set mistakes.unit='line'")
-  if config.mistakes.source == "injected" and 0 < config.mistakes.mined < 1:
+  if config.mistakes.source == "injected" and config.mistakes.mined < 1:
     raise InputError(f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
-                     f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1, or 0 for tokens "
-                     "drawn at random, which say nothing")
-  if config.mistakes.source == "injected" and config.mistakes.mined and config.data.num_heldout:
+                     f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1")
+  if config.mistakes.source == "injected" and config.data.num_heldout:
     raise InputError(f"tokenizer.confidence: data.num_heldout={config.data.num_heldout} transcripts would be made "
                      "without the model's confidence, and a loss on them means nothing; set data.num_heldout=0")

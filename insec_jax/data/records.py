@@ -12,7 +12,6 @@ One file may mix the formats.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from insec_jax.method import roles, tasks
 from insec_jax.method.corruption import Corpus, Text
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.tasks import Problem, gsm8k
-from insec_jax.method.transcript import Markers, Piece, Transcript, check_marks, split_steps, with_confidence
+from insec_jax.method.transcript import Markers, Piece, Transcript, check_marks, split_steps
 
 SPEAKERS = ("system", "user", "assistant")
 
@@ -93,9 +92,6 @@ def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str
   "train" records of mistakes.mined_path are added, the only ones to know how sure a model was.
   """
   contents = _transcripts(config, split)
-  if config.tokenizer.confidence and config.mistakes.source == "injected" and not config.mistakes.mined:
-    contents = [(_with_drawn_confidence(content, where, config, number), where)
-                for number, (content, where) in enumerate(contents)]
   return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
 
 
@@ -152,25 +148,6 @@ def with_mined(
   both = contents + [mined[order[k % len(mined)]] for k in range(num)]
   place = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in (len(contents), num)])
   return [both[k] for k in np.argsort(place, kind="stable")]
-
-
-def _with_drawn_confidence(
-  content: Transcript | Chat, where: str, config: Config, number: int
-) -> Transcript | Chat:
-  """The content with a token of confidence after each line, drawn at random: a model learns to pass over them.
-
-  So it knows their places before any says something. InputError where the content has some already.
-  """
-  names = config.tokenizer.confidence_names
-  rng = np.random.default_rng((config.seed, number, *b"confidence"))
-  drawn = (names[rng.integers(len(names))] for _ in itertools.repeat(None))
-  for piece in (piece for run in _runs(content) for piece in run):
-    if piece.role == roles.FLAG and piece.text in names:
-      raise InputError(f"{where}: {piece.text!r} says how sure a model was, and mistakes.source='injected' draws that "
-                       "at random; set mistakes.source='recorded'")
-  if isinstance(content, Chat):
-    return Chat(tuple(Turn(turn.speaker, with_confidence(turn.pieces, drawn)) for turn in content.turns))
-  return with_confidence(content, drawn)
 
 
 def _check_marks(record: Record, markers: Markers) -> None:

@@ -157,17 +157,20 @@ def test_one_row_a_step_reads_the_rows_of_larger_steps():
   np.testing.assert_array_equal(read(10, 12, rows_per_step=1).ravel(), read(10, 3).ravel())
 
 
-def test_tokens_of_confidence_are_in_no_held_out_loss_and_in_no_loss_of_training():
-  some = config(task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="",
-                data__num_records=20, data__num_heldout=10, mistakes__source="injected",
-                tokenizer__confidence=(0.1, 1.0))
+def test_tokens_of_confidence_are_in_no_held_out_loss_and_in_no_loss_of_training(tmp_path):
+  lines = [{"pieces": [{"role": "prompt", "text": f"{k}+1?"}, {"role": "text", "text": f"{k}+1\n"},
+                       {"role": "flag", "text": "<|sure_2|>"}, {"role": "text", "text": f"{k + 1}\n"},
+                       {"role": "flag", "text": "<|sure_0|>"}]} for k in range(40)]
+  some = config(data__path=write_lines(tmp_path / "sure.jsonl", lines), data__num_heldout=15,
+                tokenizer__confidence=(0.1, 1.0), tokenizer__path=str(tmp_path), mistakes__source="recorded")
+  tokens.build_tokenizer([*"0123456789+?\n"], some.tokenizer).save_pretrained(tmp_path)
   tokenizer = tokens.open_tokenizer(some).tokenizer
   ids = tokens.find_markers(tokenizer, some.tokenizer).confidence_ids
   data = pipeline.load_data(some, tokenizer)
   sure_BT = np.isin(data.heldout.token_BT, ids)
-  assert sure_BT.sum() >= 30
+  assert sure_BT.sum() == 30
   assert (data.heldout.role_BT[sure_BT] == NO_ROLE).all()
   assert (data.heldout.role_BT[~sure_BT & (data.heldout.segment_BT > 0)] != NO_ROLE).all()
   sure_BT = np.isin(data.train.token_BT, ids)
-  assert sure_BT.sum() >= 60
+  assert sure_BT.sum() == 50
   assert not data.train.weight_BT[sure_BT].any()

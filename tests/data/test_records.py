@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 
 import pytest
 from datakit import config, write_lines
@@ -336,37 +335,4 @@ def test_procedural_problems_of_the_two_splits_are_different_and_as_many_as_aske
 def test_recorded_mistakes_of_a_procedural_task_need_a_file():
   some = config(task__name="chain_sum", task__min_size=3, task__max_size=5, data__path="", data__num_records=3)
   with pytest.raises(InputError, match="reads records from a file"):
-    records.transcripts(some, "train")
-
-
-GRAPH = dict(task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="",
-             data__num_records=200, data__num_heldout=5, mistakes__source="injected", mistakes__share=0.5)
-
-
-def test_where_nothing_is_mined_each_line_has_a_token_of_confidence_that_says_nothing():
-  plain = records.transcripts(config(**GRAPH), "train")
-  drawn = records.transcripts(config(**GRAPH, tokenizer__confidence=(0.1, 1.0)), "train")
-  count = {role: {f"<|sure_{number}|>": 0 for number in range(3)} for role in (TEXT, MISTAKE, CORRECTION)}
-  for (without, _), (content, _) in zip(plain, drawn, strict=True):
-    assert render(tuple(piece for piece in content if "sure" not in piece.text)) == render(without)
-    for piece, after in itertools.pairwise(content):
-      if piece.role in count:
-        assert piece.text.count("\n") == 1
-        assert (after.role, after.weight) == (FLAG, 0.0)
-        count[piece.role][after.text] += 1
-  for of_role in count.values():  # of each role every token about as often
-    assert min(of_role.values()) > 0.2 * sum(of_role.values()) > 10
-
-
-def test_the_held_out_have_tokens_of_confidence_too():
-  some = records.transcripts(config(**GRAPH, tokenizer__confidence=(0.1, 1.0)), "heldout")
-  assert all(sum("sure" in piece.text for piece in content) >= 3 for content, _ in some)
-
-
-def test_a_record_that_says_how_sure_a_model_was_is_not_drawn_over(tmp_path):
-  sure = {"pieces": [{"role": "prompt", "text": "1+1?\n"}, {"role": "text", "text": "2\n"},
-                     {"role": "flag", "text": "<|sure_0|>"}]}
-  some = config(data__path=write_lines(tmp_path / "sure.jsonl", [sure, sure]), data__num_heldout=0,
-                task__name="records", mistakes__source="injected", tokenizer__confidence=(0.1,))
-  with pytest.raises(InputError, match=r"'<\|sure_0\|>' says how sure a model was.*set mistakes.source='recorded'"):
     records.transcripts(some, "train")
