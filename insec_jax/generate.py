@@ -36,9 +36,8 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest toke
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that hold this much.", 0.0, 1.0)
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws; that of a prompt hangs on its line only, not on its neighbours.")
 FLAG_BIAS = flags.DEFINE_float("flag_bias", 0.0, "Added to the logit of the flag: above 0 flags more, -inf never.")
-FLAG_ABOVE = flags.DEFINE_float("flag_above", math.inf, "Flag a step when the largest -log p of its tokens (the first "
-                                "counts where the model's task has one order) is above this: 0.7 is p below 0.5; "
-                                "evaluate finds a good value.")
+FLAG_ABOVE = flags.DEFINE_float("flag_above", math.inf, "Flag a step when the largest -log p of its tokens , the first "
+                                "left out, is above this: 0.7 is p below 0.5; evaluate finds a good value.")
 LOGPROBS = flags.DEFINE_bool("logprobs", False, "Also write log p of each token.")
 CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view as text too.")
 flags.mark_flags_as_required(["model", "prompts", "output"])

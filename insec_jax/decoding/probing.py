@@ -229,7 +229,7 @@ class Prober:
     one = written.generation
     if ((one.margins + bias > 0) != (one.margins + flag_bias > 0)).any():
       return False
-    return watch is None or all(watch.score(said) <= watch.threshold
+    return watch is None or all(said.score <= watch.threshold
                                 for _, _, said in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id))
 
   def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:

@@ -53,7 +53,7 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
       room = max_tokens - len(kept[index])
       found = step_scores(generation.tokens, generation.logprobs, watch, writer.flag_id)
       above = next(((first, stop) for first, stop, said in found
-                    if watch.score(said) > threshold and stop <= room
+                    if said.score > threshold and stop <= room
                     and not (first == 0 and tries[index] >= most)), None)
       if above is None and generation.finish == "length" and len(generation.tokens) < room:
         stands = found[-1][0] if found else 0

@@ -130,7 +130,7 @@ def _miner(config: Config, number: int, params, weights: str, model_config: Llam
     else ((), (), ()))
   opened = Opened(model_config, params, tokenizer, Markers(config.tokenizer.flag, config.tokenizer.fix), marked.flag_id,
                   marked.fix_id, config.mistakes.unit, config.data.template, confidence,
-                  confidence_first, ids, tasks.has_one_order(config.task))
+                  confidence_first, ids)
   return Miner(Writer(opened, compute=config.precision.compute), tasks.get(config.task), config,
                seed=seed_of(config.seed, number), weights=weights)
 

@@ -62,12 +62,11 @@ class Watch:
       forced                  *         *                                 *
       score        *  *  *                                     *  *  *
 
-  The score of a step is the largest -log p of its tokens. The first is left out, as above, unless `scores_first`: what
-  to speak of next is no mistake where a task has several orders. The bin of confidence is that of the score; with
-  `first_edges` that of the largest -log p without the first token and, within it, that of the first. A step begins
-  after the end of another, after what is forced there, and after the fix; what stands between a flag and its fix is no
-  step. Where no flag is open, in the prompt or after it, the fix is banned: it would close nothing, and the step that
-  it cuts short would never be seen to end.
+  The score of a step is the largest -log p of its tokens, the first left out: what to speak of next is no mistake. The
+  bin of confidence is that of the score and, within it where there are `first_edges`, that of the first token. A step
+  begins after the end of another, after what is forced there, and after the fix; what stands between a flag and its fix
+  is no step. Where no flag is open, in the prompt or after it, the fix is banned: it would close nothing, and the step
+  that it cuts short would never be seen to end.
   """
 
   end_ids: tuple[int, ...]  # tokens that end a step
@@ -76,25 +75,18 @@ class Watch:
   edges: tuple[float, ...] = ()  # scores, ascending, that part the bins of confidence
   first_edges: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()  # token written after a step of each bin, and nowhere else; empty: none
-  scores_first: bool = False  # whether the first token of a step counts
-
-  def score(self, said: "Surprise") -> float:
-    """The score of a step."""
-    return max(said) if self.scores_first else said.rest
 
   def bin(self, said: "Surprise") -> int:
     """The bin of confidence of a step, 0 for the surest."""
-    if not self.first_edges:
-      return sum(self.score(said) > edge for edge in self.edges)
-    return (sum(said.rest > edge for edge in self.edges) * (len(self.first_edges) + 1)
+    return (sum(said.score > edge for edge in self.edges) * (len(self.first_edges) + 1)
             + sum(said.first > edge for edge in self.first_edges))
 
 
 class Surprise(NamedTuple):
-  """-log p of the first token of a step, and the largest of its others; 0 where there is none."""
+  """-log p of the first token of a step, and the largest of its others, its score; 0 where there is none."""
 
   first: float
-  rest: float
+  score: float
 
   @classmethod
   def of(cls, logprob_T: np.ndarray) -> "Surprise":
@@ -137,7 +129,7 @@ class Sampler:
         "end_E": _padded(watch.end_ids, STOPS), "fix": NO_TOKEN if watch.fix_id is None else int(watch.fix_id),
         "threshold": float(watch.threshold), "edge_K": np.array(watch.edges, np.float32),
         "first_edge_J": np.array(watch.first_edges, np.float32),
-        "confidence_K": np.array(watch.confidence_ids, np.int32), "scores_first": bool(watch.scores_first)}
+        "confidence_K": np.array(watch.confidence_ids, np.int32)}
     results: dict[int, Generation] = {}
     for batch in _batches(prompts, batch_size):
       for index, generation in self._decode(*batch, options, max_tokens=max_tokens, cut=top_p < 1):
@@ -351,7 +343,7 @@ def _begin(params, token_BP, start_B, index_B, is_step_B, *, config, compute, ro
   return {"start_B": start_B, "index_B": index_B, "live_B": index_B != NO_TOKEN, "num_B": jnp.zeros(B, jnp.int32),
           "token_BS": jnp.pad(token_BP, ((0, 0), (0, room))), "logprob_BS": none_BS, "flag_BS": none_BS,
           "margin_BS": none_BS, "cache": cache,
-          "watch": {"num_B": jnp.zeros(B, jnp.int32), "first_B": jnp.zeros(B), "rest_B": jnp.zeros(B),
+          "watch": {"num_B": jnp.zeros(B, jnp.int32), "first_B": jnp.zeros(B), "score_B": jnp.zeros(B),
                     "is_step_B": is_step_B,
                     "bin_B": jnp.full(B, NO_TOKEN, jnp.int32), "flags_B": jnp.full(B, False)}}
 
@@ -422,25 +414,22 @@ def _watch(watch, token_B, logprob_B, options):
   is_own_B = watch["is_step_B"] & ~was_confidence_B & ~is_flag_B & ~is_fix_B
   begins_B = watch["num_B"] == 0
   first_B = jnp.where(begins_B, -logprob_B, watch["first_B"])
-  rest_B = jnp.where(begins_B, 0.0, jnp.maximum(watch["rest_B"], -logprob_B))
-  score_B = jnp.where(options["scores_first"], jnp.maximum(first_B, rest_B), rest_B)
+  score_B = jnp.where(begins_B, 0.0, jnp.maximum(watch["score_B"], -logprob_B))
   ends_B = is_own_B & (token_B[:, None] == options["end_E"][None]).any(-1)
   goes_on_B = is_own_B & ~ends_B
   if len(options["confidence_K"]):
     def bin_of(score_B, edge_K):
       return (score_B[:, None] > edge_K[None]).sum(-1)
 
-    if J := len(options["first_edge_J"]):
-      bin_B = bin_of(rest_B, options["edge_K"]) * (J + 1) + bin_of(first_B, options["first_edge_J"])
-    else:
-      bin_B = bin_of(score_B, options["edge_K"])
+    bin_B = bin_of(score_B, options["edge_K"]) * (len(options["first_edge_J"]) + 1)
+    bin_B += bin_of(first_B, options["first_edge_J"])
     bin_B = jnp.where(ends_B, bin_B, NO_TOKEN)
   else:
     bin_B = watch["bin_B"]
   return {
       "num_B": jnp.where(goes_on_B, watch["num_B"] + 1, 0),
       "first_B": jnp.where(goes_on_B, first_B, 0.0),
-      "rest_B": jnp.where(goes_on_B, rest_B, 0.0),
+      "score_B": jnp.where(goes_on_B, score_B, 0.0),
       "is_step_B": jnp.where(is_flag_B, False, watch["is_step_B"] | is_fix_B),
       "bin_B": bin_B,
       "flags_B": (ends_B & (score_B > options["threshold"])) | (was_confidence_B & watch["flags_B"]),

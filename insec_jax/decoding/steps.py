@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from insec_jax.decoding.sampler import Surprise
 from insec_jax.decoding.writer import Writer, Written
 from insec_jax.method.tasks import Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, split_steps
@@ -15,7 +16,7 @@ class Step:
   """A step as written, before any marker.
 
       step      d  b  3  f  4  d  7  \\n  next token
-      score        *  *  *  *  *  *  *                 largest -log p of these, and of the first where `Watch` says so
+      score        *  *  *  *  *  *  *                 largest -log p of these: what to speak of next is no mistake
       places       *  *  *  *  *  *  *   *             where a flag could have come, the last right after the step
 
   A solution's first step has one place more: in front. The arrays are None where the markers are plain words.
@@ -50,7 +51,7 @@ class Reader:
       if start is not None and stop is not None and after < len(one.tokens):
         places = np.r_[start + 1 if start else 0:stop, after]
         yield Step(solution, verdict.kind, verdict.error, is_first_try,
-                   self.writer.score(one.logprobs[start:stop]),
+                   Surprise.of(one.logprobs[start:stop]).score,
                    None if one.margins is None else one.margins[places],
                    None if one.flag_logprobs is None else one.flag_logprobs[places])
       start = after

@@ -13,12 +13,9 @@ from insec_jax.config import Config
 from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load
 from insec_jax.decoding.progress import Progress
 from insec_jax.decoding.sampler import Generation, Sampler, Surprise, Watch, step_scores
-from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
 from insec_jax.training.checkpoint import Opened
-
-_COUNTS = {True: "counts", False: "leaves out"}  # scores_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Writer:
     self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
     self.confidence_ids = opened.confidence_ids
     self._confidence = Watch((), opened.fix_id, edges=opened.confidence, first_edges=opened.confidence_first,
-                             confidence_ids=opened.confidence_ids, scores_first=opened.scores_first)
+                             confidence_ids=opened.confidence_ids)
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
     ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
@@ -147,10 +144,6 @@ class Writer:
                        "sentence ends is known too late; use a model trained with mistakes.unit='line'")
     return dataclasses.replace(self._confidence, end_ids=self._end_ids, threshold=threshold)
 
-  def score(self, logprob_T: np.ndarray) -> float:
-    """The score of a step whose tokens have these log p, whatever its unit."""
-    return self._confidence.score(Surprise.of(logprob_T))
-
   @functools.cached_property
   def _end_ids(self) -> tuple[int, ...]:
     return tuple(token for token in range(len(self.tokenizer)) if self.decode([token]).endswith("\n"))
@@ -159,12 +152,10 @@ class Writer:
 def with_markers(opened: Opened, config: Config, where: str) -> Opened:
   """The model with the config's markers; one that never had any gets them as at step 0 of training.
 
-  A model that was trained without tokens of confidence goes without, whatever the config says; how sure it is of a step
-  is then read as the config's task has it. InputError when it was trained with other markers, steps or template than
-  the config's.
+  A model that was trained without tokens of confidence goes without, whatever the config says. InputError when it was
+  trained with other markers, steps or template than the config's.
   """
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-  scores_first = tasks.has_one_order(config.task)
   if opened.markers is not None:
     settings = {
       "tokenizer.flag": (opened.markers.flag, markers.flag),
@@ -182,10 +173,7 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
       if has != wanted:
         raise InputError(f"{where} was trained with tokenizer.{name}={has}, and the config says {wanted}; "
                          "use the config of that run")
-    if opened.confidence and opened.scores_first != scores_first:
-      raise InputError(f"{where} was trained to read confidence that {_COUNTS[opened.scores_first]} the first token of "
-                       f"a step, and that of the config's task {_COUNTS[scores_first]} it; use the config of that run")
-    return opened._replace(scores_first=scores_first)
+    return opened
   tokenizer = load(config.tokenizer.path) if config.tokenizer.path else opened.tokenizer
   marked = add_markers(tokenizer, dataclasses.replace(  # it has learned to read none
     config.tokenizer, confidence=(), confidence_first=()))
@@ -194,7 +182,7 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
     params, model_config = hf.grow_vocabulary(params, model_config,
                                               hf.vocabulary_for(len(tokenizer), model_config.vocab_size))
   return Opened(model_config, params, tokenizer, markers, marked.flag_id, marked.fix_id, config.mistakes.unit,
-                config.data.template, scores_first=scores_first)
+                config.data.template)
 
 
 def compute_dtype(opened: Opened) -> str:

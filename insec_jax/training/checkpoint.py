@@ -26,7 +26,6 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
-from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import hosts as hosts_lib
@@ -292,7 +291,6 @@ class Opened(NamedTuple):
   confidence: tuple[float, ...] = ()  # tokenizer.confidence and tokenizer.confidence_first it was trained with
   confidence_first: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()
-  scores_first: bool = False  # whether the first token of a step tells how sure it is of it: `tasks.has_one_order`
   step: int | None = None  # of the checkpoint, where it comes from one
 
 
@@ -333,8 +331,7 @@ def open_model(folder: str) -> Opened:
     path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence,
     confidence_first=confidence_first))
   return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
-                marked["unit"], marked["template"], confidence, confidence_first, found.confidence_ids,
-                marked.get("scores_first", False), step)
+                marked["unit"], marked["template"], confidence, confidence_first, found.confidence_ids, step)
 
 
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
@@ -347,7 +344,6 @@ def marked_as(config: Config) -> dict[str, Any]:
   """What an exported folder must say of its text beside what HF says."""
   return {"flag": config.tokenizer.flag, "fix": config.tokenizer.fix, "special": config.tokenizer.special,
           "confidence": config.tokenizer.confidence, "confidence_first": config.tokenizer.confidence_first,
-          "scores_first": tasks.has_one_order(config.task),
           "unit": config.mistakes.unit, "template": config.data.template}
 
 

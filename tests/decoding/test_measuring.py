@@ -7,6 +7,7 @@ import pytest
 from scripted import CONFIG, LARGER, TASK, UNSURE, WORDS, Policy, Scripted, fractions, measured, prober, results_of
 
 from insec_jax.decoding import measuring, probing, writer
+from insec_jax.decoding.redraw import SHORT
 from insec_jax.method import tasks
 
 WAYS = ("", ", flags banned", ", at threshold", ", confidence")
@@ -132,7 +133,7 @@ def test_each_pass_is_asked_for_with_its_bias_threshold_temperature_and_seed():
     assert asked.pop((temperature, 0, chosen.bias, None)) == [(20, 200), *whole]
     assert asked.pop((temperature, 0, -math.inf, chosen.score)) == whole
   assert asked.pop((0.7, 0, -math.inf, None)) == whole * 3  # the two as above, and the first round of the redraw
-  assert asked.pop((0.7, 1, -math.inf, None)) == whole * 2  # the second round of the redraw, and a vote
+  assert asked.pop((0.7, 1, -math.inf, None)) == [(24, SHORT), *whole]  # the second round of the redraw, and a vote
   assert asked.pop((0.7, 2, -math.inf, None)) == whole
   assert not asked
 

@@ -452,7 +452,7 @@ class Reading(Scripted):
 
   def watch(self):
     """As a writer whose model has no tokens of confidence yet."""
-    return Watch((), None, scores_first=True)
+    return Watch((), None)
 
 
 def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(monkeypatch, tmp_path):

@@ -283,35 +283,19 @@ def test_a_watch_that_never_forces_changes_nothing(model):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
 
 
-@pytest.mark.parametrize("scores_first", [False, True])
-def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model, scores_first):
-  watch = dataclasses.replace(WATCH, scores_first=scores_first)
-  scores = [watch.score(said) for one in watched(model, watch, max_tokens=80)
-            for *_, said in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG)]
-  watch = dataclasses.replace(watch, threshold=float(np.median(scores)))
+def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model):
+  scores = [said.score for one in watched(model, WATCH, max_tokens=80)
+            for *_, said in sampler.step_scores(one.tokens, one.logprobs, WATCH, FLAG)]
+  watch = dataclasses.replace(WATCH, threshold=float(np.median(scores)))
   num_flagged, num_left = 0, 0
   for one in watched(model, watch, max_tokens=80):
     for _, stop, said in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
-      score = watch.score(said)
+      score = said.score
       if stop < len(one.tokens):
         assert one.tokens[stop] == FLAG or score <= watch.threshold
         num_flagged += score > watch.threshold
         num_left += one.tokens[stop] != FLAG
   assert min(num_flagged, num_left) > 2
-
-
-def test_the_first_token_of_a_step_counts_where_the_watch_says_so(model):
-  watch = dataclasses.replace(WATCH, scores_first=True)
-  num = 0
-  for one in watched(model, watch, max_tokens=80):
-    rest, whole = (sampler.step_scores(one.tokens, one.logprobs, some, FLAG) for some in (WATCH, watch))
-    assert rest == whole
-    for first, stop, said in rest:
-      own = -one.logprobs[first:stop]
-      assert said == pytest.approx((own[0], own[1:].max(initial=0.0)))
-      assert (WATCH.score(said), watch.score(said)) == (said.rest, max(said))
-      num += said.first > said.rest
-  assert num > 2
 
 
 def test_what_stands_between_flag_and_fix_is_no_step(model):
@@ -349,15 +333,15 @@ def test_the_token_of_the_confidence_follows_each_step_and_the_flag_comes_after_
   for one in watched(model, watch, flag_bias=-np.inf):
     for _, stop, said in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):
       if stop + 1 < len(one.tokens):
-        assert one.tokens[stop] == SURE[sum(said.rest > edge for edge in EDGES)]
-        assert (one.tokens[stop + 1] == FLAG) == (said.rest > EDGES[1])
+        assert one.tokens[stop] == SURE[sum(said.score > edge for edge in EDGES)]
+        assert (one.tokens[stop + 1] == FLAG) == (said.score > EDGES[1])
         seen.add(int(one.tokens[stop]))
   assert seen == set(SURE)
 
 
 def test_the_token_of_the_confidence_tells_the_first_token_apart_where_it_has_edges_for_it(model):
   sure = (*SURE, 23, 24, 25)
-  watch = dataclasses.replace(WATCH, edges=EDGES, first_edges=(4.0,), confidence_ids=sure, scores_first=True)
+  watch = dataclasses.replace(WATCH, edges=EDGES, first_edges=(4.0,), confidence_ids=sure)
   seen = set()
   for one in watched(model, watch, max_tokens=100):
     for first, stop, _ in sampler.step_scores(one.tokens, one.logprobs, watch, FLAG):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from insec_jax.config import TaskConfig
-from insec_jax.decoding.sampler import Generation, Surprise, Watch
+from insec_jax.decoding.sampler import Generation
 from insec_jax.decoding.steps import Reader
 from insec_jax.decoding.writer import Written
 from insec_jax.method import tasks
@@ -21,10 +21,9 @@ WRONG = TASK.inject(PROBLEM, RIGHT[:1], "calc", np.random.default_rng(0))
 SURE = "<sure>"  # a token of confidence, which is no text
 
 
-def read_as(*words: str, finish: str = "length", tokens=None, scores_first=False, **arrays) -> tuple[Reader, Written]:
+def read_as(*words: str, finish: str = "length", tokens=None, **arrays) -> tuple[Reader, Written]:
   """A reader to whom token k reads as word k, and a generation of all of them; a stop token comes after when asked."""
   decoder = types.SimpleNamespace(
-    score=lambda logprob_T: Watch((), None, scores_first=scores_first).score(Surprise.of(logprob_T)),
     decode=lambda some: "".join(words[k] for k in some if words[k] != SURE),
     past_confidence=lambda _, place: place + (place < len(words) and words[place] == SURE))
   tokens = np.arange(len(words) + (finish == "stop"))
@@ -47,12 +46,6 @@ def test_the_score_leaves_out_the_first_token_and_the_places_go_from_the_second_
   assert (one.margin_P.tolist(), two.margin_P.tolist()) == ([0.0, 1.0, 2.0, 3.0], [4.0, 5.0])
   assert (one.flag_P.tolist(), two.flag_P.tolist()) == ([0.0, -1.0, -2.0, -3.0], [-4.0, -5.0])
   assert (one.solution, one.kind, two.kind) == (4, "right", "right")
-
-
-def test_the_score_takes_the_first_token_in_where_the_writer_counts_it():
-  one, two = read_and_list(RIGHT[0][:2], RIGHT[0][2:], RIGHT[1][:1], RIGHT[1][1:], finish="stop", scores_first=True,
-                           logprobs=-np.array([9.0, 1.0, 2.0, 8.0, 3.0]))
-  assert (one.score, two.score) == (9.0, 8.0)
 
 
 def test_a_token_of_confidence_is_no_part_of_a_step_and_the_flag_has_its_place_after_it():

@@ -163,11 +163,11 @@ def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():
     logprob_T = writer.sampler.logprobs([token_T], batch_size=1)[0]
     begin = len(writer.encode(question))
     again = step_scores(token_T[begin:], logprob_T[begin:], writer.watch(), writer.flag_id)
-    np.testing.assert_allclose([said.rest for *_, said in again], [said.rest for said in scores], atol=1e-4)
+    np.testing.assert_allclose([said.score for *_, said in again], [said.score for said in scores], atol=1e-4)
     np.testing.assert_allclose([said.first for *_, said in again], [said.first for said in scores], atol=1e-4)
     assert len(scores) == len(steps)
     sure = [int(token) for token in token_T[begin:] if token in ids]
-    assert sure == [ids[sum(said.rest > edge for edge in (0.5, 5.0))] for said in scores]
+    assert sure == [ids[sum(said.score > edge for edge in (0.5, 5.0))] for said in scores]
     assert writer.decode(token_T[begin:]) == "".join(steps)
 
 
@@ -212,22 +212,6 @@ def test_a_model_of_other_edges_of_confidence_is_refused():
     with_markers(trained(NEW)._replace(confidence=(0.5, 5.0)), other, "here")
 
 
-@pytest.mark.parametrize(("unneeded", "scores_first"), [(0, True), (1, False)])
-def test_the_first_token_of_a_step_tells_how_sure_the_model_is_where_the_task_has_one_order(
-    monkeypatch, unneeded, scores_first):
-  monkeypatch.setattr(writer, "Sampler", Given)
-  config = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0),
-                          task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10,
-                          task__unneeded=unneeded, data__num_records=10)
-  opened = trained(config)
-  assert opened.scores_first == scores_first
-  assert Writer(opened, compute="float32").watch().scores_first == scores_first
-  other = opened._replace(scores_first=not scores_first)
-  assert with_markers(other, config, "here").scores_first == scores_first  # it reads none: only the decoder asks
-  with pytest.raises(InputError, match=r"runs/a was trained to read confidence that .* the first token"):
-    with_markers(other._replace(confidence=(0.5, 5.0)), config, "runs/a")
-
-
 def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
   writer = reader(True)
   ids = writer.watch().confidence_ids
@@ -235,7 +219,7 @@ def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
   (token_T, scores), = writer.read(["What?\n"], [steps], batch_size=1)
   assert len(scores) == len(steps) + 1
   sure = [int(token) for token in token_T if token in ids]
-  assert sure == [ids[sum(scores[k].rest > edge for edge in (0.5, 5.0))] for k in (0, 2, 3, 4)]
+  assert sure == [ids[sum(scores[k].score > edge for edge in (0.5, 5.0))] for k in (0, 2, 3, 4)]
 
 
 def test_steps_are_read_with_the_first_token_told_apart_where_it_has_edges():
@@ -246,5 +230,5 @@ def test_steps_are_read_with_the_first_token_told_apart_where_it_has_edges():
   steps = [["a\n", "12 + 30 = 42\n", "b b\n"] * 4]
   (token_T, surprises), = writer.read(["What?\n"], steps, batch_size=1)
   sure = [ids.index(token) for token in token_T.tolist() if token in ids]
-  assert sure == [3 * (said.rest > 8.0) + (said.first > 5.0) + (said.first > 8.0) for said in surprises]
+  assert sure == [3 * (said.score > 8.0) + (said.first > 5.0) + (said.first > 8.0) for said in surprises]
   assert len(set(sure)) > 3

@@ -152,16 +152,6 @@ def test_a_solution_takes_any_valid_order_and_no_other():
   assert min(orders.values()) > 200
 
 
-@pytest.mark.parametrize("unneeded", [0, 2])
-def test_it_has_one_order_exactly_where_one_step_is_right_in_each_place(unneeded):
-  task, problems = made(40, min_size=3, max_size=6, unneeded=unneeded)
-  right = [sum(task.check(problem, problem.steps[:place], task._right_step(problem.facts, name)).kind == "right"
-               for name in problem.facts.operands)
-           for problem in problems for place in range(len(problem.steps))]
-  assert min(right) == 1
-  assert task.one_order == (max(right) == 1)
-
-
 def test_definitions_come_in_any_order_and_every_sum_is_needed():
   _, problems = made(300)
   assert any(problem.prompt[1].isalpha() for problem in problems)

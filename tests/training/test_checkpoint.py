@@ -268,7 +268,6 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   assert opened.markers == checkpoint.Markers("<|spare_0|>", "<|spare_1|>")
   assert tokenizer.convert_ids_to_tokens([opened.flag_id, opened.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
   assert (opened.unit, opened.template) == ("line", "plain")
-  assert opened.scores_first == bool(task)  # the graph has one order
   assert (opened.confidence, opened.confidence_first) == (((0.1,), (0.5, 1.0)) if task else ((), ()))
   jax.tree.map(np.testing.assert_array_equal, opened.params, state.params)
 

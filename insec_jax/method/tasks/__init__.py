@@ -60,7 +60,6 @@ class Task(abc.ABC):
   error_classes: tuple[str, ...]  # those that can be injected
   symbols: tuple[str, ...] | None  # vocabulary of a tokenizer built for the task; None: the text needs a real tokenizer
   units: tuple[str, ...] = ("line",)  # what a step may be
-  one_order: bool = False  # whether only one step is right in each place: then what it speaks of can be a mistake too
 
   def __init__(self, task: TaskConfig):
     """For a task that has sizes and no more; one that has other settings, or bounds for them, checks them itself."""
@@ -113,11 +112,6 @@ def get(task: TaskConfig) -> Task:
     raise InputError(f"task.name='records' has no step checker; one of {checked} is needed here")
   # Here, because each of them imports Problem from above.
   return importlib.import_module(f"{__name__}.{task.name}").TASK(task)
-
-
-def has_one_order(task: TaskConfig) -> bool:
-  """`Task.one_order` of the task that the config names; false for records, of which nobody knows."""
-  return task.name != "records" and get(task).one_order
 
 
 def split_of(key: str) -> str:

@@ -149,7 +149,6 @@ class Graph(Task):
                        "ones included")
     self.min_size, self.max_size, self.modulus = task.min_size, task.max_size, task.modulus
     self.unneeded = task.unneeded
-    self.one_order = not self.unneeded
     if self.unneeded:
       self.error_classes = (*CLASSES, UNNEEDED)
     numbers = sorted(map(str, range(self.modulus)), key=len, reverse=True)
