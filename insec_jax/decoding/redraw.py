@@ -22,7 +22,8 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
               a4  b7  c2?     and so on, each step at most `most` times, until no step is above or max_tokens stand
 
   Flags are banned. The first round draws whole solutions, later ones SHORT tokens at a time, of which the steps that
-  ended stand, all but the last; where there are none the next round draws the rest at once. What comes after a step
+  ended stand, all but the last; where there are none the next round draws the rest at once. The last is drawn anew with
+  tries of its own, sure or not: an unsure one there is accepted a little more often. What comes after a step
   that is deleted, or is cut short by a round, is not counted: one who watches need not have drawn it. Every round has a
   seed of its own. InputError as `Writer.watch`.
   """

@@ -73,7 +73,7 @@ class Watch:
   fix_id: int | None
   threshold: float = math.inf  # a step with a score above it gets a flag
   edges: tuple[float, ...] = ()  # scores, ascending, that part the bins of confidence
-  first_edges: tuple[float, ...] = ()
+  first_edges: tuple[float, ...] = ()  # of the first token, which part each of these bins; empty: none is parted
   confidence_ids: tuple[int, ...] = ()  # token written after a step of each bin, and nowhere else; empty: none
 
   def bin(self, said: "Surprise") -> int:
