@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import config_flags
 from transformers import PreTrainedTokenizerFast
@@ -305,8 +304,7 @@ def _git(*words: str) -> str | None:
 def told_to_stop(team: Hosts) -> Iterator[Callable[[int], bool]]:
   """A function of each step that says, on all processes after the same one, whether SIGTERM came to any of them."""
   if team.num > 1:
-    # JAX's handler has stood since the processes joined; it also hears the platform's own notice.
-    yield multihost_utils.reached_preemption_sync_point
+    yield team.stops
     return
   event = threading.Event()
   before = signal.signal(signal.SIGTERM, lambda *_: event.set())

@@ -21,7 +21,18 @@ ROWS, STEPS = 8, 20
 SERVER = """
 import json, os, runpy, signal, sys, time
 import flax.linen, grain, jax, optax, orbax.checkpoint, tensorboardX, tqdm, transformers
-from insec_jax.training import checkpoint, metrics
+from insec_jax.training import checkpoint, hosts, metrics
+
+def slow(seconds):
+  send = hosts.Relay._send
+  class Line:
+    def __init__(self, line):
+      self.line = line
+    def recv(self, size):
+      data = self.line.recv(size)
+      time.sleep(seconds)
+      return data
+  hosts.Relay._send = lambda self, near, far: send(self, Line(near), far)
 
 def hurt(at, number, pause):
   add, steps = metrics.Meter.add, []
@@ -45,6 +56,8 @@ for line in sys.stdin:
       os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
       sys.argv = ["train", *job["arguments"]]
       code = 0
+      if job["slow"]:
+        slow(job["slow"])
       if job["hurt"]:
         os.chdir(job["hurt"][1]) if job["hurt"][0] == "chdir" else hurt(*job["hurt"])
       try:
@@ -95,17 +108,18 @@ class Runs:
     self._server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                     text=True, env=environment, cwd=home)
 
-  def __call__(self, workdir, num, *changes, hurt=(), only=None, each=None, flags=()) -> list[Ended]:
+  def __call__(self, workdir, num, *changes, hurt=(), only=None, each=None, flags=(), slow=0) -> list[Ended]:
     """Each process of a run of `num`, or those of them named by `only`.
 
     `changes` of the config are for all, `each` has those of one process. `hurt` holds, by process, (step, signal that
-    it sends itself then, seconds by which it is slower from then on).
+    it sends itself then, seconds by which it is slower from then on). `slow` is in seconds a message to process 0.
     """
     port, jobs = free_port(), []
     for index in range(num) if only is None else only:
       together = (f"--coordinator=localhost:{port}", f"--num_processes={num}", f"--process_id={index}")
       values = (f"data.rows_per_device={ROWS // num}", *changes, *(each or {}).get(index, ()))
-      jobs.append({"out": str(self.home / f"said.{index}"), "hurt": dict(hurt).get(index), "arguments": [
+      jobs.append({"out": str(self.home / f"said.{index}"), "hurt": dict(hurt).get(index), "slow": slow,
+                   "arguments": [
         f"--config={self.home / 'config.py'}:", f"--workdir={workdir}", *(together if num > 1 else ()), *flags,
         *(f"--config.{value}" for value in values)]})
     self._server.stdin.write(json.dumps(jobs) + "\n")
@@ -176,6 +190,14 @@ def test_two_and_four_processes_give_the_losses_of_one(runs, alone, four):
 def test_processes_that_share_rows_give_the_losses_of_one(runs, alone):
   runs.well("tensor", 2, "mesh.fsdp=1", "mesh.tensor=2", f"data.rows_per_device={ROWS}")
   assert_same_losses(runs.lines("tensor"), alone)
+
+
+def test_sigterm_saves_on_all_after_the_same_step_even_when_messages_between_processes_take_longer_than_steps(runs):
+  ended = runs.well("slow", 2, code=42, hurt={0: (5, 15, 0.02), 1: (5, 0, 0.5)}, slow=0.3)
+  step = int(re.search(r"SIGTERM: saved after step (\d+)", ended[0].said)[1])
+  assert 5 <= step < STEPS
+  assert runs.checkpoints("slow")[-1] == step
+  assert max(end.seconds for end in ended) < 30
 
 
 def test_a_run_goes_from_four_processes_to_two_to_one_past_a_damaged_checkpoint_with_the_same_losses(runs, alone):

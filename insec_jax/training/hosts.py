@@ -1,13 +1,14 @@
 """Many processes, one run: none trains unless all agree, and none waits for one that is gone.
 
 After meeting.py each process gives a sign of life every second through the key-value store of JAX's runtime, which
-works even while the devices wait for each other. Process 0 ends the run for all when one is silent, or has failed. A
-process alone does none of this.
+works even while the devices wait for each other. Process 0 ends the run for all when one is silent, or has failed.
+SIGTERM to any process stops all after the same step (`Hosts.stops`). A process alone does none of this.
 """
 
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -135,6 +136,9 @@ class Hosts:
     self._error: BaseException | None = None
     self._failure: Verdict | None = None
     self._heard = time.monotonic()  # when the store last answered
+    self._told = threading.Event()  # that this process has got SIGTERM
+    self._counting = threading.Lock()  # held while all tell each other the step to which they have come
+    self._step, self._last = 0, None  # to which this process has come; after which all stop
 
   @property
   def num(self) -> int:
@@ -170,8 +174,20 @@ class Hosts:
     if problem := disagreement(self.gather(what, facts), self.names):
       raise InputError(problem)
 
+  def stops(self, step: int) -> bool:
+    """Whether the run stops after this step because SIGTERM came to a process: true on all after the same one.
+
+    For a run of several, whose processes call it after every step; may wait while they agree.
+    """
+    with self._counting:
+      self._step = step
+    return step == self._last
+
   def join(self, place: Place) -> None:
-    """Nothing; jax.distributed runs, and this process watches and is watched."""
+    """Nothing; jax.distributed runs, this process watches and is watched, and SIGTERM asks all to stop."""
+    signal.signal(signal.SIGTERM, lambda *_: self._told.set())
+    # JAX's own way to stop together waits for messages while no thread of Python may run, those of Relay included.
+    jax.config.update("jax_enable_preemption_service", False)
     address = f"localhost:{place.port}"
     if not self.is_first:
       relay = Relay(place.host, place.port, self._lost_process_0)
@@ -190,11 +206,13 @@ class Hosts:
       relay.holds = True
     self._client = _jax_client()
     self._heard = time.monotonic()
-    for thread in (self._watch, self._guard):
+    for thread in (self._watch, self._guard, self._tell, self._settle):
       threading.Thread(target=thread, daemon=True, name=thread.__name__).start()
 
   def leave(self) -> None:
     """Nothing; all processes have come here, and the runtime is gone."""
+    if self.is_first:
+      self._client.key_value_set("insec/stop", "over", allow_overwrite=True)  # or `_settle` would wait for ever
     self.gather("the end", None)
     self._over.set()
     jax.distributed.shutdown()
@@ -232,6 +250,25 @@ class Hosts:
         if told:
           self._take_leave()
           self._end(Verdict(*told[0]))
+
+  def _tell(self) -> None:
+    """Tells all of this process's SIGTERM."""
+    self._told.wait()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      self._client.key_value_set("insec/stop", "SIGTERM", allow_overwrite=True)
+
+  def _settle(self) -> None:
+    """Sets the last step once a process was told to stop: the one after the furthest to which any process has come."""
+    told = ""
+    while not told and not self._over.wait(BEAT_SECONDS):
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody for so long; `_guard` ends it if the store is gone
+        told = self._client.blocking_key_value_get("insec/stop", 1000 * PATIENCE_SECONDS)
+    if told != "SIGTERM":
+      return
+    with self._counting, contextlib.suppress(jax.errors.JaxRuntimeError):
+      self._client.key_value_set(f"insec/step/{self.index}", str(self._step))
+      self._last = 1 + max(int(self._client.blocking_key_value_get(f"insec/step/{index}", 1000 * PATIENCE_SECONDS))
+                           for index in range(self.num))
 
   def _take_leave(self) -> None:
     """Nothing; process 0 knows that this process has read the verdict, and if this is process 0, it has waited: what
