@@ -3,12 +3,13 @@
 No flag, no reason and no fix: whatever this gains, the confidence gains, and not the text of a correction.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from insec_jax.decoding.sampler import Generation, step_scores
+from insec_jax.decoding.sampler import Generation, Surprise, Watch, step_scores
 from insec_jax.decoding.writer import Writer, Written
 
 SHORT = 48  # tokens that a later round draws of a solution: few are left by then, and one of them may never end
@@ -21,11 +22,10 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
       drawn   a4  b9?         b9? deleted after its score is seen: its tokens count
               a4  b7  c2?     and so on, each step at most `most` times, until no step is above or max_tokens stand
 
-  Flags are banned. The first round draws whole solutions, later ones SHORT tokens at a time, of which the steps that
-  ended stand, all but the last; where there are none the next round draws the rest at once. The last is drawn anew with
-  tries of its own, sure or not: an unsure one there is accepted a little more often. What comes after a step
-  that is deleted, or is cut short by a round, is not counted: one who watches need not have drawn it. Every round has a
-  seed of its own. InputError as `Writer.watch`.
+  Flags are banned. The first round draws whole solutions, later ones SHORT tokens at a time: the steps that ended
+  stand, the one that is cut short is drawn anew, and where none ended the next round draws the rest at once. What comes
+  after a step that is deleted, or is cut short by a round, is not counted: one who watches need not have drawn it.
+  Every round has a seed of its own. InputError as `Writer.watch`.
   """
   watch = writer.watch()
   kept = [np.zeros(0, np.int32) for _ in prompts]  # tokens that stand
@@ -56,8 +56,11 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
       above = next(((first, stop) for first, stop, said in found
                     if said.score > threshold and stop <= room
                     and not (first == 0 and tries[index] >= most)), None)
-      if above is None and generation.finish == "length" and len(generation.tokens) < room:
-        stands = found[-1][0] if found else 0
+      forced = bool(watch.confidence_ids)  # whether a token of confidence stands behind a step
+      if above is None and generation.finish == "length" and len(generation.tokens) + forced < room:
+        if found and forced and found[-1][1] == len(generation.tokens):
+          generation = _with_confidence(generation, watch, found[-1][2])
+        stands = found[-1][1] + forced if found else 0
         counted[index] += stands
         tries[index] = 0 if stands else tries[index]
         (whole.discard if stands else whole.add)(index)
@@ -76,3 +79,9 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
       kept[index] = np.concatenate([kept[index], generation.tokens[:stands]])
       kept_logprobs[index] = np.concatenate([kept_logprobs[index], generation.logprobs[:stands]])
   return [done[index] for index in range(len(prompts))], counted
+
+
+def _with_confidence(generation: Generation, watch: Watch, said: Surprise) -> Generation:
+  """What was cut right before the token of confidence of its last step, with it; its log p, which nobody reads, is 0."""
+  return dataclasses.replace(generation, tokens=np.append(generation.tokens, watch.confidence_ids[watch.bin(said)]),
+                             logprobs=np.append(generation.logprobs, 0.0))

@@ -4,6 +4,7 @@ import math
 import types
 
 import numpy as np
+import pytest
 
 from insec_jax.decoding.redraw import redraw
 from insec_jax.decoding.sampler import Generation, Watch
@@ -16,6 +17,7 @@ class Script:
   """A writer that says what stands in its script: for each prompt's first token, the rounds in order."""
 
   flag_id = 7
+  watches = Watch((END,), 8)
 
   def __init__(self, script, max_positions):
     self.script = {first: list(rounds) for first, rounds in script.items()}
@@ -27,7 +29,7 @@ class Script:
     return len(begin) + max_tokens <= self.max_positions
 
   def watch(self):
-    return Watch((END,), 8)
+    return self.watches
 
   def decode(self, tokens):
     return " ".join(map(str, tokens))
@@ -103,19 +105,35 @@ def test_what_has_grown_too_long_for_max_tokens_more_is_drawn_alone_as_far_as_it
   assert writer.seen == [(3, [[5], [6]]), (4, [[5, 20, 20, END]]), (4, [[6]])]
 
 
-def test_later_rounds_draw_a_few_tokens_of_which_the_steps_but_the_last_stand(monkeypatch):
+def test_later_rounds_draw_a_few_tokens_of_which_all_steps_that_ended_stand(monkeypatch):
   monkeypatch.setattr("insec_jax.decoding.redraw.SHORT", 10)
   rounds = [[*step(20, 2.0), *step(21, 0.0), (STOP, 0.0)],
             [*step(22, 0.0), *step(23, 0.0), *step(24, 0.0), *step(25, 0.0)],  # cut after ten
-            [*step(26, 3.0), *step(27, 0.0), (STOP, 0.0)],  # has two tries of its own
+            [*step(26, 3.0), *step(27, 0.0), (STOP, 0.0)],  # the fourth step: none of its own tries was before
             [*step(28, 3.0), (STOP, 0.0)],
             [*step(29, 3.0), (STOP, 0.0)]]
   writer = Script({5: rounds}, 1_000)
   (one,), counted = redraw(writer, [np.array([5], np.int32)], label="", threshold=1.0, most=2, max_tokens=100,
                            temperature=1.0, seed=3, batch_size=4)
-  assert one.generation.tokens.tolist() == [22, 22, END, 23, 23, END, 29, 29, END, STOP]
-  assert counted == [3 + 6 + 3 + 3 + 4]
+  assert one.generation.tokens.tolist() == [22, 22, END, 23, 23, END, 24, 24, END, 29, 29, END, STOP]
+  assert counted == [3 + 9 + 3 + 3 + 4]
   assert writer.rooms == [100, 10, 10, 10, 10]
+
+
+SURE, UNSURE = 50, 51  # tokens of confidence
+
+
+@pytest.mark.parametrize("cut", [7, 8, 9])
+def test_a_step_that_stands_at_the_end_of_a_short_round_has_its_token_of_confidence(monkeypatch, cut):
+  monkeypatch.setattr("insec_jax.decoding.redraw.SHORT", cut)
+  drawn = [*step(22, 0.0), (SURE, 0.0), *step(23, 0.5), (UNSURE, 0.0), *step(24, 0.0)]  # the second ends at the seventh
+  writer = Script({5: [[*step(20, 2.0)], drawn, [*step(25, 0.1), (SURE, 0.0), (STOP, 0.0)]]}, 1_000)
+  writer.watches = Watch((END,), 8, edges=(0.3,), confidence_ids=(SURE, UNSURE))
+  (one,), counted = redraw(writer, [np.array([5], np.int32)], label="", threshold=1.0, most=2, max_tokens=100,
+                           temperature=1.0, seed=3, batch_size=4)
+  assert one.generation.tokens.tolist() == [22, 22, END, SURE, 23, 23, END, UNSURE, 25, 25, END, SURE, STOP]
+  assert len(one.generation.logprobs) == len(one.generation.tokens)
+  assert counted == [3 + 8 + 5]
 
 
 def test_a_step_that_a_short_round_does_not_end_is_drawn_whole(monkeypatch):
@@ -136,6 +154,6 @@ def test_a_short_round_never_draws_more_than_may_stand(monkeypatch):
   writer = Script({5: rounds}, 1_000)
   (one,), counted = redraw(writer, [np.array([5], np.int32)], label="", threshold=1.0, most=2, max_tokens=11,
                            temperature=1.0, seed=3, batch_size=4)
-  assert one.generation.tokens.tolist() == [21, 21, END, 22, 22, END, 25, 25, END, 26, 26]
+  assert one.generation.tokens.tolist() == [21, 21, END, 22, 22, END, 23, 23, END, 25, 25]
   assert one.generation.finish == "length"
-  assert counted == [3 + 6 + 5]
+  assert counted == [3 + 9 + 2]
