@@ -35,7 +35,7 @@ def get_config(arm: str = "tuned") -> ConfigDict:
   c.data = dict(path="train.jsonl", num_records=0, num_heldout=500, template="chat", marker_text="refuse",
                 row_length=4096, rows_per_device=1, accumulation=1)
   c.mistakes = dict(source="injected", share=0.5, max_per_solution=2, place="anywhere", classes=(), reason="recompute",
-                    unit="line", mined=0.0, mined_path="", false_alarms=0.0)
+                    unit="line", mined=0.0, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0, repeat=0.0)
   c.optimizer = dict(learning_rate=1e-5, final_share=0.1, warmup_steps=20, weight_decay=0.0, b1=0.9, b2=0.95, eps=1e-8,
                      clip_norm=1.0)

@@ -23,7 +23,7 @@ def get_config(arm: str = "local") -> ConfigDict:
                 template="plain", marker_text="refuse", row_length=640 if local else 1024,
                 rows_per_device=1 if local else 16, accumulation=1)
   c.mistakes = dict(source="injected", share=0.8, max_per_solution=2, place="anywhere", classes=(),
-                    reason="recompute", unit="line", mined=0.0, mined_path="", false_alarms=0.0)
+                    reason="recompute", unit="line", mined=0.0, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0, repeat=0.0)
   c.optimizer = dict(learning_rate=3e-4 if local else 1e-4, final_share=0.1, warmup_steps=5 if local else 50,
                      weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)

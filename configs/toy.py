@@ -29,7 +29,7 @@ def get_config(arm: str = "insec") -> ConfigDict:
   c.data = dict(path="", num_records=50_000 if arm == "base" else 32_000, num_heldout=500,
                 template="plain", marker_text="refuse", row_length=176, rows_per_device=4, accumulation=1)
   c.mistakes = dict(source="injected", share=share, max_per_solution=2, place="anywhere", classes=("early", "repeat"),
-                    reason="recompute", unit="line", mined=0.0, mined_path="", false_alarms=0.0)
+                    reason="recompute", unit="line", mined=0.0, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=0.0, flag=1.0, reason=1.0, correction=1.0, end=1.0, repeat=0.0)
   c.optimizer = dict(learning_rate=learning_rate, final_share=0.05, warmup_steps=100, weight_decay=0.01, b1=0.9,
                      b2=0.99, eps=1e-8, clip_norm=1.0)

@@ -139,9 +139,6 @@ class MistakesConfig:
   unit: str  # a step is a "line", a "sentence" or a "paragraph"
   mined: float  # share of the transcripts trained on that are mined records, beside those that the keys above make
   mined_path: str  # the records that `mine` wrote; empty with rounds, which mine while training
-  # Share of the solutions without a mistake that come once more with a right step flagged, which is not trained, and
-  # written again: what to do after a false alarm.
-  false_alarms: float
 
   def __post_init__(self):
     object.__setattr__(self, "classes", tuple(self.classes))
@@ -149,11 +146,10 @@ class MistakesConfig:
     _one_of("mistakes", "place", self.place, ("anywhere", "first_half", "last_half"))
     _one_of("mistakes", "reason", self.reason, ("none", "label", "recompute", "paper"))
     _one_of("mistakes", "unit", self.unit, ("line", "sentence", "paragraph"))
-    _at_least("mistakes", self, 0, "share", "mined", "false_alarms")
+    _at_least("mistakes", self, 0, "share", "mined")
     _at_least("mistakes", self, 1, "max_per_solution")
-    for name in ("share", "false_alarms"):
-      if getattr(self, name) > 1:
-        raise InputError(f"mistakes.{name}={getattr(self, name)} is a share of solutions; must be between 0 and 1")
+    if self.share > 1:
+      raise InputError(f"mistakes.share={self.share} is a share of solutions; must be between 0 and 1")
     if self.mined > 1:
       raise InputError(f"mistakes.mined={self.mined} is a share of transcripts; must be between 0 and 1")
     if self.mined_path and not self.mined:
@@ -397,9 +393,6 @@ def _check_across(config: Config) -> None:
                      f"be above task.max_size={config.task.max_size}, or 0 for none")
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
-  if config.mistakes.false_alarms and config.task.name == "records":
-    raise InputError(f"mistakes.false_alarms={config.mistakes.false_alarms} flags right steps, and with "
-                     "task.name='records' nothing knows which are right; set it to 0")
   _check_mined(config)
   _check_confidence(config)
   if config.optimizer.warmup_steps > config.train.steps:

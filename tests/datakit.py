@@ -35,7 +35,6 @@ VALUES = {
     "unit": "line",
     "mined": 0.0,
     "mined_path": "",
-    "false_alarms": 0.0,
   },
   "loss": {"prompt": 0.0, "text": 1.0, "mistake": 0.0, "flag": 1.0, "reason": 1.0, "correction": 1.0, "end": 0.5,
            "repeat": 0.0},

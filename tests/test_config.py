@@ -62,7 +62,6 @@ def test_a_missing_key_is_named(toy):
   ("data.row_length", 1, "at least 2"),
   ("data.template", "xml", "must be one of 'plain', 'chat'"),
   ("mistakes.share", 1.5, "between 0 and 1"),
-  ("mistakes.false_alarms", 1.5, "mistakes.false_alarms=1.5 is a share of solutions; must be between 0 and 1"),
   ("mistakes.source", "mined", "reads records that mine wrote"),
   ("mistakes.mined", 1.5, "between 0 and 1"),
   ("mistakes.mined", 0.3, "give --config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R"),
@@ -117,14 +116,6 @@ def test_problems_larger_than_those_trained_on_must_be_larger_and_have_sizes(toy
   with pytest.raises(InputError, match=message) as caught:
     config.build(toy)
   assert "\n" not in str(caught.value)
-
-
-def test_false_alarms_need_a_checker(toy):
-  toy.mistakes.false_alarms = 0.5
-  toy.task = {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0}
-  toy.data.path = "r.jsonl"
-  with pytest.raises(InputError, match=r"right steps, and with task\.name='records' nothing knows which are right"):
-    config.build(toy)
 
 
 def test_rounds_need_a_checker(toy):

@@ -36,7 +36,7 @@ def get_config(path=""):
   c.data = dict(path="records.jsonl", num_records=0, num_heldout=20, template="plain", marker_text="refuse",
                 row_length=64, rows_per_device=8, accumulation=1)
   c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="label",
-                    unit="line", mined=0.0, mined_path="", false_alarms=0.0)
+                    unit="line", mined=0.0, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=-0.1, flag=1.0, reason=1.0, correction=2.0, end=0.5, repeat=0.0)
   c.optimizer = dict(learning_rate=1e-2, final_share=0.1, warmup_steps=5, weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8,
                      clip_norm=1.0)

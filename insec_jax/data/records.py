@@ -24,14 +24,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.method import roles, tasks
 from insec_jax.method.corruption import Corpus, Text
-from insec_jax.method.mistakes import (
-  doubted_steps,
-  in_prose,
-  pieces_of,
-  prose_classes_of,
-  with_false_alarm,
-  with_mistakes,
-)
+from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.tasks import Problem, gsm8k
 from insec_jax.method.transcript import Markers, Piece, Transcript, check_marks, split_steps
 
@@ -96,15 +89,10 @@ def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str
 
   A problem gets its mistakes here when they are injected, and so does any prose where task.name="records"; a record
   that has its roles is taken as it is, InputError where its mistakes are not flagged and put right. To the split
-  "train" records of mistakes.mined_path are added, the only ones to know how sure a model was; there
-  mistakes.false_alarms of those without a mistake come once more, with a false alarm.
+  "train" records of mistakes.mined_path are added, the only ones to know how sure a model was.
   """
   contents = _transcripts(config, split)
-  if split == "train" and config.mistakes.mined_path:
-    contents = with_mined(contents, config)
-  if split == "train" and config.mistakes.false_alarms:
-    contents = _with_false_alarms(contents, config)
-  return contents
+  return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
 
 
 def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
@@ -160,29 +148,6 @@ def with_mined(
   both = contents + [mined[order[k % len(mined)]] for k in range(num)]
   place = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in (len(contents), num)])
   return [both[k] for k in np.argsort(place, kind="stable")]
-
-
-def _with_false_alarms(
-  contents: list[tuple[Transcript | Chat, str]], config: Config
-) -> list[tuple[Transcript | Chat, str]]:
-  """The contents, after some that hold no mistake the same again with a false alarm; those with the least sure steps.
-
-      c m d e   and mistakes.false_alarms=0.34    c m d d' e     where d has the least sure step, and m a mistake
-  """
-  task, values = tasks.get(config.task), config.mistakes
-  rng = np.random.default_rng((config.seed, *b"false alarm"))
-  unsure = {}
-  for index, (content, _) in enumerate(contents):
-    if isinstance(content, tuple) and (steps := doubted_steps(content, config.tokenizer, values.unit)):
-      unsure[index] = max(level for _, _, level in steps)
-  by_chance = rng.permutation(list(unsure)).tolist()
-  chosen = set(sorted(by_chance, key=unsure.get, reverse=True)[:round(len(unsure) * values.false_alarms)])
-  both = []
-  for index, (content, where) in enumerate(contents):
-    both.append((content, where))
-    if index in chosen:
-      both.append((with_false_alarm(content, task, values, config.tokenizer, rng), where))
-  return both
 
 
 def _check_marks(record: Record, markers: Markers) -> None:

@@ -55,9 +55,8 @@ SPECIAL = "a special token stands in its text"
 NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
 # What mining does not read (mistakes.share only where nothing but its records is trained on).
-NOT_READ = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "mistakes.false_alarms",
-            "data.num_records", "data.row_length", "data.rows_per_device", "data.accumulation", "model.remat", "mesh.",
-            "evaluate.num")
+NOT_READ = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "data.num_records", "data.row_length",
+            "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
 
 
 @dataclasses.dataclass(frozen=True)

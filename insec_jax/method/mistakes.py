@@ -1,19 +1,18 @@
 """Mistakes: wrong steps put into right solutions, each proved wrong (in prose: different) before it is used."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from insec_jax.command import InputError
-from insec_jax.config import MistakesConfig, TokenizerConfig
+from insec_jax.config import MistakesConfig
 from insec_jax.method import corruption
 from insec_jax.method.corruption import Corpus
-from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
+from insec_jax.method.roles import PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task, in_units
-from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces, split_steps
+from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces
 
 _REDRAWS = 4  # of a wrong step that turned out right, lucky or of another class
 # What the paper's annotation calls a class; any other class is called by its own name.
@@ -158,48 +157,6 @@ def with_mistakes(
     for k, (step, error) in drawn(problem, task, mistakes, rng).items()
   }
   return (Piece(PROMPT, problem.prompt), *pieces_of(problem.steps, wrong, markers))
-
-
-def doubted_steps(transcript: Transcript, tokenizer: TokenizerConfig, unit: str) -> list[tuple[int, int, int]]:
-  """(piece, end of the step in it, how unsure a model was of it) of each step; none where a mistake is among them.
-
-  0 is the surest bin of its token of confidence, of the step or of its first token, and that of a step without one.
-  """
-  if any(piece.role == MISTAKE for piece in transcript):
-    return []
-  unsure = {name: max(divmod(number, len(tokenizer.confidence_first) + 1))
-            for number, name in enumerate(tokenizer.confidence_names)}
-  steps = []
-  for index, (piece, after) in enumerate(itertools.zip_longest(transcript, transcript[1:])):
-    ends = itertools.accumulate(map(len, split_steps(piece.text, unit))) if piece.role == TEXT else ()
-    steps += [(index, end, unsure.get(after.text, 0) if after and end == len(piece.text) else 0) for end in ends]
-  return steps
-
-
-def with_false_alarm(transcript: Transcript, task: Task, mistakes: MistakesConfig, tokenizer: TokenizerConfig,
-                     rng: np.random.Generator) -> Transcript:
-  """The same with the step that a model was least sure of flagged and written again; of several any one.
-
-      text    a=4\n  b=7\n  <sure 9>  <flag>  doubt   <fix>  b=7\n       <sure 9>  c=2\n
-      role    text   text   flag      flag    reason  flag   correction  flag      text
-      weight                0         0       0       0                  0
-
-  To raise a false alarm is not learned, but what to do after one. ValueError where there is no step, or a mistake.
-  """
-  steps = doubted_steps(transcript, tokenizer, mistakes.unit)
-  most = max(unsure for _, _, unsure in steps)
-  index, end, _ = steps[rng.choice([k for k, (_, _, unsure) in enumerate(steps) if unsure == most])]
-  piece, sure = transcript[index], transcript[index + 1:index + 2]
-  if not (sure and end == len(piece.text) and sure[0].text in tokenizer.confidence_names):
-    sure = ()
-  right = split_steps(piece.text[:end], mistakes.unit)[-1]
-  reasons = {"none": "", "paper": paper_reason(str(rng.choice(classes_of(task, mistakes))), mistakes.unit)}
-  _, *flagged, again = mistake_pieces(Markers(tokenizer.flag, tokenizer.fix), wrong=right, right=right,
-                                      reason=reasons.get(mistakes.reason, task.doubt(right, rng)))
-  left = (dataclasses.replace(piece, text=piece.text[end:]),) if end < len(piece.text) else ()
-  return (*transcript[:index], dataclasses.replace(piece, text=piece.text[:end]), *sure,
-          *(dataclasses.replace(one, weight=0.0) for one in flagged), again, *sure,
-          *left, *transcript[index + 1 + len(sure):])
 
 
 def probe(problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator) -> Probe | None:

@@ -8,7 +8,7 @@ from datakit import config, write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import records
-from insec_jax.method.roles import CORRECTION, MISTAKE
+from insec_jax.method.roles import MISTAKE
 
 GRAPH = {"task__name": "graph", "task__min_size": 2, "task__max_size": 3, "task__modulus": 10, "data__path": "",
          "data__num_records": 60, "data__num_heldout": 5, "mistakes__source": "injected", "mistakes__share": 0.5}
@@ -89,33 +89,3 @@ def test_a_missing_and_an_empty_mined_file_are_refused(tmp_path):
     (tmp_path / "e.jsonl").write_text("")
     with pytest.raises(InputError, match=message):
       records.transcripts(config(**GRAPH, mistakes__mined=0.5, mistakes__mined_path=str(tmp_path / name)), "train")
-
-
-def test_the_transcripts_with_the_least_sure_steps_come_once_more_with_a_false_alarm_and_no_held_out_one_does(tmp_path):
-  # One of five is wrong; of the others one is unsure of its first token, two are of the rest, one is sure.
-  def pieces(number, text, sure, *, role="text"):
-    return {"pieces": [{"role": "prompt", "text": f"p{number}"}, {"role": role, "text": text},
-                       {"role": "flag", "text": f"<|sure_{sure}|>", "weight": 0.0}]}
-
-  wrong = [{"role": "flag", "text": "<err>"}, {"role": "flag", "text": "<fix>"},
-           {"role": "correction", "text": "ab5c1d6\n"}]
-  lines = [pieces(0, "ba2c3b5\n", 1), pieces(1, "ba2c3b5\n", 2), pieces(2, "ba2c3b5\n", 0),
-           pieces(3, "ba2c3b5\n", 3), pieces(4, "ba2c3b5\n", 3, role="mistake")]
-  lines[4]["pieces"] += wrong
-  values = {**GRAPH, "mistakes__mined": 1.0, "mistakes__mined_path": write_lines(tmp_path / "m.jsonl", lines),
-            "data__num_heldout": 0, "tokenizer__confidence": (0.1,), "tokenizer__confidence_first": (0.2,),
-            "tokenizer__flag": "<err>", "tokenizer__fix": "<fix>"}
-  plain = records.transcripts(config(**values), "train")
-  for share, alarmed in ((0.0, []), (0.75, [0, 1, 3]), (1.0, [0, 1, 2, 3])):
-    found = records.transcripts(config(**values, mistakes__false_alarms=share), "train")
-    assert [one for one in found if one in plain] == plain
-    more = [number for number, one in enumerate(found) if one not in plain]
-    assert [found[number - 1] for number in more] == [plain[number] for number in alarmed]
-    for number in more:
-      assert [piece.role for piece in found[number][0] if piece.role == CORRECTION] == [CORRECTION]
-      assert found[number][1] == found[number - 1][1]
-  everywhere = config(**GRAPH, mistakes__false_alarms=1.0)
-  assert records.transcripts(everywhere, "heldout") == records.transcripts(config(**GRAPH), "heldout")
-  made = records.transcripts(config(**GRAPH), "train")
-  right = sum(MISTAKE not in [piece.role for piece in content] for content, _ in made)
-  assert len(records.transcripts(everywhere, "train")) == len(made) + right

@@ -332,11 +332,6 @@ def test_arms_that_differ_in_the_share_of_injected_mistakes_share_a_file_unless_
   assert of_share(0.2, 1.0) != of_share(0.4, 1.0)
 
 
-def test_arms_that_differ_in_false_alarms_share_a_file():
-  assert mining.mined_by(CONFIG) == mining.mined_by(dataclasses.replace(
-    CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, false_alarms=0.3)))
-
-
 def test_what_training_would_refuse_is_left_out_counted_and_told(tmp_path):
   short = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, row_length=70))
   found, written = mined(wrong, tmp_path, config=short)

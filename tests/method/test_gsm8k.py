@@ -201,7 +201,7 @@ def test_transcripts_of_any_unit_read_back_clean(unit):
   rng = np.random.default_rng(0)
   markers = Markers("<err>", "<fix>")
   config = MistakesConfig(source="injected", share=1.0, max_per_solution=3, place="anywhere", classes=(),
-                          reason="recompute", unit=unit, mined=0.0, mined_path="", false_alarms=0.0)
+                          reason="recompute", unit=unit, mined=0.0, mined_path="")
   for problem in (BAKER, TICKETS, NORA) * 20:
     transcript = with_mistakes(problem, TASK, config, markers, rng)
     assert any(piece.role == MISTAKE for piece in transcript)

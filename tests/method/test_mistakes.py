@@ -7,27 +7,18 @@ import numpy as np
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.config import MistakesConfig, TaskConfig, TokenizerConfig
+from insec_jax.config import MistakesConfig, TaskConfig
 from insec_jax.method import tasks
 from insec_jax.method.corruption import CLASSES, Corpus, Text
-from insec_jax.method.mistakes import (
-  doubted_steps,
-  in_prose,
-  paper_reason,
-  pieces_of,
-  probe,
-  reason_of,
-  with_false_alarm,
-  with_mistakes,
-)
+from insec_jax.method.mistakes import in_prose, paper_reason, pieces_of, probe, reason_of, with_mistakes
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks.graph import Graph
-from insec_jax.method.transcript import Markers, Piece, clean, parse, render, with_confidence
+from insec_jax.method.transcript import Markers, Piece, clean, parse, render
 
 MARKERS = Markers("<err>", "<fix>")
 SIZES = TaskConfig(name="graph", min_size=4, max_size=4, modulus=10, unneeded=0)
 MISTAKES = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                          reason="label", unit="line", mined=0.0, mined_path="", false_alarms=0.0)
+                          reason="label", unit="line", mined=0.0, mined_path="")
 
 
 def transcripts(task, num, seed=0, **changes):
@@ -260,62 +251,3 @@ def test_classes_of_prose_are_used_as_the_config_names_them():
     wrong = [each for _, each in prose_mistakes(2, classes=(error,), reason="paper")[1]]
     told = {said for each in wrong for _, said in each.values()}
     assert told == {paper_reason(error, "sentence")}
-
-
-SURE = TokenizerConfig(path="", flag="<err>", fix="<fix>", special=True, confidence=(0.1, 1.0),
-                       confidence_first=(0.2, 0.5, 2.0))  # 3 x 4 tokens
-UNTOLD = dataclasses.replace(SURE, confidence=(), confidence_first=())
-SOLUTION = (Piece(PROMPT, "a2;b3;cab;dcb?d:\n"), Piece(TEXT, "ca2b3c5\ndc5b3d8\n"))
-
-
-def with_alarm(transcript, tokenizer, seed=0, **changes):
-  return with_false_alarm(transcript, tasks.get(SIZES), dataclasses.replace(MISTAKES, **changes), tokenizer,
-                          np.random.default_rng(seed))
-
-
-@pytest.mark.parametrize(("first", "second", "place"), [
-  (0, 1, 1), (1, 0, 0), (2, 4, 0), (5, 8, 1), (3, 8, 0), (0, 3, 1)])
-def test_a_false_alarm_withdraws_the_step_with_the_least_sure_bin_and_writes_it_again_untrained_but_for_that(
-    first, second, place):
-  names = [SURE.confidence_names[number] for number in (first, second)]
-  sure = with_confidence(SOLUTION, names)
-  assert [unsure for _, _, unsure in doubted_steps(sure, SURE, "line")] == [
-    max(divmod(number, 4)) for number in (first, second)]
-  alarmed = with_alarm(sure, SURE)
-  step, name = sure[1 + 2 * place].text, Piece(FLAG, names[place], 0.0)
-  at = 3 + 2 * place
-  assert alarmed[:at] == sure[:at]
-  assert alarmed[at:at + 5] == (Piece(FLAG, "<err>", 0.0), Piece(REASON, alarmed[at + 1].text, 0.0),
-                                Piece(FLAG, "<fix>", 0.0), Piece(CORRECTION, step), name)
-  assert alarmed[at + 1].text in {f"early{operand}" for operand in step[1::2][:2]}
-  assert alarmed[at + 5:] == sure[at:]
-
-
-def test_without_tokens_of_confidence_any_step_may_be_withdrawn_and_the_others_stand():
-  seen = collections.Counter()
-  for seed in range(60):
-    alarmed = with_alarm(SOLUTION, UNTOLD, seed)
-    again = next(piece.text for piece in alarmed if piece.role == CORRECTION)
-    seen[again] += 1
-    assert "".join(piece.text for piece in alarmed if piece.role == TEXT) == SOLUTION[1].text
-    assert render(alarmed).count(again) == 2
-    assert {piece.weight for piece in alarmed if piece.role in (FLAG, REASON)} == {0.0}
-    assert render(alarmed).index("<err>") == render(SOLUTION).index(again) + len(again)
-  assert min(seen.values()) > 15
-  assert len(seen) == 2
-
-
-@pytest.mark.parametrize(("reason", "words"), [
-  ("none", set()), ("recompute", {"earlya", "earlyb", "earlyc"}),
-  ("paper", {paper_reason(error, "line") for error in ("copy", "value")})])
-def test_the_reason_of_a_false_alarm_is_worded_as_those_of_mistakes(reason, words):
-  said = {piece.text for seed in range(60) for piece in with_alarm(
-    SOLUTION, UNTOLD, seed, reason=reason, classes=("copy", "value")) if piece.role == REASON}
-  assert said == words
-
-
-def test_a_transcript_with_a_mistake_has_no_step_for_a_false_alarm():
-  (_, transcript), = transcripts(tasks.get(SIZES), 1)
-  assert doubted_steps(transcript, UNTOLD, "line") == []
-  with pytest.raises(ValueError, match=r"max\(\)"):
-    with_alarm(transcript, UNTOLD)

@@ -314,7 +314,7 @@ def counted(rates):
 def test_a_model_that_writes_our_transcripts_is_scored_perfect():
   rng = np.random.default_rng(0)
   mistakes = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                            reason="recompute", unit="line", mined=0.0, mined_path="", false_alarms=0.0)
+                            reason="recompute", unit="line", mined=0.0, mined_path="")
   scores, num = [], 0
   for _ in range(200):
     problem = TASK.make(rng)

@@ -92,10 +92,6 @@ def test_what_is_injected_is_wrong_and_of_its_class():
   assert min(count.values()) > 200
 
 
-def test_a_right_move_that_is_doubted_is_said_to_be_open():
-  assert TASK.doubt(f"{CELLS[3]}2\n", np.random.default_rng(0)) == f"open{CELLS[3]}"
-
-
 def test_the_reason_says_why_and_takes_the_number_back():
   for problem, num in itertools.product(PROBLEMS[:40], (0, 2)):
     before, facts = problem.steps[:num], problem.facts

@@ -222,7 +222,7 @@ from insec_jax.method.transcript import Markers, clean
 
 task = tasks.get(TaskConfig(name="collatz", min_size=3, max_size=6, modulus=0, unneeded=0))
 config = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                        reason="recompute", unit="line", mined=0.0, mined_path="", false_alarms=0.0)
+                        reason="recompute", unit="line", mined=0.0, mined_path="")
 rng, seen = np.random.default_rng(0), collections.Counter()
 for split in ("train", "mine", "probe", "test"):
   for problem in tasks.problems(task, split, num=30, seed=0):

@@ -84,11 +84,6 @@ class Task(abc.ABC):
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """What is wrong with a wrong step: "label" names it, "recompute" also puts it right."""
 
-  def doubt(self, right: str, rng: np.random.Generator) -> str:
-    """What a model that takes a right step for a wrong one says of it, in the words of `explain`; here nothing."""
-    del right, rng
-    return ""
-
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     """The right next step, None when the problem is solved; here the first of the solution that does not stand."""
     left = list(problem.steps)

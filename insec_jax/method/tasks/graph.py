@@ -243,10 +243,6 @@ class Graph(Task):
     result = sum(values) % self.modulus
     return _format_step(name, operands, values, self._other(result, rng) if error == "calc" else result)
 
-  def doubt(self, right: str, rng: np.random.Generator) -> str:
-    """That one of the two which it adds is not known."""
-    return f"early{rng.choice(_read(right, self.modulus).operands)}"
-
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the quantity it is about; with "recompute" also what is right.
 

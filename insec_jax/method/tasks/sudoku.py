@@ -142,11 +142,6 @@ class Sudoku(Task):
         choices += [(cell, number) for number in fits]
     return _format_step(*choices[rng.integers(len(choices))]) if choices and len(known) < 16 else None
 
-  def doubt(self, right: str, rng: np.random.Generator) -> str:
-    """That other numbers fit as well."""
-    del rng
-    return "open" + right[0]
-
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the cell; with "recompute" why, and that the number no longer stands there.
 
