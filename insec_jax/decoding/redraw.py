@@ -82,6 +82,6 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
 
 
 def _with_confidence(generation: Generation, watch: Watch, said: Surprise) -> Generation:
-  """What was cut right before the token of confidence of its last step, with it; its log p, which nobody reads, is 0."""
+  """What was cut right before the token of confidence of its last step, with it; its log p is unknown, and put as 0."""
   return dataclasses.replace(generation, tokens=np.append(generation.tokens, watch.confidence_ids[watch.bin(said)]),
                              logprobs=np.append(generation.logprobs, 0.0))
