@@ -53,7 +53,7 @@ def get_config(arm: str = "injected") -> ConfigDict:
   c.train = dict(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000, keep=2, keep_every=0)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=1_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
+  c.evaluate = dict(num_problems=2_000, num_probes=1_000, max_tokens=240, batch_size=250, within=2, temperature=1.0,
                     max_false_alarms=0.01, votes=5, redraws=2, max_size=12)
   c.mine = dict(num_problems=40_000, samples=1, temperature=1.0, right=1.5)
   return c
