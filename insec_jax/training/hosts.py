@@ -212,7 +212,7 @@ class Hosts:
   def leave(self) -> None:
     """Nothing; all processes have come here, and the runtime is gone."""
     if self.is_first:
-      self._client.key_value_set("insec/stop", "over", allow_overwrite=True)  # or `_settle` would wait for ever
+      self._call_off("over")  # or `_settle` would wait for ever
     self.gather("the end", None)
     self._over.set()
     jax.distributed.shutdown()
@@ -251,11 +251,15 @@ class Hosts:
           self._take_leave()
           self._end(Verdict(*told[0]))
 
+  def _call_off(self, why: str) -> None:
+    """Tells all, `_settle` of each process, why there are no more steps; the first one to say so is heard."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      self._client.key_value_set("insec/stop", why)
+
   def _tell(self) -> None:
     """Tells all of this process's SIGTERM."""
     self._told.wait()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      self._client.key_value_set("insec/stop", "SIGTERM", allow_overwrite=True)
+    self._call_off("SIGTERM")
 
   def _settle(self) -> None:
     """Sets the last step once a process was told to stop: the one after the furthest to which any process has come."""

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import socket
 import threading
+import time
 
+import jax
 import pytest
 from jax._src.lib import _jax
 
@@ -121,11 +123,77 @@ def test_all_that_came_hear_who_is_missing_or_differs_or_came_twice(places):
   assert "process 0 is missing" in meet_all(places[1:2], seconds=0.2)[0]
 
 
+class Store:
+  """A key-value store as JAX's, whose answers take a while."""
+
+  def __init__(self, seconds):
+    self.seconds, self.values, self.changed = seconds, {}, threading.Condition()
+
+  def key_value_set(self, key, value):
+    time.sleep(self.seconds)
+    with self.changed:
+      if key in self.values:
+        raise jax.errors.JaxRuntimeError("ALREADY_EXISTS")
+      self.values[key] = value
+      self.changed.notify_all()
+
+  def blocking_key_value_get(self, key, milliseconds):
+    time.sleep(self.seconds)
+    with self.changed:
+      if not self.changed.wait_for(lambda: key in self.values, milliseconds / 1000):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+      return self.values[key]
+
+
+def stopped_at(monkeypatch, *, after, called_off=None, store_seconds=0.02, most=150):
+  """The step after which each of three processes stopped, `most` for one that went on; they run at their own speeds.
+
+  The second is told to stop by its `after`-th step. `called_off`: as process 0 does it at the end, before all begin.
+  """
+  monkeypatch.setattr(hosts, "BEAT_SECONDS", 0.001)
+  store, team, found = Store(store_seconds), [hosts.Hosts(index, NAMES) for index in range(3)], {}
+  for one in team:
+    one._client = store
+    for part in (one._tell, one._settle):
+      threading.Thread(target=part, daemon=True).start()
+  if called_off:
+    team[0]._call_off(called_off)
+
+  def run(one):
+    for step in range(1, most + 1):
+      time.sleep(0.003 * (1 + one.index))
+      if one.index == 1 and step == after:
+        one._told.set()
+      found[one.index] = step
+      if one.stops(step):
+        return
+
+  threads = [threading.Thread(target=run, args=(one,)) for one in team]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+    assert not thread.is_alive()
+  return [found[index] for index in range(3)]
+
+
+def test_all_stop_after_the_same_step_which_none_has_passed_however_slow_the_store_is(monkeypatch):
+  for seconds in (0.0, 0.02, 0.1):
+    first, *others = stopped_at(monkeypatch, after=5, store_seconds=seconds)
+    assert others == [first, first]
+    assert 5 < first < 100
+
+
+def test_nobody_stops_when_nobody_is_told_or_when_the_run_was_over_before(monkeypatch):
+  assert stopped_at(monkeypatch, after=None, most=20) == [20, 20, 20]
+  assert stopped_at(monkeypatch, after=5, called_off="over", most=40) == [40, 40, 40]
+
+
 def judge_all(court, *times, beats=lambda time: [time] * 3, failed=lambda _: {}):
   """The first verdict at these times, with its time."""
-  for time in times:
-    if verdict := court.judge(dict(enumerate(beats(time))), failed(time), time):
-      return time, verdict
+  for now in times:
+    if verdict := court.judge(dict(enumerate(beats(now))), failed(now), now):
+      return now, verdict
   return None
 
 
