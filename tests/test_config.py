@@ -42,6 +42,15 @@ def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm
   assert (built.model.size is not None, built.model.path == "") == (arm == "base",) * 2
 
 
+@pytest.mark.parametrize("name", ["smollm2_gsm8k", "smollm2_multiplication"])
+@pytest.mark.parametrize("arm", ["base", "clean", "injected", "mined"])
+def test_every_arm_of_a_real_model_builds_and_the_arms_go_on_from_the_base(name, arm):
+  values = load(next(file for file in CONFIGS if file.stem == name), arm)
+  if values.mistakes.mined:
+    values.mistakes.mined_path = "mined.jsonl"
+  assert config.build(values).model.path.endswith("SmolLM2-135M-Instruct" if arm == "base" else "base_hf")
+
+
 def test_a_misspelt_key_is_answered_with_the_right_one(toy):
   toy.optimizer.learning_rat = 1e-3
   with pytest.raises(InputError, match=r"no key optimizer\.learning_rat; did you mean optimizer\.learning_rate\?"):
