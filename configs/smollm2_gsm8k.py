@@ -18,12 +18,13 @@ from ml_collections import ConfigDict
 
 def get_config(arm: str = "local") -> ConfigDict:
   local = arm == "local"
+  # A row of injected has 0.953 times the trained tokens of one of clean (by its receipt); that of mined is a guess.
   steps, share, mined = {
     "local": (40, 0.8, 0.0),
     "base": (600, 0.0, 0.0),
     "clean": (600, 0.0, 0.0),
-    "injected": (540, 0.5, 0.0),
-    "mined": (540, 0.5, 0.5),
+    "injected": (630, 0.5, 0.0),
+    "mined": (640, 0.5, 0.5),
   }[arm]
   c = ConfigDict()
   c.seed = 0

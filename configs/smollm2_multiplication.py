@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 
 
 def get_config(arm: str = "injected") -> ConfigDict:
+  # A row of injected has 0.936 times the trained tokens of one of clean (by its receipt); that of mined is a guess.
   steps, share, mined = {
     "base": (400, 0.0, 0.0),
     "clean": (600, 0.0, 0.0),
-    "injected": (540, 0.3, 0.0),
-    "mined": (510, 0.8, 0.6),
+    "injected": (640, 0.3, 0.0),
+    "mined": (700, 0.8, 0.6),
   }[arm]
   c = ConfigDict()
   c.seed = 0
