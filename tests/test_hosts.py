@@ -118,8 +118,7 @@ class Runs:
     for index in range(num) if only is None else only:
       together = (f"--coordinator=localhost:{port}", f"--num_processes={num}", f"--process_id={index}")
       values = (f"data.rows_per_device={ROWS // num}", *changes, *(each or {}).get(index, ()))
-      jobs.append({"out": str(self.home / f"said.{index}"), "hurt": dict(hurt).get(index), "slow": slow,
-                   "arguments": [
+      jobs.append({"out": str(self.home / f"said.{index}"), "hurt": dict(hurt).get(index), "slow": slow, "arguments": [
         f"--config={self.home / 'config.py'}:", f"--workdir={workdir}", *(together if num > 1 else ()), *flags,
         *(f"--config.{value}" for value in values)]})
     self._server.stdin.write(json.dumps(jobs) + "\n")

@@ -253,8 +253,11 @@ class Hosts:
 
   def _call_off(self, why: str) -> None:
     """Tells all, `_settle` of each process, why there are no more steps; the first one to say so is heard."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
+    try:
       self._client.key_value_set("insec/stop", why)
+    except jax.errors.JaxRuntimeError as error:
+      if "ALREADY_EXISTS" not in str(error):
+        raise
 
   def _tell(self) -> None:
     """Tells all of this process's SIGTERM."""
@@ -269,7 +272,7 @@ class Hosts:
         told = self._client.blocking_key_value_get("insec/stop", 1000 * PATIENCE_SECONDS)
     if told != "SIGTERM":
       return
-    with self._counting, contextlib.suppress(jax.errors.JaxRuntimeError):
+    with self._counting, contextlib.suppress(jax.errors.JaxRuntimeError):  # as above
       self._client.key_value_set(f"insec/step/{self.index}", str(self._step))
       self._last = 1 + max(int(self._client.blocking_key_value_get(f"insec/step/{index}", 1000 * PATIENCE_SECONDS))
                            for index in range(self.num))

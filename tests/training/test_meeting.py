@@ -189,6 +189,21 @@ def test_nobody_stops_when_nobody_is_told_or_when_the_run_was_over_before(monkey
   assert stopped_at(monkeypatch, after=5, called_off="over", most=40) == [40, 40, 40]
 
 
+def test_a_store_that_refuses_a_stop_for_another_reason_than_an_earlier_one_is_an_error(monkeypatch):
+  one = hosts.Hosts(0, NAMES)
+  one._client = Store(0)
+  one._call_off("SIGTERM")
+  one._call_off("over")
+  assert one._client.values == {"insec/stop": "SIGTERM"}
+
+  def gone(*_):
+    raise jax.errors.JaxRuntimeError("UNAVAILABLE")
+
+  monkeypatch.setattr(one._client, "key_value_set", gone)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"):
+    one._call_off("SIGTERM")
+
+
 def judge_all(court, *times, beats=lambda time: [time] * 3, failed=lambda _: {}):
   """The first verdict at these times, with its time."""
   for now in times:
