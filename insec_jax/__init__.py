@@ -1,6 +1,13 @@
 """Internalized self-correction for Llama 3: data, training, measurement."""
 
 import os
+import sys
 
-# transformers says at import that PyTorch is missing; nothing here needs it, and a program's errors are one clear line.
+# transformers prints at import that PyTorch is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+if sys.argv[:1] == ["-m"]:  # python -m insec_jax.PROGRAM: the imports that follow take seconds
+  from insec_jax import stop_signal
+
+  stop_signal.plug_standard_streams()
+  stop_signal.install()

@@ -49,11 +49,11 @@ from insec_jax import command
 from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.decoding.measuring import measure
-from insec_jax.decoding.output import written_whole
 from insec_jax.decoding.probing import Prober, injected_probes, larger_problems, solved_problems, validation_problems
 from insec_jax.decoding.results import results
 from insec_jax.decoding.tables import table
 from insec_jax.decoding.writer import Writer, with_markers
+from insec_jax.files import written_whole
 from insec_jax.method import tasks
 from insec_jax.training.checkpoint import Opened, open_model, versions
 

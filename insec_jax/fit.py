@@ -24,6 +24,7 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
+from insec_jax.files import check_output, local_path, written_whole
 from insec_jax.model import hf, hf_config, llama, sharding
 from insec_jax.sizing import hardware
 from insec_jax.sizing.estimate import Estimate, estimate
@@ -44,24 +45,30 @@ flags.mark_flags_as_required(["config", "topology"])
 def main() -> None:
   config = config_lib.build(CONFIG.value)
   requests = hardware.parse(TOPOLOGY.value)
-  for flag, folder in (("output", OUTPUT.value and pathlib.Path(OUTPUT.value).absolute().parent),
-                       ("hlo", HLO.value and pathlib.Path(HLO.value).absolute().parent)):
-    if folder and not folder.is_dir():
-      raise InputError(f"--{flag}: there is no folder {folder}; make it first")
+  if OUTPUT.value is not None:
+    check_output(OUTPUT.value, "--output")
+  hlo = hlo_folder()
+  if hlo is not None and (not hlo.absolute().parent.is_dir() or (hlo.exists() and not hlo.is_dir())):
+    raise InputError(f"--hlo={hlo} is no folder, or there is none to make it in; give a folder")
   hardware.prepare(requests)
   model_config = model_of(config)
   topologies = [hardware.describe(request) for request in requests]
   for topology in topologies:  # what is wrong with the last one is said before the first is compiled
     sharding.params_shardings(llama.shapes(model_config), sharding.make_mesh(config.mesh, topology.devices))
-  if HLO.value:
-    pathlib.Path(HLO.value).mkdir(exist_ok=True)
+  if hlo is not None:
+    hlo.mkdir(exist_ok=True)
   found = []
   for topology in topologies:
     found += search(config, model_config, topology) if SEARCH.value else [measure(config, model_config, topology)]
   print(summary(found))
-  if OUTPUT.value:
-    pathlib.Path(OUTPUT.value).write_text(json.dumps([as_json(one) for one in found], indent=2) + "\n",
-                                          encoding="utf-8")
+  if OUTPUT.value is not None:
+    with written_whole(OUTPUT.value) as file:
+      file.write(json.dumps([as_json(one) for one in found], indent=2) + "\n")
+
+
+def hlo_folder() -> pathlib.Path | None:
+  """Return the folder of --hlo, None without the flag."""
+  return None if HLO.value is None else local_path(HLO.value, "--hlo")
 
 
 def model_of(config: Config) -> llama.LlamaConfig:
@@ -86,7 +93,8 @@ def model_of(config: Config) -> llama.LlamaConfig:
 def measure(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> Estimate:
   """The estimate of the config as it is; it has been printed."""
   name = f"{topology.name}-{config.model.remat}-{config.data.rows_per_device}x{config.data.row_length}"
-  file = pathlib.Path(HLO.value) / f"{name.replace(':', '_')}.txt" if HLO.value else None
+  folder = hlo_folder()
+  file = None if folder is None else folder / f"{name.replace(':', '_')}.txt"
   found = estimate(config, model_config, topology, trained_share=SHARE.value, hlo_file=file)
   print(details(found), flush=True)
   return found

@@ -23,9 +23,9 @@ from insec_jax import command
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.decoding.mining import Miner, fingerprint, join, mine_chunks
-from insec_jax.decoding.output import check_writable
 from insec_jax.decoding.parts import Parts
 from insec_jax.decoding.writer import Writer, with_markers
+from insec_jax.files import check_output
 from insec_jax.method import tasks
 from insec_jax.training.checkpoint import open_model
 
@@ -46,7 +46,7 @@ def main() -> None:
     raise InputError(f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "
                      f"{NUM_PROCESSES.value - 1}")
   task = tasks.get(config.task)
-  check_writable(OUTPUT.value)
+  check_output(OUTPUT.value, "--output")
   opened = with_markers(open_model(MODEL.value), config, MODEL.value)
   miner = Miner(Writer(opened, compute=config.precision.compute), task, config, seed=config.seed,
                 weights=fingerprint(opened.params))

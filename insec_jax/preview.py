@@ -6,7 +6,6 @@ python -m insec_jax.preview --config configs/X.py [--num N] [--html FILE]
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -14,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax import command
 from insec_jax import config as config_lib
-from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import packing, pipeline, tokens
 from insec_jax.data.tokens import Example
+from insec_jax.files import check_output, written_whole
 from insec_jax.method import roles
 from insec_jax.pages.elements import document, element, role_legend
 
@@ -31,8 +30,8 @@ BYTES_OF_CHARACTER = 4  # at most, in UTF-8
 
 def main() -> None:
   config = config_lib.build(CONFIG.value)
-  if HTML.value and not Path(HTML.value).absolute().parent.is_dir():
-    raise InputError(f"--html={HTML.value}: there is no such folder; make it first")
+  if HTML.value is not None:
+    check_output(HTML.value, "--html")
   tokenizer = tokens.open_tokenizer(config).tokenizer
   examples = pipeline.load_examples(config, tokenizer, "train")
   pipeline.load_examples(config, tokenizer, "heldout")  # its errors are found here too, not after the first steps
@@ -42,8 +41,9 @@ def main() -> None:
     print(f"rounds={config.rounds} will mix in mined records, {config.mistakes.mined:.0%} of all; none is here yet\n")
   for example in examples[: NUM.value]:
     print(coloured(example, tokenizer) if sys.stdout.isatty() else marked(example, tokenizer))
-  if HTML.value:
-    Path(HTML.value).write_text(page(receipt, examples[: NUM.value], tokenizer, config), encoding="utf-8")
+  if HTML.value is not None:
+    with written_whole(HTML.value, "--html") as file:
+      file.write(page(receipt, examples[: NUM.value], tokenizer, config))
 
 
 def token_texts(token_T: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[str]:

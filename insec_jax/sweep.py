@@ -45,6 +45,7 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.decoding.mining import mined_by
+from insec_jax.files import write_text
 from insec_jax.pages.runs import Run, read_run
 from insec_jax.pages.summary import summary
 from insec_jax.stages import DONE, DONE_BEFORE, Stage, Stopping, run_stage, run_stages, shares_of_cores, told_to_stop
@@ -278,7 +279,7 @@ def compare(sweep: Sweep, reference: str, stopping: Stopping) -> list[str]:
   else:
     reference, chosen = next(iter(runs)), []
   text = table(runs, reference)
-  checkpoint.write_atomically(sweep.output / "table.txt", text + "\n")
+  write_text(sweep.output / "table.txt", text + "\n")
   print(f"\n{text}\n")
   page = sweep.output / "report.html"
   folders = ",".join(str(run.folder) for of_arm in runs.values() for run in of_arm)

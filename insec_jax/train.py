@@ -42,6 +42,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, tokens
 from insec_jax.decoding import rounds
+from insec_jax.files import write_text
 from insec_jax.model import attention, hf, hf_config, llama, sharding
 from insec_jax.training import checkpoint, hosts, meeting, metrics, optimizer
 from insec_jax.training import step as step_lib
@@ -254,19 +255,19 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: 
 def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, team: Hosts) -> None:
   """Nothing; all that explains the run is in its folder: the config first, so that a killed start can start again."""
   workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_atomically(workdir / checkpoint.CONFIG, config.to_json() + "\n")
+  write_text(workdir / checkpoint.CONFIG, config.to_json() + "\n")
   here = environment(config, run, mesh, team)
   path = workdir / "environment.json"
   if run.totals is None:
     model = json.dumps(hf_config.config_to_json(run.config), indent=2)
-    checkpoint.write_atomically(workdir / checkpoint.MODEL, model + "\n")
-    checkpoint.write_atomically(workdir / "receipt.txt", run.data.receipt)
+    write_text(workdir / checkpoint.MODEL, model + "\n")
+    write_text(workdir / "receipt.txt", run.data.receipt)
     run.tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
     first = {**here, "resumed": []}
   else:
     first = json.loads(path.read_text(encoding="utf-8"))
     first["resumed"].append({"step": run.first, **here})
-  checkpoint.write_atomically(path, json.dumps(first, indent=2) + "\n")
+  write_text(path, json.dumps(first, indent=2) + "\n")
 
 
 def environment(config: Config, run: Run, mesh: Mesh, team: Hosts) -> dict[str, Any]:
@@ -331,7 +332,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
                             start_step=step - 1, share=share, rivals=config.loss.rivals)
 
   batches = None if run.first + 1 in starts else batches_of(run.data, run.first + 1)
-  progress = metrics.Progress(run.first, steps) if team.is_first else metrics.Silence()
+  progress = metrics.TrainProgress(run.first, steps) if team.is_first else metrics.Silence()
   announce(config, run, reason, progress)
   train_step, seconds = compile_step(config, run, model, mesh)
   progress.say(f"train step compiled in {seconds:.1f} s")
@@ -360,7 +361,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
         meter.start_clock()
       state, of_step = train_step(state, on_devices(next(batches), mesh, rows, share))
       meter.add(of_step)
-      progress.step()
+      progress.step(step)
       last, stopping = step == steps, stops(step)
       logs = last or step % every.log_every == 0
       measures = len(run.data.heldout) and (last or step % every.eval_every == 0)
@@ -392,12 +393,12 @@ def next_round(config: Config, workdir: pathlib.Path, number: int, run: Run, par
   progress.say(f"round {number} of {config.rounds}\n{told}")
   data = load_data(rounds.config_of(config, workdir, number), run.tokenizer, run.config)
   if team.is_first:
-    checkpoint.write_atomically(rounds.file_of(workdir, number).with_suffix(".txt"), f"{told}\n\n{data.receipt}")
+    write_text(rounds.file_of(workdir, number).with_suffix(".txt"), f"{told}\n\n{data.receipt}")
   progress.say(data.receipt.rstrip())
   return data
 
 
-def announce(config: Config, run: Run, attention_reason: str, progress: metrics.Progress) -> None:
+def announce(config: Config, run: Run, attention_reason: str, progress: metrics.TrainProgress) -> None:
   """Nothing; what is about to run has been said."""
   num_params = sum(param.size for param in jax.tree.leaves(run.state.params))
   progress.say(run.data.receipt.rstrip())

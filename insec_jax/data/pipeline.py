@@ -3,14 +3,12 @@
 Letters that end array names, beside those of model/llama.py: A micro-batch of a step.
 """
 
+import contextlib
 import dataclasses
-import sys
-import time
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
-import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
@@ -19,9 +17,9 @@ from insec_jax.data import records, tokens
 from insec_jax.data.packing import Rows, pack
 from insec_jax.data.tokens import Example
 from insec_jax.method import roles
+from insec_jax.progress import Progress
 
 CHUNK = 1000  # transcripts tokenised at once
-SECONDS_BETWEEN_LINES = 10
 # Reading a row is a copy from memory: two threads keep ahead of any device.
 # More than any run reads, and not endless: grain cannot count batches of one row of an endless set.
 EPOCHS = 2**31
@@ -52,22 +50,11 @@ def load_examples(config: Config, tokenizer: PreTrainedTokenizerFast, split: str
   """The examples of the split "train" or "heldout", in a fixed order."""
   contents = records.transcripts(config, split)
   examples = []
-  for start in _progress(range(0, len(contents), CHUNK), f"tokenising {split} transcripts, thousands"):
-    examples += tokens.tokenize_all(contents[start : start + CHUNK], tokenizer, config)
+  with contextlib.closing(Progress(f"tokenise {split}", len(contents), unit="transcript")) as progress:
+    for start in range(0, len(contents), CHUNK):
+      examples += tokens.tokenize_all(contents[start : start + CHUNK], tokenizer, config)
+      progress.update(len(examples))
   return examples
-
-
-def _progress(steps: Sequence[int], what: str) -> Iterator[int]:
-  """The steps, with a bar on a terminal, or a line now and then."""
-  if sys.stderr.isatty():
-    yield from tqdm.tqdm(steps, desc=what, leave=False)
-    return
-  told = time.monotonic()
-  for number, step in enumerate(steps):
-    if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-      print(f"{what}: {number} of {len(steps)}", file=sys.stderr, flush=True)
-      told = time.monotonic()
-    yield step
 
 
 def batches(

@@ -35,13 +35,13 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import records, tokens
 from insec_jax.data.encoding import special_pattern
-from insec_jax.decoding.output import written_whole
 from insec_jax.decoding.parts import Parts
 from insec_jax.decoding.probing import FROM_FILE
 from insec_jax.decoding.sampler import Surprise
 from insec_jax.decoding.steps import judged
 from insec_jax.decoding.tables import aligned
 from insec_jax.decoding.writer import Writer, Written
+from insec_jax.files import written_whole
 from insec_jax.method import mistakes, roles, tasks
 from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task

@@ -24,10 +24,11 @@ from insec_jax.data import tokens
 from insec_jax.decoding.mining import Mined, Miner, fingerprint, join, mine_chunks, seed_of
 from insec_jax.decoding.parts import Parts
 from insec_jax.decoding.writer import Writer
+from insec_jax.files import write_text
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.model.llama import LlamaConfig
-from insec_jax.training.checkpoint import Opened, write_atomically
+from insec_jax.training.checkpoint import Opened
 from insec_jax.training.hosts import Hosts
 
 FOLDER = "mined"  # of a workdir
@@ -113,7 +114,7 @@ def _join(config: Config, number: int, parts: Parts, num_chunks: int, path: path
     raise RuntimeError(f"{parts.folder} lacks chunks that other processes wrote, {SHARED_SECONDS} s after they ended")
   mined = parts.join(num_chunks, lambda chunks: join(chunks, str(path), right=config.mine.right, seed=seed))
   summary = {"round": number, "weights": weights, "sha256": _digest(path), "found": dataclasses.asdict(mined)}
-  write_atomically(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+  write_text(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
   return str(mined)
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load
-from insec_jax.decoding.progress import Progress
 from insec_jax.decoding.sampler import Generation, Sampler, Surprise, Watch, step_scores
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
+from insec_jax.progress import Progress
 from insec_jax.training.checkpoint import Opened
 
 
@@ -29,6 +30,19 @@ class Written:
   def finished(self) -> bool:
     """Whether the model ended it itself."""
     return self.generation.finish == "stop"
+
+
+def decode_progress(label: str, total: int) -> Callable[[int, int], None]:
+  """Return a function of (prompts done, tokens written) that shows them with tokens/s; the last call ends it."""
+  progress = Progress(label, total, unit="prompt")
+  start = time.monotonic()
+
+  def update(done: int, tokens: int) -> None:
+    progress.update(done, f"{tokens / (time.monotonic() - start):,.0f} tokens/s")
+    if done == total:
+      progress.close()
+
+  return update
 
 
 class Writer:
@@ -67,7 +81,7 @@ class Writer:
     generations = self.sampler.generate(
         prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop_ids=self.stop_ids,
         flag_id=self.flag_id, flag_bias=flag_bias, watch=watch, batch_size=batch_size,
-        progress=Progress(label, len(prompts)))
+        progress=decode_progress(label, len(prompts)))
     return [self.written(one) for one in generations]
 
   def written(self, generation: Generation) -> Written:

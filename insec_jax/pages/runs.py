@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
+from insec_jax.files import read_json
 from insec_jax.pages import correction
 
 BEGAN_WITH = (("model", "path"), ("mistakes", "mined_path"))  # keys of the config: made anew for every seed
@@ -71,13 +72,13 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
   """The run in `folder`; InputError when that is no workdir, or a file in it cannot be read."""
   if not (folder / "config.json").is_file():
     raise InputError(f"{folder} is no workdir: it has no config.json; give a folder that train wrote")
-  config = read_object(folder / "config.json")
+  config = read_json(folder / "config.json", "the config of a run")
   if "train" not in config:
     raise InputError(f"{folder} is no workdir: its config.json is not one of train; give a folder that train wrote")
   environment, results, lines = {}, {}, []
   notes = []
   if (folder / "environment.json").exists():
-    environment = read_object(folder / "environment.json")
+    environment = read_json(folder / "environment.json", "the environment of a run")
   else:
     notes.append("environment.json is missing, so commit, versions and devices are not known")
   if (folder / "metrics.jsonl").exists():
@@ -90,7 +91,7 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
     step = next(line["step"] for line in lines if key in line and not math.isfinite(line[key]))
     notes.append(f"{key} is not a finite number from step {step:,} on; its curve leaves that out")
   if (folder / "results.json").exists():
-    results = read_object(folder / "results.json")
+    results = read_json(folder / "results.json", "the results of a run")
     correction.check(results, folder / "results.json")
     if lines and (folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime:
       notes.append("results.json is older than the last line of metrics.jsonl; run evaluate again")
@@ -98,17 +99,6 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
     notes.append("results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "
                  f"--config CONFIG --model {folder} --output {folder / 'results.json'}")
   return Run(name, folder, config, environment, lines, results, tuple(notes))
-
-
-def read_object(path: pathlib.Path) -> dict:
-  """The JSON object in a file; InputError unless it is one."""
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON ({error}); write it again, or remove it") from None
-  if not isinstance(value, dict):
-    raise InputError(f"{path} holds {json.dumps(value):.40}, needed is an object; write it again, or remove it")
-  return value
 
 
 def read_metrics(path: pathlib.Path) -> Iterator[dict[str, float]]:

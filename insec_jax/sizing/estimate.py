@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
+from insec_jax.files import write_text
 from insec_jax.model import attention, llama, sharding
 from insec_jax.sizing import counts, hlo
 from insec_jax.sizing.hardware import GIB, Topology
@@ -139,7 +140,7 @@ def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology
   if compiled is not None:
     text = optimised_hlo(compiled)
     if hlo_file is not None:
-      hlo_file.write_text(text, encoding="utf-8")
+      write_text(hlo_file, text)
     work = _work(config, model_config, topology, mesh, text, trained_share)
   data, fsdp, tensor = config.mesh.shape(len(topology.devices))
   return Estimate(

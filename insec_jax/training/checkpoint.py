@@ -8,7 +8,6 @@ not give these back is damaged, and the one before it is used.
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 import sys
 import zlib
@@ -46,13 +45,6 @@ MINED = ("mine.",)  # nor these where it was mined before
 def versions(packages: Iterable[str] = VERSIONS) -> dict[str, str]:
   """Installed version of each package."""
   return {package: importlib.metadata.version(package) for package in packages}
-
-
-def write_atomically(path: pathlib.Path, text: str):
-  """Nothing; the file is there whole, or, after a kill, as it was."""
-  new = path.with_name(path.name + ".new")
-  new.write_text(text, encoding="utf-8")
-  os.replace(new, path)
 
 
 def check_workdir(workdir: pathlib.Path, config: Config):

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,10 +11,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tensorboardX
-import tqdm
 
 from insec_jax.command import InputError
 from insec_jax.method.roles import NAMES, NUM_ROLES
+from insec_jax.progress import Progress
 from insec_jax.training.loss import Rivals, Sums
 
 # How far the host may be ahead of the devices: what is dispatched must still run before a preempted run can save.
@@ -175,7 +174,7 @@ class Silence:
 
   def write(self, step: int, values: dict[str, float]): ...
 
-  def step(self): ...
+  def step(self, step: int): ...
 
   def line(self, step: int, values: dict[str, float]): ...
 
@@ -193,39 +192,31 @@ def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
       raise InputError(f"{path}:{number} is not a line of metrics; repair or remove the file") from error
 
 
-class Progress:
-  """The terminal: a bar with loss, tokens/s and time left, or a plain line for every logged step."""
+class TrainProgress:
+  """The terminal of a run: a bar with loss, tokens/s and time left, or a plain line for every logged step."""
 
   def __init__(self, first: int, steps: int):
     self._steps = steps
-    self._bar = tqdm.tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+    self._progress = Progress("train", steps, unit="step", done=first, quiet=math.inf)  # `line` prints what is logged
 
-  def step(self):
-    """Nothing; one more step is done."""
-    if self._bar is not None:
-      self._bar.update()
+  def step(self, step: int):
+    """Show that `step` is done."""
+    self._progress.update(step)
 
   def line(self, step: int, values: dict[str, float]):
-    """Nothing; the newest values are shown."""
+    """Show the newest values."""
     words = [f"{key} {values[key]:.4f}" for key in ("loss", "eval/loss") if key in values]
     if "tokens_per_s" in values:
       words.append(f"{values['tokens_per_s']:,.0f} tokens/s")
-    if self._bar is not None:
-      self._bar.set_postfix_str(", ".join(words))
-      return
-    if step and "seconds" in values:
-      left = values["seconds"] / step * (self._steps - step)
-      words.append(f"{int(left // 60)}:{math.ceil(left % 60):02d} left")
-    self.say(f"step {step}/{self._steps}: {', '.join(words)}")
+    if self._progress.is_bar:
+      self._progress.note(", ".join(words))
+    else:
+      self.say(f"step {step}/{self._steps}: {', '.join(filter(None, (*words, self._progress.left())))}")
 
   def say(self, text: str):
-    """Nothing; a line of text stands above the bar."""
-    if self._bar is not None:
-      self._bar.write(text, file=sys.stderr)
-    else:
-      print(text, file=sys.stderr, flush=True)
+    """Print a line above the bar."""
+    self._progress.say(text)
 
   def close(self):
-    """Nothing; the bar is finished."""
-    if self._bar is not None:
-      self._bar.close()
+    """Finish the bar."""
+    self._progress.close()

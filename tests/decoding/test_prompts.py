@@ -1,12 +1,10 @@
 """Prompt files are read whole, or refused with file and line; output files are whole, or as they were."""
 
-import json
 
 import pytest
 from datakit import write_lines
 
 from insec_jax.command import InputError
-from insec_jax.decoding.output import written_whole
 from insec_jax.decoding.prompts import read_prompts
 
 
@@ -46,28 +44,3 @@ def test_a_file_that_is_missing_or_empty_is_refused(tmp_path):
     read_prompts(str(tmp_path / "p.jsonl"))
   with pytest.raises(InputError, match="is empty"):
     read_prompts(write_lines(tmp_path / "p.jsonl", []))
-
-
-def test_an_output_appears_whole_or_leaves_what_was_there(tmp_path):
-  path = tmp_path / "o.json"
-  with written_whole(str(path)) as file:
-    file.write("[1, ")
-    assert not path.exists()
-    file.write("2]")
-  assert json.loads(path.read_text()) == [1, 2]
-
-  def fail():
-    with written_whole(str(path)) as file:
-      file.write("[3")
-      raise KeyError
-  with pytest.raises(KeyError):
-    fail()
-  assert json.loads(path.read_text()) == [1, 2]
-  assert [entry.name for entry in tmp_path.iterdir()] == ["o.json"]
-
-
-def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
-  with pytest.raises(InputError, match="cannot be written"), written_whole(str(tmp_path / "none" / "o.json")):
-    pytest.fail("the work began")
-  with pytest.raises(InputError, match="is a folder"), written_whole(str(tmp_path)):
-    pytest.fail("the work began")

@@ -108,9 +108,10 @@ def test_a_damaged_line_is_named_and_the_file_left_alone(tmp_path):
   assert "nonsense" in path.read_text()
 
 
-def test_without_a_terminal_progress_is_plain_lines(capsys):
-  progress = metrics.Progress(0, 100)
-  progress.step()
+def test_without_a_terminal_progress_is_plain_lines(capsys, monkeypatch):
+  progress = metrics.TrainProgress(0, 100)
+  progress.step(1)
+  monkeypatch.setattr(progress._progress, "left", lambda: "1:05 left")
   progress.line(50, {"loss": 1.23456, "tokens_per_s": 12345.0, "seconds": 65.0})
   progress.close()
   assert capsys.readouterr().err == "step 50/100: loss 1.2346, 12,345 tokens/s, 1:05 left\n"

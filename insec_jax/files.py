@@ -1,0 +1,450 @@
+"""Files: paths as users give them, files that are whole or not there, one writer at a time, JSON with file:line errors.
+
+A path or a content that is wrong is an InputError. What the machine refuses (a full or read-only disk, no descriptors)
+stays an OSError.
+"""
+
+import contextlib
+import errno
+import gzip
+import json
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import socket
+import stat
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, TextIO
+
+from insec_jax import stop_signal
+from insec_jax.command import FAILED, InputError
+
+if sys.platform != "win32":
+  import fcntl
+
+LOCK = ".lock"  # of a folder that has one writer
+BEAT_SECONDS = 3  # between two signs of life of a writer, for hosts that do not share its file locks
+SILENCE_SECONDS = 12  # after which such a writer is taken for dead
+GRACE_SECONDS = 2  # in which a writer that is just ending may let go
+MOST_LINE_BYTES = 1 << 28  # of one JSON line, unpacked
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+STREAMS = re.compile(r"/dev/(stdout|stderr|fd/[0-9]+)|/proc/(self|[0-9]+)/fd/[0-9]+")
+# Errors that speak of the path that was given, not of the state of the machine.
+PATH_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+               errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.ETXTBSY)
+
+_partials: set[pathlib.Path] = set()  # what this process has begun to write, and its locks
+_made_folders: list[pathlib.Path] = []  # by this process for its one writer, innermost first
+
+
+def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
+  """Return the path with `~` expanded; `name` is the flag or config key that gave it.
+
+  Raises InputError for an empty path, one of a scheme that is not supported (gs://), or one that no file can have.
+  """
+  text = os.fspath(text)
+  if not text:
+    raise InputError(f"{name} is empty; give a path")
+  if scheme := SCHEME.match(text):
+    raise InputError(f"{name}={text}: {scheme[1]}:// is not supported; give a path on a local or mounted disk")
+  try:
+    text.encode()
+    path = pathlib.Path(text).expanduser()
+    os.stat(path)
+  except UnicodeEncodeError:
+    raise InputError(f"{name}={text!r} is not UTF-8; rename the file") from None
+  except RuntimeError as error:
+    raise InputError(f"{name}={text}: {error}; give the path in full") from None
+  except ValueError as error:
+    raise InputError(f"{name}={text!r} is no path ({error}); give another") from None
+  except OSError as error:
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+      raise InputError(f"{name}={text:.100} cannot be used ({error.strerror}); give another path") from None
+  return path
+
+
+# Reading.
+
+
+def open_to_read(path: str | os.PathLike, name: str) -> BinaryIO:
+  """Open a regular file, or raise InputError that says why it cannot be read; `name` says what it should be."""
+  try:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+      raise InputError(f"{name}: {path} is {_kind(mode)}, needed is a file; give its path")
+    return open(path, "rb")
+  except OSError as error:
+    if error.errno in PATH_ERRORS:
+      raise InputError(f"{name}: cannot read {path} ({error.strerror}); give a file that is there") from None
+    raise
+
+
+def _kind(mode: int) -> str:
+  kinds = {"a folder": stat.S_ISDIR, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a device": stat.S_ISCHR,
+           "a block device": stat.S_ISBLK}
+  return next((kind for kind, holds in kinds.items() if holds(mode)), "no regular file")
+
+
+def read_text(path: str | os.PathLike, name: str) -> str:
+  """Return the whole file as UTF-8 text; InputError when it is no such file."""
+  with open_to_read(path, name) as file:
+    content = file.read()
+  try:
+    return content.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path}: byte {error.start} is not UTF-8; write the file again as UTF-8") from None
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+  """Return what strict JSON says; InputError for anything else, also for NaN, a key given twice, and deep nesting."""
+  def refuse(word: str):
+    raise ValueError(f"{word} is no JSON number")
+
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+      names = [name for name, _ in pairs]
+      raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.60} is given twice")
+    return values
+
+  try:
+    if isinstance(text, bytes):
+      text = text.decode("utf-8")
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+  except UnicodeDecodeError as error:
+    raise InputError(f"{where}: byte {error.start} is not UTF-8; write the file again as UTF-8") from None
+  except json.JSONDecodeError as error:
+    at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} column {error.colno}"
+    raise InputError(f"{where}: not JSON at {at} ({error.msg}); write it again as JSON") from None
+  except RecursionError:
+    raise InputError(f"{where}: nested too deeply; needed is an object of a few levels") from None
+  except ValueError as error:
+    raise InputError(f"{where}: not JSON ({error}); write it again as JSON") from None
+
+
+def read_json(path: str | os.PathLike, name: str) -> dict[str, Any]:
+  """Return the one JSON object that the file holds; InputError when it is no such file."""
+  with open_to_read(path, name) as file:
+    value = parse_json(file.read(), str(path))
+  if not isinstance(value, dict):
+    raise InputError(f"{path} holds {json.dumps(value):.40}; needed is a JSON object: write the file again")
+  return value
+
+
+def read_json_lines(path: str | os.PathLike, name: str) -> Iterator[tuple[dict[str, Any], str]]:
+  """Yield (object, "file:line") for every line of a .jsonl or .jsonl.gz file.
+
+  InputError with file and line for a line that is no JSON object, and for a file without lines.
+  """
+  number = 0
+  for number, line in enumerate(_lines(path, name), 1):
+    where = f"{path}:{number}"
+    value = parse_json(line, where)
+    if not isinstance(value, dict):
+      raise InputError(f"{where}: holds {type(value).__name__}; each line must be one JSON object")
+    yield value, where
+  if not number:
+    raise InputError(f"{name}: {path} is empty; it must hold one JSON object a line")
+
+
+def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(open_to_read(path, name))
+    if os.fspath(path).endswith(".gz"):
+      file = stack.enter_context(gzip.GzipFile(fileobj=file))
+    try:
+      while line := file.readline(MOST_LINE_BYTES + 1):
+        if len(line) > MOST_LINE_BYTES:
+          raise InputError(f"{path}: a line has more than {MOST_LINE_BYTES >> 20} MiB; give one JSON object a line")
+        yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+      raise InputError(f"{path} is damaged or no gzip file ({error}); compress it again") from None
+
+
+# Writing.
+
+
+def check_output(text: str, name: str) -> pathlib.Path:
+  """Return the path of a file to be written; InputError when no file can appear there. Nothing is left on disk."""
+  path = local_path(text, name)
+  if _is_stream(path):
+    return path
+  target = pathlib.Path(os.path.realpath(path))
+  if text.endswith("/") or target.is_dir():
+    raise InputError(f"{name}={text} is a folder; give the path of a file")
+  if target.exists() and not target.is_file():
+    raise InputError(f"{name}={text} is {_kind(target.stat().st_mode)}, which cannot be replaced; give a file's path")
+  if not target.parent.is_dir():
+    raise InputError(f"{name}={text} cannot be written (there is no folder {target.parent}); make it first")
+  if not os.access(target.parent, os.W_OK | os.X_OK):
+    if os.statvfs(target.parent).f_flag & os.ST_RDONLY:
+      raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target.parent))
+    raise InputError(f"{name}={text} cannot be written (permission denied); give a path that may be written to")
+  return target
+
+
+def _is_stream(path: pathlib.Path) -> bool:
+  """Whether the path is a character device or one of the process's own streams, which are written to, not replaced."""
+  try:
+    return bool(STREAMS.fullmatch(str(path))) or stat.S_ISCHR(os.stat(path).st_mode)
+  except OSError:
+    return False
+
+
+@contextlib.contextmanager
+def written_whole(text: str, name: str = "--output") -> Iterator[TextIO]:
+  """Yield a text file that appears under the path when the block ends well; otherwise what was there before stays.
+
+  The path has one writer at a time. InputError at once, before any work is lost, when the file could not be written. A
+  device (/dev/null, a terminal) is written to.
+  """
+  path = check_output(text, name)
+  if _is_stream(path):
+    with open(path, "w", encoding="utf-8") as file:
+      yield file
+    return
+  with one_writer(_beside(path), str(path), name):
+    _remove_left_over(path.parent, path.name)
+    with _replacing(path) as file:
+      yield file
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Write a file of a folder whose one writer this process is; after a kill it is there whole, or as it was."""
+  with _replacing(path) as file:
+    file.write(text)
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[TextIO]:
+  with partial_of(path) as partial:
+    with open(partial, "x", encoding="utf-8") as file:
+      if path.exists():
+        os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _remove_left_over(folder: pathlib.Path, name: str) -> None:
+  """Remove what killed processes left of the file `name` ("": of any) in a folder; for the one writer of it."""
+  left = re.compile(rf"\.{re.escape(name[:80]) or '.*'}\.[0-9]+-[0-9a-f]{{8}}\.partial")
+  for path in folder.iterdir():
+    if left.fullmatch(path.name):
+      _remove(path)
+
+
+@contextlib.contextmanager
+def partial_of(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yield a name beside `path` that no other process uses; what is left under it at the end of the block is removed."""
+  partial = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+  with _owned(partial):
+    yield partial
+
+
+@contextlib.contextmanager
+def _owned(path: pathlib.Path) -> Iterator[None]:
+  _partials.add(path)
+  try:
+    yield
+  finally:
+    _remove(path)
+    _partials.discard(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def remove_partials() -> None:
+  """Remove what this process has begun to write and not finished, and its locks."""
+  for path in tuple(_partials):
+    with contextlib.suppress(OSError):
+      _remove(path)
+  _remove_empty(_made_folders)
+
+
+def _remove_empty(folders: list[pathlib.Path]) -> None:
+  with contextlib.suppress(OSError):  # not empty: it is kept, and so are those around it
+    for folder in folders:
+      folder.rmdir()
+
+
+stop_signal.at_end(remove_partials)
+
+# One writer.
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f".{path.name[:80]}{LOCK}")
+
+
+@contextlib.contextmanager
+def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
+  """Make this process the one writer of a folder, which is made; one that stays empty is removed at the end.
+
+  InputError as `one_writer`, or when there can be no such folder.
+  """
+  made = [path for path in (folder, *folder.parents) if not path.exists()]
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    if error.errno in (*PATH_ERRORS, errno.EEXIST):
+      raise InputError(f"{name}={folder} cannot be made ({error.strerror}); give a folder that can") from None
+    raise
+  _made_folders[:0] = made
+  try:
+    with one_writer(folder / LOCK, str(folder), name):
+      _remove_left_over(folder, "")
+      yield
+  finally:
+    _remove_empty(made)
+
+
+@contextlib.contextmanager
+def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
+  """Hold the file `lock` inside the block; InputError that names the process that holds it otherwise.
+
+  The system gives a lock back when its process dies. Network drives whose locks do not reach other hosts are covered by
+  a sign of life, which the holder writes into the file every BEAT_SECONDS.
+  """
+  deadline = time.monotonic() + GRACE_SECONDS
+  while True:
+    try:
+      handle, holder = _acquire(lock)
+      break
+    except _HeldError as held:
+      if time.monotonic() > deadline:
+        raise InputError(f"{what} is being written by {held}; wait for its end, or give another {name}") from None
+      time.sleep(0.2)
+    except OSError as error:
+      if error.errno in PATH_ERRORS:
+        raise InputError(f"{name}={what} cannot be written ({error.strerror}); give a path that may be") from None
+      raise
+  ended = threading.Event()
+  with _owned(lock):  # removed while it is still held: who opens it now finds another file under the name
+    threading.Thread(target=_beat, args=(lock, handle, holder, ended), daemon=True, name="lock").start()
+    try:
+      yield
+    finally:
+      ended.set()
+  os.close(handle)
+
+
+class _HeldError(Exception):
+  """Another process holds the lock; the message says which, where and since when."""
+
+
+class _Holder:
+  """The process that holds a lock, as the lock file names it."""
+
+  WIDTH = 400  # of the line, so that a later sign of life covers an earlier one
+
+  def __init__(self, fields: dict[str, Any]):
+    self.fields = fields
+
+  @classmethod
+  def here(cls) -> "_Holder":
+    since = datetime.now(UTC).isoformat(" ", "seconds")
+    return cls({"process": os.getpid(), "host": socket.gethostname(), "since": since, "boot": _boot(),
+                "token": secrets.token_hex(8)})
+
+  @classmethod
+  def read(cls, lock: pathlib.Path) -> "_Holder | None":
+    try:
+      fields = json.loads(lock.read_bytes())
+      return cls(fields) if {"process", "host", "since", "boot", "token"} <= fields.keys() else None
+    except (OSError, ValueError, AttributeError):  # not there, or just being written
+      return None
+
+  def line(self, beat: int) -> bytes:
+    return json.dumps({**self.fields, "beat": beat}).ljust(self.WIDTH).encode()
+
+  def __str__(self) -> str:
+    return "process {process} on {host} since {since}".format(**self.fields)
+
+
+def _boot() -> str:
+  """What tells one running system from another: processes of one see each other's file locks."""
+  try:
+    return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+  except OSError:
+    return socket.gethostname()
+
+
+def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
+  """Return the handle of the lock file, which this process now holds, and what it says of this process."""
+  while True:
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+      shared = True
+      try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        raise _HeldError(_Holder.read(lock) or "another process") from None
+      except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL):
+          raise
+        shared = False  # this drive has no file locks
+      if not _is_same(lock, handle):
+        continue  # its holder has just ended and removed it
+      holder = _Holder.read(lock)
+      if holder is not None and not (shared and holder.fields["boot"] == _boot()):
+        _wait_for_silence(lock, holder)
+      ours = _Holder.here()
+      os.pwrite(handle, ours.line(0), 0)
+      if not shared:
+        time.sleep(1)  # another process may have come as far at the same moment: the last one to write holds it
+        if (last := _Holder.read(lock)) is None or last.fields["token"] != ours.fields["token"]:
+          raise _HeldError(last or "another process")
+      kept, handle = handle, -1
+      return kept, ours
+    finally:
+      if handle >= 0:
+        os.close(handle)
+
+
+def _is_same(lock: pathlib.Path, handle: int) -> bool:
+  try:
+    return os.path.samestat(os.stat(lock), os.fstat(handle))
+  except FileNotFoundError:
+    return False
+
+
+def _wait_for_silence(lock: pathlib.Path, holder: _Holder) -> None:
+  """Return once the holder, on another host, was silent for SILENCE_SECONDS; _HeldError when it was not."""
+  print(f"{lock} names {holder}; waiting {SILENCE_SECONDS} s for a sign of life from it", file=sys.stderr, flush=True)
+  before = lock.read_bytes()
+  deadline = time.monotonic() + SILENCE_SECONDS
+  while time.monotonic() < deadline:
+    time.sleep(0.5)
+    try:
+      if lock.read_bytes() != before:
+        raise _HeldError(_Holder.read(lock) or holder)
+    except FileNotFoundError:
+      return
+
+
+def _beat(lock: pathlib.Path, handle: int, holder: _Holder, ended: threading.Event) -> None:
+  beat = 0
+  while not ended.wait(BEAT_SECONDS):
+    beat += 1
+    other = _Holder.read(lock)
+    if ended.is_set():
+      return
+    if other is not None and other.fields["token"] != holder.fields["token"]:
+      _partials.discard(lock)  # it is the other's now
+      stop_signal.end(FAILED, f"error: {other} has taken {lock} over: this process gave no sign of life for too long")
+    with contextlib.suppress(OSError):  # a full disk: the next sign of life may go through
+      os.pwrite(handle, holder.line(beat), 0)

@@ -1,0 +1,148 @@
+"""SIGTERM, SIGINT (Ctrl-C) and SIGHUP: one line and an exit code at any moment, or an event that a loop reads.
+
+Python runs a signal handler between two instructions of the main thread, which may wait inside XLA for minutes. A
+thread of its own reads signals as they arrive, so that a program ends at once wherever its main thread is.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+PREEMPTED = 42  # `train` and `sweep`: the same command goes on
+RESUMABLE = ("train", "sweep")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_cleanups: list[Callable[[], None]] = []
+_deferred: list["StopSignal"] = []  # the innermost one receives the signal
+_ending = threading.Lock()  # held by the thread that ends the process
+_reader: int | None = None  # read end of the pipe into which the interpreter writes signal numbers
+
+
+class StopSignal(threading.Event):
+  """An event that is set when a signal asks this process to stop; `callback` is then called in another thread."""
+
+  def __init__(self, callback: Callable[[], None] = lambda: None):
+    super().__init__()
+    self._callback = callback
+
+  def receive(self) -> None:
+    """Set the event and call the callback."""
+    self.set()
+    self._callback()
+
+
+def program() -> str:
+  """Return the name of the program that this process runs, such as "train"."""
+  words = sys.orig_argv
+  if "-m" in words[:-1]:
+    return words[words.index("-m") + 1].rpartition(".")[2]
+  return os.path.basename(sys.argv[0]).removesuffix(".py")
+
+
+def exit_code(number: int) -> int:
+  """Return the exit code of a program that this signal ends."""
+  return PREEMPTED if program() in RESUMABLE else 128 + number
+
+
+def plug_standard_streams() -> None:
+  """Open /dev/null in place of a closed stdin, stdout or stderr, so that no other file takes its number."""
+  for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+    try:
+      os.fstat(number)
+    except OSError:
+      with contextlib.suppress(OSError):
+        while os.open(os.devnull, os.O_RDWR) < number:  # the lowest free number is taken first
+          pass
+    if getattr(sys, name) is None:
+      stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+      setattr(sys, name, stream)
+
+
+def install() -> None:
+  """Make each signal end the process with one line, from now on; to be called before anything slow is imported.
+
+  A signal that the parent process ignores stays ignored (`nohup`, a background job of a shell).
+  """
+  for number in SIGNALS:
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, _handle)
+
+
+def start_thread() -> None:
+  """Handle signals in a thread of their own; to be called once, from the main thread."""
+  global _reader
+  if _reader is not None:
+    return
+  install()
+  _reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  for number in SIGNALS:
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, _leave_to_thread)
+  threading.Thread(target=_read_signals, daemon=True, name="signals").start()
+
+
+def at_end(cleanup: Callable[[], None]) -> None:
+  """Call `cleanup` before a signal, or `end`, ends the process."""
+  _cleanups.append(cleanup)
+
+
+@contextlib.contextmanager
+def deferred(callback: Callable[[], None] = lambda: None) -> Iterator[StopSignal]:
+  """Yield a StopSignal that receives the signals instead of the process, inside the block.
+
+  A second SIGINT ends the process: whoever presses Ctrl-C twice does not want to wait.
+  """
+  stop = StopSignal(callback)
+  _deferred.append(stop)
+  try:
+    yield stop
+  finally:
+    _deferred.remove(stop)
+
+
+def end(code: int, line: str) -> None:
+  """Print the line, remove what is half written, and end the process at once; never returns.
+
+  The interpreter's own way out would wait for devices, threads and other processes.
+  """
+  _ending.acquire()  # a second caller waits for the end
+  for cleanup in _cleanups:
+    with contextlib.suppress(Exception):  # the process ends in any case, and the line says why
+      cleanup()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  with contextlib.suppress(OSError):
+    os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+  os._exit(code)
+
+
+def _receive(number: int) -> None:
+  name = signal.Signals(number).name
+  if _deferred and not (number == signal.SIGINT and _deferred[-1].is_set()):
+    _deferred[-1].receive()
+    return
+  again = "; run the same command to go on" if exit_code(number) == PREEMPTED else ""
+  if _deferred:
+    end(exit_code(number), f"{name} again: ended without saving; run the same command to go on from what is saved")
+  end(exit_code(number), f"{name}: ended before it was done{again}")
+
+
+def _handle(number: int, _) -> None:
+  _receive(number)
+
+
+def _leave_to_thread(*_) -> None:
+  """Do nothing: the interpreter has written the number into the pipe that `_read_signals` reads."""
+
+
+def _read_signals() -> None:
+  while numbers := os.read(_reader, 64):
+    for number in numbers:
+      if number in SIGNALS:
+        _receive(number)
