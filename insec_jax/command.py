@@ -9,6 +9,7 @@
 """
 
 import errno
+import io
 import os
 import re
 import sys
@@ -56,7 +57,8 @@ def run(main: Callable[[], int | None]) -> None:
   stop_signal.plug_standard_streams()
   stop_signal.start_thread()
   for stream in (sys.stdout, sys.stderr):
-    stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 must not end a run
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 must not end a run
   _follow_parent()
   try:
     code = _run(main)
