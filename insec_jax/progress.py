@@ -1,5 +1,6 @@
 """Progress of long loops: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 
@@ -9,7 +10,8 @@ QUIET_SECONDS = 5.0  # between two plain lines
 
 
 class Progress:
-  """How far a loop is: a bar with speed and time left on a terminal, else a line every `quiet` seconds.
+  """How far a loop is: a bar with speed and time left on a terminal, else a line every `quiet` seconds and
+  at the end; with quiet=inf there are none.
 
   `done` of `total` units are done when it begins.
   """
@@ -30,7 +32,7 @@ class Progress:
       if note:
         self._bar.set_postfix_str(note)
       self._bar.update(done - self._bar.n)
-    elif now - (self._start if done == self._total else self._last_line) > self._quiet:
+    elif self._quiet < math.inf and (done == self._total or now - self._last_line > self._quiet):
       self._last_line = now
       self.say(", ".join(filter(None, (f"{self._label}: {done:,}/{self._total:,} {self._unit}s", note, self.left()))))
 

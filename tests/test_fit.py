@@ -32,7 +32,7 @@ ATTENTION = 2 * 64 * 32
 
 WRONG = {
   "--topology: 'v9:2x2' is not known": ["--topology=v9:2x2"],
-  "--output: there is no folder": ["--topology=local", "--output=nowhere/fit.json"],
+  "there is no folder": ["--topology=local", "--output=nowhere/fit.json"],
   "does not divide 2 devices": ["--topology=local", "--config.mesh.fsdp=3"],
   "the memory of 'cpu' is not known": ["--topology=local", "--search"],
   "is no folder with a config.json here; give --config.model.path=FOLDER":

@@ -128,7 +128,7 @@ class Page(html.parser.HTMLParser):
 
 WRONG = {  # arguments and what the line says
   "no room": (["--config.data.row_length=8"], "records.jsonl:1: 37 tokens do not fit in a row of data.row_length=8"),
-  "page in no folder": (["--html=nowhere/page.html"], "--html=nowhere/page.html: there is no such folder"),
+  "page in no folder": (["--html=nowhere/page.html"], "--html=nowhere/page.html cannot be written"),
   "markers exchanged": (
     ["--config.tokenizer.flag=<|spare_1|>", "--config.tokenizer.fix=<|spare_0|>"],
     "records.jsonl:1: the mistake '12 + 30 = 43 \\x1b[0m<b>' is not flagged; put a flag piece '<|spare_1|>' right"),

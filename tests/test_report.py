@@ -237,8 +237,8 @@ def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
-  ("config.json", "{", "config.json is not JSON"), ("config.json", "[1]", "holds [1], needed is an object"),
-  ("environment.json", "x", "environment.json is not JSON"), ("results.json", "{}", "no key 'model'"),
+  ("config.json", "{", "config.json: not JSON"), ("config.json", "[1]", "holds [1]; needed is a JSON object"),
+  ("environment.json", "x", "environment.json: not JSON"), ("results.json", "{}", "no key 'model'"),
   ("metrics.jsonl", '{"step": 1}\n{"stop": 2}\n', "metrics.jsonl:2 is not a line of metrics"),
   ("metrics.jsonl", "{\n", "metrics.jsonl:1 is not a line of metrics")])
 def test_a_damaged_file_is_named(workdir, name, content, words):
