@@ -3,7 +3,7 @@
   0    done
   1    the machine refused something (disk, memory, descriptors), a process was lost, or a defect of ours (traceback)
   2    the user's input is wrong
-  3    the loss is not finite; the state before that step is saved
+  3    a loss (train; the state before that step is saved) or the logits (generate, evaluate, mine) are not finite
   42   train, sweep: saved after SIGTERM, SIGINT or SIGHUP; the same command goes on
   129, 130, 143   another program was ended by SIGHUP, SIGINT or SIGTERM; no partial file is left
 """
@@ -113,6 +113,12 @@ def machine_refusal(error: BaseException) -> str | None:
       if os.strerror(number) in text:
         return f"{_shortened(text)}; {REMEDIES.get(number, 'see the message')}"
   return None
+
+
+def is_refusal(error: BaseException) -> bool:
+  """Whether the machine refused something, so that nothing is known of the file that was used."""
+  return machine_refusal(error) is not None and not any(
+    isinstance(cause, OSError) and cause.errno is not None and cause.errno not in REFUSALS for cause in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,13 +1,13 @@
 """Self-correction, measured: on injected mistakes and on the model's own.
 
-  python -m insec_jax.evaluate --model DIR --config configs/X.py --output results.json
+  python -m insec_jax.evaluate --model DIR --config configs/X.py --output results.json [--step N]
 
 DIR may be a workdir, or an HF folder that was never trained on transcripts: it gets the markers as training would give
 them at step 0, so the untuned model meets the same probes. Problems and probes depend on the config's task, data, seed
 and evaluate sections only: arms that share these are measured on the same ones, in the same order.
 
 results.json holds
-  model, config, versions, seconds, seeds, counts
+  model, step (of the checkpoint; null where it is not known), config, versions, seconds, seeds, counts
   rates          {source: {metric: {"rate", "k", "n", "low", "high"}}}; "rate" is null when n is 0. The sources, each
                  greedily and, with " sampled" after the first word, at evaluate.temperature:
     injected, injected: CLASS   a rule's wrong steps, continued
@@ -58,6 +58,7 @@ from insec_jax.method import tasks
 from insec_jax.training.checkpoint import Opened, open_model, versions
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
+STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
 OUTPUT = flags.DEFINE_string("output", None, "The file to write; an older one is replaced.")
 flags.mark_flags_as_required(["model", "config", "output"])
@@ -67,15 +68,22 @@ def main() -> None:
   config = config_lib.build(CONFIG.value)
   task = tasks.get(config.task)
   with written_whole(OUTPUT.value) as file:
-    opened = with_markers(open_model(MODEL.value), config, MODEL.value)
-    found = {"model": MODEL.value, **evaluate(opened, task, config)}
+    opened = with_markers(open_model(MODEL.value, step=STEP.value), config, MODEL.value)
+    found = {"model": MODEL.value, "step": opened.step, **evaluate(opened, task, config)}
     json.dump(found, file, indent=1, allow_nan=False)
+  print(heading(found))
   print(table(found))
   print(f"\n{found['seconds']} seconds")
 
 
+def heading(found: dict) -> str:
+  """Return the line above the table: which model, at which step."""
+  at = "" if found["step"] is None else f", step {found['step']:,}"
+  return f"{found['model']}{at}\n"
+
+
 def evaluate(opened: Opened, task: tasks.Task, config: Config) -> dict:
-  """Everything of results.json except the model's name."""
+  """Return everything of results.json except the model and its step."""
   start = time.perf_counter()
   problems, probes = solved_problems(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)

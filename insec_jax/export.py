@@ -1,9 +1,10 @@
 """A Hugging Face folder: safetensors, config, tokenizer, generation_config and model card, as transformers reads them.
 
-  python -m insec_jax.export --model DIR --output HFDIR [--dtype float32|bfloat16|float16]
+  python -m insec_jax.export --model DIR --output HFDIR [--step N] [--dtype float32|bfloat16|float16]
 
-DIR is a workdir of train (its newest checkpoint), or an HF folder: then every tensor keeps its bytes. Without --dtype
-weights stay as stored, which after training is precision.params. HFDIR must be new or empty; it appears when complete.
+DIR is a workdir of train (its newest checkpoint, or that of --step), or an HF folder: then every tensor keeps its
+bytes. Without --dtype weights stay as stored, which after training is precision.params. HFDIR must be new or empty; it
+appears when complete.
 """
 
 import dataclasses
@@ -20,10 +21,12 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
+from insec_jax.files import local_path, read_json
 from insec_jax.model import hf, llama
 from insec_jax.training import checkpoint
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
+STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write; it must be new or empty.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights written; else as stored.")
 flags.mark_flags_as_required(["model", "output"])
@@ -37,13 +40,15 @@ LLAMA_PAD = "<|finetune_right_pad_id|>"
 
 
 def main() -> None:
-  model, output = pathlib.Path(MODEL.value), pathlib.Path(OUTPUT.value)
+  model, output = local_path(MODEL.value, "--model"), local_path(OUTPUT.value, "--output")
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise InputError(f"--output={output} is there already and not empty; give a new folder, nothing is written over")
   if output.resolve() == model.resolve():
     raise InputError(f"--output={output} is the model itself; give a new folder")
   if checkpoint.is_workdir(model):
     export_workdir(model, output)
+  elif STEP.value is not None:
+    raise InputError(f"--step={STEP.value} names a checkpoint of a workdir, and {model} is an HF folder; leave it out")
   else:
     copy_folder(model, output)
   print(f"{output} holds the model")
@@ -75,13 +80,13 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
-  """Nothing; the newest checkpoint is written as an HF folder."""
-  config = config_lib.from_json((workdir / checkpoint.CONFIG).read_text(encoding="utf-8"))
-  opened = checkpoint.open_model(str(workdir))
+  """Write the newest checkpoint, or that of --step, as an HF folder."""
+  config = config_lib.build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
+  opened = checkpoint.open_model(str(workdir), step=STEP.value)
   model = with_ids(opened.config, opened.tokenizer)
   hf.save(output, opened.params, model, dtype=DTYPE.value,
-          tokenizer=Beside(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config)),
-          card=card_text(config, json.loads((workdir / "environment.json").read_text(encoding="utf-8")), opened.step))
+          tokenizer=Beside(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config, opened.step)),
+          card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step))
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:

@@ -342,6 +342,21 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
   os.close(handle)
 
 
+def is_held(lock: pathlib.Path) -> bool:
+  """Whether a process of this machine holds the lock file."""
+  try:
+    handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+  except OSError:
+    return False
+  try:
+    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return False
+  except OSError:
+    return True
+  finally:
+    os.close(handle)
+
+
 class _HeldError(Exception):
   """Another process holds the lock; the message says which, where and since when."""
 

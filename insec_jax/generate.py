@@ -29,6 +29,7 @@ from insec_jax.method.transcript import clean_text
 from insec_jax.training.checkpoint import Opened, open_model
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
+STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
 PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines, each {"prompt": text} or {"tokens": [ids]}.')
 OUTPUT = flags.DEFINE_string("output", None, "The file to write, one line per prompt; it appears when all is done.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Tokens to write at most, the stop token included.", lower_bound=1)
@@ -46,7 +47,7 @@ flags.mark_flags_as_required(["model", "prompts", "output"])
 def main() -> None:
   prompts = read_prompts(PROMPTS.value)
   with written_whole(OUTPUT.value) as file:
-    opened = open_model(MODEL.value)
+    opened = open_model(MODEL.value, step=STEP.value)
     compute = compute_dtype(opened)
     writer = Writer(opened, compute=compute)
     tokens = [encode(prompt, writer, opened) for prompt in prompts]

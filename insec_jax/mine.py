@@ -30,6 +30,7 @@ from insec_jax.method import tasks
 from insec_jax.training.checkpoint import open_model
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
+STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
 OUTPUT = flags.DEFINE_string("output", None, "The file to write; it appears when all is done.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes share the work.", lower_bound=1)
@@ -47,7 +48,7 @@ def main() -> None:
                      f"{NUM_PROCESSES.value - 1}")
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output")
-  opened = with_markers(open_model(MODEL.value), config, MODEL.value)
+  opened = with_markers(open_model(MODEL.value, step=STEP.value), config, MODEL.value)
   miner = Miner(Writer(opened, compute=config.precision.compute), task, config, seed=config.seed,
                 weights=fingerprint(opened.params))
   parts = Parts(OUTPUT.value, miner.header)

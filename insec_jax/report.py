@@ -152,7 +152,10 @@ def arms_table(arms: Sequence[Arm]) -> Element:
              if any(f"eval/loss/{name}" in seed for seeds in last for seed in seeds)]
   groups = [("Training", training), ("Held-out loss, last measured", losses)]
   if any(seed for seeds in measured for seed in seeds):
-    groups.append(("Evaluation", [row("Seconds", measured, "seconds", _seconds)]))
+    measured = [[{key: value for key, value in seed.items() if value is not None} for seed in seeds]
+                for seeds in measured]
+    groups.append(("Evaluation", [row("Step evaluated", measured, "step", "{:,.0f}".format),
+                                  row("Seconds", measured, "seconds", _seconds)]))
   return table("", [arm.name for arm in arms], groups)
 
 

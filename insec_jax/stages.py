@@ -6,14 +6,14 @@ import dataclasses
 import os
 import pathlib
 import queue
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from insec_jax.command import InputError
+from insec_jax import stop_signal
+from insec_jax.command import PARENT_PIPE, InputError
 
 DONE, DONE_BEFORE, FAILED, LEFT_OUT, STOPPED = "done", "done before", "failed", "left out", "stopped"
 LAST_LINES = 8  # of a failed stage's log
@@ -44,23 +44,30 @@ def shares_of_cores(jobs: int) -> list[set[int] | None]:
 
 
 class Stopping(threading.Event):
-  """Set once SIGTERM or SIGINT came; the programs that run then have been told with SIGTERM."""
+  """Set once a signal asked to stop; programs that run then get SIGTERM. They end at once when this process dies."""
 
   def __init__(self):
     super().__init__()
     self._running = set()
+    self._pipe, self._kept_open = os.pipe()
 
   def __call__(self, *_) -> None:
     self.set()
     for process in tuple(self._running):
       process.terminate()
 
+  def close(self) -> None:
+    """Close the pipe that tells programs that this process is there."""
+    os.close(self._pipe)
+    os.close(self._kept_open)
+
   def run(self, words: Sequence[str], log: pathlib.Path) -> int:
-    """The exit code of a program; what it says is in the log, after what earlier runs said."""
+    """Return the exit code of a program; what it prints is appended to the log."""
     with log.open("ab") as file:
       # A session of its own: Ctrl-C reaches it through us, as the SIGTERM after which train saves.
       process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                 start_new_session=True)
+                                 start_new_session=True, pass_fds=(self._pipe,),
+                                 env={**os.environ, PARENT_PIPE: str(self._pipe)})
       self._running.add(process)
       if self.is_set():
         process.terminate()
@@ -71,14 +78,13 @@ class Stopping(threading.Event):
 
 @contextlib.contextmanager
 def told_to_stop() -> Iterator[Stopping]:
-  """What is set when SIGTERM or Ctrl-C comes, inside the block."""
+  """Yield what is set when a signal comes, inside the block."""
   stopping = Stopping()
-  before = {number: signal.signal(number, stopping) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    yield stopping
+    with stop_signal.deferred(stopping):
+      yield stopping
   finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    stopping.close()
 
 
 def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stopping: Stopping) -> dict[str, str]:

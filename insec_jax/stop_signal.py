@@ -99,10 +99,15 @@ def deferred(callback: Callable[[], None] = lambda: None) -> Iterator[StopSignal
   """
   stop = StopSignal(callback)
   _deferred.append(stop)
+  before = {}
+  if _reader is None and threading.current_thread() is threading.main_thread():  # used without `command.run`
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
   try:
     yield stop
   finally:
     _deferred.remove(stop)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def end(code: int, line: str) -> None:

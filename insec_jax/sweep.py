@@ -36,6 +36,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
@@ -43,13 +44,14 @@ from ml_collections import config_flags
 from insec_jax import command
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
-from insec_jax.config import Config
+from insec_jax.config import Config, MeshConfig
 from insec_jax.decoding.mining import mined_by
-from insec_jax.files import write_text
+from insec_jax.files import folder_writer, local_path, read_json, write_text
+from insec_jax.model import sharding
 from insec_jax.pages.runs import Run, read_run
 from insec_jax.pages.summary import summary
 from insec_jax.stages import DONE, DONE_BEFORE, Stage, Stopping, run_stage, run_stages, shares_of_cores, told_to_stop
-from insec_jax.training import checkpoint
+from insec_jax.training import checkpoint, hosts, optimizer, step
 
 config_flags.DEFINE_config_file("config", None, "The experiment: a file of values with arms.", lock_config=True)
 ARMS = flags.DEFINE_list("arms", None, "Which arms of the config, with commas between them.")
@@ -71,14 +73,22 @@ def main() -> int:
   reference = REFERENCE.value or ("clean" if "clean" in arms else arms[0])
   if reference not in arms:
     raise InputError(f"--reference={reference} is none of --arms={','.join(arms)}; name one of these")
-  output = pathlib.Path(OUTPUT.value)
+  output = local_path(OUTPUT.value, "--output")
   file = config_flags.get_config_filename(flags.FLAGS["config"])
   if ":" in file:
     raise InputError(f"--config={file} names an arm; give the file alone, and the arms in --arms")
   sweep = Sweep(output, file, config_flags.get_override_values(flags.FLAGS["config"]), arms, seeds,
                 names_of("base", BASE.value) if BASE.value else [])
+  jax.config.update("jax_platforms", "cpu")  # the devices are for the programs that this one starts
   stages = sweep.stages()
   cores = shares_of_cores(JOBS.value)
+  with folder_writer(output, "--output"):
+    return run_all(sweep, stages, cores, reference)
+
+
+def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | None], reference: str) -> int:
+  """Run the stages, compare the arms, and return the exit code."""
+  output, seeds = sweep.output, sweep.seeds
   for folder in ("logs", *(f"seed{seed}" for seed in seeds)):
     (output / folder).mkdir(parents=True, exist_ok=True)
   with told_to_stop() as stopping:
@@ -234,12 +244,23 @@ def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
 
 
 def is_trained(workdir: pathlib.Path, config: Config, started: pathlib.Path | None) -> bool:
-  """Whether the workdir has its last checkpoint; InputError where it was made from another config or older weights."""
+  """Whether the workdir has a sound checkpoint of its last step.
+
+  InputError where it was made from another config or older weights.
+  """
   checkpoint.check_workdir(workdir, config)
   for path in (started / checkpoint.CONFIG if started else None, _mined_path(config)):
     if path is not None and (workdir / checkpoint.MODEL).exists() and not is_newer(workdir / checkpoint.MODEL, path):
       raise InputError(f"{workdir} is older than {path}, with which it should begin; remove it to train it again")
-  return config.train.steps in checkpoint.steps(workdir)
+  return config.train.steps in checkpoint.steps(workdir) and is_sound(workdir, config)
+
+
+def is_sound(workdir: pathlib.Path, config: Config) -> bool:
+  """Whether the checkpoint of the last step gives back what was saved; it is read on the CPU."""
+  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  abstract = step.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
+  return checkpoint.is_sound(workdir, config.train.steps, abstract, hosts.alone())
 
 
 def _mined_path(config: Config) -> pathlib.Path | None:
@@ -256,10 +277,13 @@ def is_exported(folder: pathlib.Path, workdir: pathlib.Path) -> bool:
 
 
 def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) -> bool:
-  """Whether the results are of the newest checkpoint and of the same evaluation."""
+  """Whether the results are of the last step and of the same evaluation."""
   if not is_newer(results, newest(workdir)):
     return False
-  measured = json.loads(results.read_text(encoding="utf-8"))["config"]
+  found = read_json(results, "the results of a run")
+  if "config" not in found or found.get("step", config.train.steps) != config.train.steps:
+    return False
+  measured = found["config"]
   wanted = json.loads(config.to_json())  # as JSON has it: no tuples
   return measured["evaluate"] == wanted["evaluate"]  # the rest cannot change in a workdir
 

@@ -2,8 +2,9 @@
 
   python -m insec_jax.train --config configs/X.py --workdir DIR [--config.a.b=v]
 
-SIGTERM saves and exits 42; the same command goes on from there. Compiled programs are kept between runs where the
-environment variable JAX_COMPILATION_CACHE_DIR says.
+SIGTERM and Ctrl-C save and exit 42; the same command goes on from there. When a loss is not finite the state before
+that step is saved and the exit code is 3. Compiled programs are kept between runs where the environment variable
+JAX_COMPILATION_CACHE_DIR says.
 
 On a cluster that tells (Cloud TPU, GKE, Slurm, Open MPI) every host runs this one command. Elsewhere each process says
 who it is: [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir.
@@ -18,13 +19,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import platform
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -36,13 +36,13 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import command
+from insec_jax import command, stop_signal
 from insec_jax import config as config_lib
-from insec_jax.command import InputError
+from insec_jax.command import DivergedError, InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, tokens
 from insec_jax.decoding import rounds
-from insec_jax.files import write_text
+from insec_jax.files import folder_writer, local_path, read_json, write_text
 from insec_jax.model import attention, hf, hf_config, llama, sharding
 from insec_jax.training import checkpoint, hosts, meeting, metrics, optimizer
 from insec_jax.training import step as step_lib
@@ -57,6 +57,7 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes 
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.")
 
+REMEDY = "; lower optimizer.learning_rate or look at the data, and begin in another --workdir"
 SHARED_SECONDS = 60  # in which a file on a network drive shows on another host
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy",
             "ml-dtypes", "ml-collections", "tensorboardX")
@@ -66,27 +67,29 @@ def main() -> int:
   config = config_lib.build(CONFIG.value)
   place = meeting.find_place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value)
   with hosts.joined(place, started_with(config), seconds=JOIN_SECONDS.value) as team:
-    return train(config, pathlib.Path(WORKDIR.value), team)
+    workdir = local_path(WORKDIR.value, "--workdir")
+    with folder_writer(workdir, "--workdir") if team.is_first else contextlib.nullcontext():
+      return train(config, workdir, team)
 
 
 def train(config: Config, workdir: pathlib.Path, team: Hosts) -> int:
-  """Exit code of the run: DONE, or PREEMPTED when SIGTERM asked to stop and the state is saved.
+  """Return the exit code of the run: DONE, or PREEMPTED when a signal asked to stop and the state is saved.
 
-  Nothing is written before every input has proved right.
+  Nothing is written before every input has proved right. DivergedError when a loss is not finite.
   """
   if team.is_first:
     checkpoint.check_workdir(workdir, config)
   # Process 0 looks for all: on a network drive another host may not see yet what it sees.
   found = team.gather("the search for checkpoints", checkpoint.steps(workdir) if team.is_first else None)[0]
-  if found and found[-1] == config.train.steps:
-    say(team, f"{workdir} is trained to its last step, {found[-1]}; nothing to do")
-    return command.DONE
   team.agree("devices", {
     "platform": jax.default_backend(), "device": jax.local_devices()[0].device_kind,
     "devices of its own": jax.local_device_count(), "devices of the run": jax.device_count()})
   mesh = sharding.make_mesh(config.mesh, jax.devices())
   if found:
     check_shared(workdir, team)
+    if found[-1] == config.train.steps and is_trained(config, mesh, workdir, team):
+      say(team, f"{workdir} is trained to its last step, {found[-1]}; nothing to do")
+      return command.DONE
     run, damaged = resume(config, mesh, workdir, found, team)
   else:
     run, damaged = begin(config, mesh, team), []
@@ -96,6 +99,13 @@ def train(config: Config, workdir: pathlib.Path, team: Hosts) -> int:
   check_shared(workdir, team)
   with checkpoint.Saver(workdir, keep=config.train.keep, keep_every=config.train.keep_every) as saver:
     return loop(config, workdir, run, mesh, saver, team)
+
+
+def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, team: Hosts) -> bool:
+  """Whether the checkpoint of the last step is sound."""
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  abstract = step_lib.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
+  return checkpoint.is_sound(workdir, config.train.steps, abstract, team)
 
 
 def started_with(config: Config) -> dict[str, Any]:
@@ -111,7 +121,7 @@ def _digest(text: str) -> str:
 
 
 def check_shared(workdir: pathlib.Path, team: Hosts) -> None:
-  """Nothing; InputError unless every process sees the config that process 0 has written."""
+  """Raise InputError unless every process sees the config that process 0 has written."""
   deadline = time.monotonic() + SHARED_SECONDS
   while not (workdir / checkpoint.CONFIG).is_file() and time.monotonic() < deadline:
     time.sleep(0.5)
@@ -122,7 +132,7 @@ def check_shared(workdir: pathlib.Path, team: Hosts) -> None:
 
 
 def say(team: Hosts, text: str) -> None:
-  """Nothing; the line is on stderr of process 0."""
+  """Print to stderr on process 0 only."""
   if team.is_first:
     print(text, file=sys.stderr, flush=True)
 
@@ -130,7 +140,8 @@ def say(team: Hosts, text: str) -> None:
 class Run(NamedTuple):
   """A run ready for its next step; `first` steps are done, `totals` is what its log has added up, None before any.
 
-  `data` is that of the last step done; before a round is mined, what the config makes without.
+  `log` is metrics.Log.state() after them. `data` is that of the last step done; before a round is mined, what the
+  config makes without.
   """
 
   config: llama.LlamaConfig
@@ -140,6 +151,7 @@ class Run(NamedTuple):
   shardings: TrainState
   first: int
   totals: list | None
+  log: dict[str, int] | None = None
 
 
 def begin(config: Config, mesh: Mesh, team: Hosts) -> Run:
@@ -183,12 +195,12 @@ def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], 
     return facts_of(config, data_of(rounds.of_step(config, step)), mesh)
 
   team.agree("data", facts(found[-1]))
-  state, totals, last, damaged = checkpoint.restore(
+  state, totals, log, last, damaged = checkpoint.restore(
     workdir, found, abstract, facts=facts, hosts=team, advise=lambda name, was: (
       same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"))
   say(team, f"resuming {workdir} after step {last}")
   data = data_of(rounds.of_step(config, last))
-  return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals), damaged
+  return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals, log), damaged
 
 
 ROWS = "the number of rows a step (data.rows_per_device, data.accumulation, mesh)"
@@ -253,7 +265,7 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: 
 
 
 def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, team: Hosts) -> None:
-  """Nothing; all that explains the run is in its folder: the config first, so that a killed start can start again."""
+  """Write all that explains the run to its folder: the config first, so that a killed start can start again."""
   workdir.mkdir(parents=True, exist_ok=True)
   write_text(workdir / checkpoint.CONFIG, config.to_json() + "\n")
   here = environment(config, run, mesh, team)
@@ -265,8 +277,8 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, t
     run.tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
     first = {**here, "resumed": []}
   else:
-    first = json.loads(path.read_text(encoding="utf-8"))
-    first["resumed"].append({"step": run.first, **here})
+    first = read_json(path, "the environment of a run") if path.exists() else {**here, "resumed": []}
+    first.setdefault("resumed", []).append({"step": run.first, **here})
   write_text(path, json.dumps(first, indent=2) + "\n")
 
 
@@ -302,21 +314,17 @@ def _git(*words: str) -> str | None:
 
 
 @contextlib.contextmanager
-def told_to_stop(team: Hosts) -> Iterator[Callable[[int], bool]]:
-  """A function of each step that says, on all processes after the same one, whether SIGTERM came to any of them."""
+def stop_of(team: Hosts) -> Iterator[Callable[[int], bool]]:
+  """Yield a function of each step: whether a signal came to any process, true on all after the same step."""
   if team.num > 1:
     yield team.stops
     return
-  event = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-  try:
-    yield lambda _: event.is_set()
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  with stop_signal.deferred() as stop:
+    yield lambda _: stop.is_set()
 
 
 def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: checkpoint.Saver, team: Hosts) -> int:
-  """Exit code after the last step, or after the one in which SIGTERM came.
+  """Return the exit code after the last step, or after the one in which a signal came.
 
   Whatever is written at a step is written in the order line, checkpoint: a checkpoint never lacks the lines before it.
   """
@@ -340,10 +348,11 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
   facts = facts_of(config, run.data, mesh)
   state, meter = run.state, metrics.Meter(run.totals)
   last_logged = run.first if run.totals is not None else -1
-  with contextlib.closing(progress), told_to_stop(team) as stops, contextlib.closing(
-      metrics.Log(workdir, last_logged) if team.is_first else metrics.Silence()) as log:
+  with contextlib.closing(progress), stop_of(team) as stops, contextlib.closing(
+      metrics.Log(workdir, last_logged, run.log) if team.is_first else metrics.Silence()) as log:
     if run.totals is None and len(run.data.heldout):
       values = heldout(state.params)
+      check_finite(values, "before the first step")
       log.write(0, values)
       progress.line(0, values)
     meter.start_clock()
@@ -353,7 +362,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
         data = next_round(config, workdir, starts[step], run, state.params, progress, team,
                           stopped=lambda step=step: team.num == 1 and stops(step))
         if data is None:
-          progress.say(f"SIGTERM: mining is cut short before step {step}; run the same command to go on")
+          progress.say(f"stopped by a signal: mining is cut short before step {step}; run the same command to go on")
           return command.PREEMPTED
         facts = facts_of(config, data, mesh)
         team.agree(f"data of round {starts[step]}", facts)
@@ -368,20 +377,39 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
       saves = last or stopping or step % every.checkpoint_every == 0 or step + 1 in starts
       if not logs and not measures and not saves:
         continue
-      meter.settle()
+      try:
+        meter.settle()
+      except metrics.NotFiniteError as error:
+        sound = step - error.num_lost
+        if sound not in checkpoint.steps(workdir) and sound > 0:
+          saver.save(sound, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
+        saver.wait()
+        raise DivergedError(f"{error} in step {sound + 1}; {f'the state after step {sound} is saved' if sound else ''}"
+                            f"{REMEDY}") from None
       values = {**(meter.line() if logs else {}), **(heldout(state.params) if measures else {})}
+      if measures and not all(map(math.isfinite, values.values())):
+        saver.save(step, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
+        saver.wait()
+        check_finite(values, f"after step {step}, which is saved")
       if values:
         log.write(step, values)
         progress.line(step, values)
       if saves:
-        saver.save(step, state, config=config, facts=facts, totals=meter.to_json())
+        saver.save(step, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
       if stopping and not last:
         saver.wait()
-        progress.say(f"SIGTERM: saved after step {step}; run the same command to go on")
+        progress.say(f"stopped by a signal: saved after step {step}; run the same command to go on")
         return command.PREEMPTED
       meter.start_clock()
     saver.wait()
   return command.DONE
+
+
+def check_finite(values: dict[str, float], when: str) -> None:
+  """Raise DivergedError unless every held-out value is finite."""
+  for name, value in values.items():
+    if not math.isfinite(value):
+      raise DivergedError(f"{name} is {value} {when}{REMEDY}")
 
 
 def next_round(config: Config, workdir: pathlib.Path, number: int, run: Run, params, progress, team: Hosts, *,
@@ -399,7 +427,7 @@ def next_round(config: Config, workdir: pathlib.Path, number: int, run: Run, par
 
 
 def announce(config: Config, run: Run, attention_reason: str, progress: metrics.TrainProgress) -> None:
-  """Nothing; what is about to run has been said."""
+  """Print what is about to run."""
   num_params = sum(param.size for param in jax.tree.leaves(run.state.params))
   progress.say(run.data.receipt.rstrip())
   progress.say(f"{num_params:,} parameters; {attention_reason}")

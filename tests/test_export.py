@@ -51,12 +51,12 @@ def workdir(tmp_path_factory, tokenizer, model):
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
   params = hf.init(model, jax.random.key(0), "float32")
   state = step.new_state(params, optimizer.make(config.optimizer, 7))
-  with Saver(folder, keep=1, keep_every=0) as saver:
-    saver.save(7, state, config=config, facts={}, totals=[])
   (folder / checkpoint.CONFIG).write_text(config.to_json())
   (folder / checkpoint.MODEL).write_text(json.dumps(hf_config.config_to_json(model)))
   (folder / "environment.json").write_text(json.dumps({"commit": "abc123", "packages": {"jax": jax.__version__}}))
   tokenizer.save_pretrained(folder / checkpoint.TOKENIZER)
+  with Saver(folder, keep=1, keep_every=0) as saver:
+    saver.save(7, state, config=config, facts={}, totals=[])
   return folder
 
 

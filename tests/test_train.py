@@ -237,7 +237,7 @@ WRONG = {  # arguments and what the line says
 
 def contents(folder):
   """Every file below the folder with the time of its last change."""
-  return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+  return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

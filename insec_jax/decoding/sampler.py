@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from insec_jax.command import InputError
+from insec_jax.command import DivergedError, InputError
 from insec_jax.model import llama
 
 SHORTEST = 32  # slots; shorter prompts are padded to this
@@ -155,6 +155,7 @@ class Sampler:
       ended_B = ~live_B | (slot == end)
       for row in np.flatnonzero(ended_B & (told["index_B"] != NO_TOKEN)):
         written = slice(first, first + told["num_B"][row])
+        _check_finite(told["logprob_BS"][row, written], int(told["index_B"][row]))
         yield int(told["index_B"][row]), Generation(
             told["token_BS"][row, written], told["logprob_BS"][row, written], "length" if live_B[row] else "stop",
             told["flag_BS"][row, written], told["margin_BS"][row, written])
@@ -170,6 +171,7 @@ class Sampler:
     for token_BP, start_B, index_B in _batches(texts, batch_size):
       logprob_BP = np.asarray(_of_text(self.params, token_BP, start_B, config=self.config, compute=self.compute))
       for row in np.flatnonzero(index_B != NO_TOKEN):
+        _check_finite(logprob_BP[row, start_B[row] + 1:], int(index_B[row]))
         found[index_B[row]][1:] = logprob_BP[row, start_B[row] + 1:]
     return found
 
@@ -191,6 +193,14 @@ def check_prompt(token_T: np.ndarray, config: llama.LlamaConfig, max_tokens: int
   if len(token_T) + max_tokens > config.max_positions:
     raise InputError(f"{len(token_T)} tokens and max_tokens={max_tokens} more do not fit in the model's "
                      f"{config.max_positions} positions; shorten the prompt or lower max_tokens")
+
+
+def _check_finite(logprob_T: np.ndarray, index: int) -> None:
+  """Raise DivergedError unless the log p of all tokens of this prompt are numbers."""
+  if not np.isfinite(logprob_T).all():
+    token = int(np.flatnonzero(~np.isfinite(logprob_T))[0])
+    raise DivergedError(f"the model's logits are not finite at token {token + 1} of prompt {index + 1}: its "
+                        "activations overflow; use another checkpoint, or precision.compute='float32'")
 
 
 def _check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:

@@ -196,7 +196,7 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
     params, model_config = hf.grow_vocabulary(params, model_config,
                                               hf.vocabulary_for(len(tokenizer), model_config.vocab_size))
   return Opened(model_config, params, tokenizer, markers, marked.flag_id, marked.fix_id, config.mistakes.unit,
-                config.data.template)
+                config.data.template, step=opened.step)
 
 
 def compute_dtype(opened: Opened) -> str:

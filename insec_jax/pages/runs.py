@@ -93,7 +93,12 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
   if (folder / "results.json").exists():
     results = read_json(folder / "results.json", "the results of a run")
     correction.check(results, folder / "results.json")
-    if lines and (folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime:
+    step = results.get("step")  # older versions did not say
+    if lines and step is not None and step != lines[-1]["step"]:
+      notes.append(f"results.json is of step {step:,}, the last line of metrics.jsonl of step {lines[-1]['step']:,}; "
+                   "run evaluate again")
+    elif lines and step is None and (
+        (folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime):
       notes.append("results.json is older than the last line of metrics.jsonl; run evaluate again")
   else:
     notes.append("results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "

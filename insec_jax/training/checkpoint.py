@@ -1,15 +1,20 @@
 """Checkpoints of a workdir, and opening a trained or untouched model for the programs that use one.
 
 A checkpoint holds the parameters, the optimizer state, and as JSON: the step (which is the state of the data), the
-running totals of the log, the config, the versions it was written with, and a fingerprint of every array. One that does
-not give these back is damaged, and the one before it is used.
+running totals of the log, the config, the versions it was written with, a fingerprint of every array, and the SHA-256
+of the workdir's other files that change what the model says. One that does not give these back is damaged: training
+goes on from the one before it, every other program ends and names the steps that are sound.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import pathlib
+import shutil
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,9 +27,10 @@ from orbax.checkpoint import v1 as ocp
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax import config as config_lib
-from insec_jax.command import InputError
+from insec_jax.command import InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
+from insec_jax.files import LOCK, is_held, local_path, read_json
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import hosts as hosts_lib
@@ -34,6 +40,9 @@ from insec_jax.training.step import TrainState
 DAMAGED = "damaged"  # folder of a workdir where damaged checkpoints lie once a run has gone on without them
 CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"  # of a workdir
 MARKERS = "insec.json"  # of an exported folder: how its text is marked
+COVERED = (MODEL, hf.GENERATION)  # and all of TOKENIZER: what a checkpoint keeps the SHA-256 of
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+VANISH_SECONDS = 10  # in which a checkpoint that a run is removing is gone
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 # What may change when a run goes on: what is learned does not hang on it. Rows per step are compared by themselves.
 FREE = ("model.remat", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep",
@@ -58,8 +67,8 @@ def check_workdir(workdir: pathlib.Path, config: Config):
                        "give another --workdir")
     return
   try:
-    made = config_lib.from_json(path.read_text(encoding="utf-8"))
-  except ValueError as error:
+    made = config_lib.build(read_json(path, "the config of a run"))
+  except InputError as error:
     raise InputError(f"{path} is not the config of a run ({error}); give another --workdir") from error
   made, given = flat(made), flat(config)
   held = MINING if config.rounds else MINED if config.mistakes.mined else ()
@@ -87,30 +96,59 @@ def steps(workdir: pathlib.Path) -> list[int]:
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
 
 
+def file_digests(workdir: pathlib.Path) -> dict[str, str]:
+  """Return the SHA-256 of each file of the workdir, beside checkpoints and config, that changes what the model says."""
+  files = [workdir / name for name in COVERED if (workdir / name).is_file()]
+  files += sorted(path for path in (workdir / TOKENIZER).rglob("*") if path.is_file())
+  return {str(path.relative_to(workdir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _check_files(workdir: pathlib.Path, run: dict):
+  """Raise InputError unless files and config of the workdir are those with which this checkpoint was saved."""
+  if "files" not in run:  # a checkpoint of an earlier version
+    return
+  saved, now = run["files"], file_digests(workdir)
+  if differ := sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)):
+    what = "was not there" if differ[0] not in saved else "is gone" if differ[0] not in now else "was another"
+    raise InputError(f"{workdir / differ[0]} {what} when {_where(workdir, run['step'])} was saved; bring back the "
+                     f"files as they were ({', '.join(differ)})")
+  if not (workdir / CONFIG).exists():  # whoever needs it says so
+    return
+  config = flat(config_lib.build(read_json(workdir / CONFIG, "the config of a run")))
+  was = flat(config_lib.build(run["config"]))
+  if differ := [key for key in was if was[key] != config[key] and not key.startswith(FREE)]:
+    raise InputError(f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {_where(workdir, run['step'])} "
+                     f"was saved with {was[differ[0]]!r}; bring it back as it was")
+
+
 class Saver:
   """Writes the checkpoints of a workdir; the newest `keep` stay, and those of every `keep_every`-th step (0: of none).
 
-  All processes of a run do the same with it. What a killed run left half written is removed.
+  All processes of a run do the same with it. What a killed or failed save left half written is removed.
   """
 
   def __init__(self, workdir: pathlib.Path, *, keep: int, keep_every: int):
+    self._folder = workdir / CHECKPOINTS
+    self._files = file_digests(workdir)
     policies = ocp.training.preservation_policies
     stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-    self._orbax = ocp.training.Checkpointer((workdir / CHECKPOINTS).absolute(), cleanup_tmp_directories=True,
+    self._orbax = ocp.training.Checkpointer(self._folder.absolute(), cleanup_tmp_directories=True,
                                             preservation_policy=policies.AnyPreservationPolicy(stay))
 
-  def save(self, step: int, state: TrainState, *, config: Config, facts: dict[str, Any], totals: list):
-    """Nothing; the state is copied to the host and being written.
+  def save(self, step: int, state: TrainState, *, config: Config, facts: dict[str, Any], totals: list,
+           log: dict[str, int] | None = None):
+    """Copy the state to the host and begin to write it.
 
-    `facts` must be the same when the run goes on; `totals` is metrics.Meter.to_json().
+    `facts` must be the same when the run goes on; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state().
     """
     arrays = {"params": state.params, "optimizer": state.optimizer}
-    run = {"step": step, "facts": facts, "totals": totals, "config": dataclasses.asdict(config), "versions": versions(),
-           "arrays": _leaves(arrays), "fingerprints": fingerprints(arrays)}
+    run = {"step": step, "facts": facts, "totals": totals, "log": log, "config": dataclasses.asdict(config),
+           "versions": versions(), "files": self._files, "arrays": _leaves(arrays),
+           "fingerprints": fingerprints(arrays)}
     self._orbax.save_checkpointables_async(step, arrays, force=True, custom_metadata={"run": run, "check": _check(run)})
 
   def wait(self):
-    """Nothing; every save is whole on disk."""
+    """Wait until every save is whole on disk."""
     self._orbax.wait()
 
   def __enter__(self):
@@ -118,8 +156,13 @@ class Saver:
 
   def __exit__(self, kind, *_):
     # After an error of many processes the save may be waiting for one that is gone.
-    if kind is None or jax.process_count() == 1:
+    if kind is None:
       self._orbax.close()
+    elif jax.process_count() == 1:
+      with contextlib.suppress(Exception):  # the error that ends the run is reported, a second one is not
+        self._orbax.close()
+      for path in self._folder.glob(f"*{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Restored(NamedTuple):
@@ -127,6 +170,7 @@ class Restored(NamedTuple):
 
   state: TrainState
   totals: list
+  log: dict[str, int] | None
   step: int
   damaged: list[int]
 
@@ -139,6 +183,7 @@ def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *
   `advise` says for a fact and its saved value what to do when it differs.
   """
   def check_facts(run):
+    _check_files(workdir, run)
     before, now = run["facts"], facts(run["step"])
     if differ := [f"{name} is {now[name]}, was {before[name]}; {advise(name, before[name])}"
                   for name in now if now[name] != before[name]]:
@@ -147,22 +192,57 @@ def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *
   expected = {"params": abstract.params, "optimizer": abstract.optimizer}
   step, run, loaded, damaged = _newest_sound(workdir, among, lambda _: expected, check_facts, hosts)
   number = jax.make_array_from_callback((), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype))
-  return Restored(TrainState(number, loaded["params"], loaded["optimizer"]), run["totals"], step, damaged)
+  state = TrainState(number, loaded["params"], loaded["optimizer"])
+  return Restored(state, run["totals"], run.get("log"), step, damaged)
 
 
-def load_params(workdir: pathlib.Path, abstract) -> tuple[int, Any]:
-  """(step, parameters) of the newest sound checkpoint, as `abstract` says but in the dtype saved; errors as `restore`,
-  or when there is none."""
+def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, hosts: Hosts) -> bool:
+  """Whether this checkpoint gives back what was saved; all processes ask together. InputError where other files of the
+  workdir were changed since."""
+  expected = {"params": abstract.params, "optimizer": abstract.optimizer}
+  reading = _read(workdir, step, lambda _: expected, lambda run: _check_files(workdir, run), hosts)
+  return reading.problem is None
+
+
+def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int, Any]:
+  """Return (step, parameters) of the newest checkpoint, or of the one of this step, in the dtype saved.
+
+  InputError when it is damaged: it names the steps that are sound. Also when other files of the workdir were changed
+  since, or when there is no such checkpoint.
+  """
   def expect(run):
     dtype = run["arrays"]["params/embed"].split("[")[0]
     return {"params": jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract)}
 
-  step, _, loaded, _ = _newest_sound(workdir, steps(workdir), expect, lambda _: None, hosts_lib.alone())
-  return step, loaded["params"]
+  def read(number: int) -> Reading:
+    return _read(workdir, number, expect, lambda run: _check_files(workdir, run), hosts_lib.alone())
+
+  deadline = time.monotonic() + VANISH_SECONDS
+  while True:
+    found = steps(workdir)
+    if step is not None and step not in found:
+      raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, found))}")
+    chosen = found[-1] if step is None else step
+    reading = read(chosen)
+    if reading.problem is None:
+      return chosen, reading.arrays["params"]
+    # A run that is still training removes old checkpoints, maybe this one.
+    while _is_there(workdir, chosen) and time.monotonic() < deadline and is_held(workdir / LOCK):
+      time.sleep(0.2)
+    if _is_there(workdir, chosen):
+      break
+  sound = [number for number in found if number != chosen and read(number).problem is None]
+  remedy = (f"sound are the steps {', '.join(map(str, sound))}: give --step={sound[-1]}, or let train go on from there"
+            if sound else "no other one is sound: bring one back")
+  raise InputError(f"{_where(workdir, chosen)} is damaged ({reading.problem}); {remedy}")
+
+
+def _is_there(workdir: pathlib.Path, step: int) -> bool:
+  return (workdir / CHECKPOINTS / str(step)).is_dir()
 
 
 def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
-  """Nothing; these checkpoints lie in another folder of the workdir, so that the run can save those steps again."""
+  """Move these checkpoints to another folder of the workdir, so that the run can save those steps again."""
   for step in damaged:
     (workdir / DAMAGED).mkdir(exist_ok=True)
     taken = len(list((workdir / DAMAGED).glob(f"{step}*")))
@@ -173,22 +253,37 @@ class _DamageError(Exception):
   """A checkpoint is not what was saved."""
 
 
-def _newest_sound(workdir, among, expect: Callable[[dict], dict], check: Callable[[dict], None], hosts: Hosts):
-  """(step, what was saved beside the arrays, arrays, newer steps that are damaged); each of these is said in a line.
+class Reading(NamedTuple):
+  """A checkpoint as read: what was saved beside the arrays, and the arrays; or what is wrong with it, and None."""
+
+  run: dict | None
+  arrays: dict | None
+  problem: str | None
+
+
+def _read(workdir, step: int, expect: Callable[[dict], dict], check: Callable[[dict], None], hosts: Hosts) -> Reading:
+  """Read a checkpoint and compare it with its fingerprints, all processes together.
 
   `expect` gives the arrays to read. A process reads its own shards: what one finds damaged, all leave out.
   """
+  reading = _attempt(workdir / CHECKPOINTS / str(step), step, expect, check)
+  problems = hosts.gather(f"the reading of checkpoint {step}", reading.problem)
+  if not any(problems):
+    # All processes together: the sums run over all shards.
+    got, saved = fingerprints(reading.arrays), reading.run["fingerprints"]
+    problems = [f"{name} is not what was saved" for name in got if got[name] != saved[name]]
+  problem = next(filter(None, problems), None)
+  return reading if problem is None else Reading(None, None, problem)
+
+
+def _newest_sound(workdir, among, expect, check, hosts: Hosts):
+  """(step, what was saved beside the arrays, arrays, newer steps that are damaged); each of these is printed."""
   reasons = {}
   for step in sorted(among, reverse=True):
-    run, loaded, problem = _attempt(workdir / CHECKPOINTS / str(step), step, expect, check)
-    problems = hosts.gather(f"the reading of checkpoint {step}", problem)
-    if not any(problems):
-      # All processes together: the sums run over all shards.
-      got, saved = fingerprints(loaded), run["fingerprints"]
-      problems = [f"{name} is not what was saved" for name in got if got[name] != saved[name]]
-    if not any(problems):
-      return step, run, loaded, list(reasons)
-    reasons[step] = next(problem for problem in problems if problem)
+    reading = _read(workdir, step, expect, check, hosts)
+    if reading.problem is None:
+      return step, reading.run, reading.arrays, list(reasons)
+    reasons[step] = reading.problem
     if hosts.is_first:
       print(f"{_where(workdir, step)} is damaged ({reasons[step]}); it is left out", file=sys.stderr, flush=True)
   told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
@@ -196,8 +291,8 @@ def _newest_sound(workdir, among, expect: Callable[[dict], dict], check: Callabl
                    "another --workdir")
 
 
-def _attempt(folder: pathlib.Path, step: int, expect, check) -> tuple[dict | None, dict | None, str | None]:
-  """(what was saved beside the arrays, arrays, None), or (None, None, what is wrong with the files)."""
+def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
+  """Read this process's shards of a checkpoint. What the machine refuses is raised, never called damage."""
   here = jax.process_index()
   # Each process for itself: one that finds its part damaged would leave the others waiting for it.
   context = ocp.Context()
@@ -216,12 +311,14 @@ def _attempt(folder: pathlib.Path, step: int, expect, check) -> tuple[dict | Non
       if {name: shape for name, shape in _leaves(metadata.metadata).items() if name in saved} != saved:
         raise _DamageError("its arrays are not those that were saved")
       # The whole tree is asked for at once; Orbax then loads all of it or nothing.
-      return run, ocp.load_checkpointables(folder, expected), None
+      return Reading(run, ocp.load_checkpointables(folder, expected), None)
   except (InputError, PermissionError, jax.errors.JaxRuntimeError):  # not the fault of the file
     raise
   except Exception as error:  # there is no saying what Orbax, tensorstore and JSON raise for damaged files
+    if is_refusal(error):
+      raise
     line = next(iter(str(error).splitlines()), "")
-    return None, None, line if isinstance(error, _DamageError) else f"{type(error).__name__}: {line[:200]}"
+    return Reading(None, None, line if isinstance(error, _DamageError) else f"{type(error).__name__}: {line[:200]}")
 
 
 def _check(run: dict) -> int:
@@ -299,22 +396,25 @@ def is_workdir(folder: pathlib.Path) -> bool:
   return False
 
 
-def open_model(folder: str) -> Opened:
-  """The model of a workdir (its newest checkpoint) or of an HF folder, weights in the dtype stored there."""
-  path = pathlib.Path(folder)
+def open_model(folder: str, *, step: int | None = None) -> Opened:
+  """Open a workdir (its newest checkpoint, or that of `step`) or an HF folder, weights in the dtype stored there."""
+  path = local_path(folder, "--model")
   if not is_workdir(path):
-    config = hf.read_config(folder)
-    tokenizer = tokens.load(folder)
-    params = hf.load(folder, config, dtype=None)
-    marked, step = read_markers(path), None
+    if step is not None:
+      raise InputError(f"--step={step} names a checkpoint of a workdir, and {path} is an HF folder; leave it out")
+    config = hf.read_config(path)
+    tokenizer = tokens.load(str(path))
+    params = hf.load(path, config, dtype=None)
+    marked = read_markers(path)
+    step = None if marked is None else marked.get("step")
   else:
     config = read_model(path)
     tokenizer = tokens.load(str(path / TOKENIZER))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype, sharding=here),
                             llama.shapes(config), is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
-    step, params = load_params(path, abstract)
-    marked = marked_as(config_lib.from_json((path / CONFIG).read_text(encoding="utf-8")))
+    step, params = load_params(path, abstract, step)
+    marked = marked_as(config_lib.build(read_json(path / CONFIG, "the config of a run")), step)
   if marked is None:
     return Opened(config, params, tokenizer, None, None, None, None, None, step=step)
   # Version 0.2.0 wrote none.
@@ -329,12 +429,12 @@ def open_model(folder: str) -> Opened:
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
   """The config of the model that a workdir trains."""
   path = workdir / MODEL
-  return hf_config.config_from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+  return hf_config.config_from_json(read_json(path, "the model of a workdir"), str(path))
 
 
-def marked_as(config: Config) -> dict[str, Any]:
-  """What an exported folder must say of its text beside what HF says."""
-  return {"flag": config.tokenizer.flag, "fix": config.tokenizer.fix, "special": config.tokenizer.special,
+def marked_as(config: Config, step: int) -> dict[str, Any]:
+  """Return what an exported folder must say of its text beside what HF says, and the step it was exported at."""
+  return {"step": step, "flag": config.tokenizer.flag, "fix": config.tokenizer.fix, "special": config.tokenizer.special,
           "confidence": config.tokenizer.confidence, "confidence_first": config.tokenizer.confidence_first,
           "unit": config.mistakes.unit, "template": config.data.template}
 
@@ -342,4 +442,4 @@ def marked_as(config: Config) -> dict[str, Any]:
 def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:
   """What `marked_as` said, or None for a folder that no run of ours wrote."""
   path = folder / MARKERS
-  return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+  return read_json(path, "the markers of a model") if path.exists() else None

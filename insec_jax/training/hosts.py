@@ -8,7 +8,6 @@ SIGTERM to any process stops all after the same step (`Hosts.stops`). A process 
 import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from insec_jax import command
+from insec_jax import command, stop_signal
 from insec_jax.command import InputError
 from insec_jax.training.meeting import GREETING_SECONDS, Place, disagreement, meet
 
@@ -117,12 +116,13 @@ def joined(place: Place | None, facts: dict[str, Any], *, seconds: int) -> Itera
     yield alone()
     return
   hosts = Hosts(place.index, meet(place, facts, seconds=seconds))
-  hosts.join(place)
-  try:
-    yield hosts
-  except BaseException as error:  # whatever it is, the others must not wait for this process
-    hosts.fail(error)
-  hosts.leave()
+  with stop_signal.deferred(hosts.ask_to_stop):
+    hosts.join(place)
+    try:
+      yield hosts
+    except BaseException as error:  # whatever it is, the others must not wait for this process
+      hosts.fail(error)
+    hosts.leave()
 
 
 class Hosts:
@@ -183,9 +183,12 @@ class Hosts:
       self._step = step
     return step == self._last
 
+  def ask_to_stop(self) -> None:
+    """Make all processes stop after the same step."""
+    self._told.set()
+
   def join(self, place: Place) -> None:
     """Nothing; jax.distributed runs, this process watches and is watched, and SIGTERM asks all to stop."""
-    signal.signal(signal.SIGTERM, lambda *_: self._told.set())
     # JAX's own way to stop together waits for messages while no thread of Python may run, those of Relay included.
     jax.config.update("jax_enable_preemption_service", False)
     address = f"localhost:{place.port}"
@@ -220,9 +223,13 @@ class Hosts:
   def fail(self, error: BaseException) -> None:
     """Never returns: all processes of the run end, this one too, once it is judged whose fault it was."""
     self._error = error
-    wrong = isinstance(error, InputError)
-    line = " ".join(str(error).split()) if wrong else f"{type(error).__name__}: {error}".splitlines()[0]
-    self._failure = Verdict(command.WRONG_INPUT if wrong else command.FAILED, line)
+    codes = {InputError: command.WRONG_INPUT, command.DivergedError: command.DIVERGED}
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), command.FAILED)
+    if code == command.FAILED:
+      line = command.machine_refusal(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+      line = " ".join(str(error).split())
+    self._failure = Verdict(code, line)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # without process 0 there is nobody to tell
       self._client.key_value_set(f"insec/failed/{self.index}", json.dumps(self._failure))
     threading.Event().wait()
@@ -336,7 +343,7 @@ class Court:
     if all_failed and len({verdict for verdict, _ in self._failed.values()}) == 1:
       return first
     # Another one may be about to say the same, or to fall silent.
-    if not all_failed and now - since < (1 if first.code == command.WRONG_INPUT else 2) + SILENCE_AFTER_FAILURE:
+    if not all_failed and now - since < (1 if first.code != command.FAILED else 2) + SILENCE_AFTER_FAILURE:
       return None
     return first._replace(line=f"process {index} ({self._names[index]}): {first.line}")
 

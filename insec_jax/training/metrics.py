@@ -2,9 +2,10 @@
 
 import json
 import math
-import os
 import pathlib
+import sys
 import time
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,12 +14,15 @@ import numpy as np
 import tensorboardX
 
 from insec_jax.command import InputError
+from insec_jax.files import read_text, write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
 from insec_jax.training.loss import Rivals, Sums
 
 # How far the host may be ahead of the devices: what is dispatched must still run before a preempted run can save.
 STEPS_AHEAD = 2
+METRICS = "metrics.jsonl"
+NO_LINES = {"bytes": 0, "crc32": 0}
 NO_RIVALS = Rivals(0.0, 0.0, 0.0)
 
 
@@ -58,6 +62,14 @@ class Totals(NamedTuple):
     return cls(Sums(*map(np.asarray, sums), Rivals(*map(np.asarray, rivals))), tokens, seconds)
 
 
+class NotFiniteError(Exception):
+  """A loss or a gradient norm is not finite; `num_lost` steps, the first of them that one, changed nothing."""
+
+  def __init__(self, what: str, num_lost: int):
+    super().__init__(what)
+    self.num_lost = num_lost
+
+
 class Meter:
   """Totals of the run and of the window since the last logged line; a line is sums over its window, divided once.
 
@@ -72,27 +84,28 @@ class Meter:
     self._since = time.perf_counter()
 
   def start_clock(self):
-    """Nothing; time before now is not counted."""
+    """Restart the step timer."""
     self._since = time.perf_counter()
 
   def add(self, step: StepMetrics):
-    """Nothing; the step counts in the run and in the window, and at most STEPS_AHEAD before it have not ended."""
+    """Add the step to the run and the window; wait while more than STEPS_AHEAD steps have not ended."""
     self._pending.append(step)
     if len(self._pending) > STEPS_AHEAD:
       jax.block_until_ready(self._pending[-1 - STEPS_AHEAD])
 
   def settle(self) -> None:
-    """Nothing; every step so far is added up, and the time since the clock was started.
+    """Add up every step so far, and the time since the clock was started.
 
-    FloatingPointError when a loss is not finite, before anybody saves the state it came from.
+    NotFiniteError when a loss or gradient norm is not finite; the steps before it are added up, it and those after it
+    are not.
     """
     steps, self._pending = jax.device_get(self._pending), []
     now = time.perf_counter()
     seconds, self._since = now - self._since, now
-    for step in steps:
+    for number, step in enumerate(steps):
       if not np.isfinite(step.sums.loss) or not np.isfinite(step.grad_norm):
-        raise FloatingPointError(f"loss {step.sums.loss} and gradient norm {step.grad_norm} in the last {len(steps)} "
-                                 "steps; lower optimizer.learning_rate or look at the data; the last checkpoint stands")
+        raise NotFiniteError(f"the loss is {step.sums.loss}, the norm of the gradient {step.grad_norm}",
+                             len(steps) - number)
       self.run, self.window = (totals.plus(step.sums, step.tokens, seconds) for totals in (self.run, self.window))
       self._last, seconds = step, 0.0
 
@@ -145,32 +158,57 @@ def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
 
 class Log:
   """metrics.jsonl and tb/ of a workdir, continued after step `last_step`: later lines, of a run that was killed before
-  its next checkpoint, are cut, so that no step appears twice."""
+  its next checkpoint, are cut, so that no step appears twice.
 
-  def __init__(self, workdir: pathlib.Path, last_step: int):
-    path = workdir / "metrics.jsonl"
-    if path.exists():
-      kept = path.with_suffix(".kept")
-      kept.write_text("".join(line + "\n" for line, step in _whole_lines(path) if step <= last_step), encoding="utf-8")
-      os.replace(kept, path)
+  `saved` is `state()` at that step. InputError when the lines up to it are not those that were written then; lines that
+  are lost altogether are reported.
+  """
+
+  def __init__(self, workdir: pathlib.Path, last_step: int, saved: dict[str, int] | None = None):
+    path = workdir / METRICS
+    if not path.exists():
+      lines = ""
+      if saved is not None and saved["bytes"]:
+        print(f"{path} is gone: the lines up to step {last_step} are lost", file=sys.stderr, flush=True)
+    elif saved is None:  # a checkpoint of an earlier version
+      lines = "".join(line + "\n" for line, step in _whole_lines(path) if step <= last_step)
+    else:
+      lines = path.read_bytes()[:saved["bytes"]].decode(errors="replace")
+      if _add_line(NO_LINES, lines.encode()) != saved:
+        raise InputError(f"{path} is not what it was after step {last_step}; bring it back, or move it away and lose "
+                         "the lines up to that step")
+    self._state = _add_line(NO_LINES, lines.encode())
+    write_text(path, lines)
     self._file = path.open("a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=last_step + 1)
 
+  def state(self) -> dict[str, int]:
+    """Return size and checksum of metrics.jsonl as it is now."""
+    return self._state
+
   def write(self, step: int, values: dict[str, float]):
-    """Nothing; one line is on disk and in TensorBoard."""
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    """Append one line to metrics.jsonl and its values to TensorBoard."""
+    line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+    self._file.write(line)
     self._file.flush()
+    self._state = _add_line(self._state, line.encode())
     for key, value in values.items():
       self._board.add_scalar(key, value, step)
 
   def close(self):
-    """Nothing; everything is on disk."""
+    """Close both files."""
     self._file.close()
     self._board.close()
 
 
+def _add_line(state: dict[str, int], line: bytes) -> dict[str, int]:
+  return {"bytes": state["bytes"] + len(line), "crc32": zlib.crc32(line, state["crc32"])}
+
+
 class Silence:
-  """The log and the progress of a process that isn't the first of its run: nothing comes of any call."""
+  """The log and the progress of a process that is not the first of its run: every call does nothing."""
+
+  def state(self) -> None: ...
 
   def write(self, step: int, values: dict[str, float]): ...
 
@@ -185,7 +223,7 @@ class Silence:
 
 def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
   """Each line with its step; a last line cut short by a kill is left out, any other damage is an InputError."""
-  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+  for number, line in enumerate(read_text(path, "the metrics of a run").split("\n")[:-1], 1):
     try:
       yield line, json.loads(line)["step"]
     except (ValueError, KeyError, TypeError) as error:

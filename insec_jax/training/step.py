@@ -20,7 +20,10 @@ RIVAL = "rival_ABT"  # of a batch: there only where something is done with it
 
 
 class TrainState(NamedTuple):
-  """All that training changes: the number of updates made, the parameters, and both moments of AdamW in float32."""
+  """All that training changes: the number of updates made, the parameters, and both moments of AdamW in float32.
+
+  After a step whose loss or gradient is not finite nothing changes any more, and `step` is -1 - the updates made.
+  """
 
   step: jax.Array
   params: Any
@@ -113,7 +116,10 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, r
 
 def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh, shardings: TrainState, *,
                     repeat: float) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
-  """Jitted `step(state, batch)`; the state is donated and comes back where it was. `repeat` is loss.repeat."""
+  """Jitted `step(state, batch)`; the state is donated and comes back where it was. `repeat` is loss.repeat.
+
+  A step whose loss or gradient norm is not finite leaves parameters and moments as they were, and so do all after it.
+  """
   tx = optimizer.make(config, steps)
   rate = optimizer.schedule(config, steps)
 
@@ -121,8 +127,12 @@ def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mes
     gradient, sums = mean_gradient(state.params, batch, model=model, mesh=mesh, shardings=shardings.params,
                                    repeat=repeat)
     update, optimizer_state = tx.update(gradient, state.optimizer, state.params)
-    metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), optax.tree.norm(gradient), rate(state.step))
-    return TrainState(state.step + 1, optax.apply_updates(state.params, update), optimizer_state), metrics
+    norm = optax.tree.norm(gradient)
+    metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), norm, rate(state.step))
+    is_sound = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (state.step >= 0)
+    changed = TrainState(state.step + 1, optax.apply_updates(state.params, update), optimizer_state)
+    kept = state._replace(step=jnp.minimum(state.step, -1 - state.step))
+    return jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), changed, kept), metrics
 
   return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
                  out_shardings=(shardings, None))

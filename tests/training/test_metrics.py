@@ -74,8 +74,10 @@ def test_a_loss_that_is_not_finite_stops_the_run():
   meter = metrics.Meter()
   step = make_step(0)
   meter.add(step._replace(sums=step.sums._replace(loss=np.float32("nan"))))
-  with pytest.raises(FloatingPointError, match="nan"):
+  meter.add(step)
+  with pytest.raises(metrics.NotFiniteError, match="nan") as error:
     meter.to_json()
+  assert error.value.num_lost == 2
 
 
 def test_heldout_loss_weighs_each_role_and_shows_all_of_them():
