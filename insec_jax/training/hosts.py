@@ -21,7 +21,9 @@ import jax
 
 from insec_jax import command
 from insec_jax.command import InputError
-from insec_jax.training.meeting import GREETING_SECONDS, Place, disagreement, meet
+from insec_jax.training import coordinator
+from insec_jax.training.coordinator import GREETING_SECONDS
+from insec_jax.training.meeting import Place, disagreement, meet
 
 BEAT_SECONDS = 1
 # A process is gone after so much silence: a garbage collection or a slow disk must not end a run. When another one has
@@ -188,7 +190,7 @@ class Hosts:
     signal.signal(signal.SIGTERM, lambda *_: self._told.set())
     # JAX's own way to stop together waits for messages while no thread of Python may run, those of Relay included.
     jax.config.update("jax_enable_preemption_service", False)
-    address = f"localhost:{place.port}"
+    bind, address = coordinator.jax_addresses(place.host, place.port)
     if not self.is_first:
       relay = Relay(place.host, place.port, self._lost_process_0)
       address = f"127.0.0.1:{relay.port}"
@@ -198,7 +200,9 @@ class Hosts:
       f"{JOIN_SECONDS} s; {AGAIN}"))])
     late.daemon = True
     late.start()
+    # Without a bind address JAX's coordinator, which has no authentication, listens on every interface.
     jax.distributed.initialize(address, place.num, place.index, local_device_ids=place.local_devices,
+                               coordinator_bind_address=bind,
                                cluster_detection_method="deactivate", initialization_timeout=JOIN_SECONDS + 10,
                                shutdown_timeout_seconds=60)
     late.cancel()
