@@ -8,6 +8,7 @@ SIGTERM to any process stops all after the same step (`Hosts.stops`). A process 
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ BEAT_SECONDS = 1
 # A process is gone after so much silence: a garbage collection or a slow disk must not end a run. When another one has
 # failed already, which is what a collective does whose other end is gone, the question is only whose fault it was.
 SILENCE_SECONDS, SILENCE_AFTER_FAILURE = 30, 5
+MAX_RELAYED = 16  # connections of JAX's client to process 0; it has one, and tries again while process 0 is not there
 JOIN_SECONDS = 60  # for processes that have just met
 PATIENCE_SECONDS = 3600  # for processes that are alive: one host may read weights far slower than another
 AGAIN = "start the same command again on every host: the run goes on from its last checkpoint"
@@ -44,12 +46,14 @@ class Relay:
   """A way to process 0. Once `holds`, it stays open at this end after the other has closed, and calls `on_loss`.
 
   JAX's client aborts its process, with a stack trace and without a name, as soon as its connection closes. Before it
-  has joined, it tries again by itself.
+  has joined, it tries again by itself. Connections of other processes of this machine are closed at once: they would
+  end the run when they close.
   """
 
   def __init__(self, host: str, port: int, on_loss: Callable[[], None]):
     self._target, self._on_loss = (host, port), on_loss
     self.holds = False
+    self._free = threading.Semaphore(MAX_RELAYED)
     self._server = socket.create_server(("127.0.0.1", 0))
     self.port = self._server.getsockname()[1]
     self._start(self._accept)
@@ -59,10 +63,29 @@ class Relay:
 
   def _accept(self):
     while True:
-      near, _ = self._server.accept()
-      self._start(self._connect, near)
+      try:
+        near, address = self._server.accept()
+      except OSError:  # the other end has gone, or descriptors are scarce: the next one may succeed
+        time.sleep(0.1)
+        continue
+      if is_foreign(address[1], self.port) or not self._free.acquire(blocking=False):
+        near.close()
+        continue
+      try:
+        self._start(self._connect, near)
+      except RuntimeError:  # no more threads; JAX's client tries again
+        near.close()
+        self._free.release()
 
   def _connect(self, near: socket.socket):
+    try:
+      self._relay(near)
+    except (OSError, RuntimeError):
+      _close(near)
+    finally:
+      self._free.release()
+
+  def _relay(self, near: socket.socket):
     while True:  # process 0 opens its port again right after the meeting
       try:
         far = socket.create_connection(self._target, timeout=GREETING_SECONDS)
@@ -90,8 +113,31 @@ class Relay:
     _close(far)
 
 
+def is_foreign(near_port: int, far_port: int) -> bool:
+  """Return whether the near end of a TCP connection within this machine is known to belong to another process.
+
+  Linux lists every connection with the inode of its socket; where it does not, nothing is known.
+  """
+  ends = [f"{port:04X}" for port in (near_port, far_port)]
+  try:
+    rows = [row.split() for table in ("tcp", "tcp6") for row in pathlib.Path("/proc/self/net", table).read_text(
+      encoding="ascii").splitlines()[1:]]
+    inodes = {f"socket:[{row[9]}]" for row in rows if [end.rpartition(":")[2] for end in row[1:3]] == ends}
+    own = {_link(file) for file in os.scandir("/proc/self/fd")}
+  except (OSError, ValueError, IndexError):
+    return False
+  return bool(inodes) and not inodes & own
+
+
+def _link(file: os.DirEntry) -> str:
+  try:
+    return os.readlink(file)
+  except OSError:  # closed since
+    return ""
+
+
 def _close(line: socket.socket):
-  """Nothing; also for a thread that reads from it, the line is at its end."""
+  """Close the line, also for a thread that reads from it."""
   with contextlib.suppress(OSError):
     line.shutdown(socket.SHUT_RDWR)
   line.close()

@@ -10,6 +10,8 @@ import resource
 import selectors
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -772,6 +774,48 @@ def test_before_it_holds_the_way_closes_at_both_ends():
     assert near.recv(1) == b""
     near.close()
   assert not lost.is_set()
+
+
+def test_the_way_to_process_0_is_closed_to_other_processes_of_the_machine():
+  lost = threading.Event()
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    server.settimeout(5)
+    relay = Relay("127.0.0.1", server.getsockname()[1], lost.set)
+    relay.holds = True
+    script = f"import socket; print(socket.create_connection(('127.0.0.1', {relay.port}), timeout=5).recv(9))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "b''\n"
+    near = socket.create_connection(("127.0.0.1", relay.port))
+    far, _ = server.accept()  # the first that comes
+    near.sendall(b"to")
+    assert far.recv(2) == b"to"
+    assert not lost.is_set()
+    near.close()
+    far.close()
+
+
+def test_the_way_to_process_0_stays_open_after_connections_that_fail(monkeypatch):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    server.settimeout(5)
+    failures = [OSError(24, "Too many open files"), ConnectionAbortedError()]
+    real = socket.socket.accept
+    monkeypatch.setattr(socket.socket, "accept", lambda line: (_ for _ in ()).throw(failures.pop()) if (
+      failures and threading.current_thread().name == "relay") else real(line))
+    relay = Relay("127.0.0.1", server.getsockname()[1], lambda: None)
+    with socket.create_connection(("127.0.0.1", relay.port)) as near:
+      far, _ = server.accept()
+      far.sendall(b"fro")
+      assert near.recv(3) == b"fro"
+      far.close()
+    assert not failures
+    lines = [socket.create_connection(("127.0.0.1", relay.port)) for _ in range(hosts.MAX_RELAYED + 5)]
+    accepted = []
+    server.settimeout(0.3)
+    with contextlib.suppress(TimeoutError):
+      while True:
+        accepted.append(server.accept()[0])
+    assert hosts.MAX_RELAYED - 1 <= len(accepted) <= hosts.MAX_RELAYED
+    for line in (*lines, *accepted):
+      line.close()
 
 
 def test_what_is_not_public_in_jax_is_there():
