@@ -316,29 +316,6 @@ def test_processes_meet_at_once_whatever_a_stranger_does(places, stranger, capfd
   assert re.fullmatch(r"(ignored \d+ connections? that (was|were) no process of this run .*\n)?", err)
 
 
-def test_strangers_that_come_without_a_pause_delay_no_process(places):
-  over = threading.Event()
-
-  def flood():
-    while not over.is_set():
-      with contextlib.suppress(OSError, AssertionError):
-        connect(places[0].port).sendall(b"x" * 2000)
-
-  threads = [threading.Thread(target=flood, daemon=True) for _ in range(2)]
-
-  def attempt(_):
-    for thread in threads:
-      thread.start()
-    return []
-
-  found, spent = meet_beside(places, attempt)
-  over.set()
-  assert found == [(socket.gethostname(),) * 3] * 3
-  assert spent < 15
-  for thread in threads:
-    thread.join()
-
-
 def test_a_stranger_is_closed_when_its_time_is_up_however_it_spends_it(places, monkeypatch):
   monkeypatch.setattr(coordinator, "GREETING_SECONDS", 0.3)
   meeting_of_0 = threading.Thread(target=meet_all, args=[places[:1]], kwargs={"seconds": 1.5})
