@@ -44,7 +44,7 @@ from insec_jax.data import pipeline, tokens
 from insec_jax.decoding import rounds
 from insec_jax.files import folder_writer, local_path, read_json, write_text
 from insec_jax.model import attention, hf, hf_config, llama, sharding
-from insec_jax.training import checkpoint, hosts, meeting, metrics, optimizer
+from insec_jax.training import checkpoint, coordinator, hosts, meeting, metrics, optimizer
 from insec_jax.training import step as step_lib
 from insec_jax.training.hosts import Hosts
 from insec_jax.training.step import TrainState
@@ -52,10 +52,12 @@ from insec_jax.training.step import TrainState
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; a run that was cut short goes on from there.")
 flags.mark_flags_as_required(["config", "workdir"])
-COORDINATOR = flags.DEFINE_string("coordinator", None, f"HOST[:PORT] of process 0; port {meeting.PORT} if not said.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0; port "
+                                  f"{coordinator.PORT} if not given.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
-JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.")
+JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.",
+                                    lower_bound=1, upper_bound=7 * 86_400)
 
 REMEDY = "; lower optimizer.learning_rate or look at the data, and begin in another --workdir"
 SHARED_SECONDS = 60  # in which a file on a network drive shows on another host

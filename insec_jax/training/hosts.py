@@ -8,6 +8,7 @@ SIGTERM to any process stops all after the same step (`Hosts.stops`). A process 
 import contextlib
 import json
 import os
+import pathlib
 import socket
 import sys
 import threading
@@ -20,12 +21,15 @@ import jax
 
 from insec_jax import command, stop_signal
 from insec_jax.command import InputError
-from insec_jax.training.meeting import GREETING_SECONDS, Place, disagreement, meet
+from insec_jax.training import coordinator
+from insec_jax.training.coordinator import GREETING_SECONDS
+from insec_jax.training.meeting import Place, disagreement, meet
 
 BEAT_SECONDS = 1
 # A process is gone after so much silence: a garbage collection or a slow disk must not end a run. When another one has
 # failed already, which is what a collective does whose other end is gone, the question is only whose fault it was.
 SILENCE_SECONDS, SILENCE_AFTER_FAILURE = 30, 5
+MAX_RELAYED = 16  # connections of JAX's client to process 0; it has one, and tries again while process 0 is not there
 JOIN_SECONDS = 60  # for processes that have just met
 PATIENCE_SECONDS = 3600  # for processes that are alive: one host may read weights far slower than another
 AGAIN = "start the same command again on every host: the run goes on from its last checkpoint"
@@ -41,12 +45,14 @@ class Relay:
   """A way to process 0. Once `holds`, it stays open at this end after the other has closed, and calls `on_loss`.
 
   JAX's client aborts its process, with a stack trace and without a name, as soon as its connection closes. Before it
-  has joined, it tries again by itself.
+  has joined, it tries again by itself. Connections of other processes of this machine are closed at once: they would
+  end the run when they close.
   """
 
   def __init__(self, host: str, port: int, on_loss: Callable[[], None]):
     self._target, self._on_loss = (host, port), on_loss
     self.holds = False
+    self._free = threading.Semaphore(MAX_RELAYED)
     self._server = socket.create_server(("127.0.0.1", 0))
     self.port = self._server.getsockname()[1]
     self._start(self._accept)
@@ -56,10 +62,29 @@ class Relay:
 
   def _accept(self):
     while True:
-      near, _ = self._server.accept()
-      self._start(self._connect, near)
+      try:
+        near, address = self._server.accept()
+      except OSError:  # the other end has gone, or descriptors are scarce: the next one may succeed
+        time.sleep(0.1)
+        continue
+      if is_foreign(address[1], self.port) or not self._free.acquire(blocking=False):
+        near.close()
+        continue
+      try:
+        self._start(self._connect, near)
+      except RuntimeError:  # no more threads; JAX's client tries again
+        near.close()
+        self._free.release()
 
   def _connect(self, near: socket.socket):
+    try:
+      self._relay(near)
+    except (OSError, RuntimeError):
+      _close(near)
+    finally:
+      self._free.release()
+
+  def _relay(self, near: socket.socket):
     while True:  # process 0 opens its port again right after the meeting
       try:
         far = socket.create_connection(self._target, timeout=GREETING_SECONDS)
@@ -87,8 +112,31 @@ class Relay:
     _close(far)
 
 
+def is_foreign(near_port: int, far_port: int) -> bool:
+  """Return whether the near end of a TCP connection within this machine is known to belong to another process.
+
+  Linux lists every connection with the inode of its socket; where it does not, nothing is known.
+  """
+  ends = [f"{port:04X}" for port in (near_port, far_port)]
+  try:
+    rows = [row.split() for table in ("tcp", "tcp6") for row in pathlib.Path("/proc/self/net", table).read_text(
+      encoding="ascii").splitlines()[1:]]
+    inodes = {f"socket:[{row[9]}]" for row in rows if [end.rpartition(":")[2] for end in row[1:3]] == ends}
+    own = {_link(file) for file in os.scandir("/proc/self/fd")}
+  except (OSError, ValueError, IndexError):
+    return False
+  return bool(inodes) and not inodes & own
+
+
+def _link(file: os.DirEntry) -> str:
+  try:
+    return os.readlink(file)
+  except OSError:  # closed since
+    return ""
+
+
 def _close(line: socket.socket):
-  """Nothing; also for a thread that reads from it, the line is at its end."""
+  """Close the line, also for a thread that reads from it."""
   with contextlib.suppress(OSError):
     line.shutdown(socket.SHUT_RDWR)
   line.close()
@@ -191,7 +239,7 @@ class Hosts:
     """Nothing; jax.distributed runs, this process watches and is watched, and SIGTERM asks all to stop."""
     # JAX's own way to stop together waits for messages while no thread of Python may run, those of Relay included.
     jax.config.update("jax_enable_preemption_service", False)
-    address = f"localhost:{place.port}"
+    bind, address = coordinator.jax_addresses(place.host, place.port)
     if not self.is_first:
       relay = Relay(place.host, place.port, self._lost_process_0)
       address = f"127.0.0.1:{relay.port}"
@@ -201,7 +249,9 @@ class Hosts:
       f"{JOIN_SECONDS} s; {AGAIN}"))])
     late.daemon = True
     late.start()
+    # Without a bind address JAX's coordinator, which has no authentication, listens on every interface.
     jax.distributed.initialize(address, place.num, place.index, local_device_ids=place.local_devices,
+                               coordinator_bind_address=bind,
                                cluster_detection_method="deactivate", initialization_timeout=JOIN_SECONDS + 10,
                                shutdown_timeout_seconds=60)
     late.cancel()

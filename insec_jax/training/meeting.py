@@ -1,23 +1,21 @@
-"""Before JAX starts, the processes of a run meet: all are there, and agree on all that decides the numbers.
+"""Rendezvous of the processes of a run before JAX starts: all are present, and agree on all that decides the numbers.
 
-Plain TCP to process 0, at the port that JAX uses afterwards. JAX itself aborts when somebody is missing, with a stack
+Plain TCP to process 0, at the port that JAX uses afterwards. JAX itself aborts when a process is missing, with a stack
 trace and without a name, and two versions of it need not understand each other.
 """
 
-import contextlib
 import dataclasses
-import json
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from insec_jax.command import InputError
-
-PORT = 8476  # Cloud TPU networks leave it open; JAX's own default, 8482, is closed there
-GREETING_SECONDS = 5
+from insec_jax.training import coordinator, handshake
+from insec_jax.training.handshake import Answer, Greeting, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,31 +29,35 @@ class Place:
   local_devices: list[int] | None  # None: all that the process sees
 
 
-def find_place(coordinator: str | None, num: int | None, index: int | None, *, seconds: int) -> Place | None:
+def find_place(address: str | None, num: int | None, index: int | None, *, seconds: int) -> Place | None:
   """The place that the flags give, or else the cluster (Cloud TPU, GKE, Slurm, Open MPI); None for a process alone."""
-  given = {"--coordinator": coordinator, "--num_processes": num, "--process_id": index}
+  given = {"--coordinator": address, "--num_processes": num, "--process_id": index}
   if missing := [flag for flag, value in given.items() if value is None]:
     if len(missing) < len(given):
       have = ", ".join(flag for flag in given if flag not in missing)
       raise InputError(f"{have} without {', '.join(missing)}; give all three, or none of them: for a process alone, or "
                        "on a cluster that tells")
     return _place_in_cluster(seconds)
-  if num < 1 or not 0 <= index < num:
-    raise InputError(f"--process_id={index} of --num_processes={num}; ids run from 0 to one less than the number")
-  host, _, port = coordinator.partition(":")
-  if not host or (port and not port.isdecimal()):
-    raise InputError(f"--coordinator={coordinator!r}; give HOST or HOST:PORT of process 0")
-  return None if num == 1 else Place(host, int(port or PORT), num, index, None)
+  if not 1 <= num <= handshake.MAX_PROCESSES or not 0 <= index < num:
+    raise InputError(f"--process_id={index} of --num_processes={num}; ids run from 0 to one less than the number, "
+                     f"which is at most {handshake.MAX_PROCESSES}")
+  host, port = coordinator.parse_address(address, "--coordinator")
+  if host in coordinator.ANY_ADDRESS:
+    raise InputError(f"--coordinator={address} means every address of a machine; give the one of process 0 to which "
+                     "the other hosts connect")
+  return None if num == 1 else Place(host, port, num, index, None)
 
 
 def _place_in_cluster(seconds: int) -> Place | None:
-  os.environ.setdefault("JAX_COORDINATOR_PORT", str(PORT))
+  os.environ.setdefault("JAX_COORDINATOR_PORT", str(coordinator.PORT))
   address, num, index, local_devices = _jax_clusters().auto_detect_unset_distributed_params(
     None, None, None, None, None, seconds)
   if address is None or num == 1:
     return None
-  host, port = address.rsplit(":", 1)
-  return Place(host, int(port), num, index, None if local_devices is None else list(local_devices))
+  host, _, port = address.rpartition(":")  # some clusters give an IPv6 address without brackets
+  host, port = coordinator.parse_address(f"[{host}]:{port}" if ":" in host and "[" not in host else address,
+                                         "the coordinator of the cluster (its port: JAX_COORDINATOR_PORT)")
+  return Place(host, port, num, index, None if local_devices is None else list(local_devices))
 
 
 def _jax_clusters():
@@ -65,118 +67,115 @@ def _jax_clusters():
 
 
 def meet(place: Place, facts: dict[str, Any], *, seconds: float) -> tuple[str, ...]:
-  """The host name of every process; InputError, the same on all that came, if one is missing or has other facts."""
-  hello = {"index": place.index, "num": place.num, "name": socket.gethostname(), "facts": facts}
-  answer = _receive(place, hello, seconds) if place.index == 0 else _greet(place, hello, seconds)
-  if answer["problem"]:
-    raise InputError(answer["problem"])
-  return tuple(answer["names"])
+  """Return the host name of every process.
+
+  Raises InputError, the same on all that came, if a process is missing or has other facts. All names are printable.
+  """
+  key = handshake.run_key()
+  greeting = Greeting(place.index, place.num, printable(socket.gethostname() or "unnamed", handshake.MAX_NAME),
+                      {name: handshake.fact_text(value) for name, value in facts.items()})
+  answer = (_receive if place.index == 0 else _greet)(place, greeting, key, seconds)
+  if answer.problem is not None:
+    raise InputError(answer.problem)
+  return answer.names
 
 
-def _receive(place: Place, hello: dict, seconds: float) -> dict:
-  """What process 0 answers to everybody once all have come, or time is up."""
-  deadline = time.monotonic() + seconds
-  hellos, lines = {0: hello}, {}
-  problem = None
-  family, dualstack = (socket.AF_INET6, True) if socket.has_dualstack_ipv6() else (socket.AF_INET, False)
-  try:
-    server = socket.create_server(("", place.port), family=family, dualstack_ipv6=dualstack, backlog=place.num)
-  except OSError as error:
-    raise InputError(f"port {place.port} cannot be opened here ({error}); another run may still be ending: wait "
-                     "for it, or give --coordinator=HOST:PORT with a free port") from error
-  with server:
-    while len(hellos) < place.num and problem is None:
-      server.settimeout(max(deadline - time.monotonic(), 0.001))
-      try:
-        line, _ = server.accept()
-      except TimeoutError:
-        problem = _nobody_came(place, hellos, seconds)
-        break
-      came = _read_line(line, GREETING_SECONDS)
-      if came is None or "index" not in came:  # a stranger, or a client of a run that has ended
-        line.close()
-        continue
-      index, name = came["index"], came["name"]
-      if came["num"] != place.num or not 0 < index < place.num:
-        problem = (f"process {index} ({name}) was told of {came['num']} processes, process 0 ({hello['name']}) of "
-                   f"{place.num}; give all the same --num_processes")
-      elif index in hellos and not _has_left(lines[index]):
-        problem = f"two processes, on {hellos[index]['name']} and {name}, have --process_id={index}; give each its own"
-      lines[-1 if problem else index] = line
-      hellos[index] = came
-  # The port is closed by now: whoever has the answer comes again at once, and must find nobody here but JAX.
-  names = [hellos[index]["name"] for index in sorted(hellos)]
+def _receive(place: Place, greeting: Greeting, key: bytes, seconds: float) -> Answer:
+  """Return what process 0 answers to everybody once all have come, or time is up."""
+  server = coordinator.Server(place.host, place.port, greeting, key, seconds=seconds)
+  problem = server.wait()
+  names = [came.name for came in server.greetings()]
   if problem is None:
-    problem = disagreement([hellos[index]["facts"] for index in range(place.num)], names)
-  answer = {"problem": problem, "names": names}
-  for line in lines.values():
-    with line, contextlib.suppress(OSError):  # whoever left will be missed later
-      line.sendall(json.dumps(answer).encode() + b"\n")
-  return answer
+    problem = _difference([came.facts for came in server.greetings()], names)
+  if problem is not None:
+    problem, names = printable(problem, handshake.MAX_PROBLEM), []
+  server.answer({"problem": problem, "names": names})
+  if problem is None and server.ignored:
+    print(coordinator.ignored_text(server.ignored), file=sys.stderr, flush=True)
+  return Answer(problem, tuple(names))
 
 
-def _greet(place: Place, hello: dict, seconds: float) -> dict:
-  """The answer of process 0, which may start later."""
+def _greet(place: Place, greeting: Greeting, key: bytes, seconds: float) -> Answer:
+  """Return the answer of process 0, which may start later."""
   deadline = time.monotonic() + seconds
   while True:
     try:
-      with socket.create_connection((place.host, place.port), timeout=GREETING_SECONDS) as line:
-        line.sendall(json.dumps(hello).encode() + b"\n")
-        # Process 0 may have started its clock last: it is the one to say who is missing.
-        answer = _read_line(line, seconds + GREETING_SECONDS)
-        if answer is not None and "problem" in answer:
-          return answer
+      with socket.create_connection((place.host, place.port), timeout=coordinator.GREETING_SECONDS) as line:
+        return _exchange(line, greeting, key, seconds)
     except OSError as error:
       reason = error
-    else:
-      reason = "closed without an answer"
     if time.monotonic() > deadline:
-      raise InputError(f"process 0 is missing: process {place.index} ({hello['name']}) waited {seconds:g} s for it at "
-                       f"{place.host}:{place.port} ({reason}); start it there, and let that port through")
+      at = coordinator.join_address(place.host, place.port)
+      raise InputError(f"process 0 is missing: process {place.index} ({greeting.name}) waited {seconds:g} s for it at "
+                       f"{at} ({reason}); start it there, and let that port through")
     time.sleep(0.2)
 
 
-def _read_line(line: socket.socket, seconds: float) -> dict | None:
-  """The JSON object that comes as one line; None if anything else comes, or nothing."""
-  line.settimeout(seconds)
-  try:
-    with line.makefile("rb") as file:
-      said = json.loads(file.readline(2**20))
-  except (OSError, ValueError):
-    return None
-  return said if isinstance(said, dict) else None
+def _exchange(line: socket.socket, greeting: Greeting, key: bytes, seconds: float) -> Answer:
+  """Return the answer at the end of this connection; ConnectionError if process 0 of this run is not there."""
+  lines = _Lines(line)
+  nonce = handshake.read_challenge(lines.read(coordinator.GREETING_SECONDS, 100))
+  if nonce is None:
+    raise ConnectionError("another program, or another version of this one, answers there")
+  said = handshake.write_greeting(greeting, key=key, context=nonce)
+  line.settimeout(coordinator.GREETING_SECONDS)
+  line.sendall(said)
+  seal = {"key": key, "context": said[:handshake.MAC_LENGTH]}
+  if handshake.read_message("welcome", lines.read(coordinator.GREETING_SECONDS, 1000), **seal) is None:
+    raise ConnectionError(f"what answers there is not of this run: it does not know its {handshake.TOKEN}")
+  # Process 0 may have started its clock last: it is the one to say who is missing.
+  most = handshake.MAX_MESSAGE_BYTES + 2 * handshake.MAX_NAME * greeting.num
+  answer = handshake.read_answer(lines.read(seconds + coordinator.GREETING_SECONDS, most), greeting.num, **seal)
+  if answer is None:
+    raise ConnectionError("what answers there is no process 0 of this version")
+  return answer
 
 
-def _has_left(line: socket.socket) -> bool:
-  line.settimeout(0.001)
-  try:
-    return not line.recv(1, socket.MSG_PEEK)
-  except TimeoutError:
-    return False
-  except OSError:
-    return True
+class _Lines:
+  """Lines that come over a connection, each with one time limit for the whole of it."""
 
+  def __init__(self, line: socket.socket):
+    self._line, self._buffer = line, bytearray()
 
-def _nobody_came(place: Place, hellos: dict[int, dict], seconds: float) -> str:
-  missing = [index for index in range(place.num) if index not in hellos]
-  came = ", ".join(f"{index} ({hellos[index]['name']})" for index in sorted(hellos))
-  word = "process" if len(missing) == 1 else "processes"
-  return (f"missing: {word} {', '.join(map(str, missing))} of {place.num}; waited {seconds:g} s at "
-          f"{hellos[0]['name']}:{place.port}, came: {came}; start the same command on every host")
+  def read(self, seconds: float, most: int) -> bytes:
+    """Return the next line without its newline; OSError if it doesn't come in time or in so many bytes."""
+    deadline = time.monotonic() + seconds
+    while (end := self._buffer.find(b"\n")) < 0:
+      left = deadline - time.monotonic()
+      if left <= 0:
+        raise TimeoutError("no answer in time")
+      self._line.settimeout(left)
+      data = self._line.recv(2**16)
+      if not data:
+        raise ConnectionError(f"closed without an answer; an {handshake.TOKEN} must be the same on every host")
+      self._buffer += data
+      if len(self._buffer) > most:
+        raise ConnectionError("what answers there is another program")
+    said = bytes(self._buffer[:end])
+    del self._buffer[:end + 1]
+    return said
 
 
 def disagreement(facts: Sequence[dict[str, Any]], names: Sequence[str]) -> str | None:
-  """One line on who differs from most of the others, and in what; None if all processes have the same facts.
+  """Return one line on who differs from most of the others, and in what; None if all have the same facts.
 
   Where no value has a majority, that of process 0 counts.
   """
-  told = []
-  for key in dict.fromkeys(key for of_one in facts for key in of_one):
-    values = [json.dumps(of_one.get(key)) for of_one in facts]
-    common = max(Counter(values), key=lambda value: (values.count(value), value == values[0]))
-    told += [f"process {index} ({names[index]}) has {key} {value}, the others {common}"
-             for index, value in enumerate(values) if value != common]
-  if not told:
+  return _difference([{key: handshake.fact_text(value) for key, value in own.items()} for own in facts], names)
+
+
+def _difference(facts: Sequence[dict[str, str]], names: Sequence[str]) -> str | None:
+  """Return what `disagreement` does, of values that are JSON texts already."""
+  differences = []
+  for key in dict.fromkeys(key for own in facts for key in own):
+    values = [own.get(key, "null") for own in facts]
+    count = Counter(values)
+    common = max(count, key=lambda value: (count[value], value == values[0]))
+    shown = {value: printable(value, handshake.MAX_VALUE) for value in count}
+    differences += [f"process {index} ({names[index]}) has {printable(key, handshake.MAX_KEY)} {shown[value]}, the "
+                    f"others {shown[common]}" for index, value in enumerate(values) if value != common]
+  if not differences:
     return None
-  more = f", and {len(told) - 3} more" if len(told) > 3 else ""
-  return f"the processes differ: {'; '.join(told[:3])}{more}; start the same code with the same command on every host"
+  more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+  return (f"the processes differ: {'; '.join(differences[:3])}{more}; start the same code with the same command on "
+          "every host")
