@@ -358,6 +358,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
       log.write(0, values)
       progress.line(0, values)
     meter.start_clock()
+    progress.start()
     for step in range(run.first + 1, steps + 1):
       if step in starts:
         saver.wait()

@@ -212,6 +212,8 @@ class Silence:
 
   def write(self, step: int, values: dict[str, float]): ...
 
+  def start(self): ...
+
   def step(self, step: int): ...
 
   def line(self, step: int, values: dict[str, float]): ...
@@ -236,6 +238,10 @@ class TrainProgress:
   def __init__(self, first: int, steps: int):
     self._steps = steps
     self._progress = Progress("train", steps, unit="step", done=first, quiet=math.inf)  # `line` prints what is logged
+
+  def start(self):
+    """Estimate the time left from now on: compiling is over."""
+    self._progress.restart()
 
   def step(self, step: int):
     """Show that `step` is done."""
