@@ -78,7 +78,8 @@ SMALLEST_WEIGHT = 1e-6
 Seed = _whole(0, 2**32 - 1)  # what jax, numpy and grain all take
 Rounds = _whole(0, 1_000_000)
 Steps = _whole(1, LARGEST)
-Problems = _whole(1, 10_000_000)  # all are kept in memory
+MOST_PROBLEMS = 1_000_000  # that are made: all are kept in memory
+Problems = _whole(1, MOST_PROBLEMS)
 Size = _whole(0, 1_000)  # operations of a problem
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number between 0 and 1")]
 Temperature = _number(0.0, 1_000.0)
@@ -506,6 +507,9 @@ def _check_across(config: Config) -> None:
   if not from_file and (config.task.min_size < 1 or config.data.num_records < 1):
     raise InputError(f"task.name={config.task.name!r} makes its problems; task.min_size and data.num_records "
                      "must be at least 1")
+  if not from_file and (most := max(config.data.num_records, config.data.num_heldout)) > MOST_PROBLEMS:
+    raise InputError(f"data.num_records={config.data.num_records} or data.num_heldout={config.data.num_heldout}: "
+                     f"task.name={config.task.name!r} would make {most:,} problems; must be at most {MOST_PROBLEMS:,}")
   if config.evaluate.max_size and from_file:
     raise InputError(f"evaluate.max_size={config.evaluate.max_size}: records of task.name={config.task.name!r} have no "
                      "sizes; set it to 0")

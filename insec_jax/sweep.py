@@ -102,7 +102,8 @@ def names_of(flag: str, names: Sequence[str]) -> list[str]:
   for name in names:
     if not name.isprintable() or not 0 < len(name) <= 100 or name[0] in ".-" or set("/:,") & set(name) or (
         names.count(name) > 1):
-      raise InputError(f"--{flag}={','.join(names)} has {name!r} more than once, or it is no name; give each once")
+      raise InputError(f"--{flag}={','.join(names):.200} has {name!r:.100} more than once, or it is no name; "
+                       "give each once")
   if not names:
     raise InputError(f"--{flag} is empty; give at least one")
   return list(names)
@@ -116,7 +117,7 @@ def numbers_of(flag: str, words: Sequence[str]) -> list[int]:
                        "between them")
   numbers = [int(word) for word in words]
   if twice := [number for number in numbers if numbers.count(number) > 1]:
-    raise InputError(f"--{flag}={','.join(words)} has {twice[0]} more than once; give each once")
+    raise InputError(f"--{flag}={','.join(words):.200} has {twice[0]} more than once; give each once")
   return numbers
 
 

@@ -71,7 +71,8 @@ for _ in range(2_000):
   NESTED = {"a": NESTED}
 WRONG = (None, True, False, "", "no", "a\x00b", "\ud800", "a\nb", "x" * 10_000, b"x", 0, 1, -1, 2, 1.0, 1.5, -0.5,
          1e-300, 1e300, INF, -INF, NAN, 10**12, HUGE, 10**5_000, -(10**12), [], [1], ["a"], (), (1,), ("a",), (NAN,),
-         (1, (2,)), {}, {"a": 1}, {1: 2}, {"a": NAN}, {"a": INF}, {"a": (1,)}, NESTED, {"a"}, object, object(), NoText(), 1j, len)
+         (1, (2,)), {}, {"a": 1}, {1: 2}, {"a": NAN}, {"a": INF}, {"a": (1,)}, NESTED, {"a"}, object, object(),
+         NoText(), 1j, len)
 PATHS = ("model.path", "tokenizer.path", "data.path", "mistakes.mined_path")
 WEIGHTS = tuple(f"loss.{name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction"))
 # What is right for a key, of the values above; a whole number is right for a rate. All else must be refused.
@@ -204,6 +205,12 @@ def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, monkeypatch):
     config.build(toy)
 
 
+def test_a_step_of_more_tokens_than_a_device_can_hold_is_refused(toy):
+  toy.data.rows_per_device, toy.data.accumulation = 4_096, 4_096
+  with pytest.raises(InputError, match="tokens of a device in a step; must be at most 268,435,456"):
+    config.build(toy)
+
+
 def test_a_newer_key_that_an_older_config_lacks_has_the_value_that_means_as_before(toy):
   assert "too_long" not in toy.data
   built = config.build(toy)
@@ -239,6 +246,8 @@ def test_a_missing_key_is_named(toy):
   ("task.name", "gsm8k", "give --config.data.path"),
   ("task.min_size", 99, "above task.max_size"),
   ("data.row_length", 1, "at least 2"),
+  ("data.num_records", 10**7, "would make 10,000,000 problems"),
+  ("data.row_length", 2**20 + 1, "at most 1,048,576"),
   ("data.template", "xml", "must be one of 'plain', 'chat'"),
   ("mistakes.share", 1.5, "between 0 and 1"),
   ("mistakes.source", "mined", "reads records that mine wrote"),
