@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
+from insec_jax.config import with_newer_keys
 from insec_jax.files import read_json
 from insec_jax.pages import correction
 
@@ -75,6 +76,7 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
   config = read_json(folder / "config.json", "the config of a run")
   if "train" not in config:
     raise InputError(f"{folder} is no workdir: its config.json is not one of train; give a folder that train wrote")
+  config = with_newer_keys(config)
   environment, results, lines = {}, {}, []
   notes = []
   if (folder / "environment.json").exists():
