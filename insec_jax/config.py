@@ -117,8 +117,10 @@ class DataConfig:
   row_length: int
   rows_per_device: int
   accumulation: int
+  too_long: str = "refuse"  # a record of more tokens than row_length: "refuse" it, or "drop" it, counted and listed
 
   def __post_init__(self):
+    _one_of("data", "too_long", self.too_long, ("refuse", "drop"))
     _one_of("data", "template", self.template, ("plain", "chat"))
     _one_of("data", "marker_text", self.marker_text, ("refuse", "plain"))
     _at_least("data", self, 0, "num_records", "num_heldout")
@@ -344,9 +346,9 @@ class Config:
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")}
 
 
-def _check_keys(where: str, seen: set[str], needed: set[str]) -> None:
-  for key in sorted(seen - needed):
-    close = difflib.get_close_matches(key, needed, n=1)
+def _check_keys(where: str, seen: set[str], needed: set[str], optional: frozenset[str] = frozenset()) -> None:
+  for key in sorted(seen - needed - optional):
+    close = difflib.get_close_matches(key, needed | optional, n=1)
     raise InputError(f"config has no key {where}{key}" + (f"; did you mean {where}{close[0]}?" if close else ""))
   if missing := sorted(needed - seen):
     raise InputError(f"config misses {where}{missing[0]}; every key is given a value in the config file")
@@ -363,7 +365,10 @@ def build(config: ml_collections.ConfigDict | dict) -> Config:
   for name, section in SECTIONS.items():
     if not isinstance(values[name], dict):
       raise InputError(f"config section {name} must be a dict of values, got {values[name]!r}")
-    _check_keys(f"{name}.", set(values[name]), {field.name for field in dataclasses.fields(section)})
+    optional = frozenset(field.name for field in dataclasses.fields(section)
+                         if field.default is not dataclasses.MISSING)
+    _check_keys(f"{name}.", set(values[name]), {field.name for field in dataclasses.fields(section)} - optional,
+                optional)
     sections[name] = section(**values[name])
   built = Config(seed=values["seed"], rounds=values["rounds"], **sections)
   _check_across(built)
