@@ -8,6 +8,7 @@ import contextlib
 import errno
 import gzip
 import json
+import math
 import os
 import pathlib
 import re
@@ -110,14 +111,21 @@ def parse_json(text: str | bytes, where: str) -> Any:
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-      names = [name for name, _ in pairs]
-      raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.60} is given twice")
+      seen = set()
+      twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+      raise ValueError(f"the key {twice!r:.60} is given twice")
     return values
+
+  def number(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+      raise ValueError(f"the number {digits:.60} is too large")
+    return value
 
   try:
     if isinstance(text, bytes):
       text = text.decode("utf-8")
-    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    return json.loads(text, parse_constant=refuse, parse_float=number, object_pairs_hook=unique)
   except UnicodeDecodeError as error:
     raise InputError(f"{where}: byte {error.start} is not UTF-8; write the file again as UTF-8") from None
   except json.JSONDecodeError as error:
@@ -146,7 +154,7 @@ def read_json_lines(path: str | os.PathLike, name: str) -> Iterator[tuple[dict[s
   number = 0
   for number, line in enumerate(_lines(path, name), 1):
     where = f"{path}:{number}"
-    value = parse_json(line, where)
+    value = parse_json(line.rstrip(b"\r\n"), where)
     if not isinstance(value, dict):
       raise InputError(f"{where}: holds {type(value).__name__}; each line must be one JSON object")
     yield value, where

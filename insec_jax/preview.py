@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.config import Config
-from insec_jax.data import packing, pipeline, tokens
+from insec_jax.data import packing, pipeline, template, tokens
 from insec_jax.data.tokens import Example
 from insec_jax.files import check_output, written_whole
 from insec_jax.method import roles
@@ -32,9 +32,12 @@ def main() -> None:
   if HTML.value is not None:
     check_output(HTML.value, "--html")
   tokenizer = tokens.open_tokenizer(config).tokenizer
-  examples = pipeline.load_examples(config, tokenizer, "train")
-  pipeline.load_examples(config, tokenizer, "heldout")  # its errors are found here too, not after the first steps
-  receipt = pipeline.receipt(examples, packing.pack(examples, config.data.row_length), config)
+  template.fix_date(tokenizer, template.today())
+  examples, long_train = pipeline.load_examples(config, tokenizer, "train")
+  # Its errors are found here too, not after the first steps.
+  _, long_heldout = pipeline.load_examples(config, tokenizer, "heldout")
+  left_out = pipeline.LeftOut(long_train, long_heldout)
+  receipt = pipeline.receipt(examples, packing.pack(examples, config.data.row_length), config, left_out)
   print(receipt)
   if config.rounds:
     print(f"rounds={config.rounds} will mix in mined records, {config.mistakes.mined:.0%} of all; none is here yet\n")

@@ -39,7 +39,7 @@ from insec_jax import command, config_file, stop_signal
 from insec_jax import config as config_lib
 from insec_jax.command import DivergedError, InputError
 from insec_jax.config import Config
-from insec_jax.data import pipeline, tokens
+from insec_jax.data import pipeline, template, tokens
 from insec_jax.decoding import rounds
 from insec_jax.files import folder_writer, local_path, read_json, write_text
 from insec_jax.model import attention, hf, hf_config, llama, sharding
@@ -159,6 +159,8 @@ class Run(NamedTuple):
 def begin(config: Config, mesh: Mesh, team: Hosts) -> Run:
   """The run before its first step: weights from model.path, or random ones by the seed in model.size."""
   tokenizer = tokens.open_tokenizer(config).tokenizer
+  # The day of process 0 for all, kept with the tokenizer: resuming, generate and export use it.
+  template.fix_date(tokenizer, team.gather("the date", template.today() if team.is_first else None)[0])
   before = starting_model(config, tokenizer)
   vocab_size = hf.vocabulary_for(len(tokenizer), before.vocab_size)
   model_config = dataclasses.replace(before, vocab_size=vocab_size)
@@ -276,6 +278,8 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, t
     model = json.dumps(hf_config.config_to_json(run.config), indent=2)
     write_text(workdir / checkpoint.MODEL, model + "\n")
     write_text(workdir / "receipt.txt", run.data.receipt)
+    if run.data.left_out:
+      write_text(workdir / "left_out.jsonl", run.data.left_out.to_json_lines())
     run.tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
     first = {**here, "resumed": []}
   else:

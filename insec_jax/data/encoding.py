@@ -6,6 +6,7 @@ Letters that end array names, beside those of model/llama.py:
 """
 
 import contextlib
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -41,6 +42,14 @@ class Encoded(NamedTuple):
   end_P: np.ndarray
 
 
+class TooLongError(InputError):
+  """Examples do not fit in a row; `num_tokens` is their number of tokens, by the index of the example."""
+
+  def __init__(self, num_tokens: dict[int, int], message: str):
+    super().__init__(message)
+    self.num_tokens = num_tokens
+
+
 def owner_of_tokens(start_N, stop_N, end_P, role_P, weight_P):
   """Part whose role and weight each token takes, and whether the token lies across parts that differ in either.
 
@@ -70,8 +79,14 @@ def _all_plain(backend: tokenizers.Tokenizer) -> Iterator[None]:
     backend.post_processor, backend.encode_special_tokens = processor, special
 
 
-def encode(parts_of_example: list[list[Part]], wheres: list[str], tokenizer: PreTrainedTokenizerFast) -> Encoded:
-  """The tokens of all parts; neighbouring texts are encoded as one, and cut only at special tokens."""
+def encode(
+  parts_of_example: list[list[Part]], wheres: list[str], tokenizer: PreTrainedTokenizerFast, *,
+  row_length: int | None = None,
+) -> Encoded:
+  """Return the tokens of all parts; neighbouring texts are encoded as one, and cut only at special tokens.
+
+  With `row_length`, TooLongError when examples have more tokens than that.
+  """
   texts, stretches, num_stretches = [], [], []  # a stretch is a special part, or the number of a text
   for parts in parts_of_example:
     before = len(stretches)
@@ -84,35 +99,53 @@ def encode(parts_of_example: list[list[Part]], wheres: list[str], tokenizer: Pre
     num_stretches.append(len(stretches) - before)
   with _all_plain(tokenizer.backend_tokenizer):
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+  num_S = np.array([len(encodings[stretch]) if isinstance(stretch, int) else 1 for stretch in stretches], int)
+  example_S = np.repeat(np.arange(len(wheres)), num_stretches)
+  num_E = np.bincount(example_S, num_S, minlength=len(wheres)).astype(int)
+  if row_length is not None:  # before the tokens are looked at, which takes most of the time and memory
+    _check_lengths(num_E, wheres, row_length)
   is_text_S = np.array([isinstance(stretch, int) for stretch in stretches], bool)
   ids = [encodings[stretch].ids if isinstance(stretch, int) else (stretch.token,) for stretch in stretches]
   offsets = [
     encodings[stretch].offsets if isinstance(stretch, int) else ((0, len(stretch.text)),) for stretch in stretches
   ]
   length_S = [len(texts[stretch]) if isinstance(stretch, int) else len(stretch.text) for stretch in stretches]
-  num_S = np.array([len(some) for some in ids])
   token_N = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
   chained = itertools.chain.from_iterable(itertools.chain.from_iterable(offsets))
   offset_N2 = np.fromiter(chained, np.int64).reshape(-1, 2)
   offset_N2 += np.repeat(np.cumsum(length_S) - length_S, num_S)[:, None]
-  example_N = np.repeat(np.repeat(np.arange(len(wheres)), num_stretches), num_S)
+  example_N = np.repeat(example_S, num_S)
   encoded = Encoded(
     token_N,
     offset_N2[:, 0],
     offset_N2[:, 1],
     ~np.repeat(is_text_S, num_S),
-    np.bincount(example_N, minlength=len(wheres)),
+    num_E,
     np.cumsum([len(part.text) for parts in parts_of_example for part in parts]),
   )
   _check_encoded(encoded, example_N, parts_of_example, wheres, tokenizer)
   return encoded
 
 
+def _check_lengths(num_E: np.ndarray, wheres: list[str], row_length: int) -> None:
+  if too_long := {int(number): int(num_E[number]) for number in np.flatnonzero(num_E > row_length)}:
+    first, num = next(iter(too_long.items()))
+    raise TooLongError(too_long, (
+      f"{wheres[first]}: {num} tokens do not fit in a row of data.row_length={row_length}, and cutting could part a "
+      "mistake from its correction; raise data.row_length, shorten the record, or leave such records out with "
+      "data.too_long='drop'"
+    ))
+
+
 def _check_encoded(encoded: Encoded, example_N, parts_of_example, wheres, tokenizer) -> None:
   """InputError for a character that the tokenizer does not know or drops, and for a special token out of text."""
 
+  @functools.cache
+  def text() -> str:
+    return "".join(part.text for parts in parts_of_example for part in parts)
+
   def chars(start, stop):
-    return "".join(part.text for parts in parts_of_example for part in parts)[start:stop]
+    return text()[start:stop]
 
   is_text_N = ~encoded.special_N
   for n in np.flatnonzero(is_text_N & (encoded.token_N == tokenizer.unk_token_id))[:1]:

@@ -5,6 +5,7 @@ Letters that end array names, beside those of model/llama.py: A micro-batch of a
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -15,10 +16,11 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import records, tokens
 from insec_jax.data.packing import Rows, pack
-from insec_jax.data.tokens import Example
+from insec_jax.data.tokens import Example, TooLong
 from insec_jax.method import roles
 from insec_jax.progress import Progress
 
+MOST_SHOWN = 20  # of the records left out, in the receipt
 CHUNK = 1000  # transcripts tokenised at once
 # Reading a row is a copy from memory: two threads keep ahead of any device.
 # More than any run reads, and not endless: grain cannot count batches of one row of an endless set.
@@ -28,33 +30,78 @@ READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Rows to train on, rows held out (there may be none), and the mask receipt of those to train on."""
+  """Rows to train on, rows held out (there may be none), the mask receipt of those to train on, and what is left out.
+
+  `left_out` is in no row because of data.too_long="drop".
+  """
 
   train: Rows
   heldout: Rows
   receipt: str
+  left_out: "LeftOut"
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+  """Records longer than a row, each once, of those to train on and of those held out."""
+
+  train: tuple[TooLong, ...] = ()
+  heldout: tuple[TooLong, ...] = ()
+
+  def __bool__(self) -> bool:
+    return bool(self.train or self.heldout)
+
+  def to_json_lines(self) -> str:
+    """Return one JSON object a line: split, where ("file:line") and tokens of each."""
+    return "".join(json.dumps({"split": split, "where": record.where, "tokens": record.num_tokens}) + "\n"
+                   for split in ("train", "heldout") for record in getattr(self, split))
+
+  def __str__(self) -> str:
+    """Return the lines of the receipt: how many, and the first of them."""
+    both = [*((record, "") for record in self.train), *((record, ", held out") for record in self.heldout)]
+    shown = [f"  {record.where}: {record.num_tokens:,} tokens{split}" for record, split in both[:MOST_SHOWN]]
+    more = [f"  and {len(both) - MOST_SHOWN:,} more"] if len(both) > MOST_SHOWN else []
+    return "\n".join([
+      f"too long          {len(self.train):,} records to train on and {len(self.heldout):,} held out, left out",
+      *shown, *more])
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
   """All data of a config as rows; InputError when any record is wrong or there is nothing to train on."""
-  examples = load_examples(config, tokenizer, "train")
+  examples, long_train = load_examples(config, tokenizer, "train")
   train = pack(examples, config.data.row_length)
-  heldout = pack(load_examples(config, tokenizer, "heldout"), config.data.row_length)
+  heldout_examples, long_heldout = load_examples(config, tokenizer, "heldout")
+  heldout = pack(heldout_examples, config.data.row_length)
+  left_out = LeftOut(long_train, long_heldout)
   # A held-out loss weighs whatever has a role; the tokens of confidence are read and never said.
   ids = tokens.find_markers(tokenizer, config.tokenizer).confidence_ids
   heldout.role_BT[np.isin(heldout.token_BT, ids)] = roles.NO_ROLE
-  return Data(train, heldout, receipt(examples, train, config))
+  return Data(train, heldout, receipt(examples, train, config, left_out), left_out)
 
 
-def load_examples(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> list[Example]:
-  """The examples of the split "train" or "heldout", in a fixed order."""
+def load_examples(
+  config: Config, tokenizer: PreTrainedTokenizerFast, split: str
+) -> tuple[list[Example], tuple[TooLong, ...]]:
+  """Return the examples of the split "train" or "heldout", in a fixed order, and the records left out as too long.
+
+  InputError when there are records and all are too long.
+  """
   contents = records.transcripts(config, split)
   examples = []
+  left_out = None if config.data.too_long == "refuse" else []
   with contextlib.closing(Progress(f"tokenise {split}", len(contents), unit="transcript")) as progress:
     for start in range(0, len(contents), CHUNK):
-      examples += tokens.tokenize_all(contents[start : start + CHUNK], tokenizer, config)
-      progress.update(len(examples))
-  return examples
+      chunk = contents[start : start + CHUNK]
+      examples += tokens.tokenize_all(chunk, tokenizer, config, left_out=left_out)
+      progress.update(start + len(chunk))
+  # A mined record may come several times.
+  once = tuple(dict.fromkeys(left_out or ()))
+  if contents and not examples:
+    raise InputError(
+      f"all {len(once)} records of the split {split!r} are longer than data.row_length={config.data.row_length}, the "
+      f"first is {once[0].where} of {once[0].num_tokens} tokens; raise data.row_length or shorten the records"
+    )
+  return examples, once
 
 
 def batches(
@@ -100,7 +147,7 @@ def _arrays(rows: Rows, index_AB: np.ndarray, rivals: bool) -> dict[str, np.ndar
   return {f"{name}_ABT": value_ABT for name, value_ABT in rows.of(index_AB).items() if rivals or name != "rival"}
 
 
-def receipt(examples: Sequence[Example], rows: Rows, config: Config) -> str:
+def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: LeftOut) -> str:
   """The mask receipt: what is trained on, role by role, in a few lines for people.
 
   A token is trained when it has weight and is not the first of its segment. `weight` is the mean over the role's tokens
@@ -143,6 +190,7 @@ def receipt(examples: Sequence[Example], rows: Rows, config: Config) -> str:
         ),
         f"records           {len(examples):,}",
         f"longest record    {len(longest.token_T):,} of {config.data.row_length:,} tokens, {longest.where}",
+        *([str(left_out)] if config.data.too_long == "drop" else []),
         f"rows              {len(rows):,} of {config.data.row_length:,} tokens, "
         f"{1 - num_tokens / rows.token_BT.size:.1%} padding",
       ]

@@ -12,16 +12,15 @@ One file may mix the formats.
 
 import dataclasses
 import hashlib
-import json
-import math
+import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
+from insec_jax.files import local_path, read_json_lines
 from insec_jax.method import roles, tasks
 from insec_jax.method.corruption import Corpus, Text
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
@@ -29,6 +28,7 @@ from insec_jax.method.tasks import Problem, gsm8k
 from insec_jax.method.transcript import Markers, Piece, Transcript, check_marks, split_steps
 
 SPEAKERS = ("system", "user", "assistant")
+MOST_WEIGHT = 1_000_000  # so that float32 can add up the weights of any batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +65,14 @@ class Record:
   where: str
 
 
-def read(path: str, *, limit: int, checked: bool = True) -> Iterator[Record]:
-  """The records of a JSON-lines file in order, at most `limit` of them (0: all).
+def read(path: str, *, limit: int, checked: bool = True, name: str = "data.path") -> Iterator[Record]:
+  """Yield the records of a .jsonl or .jsonl.gz file in order, at most `limit` of them (0: all).
 
   With `checked`, each question's answer must end as GSM8K's do; else it may be any text. InputError with file and line
-  for every defect, and for a file without records.
+  for every defect, and for a file without records; `name` is the config key that gave the path.
   """
-  if not Path(path).is_file():
-    raise InputError(f"no file {path!r}; data.path must name a file of JSON lines")
-  number = 0
-  with open(path, "rb") as lines:
-    for number, line in enumerate(lines, 1):
-      if limit and number > limit:
-        return
-      where = f"{path}:{number}"
-      yield Record(_content(line, where, checked), where)
-  if not number:
-    raise InputError(f"{path} is empty; it must hold one JSON object a line")
+  for values, where in itertools.islice(read_json_lines(local_path(path, name), name), limit or None):
+    yield Record(_content(values, where, checked), where)
 
 
 def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
@@ -131,11 +122,9 @@ def with_mined(
   InputError for a record that is not in pieces, or whose prompt is held out.
   """
   path, share = config.mistakes.mined_path, config.mistakes.mined
-  if not Path(path).is_file():
-    raise InputError(f"no file {path!r}; mistakes.mined_path must name a file that mine wrote")
   held = {_prompt(record.content) for _, record in _of_split(config, "heldout")}
   mined = []
-  for record in read(path, limit=0):
+  for record in read(path, limit=0, name="mistakes.mined_path"):
     if not isinstance(record.content, tuple):
       raise InputError(f"{record.where}: a mined record has pieces; give this file as data.path")
     if _prompt(record.content) in held:
@@ -280,22 +269,12 @@ def _prompt(content: Content) -> str:
   return (prompt or "".join(piece.text for piece in pieces)).strip()
 
 
-def _content(line: bytes, where: str, checked: bool) -> Content:
-  try:
-    record = json.loads(line.decode("utf-8"))
-  except UnicodeDecodeError as error:
-    raise InputError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-  except json.JSONDecodeError as error:
-    raise InputError(
-      f"{where}: not JSON at column {error.colno} ({error.msg}); each line must be one JSON object"
-    ) from error
-  if not isinstance(record, dict):
-    raise InputError(f"{where}: holds {type(record).__name__}; each line must be one JSON object")
+def _content(record: dict[str, Any], where: str, checked: bool) -> Content:
   keys = frozenset(record) - {"meta"}
   if keys not in FORMATS:
     known = "; or ".join(" and ".join(sorted(form)) for form in FORMATS)
     raise InputError(
-      f"{where}: keys are {', '.join(sorted(record)) or 'none'}; needed are {known} "
+      f"{where}: keys are {', '.join(sorted(record)) or 'none':.200}; needed are {known} "
       "(and what need not be read under 'meta')"
     )
   if keys == QUESTION and not checked:
@@ -332,7 +311,7 @@ def _chat(record: dict, where: str) -> Chat:
     name = f"messages[{number}]"
     _keys(message, {"role", "content"}, set(), where, name)
     if message["role"] not in SPEAKERS:
-      raise InputError(f"{where}: {name}.role is {message['role']!r}; must be one of {', '.join(SPEAKERS)}")
+      raise InputError(f"{where}: {name}.role is {message['role']!r:.60}; must be one of {', '.join(SPEAKERS)}")
     role = roles.TEXT if message["role"] == "assistant" else roles.PROMPT
     turns.append(Turn(message["role"], (Piece(role, _text(message["content"], where, f"{name}.content")),)))
   return Chat(tuple(turns))
@@ -357,7 +336,7 @@ def _spans(record: dict, where: str) -> Transcript:
     start, end = span["start"], span["end"]
     if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
       raise InputError(
-        f"{where}: {name} goes from {start!r} to {end!r}; must be whole numbers with "
+        f"{where}: {name} goes from {start!r:.60} to {end!r:.60}; must be whole numbers with "
         f"0 <= start < end <= {len(text)}, the length of the text"
       )
     spans.append((start, end, Piece(_role(span, where, name), text[start:end], _weight(span, where, name))))
@@ -398,7 +377,7 @@ def _keys(value: Any, needed: set[str], optional: set[str], where: str, name: st
     seen = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
     also = f", and may have {', '.join(sorted(optional))}" if optional else ""
     raise InputError(
-      f"{where}: {name} has {seen or 'no keys'}; must be an object with {', '.join(sorted(needed))}{also}"
+      f"{where}: {name} has {seen or 'no keys':.200}; must be an object with {', '.join(sorted(needed))}{also}"
     )
 
 
@@ -416,7 +395,7 @@ def _text(value: Any, where: str, name: str) -> str:
 
 def _role(value: dict, where: str, name: str) -> int:
   if value["role"] not in roles.NAMES:
-    raise InputError(f"{where}: {name}.role is {value['role']!r}; must be one of {', '.join(roles.NAMES)}")
+    raise InputError(f"{where}: {name}.role is {value['role']!r:.60}; must be one of {', '.join(roles.NAMES)}")
   return roles.NAMES.index(value["role"])
 
 
@@ -424,6 +403,6 @@ def _weight(value: dict, where: str, name: str) -> float | None:
   if "weight" not in value:
     return None
   weight = value["weight"]
-  if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-    raise InputError(f"{where}: {name}.weight is {weight!r}; must be a finite number")
+  if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= MOST_WEIGHT:
+    raise InputError(f"{where}: {name}.weight is {weight!r:.60}; must be a number from {-MOST_WEIGHT} to {MOST_WEIGHT}")
   return float(weight)

@@ -1,16 +1,59 @@
 """Chat templates: a tokenizer's own, taken apart into what it puts around the contents."""
 
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from insec_jax.command import InputError
 
-# Some templates print the day's date unless given one; rows must not depend on the day.
-DATE = "26 Jul 2024"
+# Rows must not depend on the day. Templates that take a date are given this one, which is Llama 3.1's own default;
+# those that ask the clock are told the day on which the run began, or this one where no run of ours did.
+DATE = datetime(2024, 7, 26)
+DATE_KEY = "chat_template_date"  # of the run, in tokenizer_config.json, which goes wherever the template goes
 # Stands in for a content while a template is rendered: private-use characters that no template knows.
 _STAND_IN = "\ue000{}\ue001"
+_STAND_INS = re.compile("(\ue000[0-9]+\ue001)")
+
+
+def today() -> str:
+  """Return the day of now in UTC, as `fix_date` takes it."""
+  return datetime.now(UTC).date().isoformat()
+
+
+def fix_date(tokenizer: PreTrainedTokenizerFast, day: str) -> None:
+  """Store the day that the tokenizer's chat template is told, where it asks the clock; it is saved with the tokenizer.
+
+  The time of day is midnight.
+  """
+  if "strftime_now" in str(tokenizer.chat_template):
+    tokenizer.init_kwargs[DATE_KEY] = day
+
+
+def _date_of(tokenizer: PreTrainedTokenizerFast) -> datetime:
+  if DATE_KEY not in tokenizer.init_kwargs:
+    return DATE
+  day = tokenizer.init_kwargs[DATE_KEY]
+  try:
+    return datetime.strptime(day, "%Y-%m-%d")
+  except (TypeError, ValueError):
+    raise InputError(f"tokenizer_config.json: {DATE_KEY} is {day!r:.60}; must be a day such as 2026-01-31") from None
+
+
+def _fix_chance(source: str, date: datetime) -> None:
+  """Make a chat template give the same text every time: its clock stands still, and it cannot draw.
+
+  transformers keeps one environment for each template; arguments of a template cannot carry a function.
+  """
+  def refuse(*_) -> str:
+    raise jinja2.TemplateError("it draws at random, and rows must be the same every time")
+
+  environment = chat_template_utils._compile_jinja_template(source).environment
+  environment.globals["strftime_now"] = date.strftime
+  environment.globals["lipsum"] = environment.filters["random"] = refuse
 
 
 class Template:
@@ -22,6 +65,7 @@ class Template:
         "data.template='chat', but the tokenizer has no chat template; use data.template='plain' or another tokenizer"
       )
     self._tokenizer = tokenizer
+    self._date = _date_of(tokenizer)
     self._gaps = {}
 
   def fill(
@@ -63,8 +107,9 @@ class Template:
   def _render(self, speakers: Sequence[str], contents: list[str], where: str, generation: bool) -> str:
     messages = [{"role": speaker, "content": content} for speaker, content in zip(speakers, contents, strict=True)]
     try:
+      _fix_chance(self._tokenizer.get_chat_template(), self._date)
       return self._tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=generation, date_string=DATE
+        messages, tokenize=False, add_generation_prompt=generation, date_string=DATE.strftime("%d %b %Y")
       )
     except jinja2.TemplateError as error:
       raise InputError(
@@ -73,10 +118,7 @@ class Template:
 
 
 def _between(text: str, marks: list[str], where: str) -> list[str]:
-  gaps = []
-  for mark in marks:
-    before, found, text = text.partition(mark)
-    gaps.append(before)
-    if not found or mark in text:
-      raise InputError(f"{where}: the chat template leaves a message out or repeats it; use data.template='plain'")
-  return [*gaps, text]
+  parts = _STAND_INS.split(text)
+  if parts[1::2] != marks:
+    raise InputError(f"{where}: the chat template leaves a message out or repeats it; use data.template='plain'")
+  return parts[::2]

@@ -20,6 +20,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data.encoding import (
   Part,
+  TooLongError,
   begin_parts,
   check_like_whole_text,
   encode,
@@ -45,6 +46,13 @@ class MarkedTokenizer(NamedTuple):
   fix_id: int | None
   confidence_ids: tuple[int, ...]
   num_added: int
+
+
+class TooLong(NamedTuple):
+  """A record that was left out, by "file:line" and number of tokens."""
+
+  where: str
+  num_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +169,8 @@ def tokenize(content: Transcript | Chat, where: str, tokenizer: PreTrainedTokeni
 
 
 def tokenize_all(
-  contents: Sequence[tuple[Transcript | Chat, str]], tokenizer: PreTrainedTokenizerFast, config: Config
+  contents: Sequence[tuple[Transcript | Chat, str]], tokenizer: PreTrainedTokenizerFast, config: Config, *,
+  left_out: list[TooLong] | None = None,
 ) -> list[Example]:
   """Transcripts as tokens: each whole text is encoded once, as the model meets it when it generates.
 
@@ -171,12 +180,20 @@ def tokenize_all(
   A token takes its role from the characters that it covers: `owner_of_tokens`. Only pieces of role flag, the template
   and the end become special tokens; no other text does, whatever it says. InputError, which names the record, when
   text holds a marker (data.marker_text="refuse"), a flag piece is no marker, a piece gets no token, the tokenizer has
-  no token for a character, nothing is trained, no end of text is trained, or the tokens do not fit in a row.
+  no token for a character, nothing is trained, no end of text is trained, or the tokens do not fit in a row: with
+  `left_out`, transcripts of too many tokens are added to it instead.
   """
   layout = _Layout(tokenizer, config)
   parts_of_example = [layout.parts(content, where) for content, where in contents]
   wheres = [where for _, where in contents]
-  encoded = encode(parts_of_example, wheres, tokenizer)
+  try:
+    encoded = encode(parts_of_example, wheres, tokenizer, row_length=config.data.row_length)
+  except TooLongError as error:
+    if left_out is None:
+      raise
+    left_out += [TooLong(wheres[number], num) for number, num in error.num_tokens.items()]
+    fit = [content for number, content in enumerate(contents) if number not in error.num_tokens]
+    return tokenize_all(fit, tokenizer, config) if fit else []
   check_like_whole_text(parts_of_example, encoded, tokenizer)
   rival_N = rivals(parts_of_example, wheres, encoded, tokenizer)
   parts = list(itertools.chain.from_iterable(parts_of_example))
@@ -210,7 +227,7 @@ def tokenize_all(
       int(is_boundary_N[some].sum()),
       int((is_end_N[some] & (encoded.special_N[some])).sum()),
     )
-    _check_example(example, is_end_N[some], config)
+    _check_example(example, is_end_N[some])
     examples.append(example)
   return examples
 
@@ -373,13 +390,7 @@ def _stripped(pieces: Transcript) -> Transcript:
   return tuple(kept)
 
 
-def _check_example(example: Example, is_end_T: np.ndarray, config: Config) -> None:
-  num = len(example.token_T)
-  if num > config.data.row_length:
-    raise InputError(
-      f"{example.where}: {num} tokens do not fit in a row of data.row_length={config.data.row_length}, and "
-      "cutting could part a mistake from its correction; raise data.row_length or shorten the record"
-    )
+def _check_example(example: Example, is_end_T: np.ndarray) -> None:
   if not example.num_end:
     raise InputError(
       f"{example.where}: no end of text is trained, because nothing is said by the assistant; add an answer"

@@ -56,7 +56,7 @@ NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
 # What mining does not read (mistakes.share only where nothing but its records is trained on).
 NOT_READ = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "data.num_records", "data.row_length",
-            "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
+            "data.too_long", "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,16 +385,17 @@ def _place(meta: dict[str, Any]) -> str:
 def mine_chunks(miner: Miner, parts: Parts, *, process: int, num_processes: int,
                 stopped: Callable[[], bool] = lambda: False) -> bool:
   """Whether all chunks of this process are done, those that were done before included; False when `stopped` said so."""
-  done = parts.read()
-  mine = range(process, miner.num_chunks, num_processes)
-  if there := [chunk for chunk in mine if chunk in done]:
-    print(f"{len(there)} of {len(mine)} chunks were mined before", file=sys.stderr, flush=True)
-  for chunk in mine:
-    if chunk not in done:
-      if stopped():
-        return False
-      parts.append(chunk, miner.chunk(chunk), process=process)
-  return True
+  with parts.writer(process):
+    done = parts.read()
+    mine = range(process, miner.num_chunks, num_processes)
+    if there := [chunk for chunk in mine if chunk in done]:
+      print(f"{len(there)} of {len(mine)} chunks were mined before", file=sys.stderr, flush=True)
+    for chunk in mine:
+      if chunk not in done:
+        if stopped():
+          return False
+        parts.append(chunk, miner.chunk(chunk), process=process)
+    return True
 
 
 def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: int) -> Mined:

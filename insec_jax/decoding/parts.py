@@ -13,10 +13,12 @@ import json
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from insec_jax.command import InputError
+from insec_jax.files import one_writer, parse_json
 
 Made = TypeVar("Made")
 
@@ -33,8 +35,16 @@ class Parts:
     with self._alone():
       return self._read()
 
+  @contextlib.contextmanager
+  def writer(self, process: int) -> Iterator[None]:
+    """Make this the one process of that id inside the block; InputError when another one has the id."""
+    # Not in the folder, which whoever ends last removes.
+    lock = self.folder.with_name(f".{self.folder.name[:80]}.{process}.lock")
+    with one_writer(lock, str(self.folder / f"{process}.jsonl"), "--output or --process_id"):
+      yield
+
   def append(self, chunk: int, value: Any, *, process: int) -> None:
-    """Nothing; the chunk is done and on disk, in the part of this process."""
+    """Append the chunk to this process's part and fsync it."""
     self.folder.mkdir(exist_ok=True)
     with open(self.folder / f"{process}.jsonl", "a+b") as file:
       file.seek(0)
@@ -43,7 +53,7 @@ class Parts:
       file.truncate(len(whole))  # a kill may have cut the last line short
       if not whole:
         file.write(_line(self.header))
-      file.write(_line({"chunk": chunk, "value": value}))
+      file.write(_line({"chunk": chunk, "value": value, "check": _check(chunk, value)}))
       file.flush()
       os.fsync(file.fileno())
 
@@ -61,7 +71,7 @@ class Parts:
       return made
 
   def discard_others(self) -> None:
-    """Nothing; the folder is gone if it holds parts of other work."""
+    """Remove the folder if it holds parts of other work, or damaged ones."""
     try:
       self.read()
     except InputError:
@@ -86,14 +96,35 @@ class Parts:
       lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
       if not lines:
         continue
-      header = json.loads(lines[0])
+      header, *chunks = (self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
       for name in sorted(header.keys() | self.header.keys()):
         was, now = header.get(name), self.header.get(name)
         if was != now:
-          raise InputError(f"{path} was begun with {name}={was!r}, now it is {now!r}; go on with what it was begun "
-                           f"with, or remove {self.folder}, or give another --output")
-      found |= {done["chunk"]: done["value"] for done in map(json.loads, lines[1:])}
+          raise InputError(f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
+                           f"begun with, or remove {self.folder}, or give another --output")
+      for number, done in enumerate(chunks, 2):
+        if done.keys() != {"chunk", "value", "check"} or done["check"] != _check(done["chunk"], done["value"]):
+          raise InputError(f"{path}:{number} is not what was written; {self._remedy}")
+        found[done["chunk"]] = done["value"]
     return found
+
+  @property
+  def _remedy(self) -> str:
+    return f"remove {self.folder}, and it is done again"
+
+  def _parse(self, line: bytes, where: str) -> dict[str, Any]:
+    try:
+      value = parse_json(line, where)
+    except InputError as error:
+      raise InputError(f"{str(error).partition(';')[0]}; {self._remedy}") from None
+    if not isinstance(value, dict):
+      raise InputError(f"{where} holds {type(value).__name__}, needed is an object; {self._remedy}")
+    return value
+
+
+def _check(chunk: int, value: Any) -> int:
+  """Return a number that any change of the chunk changes; what was read back gives the same."""
+  return zlib.crc32(json.dumps([chunk, value]).encode())
 
 
 def _line(value: Any) -> bytes:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from insec_jax.command import InputError
+from insec_jax.files import local_path, read_json_lines
 
 WRITTEN = ("prompt", "text", "clean", "tokens", "logprobs", "finish")  # keys of an output line
+MOST_ID = 2**31  # tokens are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,33 +22,30 @@ class Prompt:
 
 
 def read_prompts(path: str) -> list[Prompt]:
-  """The prompts of a file of JSON lines, in order; InputError with file and line for every defect."""
-  if not pathlib.Path(path).is_file():
-    raise InputError(f"--prompts={path}: there is no such file; needed is a file of JSON lines")
-  with open(path, "rb") as lines:
-    prompts = [_read_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
-  if not prompts:
-    raise InputError(f"--prompts={path} is empty; needed is one JSON object a line")
-  return prompts
+  """Return the prompts of a .jsonl or .jsonl.gz file in order; InputError with file and line for every defect."""
+  lines = read_json_lines(local_path(path, "--prompts"), "--prompts")
+  return [_prompt(values, where) for values, where in lines]
 
 
-def _read_line(line: bytes, where: str) -> Prompt:
-  try:
-    values = json.loads(line.decode("utf-8"))
-  except ValueError as error:
-    raise InputError(f"{where}: not a line of JSON ({error}); each line must be one JSON object") from error
-  if not isinstance(values, dict):
-    raise InputError(f"{where}: holds {type(values).__name__}; each line must be one JSON object")
+def _prompt(values: dict[str, Any], where: str) -> Prompt:
   if ("prompt" in values) == ("tokens" in values):
-    raise InputError(f'{where}: keys are {", ".join(sorted(values)) or "none"}; needed is either "prompt" or "tokens"')
+    keys = ", ".join(sorted(values)) or "none"
+    raise InputError(f'{where}: keys are {keys:.200}; needed is either "prompt" or "tokens"')
+  try:
+    json.dumps(values, ensure_ascii=False).encode("utf-8")
+  except UnicodeEncodeError:
+    raise InputError(f"{where}: half a surrogate pair (\\ud800 to \\udfff) is no character; write the character in "
+                     "full") from None
   carried = {key: value for key, value in values.items() if key not in ("prompt", "tokens")}
   if taken := sorted(set(carried) & set(WRITTEN)):
     raise InputError(f"{where}: the key {taken[0]!r} is one that the output uses; rename it")
   if "prompt" in values:
     if not isinstance(values["prompt"], str):
-      raise InputError(f'{where}: "prompt" is {values["prompt"]!r:.60}; must be text')
+      raise InputError(f'{where}: "prompt" is {json.dumps(values["prompt"]):.60}; must be text')
     return Prompt(values["prompt"], None, carried, where)
   tokens = values["tokens"]
   if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
-    raise InputError(f'{where}: "tokens" is {tokens!r:.60}; must be a list of token ids that is not empty')
+    raise InputError(f'{where}: "tokens" is {json.dumps(tokens):.60}; must be a list of token ids that is not empty')
+  if wrong := next((token for token in tokens if not 0 <= token < MOST_ID), None):
+    raise InputError(f'{where}: "tokens" holds {wrong!r:.60}, which no vocabulary has; ids are numbers from 0')
   return Prompt(None, tokens, carried, where)

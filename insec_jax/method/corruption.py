@@ -13,6 +13,7 @@ person under two names, a phrase that fits everywhere) there is none: a mistake 
 
 import dataclasses
 import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -30,10 +31,13 @@ _LABEL = {
   "negation": "The opposite is true.",
 }
 _REDRAWS = 8  # of what is put in, before a class counts as impossible at a place
+_MOST_BESIDE = 64  # names that are tried beside one in a sentence
+_MOST_AT_ONCE = 1000  # characters normalised at once in a long text: the time grows with the square of combining ones
 _LEAST_LETTERS = 4  # of a word that tells what a sentence is about
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _QUOTED = re.compile(r'(?<=")[^"\n]{2,60}(?=")|(?<=“)[^“”\n]{2,60}(?=”)')
+_WORD_OR_SPACE = re.compile(rf"\s+|\S{{1,{_MOST_AT_ONCE}}}")
 _TOKEN = re.compile(rf"{NUMBER.pattern}|[^\W\d_]+")
 
 
@@ -62,6 +66,9 @@ _AUXILIARY = re.compile(r"(?i:(?<!\ba )(?<!\bthe )(?<!\bof )(?<!\bhis )(?<!\bher
 # A number after one of these only counts pages and points.
 _COUNTER = re.compile(r"\b(?:step|figure|table|chapter|section|equation|page|line|part|question|problem|answer|case|"
                       r"rule|no\.)\s*\Z", re.I)
+_MOST_COUNTER = 40  # characters of such a word and the white space after it
+_PART = re.compile(r"\w|[.,]\d")
+_ITEM = re.compile(r"[.):](?:\s|\Z)")
 # Between two names: words that may make them one. A comma alone may as well.
 _SAME = _any_of("is was are were as aka alias called named nicknamed known knew formerly born or of")
 _ARTICLES = _any_of("the a an")
@@ -98,9 +105,15 @@ def explain(found: Corruption, detail: str) -> str:
   return f'It should say "{found.right}", not "{found.wrong}".'
 
 
+def _normalized(text: str) -> str:
+  if len(text) <= 10 * _MOST_AT_ONCE:
+    return unicodedata.normalize("NFKC", text)
+  return "".join(unicodedata.normalize("NFKC", piece) for piece in _WORD_OR_SPACE.findall(text))
+
+
 def content_of(text: str) -> str:
   """The words and the values of the numbers: what is left when spacing, case and punctuation do not count."""
-  text = unicodedata.normalize("NFKC", text).casefold()
+  text = _normalized(text).casefold()
   return "\0".join(str(value_of(token)) if NUMBER.fullmatch(token) else token for token in _TOKEN.findall(text))
 
 
@@ -160,12 +173,15 @@ class Corpus:
 
   def _beside(self, text: Text, kind: str, old: str) -> list[str]:
     """What stands in one sentence with `old` and is clearly something else."""
-    found = []
+    found = {}
     for sentence in _sentences(text):
+      if old not in sentence:
+        continue
       others = [new for other, new in self._entities(sentence) if other == kind]
-      found += [new for new in others if new not in found and old in others and _differ(old, new)
-                and _are_two(sentence, old, new)]
-    return found
+      if old in others:
+        tried = itertools.islice((new for new in dict.fromkeys(others) if new not in found), _MOST_BESIDE)
+        found |= {new: None for new in tried if _differ(old, new) and _are_two(sentence, old, new)}
+    return list(found)
 
   def _foreign(self, text: Text, kind: str, old: str, rng: np.random.Generator) -> str | None:
     """A name of another record, no word of which this one knows."""
@@ -203,8 +219,9 @@ class Corpus:
           name = re.sub(r"['’]s\Z", "", word[0])
           if name[0].islower():
             small.add(name.casefold())
-          elif k and name[0].isupper() and len(name) > 1 and name[1] not in "'’" and inside(sentence[:word.start()]):
-            capital.add(name)
+          elif k and name[0].isupper() and len(name) > 1 and name[1] not in "'’":
+            if inside(sentence[max(word.start() - 2, 0):word.start()]):
+              capital.add(name)
     return frozenset(name for name in capital if name.casefold() not in small and name not in ABBREVIATIONS)
 
   @functools.cached_property
@@ -229,7 +246,8 @@ def _number(text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, 
   """One number of the step misread or miscalculated."""
   del text
   spans = [(start + found.start(), start + found.end()) for start, claim in _placed_claims(body)
-           for found in NUMBER.finditer(claim) if _is_quantity(claim, *found.span()) and slips(found[0])]
+           for first in [len(claim) - len(claim.lstrip())]
+           for found in NUMBER.finditer(claim) if _is_quantity(claim, *found.span(), first) and slips(found[0])]
   if not spans:
     return None
   start, stop = spans[rng.integers(len(spans))]
@@ -242,11 +260,14 @@ def _number(text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, 
   return step, old, new
 
 
-def _is_quantity(claim: str, start: int, stop: int) -> bool:
-  """Whether the number says how much: no part of a name or a version, and neither counts list items nor pages."""
-  before, after = claim[:start], claim[stop:]
-  part = re.search(r"[\w.,]\Z", before) or re.match(r"\w|[.,]\d", after)
-  item = not before.strip() and re.match(r"[.):](?:\s|\Z)", after)
+def _is_quantity(claim: str, start: int, stop: int, first: int) -> bool:
+  """Return whether the number says how much: no part of a name or a version, and neither counts list items nor pages.
+
+  `first` is the first character of the claim that is no white space.
+  """
+  before = claim[max(start - _MOST_COUNTER, 0):start]  # not all of it: the time would grow with the square of the claim
+  part = re.search(r"[\w.,]\Z", before) or _PART.match(claim, stop)
+  item = start <= first and _ITEM.match(claim, stop)
   zeros = re.match(r"0\d", claim[start:stop])
   return not (part or item or zeros or _COUNTER.search(before))
 

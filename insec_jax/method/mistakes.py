@@ -14,6 +14,7 @@ from insec_jax.method.roles import PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task, in_units
 from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces
 
+_MOST_PLACES = 64  # of a solution that are tried, before it is given without more mistakes
 _REDRAWS = 4  # of a wrong step that turned out right, lucky or of another class
 # What the paper's annotation calls a class; any other class is called by its own name.
 _PAPER = {
@@ -102,7 +103,7 @@ def _num_mistakes(mistakes: MistakesConfig, num_places: int, rng: np.random.Gene
 def _draw(find: Callable[[int], _T | None], places: Sequence[int], num: int, rng: np.random.Generator) -> dict[int, _T]:
   """Up to `num` of what `find` gives, by place; the places are even among those where it gives something."""
   found = {}
-  for k in rng.permutation(len(places)).tolist() if num else ():
+  for k in rng.permutation(len(places))[:_MOST_PLACES].tolist() if num else ():
     if len(found) == num:
       break
     if one := find(places[k]):

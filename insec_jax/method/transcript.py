@@ -14,7 +14,8 @@ _NOT_ABBREVIATED = "".join(rf"(?<!\b{re.escape(word)})" for word in ABBREVIATION
 _BREAK = {
   # Only "\n" ends a line: str.splitlines would also cut at form feeds and at U+2028.
   "line": re.compile(r"\n+"),
-  "sentence": re.compile(rf"\n\s*|(?:{_NOT_ABBREVIATED}\.|[!?])[.!?]*[\"'”’)\]]*(?:\s+|\Z)"),
+  # From the first mark of a run, and possessive: a run of marks is read once, not once from each of them.
+  "sentence": re.compile(rf"\n\s*|(?<![.!?])(?:{_NOT_ABBREVIATED}\.|\.(?=[.!?])|[!?])[.!?]*+[\"'”’)\]]*+(?:\s+|\Z)"),
   "paragraph": re.compile(r"\n[ \t]*\n\s*"),
 }
 
@@ -85,9 +86,11 @@ def check_marks(transcript: Transcript, markers: Markers) -> None:
       raise InputError(f"{seen.format(runs[found.start()][1])}; {needed}")
   for found in re.finditer("m(?:Fr?X[mc])+", letters):
     steps = [text for (_, text), kind in zip(runs[found.start():found.end()], found[0], strict=True) if kind in "mc"]
-    for k, step in enumerate(steps):
-      if step in steps[:k]:
+    before = set()
+    for step in steps:
+      if step in before:
         raise InputError(f"the correction {step!r:.60} is the mistake again; correct it, or take the mistake out")
+      before.add(step)
 
 
 def split_steps(text: str, unit: str) -> tuple[str, ...]:
@@ -99,11 +102,12 @@ def split_steps(text: str, unit: str) -> tuple[str, ...]:
   """
   if unit not in _BREAK:
     raise InputError(f"unit {unit!r} of a step; must be one of {', '.join(_BREAK)}")
-  ends = [0]
+  ends, seen = [0], 0  # from the last end to `seen` there is only white space
   for found in _BREAK[unit].finditer(text):
     # White space at the very beginning is no step of its own.
-    if text[ends[-1]:found.end()].strip():
+    if text[seen:found.end()].strip():
       ends.append(found.end())
+    seen = found.end()
   if ends[-1] < len(text):
     if text[ends[-1]:].strip() or len(ends) == 1:
       ends.append(len(text))

@@ -85,7 +85,7 @@ def test_a_file_that_mine_did_not_write_is_refused(tmp_path, line, message):
 
 
 def test_a_missing_and_an_empty_mined_file_are_refused(tmp_path):
-  for name, message in (("none.jsonl", "no file .*mistakes.mined_path must name"), ("e.jsonl", "is empty")):
+  for name, message in (("none.jsonl", r"mistakes\.mined_path: cannot read .*none\.jsonl"), ("e.jsonl", "is empty")):
     (tmp_path / "e.jsonl").write_text("")
     with pytest.raises(InputError, match=message):
       records.transcripts(config(**GRAPH, mistakes__mined=0.5, mistakes__mined_path=str(tmp_path / name)), "train")

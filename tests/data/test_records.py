@@ -73,7 +73,14 @@ DEFECTS = {
   "a text that is a number": (pieces(("text", 3)), "pieces[0].text is 3"),
   "no pieces": ({"pieces": []}, "pieces is []"),
   "pieces that are no list": ({"pieces": {"role": "text"}}, "pieces is {"),
-  "a weight that is not finite": ({"pieces": [{"role": "text", "text": "a", "weight": float("nan")}]}, "weight is nan"),
+  "a weight that is not finite": ({"pieces": [{"role": "text", "text": "a", "weight": float("nan")}]}, "NaN is no"),
+  "an infinite weight": ('{"pieces": [{"role": "text", "text": "a", "weight": 1e400}]}', "number 1e400 is too large"),
+  "a weight too large to add up": ({"pieces": [{"role": "text", "text": "a", "weight": -1e7}]},
+                                   "pieces[0].weight is -10000000.0; must be a number from -1000000 to 1000000"),
+  "a weight of many digits": ('{"pieces": [{"role": "text", "text": "a", "weight": %s}]}' % ("9" * 400), "weight is 9"),
+  "a number of more digits": ('{"pieces": [{"role": "text", "text": "a", "weight": %s}]}' % ("9" * 5000), "digits"),
+  "deep nesting": ('{"text": %s' % ("[" * 100_000), "nested too deeply"),
+  "a key given twice": ('{"text": "a", "text": "b"}', "the key 'text' is given twice"),
   "a weight that is a word": ({"pieces": [{"role": "text", "text": "a", "weight": "1"}]}, "weight is '1'"),
   "half a surrogate pair": (
     '{"pieces": [{"role": "text", "text": "a\\ud800"}]}',
@@ -107,7 +114,7 @@ def test_every_defect_is_one_line_that_names_file_and_line(tmp_path, defect):
 
 
 def test_a_missing_file_and_an_empty_file_are_refused(tmp_path):
-  with pytest.raises(InputError, match=r"no file .*none\.jsonl"):
+  with pytest.raises(InputError, match=r"data\.path: cannot read .*none\.jsonl"):
     list(records.read(str(tmp_path / "none.jsonl"), limit=0))
   with pytest.raises(InputError, match=r"r\.jsonl is empty"):
     contents(tmp_path)

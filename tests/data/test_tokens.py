@@ -293,7 +293,7 @@ CHAT = Chat(
 def test_messages_give_the_templates_own_tokens_and_train_answers_and_ends_of_turn_only(template):
   tokenizer, some = bpe(chat=template)
   messages = [{"role": turn.speaker, "content": render(turn.pieces)} for turn in CHAT.turns]
-  text = tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE)
+  text = tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE.strftime("%d %b %Y"))
   example = one(CHAT, tokenizer, some)
   assert example.token_T.tolist() == tokenizer(text, add_special_tokens=False).input_ids
   answers = ["It is 42.", "The sum is 42."] if template == LLAMA_TEMPLATE else ["It is 42.\n", "\nThe sum is 42."]

@@ -64,7 +64,7 @@ def test_one_config_value_makes_the_objective(name):
   config = datakit.config(**TASK, **change)
   assert len(change) == 1
   tokenizer = tokens.open_tokenizer(config).tokenizer
-  examples = pipeline.load_examples(config, tokenizer, "train")
+  examples, _ = pipeline.load_examples(config, tokenizer, "train")
   rows = pipeline.load_data(config, tokenizer).train
   batch = next(pipeline.in_order(rows, rows_per_step=len(rows), share=slice(None), rivals=config.loss.rivals))
   _, sums = test_step.gradient(batch, repeat=config.loss.repeat)

@@ -18,8 +18,12 @@ A step that none of these catches is right when it is one of the solution's or i
 solution's; otherwise it is lucky: nobody vouches for it.
 """
 
+import bisect
+import collections
 import functools
+import operator
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -29,6 +33,7 @@ from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
 from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
 from insec_jax.method.tasks.prose import (
+  MOST_CHARACTERS,
   NUMBER,
   decimals,
   equations,
@@ -46,7 +51,10 @@ CLASSES = ("calc", "operand", "carry", "value", "answer", "repeat")
 _NOTE = re.compile(r"<<([^<>]*)>>")
 _FINAL = re.compile(r"####[ \t]*([^\n]*)")
 _ANSWER = re.compile(rf"(-?)\$?({NUMBER.pattern})[%.]?")
-_MONEY = re.compile(r"[\s$€£]*")
+_AFTER = re.compile(r"[\s$€£]+")  # between an annotation and the number that states its result, or
+_BEFORE = re.compile(r"[ =$]+")  # between that number and the annotation
+_MOST_CACHED = 256
+_MOST_SOURCES = 500  # different numbers of a record; with more of them nearly every number has a source
 _LEAST_WORDS = 3  # a step of fewer words says too little for another number in it to be called wrong
 # Numbers in words, and those that everybody knows without being told.
 _WORDS = {
@@ -116,55 +124,120 @@ def problem_of(record: dict) -> Problem:
   InputError for an answer without "#### number" at its end, or an annotation that is no arithmetic or does not hold.
   """
   question, annotated = record["question"], record["answer"].strip() + "\n"
-  solution, notes, start = "", [], 0
+  kept, num_kept, notes, start = [], 0, [], 0
   for found in _NOTE.finditer(annotated):
     expression, _, stated = found[1].replace("//", "/").partition("=")  # two published ones divide like this
     value, result = evaluate(expression), evaluate(stated)
     if value is None or result is None or abs(value - result) >= Fraction(1, 10 ** max(decimals(stated), 1)):
-      raise InputError(f"annotation {found[0]} does not hold; write <<arithmetic=result>>, or take it out")
-    solution += annotated[start:found.start()]
+      raise InputError(f"annotation {found[0]:.200} does not hold; write <<arithmetic=result>>, or take it out")
+    kept.append(annotated[start:found.start()])
+    num_kept += len(kept[-1])
     start = found.end()
-    notes.append(Note(len(solution), expression, result))
-  solution += annotated[start:]
+    notes.append(Note(num_kept, expression, result))
+  solution = "".join((*kept, annotated[start:]))
   last = solution[:-1].rpartition("\n")[2]
   answer = _answer_in(last)
   if answer is None or not last.startswith("####"):
     raise InputError(f"answer ends in {last[-60:]!r}; its last line must be '#### ' and the final number")
   prompt = question.rstrip("\n") + "\n"
-  facts = Facts(question, answer, tuple(_placed(note, solution) for note in notes))
+  facts = Facts(question, answer, _placed(notes, solution))
   return Problem(prompt, split_steps(solution, "line"), show(answer), question, facts)
 
 
-def _placed(note: Note, solution: str) -> Note:
-  """The note at the number that states its result, right after it or right before; at -1 where none does."""
-  after = NUMBER.match(solution, _MONEY.match(solution, note.place).end())
-  if after and value_of(after[0]) == note.result:
-    return Note(after.start(), note.expression, note.result)
-  line_start = solution.rfind("\n", 0, note.place) + 1
-  for before in NUMBER.finditer(solution, line_start, note.place):
-    if value_of(before[0]) == note.result and not solution[before.end():note.place].strip(" =$"):
-      return Note(before.start(), note.expression, note.result)
-  return Note(-1, note.expression, note.result)
+def _placed(notes: Sequence[Note], solution: str) -> tuple[Note, ...]:
+  """Return each note at the number that states its result, right after it or right before; at -1 where none does.
+
+  The solution is read once: the time is linear in it, however many notes it has and wherever they are.
+  """
+  numbers = [found.start() for found in NUMBER.finditer(solution)]
+  after, before = ([found.span() for found in gap.finditer(solution)] for gap in (_AFTER, _BEFORE))
+
+  def place(note: Note) -> int:
+    start, stop = _around(after, note.place)
+    found = NUMBER.match(solution, stop if start <= note.place < stop else note.place)
+    if found and value_of(found[0]) == note.result:
+      return found.start()
+    start, stop = _around(before, note.place - 1)
+    end = start if start < note.place <= stop else note.place
+    first = bisect.bisect(numbers, end - MOST_CHARACTERS) - 1  # a number that is read whole, whatever follows
+    for found in NUMBER.finditer(solution, numbers[first] if first >= 0 else 0, end):
+      if found.end() == end and value_of(found[0]) == note.result:
+        return found.start()
+    return -1
+
+  return tuple(Note(place(note), note.expression, note.result) for note in notes)
 
 
-@functools.lru_cache(maxsize=256)
+def _around(spans: list[tuple[int, int]], place: int) -> tuple[int, int]:
+  """Return the last span that begins at or before the place; an empty one where none does."""
+  k = bisect.bisect(spans, place, key=lambda span: span[0]) - 1
+  return spans[k] if k >= 0 else (0, 0)
+
+
+def _cached_by_identity(make: Callable) -> Callable:
+  """Cache what `make` gives for the last 256 lists of arguments, told apart by identity.
+
+  Equality and hash of a long solution would take as long as reading it, at each of its steps.
+  """
+  kept = collections.OrderedDict()  # the arguments are kept as well: no other object can get their ids
+
+  @functools.wraps(make)
+  def cached(*arguments):
+    key = tuple(map(id, arguments))
+    if key not in kept:
+      kept[key] = arguments, make(*arguments)
+      if len(kept) > _MOST_CACHED:
+        kept.popitem(last=False)
+    return kept[key][1]
+
+  return cached
+
+
+@_cached_by_identity
 def _golds(steps: tuple[str, ...], notes: tuple[Note, ...]) -> tuple[Gold, ...]:
-  """The steps of a solution, ready to be compared."""
+  """Return the steps of a solution, ready to be compared."""
+  notes_at = collections.defaultdict(list)
+  for number, note in enumerate(notes):
+    notes_at[note.place].append((number, note))
   golds, start = [], 0
   for step in steps:
-    places = {start + found.start(): k for k, found in enumerate(NUMBER.finditer(step))}
-    inside = tuple((places[note.place], note) for note in notes if note.place in places)
-    golds.append(Gold(step, words_of(step), numbers_of(step), inside))
+    inside = [(number, k, note) for k, found in enumerate(NUMBER.finditer(step))
+              for number, note in notes_at.get(start + found.start(), ())]
+    golds.append(Gold(step, words_of(step), numbers_of(step), tuple(pair[1:] for pair in sorted(inside, key=_first))))
     start += len(step)
   return tuple(golds)
 
 
-@functools.lru_cache(maxsize=256)
-def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray:
-  """All numbers with a source, sorted: in question or solution, known to all, or one operation on two of the former."""
+_first = operator.itemgetter(0)
+
+
+@_cached_by_identity
+def _results(steps: tuple[str, ...], notes: tuple[Note, ...]) -> dict[Fraction, int]:
+  """Return the first step that has each result."""
+  places = {}
+  for k, gold in enumerate(_golds(steps, notes)):
+    for _, note in gold.notes:
+      places.setdefault(note.result, k)
+  return places
+
+
+@_cached_by_identity
+def _given(question: str) -> frozenset[Fraction]:
+  """Return the numbers of a question."""
+  return frozenset(numbers_of(question))
+
+
+@_cached_by_identity
+def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray | None:
+  """Return all numbers with a source, sorted: in question or solution, known to all, or one operation on two of them.
+
+  None where the record has so many numbers that no other one can be said to be without source.
+  """
   words = re.findall(r"[a-z]+", question.lower())
   told = {float(number) for text in (question, *steps) for number in numbers_of(text)}
   told = np.array(sorted(told | {float(_WORDS[word]) for word in words if word in _WORDS}))
+  if len(told) > _MOST_SOURCES:
+    return None
   with np.errstate(divide="ignore", invalid="ignore"):
     pairs = (told[:, None] + told[None], told[:, None] - told[None], told[:, None] * told[None],
              told[:, None] / told[None], told[:, None] * told[None] / 100)
@@ -174,6 +247,8 @@ def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray:
 
 def _has_source(number: Fraction, problem: Problem) -> bool:
   sourced = _sourced(problem.facts.question, problem.steps)
+  if sourced is None:
+    return True
   place = np.searchsorted(sourced, float(number))
   return bool(np.any(np.abs(sourced[max(place - 1, 0):place + 1] - float(number)) < 1e-6))
 
@@ -250,9 +325,8 @@ class Gsm8k(Task):
     results = {place, *(j for j in near if again and gold.numbers[j] == note.result)}
     if error in ("calc", "value"):
       return _replace(gold, spans, dict.fromkeys(results, _slip(gold, spans[place], rng)))
-    earlier = self._earlier(problem, k)
     chosen = [j for j in near if j < place and gold.numbers[j] in operands and gold.numbers[j] != note.result
-              and (gold.numbers[j] in earlier) == (error == "carry")]
+              and self._is_earlier(problem, k, gold.numbers[j]) == (error == "carry")]
     if not chosen:
       return None
     j = chosen[rng.integers(len(chosen))]
@@ -272,6 +346,8 @@ class Gsm8k(Task):
 
   def _place(self, problem: Problem, before: tuple[str, ...]) -> int:
     """The step of the solution that comes next: the one after the last that `before` states, in words or in result."""
+    if before == problem.steps[:len(before)]:
+      return len(before)
     golds = _golds(problem.steps, problem.facts.notes)
     place = 0
     for step in before:
@@ -282,10 +358,10 @@ class Gsm8k(Task):
           break
     return place
 
-  def _earlier(self, problem: Problem, k: int) -> set[Fraction]:
-    """The results of the steps before the k-th that the question does not give."""
-    golds = _golds(problem.steps, problem.facts.notes)
-    return {note.result for gold in golds[:k] for _, note in gold.notes} - set(numbers_of(problem.facts.question))
+  def _is_earlier(self, problem: Problem, k: int, number: Fraction) -> bool:
+    """Return whether the number is the result of a step before the k-th that the question does not give."""
+    results = _results(problem.steps, problem.facts.notes)
+    return number in results and results[number] < k and number not in _given(problem.facts.question)
 
   def _find(self, problem: Problem, before: tuple[str, ...], step: str) -> Finding:
     golds = _golds(problem.steps, problem.facts.notes)
@@ -310,11 +386,12 @@ class Gsm8k(Task):
     for equation in written:
       if not equation.holds:
         return _miscalculated(equation.text, value=equation.value, stated=equation.stated)
-    altered = [self._altered(problem, k, numbers) for k in alike]
+    altered = (self._altered(problem, k, numbers) for k in alike)
+    first = next(altered, None)
     # Of several steps with these words the model may mean any: it is wrong only if it is wrong as each of them.
-    if altered and all(finding.verdict.error for finding in altered):
-      return altered[0]
-    results = {note.result for gold in golds for _, note in gold.notes}
+    if first and first.verdict.error and all(finding.verdict.error for finding in altered):
+      return first
+    results = _results(problem.steps, problem.facts.notes)
     vouched = any(equation.stated in results for equation in written) or _FINAL.fullmatch(said)
     return Finding(RIGHT if vouched else LUCKY)
 
@@ -342,7 +419,7 @@ class Gsm8k(Task):
       stray = [old for old, new in operands.items() if not _has_source(new, problem)]
       if stray and operands.keys() <= set(numbers_of(note.expression)) and _new_value(note, operands) == result:
         old, new = show(stray[0]), show(operands[stray[0]])
-        error = "carry" if stray[0] in self._earlier(problem, k) else "operand"
+        error = "carry" if self._is_earlier(problem, k, stray[0]) else "operand"
         return _wrong(error, f"{new} is not the right number.",
                       f"The number is {old}, not {new}: {note.expression} = {show(note.result)}.")
     return Finding(LUCKY)

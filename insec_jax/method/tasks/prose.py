@@ -11,7 +11,9 @@ from fractions import Fraction
 
 # Bounded: a model that repeats a digit for ever must not build a number that takes for ever.
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3}){1,4}(?!\d)(?:\.\d{1,12})?|\d{1,12}(?:\.\d{1,12})?|\.\d{1,12}")
+MOST_CHARACTERS = 40  # more than a number and what its end depends on can have
 _MOST_OPERATORS = 20
+_MOST_TOKENS = 200  # of an expression
 _TOKEN = re.compile(rf"""
     (?P<number>{NUMBER.pattern})
   | (?P<letter>(?<=[\d)])[^\W\d_]+(?!\s*[\d($.]))   # 5x, 5kg, 3rd: may be a variable
@@ -96,8 +98,10 @@ def slips(written: str) -> list[Fraction]:
 
 
 def evaluate(expression: str | list[str]) -> Fraction | None:
-  """The value of an arithmetic expression, exactly; None when it is none, or divides by zero."""
+  """Return the value of an arithmetic expression, exactly; None when it is none, too long, or divides by zero."""
   tokens = _plain(expression) if isinstance(expression, str) else list(expression)
+  if len(tokens) > _MOST_TOKENS:
+    return None
   tokens.append("")
   try:
     value = _sum(tokens)
@@ -204,7 +208,7 @@ def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[s
   """The tokens and measures of the arithmetic that ends before the equal sign `k`; None for none, or where in doubt."""
   taken, units, depth, operand = [], [], 0, False
   i = k - 1
-  while i >= 0:
+  while i >= 0 and len(taken) <= _MOST_TOKENS:
     kind, token, _ = tokens[i]
     if kind == "unit" and not operand:  # before a number in reading direction: it is the unit of the operand to come
       units.append(token)
@@ -255,7 +259,8 @@ def _begins(text: str, tokens: list[tuple], i: int) -> bool:
 def _right_sides(tokens: list[tuple], k: int) -> tuple[list[list[str]], set[str]] | None:
   """What follows the equal sign `k`: its first number, and all of its arithmetic; and measures. None where in doubt."""
   taken, first, units, operand = [], [], [], False
-  for kind, token, _ in tokens[k + 1:]:
+  for i in range(k + 1, len(tokens)):
+    kind, token, _ = tokens[i]
     if kind == "number" and not operand:
       taken.append(token)
       operand = True
