@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import jinja2
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
+from insec_jax.data.template_limits import check_template
 
 # Some templates print the day's date unless given one; rows must not depend on the day.
 DATE = "26 Jul 2024"
@@ -21,6 +21,7 @@ class Template:
       raise InputError(
         "data.template='chat', but the tokenizer has no chat template; use data.template='plain' or another tokenizer"
       )
+    check_template(tokenizer.chat_template)
     self._tokenizer = tokenizer
     self._gaps = {}
 
@@ -63,13 +64,17 @@ class Template:
   def _render(self, speakers: Sequence[str], contents: list[str], where: str, generation: bool) -> str:
     messages = [{"role": speaker, "content": content} for speaker, content in zip(speakers, contents, strict=True)]
     try:
-      return self._tokenizer.apply_chat_template(
+      text = self._tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=generation, date_string=DATE
       )
-    except jinja2.TemplateError as error:
+      text.encode()
+    except (OSError, MemoryError):
+      raise
+    except Exception as error:  # the template is a program of its own, which may raise anything
       raise InputError(
-        f"{where}: the chat template refuses these messages: {error}; change their order or speakers"
+        f"{where}: the chat template refuses these messages: {error!s:.200}; change their order or speakers"
       ) from error
+    return text
 
 
 def _between(text: str, marks: list[str], where: str) -> list[str]:

@@ -242,7 +242,7 @@ def _rope_entry(entry: dict[str, Any], fields: dict[str, Any], where: str) -> tu
     seen = f"is given as {' and '.join(f'{theta!r:.60}' for theta in thetas)}" if thetas else "is missing"
     raise InputError(f"{where}: rope_theta {seen}; write once the base of the rotary positions, such as 500000.0")
   # In float32 the angles of a larger base are no numbers.
-  theta = _number({"rope_theta": thetas[0]}, "rope_theta", where, float, above=1, most=1e12)
+  theta = _number({"rope_theta": thetas[0]}, "rope_theta", where, float, above=10, most=1e11)
   kinds = [entry[key] for key in ("rope_type", "type") if key in entry]  # "type" before transformers 4.45
   if not kinds or any(kind not in ("default", "llama3") or kind != kinds[0] for kind in kinds):
     raise InputError(f"{where}: rope_type {' and '.join(f'{kind!r:.60}' for kind in kinds) or 'is missing'}; "
