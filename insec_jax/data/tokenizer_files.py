@@ -116,19 +116,26 @@ def check(folder: Path) -> None:
       ids[_text(token["content"])] = _id(token["id"])
     if len(set(ids.values())) < len(fields.get("added_tokens") or []):
       raise InputError(f"{folder / BACKEND}: two added tokens have one id or one name; write the tokenizer again")
+    listed = {number: content for content, number in ids.items()}
     vocabulary = fields["model"]["vocab"]
     if isinstance(vocabulary, dict):
       numbers = [_id(number) for number in vocabulary.values()]
       if len(set(numbers)) < len(numbers):
         raise InputError(f"{folder / BACKEND}: two tokens of the vocabulary have one id; write the tokenizer again")
+      ids = vocabulary | ids
   with _form_of(folder / SETTINGS):
+    more = set(read_json(folder / ADDED, "added tokens")) if os.path.lexists(folder / ADDED) else set()
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+      more.add(content := _text(token["content"]))
+      if ids.get(content, int(number)) != int(number) or listed.get(int(number), content) != content:
+        raise InputError(f"{folder / SETTINGS} gives {content!r:.60} the id {number:.30}, {BACKEND} gives it "
+                         f"{ids.get(content, 'to another token')}; write the tokenizer again")
     for key, value in settings.items():
       if key.endswith("_token") and value is not None and not key.startswith("add_"):
-        _text(value["content"] if isinstance(value, dict) else value)
-    for number, token in (settings.get("added_tokens_decoder") or {}).items():
-      if ids.get(_text(token["content"]), int(number)) != int(number):
-        raise InputError(f"{folder / SETTINGS} gives {token['content']!r:.60} the id {number:.30}, {BACKEND} gives it "
-                         f"{ids[token['content']]}; write the tokenizer again")
+        content = _text(value["content"] if isinstance(value, dict) else value)
+        if key in ("bos_token", "eos_token") and listed and content not in {*listed.values(), *more}:
+          raise InputError(f"{folder / SETTINGS}: {key}={content!r:.60} is none of the tokens that {BACKEND} adds; "
+                           "correct it")
 
 
 @contextlib.contextmanager

@@ -3,10 +3,12 @@
 Letters that end array names are those of encoding.py.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +76,10 @@ def load(folder: str) -> PreTrainedTokenizerFast:
   path = Path(folder)
   tokenizer_files.check(path)
   try:
-    # First by itself: of a file that is damaged the library says more than transformers does.
-    tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND))
+    with _without_panics():  # first by itself: of a damaged file the library says more than transformers does
+      tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND)).encode("a b")
     # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    tokenizer.encode("a b", add_special_tokens=True)
   except (OSError, MemoryError):
     raise
   except BaseException as error:  # there is no saying what two libraries raise; a panic of Rust is no Exception
@@ -91,6 +92,19 @@ def load(folder: str) -> PreTrainedTokenizerFast:
   backend.no_truncation()
   backend.no_padding()
   return tokenizer
+
+
+@contextlib.contextmanager
+def _without_panics() -> Iterator[None]:
+  """Keep what Rust writes of a panic off stderr; the exception that follows says the same in one line."""
+  kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(null)
 
 
 def build_tokenizer(symbols: Sequence[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:

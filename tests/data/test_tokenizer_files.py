@@ -135,3 +135,17 @@ def test_a_fifo_in_place_of_a_tokenizers_file_is_refused(name, source):
   os.mkfifo(source / name)
   with pytest.raises(InputError, match=rf"{name} is a FIFO"):
     tokens.load(str(source))
+
+
+@pytest.mark.parametrize("name", ["a", "<|stranger|>"])
+def test_a_text_cannot_end_with_a_token_that_is_not_special(name, source):
+  changed(source, "tokenizer_config.json", eos_token=name)
+  with pytest.raises(InputError, match="is none of the tokens that"):
+    tokens.load(str(source))
+
+
+def test_a_panic_of_the_library_is_one_line_and_nothing_else_is_said(source, capfd):
+  changed(source, "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+  with pytest.raises(InputError, match="cannot be opened"):
+    tokens.load(str(source))
+  assert capfd.readouterr().err == ""
