@@ -8,9 +8,7 @@ appears when complete.
 """
 
 import dataclasses
-import json
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -20,8 +18,8 @@ from insec_jax import command
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import tokens
-from insec_jax.files import local_path, read_json
+from insec_jax.data import tokenizer_files, tokens
+from insec_jax.files import local_path, read_json, read_text
 from insec_jax.model import hf, llama
 from insec_jax.training import checkpoint
 
@@ -31,12 +29,8 @@ OUTPUT = flags.DEFINE_string("output", None, "The folder to write; it must be ne
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights written; else as stored.")
 flags.mark_flags_as_required(["model", "output"])
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt")
 CARD = "README.md"
-# Llama 3.1 ends a text, a call of a tool or a turn with these and pads with the last; other tokenizers lack them.
-LLAMA_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
-LLAMA_PAD = "<|finetune_right_pad_id|>"
+LLAMA_PAD = "<|finetune_right_pad_id|>"  # of Llama 3.1; other tokenizers lack it
 
 
 def main() -> None:
@@ -61,22 +55,21 @@ class Beside(NamedTuple):
   marks: dict[str, Any] | None
 
   def save_pretrained(self, folder: pathlib.Path) -> None:
-    """Nothing; the files are in `folder`."""
-    for name in TOKENIZER_FILES:
-      if (self.folder / name).is_file():
-        shutil.copyfile(self.folder / name, folder / name)
+    """Write the files into `folder`."""
+    tokenizer_files.copy(self.folder, folder)
     if self.marks is not None:
-      (folder / checkpoint.MARKERS).write_text(json.dumps(self.marks, indent=2) + "\n", encoding="utf-8")
+      hf.write_json(folder / checkpoint.MARKERS, self.marks)
 
 
 def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
-  """Nothing; the HF folder is read, checked and written again, tensor by tensor."""
+  """Read, check and write the HF folder again, tensor by tensor."""
   config = hf.read_config(folder)
-  tokens.load(str(folder))  # its errors belong to this folder, not to the copy
+  tokenizer = tokens.load(str(folder))
+  config = dataclasses.replace(config, eos_ids=tokens.stop_ids(config, tokenizer))
   card = folder / CARD
   hf.save(output, hf.stored(folder, config), config, dtype=DTYPE.value,
-          tokenizer=Beside(folder, checkpoint.read_markers(folder)), generation=hf.read_generation_config(folder),
-          card=card.read_text(encoding="utf-8") if card.is_file() else None)
+          tokenizer=Beside(folder, checkpoint.read_markers(folder)), generation=generation_of(folder, config),
+          card=read_text(card, "model card") if card.is_file() else None)
 
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
@@ -86,20 +79,32 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   model = with_ids(opened.config, opened.tokenizer)
   hf.save(output, opened.params, model, dtype=DTYPE.value,
           tokenizer=Beside(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config, opened.step)),
+          generation=generation_of(workdir, model),
           card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step))
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
-  """The config with every token that ends a text and the one that pads; nothing is guessed: no pad token, no pad id."""
+  """Return the config with every token that ends a text, and the one that pads if the tokenizer has one."""
   known = tokenizer.get_added_vocab()
-  ends = [known[token] for token in LLAMA_ENDS] if all(token in known for token in LLAMA_ENDS) else []
-  eos_ids = tuple(dict.fromkeys((*config.eos_ids, *ends)))
   pad_id = config.pad_id
   if pad_id is None:
     pad_id = tokenizer.pad_token_id
   if pad_id is None and LLAMA_PAD in known:
     pad_id = known[LLAMA_PAD]
-  return dataclasses.replace(config, eos_ids=eos_ids, pad_id=pad_id)
+  return dataclasses.replace(config, eos_ids=tokens.stop_ids(config, tokenizer), pad_id=pad_id)
+
+
+def generation_of(folder: pathlib.Path, config: llama.LlamaConfig) -> dict[str, Any] | None:
+  """Return the fields of the folder's generation_config.json with the tokens that end a text; None when it has none."""
+  fields = hf.read_generation_config(folder)
+  if fields is None:
+    return None
+  missing = {key: value for key, value in {"bos_token_id": config.bos_id, "pad_token_id": config.pad_id}.items()
+             if value is not None and fields.get(key) is None}
+  named = fields.get("eos_token_id")
+  if set(named if isinstance(named, list) else [named]) != set(config.eos_ids):
+    missing["eos_token_id"] = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids)
+  return fields | missing
 
 
 def card_text(config: Config, environment: dict[str, Any], step: int) -> str:

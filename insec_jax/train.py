@@ -23,6 +23,7 @@ import math
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -39,9 +40,9 @@ from insec_jax import command, config_file, stop_signal
 from insec_jax import config as config_lib
 from insec_jax.command import DivergedError, InputError
 from insec_jax.config import Config
-from insec_jax.data import pipeline, template, tokens
+from insec_jax.data import pipeline, template, tokenizer_files, tokens
 from insec_jax.decoding import rounds
-from insec_jax.files import folder_writer, local_path, read_json, write_text
+from insec_jax.files import folder_writer, local_path, partial_of, read_json, write_text
 from insec_jax.model import attention, hf, hf_config, llama, sharding
 from insec_jax.training import checkpoint, coordinator, hosts, meeting, metrics, optimizer
 from insec_jax.training import step as step_lib
@@ -237,7 +238,7 @@ def rows_of(config: Config, mesh: Mesh) -> int:
 
 
 def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
-  """The model before any vocabulary is added; the token that ends a text is among those that end it."""
+  """Return the model before any vocabulary is added, with every token that ends a text."""
   if config.model.path:
     model_config = hf.read_config(config.model.path)
   else:
@@ -250,9 +251,9 @@ def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.
       raise InputError(f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the "
                        "tokenizer; give at least that many, or None for as many")
     model_config = hf_config.config_from_json(fields, "model.size")
-  if tokenizer.eos_token_id not in model_config.eos_ids:
-    model_config = dataclasses.replace(model_config, eos_ids=(*model_config.eos_ids, tokenizer.eos_token_id))
-  return model_config
+  vocab_size = hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
+  grown = dataclasses.replace(model_config, vocab_size=vocab_size)
+  return dataclasses.replace(model_config, eos_ids=tokens.stop_ids(grown, tokenizer))
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:
@@ -280,12 +281,24 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, t
     write_text(workdir / "receipt.txt", run.data.receipt)
     if run.data.left_out:
       write_text(workdir / "left_out.jsonl", run.data.left_out.to_json_lines())
-    run.tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
+    write_tokenizer(config, workdir, run.tokenizer)
     first = {**here, "resumed": []}
   else:
     first = read_json(path, "the environment of a run") if path.exists() else {**here, "resumed": []}
     first.setdefault("resumed", []).append({"step": run.first, **here})
   write_text(path, json.dumps(first, indent=2) + "\n")
+
+
+def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> None:
+  """Write the files of the source's tokenizer with the markers, and its generation_config.json, for an export."""
+  source = config.tokenizer.path or config.model.path
+  with partial_of(workdir / checkpoint.TOKENIZER) as partial:
+    tokenizer_files.save(tokenizer, local_path(source, "tokenizer.path") if source else None, partial)
+    shutil.rmtree(workdir / checkpoint.TOKENIZER, ignore_errors=True)  # of a start that was killed
+    partial.rename(workdir / checkpoint.TOKENIZER)
+  generation = hf.read_generation_config(local_path(config.model.path, "model.path")) if config.model.path else None
+  if generation is not None:
+    hf.write_json(workdir / hf.GENERATION, generation)
 
 
 def environment(config: Config, run: Run, mesh: Mesh, team: Hosts) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from modelkit import run
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
+from insec_jax import export
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import checkpoint, optimizer, step
 from insec_jax.training.checkpoint import Saver, open_model
@@ -27,7 +29,7 @@ LLAMA_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|finetune_right
 @pytest.fixture(scope="module")
 def tokenizer():
   """A tokenizer with spare markers and, like Llama 3.1's, several ends and a token to pad with, but no pad token."""
-  made = datakit.bpe_tokenizer()
+  made = datakit.bpe_tokenizer(datakit.IM_TEMPLATE)
   made.add_tokens([AddedToken(name, special=True, normalized=False) for name in LLAMA_TOKENS], special_tokens=True)
   made.eos_token = "<|eot_id|>"
   made.pad_token = None
@@ -79,7 +81,7 @@ def others(workdir, model, tokenizer, tmp_path_factory):
           generation=generation, card="# mine\n", max_shard_bytes=20_000)
   (folder / "full").mkdir()
   (folder / "full" / "precious").write_text("mine")
-  lines = {"again": ["--model=source", "--output=again"],
+  lines = {"again": ["--model=source", "--output=again"], "third": ["--model=again", "--output=third"],
            "bfloat16": [f"--model={workdir}", "--output=bfloat16", "--dtype=bfloat16"],
            "full": [f"--model={workdir}", "--output=full"]}
   return folder, dict(zip(lines, run("export", *lines.values(), folder=folder), strict=True))
@@ -105,7 +107,7 @@ def test_a_workdir_becomes_a_folder_with_weights_config_tokenizer_and_card(workd
 def test_every_end_of_a_llama_3_tokenizer_and_its_pad_are_in_generation_config(exported, tokenizer):
   generation = json.loads((exported / "generation_config.json").read_text())
   text, message, turn, pad = tokenizer.convert_tokens_to_ids(LLAMA_TOKENS)
-  assert set(generation["eos_token_id"]) == {text, message, turn}
+  assert set(generation["eos_token_id"]) == {text, message, turn, tokenizer.convert_tokens_to_ids("<|eot|>")}
   assert generation["pad_token_id"] == pad
   assert generation["bos_token_id"] == tokenizer.bos_token_id
 
@@ -119,9 +121,33 @@ def test_a_folder_exported_again_keeps_every_byte(others):
   before = {name: (array.dtype, array.tobytes()) for file in source.glob("*.safetensors")
             for name, array in safetensors.numpy.load_file(file).items()}
   assert {name: (array.dtype, array.tobytes()) for name, array in tensors_of(output).items()} == before
-  for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"):
+  for name in ("tokenizer.json", "chat_template.jinja", "README.md"):
     assert (output / name).read_bytes() == (source / name).read_bytes(), name
   assert not (output / checkpoint.MARKERS).exists()
+  third = folder / "third"
+  assert {path.name: path.read_bytes() for path in third.iterdir()} == {
+    path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def test_the_tokens_that_end_a_text_are_all_that_changes_in_a_folders_configs(others, tokenizer):
+  source, output = (others[0] / name for name in ("source", "again"))
+  text, message, turn, _ = tokenizer.convert_tokens_to_ids(LLAMA_TOKENS)
+  for name in ("config.json", "generation_config.json"):
+    before, after = (json.loads((folder / name).read_text()) for folder in (source, output))
+    assert set(after["eos_token_id"]) == {1, 2, text, message, turn, tokenizer.convert_tokens_to_ids("<|eot|>")}
+    assert [(key, value) for key, value in after.items() if key in before and key != "eos_token_id"] == [
+      (key, value) for key, value in before.items() if key != "eos_token_id"]
+    assert after.keys() - before.keys() <= {"bos_token_id"}
+
+
+def test_the_other_fields_of_a_generation_config_come_along(workdir, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(workdir, folder)
+  (folder / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 1, "top_p": 0.9}')
+  opened = open_model(str(folder))
+  fields = export.generation_of(folder, export.with_ids(opened.config, opened.tokenizer))
+  assert (fields["temperature"], fields["top_p"]) == (0.6, 0.9)
+  assert len(fields["eos_token_id"]) == 4
 
 
 def test_another_dtype_is_written_when_asked_for(exported, others):

@@ -218,6 +218,8 @@ def begin_parts(tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Part]
   """The tokens that the tokenizer itself puts in front of every text."""
   backend = tokenizer.backend_tokenizer
   bare = backend.encode("a", add_special_tokens=False).ids
+  if not bare:
+    raise InputError("the tokenizer makes no token of the letter a; use a tokenizer that knows letters")
   whole = backend.encode("a", add_special_tokens=True).ids
   return [
     Part(tokenizer.convert_ids_to_tokens(token), roles.PROMPT, weight, token) for token in whole[: whole.index(bare[0])]

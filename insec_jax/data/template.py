@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from insec_jax.command import InputError
+from insec_jax.data.template_limits import check_template
 
 # Rows must not depend on the day. Templates that take a date are given this one, which is Llama 3.1's own default;
 # those that ask the clock are told the day on which the run began, or this one where no run of ours did.
@@ -64,6 +65,7 @@ class Template:
       raise InputError(
         "data.template='chat', but the tokenizer has no chat template; use data.template='plain' or another tokenizer"
       )
+    check_template(tokenizer.chat_template)
     self._tokenizer = tokenizer
     self._date = _date_of(tokenizer)
     self._gaps = {}
@@ -108,13 +110,17 @@ class Template:
     messages = [{"role": speaker, "content": content} for speaker, content in zip(speakers, contents, strict=True)]
     try:
       _fix_chance(self._tokenizer.get_chat_template(), self._date)
-      return self._tokenizer.apply_chat_template(
+      text = self._tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=generation, date_string=DATE.strftime("%d %b %Y")
       )
-    except jinja2.TemplateError as error:
+      text.encode()
+    except (OSError, MemoryError):
+      raise
+    except Exception as error:  # the template is a program of its own, which may raise anything
       raise InputError(
-        f"{where}: the chat template refuses these messages: {error}; change their order or speakers"
+        f"{where}: the chat template refuses these messages: {error!s:.200}; change their order or speakers"
       ) from error
+    return text
 
 
 def _between(text: str, marks: list[str], where: str) -> list[str]:

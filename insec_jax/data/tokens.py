@@ -3,11 +3,12 @@
 Letters that end array names are those of encoding.py.
 """
 
+import contextlib
 import dataclasses
 import itertools
-import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
+from insec_jax.data import tokenizer_files
 from insec_jax.data.encoding import (
   Part,
   TooLongError,
@@ -34,8 +36,11 @@ from insec_jax.data.template import Template
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import paper_reason
 from insec_jax.method.transcript import Piece, Transcript
+from insec_jax.model.llama import LlamaConfig
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
+# Llama 3.1 ends a text, a call of a tool or a turn with these.
+LLAMA_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 
 
 class MarkedTokenizer(NamedTuple):
@@ -72,17 +77,42 @@ class Example:
 
 
 def load(folder: str) -> PreTrainedTokenizerFast:
-  """The tokenizer of an HF folder, as its tokenizer.json says; nothing is fetched."""
-  path = Path(folder) / "tokenizer.json"
-  if not path.is_file():
-    raise InputError(
-      f"{folder!r} has no tokenizer.json; give a folder that save_pretrained wrote (model.path or tokenizer.path)"
-    )
-  # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
+  """Return the tokenizer of an HF folder, as its tokenizer.json says; nothing is fetched.
+
+  It neither cuts nor pads, whatever the file says. InputError when it cannot be opened.
+  """
+  path = Path(folder)
+  tokenizer_files.check(path)
   try:
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-  except json.JSONDecodeError as error:
-    raise InputError(f"a tokenizer file in {folder!r} is not JSON ({error}); write the tokenizer again") from error
+    with _without_panics():  # first by itself: of a damaged file the library says more than transformers does
+      tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND)).encode("a b")
+    # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+  except (OSError, MemoryError):
+    raise
+  except BaseException as error:  # there is no saying what two libraries raise; a panic of Rust is no Exception
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+      raise
+    raise InputError(
+      f"the tokenizer in {folder!r} cannot be opened ({' '.join(str(error).split()):.200}); write it again"
+    ) from None
+  backend = tokenizer.backend_tokenizer
+  backend.no_truncation()
+  backend.no_padding()
+  return tokenizer
+
+
+@contextlib.contextmanager
+def _without_panics() -> Iterator[None]:
+  """Keep what Rust writes of a panic off stderr; the exception that follows says the same in one line."""
+  kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(null)
 
 
 def build_tokenizer(symbols: Sequence[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
@@ -272,6 +302,33 @@ def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
       "set eos_token in its tokenizer_config.json"
     )
   return tokenizer.eos_token_id
+
+
+def stop_ids(config: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+  """Return every token that ends a text: those of the config (config.json and generation_config.json), the tokenizer's,
+  the one with which its chat template ends an assistant's turn, and all three of Llama 3.1 where it has them.
+
+  InputError when the model does not have one of them.
+  """
+  known = tokenizer.get_added_vocab()
+  ends = [*config.eos_ids, tokenizer.eos_token_id, _template_end(tokenizer)]
+  if all(token in known for token in LLAMA_ENDS):
+    ends += [known[token] for token in LLAMA_ENDS]
+  found = tuple(dict.fromkeys(number for number in ends if number is not None))
+  if found and max(found) >= config.vocab_size:
+    raise InputError(f"the tokenizer ends a text with token {max(found)}, and the model has {config.vocab_size}; use "
+                     "the tokenizer that belongs to the model")
+  return found
+
+
+def _template_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
+  """Return the token with which the chat template ends an assistant's turn; None without one that can be used."""
+  if not tokenizer.chat_template:
+    return None
+  try:
+    return end_token(tokenizer, "chat")
+  except InputError:  # who means to use the template gets the error then
+    return None
 
 
 def _last_of_end(after: list[Part], where: str) -> int:

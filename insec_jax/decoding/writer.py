@@ -11,7 +11,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load
+from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load, stop_ids
 from insec_jax.decoding.sampler import Generation, Sampler, Surprise, Watch, step_scores
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
@@ -57,8 +57,7 @@ class Writer:
                              confidence_ids=opened.confidence_ids)
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
-    ends = {*opened.config.eos_ids, opened.tokenizer.eos_token_id} - {None}
-    self.stop_ids = sorted(ends)
+    self.stop_ids = sorted(stop_ids(opened.config, opened.tokenizer))
 
   def encode(self, prompt: str, *, answer: str = "") -> np.ndarray:
     """Tokens of a prompt and the beginning of its answer, as in training; no special token comes out of either."""

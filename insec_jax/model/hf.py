@@ -6,8 +6,10 @@ No value changes on the way: weights are only reshaped and transposed, and cast 
 import dataclasses
 import functools
 import json
+import math
+import os
 import pathlib
-import shutil
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,16 +20,20 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError
+from insec_jax.files import LOCK, one_writer, partial_of, read_json, write_text
 from insec_jax.model import llama
-from insec_jax.model.hf_config import config_from_json, config_to_json
+from insec_jax.model.hf_config import config_from_json, config_to_json, token_ids
 from insec_jax.model.llama import LlamaConfig
-from insec_jax.model.tensor_file import CODES, Source, open_tensors, write_tensors
+from insec_jax.model.tensor_file import CODES, Source, open_tensors, some_of, write_tensors
 
 CONFIG, GENERATION, SINGLE, INDEX = (
     "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 VOCAB_MULTIPLE = 128
 SHARD_BYTES = 5 * 10**9  # of one file, as transformers has it
+SHARD = re.compile(r"[\w.+=-]{1,200}\.safetensors", re.ASCII)  # a file of the folder itself
+MOST_NAMED = 20  # problems in one error
+FINITE_CHUNK = 1 << 14  # elements looked at together
 
 # Ours -> the tensor of HF and its axes, outermost first: nn.Linear stores [out, in].
 NAMES = {
@@ -62,7 +68,7 @@ def slots(config: LlamaConfig) -> Iterator[Slot]:
   """Every tensor of an HF checkpoint, in the order of the forward pass."""
   def slot(path, layer):
     name, axes = NAMES[path]
-    shape = tuple(int(np.prod([config.size(letter) for letter in axis])) for axis in axes.split())
+    shape = tuple(math.prod(config.size(letter) for letter in axis) for axis in axes.split())
     return Slot(path, layer, name if layer is None else name.format(layer), shape)
 
   yield slot("embed", None)
@@ -89,43 +95,88 @@ def to_hf(path: str, array, config: LlamaConfig):
   return moved.reshape([int(np.prod([config.size(letter) for letter in axis])) for axis in axes.split()])
 
 
+def check_finite(array: np.ndarray, name: str) -> None:
+  """Raise InputError with the first place that holds NaN or infinity; a chunk at a time is looked at."""
+  flat = array.reshape(-1)
+  for start in range(0, flat.size, FINITE_CHUNK):
+    with np.errstate(invalid="ignore"):  # so it greets a NaN
+      finite = np.isfinite(flat[start:start + FINITE_CHUNK])
+    if not finite.all():
+      place = np.unravel_index(start + int(finite.argmin()), array.shape)
+      raise InputError(f"{name} holds NaN or infinity at {[int(axis) for axis in place]}; take a checkpoint whose "
+                       "weights are finite")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
   """A weight of ours that still lies in its files: indexing reads the bytes asked for and no others.
 
-  `parts` are views with our axes, one for each layer; a weight that is not stacked has one part and no layer axis.
+  `tensors` are mapped from the files, one for each layer; a weight that is not stacked has one and no layer axis.
   """
 
-  parts: tuple[np.ndarray, ...]
-  stacked: bool
+  path: str
+  config: LlamaConfig
+  tensors: tuple[np.ndarray, ...]
+  names: tuple[str, ...]  # in the files
   dtype: np.dtype  # of what indexing returns
+
+  @functools.cached_property
+  def parts(self) -> tuple[np.ndarray, ...]:
+    """Views of the tensors with our axes."""
+    return tuple(to_ours(self.path, tensor, self.config) for tensor in self.tensors)
+
+  @property
+  def stacked(self) -> bool:
+    return self.path.startswith("layers/")
 
   @property
   def shape(self) -> tuple[int, ...]:
     return (len(self.parts),) * self.stacked + self.parts[0].shape
 
   def __getitem__(self, index) -> np.ndarray:
-    """A copy of `self[index]`: a whole number for a layer, or one slice for each axis."""
+    """Return a copy of `self[index]`: a whole number for a layer, or one slice for each axis.
+
+    InputError when it holds NaN or infinity.
+    """
     if not self.stacked:
-      return np.array(self.parts[0][index], self.dtype, order="C")
+      return self._read(0, index)
     if isinstance(index, int):
-      return np.array(self.parts[index], self.dtype, order="C")
-    layers = self.parts[index[0]]
-    out = np.empty((len(layers), *layers[0][index[1:]].shape), self.dtype)
-    for layer, part in enumerate(layers):
-      out[layer] = part[index[1:]]
+      return self._read(index, ...)
+    layers = range(len(self.parts))[index[0]]
+    out = np.empty((len(layers), *self.parts[0][index[1:]].shape), self.dtype)
+    for place, layer in enumerate(layers):
+      self._read(layer, index[1:], out[place])
+    return out
+
+  def _read(self, layer: int, index, out: np.ndarray | None = None) -> np.ndarray:
+    """Return `index` of the layer, in `out` where given; the place in an error is that in the file."""
+    with np.errstate(over="ignore"):  # what overflows is refused below
+      if out is None:
+        out = np.array(self.parts[layer][index], self.dtype, order="C")
+      else:
+        out[...] = self.parts[layer][index]
+    try:
+      check_finite(out, self.names[layer])
+    except InputError:
+      check_finite(self.tensors[layer], self.names[layer])
+      raise InputError(f"{self.names[layer]} holds values that {self.dtype} cannot hold; read it as float32") from None
     return out
 
 
 def read_config(folder: pathlib.Path | str) -> LlamaConfig:
-  """The model that the folder's config.json describes."""
-  return config_from_json(_read_json(pathlib.Path(folder) / CONFIG), str(pathlib.Path(folder) / CONFIG))
+  """Return the model that the folder's config.json describes; generation_config.json adds tokens that end a text."""
+  path = pathlib.Path(folder) / CONFIG
+  config = config_from_json(read_json(path, "config of the model"), str(path))
+  generation = read_generation_config(folder)
+  ends = () if generation is None else token_ids(generation, "eos_token_id", str(path.with_name(GENERATION)),
+                                                 config.vocab_size)
+  return dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ends))))
 
 
 def read_generation_config(folder: pathlib.Path | str) -> dict[str, Any] | None:
-  """The fields of the folder's generation_config.json; None when it has none."""
+  """Return the fields of the folder's generation_config.json; None when it has none."""
   path = pathlib.Path(folder) / GENERATION
-  return _read_json(path) if path.exists() else None
+  return read_json(path, "generation config") if os.path.lexists(path) else None
 
 
 def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> dict:
@@ -135,25 +186,32 @@ def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> di
   """
   folder = pathlib.Path(folder)
   tensors, problems = _open_all(folder)
+  if config.num_layers > len(tensors):
+    raise InputError(f"{folder / CONFIG}: num_hidden_layers={config.num_layers}, but the weights hold only "
+                     f"{len(tensors)} tensors; take a complete checkpoint, or correct {CONFIG}")
   wanted = {slot.name: slot for slot in slots(config)}
   if config.tied and NAMES["head"][0] in tensors:
     problems += _check_tied_head(tensors)
   problems += [f"missing {name}" for name in wanted if name not in tensors]
   problems += [f"unexpected {name}" for name in tensors if name not in wanted and not name.endswith(IGNORED)]
-  parts: dict[str, list[np.ndarray]] = {}
+  found: dict[str, list[Slot]] = {}
   for name, slot in wanted.items():
     if name in tensors and tensors[name].shape != slot.shape:
       problems.append(f"misshapen {name} {list(tensors[name].shape)} instead of {list(slot.shape)}")
     elif name in tensors:
-      parts.setdefault(slot.path, []).append(to_ours(slot.path, tensors[name], config))
+      found.setdefault(slot.path, []).append(slot)
   if dtype is None:
-    problems += [f"{NAMES[path][0]} in several dtypes ({', '.join(sorted(kinds))})" for path, views in parts.items()
-                 if len(kinds := {view.dtype.name for view in views}) > 1]
+    problems += [f"{NAMES[path][0]} in several dtypes ({', '.join(sorted(kinds))})" for path, of_path in found.items()
+                 if len(kinds := {tensors[slot.name].dtype.name for slot in of_path}) > 1]
   if problems:
-    raise InputError(f"the weights in {folder} do not fit its {CONFIG}: {'; '.join(problems)}; take a complete "
+    shown = some_of([f"{problem:.200}" for problem in problems], MOST_NAMED, "; ")
+    raise InputError(f"the weights in {folder} do not fit its {CONFIG}: {shown}; take a complete "
                      f"checkpoint of this architecture, or correct {CONFIG}")
-  return unflatten_dict({path: Stored(tuple(views), path.startswith("layers/"), np.dtype(dtype or views[0].dtype))
-                         for path, views in parts.items()}, sep="/")
+  weights = {}
+  for path, of_path in found.items():
+    views = tuple(tensors[slot.name] for slot in of_path)
+    weights[path] = Stored(path, config, views, tuple(slot.name for slot in of_path), np.dtype(dtype or views[0].dtype))
+  return unflatten_dict(weights, sep="/")
 
 
 def load(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None, shardings=None) -> dict:
@@ -183,27 +241,34 @@ def _place(weight: "Stored | Drawn", sharding: jax.sharding.Sharding) -> jax.Arr
 
 
 def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Every tensor of the folder's files, and what is wrong with how the index tells of them."""
-  if (folder / SINGLE).exists() == (folder / INDEX).exists():
-    raise InputError(f"{folder} has {'both' if (folder / INDEX).exists() else 'neither'} of {SINGLE} and {INDEX}; "
+  """Return every tensor of the folder's files, and what is wrong with the index of them."""
+  single, index = (os.path.lexists(folder / name) for name in (SINGLE, INDEX))
+  if single == index:
+    raise InputError(f"{folder} has {'both' if index else 'neither'} of {SINGLE} and {INDEX}; "
                      "give a Hugging Face folder with safetensors weights, in one file or several")
-  if (folder / SINGLE).exists():
+  if single:
     return open_tensors(folder / SINGLE), []
-  places = _read_json(folder / INDEX).get("weight_map")
-  if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+  file_of_tensor = read_json(folder / INDEX, "index of the weights").get("weight_map")
+  if (not isinstance(file_of_tensor, dict) or not file_of_tensor
+      or not all(isinstance(file, str) for file in file_of_tensor.values())):
     raise InputError(f"{folder / INDEX} has no weight_map from tensors to files; fetch it again")
+  files = sorted(set(file_of_tensor.values()))
+  for file in files:
+    if not SHARD.fullmatch(file):
+      raise InputError(f"{folder / INDEX} names {file!r:.100}, which is no .safetensors file of this folder; fetch it "
+                       "again")
+    if not os.path.lexists(folder / file):
+      raise InputError(f"{folder / INDEX} names {file}, which is not there; fetch it")
   tensors: dict[str, np.ndarray] = {}
   problems = []
-  for file in sorted(set(places.values())):
-    if not (folder / file).is_file():
-      raise InputError(f"{folder / INDEX} names {file}, which is not there; fetch it")
+  for file in files:
     for name, tensor in open_tensors(folder / file).items():
       if name in tensors:
         problems.append(f"{name} twice, the second time in {file}")
-      elif name not in places or places[name] != file:
+      elif file_of_tensor.get(name) != file:
         problems.append(f"{name} in {file} but not so in {INDEX}")
       tensors[name] = tensor
-  return tensors, problems + [f"{name} in {INDEX} but in no file" for name in places if name not in tensors]
+  return tensors, problems + [f"{name} in {INDEX} but in no file" for name in file_of_tensor if name not in tensors]
 
 
 def _check_tied_head(tensors: dict[str, np.ndarray]) -> list[str]:
@@ -221,18 +286,6 @@ def _check_tied_head(tensors: dict[str, np.ndarray]) -> list[str]:
   return []
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    raise InputError(f"{path} is not there; give the folder of a Hugging Face checkpoint")
-  try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON ({error}); fetch it again") from None
-  if not isinstance(fields, dict):
-    raise InputError(f"{path} must hold one JSON object; fetch it again")
-  return fields
-
-
 def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None, max_shard_bytes: int = SHARD_BYTES,
          tokenizer=None, generation: dict[str, Any] | None = None, card: str | None = None) -> None:
   """Writes an HF folder: weights, index if they need several files, config.json, generation_config.json, and where
@@ -243,24 +296,33 @@ def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None,
   InputError when the folder holds anything; it appears only when it is complete.
   """
   folder = pathlib.Path(folder)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise InputError(f"{folder} is there already and not empty; give a new folder, nothing is written over")
-  partial = folder.with_name(folder.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  weights = flatten_dict(params, sep="/")
-  target = np.dtype(dtype or weights["embed"].dtype)
-  _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
-                           for slot in slots(config)], max_shard_bytes)
-  fields = config_to_json(dataclasses.replace(config, stored_dtype=target.name))
-  ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
-  _write_json(partial / CONFIG, fields)
-  _write_json(partial / GENERATION, ids if generation is None else generation)
-  if tokenizer is not None:
-    tokenizer.save_pretrained(partial)
-  if card is not None:
-    (partial / "README.md").write_text(card, encoding="utf-8")
-  partial.rename(folder)
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError):
+    raise InputError(f"{folder} cannot be made, a folder above it is a file; give another") from None
+  lock = folder.with_name(f".{folder.name[:80]}{LOCK}")
+  with one_writer(lock, str(folder), "--output"), partial_of(folder) as partial:
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+      raise InputError(f"{folder} is there already and not empty; give a new folder, nothing is written over")
+    partial.mkdir()
+    weights = flatten_dict(params, sep="/")
+    target = np.dtype(dtype or weights["embed"].dtype)
+    _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
+                             for slot in slots(config)], max_shard_bytes)
+    fields = config_to_json(dataclasses.replace(config, stored_dtype=target.name))
+    ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
+    write_json(partial / CONFIG, fields)
+    write_json(partial / GENERATION, ids if generation is None else generation)
+    if tokenizer is not None:
+      tokenizer.save_pretrained(partial)
+    if card is not None:
+      write_text(partial / "README.md", card)
+    partial.rename(folder)
+
+
+def write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
+  """Write a JSON file with the indentation that transformers uses."""
+  write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def _source(slot: Slot, weight, config: LlamaConfig, dtype: np.dtype) -> Source:
@@ -269,7 +331,10 @@ def _source(slot: Slot, weight, config: LlamaConfig, dtype: np.dtype) -> Source:
 
   def read():
     array = np.asarray(weight[...] if slot.layer is None else weight[slot.layer])
-    return np.ascontiguousarray(to_hf(slot.path, array, config)).astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+      moved = np.ascontiguousarray(to_hf(slot.path, array, config)).astype(dtype, copy=False)
+    check_finite(moved, f"{slot.name} as {dtype}")
+    return moved
 
   return Source(slot.name, dtype, slot.shape, read)
 
@@ -291,12 +356,8 @@ def _write_weights(folder: pathlib.Path, sources: list[Source], max_shard_bytes:
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     write_tensors(folder / file, shard)
     places |= dict.fromkeys((source.name for source in shard), file)
-  _write_json(folder / INDEX, {"metadata": {"total_size": sum(source.num_bytes for source in sources)},
-                               "weight_map": dict(sorted(places.items()))})
-
-
-def _write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
-  path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  write_json(folder / INDEX, {"metadata": {"total_size": sum(source.num_bytes for source in sources)},
+                              "weight_map": dict(sorted(places.items()))})
 
 
 @dataclasses.dataclass(frozen=True)

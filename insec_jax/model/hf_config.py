@@ -6,11 +6,11 @@ over `rope_parameters` in silence and turn by theta 10,000.
 """
 
 import json
-import math
 from typing import Any
 
 from insec_jax.command import InputError
 from insec_jax.model.llama import LlamaConfig, RopeScaling
+from insec_jax.model.tensor_file import some_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -60,6 +60,10 @@ FIXED = {
 }
 NEEDED = ("model_type", "hidden_act")  # of FIXED, the two without which the rest means nothing
 
+# Above these no model can be meant.
+MOST_LAYERS, MOST_PARAMS, MOST_SIZE = 10_000, 10**13, 2**31 - 1
+MOST_NAMED = 5  # fields in one error
+
 # Fields that no weight and no logit depends on.
 IRRELEVANT = frozenset((
     # how transformers runs the model
@@ -87,24 +91,44 @@ def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
   Only these may be absent: head_dim (then hidden_size / num_attention_heads, as HF has it), initializer_range, token
   ids, dtype, and what is absent from a plain Llama. InputError for anything missing, wrong or not understood.
   """
-  if refused := [key for key in fields if key not in KNOWN or (key in FIXED and fields[key] not in FIXED[key])]:
-    raise InputError(f"{where}: {', '.join(f'{key}={fields[key]!r}' for key in refused)}: this model does not compute "
-                     "that; only plain Llama 3 architectures can be used")
+  if refused := [f"{key:.60}={value!r:.60}" for key, value in fields.items()
+                 if key not in KNOWN or (key in FIXED and not _is_one_of(value, FIXED[key]))]:
+    raise InputError(f"{where}: {some_of(refused, MOST_NAMED)}: this model does not compute that; only plain Llama 3 "
+                     "architectures can be used")
   if missing := [key for key in (*NEEDED, *KEYS.values()) if key not in fields]:
     raise InputError(f"{where} misses {', '.join(missing)}; give every field of an HF Llama config.json")
   tied = fields["tie_word_embeddings"]
   if not isinstance(tied, bool):
-    raise InputError(f"{where}: tie_word_embeddings={tied!r}; must be true or false")
+    raise InputError(f"{where}: tie_word_embeddings={tied!r:.60}; must be true or false")
   values = {field: _number(fields, key, where, int) for field, key in KEYS.items() if field not in ("tied", "norm_eps")}
   theta, scaling = _rope(fields, where)
   no_init = _present(fields, "initializer_range") is None
-  return LlamaConfig(
-      **values, tied=tied, norm_eps=_number(fields, "rms_norm_eps", where, float),
+  vocab_size = values["vocab_size"]
+  config = LlamaConfig(
+      **values, tied=tied, norm_eps=_number(fields, "rms_norm_eps", where, float, above=1e-12, most=0.1),
       head_width=_head_width(fields, values, where), rope_theta=theta, rope_scaling=scaling,
-      init_std=None if no_init else _number(fields, "initializer_range", where, float),
-      bos_id=_token_id(fields, "bos_token_id", where), pad_id=_token_id(fields, "pad_token_id", where),
-      eos_ids=_token_ids(fields, "eos_token_id", where), stored_dtype=_stored_dtype(fields, where),
+      init_std=None if no_init else _number(fields, "initializer_range", where, float, most=10),
+      bos_id=_token_id(fields, "bos_token_id", where, vocab_size),
+      pad_id=_token_id(fields, "pad_token_id", where, vocab_size),
+      eos_ids=token_ids(fields, "eos_token_id", where, vocab_size), stored_dtype=_stored_dtype(fields, where),
       source=json.dumps(fields))
+  _check_size(config, where)
+  return config
+
+
+def _check_size(config: LlamaConfig, where: str) -> None:
+  """Raise InputError for a model that is larger than any there is, before anything is allocated or enumerated."""
+  attention = 2 * config.width * config.head_width * (config.num_heads + config.num_kv_heads)
+  layer = attention + 3 * config.width * config.hidden + 2 * config.width
+  num_params = config.num_layers * layer + (2 - config.tied) * config.vocab_size * config.width + config.width
+  if config.num_layers > MOST_LAYERS or num_params > MOST_PARAMS:
+    raise InputError(f"{where} describes {config.num_layers:,} layers with {num_params:,} parameters; at most "
+                     f"{MOST_LAYERS:,} and {MOST_PARAMS:,} can be meant: correct its sizes")
+
+
+def _is_one_of(value, allowed: tuple) -> bool:
+  """Whether the value is one of these; a truth value is no number."""
+  return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
 
 
 def config_to_json(config: LlamaConfig) -> dict[str, Any]:
@@ -150,26 +174,32 @@ def _present(fields: dict[str, Any], key: str):
   return fields.get(key)
 
 
-def _number(fields: dict[str, Any], key: str, where: str, kind: type):
-  """The field as `kind`; InputError unless it is a positive, finite number of that kind."""
+def _number(fields: dict[str, Any], key: str, where: str, kind: type, *, above: float = 0, most: float = MOST_SIZE):
+  """Return the field as `kind`; InputError unless it is a number of that kind, above `above` and at most `most`."""
   value = fields[key]
-  if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not 0 < value < math.inf:
-    raise InputError(f"{where}: {key}={value!r}; must be a positive {'whole number' if kind is int else 'number'}")
+  if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not above < value <= most:
+    noun = "whole number" if kind is int else "number"
+    raise InputError(f"{where}: {key}={value!r:.60}; must be a {noun} above {above:g} and at most {most:,}")
   return kind(value)
 
 
-def _token_ids(fields: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
+def token_ids(fields: dict[str, Any], key: str, where: str, vocab_size: int) -> tuple[int, ...]:
+  """Return the ids of a field that is null, one id or a list of ids; InputError for anything else."""
   value = _present(fields, key)
   ids = [] if value is None else value if isinstance(value, list) else [value]
-  if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-    raise InputError(f"{where}: {key}={value!r}; must be a token id, or null")
-  return tuple(ids)
+  if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
+    raise InputError(f"{where}: {key}={value!r:.60}; must be a token id, a list of them, or null")
+  if outside := [number for number in ids if not 0 <= number < vocab_size]:
+    raise InputError(f"{where}: {key} names token {outside[0]!r:.30}, and ids go from 0 to {vocab_size - 1}")
+  return tuple(dict.fromkeys(ids))
 
 
-def _token_id(fields: dict[str, Any], key: str, where: str) -> int | None:
-  ids = _token_ids(fields, key, where)
+def _token_id(fields: dict[str, Any], key: str, where: str, vocab_size: int) -> int | None:
+  if _present(fields, key) == -1 and key == "pad_token_id":
+    return None  # so the first Llama said that there is none
+  ids = token_ids(fields, key, where, vocab_size)
   if len(ids) > 1:
-    raise InputError(f"{where}: {key}={list(ids)}; must be one token id, or null")
+    raise InputError(f"{where}: {key}={list(ids)!r:.60}; must be one token id, or null")
   return ids[0] if ids else None
 
 
@@ -183,10 +213,11 @@ def _head_width(fields: dict[str, Any], values: dict[str, int], where: str) -> i
 
 
 def _stored_dtype(fields: dict[str, Any], where: str) -> str | None:
-  given = {fields[key] for key in STORED_DTYPE if _present(fields, key) is not None}
-  if len(given) > 1 or not given <= set(DTYPES):
-    raise InputError(f"{where}: dtype {' and '.join(sorted(map(repr, given)))}; must be one of {', '.join(DTYPES)}")
-  return given.pop() if given else None
+  given = [fields[key] for key in STORED_DTYPE if _present(fields, key) is not None]
+  if any(value != given[0] or value not in DTYPES for value in given):
+    raise InputError(f"{where}: dtype {' and '.join(f'{value!r:.60}' for value in given)}; must be one of "
+                     f"{', '.join(DTYPES)}")
+  return given[0] if given else None
 
 
 def _rope(fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
@@ -195,7 +226,8 @@ def _rope(fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
   if _present(fields, "rope_parameters") is not None:
     readings.append(_rope_entry(fields["rope_parameters"], fields, f"{where}: rope_parameters"))
   if _present(fields, "rope_scaling") is not None or not readings:
-    readings.append(_rope_entry(_present(fields, "rope_scaling") or {"rope_type": "default"}, fields,
+    scaling = _present(fields, "rope_scaling")
+    readings.append(_rope_entry({"rope_type": "default"} if scaling is None else scaling, fields,
                                 f"{where}: rope_scaling"))
   if len(set(readings)) > 1:
     raise InputError(f"{where}: rope_parameters and rope_scaling contradict each other; keep one")
@@ -204,26 +236,29 @@ def _rope(fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
 
 def _rope_entry(entry: dict[str, Any], fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
   if not isinstance(entry, dict):
-    raise InputError(f"{where}={entry!r}; must be an object with rope_type")
-  thetas = {holder["rope_theta"] for holder in (entry, fields) if "rope_theta" in holder}
-  if len(thetas) != 1:
-    seen = f"is given as {' and '.join(sorted(map(str, thetas)))}" if thetas else "is missing"
+    raise InputError(f"{where}={entry!r:.60}; must be an object with rope_type")
+  thetas = [holder["rope_theta"] for holder in (entry, fields) if "rope_theta" in holder]
+  if not thetas or thetas[0] != thetas[-1]:
+    seen = f"is given as {' and '.join(f'{theta!r:.60}' for theta in thetas)}" if thetas else "is missing"
     raise InputError(f"{where}: rope_theta {seen}; write once the base of the rotary positions, such as 500000.0")
-  theta = _number({"rope_theta": thetas.pop()}, "rope_theta", where, float)
-  kinds = {entry[key] for key in ("rope_type", "type") if key in entry}  # "type" before transformers 4.45
-  if kinds not in ({"llama3"}, {"default"}):
-    raise InputError(f"{where}: rope_type {' and '.join(map(repr, sorted(kinds, key=str))) or 'is missing'}; "
+  # In float32 the angles of a larger base are no numbers.
+  theta = _number({"rope_theta": thetas[0]}, "rope_theta", where, float, above=10, most=1e11)
+  kinds = [entry[key] for key in ("rope_type", "type") if key in entry]  # "type" before transformers 4.45
+  if not kinds or any(kind not in ("default", "llama3") or kind != kinds[0] for kind in kinds):
+    raise InputError(f"{where}: rope_type {' and '.join(f'{kind!r:.60}' for kind in kinds) or 'is missing'}; "
                      "'default' and 'llama3' are understood")
-  kind = kinds.pop()
+  kind = kinds[0]
   needed = set(SCALING.values()) if kind == "llama3" else set()
   given = set(entry) - {"rope_type", "type", "rope_theta"}
   if given != needed:
     raise InputError(f"{where}: rope_type {kind!r} takes {', '.join(sorted(needed)) or 'no other field'}, "
-                     f"got {', '.join(sorted(given)) or 'none'}")
+                     f"got {', '.join(sorted(given))[:200] or 'none'}")
   if kind == "default":
     return theta, None
   scaling = RopeScaling(**{field: _number(entry, key, where, int if field == "original_max_positions" else float)
                            for field, key in SCALING.items()})
+  if scaling.factor < 1:
+    raise InputError(f"{where}: factor={scaling.factor}; must be at least 1")
   if scaling.high_freq_factor <= scaling.low_freq_factor:
     raise InputError(f"{where}: high_freq_factor={scaling.high_freq_factor} must be above "
                      f"low_freq_factor={scaling.low_freq_factor}")

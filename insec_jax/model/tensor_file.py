@@ -7,6 +7,7 @@
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -15,10 +16,13 @@ import ml_dtypes
 import numpy as np
 
 from insec_jax.command import InputError
+from insec_jax.files import open_to_read, parse_json
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+MOST_AXES = 8  # of a tensor
+MOST_NAMED = 5  # tensors in one error
 
 
 class Source(NamedTuple):
@@ -35,66 +39,76 @@ class Source(NamedTuple):
 
 
 def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Every tensor of the file as a read-only view of the mapped file: bytes are read when they are used, and only those.
+  """Return every tensor of the file as a read-only view of the mapped file: only bytes that are used are read.
 
   InputError when the file is cut short, has a damaged header, names a tensor twice, or holds a dtype other than DTYPES.
   """
-  size = path.stat().st_size
-  with path.open("rb") as file:
+  with open_to_read(path, "weights") as file:
+    size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, LARGEST_HEADER):
       raise InputError(f"{path} has {size:,} bytes, too few for its header; it is cut short or no safetensors file: "
                        "fetch it again")
-    header = _parse_header(path, file.read(length))
-  begin = 8 + length
-  end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-  if end != size:
-    raise InputError(f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: "
-                     "fetch it again")
-  # Not closed by hand: the views keep the map alive, and it closes with the last of them.
-  data = np.memmap(path, np.uint8, "r")
+    header = _parse_header(path, file.read(length), size)
+    begin = 8 + length
+    end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if end != size:
+      raise InputError(f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: "
+                       "fetch it again")
+    # Not closed by hand: the views keep the map alive, and it closes with the last of them.
+    data = np.memmap(file, np.uint8, "r")
   tensors = {}
   used = 0
   for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
     start, stop = entry["data_offsets"]
     if start != used:
-      raise InputError(f"{path}: {name} starts at byte {start:,} of the data where {used:,} was due; tensors overlap "
-                       "or leave a gap, the file is damaged: fetch it again")
+      raise InputError(f"{path}: {name:.100} starts at byte {start:,} of the data where {used:,} was due; tensors "
+                       "overlap or leave a gap, the file is damaged: fetch it again")
     used = stop
     tensors[name] = data[begin + start:begin + stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
   return tensors
 
 
-def _parse_header(path: pathlib.Path, text: bytes) -> dict[str, dict]:
-  """Name -> {"dtype", "shape", "data_offsets"}, each entry right by itself."""
-  twice, foreign, wrong = [], [], []
-
-  def unique(pairs):
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-      twice.extend(sorted({name for name in names if names.count(name) > 1}))
-    return dict(pairs)
-
-  try:
-    header = json.loads(text, object_pairs_hook=unique)
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-      start, stop = entry["data_offsets"]
-      if entry["dtype"] not in DTYPES:
-        foreign.append(f"{name} {entry['dtype']}")
-      elif stop - start != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
-        wrong.append(name)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(f"{path}: its header is not that of a safetensors file ({error}); fetch it again") from None
-  if twice:
-    raise InputError(f"{path}: its header names {', '.join(twice)} twice; the file is damaged: fetch it again")
+def _parse_header(path: pathlib.Path, text: bytes, size: int) -> dict[str, dict]:
+  """Return name -> {"dtype", "shape", "data_offsets"}, each entry right by itself for a file of `size` bytes."""
+  header = parse_json(text, f"{path}: its header")
+  if not isinstance(header, dict):
+    raise InputError(f"{path}: its header is no JSON object; fetch it again")
+  header.pop("__metadata__", None)
+  foreign, wrong = [], []
+  for name, entry in header.items():
+    if not _is_entry(entry, size):
+      raise InputError(f"{path}: its header says {entry!r:.100} of {name:.100}, which is no tensor of this file; fetch "
+                       "it again")
+    start, stop = entry["data_offsets"]
+    if entry["dtype"] not in DTYPES:
+      foreign.append(f"{name:.100} {entry['dtype']:.20}")
+    elif stop - start != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
+      wrong.append(f"{name:.100}")
   if foreign:
-    raise InputError(f"{path}: {', '.join(foreign)}: only {', '.join(DTYPES)} weights can be read; "
+    raise InputError(f"{path}: {some_of(foreign, MOST_NAMED)}: only {', '.join(DTYPES)} weights can be read; "
                      "take the checkpoint that is not quantized")
   if wrong:
-    raise InputError(f"{path}: the bytes of {', '.join(wrong)} do not hold their shape; the file is damaged: "
+    raise InputError(f"{path}: the bytes of {some_of(wrong, MOST_NAMED)} do not hold their shape; the file is damaged: "
                      "fetch it again")
   return header
+
+
+def _is_entry(entry, size: int) -> bool:
+  """Whether it has the form of a tensor, with axes and offsets that a file of `size` bytes can have."""
+  def are_sizes(values, most_values):
+    return isinstance(values, list) and len(values) <= most_values and all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= size for value in values)
+
+  return (isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
+          and isinstance(entry["dtype"], str) and are_sizes(entry["shape"], MOST_AXES)
+          and are_sizes(entry["data_offsets"], 2) and len(entry["data_offsets"]) == 2
+          and entry["data_offsets"][0] <= entry["data_offsets"][1])
+
+
+def some_of(names: list[str], most: int, separator: str = ", ") -> str:
+  """Return the first of the names and the number of the others, for an error."""
+  return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def write_tensors(path: pathlib.Path, sources: Iterable[Source]) -> None:

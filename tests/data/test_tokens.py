@@ -1,5 +1,6 @@
 import itertools
 import re
+import types
 
 import numpy as np
 import pytest
@@ -450,8 +451,50 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_refused(tmp_path):
   with pytest.raises(InputError, match=r"has no tokenizer\.json"):
     tokens.load(str(tmp_path))
   (tmp_path / "tokenizer.json").write_text("{")
-  with pytest.raises(InputError, match="is not JSON"):
+  with pytest.raises(InputError, match="not JSON"):
     tokens.load(str(tmp_path))
+
+
+def model_of(tokenizer, **fields):
+  return types.SimpleNamespace(**{"eos_ids": (), "vocab_size": len(tokenizer)} | fields)
+
+
+def test_a_text_ends_with_the_models_tokens_the_tokenizers_and_the_templates():
+  tokenizer = bpe_tokenizer(IM_TEMPLATE)
+  eos, turn = tokenizer.convert_tokens_to_ids(["<|eos|>", "<|eot|>"])
+  assert tokens.stop_ids(model_of(tokenizer, eos_ids=(9, eos)), tokenizer) == (9, eos, turn)
+  assert tokens.stop_ids(model_of(tokenizer), bpe_tokenizer()) == (eos,)
+  with pytest.raises(InputError, match="use the tokenizer that belongs to the model"):
+    tokens.stop_ids(model_of(tokenizer, vocab_size=turn), tokenizer)
+
+
+@pytest.mark.parametrize("template", ["{% for", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% macro f() %}{{ f() }}"
+                                      "{% endmacro %}{{ f() }}", "{{ messages[7].content }}", "{{ range(10**12) }}"])
+def test_a_template_that_cannot_be_rendered_breaks_only_its_readers(template):
+  tokenizer = bpe_tokenizer(template)
+  assert tokens.stop_ids(model_of(tokenizer), tokenizer) == (tokenizer.eos_token_id,)
+  assert len(tokens.encode_prompt("12", tokenizer, "plain"))
+  with pytest.raises(InputError, match=r"the chat template (refuses|leaves)"):
+    tokens.encode_prompt("12", tokenizer, "chat")
+
+
+@pytest.mark.parametrize(("template", "reason"), [
+  ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "1 second"),
+  ("{{ 'x' * 10**10 }}", "1024 MB"), ("{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", "1024 MB")])
+def test_a_template_without_an_end_is_refused_and_plain_prompts_are_not(template, reason):
+  tokenizer = bpe_tokenizer(template)
+  assert tokens.stop_ids(model_of(tokenizer), tokenizer) == (tokenizer.eos_token_id,)
+  with pytest.raises(InputError, match=f"the chat template takes more than {reason}"):
+    tokens.encode_prompt("12", tokenizer, "chat")
+
+
+def test_what_a_tokenizer_file_says_of_cutting_and_padding_does_not_count(tmp_path):
+  tokenizer = bpe_tokenizer()
+  before = tokens.encode_prompt("12 + 30", tokenizer, "plain")
+  tokenizer.backend_tokenizer.enable_truncation(2)
+  tokenizer.backend_tokenizer.enable_padding(length=100)
+  tokenizer.save_pretrained(tmp_path)
+  np.testing.assert_array_equal(tokens.encode_prompt("12 + 30", tokens.load(str(tmp_path)), "plain"), before)
 
 
 def test_words_of_the_paper_need_a_tokenizer_that_can_write_them(tmp_path):

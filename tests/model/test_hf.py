@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import tracemalloc
 
@@ -28,11 +29,13 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 
 def random_bits(dtype, fields=FIELDS):
-  """HF tensors of random bit patterns: infinities, nan and subnormal numbers among them."""
+  """HF tensors of random bit patterns that are finite, subnormal numbers among them."""
   rng = np.random.default_rng(0)
   size = np.dtype(DTYPES[dtype]).itemsize
-  return {name: np.frombuffer(rng.bytes(size * int(np.prod(shape))), DTYPES[dtype]).reshape(shape)
-          for name, shape in reference.shapes(fields).items()}
+  tensors = {name: np.frombuffer(bytearray(rng.bytes(size * int(np.prod(shape)))), DTYPES[dtype]).reshape(shape)
+             for name, shape in reference.shapes(fields).items()}
+  with np.errstate(invalid="ignore"):
+    return {name: np.where(np.isfinite(tensor), tensor, DTYPES[dtype](1)) for name, tensor in tensors.items()}
 
 
 def digests(folder):
@@ -153,7 +156,7 @@ def test_a_tensor_named_twice_in_one_header_is_refused(tmp_path):
   source = reference.write_folder(tmp_path, FIELDS, TENSORS)
   data = (source / "model.safetensors").read_bytes()
   (source / "model.safetensors").write_bytes(data.replace(b"model.layers.1.mlp.up_proj", b"model.layers.0.mlp.up_proj"))
-  with pytest.raises(InputError, match=r"its header names model.layers.0.mlp.up_proj.weight twice"):
+  with pytest.raises(InputError, match=r"the key 'model.layers.0.mlp.up_proj.weight' is given twice"):
     hf.load(source, CONFIG)
 
 
@@ -187,13 +190,103 @@ def test_a_file_cut_short_is_one_line_that_names_it(kept, tmp_path):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("header", [b"[]", b"{", b'{"x": 1}', b'{"x": {"dtype": "F32", "shape": [2]}}',
+@pytest.mark.parametrize("header", [b"[]", b"{", b'{"x": 1}', b'{"x": NaN}', b"[" * 10_000,
+                                    b'{"x": {"dtype": "F32", "shape": [2]}}',
                                     b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'])
 def test_a_damaged_header_is_one_line_that_names_the_file(header, tmp_path):
   reference.write_folder(tmp_path, FIELDS, {})
   (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
-  with pytest.raises(InputError, match=r"model\.safetensors: .*fetch it again"):
+  with pytest.raises(InputError, match=r"model\.safetensors: (its header|the bytes of x)"):
     hf.load(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("entry", [
+  {"shape": [-1], "data_offsets": [0, 4]}, {"shape": [True], "data_offsets": [0, 4]},
+  {"shape": [1.0], "data_offsets": [0, 4]}, {"shape": [0, 10**30], "data_offsets": [0, 0]},
+  {"shape": [1] * 1000, "data_offsets": [0, 4]}, {"shape": [1], "data_offsets": [-4, 0]},
+  {"shape": [1], "data_offsets": [4, 0]}, {"shape": [1], "data_offsets": [0, True]},
+  {"shape": [1], "data_offsets": [0, 4], "more": 1}, {"shape": [1], "data_offsets": [0, 4], "dtype": ["F32"]}])
+def test_a_header_with_an_entry_that_no_file_can_have_is_refused(entry, tmp_path):
+  reference.write_folder(tmp_path, FIELDS, {})
+  header = json.dumps({"x": {"dtype": "F32"} | entry}).encode()
+  (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+  with pytest.raises(InputError, match=r"of x, which is no tensor of this file"):
+    open_tensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_that_is_not_finite_is_named_with_its_place(value, dtype, tmp_path):
+  def change(tensors):
+    for name, tensor in tensors.items():
+      tensors[name] = tensor.astype(DTYPES[dtype])
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+
+  source = broken(tmp_path / "in", change)
+  place = r"^model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity at \[3, 5\]"
+  with pytest.raises(InputError, match=place):
+    hf.load(source, CONFIG)
+  with pytest.raises(InputError, match=place):
+    hf.save(tmp_path / "out", hf.stored(source, CONFIG), CONFIG)
+  assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_weight_too_large_for_the_dtype_asked_for_is_refused(tmp_path):
+  source = broken(tmp_path / "in", lambda tensors: tensors.update({Q: TENSORS[Q] * 1e9}))
+  with pytest.raises(InputError, match=rf"{Q} holds values that float16 cannot hold"):
+    hf.load(source, CONFIG, dtype="float16")
+  with pytest.raises(InputError, match=rf"{Q} as float16 holds NaN or infinity"):
+    hf.save(tmp_path / "out", hf.stored(source, CONFIG), CONFIG, dtype="float16")
+
+
+def test_more_layers_than_the_files_can_hold_are_refused_unlisted(tmp_path):
+  source = reference.write_folder(tmp_path, FIELDS, TENSORS)
+  with pytest.raises(InputError, match=r"num_hidden_layers=1000000000, but the weights hold only 21 tensors"):
+    hf.stored(source, dataclasses.replace(CONFIG, num_layers=10**9))
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "..", "", "x\0.safetensors", "\ud800",
+                                  "model.bin"])
+def test_an_index_names_files_of_its_own_folder_alone(file, tmp_path):
+  source = reference.write_folder(tmp_path, FIELDS, TENSORS, files=2)
+  path = source / "model.safetensors.index.json"
+  index = json.loads(path.read_text())
+  index["weight_map"][Q] = file
+  path.write_text(json.dumps(index))
+  with pytest.raises(InputError, match=r"which is no \.safetensors file of this folder"):
+    hf.load(source, CONFIG)
+
+
+def test_a_fifo_in_place_of_a_file_is_refused_at_once(tmp_path):
+  source = reference.write_folder(tmp_path, FIELDS, TENSORS)
+  for name in ("model.safetensors", "config.json"):
+    (source / name).unlink()
+    os.mkfifo(source / name)
+    with pytest.raises(InputError, match=rf"{name} is a FIFO, needed is a file"):
+      hf.load(source, hf.read_config(source) if name == "config.json" else CONFIG)
+
+
+def test_two_exports_to_one_folder_cannot_collide(tmp_path):
+  params = hf.stored(reference.write_folder(tmp_path / "in", FIELDS, TENSORS), CONFIG)
+
+  class Second:
+    def save_pretrained(self, _):
+      with pytest.raises(InputError, match=r"out is being written by process [0-9]+ on "):
+        hf.save(tmp_path / "out", params, CONFIG)
+
+  hf.save(tmp_path / "out", params, CONFIG, tokenizer=Second())
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+  assert digests(tmp_path / "out") == digests(tmp_path / "in")
+
+
+def test_the_tokens_that_end_a_text_are_those_of_both_configs(tmp_path):
+  source = reference.write_folder(tmp_path, FIELDS, TENSORS)
+  (source / "generation_config.json").write_text('{"eos_token_id": [3, 7]}')
+  assert hf.read_config(source).eos_ids == (2, 3, 7)
+  for wrong in ("80", "-1", "true", '"2"', "[[2]]", "1.0"):
+    (source / "generation_config.json").write_text(f'{{"eos_token_id": {wrong}}}')
+    with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id"):
+      hf.read_config(source)
 
 
 def test_quantized_weights_are_refused_by_name_and_dtype(tmp_path):
@@ -205,10 +298,10 @@ def test_quantized_weights_are_refused_by_name_and_dtype(tmp_path):
 
 
 def test_a_folder_without_weights_or_config_is_one_line(tmp_path):
-  with pytest.raises(InputError, match=r"config\.json is not there"):
+  with pytest.raises(InputError, match=r"cannot read .*config\.json \(No such file"):
     hf.read_config(tmp_path)
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(InputError, match=r"config\.json is not JSON"):
+  with pytest.raises(InputError, match=r"config\.json: not JSON"):
     hf.read_config(tmp_path)
   with pytest.raises(InputError, match=r"has neither of model\.safetensors and model\.safetensors\.index\.json"):
     hf.load(tmp_path, CONFIG)
@@ -292,7 +385,8 @@ def test_host_memory_stays_at_two_tensors_when_saving_and_two_weights_when_loadi
     tracemalloc.stop()
     return result
 
-  assert tensor <= peak(lambda: hf.save(tmp_path / "out", hf.stored(source, config), config)) < 2.25 * tensor
+  # A lock and the look for NaN come on top, some KB.
+  assert tensor <= peak(lambda: hf.save(tmp_path / "out", hf.stored(source, config), config)) < 2.4 * tensor
   weights = flatten_dict(hf.stored(source, config), sep="/")
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

@@ -151,3 +151,29 @@ def test_head_dim_may_follow_from_the_width_only_when_it_divides():
   assert config_from_json(without("head_dim"), "x").head_width == 16
   with pytest.raises(InputError, match="hidden_size=66 is no multiple of num_attention_heads=4; give head_dim"):
     config_from_json(without("head_dim", hidden_size=66), "x")
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**12},
+                                     {"num_attention_heads": 10**12}, {"num_hidden_layers": 10_001},
+                                     {"hidden_size": 2**30, "intermediate_size": 2**30}], ids=str)
+def test_sizes_that_no_model_has_are_refused_by_their_number(changes):
+  with pytest.raises(InputError, match=r"here(: .* at most 2,147,483,647| describes .* can be meant)"):
+    config_from_json(FIELDS | changes, "here")
+
+
+@pytest.mark.parametrize("key", ["eos_token_id", "bos_token_id", "pad_token_id"])
+def test_a_token_id_outside_the_vocabulary_is_refused(key):
+  with pytest.raises(InputError, match=rf"here: {key} names token 80, and ids go from 0 to 79"):
+    config_from_json(FIELDS | {key: 80}, "here")
+
+
+@pytest.mark.parametrize("key", FIELDS)
+@pytest.mark.parametrize("value", [[], {}, [[]], {"a": {}}, "", True, -1, 1e300, 10**400, "x" * 10_000, [1] * 10_000],
+                         ids=lambda value: repr(value)[:20])
+def test_no_value_of_any_field_raises_anything_but_one_short_line(key, value):
+  said = ""
+  try:
+    config_from_json(FIELDS | {key: value}, "here")
+  except InputError as error:
+    said = str(error)
+  assert len(said) < 400
