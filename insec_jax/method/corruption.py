@@ -219,9 +219,9 @@ class Corpus:
           name = re.sub(r"['’]s\Z", "", word[0])
           if name[0].islower():
             small.add(name.casefold())
-          elif k and name[0].isupper() and len(name) > 1 and name[1] not in "'’":
-            if inside(sentence[max(word.start() - 2, 0):word.start()]):
-              capital.add(name)
+          elif (k and name[0].isupper() and len(name) > 1 and name[1] not in "'’"
+                and inside(sentence[max(word.start() - 2, 0):word.start()])):
+            capital.add(name)
     return frozenset(name for name in capital if name.casefold() not in small and name not in ABBREVIATIONS)
 
   @functools.cached_property
