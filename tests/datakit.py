@@ -24,6 +24,7 @@ VALUES = {
     "row_length": 256,
     "rows_per_device": 2,
     "accumulation": 1,
+    "too_long": "refuse",
   },
   "mistakes": {
     "source": "recorded",

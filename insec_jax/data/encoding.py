@@ -81,11 +81,12 @@ def _all_plain(backend: tokenizers.Tokenizer) -> Iterator[None]:
 
 def encode(
   parts_of_example: list[list[Part]], wheres: list[str], tokenizer: PreTrainedTokenizerFast, *,
-  row_length: int | None = None,
+  row_length: int | None = None, needs_number: bool = False,
 ) -> Encoded:
   """Return the tokens of all parts; neighbouring texts are encoded as one, and cut only at special tokens.
 
-  With `row_length`, TooLongError when examples have more tokens than that.
+  With `row_length`, TooLongError when examples have more tokens than that: without `needs_number` before any text is
+  encoded, where its characters are certainly too many.
   """
   texts, stretches, num_stretches = [], [], []  # a stretch is a special part, or the number of a text
   for parts in parts_of_example:
@@ -97,10 +98,14 @@ def encode(
       else:
         stretches += run
     num_stretches.append(len(stretches) - before)
+  example_S = np.repeat(np.arange(len(wheres)), num_stretches)
+  if row_length is not None and not needs_number:
+    least_S = [_least_tokens(texts[stretch], row_length, tokenizer) if isinstance(stretch, int) else 1
+               for stretch in stretches]
+    _check_lengths(np.bincount(example_S, least_S, minlength=len(wheres)), wheres, row_length, "at least ")
   with _all_plain(tokenizer.backend_tokenizer):
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
   num_S = np.array([len(encodings[stretch]) if isinstance(stretch, int) else 1 for stretch in stretches], int)
-  example_S = np.repeat(np.arange(len(wheres)), num_stretches)
   num_E = np.bincount(example_S, num_S, minlength=len(wheres)).astype(int)
   if row_length is not None:  # before the tokens are looked at, which takes most of the time and memory
     _check_lengths(num_E, wheres, row_length)
@@ -127,12 +132,24 @@ def encode(
   return encoded
 
 
-def _check_lengths(num_E: np.ndarray, wheres: list[str], row_length: int) -> None:
+def _least_tokens(text: str, row_length: int, tokenizer: PreTrainedTokenizerFast) -> int:
+  """Return a number of tokens that the text has at least; 0 for one short enough to be encoded without a doubt.
+
+  A token stands for no more characters than its name has, and each character that is no white space has a token, or
+  `_check_encoded` refuses the text. A normalizer may make one character of several.
+  """
+  backend = tokenizer.backend_tokenizer
+  if len(text) <= 16 * row_length or backend.normalizer is not None:
+    return 0
+  return len("".join(text.split())) // max(map(len, backend.get_vocab()))
+
+
+def _check_lengths(num_E: np.ndarray, wheres: list[str], row_length: int, least: str = "") -> None:
   if too_long := {int(number): int(num_E[number]) for number in np.flatnonzero(num_E > row_length)}:
     first, num = next(iter(too_long.items()))
     raise TooLongError(too_long, (
-      f"{wheres[first]}: {num} tokens do not fit in a row of data.row_length={row_length}, and cutting could part a "
-      "mistake from its correction; raise data.row_length, shorten the record, or leave such records out with "
+      f"{wheres[first]}: {least}{num} tokens do not fit in a row of data.row_length={row_length}, and cutting could "
+      "part a mistake from its correction; raise data.row_length, shorten the record, or leave such records out with "
       "data.too_long='drop'"
     ))
 

@@ -217,7 +217,8 @@ def tokenize_all(
   parts_of_example = [layout.parts(content, where) for content, where in contents]
   wheres = [where for _, where in contents]
   try:
-    encoded = encode(parts_of_example, wheres, tokenizer, row_length=config.data.row_length)
+    encoded = encode(parts_of_example, wheres, tokenizer, row_length=config.data.row_length,
+                     needs_number=left_out is not None)
   except TooLongError as error:
     if left_out is None:
       raise

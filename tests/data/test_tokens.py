@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax.command import InputError
 from insec_jax.data import encoding, records, tokens
 from insec_jax.data.records import Chat, Turn
-from insec_jax.data.template import DATE
+from insec_jax.data.template import DATE, DATE_KEY, fix_date
 from insec_jax.method import roles
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.transcript import Markers, Piece, mistake_pieces, render
@@ -302,6 +302,42 @@ def test_messages_give_the_templates_own_tokens_and_train_answers_and_ends_of_tu
   assert trained == [run for answer in answers for run in ((TEXT, 1.0, answer), (TEXT, 0.5, "<|eot|>"))]
   assert {role for role, weight, _ in runs(example, tokenizer) if not weight} == {PROMPT}
   assert example.num_end == 2
+
+
+CLOCK_TEMPLATE = "{{ strftime_now('%d %b %Y %H:%M:%S') }}" + IM_TEMPLATE
+
+
+def test_a_template_that_asks_the_clock_is_told_the_day_of_the_run(tmp_path):
+  tokenizer = bpe_tokenizer(CLOCK_TEMPLATE)
+  read = tokenizer.decode(tokens.encode_prompt("a", tokenizer, "chat"))
+  assert read.startswith("26 Jul 2024 00:00:00")
+  fix_date(tokenizer, "2026-02-03")
+  tokenizer.save_pretrained(tmp_path)
+  again = tokens.load(str(tmp_path))
+  for some in (tokenizer, again):
+    assert some.decode(tokens.encode_prompt("a", some, "chat")).startswith("03 Feb 2026 00:00:00")
+  # One tokenizer's day is not another's, though the template is the same.
+  other = bpe_tokenizer(CLOCK_TEMPLATE)
+  assert other.decode(tokens.encode_prompt("a", other, "chat")) == read
+
+
+def test_a_day_is_kept_only_for_a_template_that_asks_the_clock():
+  tokenizer = bpe_tokenizer(IM_TEMPLATE)
+  fix_date(tokenizer, "2026-02-03")
+  assert DATE_KEY not in tokenizer.init_kwargs
+
+
+@pytest.mark.parametrize("draw", ["{{ ['a', 'b'] | random }}", "{{ lipsum() }}"])
+def test_a_template_that_draws_at_random_is_refused(draw):
+  with pytest.raises(InputError, match="draws at random"):
+    tokens.encode_prompt("a", bpe_tokenizer(draw + IM_TEMPLATE), "chat")
+
+
+def test_a_day_that_is_none_is_refused():
+  tokenizer = bpe_tokenizer(CLOCK_TEMPLATE)
+  tokenizer.init_kwargs[DATE_KEY] = "today"
+  with pytest.raises(InputError, match="chat_template_date is 'today'; must be a day"):
+    tokens.encode_prompt("a", tokenizer, "chat")
 
 
 @pytest.mark.parametrize("template", [LLAMA_TEMPLATE, IM_TEMPLATE], ids=["llama", "im"])

@@ -75,3 +75,30 @@ def test_of_two_that_end_together_one_joins(output):
   assert inside.is_set()
   assert found == [None]
   assert not os.path.exists(parts.folder)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    (b'"whole"', b'"whale"'), (b'"value"', b'"valve"'), (b'{"chunk"', b'{"chunk'), (b"whole", b"\xff\xfe"),
+    (b'{"chunk": 0', b'{"chunk": 5'), (b'"whole"', b"NaN"), (b'{"the weights"', b'[{"the weights"'),
+])
+def test_damage_in_a_part_is_one_line_with_its_place_and_a_remedy(output, old, new):
+  parts = Parts(output, HEADER)
+  parts.append(0, "whole", process=0)
+  file = parts.folder / "0.jsonl"
+  assert old in file.read_bytes()
+  file.write_bytes(file.read_bytes().replace(old, new))
+  with pytest.raises(InputError, match=r"0\.jsonl:[12]") as error:
+    parts.read()
+  assert str(error.value).endswith(f"; remove {parts.folder}, and it is done again")
+  assert "\n" not in str(error.value)
+  parts.discard_others()
+  assert parts.read() == {}
+
+
+def test_a_process_id_has_one_process_at_a_time(output):
+  parts = Parts(output, HEADER)
+  with (parts.writer(0), parts.writer(1), pytest.raises(InputError, match=r"0\.jsonl is being written by process"),
+        Parts(output, HEADER).writer(0)):
+    pass
+  with parts.writer(0):
+    pass

@@ -28,6 +28,13 @@ def test_prompts_are_read_in_order_with_what_stands_beside_them(tmp_path):
     ({"tokens": []}, '"tokens" is []; must be a list of token ids'),
     ({"tokens": [1, "2"]}, "must be a list of token ids"),
     ({"tokens": [True]}, "must be a list of token ids"),
+    ({"tokens": [-1]}, '"tokens" holds -1, which no vocabulary has'),
+    ({"tokens": [2**31]}, '"tokens" holds 2147483648'),
+    ('{"tokens": [1e400]}', "too large"),
+    ('{"tokens": [%s]}' % ("1" * 5000), "digits"),
+    ('{"prompt": %s' % ("[" * 100_000), "nested too deeply"),
+    ('{"prompt": "2", "id": NaN}', "NaN is no JSON number"),
+    ('{"prompt": "2", "id": "\\ud800"}', "half a surrogate pair"),
     ({"prompt": "2", "text": "3"}, "the key 'text' is one that the output uses; rename it"),
 ])
 def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, line, message):

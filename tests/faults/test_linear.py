@@ -1,0 +1,120 @@
+"""A line of 10 MB takes no more than about ten times as long as one of 1 MB, in every format, with mistakes or not."""
+
+import json
+import time
+
+import pytest
+from datakit import IM_TEMPLATE, bpe_tokenizer, config, write_lines
+
+from insec_jax.command import InputError
+from insec_jax.data import pipeline, tokens
+from insec_jax.decoding.prompts import read_prompts
+
+pytestmark = pytest.mark.faults
+
+MOST = 13  # ten, and what a busy machine adds
+OTHER = {"messages": [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "Bob has 3 cats."}]}
+
+
+def filled(size, unit):
+  return unit * (size // len(unit) + 1)
+
+
+def numbered(size, unit):
+  """Return texts of a number each, no two alike."""
+  return "".join(unit.format(k=k) for k in range(size // len(unit.format(k=10_000)) + 1))
+
+
+def items(size, *unit):
+  return list(unit) * (size // len(json.dumps(unit)) + 1)
+
+
+def spans(size):
+  num = size // 60
+  return {"text": "ab " * num, "spans": [{"start": 3 * k, "end": 3 * k + 2, "role": "text", "weight": k % 5 + 1}
+                                         for k in range(num)]}
+
+
+MISTAKE = [{"role": role, "text": text} for role, text in (
+  ("mistake", "1 + 1 = 3\n"), ("flag", "<err>"), ("reason", "sum"), ("flag", "<fix>"), ("correction", "1 + 1 = 2\n"))]
+STORY = "Anna{k} paid {k} coins to Bela{k}. "
+FORMATS = {
+  "sentences": lambda size: {"text": numbered(size, STORY)},
+  "one sentence": lambda size: {"text": numbered(size, STORY.replace(".", ","))},
+  "spaces": lambda size: {"text": "a" + " " * size + "b"},
+  "dots": lambda size: {"text": "." * size + "a"},
+  "blank lines": lambda size: {"text": filled(size, "\n \n") + "b"},
+  "digits": lambda size: {"text": "1" * size},
+  "equations": lambda size: {"text": filled(size, "1+1=2 ")},
+  "one sum": lambda size: {"text": filled(size, "1+") + "1=2"},
+  "combining characters": lambda size: {"text": "a" + filled(size // 4, "\u0301\u0323")},
+  "prose": lambda size: {"question": numbered(size // 2, STORY), "answer": numbered(size // 2, STORY)},
+  "problem of lines": lambda size: {"question": "q?", "answer": numbered(
+    size, "She has {k} + 1 = <<{k}+0={k}>>{k} clips now.\n") + "#### 4"},
+  "problem in a line": lambda size: {"question": "q?", "answer": numbered(
+    size, "She has {k} + 1 = <<{k}+0={k}>>{k} clips now. ") + "\n#### 4"},
+  "pieces": lambda size: {"pieces": [{"role": "prompt", "text": "q"}, *items(size, *MISTAKE)]},
+  "spans": spans,
+  "messages": lambda size: {"messages": items(size, {"role": "user", "content": "What is 1 + 1?"},
+                                              {"role": "assistant", "content": "It is 2 for Anna. "})},
+  "two messages": lambda size: {"messages": [{"role": "user", "content": numbered(size // 2, STORY)},
+                                             {"role": "assistant", "content": numbered(size // 2, STORY)}]},
+}
+
+
+def seconds(tmp_path, form, size, seed, row_length):
+  """Return the time of the processor, which others on the machine do not change as much."""
+  task = "gsm8k" if form.startswith("problem") else "records"
+  some = config(data__path=write_lines(tmp_path / "r.jsonl", [FORMATS[form](size), OTHER]), data__template="chat",
+                data__row_length=row_length, task__name=task, seed=seed, mistakes__unit="sentence",
+                mistakes__source="recorded" if form in ("pieces", "spans") else "injected", mistakes__share=1.0)
+  tokenizer = tokens.add_markers(bpe_tokenizer(IM_TEMPLATE), some.tokenizer).tokenizer
+  begin = time.process_time()
+  if row_length < size:
+    with pytest.raises(InputError, match=r"r\.jsonl:1: (at least )?\d+ tokens do not fit"):
+      pipeline.load_examples(some, tokenizer, "train")
+  else:
+    pipeline.load_examples(some, tokenizer, "train")
+  return time.process_time() - begin
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_line_of_10_mb_takes_ten_times_one_of_1_mb(tmp_path, form):
+  small, large = (min(seconds(tmp_path, form, size, seed, 256) for seed in range(2)) for size in (10**6, 10**7))
+  print(f"\n{form}: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
+  assert large <= MOST * small
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("pieces", "spans")])
+def test_a_line_that_fits_its_row_is_read_in_linear_time(tmp_path, form):
+  small, large = (min(seconds(tmp_path, form, size, seed, 4 * size) for seed in range(2)) for size in (10**5, 10**6))
+  print(f"\n{form}: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
+  assert large <= MOST * small + 0.5
+
+
+def test_a_prompt_of_10_mb_takes_ten_times_one_of_1_mb(tmp_path):
+  tokenizer = bpe_tokenizer(IM_TEMPLATE)
+
+  def read(size):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": numbered(size, STORY)}])
+    begin = time.process_time()
+    for prompt in read_prompts(path):
+      tokens.encode_prompt(prompt.text, tokenizer, "chat")
+    return time.process_time() - begin
+  small, large = (min(read(size) for _ in range(2)) for size in (10**6, 10**7))
+  print(f"\nprompt: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
+  assert large <= MOST * small
+
+
+def test_ten_times_as_many_records_take_ten_times_as_long(tmp_path):
+  def read(num):
+    lines = [{"pieces": [{"role": "prompt", "text": f"{k}?"}, {"role": "text", "text": "12 " * (k * 7919 % 60 + 1)}]}
+             for k in range(num)]
+    some = config(data__path=write_lines(tmp_path / "r.jsonl", lines))
+    tokenizer = tokens.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
+    begin = time.process_time()
+    pipeline.load_data(some, tokenizer)
+    return time.process_time() - begin
+  small, large = read(10_000), read(100_000)
+  print(f"\nrecords: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
+  assert large <= MOST * small
