@@ -18,6 +18,7 @@ setup(
     "grain>=0.2.18",
     "ml-collections>=1.1",
     "absl-py>=2.3",
+    "pydantic>=2.11",
     "safetensors>=0.8",
     "scipy>=1.15",
     "tensorboardX>=2.6",

@@ -10,6 +10,7 @@
 
 import errno
 import io
+import math
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from insec_jax import stop_signal
 
 DONE, FAILED, WRONG_INPUT, DIVERGED, PREEMPTED = 0, 1, 2, 3, stop_signal.PREEMPTED
 HELP = "--help"
+FLAG_FILE = r"--?(flagfile|undefok)(=|$)"  # flags of absl that read other files, or hide a misspelt flag
 PARENT_PIPE = "INSEC_PARENT_PIPE"  # number of a pipe that is at its end when the parent process is gone
 
 # Errors of libraries carry these words of strerror, not the number.
@@ -187,13 +189,39 @@ def _help() -> str:
 
 
 def _parse_flags() -> None:
+  for word in sys.argv[1:]:
+    if re.match(FLAG_FILE, word):
+      raise InputError(f"{word:.100}: not supported; give every flag on the command line")
   try:
     extra = flags.FLAGS(sys.argv)[1:]
-  except (AttributeError, KeyError, OSError) as error:
-    # So ml_collections answers a key that the config lacks ("Did you mean") or a file it cannot read.
+  except flags.Error as error:
+    said = _one_line(error).partition(" Currently supported types")[0]
+    raise InputError(_cut(said)) from error
+  except Exception as error:  # ml_collections lets through whatever setting a key raises ("Did you mean")
     reason = error
     while reason.args and isinstance(reason.args[0], Exception):
       reason = reason.args[0]
-    raise InputError(f"--config: {reason.args[0] if isinstance(reason, KeyError) else reason}") from error
+    said = reason.args[0] if isinstance(reason, KeyError) and reason.args else reason
+    overrides = ", ".join(word.partition("=")[0] for word in sys.argv[1:] if re.match(r"--?(no)?config\.", word))
+    said = _one_line(Exception(said)).partition(", and its type")[0]
+    raise InputError(_cut(f"{overrides:.200}: {said}")) from error
   if extra:
     raise InputError(f"unexpected argument {extra[0]!r}; every value is given as --name=value")
+  _check_flags()
+
+
+def _cut(line: str) -> str:
+  """Return the line without its middle where it is long, as with a value of thousands of digits."""
+  return line if len(line) <= 600 else f"{line[:300]} ... {line[-250:]}"
+
+
+def _check_flags() -> None:
+  """Raise InputError for a flag of a program that is empty, or nan. Of one given twice the last value counts."""
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    if not flag.present or name.startswith("config."):
+      continue
+    if flag.value == "":
+      raise InputError(f"--{name} is empty; give a value, or leave the flag out")
+    if isinstance(flag.value, float) and math.isnan(flag.value):
+      raise InputError(f"--{name}=nan is no number; give one")

@@ -1,67 +1,176 @@
-"""The configuration: one frozen dataclass a section, no defaults; `build` checks what spans sections.
+"""The configuration: one frozen dataclass a section, whose fields carry type, bounds and default.
 
-A config file returns a ConfigDict of plain values; below `build` nobody sees a ConfigDict.
+Types and bounds are checked from the annotations (pydantic, strict) whenever a section is made; `build` also checks
+what spans sections. A config file returns a ConfigDict of plain values; below `build` no function sees a ConfigDict.
 """
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import pathlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, dataclass_transform, get_args
 
 import ml_collections
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from insec_jax.command import InputError
+from insec_jax.files import local_path, parse_json
 
 
 def _tasks() -> tuple[str, ...]:
-  """The modules of method/tasks that hold a task, and "records", which checks no step."""
+  """Return the modules of method/tasks that hold a task, and "records", which checks no step."""
   files = (pathlib.Path(__file__).parent / "method" / "tasks").glob("*.py")
-  return (*sorted(file.stem for file in files if "\nTASK = " in file.read_text()), "records")
+  return (*sorted(file.stem for file in files if "\nTASK = " in file.read_text(encoding="utf-8")), "records")
 
 
 TASKS = _tasks()
 
-
-def _one_of(section: str, key: str, value: Any, allowed: tuple) -> None:
-  if value not in allowed:
-    raise InputError(f"{section}.{key}={value!r}; must be one of {', '.join(map(repr, allowed))}")
+# Types of fields. A description follows "must be" in the message about a value that does not fit.
 
 
-def _at_least(section: str, config: Any, least: float, *keys: str) -> None:
-  for key in keys:
-    value = getattr(config, key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
-      raise InputError(f"{section}.{key}={value!r}; must be a number of at least {least}")
+def _whole(low: int, high: int) -> Any:
+  return Annotated[int, Field(ge=low, le=high, description=(
+    f"a whole number of at least {low} and at most {high:,}"))]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+def _number(low: float, high: float) -> Any:
+  return Annotated[float, Field(ge=low, le=high, description=(
+    f"a number of at least {low:g} and at most {high:,.7g}"))]
+
+
+def _weight(value: float) -> float:
+  if value and abs(value) < SMALLEST_WEIGHT:  # float32 must not round it to 0
+    raise ValueError
+  return value
+
+
+def _path(text: str, info: ValidationInfo) -> str:
+  return str(local_path(text, info.field_name)) if text else text
+
+
+def _printable(text: str) -> str:
+  if not text.isprintable():
+    raise ValueError
+  return text
+
+
+def _json_object(size: dict) -> dict:
+  try:
+    same = json.loads(json.dumps(size, allow_nan=False)) == size
+  except (TypeError, ValueError, RecursionError):
+    same = False
+  if not same:
+    raise ValueError
+  return size
+
+
+def _tuple(values: Any) -> Any:
+  return tuple(values) if isinstance(values, list) else values  # JSON has no tuples
+
+
+SMALLEST_TEMPERATURE = 0.001  # above greedy
+LARGEST = 2**31 - 1  # of what is counted in int32 on a device
+SMALLEST_WEIGHT = 1e-6
+Seed = _whole(0, 2**32 - 1)  # what jax, numpy and grain all take
+Rounds = _whole(0, 1_000_000)
+Steps = _whole(1, LARGEST)
+MOST_PROBLEMS = 1_000_000  # that are made: all are kept in memory
+Problems = _whole(1, MOST_PROBLEMS)
+Size = _whole(0, 1_000)  # operations of a problem
+Fraction = Annotated[float, Field(ge=0, le=1, description="a number between 0 and 1")]
+Temperature = _number(0.0, 1_000.0)
+# float32 rounds what is nearer to 1 to 1, and AdamW divides by 1 - b**t.
+Moment = Annotated[float, Field(ge=0, le=0.999_999, description="below 1 by 0.000001 or more, and at least 0")]
+FalseAlarms = Annotated[float, Field(ge=0, lt=0.5, description=(
+  "below 0.5 and at least 0: a share of right steps, of which twice as many are allowed at the temperature"))]
+Devices = _whole(-1, 1 << 20)
+Weight = Annotated[float, AfterValidator(_weight), Field(ge=-10_000, le=10_000, description=(
+  f"a number from -10,000 to 10,000, and 0 or at least {SMALLEST_WEIGHT:g} in size"))]
+Path = Annotated[str, AfterValidator(_path)]
+Marker = Annotated[str, AfterValidator(_printable), Field(max_length=200, description=(
+  "a text of at most 200 printable characters"))]
+Edges = Annotated[tuple[Annotated[float, Field(gt=0, le=10_000)], ...], BeforeValidator(_tuple),
+                  Field(max_length=64, description="at most 64 scores above 0 that ascend, or nothing")]
+Names = Annotated[tuple[Annotated[str, AfterValidator(_printable), Field(min_length=1)], ...], BeforeValidator(_tuple),
+                  Field(max_length=64, description="a tuple of at most 64 names")]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def _checked(cls: type) -> type:
+  """Make `cls` a frozen dataclass that raises InputError for a value that does not fit its field."""
+  section = cls.__name__.removesuffix("Config").lower()
+  made = pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config={"strict": True})
+  unchecked = made.__init__
+
+  @functools.wraps(unchecked)
+  def __init__(self, **values):  # noqa: N807
+    try:
+      unchecked(self, **values)
+    except ValidationError as error:
+      raise InputError(_refusal(section, made, error)) from None
+
+  made.__init__ = __init__
+  return made
+
+
+def _refusal(section: str, cls: type, error: ValidationError) -> str:
+  """Return one line about the first value that does not fit."""
+  first = error.errors(include_url=False)[0]
+  cause = first.get("ctx", {}).get("error")
+  if not first["loc"]:  # from __post_init__
+    return str(cause or first["msg"])
+  where = ".".join((*((section,) if section else ()), *map(str, first["loc"])))
+  if isinstance(cause, InputError):
+    return f"{section}.{cause}"
+  field = cls.__pydantic_fields__[first["loc"][0]]
+  if first["type"] == "literal_error":
+    needed = f"one of {', '.join(map(repr, get_args(field.annotation)))}"
+  else:
+    needed = field.description or first["msg"].removeprefix("Input should be ")
+  return f"{where}={shown(first['input'])}; must be {needed}"
+
+
+def shown(value: Any) -> str:
+  """Return the value as Python writes it, shortened to a part of a line."""
+  try:
+    text = repr(value)
+  except Exception:  # a whole number of more than 4,300 digits, a nested value without end
+    text = f"({type(value).__name__})"
+  return text if len(text) <= 100 else f"{text[:90]}..."
+
+
+@_checked
 class ModelConfig:
   """Where the weights come from: an HF folder, or `size` (config.json's own fields) for random ones."""
 
-  path: str
-  size: dict | None
-  remat: str  # what the backward pass keeps: "none" keeps all, "full" only the stream between layers
+  path: Path = ""
+  size: Annotated[dict[str, Any], AfterValidator(_json_object)] | None = Field(
+    default=None, description="None, or a dict of the fields of a config.json, as JSON has them")
+  remat: Literal["none", "matmuls", "full"] = "full"  # what the backward pass keeps: all, products, or only the stream
 
   def __post_init__(self):
     if bool(self.path) == bool(self.size):
       raise InputError("give either model.path (an HF folder) or model.size (config.json fields), not both or neither")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class TokenizerConfig:
   """The tokenizer's folder (empty: the model's own, or built from the task's symbols) and the two markers.
 
   A marker that the tokenizer already has as a special token resizes nothing; `special=False` leaves both plain words.
   """
 
-  path: str
-  flag: str
-  fix: str
-  special: bool
-  confidence: tuple[float, ...]  # scores that part the tokens of confidence written after each step; empty: none is
-  confidence_first: tuple[float, ...]  # of its first token, told apart from the others; empty: it is not told
+  path: Path = ""
+  flag: Marker = "<|flag|>"
+  fix: Marker = "<|fix|>"
+  special: bool = True
+  confidence: Edges = ()  # scores that part the tokens of confidence written after each step; empty: none is
+  confidence_first: Edges = ()  # of its first token, told apart from the others; empty: it is not told
 
   @property
   def confidence_names(self) -> tuple[str, ...]:
@@ -71,9 +180,8 @@ class TokenizerConfig:
 
   def __post_init__(self):
     for name in ("confidence", "confidence_first"):
-      edges = tuple(getattr(self, name))
-      object.__setattr__(self, name, edges)
-      if list(edges) != sorted(set(edges)) or min(edges, default=1) <= 0:
+      edges = getattr(self, name)
+      if list(edges) != sorted(set(edges)):
         raise InputError(f"tokenizer.{name}={edges}; must be scores above 0 that ascend, or nothing")
     if self.confidence_first and not self.confidence:
       raise InputError(f"tokenizer.confidence_first={self.confidence_first} parts tokens that tokenizer.confidence=() "
@@ -85,99 +193,90 @@ class TokenizerConfig:
                        "neither inside the other")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class TaskConfig:
   """Which problems, and how large: `min_size` to `max_size` operations, numbers modulo `modulus` (0: plain integers).
 
   "gsm8k" and "records" read data.path and take none of these: all 0.
   """
 
-  name: str
-  min_size: int
-  max_size: int
-  modulus: int
-  unneeded: int  # graph: up to so many quantities that the asked one does not need; 0: a chain where all are needed
+  name: Literal[TASKS] = "records"
+  min_size: Size = 0
+  max_size: Size = 0
+  modulus: _whole(0, 1_000) = 0
+  unneeded: Size = 0  # graph: up to so many quantities that the asked one does not need; 0: all are needed
 
   def __post_init__(self):
-    _one_of("task", "name", self.name, TASKS)
-    _at_least("task", self, 0, "min_size", "max_size", "modulus", "unneeded")
     if self.min_size > self.max_size:
       raise InputError(f"task.min_size={self.min_size} is above task.max_size={self.max_size}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+MOST_TOKENS = 1 << 28  # of a device in one step
+
+
+@_checked
 class DataConfig:
   """Records and rows. `num_records` is how many problems to make, or, with a file, the most to read (0: all)."""
 
-  path: str
-  num_records: int
-  num_heldout: int
-  template: str  # "plain", or "chat" for the tokenizer's own
-  marker_text: str  # a marker inside user text: "refuse" it, or encode it as "plain" characters
-  row_length: int
-  rows_per_device: int
-  accumulation: int
+  path: Path = ""
+  num_records: _whole(0, 10_000_000) = 0
+  num_heldout: _whole(0, 10_000_000) = 0
+  template: Literal["plain", "chat"] = "plain"  # "chat": the tokenizer's own
+  marker_text: Literal["refuse", "plain"] = "refuse"  # a marker inside user text: "plain" encodes it as characters
+  row_length: _whole(2, 1 << 20) = 2_048
+  rows_per_device: _whole(1, 65_536) = 1
+  accumulation: _whole(1, 65_536) = 1
+  too_long: Literal["refuse", "drop"] = "refuse"  # a record longer than a row: an error, or left out and counted
 
   def __post_init__(self):
-    _one_of("data", "template", self.template, ("plain", "chat"))
-    _one_of("data", "marker_text", self.marker_text, ("refuse", "plain"))
-    _at_least("data", self, 0, "num_records", "num_heldout")
-    _at_least("data", self, 1, "rows_per_device", "accumulation")
-    _at_least("data", self, 2, "row_length")
+    tokens = self.row_length * self.rows_per_device * self.accumulation
+    if tokens > MOST_TOKENS:
+      raise InputError(f"data.row_length={self.row_length} times data.rows_per_device={self.rows_per_device} times "
+                       f"data.accumulation={self.accumulation} is {tokens:,} tokens of a device in a step; must be at "
+                       f"most {MOST_TOKENS:,}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class MistakesConfig:
   """Which solutions carry mistakes, how many, where, of which classes, and how the reason is worded."""
 
-  source: str  # "injected", "recorded" or "mined"
-  share: float  # of solutions; with mined=1 of the right ones that are mined
-  max_per_solution: int
-  place: str  # "anywhere", "first_half" or "last_half" of the solution
-  classes: tuple[str, ...]  # empty: all of the task's, or those for prose where task.name="records"
-  reason: str  # "none", "label", "recompute", or "paper": the words of arXiv 2412.16653
-  unit: str  # a step is a "line", a "sentence" or a "paragraph"
-  mined: float  # share of the transcripts trained on that are mined records, beside those that the keys above make
-  mined_path: str  # the records that `mine` wrote; empty with rounds, which mine while training
+  source: Literal["injected", "recorded", "mined"] = "injected"
+  share: Fraction = 0.5  # of solutions; with mined=1 of the right ones that are mined
+  max_per_solution: _whole(1, 1_000) = 2
+  place: Literal["anywhere", "first_half", "last_half"] = "anywhere"  # of the solution
+  classes: Names = ()  # empty: all of the task's, or those for prose where task.name="records"
+  reason: Literal["none", "label", "recompute", "paper"] = "recompute"  # "paper": the words of arXiv 2412.16653
+  unit: Literal["line", "sentence", "paragraph"] = "line"  # what a step is
+  mined: Fraction = 0.0  # of the transcripts trained on, mined records; the keys above make the others
+  mined_path: Path = ""  # the records that `mine` wrote; empty with rounds, which mine while training
 
   def __post_init__(self):
-    object.__setattr__(self, "classes", tuple(self.classes))
-    _one_of("mistakes", "source", self.source, ("injected", "recorded", "mined"))
-    _one_of("mistakes", "place", self.place, ("anywhere", "first_half", "last_half"))
-    _one_of("mistakes", "reason", self.reason, ("none", "label", "recompute", "paper"))
-    _one_of("mistakes", "unit", self.unit, ("line", "sentence", "paragraph"))
-    _at_least("mistakes", self, 0, "share", "mined")
-    _at_least("mistakes", self, 1, "max_per_solution")
-    if self.share > 1:
-      raise InputError(f"mistakes.share={self.share} is a share of solutions; must be between 0 and 1")
-    if self.mined > 1:
-      raise InputError(f"mistakes.mined={self.mined} is a share of transcripts; must be between 0 and 1")
     if self.mined_path and not self.mined:
       raise InputError(f"mistakes.mined_path={self.mined_path!r} would be read by nobody with mistakes.mined=0; give "
                        "mistakes.mined a share, or leave the path empty")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class LossConfig:
   """Worth of one token of each role, and of the end-of-text token; 0 masks, negative is unlikelihood.
 
   `repeat` is the size of unlikelihood on the token with which a correction would begin to repeat its mistake; 0: none.
   """
 
-  prompt: float
-  text: float
-  mistake: float
-  flag: float
-  reason: float
-  correction: float
-  end: float
-  repeat: float
+  prompt: Weight = 0.0
+  text: Weight = 1.0
+  mistake: Weight = 0.0
+  flag: Weight = 1.0
+  reason: Weight = 1.0
+  correction: Weight = 1.0
+  end: Weight = 1.0
+  repeat: Weight = 0.0
 
   def __post_init__(self):
-    _at_least("loss", self, -math.inf, *(field.name for field in dataclasses.fields(self)))
     if not self.end > 0:
       raise InputError(f"loss.end={self.end}; a model that never learns to stop is useless: give a positive weight")
-    _at_least("loss", self, 0, "repeat")
+    if self.repeat < 0:
+      raise InputError(f"loss.repeat={self.repeat}; must be at least 0: it is the size of an unlikelihood")
 
   @property
   def weight_R(self) -> tuple[float, ...]:
@@ -190,58 +289,46 @@ class LossConfig:
     return self.repeat > 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class OptimizerConfig:
   """AdamW: linear warm-up to `learning_rate`, then cosine down to `final_share` of it at train.steps."""
 
-  learning_rate: float
-  final_share: float
-  warmup_steps: int
-  weight_decay: float
-  b1: float
-  b2: float
-  eps: float
-  clip_norm: float  # of the whole gradient
-
-  def __post_init__(self):
-    _at_least("optimizer", self, 0, *(field.name for field in dataclasses.fields(self)))
-    if self.learning_rate == 0 or self.clip_norm == 0 or self.eps == 0:
-      raise InputError("optimizer.learning_rate, clip_norm and eps must be positive")
-    if max(self.b1, self.b2) >= 1 or self.final_share > 1:
-      raise InputError(f"optimizer.b1={self.b1} and b2={self.b2} must be below 1, "
-                       f"final_share={self.final_share} at most 1")
+  learning_rate: _number(1e-12, 1_000.0) = 1e-5
+  final_share: Fraction = 0.1
+  warmup_steps: _whole(0, LARGEST) = 20
+  weight_decay: _number(0.0, 1_000.0) = 0.0
+  b1: Moment = 0.9
+  b2: Moment = 0.95
+  eps: _number(1e-30, 1.0) = 1e-8  # below, float32 has 0 / 0 where there is no gradient
+  clip_norm: _number(1e-9, 1e9) = 1.0  # of the whole gradient
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class TrainConfig:
   """Length of the run, and how often it logs, measures held-out loss and saves.
 
   The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: of none).
   """
 
-  steps: int
-  log_every: int
-  eval_every: int
-  checkpoint_every: int
-  keep: int
-  keep_every: int
-
-  def __post_init__(self):
-    _at_least("train", self, 1, "steps", "log_every", "eval_every", "checkpoint_every", "keep")
-    _at_least("train", self, 0, "keep_every")
+  steps: Steps = 300
+  log_every: Steps = 10
+  eval_every: Steps = 100
+  checkpoint_every: Steps = 100
+  keep: Steps = 2
+  keep_every: _whole(0, LARGEST) = 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class MeshConfig:
   """Number of devices along each mesh axis; -1, at most once, takes the devices that remain."""
 
-  data: int
-  fsdp: int
-  tensor: int
+  data: Devices = 1
+  fsdp: Devices = -1
+  tensor: Devices = 1
 
   def __post_init__(self):
     sizes = dataclasses.astuple(self)
-    if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
+    if sizes.count(-1) > 1 or 0 in sizes:
       raise InputError(f"mesh sizes must be positive with at most one -1, got data={self.data} fsdp={self.fsdp} "
                        f"tensor={self.tensor}")
 
@@ -256,73 +343,65 @@ class MeshConfig:
     return filled
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class PrecisionConfig:
   """Dtype of the parameters, and of the matrix products; both moments of AdamW are float32 in any case."""
 
-  params: str
-  compute: str
-
-  def __post_init__(self):
-    _one_of("precision", "params", self.params, ("float32", "bfloat16"))
-    _one_of("precision", "compute", self.compute, ("float32", "bfloat16"))
+  params: Dtype = "float32"
+  compute: Dtype = "bfloat16"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class EvaluateConfig:
   """How much is measured, greedily and at a temperature, and what the model's corrections are held against.
 
   Thresholds are chosen on num_problems other problems, for at most `max_false_alarms` per right step.
   """
 
-  num_problems: int
-  num_probes: int  # of injected mistakes
-  max_size: int  # as many problems of the sizes above task.max_size, up to this one, are solved too; 0: none
-  max_tokens: int
-  batch_size: int
-  within: int  # steps by which a flag may be late
-  temperature: float
-  max_false_alarms: float  # per right step, greedy; twice as many at the temperature
-  votes: int  # solutions that a majority is taken of
-  redraws: int  # of one step, at most
+  num_problems: Problems = 500
+  num_probes: Problems = 500  # of injected mistakes
+  max_size: Size = 0  # as many problems of the sizes above task.max_size, up to this one, are solved too; 0: none
+  max_tokens: _whole(1, 1 << 20) = 512
+  batch_size: _whole(1, 65_536) = 64
+  within: _whole(1, 1_000_000) = 2  # steps by which a flag may be late
+  temperature: Temperature = 1.0
+  max_false_alarms: FalseAlarms = 0.01  # per right step, greedy; twice as many at the temperature
+  votes: _whole(1, 10_000) = 5  # solutions that a majority is taken of
+  redraws: _whole(1, 10_000) = 2  # of one step, at most
 
   def __post_init__(self):
-    _at_least("evaluate", self, 1, "num_problems", "num_probes", "max_tokens", "batch_size", "within", "votes",
-              "redraws")
-    _at_least("evaluate", self, 0, "max_size", "temperature", "max_false_alarms")
     if not self.temperature:
       raise InputError("evaluate.temperature=0 is greedy, which is measured in any case; give one above 0")
-    if self.max_false_alarms >= 0.5:
-      raise InputError(f"evaluate.max_false_alarms={self.max_false_alarms} is a share of right steps, and twice as "
-                       "many are allowed at the temperature; must be below 0.5")
+    if self.temperature < SMALLEST_TEMPERATURE:
+      raise InputError(f"evaluate.temperature={self.temperature}; must be at least {SMALLEST_TEMPERATURE}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class MineConfig:
   """How much is mined: problems, samples of each, and own right solutions kept for each mistake found.
 
   Samples are as long, and as many at once, as the evaluate section says.
   """
 
-  num_problems: int
-  samples: int
-  temperature: float
-  right: float
+  num_problems: Problems = 2_000
+  samples: _whole(1, 10_000) = 4
+  temperature: Temperature = 1.0  # 0: greedy
+  right: _number(0.0, 1e6) = 1.0
 
   def __post_init__(self):
-    _at_least("mine", self, 1, "num_problems", "samples")
-    _at_least("mine", self, 0, "temperature", "right")
+    if 0 < self.temperature < SMALLEST_TEMPERATURE:
+      raise InputError(f"mine.temperature={self.temperature}; must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}")
     if not self.temperature and self.samples > 1:
       raise InputError(f"mine.samples={self.samples} at mine.temperature=0 would all be the same; raise the "
                        "temperature or take one sample")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@_checked
 class Config:
   """A whole experiment."""
 
-  seed: int
-  rounds: int  # equal parts of train.steps, before each of which the weights mine their own mistakes; 0: never
+  seed: Seed = 0
+  rounds: Rounds = 0  # equal parts of train.steps, before each of which the weights mine their mistakes; 0: never
   model: ModelConfig
   tokenizer: TokenizerConfig
   task: TaskConfig
@@ -337,54 +416,100 @@ class Config:
   mine: MineConfig
 
   def to_json(self) -> str:
-    """The config as stored in a workdir; `from_json` reads it back."""
+    """Return the config as stored in a workdir; `from_json` reads it back."""
     return json.dumps(dataclasses.asdict(self), indent=2)
 
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")}
+# Keys that files and workdirs made before them lack; the default of each means "as before".
+NEWER = ("data.too_long",)
 
 
-def _check_keys(where: str, seen: set[str], needed: set[str]) -> None:
-  for key in sorted(seen - needed):
-    close = difflib.get_close_matches(key, needed, n=1)
+def defaults() -> ml_collections.ConfigDict:
+  """Return a ConfigDict with every key and its default, for a config file to change."""
+  own = {field.name: field.default for field in dataclasses.fields(Config) if field.name not in SECTIONS}
+  sections = {name: _defaults_of(section) for name, section in SECTIONS.items()}
+  return ml_collections.ConfigDict(own | sections)
+
+
+def _defaults_of(section: type) -> dict[str, Any]:
+  return {name: field.default for name, field in section.__pydantic_fields__.items()}
+
+
+def with_newer_keys(values: dict[str, Any]) -> dict[str, Any]:
+  """Return the values of a config.json with the newer keys that it lacks."""
+  values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+  for section, key, default in newer_keys(values):
+    values[section][key] = default
+  return values
+
+
+def newer_keys(values: Any) -> Iterator[tuple[str, str, Any]]:
+  """Yield (section, key, default) for each newer key that these values lack."""
+  for name in NEWER:
+    section, key = name.split(".")
+    held = values.get(section)
+    if isinstance(held, dict | ml_collections.ConfigDict) and key not in held:
+      yield section, key, _defaults_of(SECTIONS[section])[key]
+
+
+def _check_keys(where: str, seen: set, needed: set[str]) -> None:
+  for key in sorted(seen - needed, key=str):
+    close = difflib.get_close_matches(str(key), needed, n=1)
     raise InputError(f"config has no key {where}{key}" + (f"; did you mean {where}{close[0]}?" if close else ""))
   if missing := sorted(needed - seen):
     raise InputError(f"config misses {where}{missing[0]}; every key is given a value in the config file")
 
 
-def build(config: ml_collections.ConfigDict | dict) -> Config:
-  """The checked config; InputError for a missing or stray key, a bad value, or sections that contradict each other."""
+def plain_values(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
+  """Return the values as dicts, newer keys filled in; InputError for a section or key that is missing or stray."""
   try:
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-  except OSError as error:  # config_flags keeps a file that it could not read until somebody uses the config
-    raise InputError(f"--config cannot be read: {error.__cause__}") from error
-  _check_keys("", set(values), {"seed", "rounds", *SECTIONS})
-  sections = {}
-  for name, section in SECTIONS.items():
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+  except Exception as error:  # a placeholder without a value, a reference to itself
+    raise InputError(f"config cannot be read as plain values: {error}") from None
+  if not isinstance(values, dict):
+    raise InputError(f"the config is {shown(values)}; must be a ConfigDict")
+  _check_keys("", set(values), {field.name for field in dataclasses.fields(Config)})
+  for name in SECTIONS:
     if not isinstance(values[name], dict):
-      raise InputError(f"config section {name} must be a dict of values, got {values[name]!r}")
+      raise InputError(f"config section {name} must be a dict of values, got {shown(values[name])}")
+  values = with_newer_keys(values)
+  for name, section in SECTIONS.items():
     _check_keys(f"{name}.", set(values[name]), {field.name for field in dataclasses.fields(section)})
-    sections[name] = section(**values[name])
+  return values
+
+
+def build(config: ml_collections.ConfigDict | dict, *, mined_path: str = "") -> Config:
+  """Return the checked config.
+
+  `mined_path` is the file of mined records where the config mixes some in and names none. InputError for a missing or
+  stray key, a bad value, or sections that contradict each other.
+  """
+  values = plain_values(config)
+  sections = {name: section(**values[name]) for name, section in SECTIONS.items()}
+  mistakes = sections["mistakes"]
+  if mined_path and mistakes.mined and not mistakes.mined_path and not values["rounds"]:
+    sections["mistakes"] = dataclasses.replace(mistakes, mined_path=mined_path)
   built = Config(seed=values["seed"], rounds=values["rounds"], **sections)
   _check_across(built)
   return built
 
 
 def from_json(text: str) -> Config:
-  """The config that `Config.to_json` wrote."""
-  return build(json.loads(text))
+  """Return the config that `Config.to_json` wrote; InputError as `build`, or when the text is no JSON."""
+  return build(parse_json(text, "the config"))
 
 
 def _check_across(config: Config) -> None:
-  for name, value in (("seed", config.seed), ("rounds", config.rounds)):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-      raise InputError(f"{name}={value!r}; must be a whole number of at least 0")
   from_file = config.task.name in ("gsm8k", "records")
   if from_file and not config.data.path:
     raise InputError(f"task.name={config.task.name!r} reads records from a file; give --config.data.path=FILE.jsonl")
   if not from_file and (config.task.min_size < 1 or config.data.num_records < 1):
     raise InputError(f"task.name={config.task.name!r} makes its problems; task.min_size and data.num_records "
                      "must be at least 1")
+  if not from_file and (most := max(config.data.num_records, config.data.num_heldout)) > MOST_PROBLEMS:
+    raise InputError(f"data.num_records={config.data.num_records} or data.num_heldout={config.data.num_heldout}: "
+                     f"task.name={config.task.name!r} would make {most:,} problems; must be at most {MOST_PROBLEMS:,}")
   if config.evaluate.max_size and from_file:
     raise InputError(f"evaluate.max_size={config.evaluate.max_size}: records of task.name={config.task.name!r} have no "
                      "sizes; set it to 0")

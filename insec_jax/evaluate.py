@@ -43,9 +43,8 @@ import json
 import time
 
 from absl import flags
-from ml_collections import config_flags
 
-from insec_jax import command
+from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.decoding.measuring import measure
@@ -59,7 +58,7 @@ from insec_jax.training.checkpoint import Opened, open_model, versions
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
+CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "The file to write; an older one is replaced.")
 flags.mark_flags_as_required(["model", "config", "output"])
 

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
-from insec_jax import command
+from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
@@ -31,14 +30,14 @@ from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Topology
 from insec_jax.sizing.search import most_rows
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
+CONFIG = config_file.define_flag()
 TOPOLOGY = flags.DEFINE_string("topology", None, "Slices to compile for, with commas: v5p:2x2x4, 2xv5e:8x8, h100:8; "
                                "or local, the devices here.")
 OUTPUT = flags.DEFINE_string("output", None, "Also write all figures to this file, as JSON.")
 HLO = flags.DEFINE_string("hlo", None, "Also write the optimised HLO of each step into this folder.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the largest rows_per_device that fit, for each model.remat.")
 SHARE = flags.DEFINE_float("trained_share", 1.0, "Share of tokens that are trained: the head does no others.",
-                           lower_bound=0.0, upper_bound=1.0)
+                           lower_bound=1e-6, upper_bound=1.0)
 flags.mark_flags_as_required(["config", "topology"])
 
 

@@ -32,11 +32,15 @@ MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
 PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines, each {"prompt": text} or {"tokens": [ids]}.')
 OUTPUT = flags.DEFINE_string("output", None, "The file to write, one line per prompt; it appears when all is done.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Tokens to write at most, the stop token included.", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0)
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Tokens to write at most, the stop token included.", lower_bound=1,
+                                  upper_bound=1 << 20)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0,
+                                 upper_bound=1_000.0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that hold this much.", 0.0, 1.0)
-SEED = flags.DEFINE_integer("seed", 0, "Of the draws; that of a prompt hangs on its line only, not on its neighbours.")
-FLAG_BIAS = flags.DEFINE_float("flag_bias", 0.0, "Added to the logit of the flag: above 0 flags more, -inf never.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws; that of a prompt hangs on its line only, not on its neighbours.",
+                            lower_bound=0, upper_bound=2**32 - 1)
+FLAG_BIAS = flags.DEFINE_float("flag_bias", 0.0, "Added to the logit of the flag: above 0 flags more, -inf never.",
+                               upper_bound=10_000.0)
 FLAG_ABOVE = flags.DEFINE_float("flag_above", math.inf, "Flag a step when the largest -log p of its tokens , the first "
                                 "left out, is above this: 0.7 is p below 0.5; evaluate finds a good value.")
 LOGPROBS = flags.DEFINE_bool("logprobs", False, "Also write log p of each token.")
@@ -45,6 +49,8 @@ flags.mark_flags_as_required(["model", "prompts", "output"])
 
 
 def main() -> None:
+  if 0 < TEMPERATURE.value < 0.001:
+    raise InputError(f"--temperature={TEMPERATURE.value}; must be 0 (the likeliest token) or at least 0.001")
   prompts = read_prompts(PROMPTS.value)
   with written_whole(OUTPUT.value) as file:
     opened = open_model(MODEL.value, step=STEP.value)

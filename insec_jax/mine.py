@@ -17,9 +17,8 @@ with its --process_id, mines its share; the one that ends last writes the file, 
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from insec_jax import command
+from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.decoding.mining import Miner, fingerprint, join, mine_chunks
@@ -31,18 +30,16 @@ from insec_jax.training.checkpoint import open_model
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
+CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "The file to write; it appears when all is done.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes share the work.", lower_bound=1)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes share the work.", lower_bound=1,
+                                     upper_bound=65_536)
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this one is, from 0.", lower_bound=0)
 flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:
-  values = CONFIG.value
-  if values.mistakes.mined and not values.mistakes.mined_path and not values.rounds:
-    values.mistakes.mined_path = OUTPUT.value  # the config of an arm that trains on what is mined here
-  config = config_lib.build(values)
+  config = config_lib.build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on what is mined here
   if PROCESS_ID.value >= NUM_PROCESSES.value:
     raise InputError(f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "
                      f"{NUM_PROCESSES.value - 1}")

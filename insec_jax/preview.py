@@ -8,10 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from absl import flags
-from ml_collections import config_flags
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import command
+from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.data import packing, pipeline, tokens
@@ -20,8 +19,8 @@ from insec_jax.files import check_output, written_whole
 from insec_jax.method import roles
 from insec_jax.pages.elements import document, element, role_legend
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
-NUM = flags.DEFINE_integer("num", 3, "How many examples to show.", lower_bound=0)
+CONFIG = config_file.define_flag()
+NUM = flags.DEFINE_integer("num", 3, "How many examples to show.", lower_bound=0, upper_bound=1_000_000)
 HTML = flags.DEFINE_string("html", None, "Also write the receipt and the examples to this page.")
 flags.mark_flag_as_required("config")
 

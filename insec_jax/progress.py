@@ -1,6 +1,5 @@
 """Progress of long loops: a bar on a terminal, plain lines elsewhere."""
 
-import math
 import sys
 import time
 
@@ -10,19 +9,24 @@ QUIET_SECONDS = 5.0  # between two plain lines
 
 
 class Progress:
-  """How far a loop is: a bar with speed and time left on a terminal, else a line every `quiet` seconds and
-  at the end; with quiet=inf there are none.
+  """How far a loop is: a bar with speed and time left on a terminal, else a line every `quiet` seconds.
 
-  `done` of `total` units are done when it begins.
+  `done` of `total` units are done when it begins. With `last` the end is a line too, however soon it comes.
   """
 
-  def __init__(self, label: str, total: int, *, unit: str, done: int = 0, quiet: float = QUIET_SECONDS):
+  def __init__(self, label: str, total: int, *, unit: str, done: int = 0, quiet: float = QUIET_SECONDS,
+               last: bool = False):
     self._label, self._total, self._unit, self._quiet = label, total, unit, quiet
-    self._first = self._done = done
-    self._start = self._last_line = time.monotonic()
+    self._done, self._last = done, last
+    self.restart()
+    self._last_line = self._start
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True)
+
+  def restart(self) -> None:
+    """Estimate the time left from now on only."""
+    self._first, self._start = self._done, time.monotonic()
 
   def update(self, done: int, note: str = "") -> None:
     """Show that `done` units are done; `note` is shown beside them."""
@@ -32,7 +36,7 @@ class Progress:
       if note:
         self._bar.set_postfix_str(note)
       self._bar.update(done - self._bar.n)
-    elif self._quiet < math.inf and (done == self._total or now - self._last_line > self._quiet):
+    elif (self._last and done == self._total) or now - self._last_line > self._quiet:
       self._last_line = now
       self.say(", ".join(filter(None, (f"{self._label}: {done:,}/{self._total:,} {self._unit}s", note, self.left()))))
 

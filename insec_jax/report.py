@@ -22,7 +22,7 @@ from absl import flags
 
 from insec_jax import command
 from insec_jax.command import InputError
-from insec_jax.files import written_whole
+from insec_jax.files import local_path, written_whole
 from insec_jax.method import roles
 from insec_jax.pages import charts, comparison, correction, operating
 from insec_jax.pages.correction import NONE
@@ -40,7 +40,7 @@ EXAMPLE = ((roles.TEXT, "... "), (roles.MISTAKE, "wrong step "), (roles.FLAG, "<
 
 
 def main() -> None:
-  folders = [pathlib.Path(folder) for folder in WORKDIRS.value]
+  folders = [local_path(folder, "--workdirs") for folder in WORKDIRS.value]
   names = arm_names(folders)
   with written_whole(OUTPUT.value) as file:
     arms = over_seeds([read_run(folder, name) for folder, name in zip(folders, names, strict=True)])

@@ -29,9 +29,9 @@ leave it at 1: programs side by side would share its memory.
 
 import collections
 import dataclasses
-import importlib.util
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -41,7 +41,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from insec_jax import command
+from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config, MeshConfig
@@ -53,7 +53,7 @@ from insec_jax.pages.summary import summary
 from insec_jax.stages import DONE, DONE_BEFORE, Stage, Stopping, run_stage, run_stages, shares_of_cores, told_to_stop
 from insec_jax.training import checkpoint, hosts, optimizer, step
 
-config_flags.DEFINE_config_file("config", None, "The experiment: a file of values with arms.", lock_config=True)
+config_file.define_flag("The experiment: a file of values with arms.")
 ARMS = flags.DEFINE_list("arms", None, "Which arms of the config, with commas between them.")
 SEEDS = flags.DEFINE_list("seeds", None, "Which seeds, with commas between them.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder of the sweep; one that was stopped goes on.")
@@ -61,10 +61,12 @@ BASE = flags.DEFINE_list("base", [], "The arm whose weights the arms with a mode
                          "commas between them, each goes on from the one before it; empty: none.")
 REFERENCE = flags.DEFINE_string("reference", None, "The arm that others are compared with; if not said, clean where "
                                 "that is one, else the first.")
-JOBS = flags.DEFINE_integer("jobs", 1, "How many stages run side by side.", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 1, "How many stages run side by side.", lower_bound=1,
+                            upper_bound=1_024)
 flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
 PYTHON = (sys.executable, "-m")
+MOST_SEED = 2**32 - 1
 CLOSE = 0.02  # trained tokens further apart than this share of them are no longer called equal
 
 
@@ -108,19 +110,25 @@ def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | 
 def names_of(flag: str, names: Sequence[str]) -> list[str]:
   """The names; InputError for none, one twice, or one that is no name of a folder."""
   for name in names:
-    if not name or name.startswith(".") or "/" in name or names.count(name) > 1:
-      raise InputError(f"--{flag}={','.join(names)} has {name!r} more than once, or it is no name; give each once")
+    if not name.isprintable() or not 0 < len(name) <= 100 or name[0] in ".-" or set("/:,") & set(name) or (
+        names.count(name) > 1):
+      raise InputError(f"--{flag}={','.join(names):.200} has {name!r:.100} more than once, or it is no name; "
+                       "give each once")
   if not names:
     raise InputError(f"--{flag} is empty; give at least one")
   return list(names)
 
 
 def numbers_of(flag: str, words: Sequence[str]) -> list[int]:
-  """The whole numbers; InputError for another word."""
+  """Return the whole numbers; InputError for another word, a number above MOST_SEED, or one twice (1 and 01)."""
   for word in names_of(flag, words):
-    if not word.isdecimal():
-      raise InputError(f"--{flag} has {word!r}; give whole numbers with commas between them")
-  return [int(word) for word in words]
+    if not re.fullmatch("[0-9]{1,20}", word) or int(word) > MOST_SEED:
+      raise InputError(f"--{flag} has {word!r:.100}; give whole numbers of at most {MOST_SEED} with commas "
+                       "between them")
+  numbers = [int(word) for word in words]
+  if twice := [number for number in numbers if numbers.count(number) > 1]:
+    raise InputError(f"--{flag}={','.join(words):.200} has {twice[0]} more than once; give each once")
+  return numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,16 +228,13 @@ class Sweep:
 
 
 def load(file: str, arm: str) -> ml_collections.ConfigDict:
-  """What the file gives for the arm; InputError when it knows no such arm."""
-  spec = importlib.util.spec_from_file_location("config_of_a_sweep", file)
-  module = importlib.util.module_from_spec(spec)
+  """Return what the file gives for the arm; InputError when it knows no such arm, or a key is missing or stray."""
   try:
-    spec.loader.exec_module(module)
-    return module.get_config(arm)
-  except OSError as error:
-    raise InputError(f"--config cannot be read: {error}") from None
-  except KeyError as error:
-    raise InputError(f"{file} has no arm {arm!r} (it asked for {error}); name its arms in --arms and --base") from None
+    values = config_file.load(file, arm)
+    config_lib.plain_values(values)
+  except InputError as error:
+    raise InputError(f"arm {arm!r}: {error}") from None
+  return values
 
 
 def newest(folder: pathlib.Path) -> pathlib.Path:

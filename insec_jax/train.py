@@ -33,10 +33,9 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import command, stop_signal
+from insec_jax import command, config_file, stop_signal
 from insec_jax import config as config_lib
 from insec_jax.command import DivergedError, InputError
 from insec_jax.config import Config
@@ -49,13 +48,14 @@ from insec_jax.training import step as step_lib
 from insec_jax.training.hosts import Hosts
 from insec_jax.training.step import TrainState
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of values.", lock_config=True)
+CONFIG = config_file.define_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; a run that was cut short goes on from there.")
 flags.mark_flags_as_required(["config", "workdir"])
 COORDINATOR = flags.DEFINE_string("coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0; port "
                                   f"{coordinator.PORT} if not given.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1,
+                                     upper_bound=65_536)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
 JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.",
                                     lower_bound=1, upper_bound=7 * 86_400)
 
@@ -280,7 +280,9 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, t
     first = {**here, "resumed": []}
   else:
     first = read_json(path, "the environment of a run") if path.exists() else {**here, "resumed": []}
-    first.setdefault("resumed", []).append({"step": run.first, **here})
+    if not isinstance(first.setdefault("resumed", []), list):
+      raise InputError(f"{path}: resumed is no list; bring the file back, or move it away")
+    first["resumed"].append({"step": run.first, **here})
   write_text(path, json.dumps(first, indent=2) + "\n")
 
 
@@ -358,6 +360,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
       log.write(0, values)
       progress.line(0, values)
     meter.start_clock()
+    progress.start()
     for step in range(run.first + 1, steps + 1):
       if step in starts:
         saver.wait()

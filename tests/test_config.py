@@ -1,6 +1,11 @@
-"""A config file fails before a device is touched: missing, stray, misspelt and contradicting keys are named."""
+"""A config fails before a device is touched: keys and values that are missing, stray, misspelt or wrong are named."""
 
+import copy
+import dataclasses
+import functools
 import importlib.util
+import json
+import math
 import pathlib
 
 import ml_collections
@@ -51,6 +56,178 @@ def test_every_arm_of_a_real_model_builds_and_the_arms_go_on_from_the_base(name,
   assert config.build(values).model.path.endswith("SmolLM2-135M-Instruct" if arm == "base" else "base_hf")
 
 
+INF, NAN, HUGE = math.inf, math.nan, 10**400
+
+
+class NoText:
+  """An object whose repr raises."""
+
+  def __repr__(self):
+    raise ValueError
+
+
+NESTED = {"a": 1}
+for _ in range(2_000):
+  NESTED = {"a": NESTED}
+WRONG = (None, True, False, "", "no", "a\x00b", "\ud800", "a\nb", "x" * 10_000, b"x", 0, 1, -1, 2, 1.0, 1.5, -0.5,
+         1e-300, 1e300, INF, -INF, NAN, 10**12, HUGE, 10**5_000, -(10**12), [], [1], ["a"], (), (1,), ("a",), (NAN,),
+         (1, (2,)), {}, {"a": 1}, {1: 2}, {"a": NAN}, {"a": INF}, {"a": (1,)}, NESTED, {"a"}, object, object(),
+         NoText(), 1j, len)
+PATHS = ("model.path", "tokenizer.path", "data.path", "mistakes.mined_path")
+WEIGHTS = tuple(f"loss.{name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction"))
+# What is right for a key, of the values above; a whole number is right for a rate. All else must be refused.
+NUMBERS = {
+  (0, 1, 2): ("task.unneeded", "task.modulus", "data.num_heldout", "optimizer.warmup_steps", "train.keep_every",
+              "seed"),
+  (1, 2): ("task.max_size", "data.num_records", "data.rows_per_device", "data.accumulation",
+           "mistakes.max_per_solution", "train.log_every", "train.eval_every", "train.checkpoint_every",
+           "train.keep", "task.min_size", "evaluate.num_problems", "evaluate.num_probes", "evaluate.batch_size",
+           "evaluate.within", "evaluate.votes", "evaluate.max_tokens", "evaluate.redraws", "mine.num_problems",
+           "mine.samples"),
+  (0,): ("rounds", "evaluate.max_size", "mistakes.mined"), (2,): ("data.row_length",),
+  (-1, 1, 2): ("mesh.fsdp",), (1, 2, "tensor"): ("mesh.data", "mesh.tensor"),
+  (0, 1, -1, 2, 1.5, -0.5): WEIGHTS, (1, 2, 1.5): ("loss.end", "evaluate.temperature", "mine.temperature",
+                                                   "optimizer.learning_rate", "optimizer.clip_norm"),
+  (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay"),
+  (0, 1): ("mistakes.share", "optimizer.final_share"), (1, "eps"): ("optimizer.eps",),
+  (0, "moment"): ("optimizer.b1", "optimizer.b2", "evaluate.max_false_alarms"),
+}
+RATES = ("loss.", "evaluate.temperature", "mine.temperature", "mine.right", "optimizer.learning_rate", "optimizer.eps",
+         "optimizer.clip_norm", "optimizer.weight_decay", "optimizer.b", "optimizer.final_share", "mistakes.share",
+         "mistakes.mined", "evaluate.max_false_alarms")
+
+
+def is_right(key: str, value) -> bool:
+  """Whether the value is right for the key in an otherwise right config, by what the key means."""
+  if key in ("tokenizer.special",):
+    return isinstance(value, bool)
+  if isinstance(value, bool):
+    return False
+  if isinstance(value, int | float):
+    if isinstance(value, float) and not key.startswith(RATES):
+      return False
+    if key == "mine.right":
+      return value in (0, 1, 2, 1.5, 1e-300)
+    if value == 1e-300:
+      return key in ("mistakes.share", "optimizer.final_share", "optimizer.weight_decay", "optimizer.b1",
+                     "optimizer.b2", "evaluate.max_false_alarms")
+    return any(key in keys and value in values for values, keys in NUMBERS.items())
+  if isinstance(value, str):
+    if key in PATHS:
+      # model.size is given; a mined_path would not be read with mistakes.mined=0.
+      return value == "" if key in ("model.path", "mistakes.mined_path") else value in ("", "no", "a\nb")
+    return key in ("tokenizer.flag", "tokenizer.fix") and value == "no"
+  if key == "mistakes.classes":
+    return value in ([], ["a"], (), ("a",))
+  if key in ("tokenizer.confidence", "tokenizer.confidence_first"):  # scores need mined records, which are not given
+    return value in ([], ())
+  # Without a model.path a size is needed; its fields are read by model/hf_config.py.
+  return key == "model.size" and value == {"a": 1}
+
+
+def keys() -> list[str]:
+  return [key if section == key else f"{section}.{key}" for section, value in config.defaults().to_dict().items()
+          for key in (value if isinstance(value, dict) else (section,))]
+
+
+@functools.cache
+def defaults() -> dict:
+  return config.defaults().to_dict()
+
+
+def working() -> dict:
+  """A config in which a key has few relations to others; every rate and count is in the middle of what it may be."""
+  values = copy.deepcopy(defaults())
+  values["model"]["size"] = {"hidden_size": 8}
+  values["task"] |= {"name": "graph", "min_size": 1, "max_size": 2, "modulus": 10}
+  values["data"] |= {"num_records": 10}
+  values["mine"]["temperature"] = 1.0
+  return values
+
+
+def test_every_key_refuses_every_wrong_value_in_one_line_that_names_it_and_takes_the_right_ones():
+  assert len(keys()) >= 75
+  wrong = []
+  for key in keys():
+    for value in WRONG:
+      values = working()
+      section, _, name = key.rpartition(".")
+      (values[section] if section else values)[name] = value
+      try:
+        said = None
+        built = config.build(values)
+        assert config.from_json(built.to_json()) == built
+      except InputError as error:
+        said = str(error)
+      except Exception as error:
+        wrong.append(f"{key}={config.shown(value)}: {type(error).__name__} {error}"[:200])
+        continue
+      if (said is None) != is_right(key, value):
+        wrong.append(f"{key}={config.shown(value)}: {said or 'accepted'}"[:200])
+      if said and (name not in said or "\n" in said or len(said) > 700):
+        wrong.append(f"{key}={config.shown(value)}: says {said!r}"[:200])
+  assert not wrong, "\n".join([f"{len(wrong)} of {len(keys()) * len(WRONG)}", *wrong])
+
+
+def test_a_section_that_is_none_or_has_keys_that_are_no_text_is_refused():
+  for name in ("model", "loss", "mesh"):
+    for value in WRONG:
+      with pytest.raises(InputError, match=name):
+        config.build(working() | {name: value})
+  for value in WRONG:
+    with pytest.raises(InputError, match=r"config"):
+      config.build(value)
+
+
+def test_every_number_has_a_finite_bound_on_both_sides():
+  for section in config.SECTIONS.values():
+    for field in section.__pydantic_fields__.values():
+      bounds = {type(bound).__name__: getattr(bound, type(bound).__name__.lower()) for bound in field.metadata
+                if type(bound).__name__ in ("Ge", "Le", "Lt", "Gt")}
+      assert all(math.isfinite(bound) for bound in bounds.values())
+      if field.annotation in (int, float):
+        assert {"Ge"} < bounds.keys(), field
+
+
+def test_defaults_need_only_a_model_and_data():
+  values = config.defaults()
+  values.model.path, values.data.path = "hf", "records.jsonl"
+  built = config.build(values)
+  assert (built.data.too_long, built.loss.weight_R) == ("refuse", (0, 1, 0, 1, 1, 1))
+
+
+def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, monkeypatch):
+  monkeypatch.setenv("HOME", "/home/someone")
+  toy.data.path = "~/records.jsonl"
+  assert config.build(toy).data.path == "/home/someone/records.jsonl"
+  toy.data.path = "gs://bucket/records.jsonl"
+  with pytest.raises(InputError, match=r"data\.path=gs://bucket/records.jsonl: gs:// is not supported"):
+    config.build(toy)
+
+
+def test_a_step_of_more_tokens_than_a_device_can_hold_is_refused(toy):
+  toy.data.rows_per_device, toy.data.accumulation = 4_096, 4_096
+  with pytest.raises(InputError, match="tokens of a device in a step; must be at most 268,435,456"):
+    config.build(toy)
+
+
+def test_a_newer_key_that_an_older_config_lacks_has_the_value_that_means_as_before(toy):
+  assert "too_long" not in toy.data
+  built = config.build(toy)
+  assert built.data.too_long == "refuse"
+  older = json.loads(built.to_json())
+  del older["data"]["too_long"]
+  assert config.from_json(json.dumps(older)) == built
+  assert config.with_newer_keys(older) == json.loads(built.to_json())
+
+
+def test_a_section_can_be_replaced_and_is_checked_again(toy):
+  built = config.build(toy)
+  assert dataclasses.replace(built.data, too_long="drop").too_long == "drop"
+  with pytest.raises(InputError, match=r"data\.row_length=1; must be a whole number of at least 2"):
+    dataclasses.replace(built.data, row_length=1)
+
+
 def test_a_misspelt_key_is_answered_with_the_right_one(toy):
   toy.optimizer.learning_rat = 1e-3
   with pytest.raises(InputError, match=r"no key optimizer\.learning_rat; did you mean optimizer\.learning_rate\?"):
@@ -69,6 +246,8 @@ def test_a_missing_key_is_named(toy):
   ("task.name", "gsm8k", "give --config.data.path"),
   ("task.min_size", 99, "above task.max_size"),
   ("data.row_length", 1, "at least 2"),
+  ("data.num_records", 10**7, "would make 10,000,000 problems"),
+  ("data.row_length", 2**20 + 1, "at most 1,048,576"),
   ("data.template", "xml", "must be one of 'plain', 'chat'"),
   ("mistakes.share", 1.5, "between 0 and 1"),
   ("mistakes.source", "mined", "reads records that mine wrote"),

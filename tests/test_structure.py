@@ -10,8 +10,8 @@ from insec_jax.method import roles
 
 PACKAGE = pathlib.Path(config.__file__).parent
 # What stands right may import what stands left.
-ORDER = ("stop_signal", "command", "files", "progress", "stages", "config", "method", "pages", "data", "model",
-         "training", "sizing", "decoding")
+ORDER = ("stop_signal", "command", "files", "progress", "stages", "config", "config_file", "method", "pages", "data",
+         "model", "training", "sizing", "decoding")
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

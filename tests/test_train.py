@@ -158,6 +158,7 @@ def test_the_losses_are_those_of_the_golden_file(whole):
                              err_msg=f"the curve moved; if it should, say why in the commit and run {REWRITE}")
 
 
+@pytest.mark.slow
 def test_a_weight_on_repeats_makes_them_less_likely_and_is_logged_and_in_the_receipt(home, whole):
   eval_p = {}
   for repeat in (1e-9, 5.0):

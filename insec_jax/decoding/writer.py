@@ -34,7 +34,7 @@ class Written:
 
 def decode_progress(label: str, total: int) -> Callable[[int, int], None]:
   """Return a function of (prompts done, tokens written) that shows them with tokens/s; the last call ends it."""
-  progress = Progress(label, total, unit="prompt")
+  progress = Progress(label, total, unit="prompt", last=True)
   start = time.monotonic()
 
   def update(done: int, tokens: int) -> None:

@@ -58,6 +58,7 @@ CHIPS = {
     "h200": Chip(platform="gpu", kinds=("NVIDIA H200", "NVIDIA H200 141GB HBM3e"), sides=0, devices=1, hbm_gib=141,
                  usable_gib=134, tflops=989, hbm_gb_s=4_800, link_gb_s=450, dcn_gb_s=None, options={}),
 }
+MOST_CHIPS = 65_536  # of a request
 GPUS_OF_A_HOST = 8
 # What XLA must know of a Hopper card to compile for it; the memory is filled in.
 HOPPER = """gpu_device_info {{
@@ -107,10 +108,10 @@ def parse(text: str) -> list[Request]:
 def _request(name: str) -> Request:
   if name == "local":
     return Request(name, None, (), 1)
-  found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)", name)
+  found = re.fullmatch(r"(?:(\d{1,6})x)?([a-z]\w*):(\d{1,6}(?:x\d{1,6}){0,9})", name, re.ASCII)
   if not found or found[2] not in CHIPS:
-    raise InputError(f"--topology: {name!r} is not known; give local, or {', '.join(CHIPS)} with its chips, such as "
-                     "v5p:2x2x4, 2xv5e:8x8 (two slices) or h100:8")
+    raise InputError(f"--topology: {name!r:.100} is not known; give local, or {', '.join(CHIPS)} with its chips, such "
+                     "as v5p:2x2x4, 2xv5e:8x8 (two slices) or h100:8")
   chip, slices = CHIPS[found[2]], int(found[1] or 1)
   shape = tuple(int(side) for side in found[3].split("x"))
   if chip.sides == 0:
@@ -120,6 +121,8 @@ def _request(name: str) -> Request:
     example = "x".join("224"[:chip.sides])
     raise InputError(f"--topology: {name!r}; a slice of {found[2]} has {chip.sides} sides, such as "
                      f"{found[2]}:{example}")
+  elif math.prod(shape) * slices > MOST_CHIPS:
+    raise InputError(f"--topology: {name!r} has {math.prod(shape) * slices:,} chips; give at most {MOST_CHIPS:,}")
   return Request(name, found[2], shape, slices)
 
 

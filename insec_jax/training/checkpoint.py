@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import re
@@ -279,6 +280,10 @@ def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
     (workdir / DAMAGED).mkdir(exist_ok=True)
     taken = len(list((workdir / DAMAGED).glob(f"{step}*")))
     (workdir / CHECKPOINTS / str(step)).rename(workdir / DAMAGED / (f"{step}-{taken}" if taken else str(step)))
+
+
+# Orbax leaves tasks behind when an array is damaged; asyncio would print a traceback of each beside our one line.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class _DamageError(Exception):

@@ -221,6 +221,8 @@ class Silence:
 
   def write(self, step: int, values: dict[str, float]): ...
 
+  def start(self): ...
+
   def step(self, step: int): ...
 
   def line(self, step: int, values: dict[str, float]): ...
@@ -235,7 +237,7 @@ def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
   for number, line in enumerate(read_text(path, "the metrics of a run").split("\n")[:-1], 1):
     try:
       yield line, json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise InputError(f"{path}:{number} is not a line of metrics; repair or remove the file") from error
 
 
@@ -245,6 +247,10 @@ class TrainProgress:
   def __init__(self, first: int, steps: int):
     self._steps = steps
     self._progress = Progress("train", steps, unit="step", done=first, quiet=math.inf)  # `line` prints what is logged
+
+  def start(self):
+    """Estimate the time left from now on: compiling is over."""
+    self._progress.restart()
 
   def step(self, step: int):
     """Show that `step` is done."""

@@ -118,6 +118,7 @@ def test_the_paired_difference_is_that_of_the_same_problems():
   assert math.isnan(paired_difference([], [], seed=0)[0])
 
 
+@pytest.mark.slow
 def test_the_interval_of_grouped_rates_covers_the_true_rate_where_wilsons_does_not():
   rng = np.random.default_rng(0)
   inside, too_narrow = 0, 0

@@ -57,7 +57,8 @@ def expected(example, of_mistake, of_rival):
   return cost, weight
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [
+  pytest.param(name, marks=() if name in ("masked", "anti-parrot") else pytest.mark.slow) for name in OBJECTIVES])
 def test_one_config_value_makes_the_objective(name):
   change, of_mistake, of_rival = OBJECTIVES[name]
   config = datakit.config(**TASK, **change)

@@ -18,6 +18,8 @@ from insec_jax.training import optimizer, step
 T = 24
 # Data, fsdp, tensor; the last has fsdp over three axes of the mesh, as 128 and more devices do.
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), "fsdp 2x2x2")
+SETTINGS = ((1, 16, "none", True), (4, 8, "full", False))  # accumulation, rows, remat, tied
+QUICK = (((1, 1, 1), SETTINGS[0]), ((2, 2, 2), SETTINGS[1]), ("fsdp 2x2x2", SETTINGS[1]))  # the others are marked slow
 MODEL = llama.LlamaConfig(
   vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=4, head_width=8, hidden=24, norm_eps=1e-5,
   rope_theta=1e4, rope_scaling=None, tied=False, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
@@ -135,8 +137,9 @@ def naive_gradient(tied=False):
   return jax.tree.map(lambda array: array / size, gradient), cost / size
 
 
-@pytest.mark.parametrize(("accumulation", "rows", "remat", "tied"), [(1, 16, "none", True), (4, 8, "full", False)])
-@pytest.mark.parametrize("shape", [(1, 1, 1), *MESHES])
+@pytest.mark.parametrize(("shape", "accumulation", "rows", "remat", "tied"), [
+  pytest.param(shape, *setting, marks=() if (shape, setting) in QUICK else pytest.mark.slow)
+  for shape in ((1, 1, 1), *MESHES) for setting in SETTINGS])
 def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape, accumulation, rows, remat,
                                                                                  tied):
   want, want_loss = naive_gradient(tied)
@@ -172,7 +175,8 @@ def test_without_rivals_no_array_of_them_reaches_the_device():
   assert len(without) == 5
 
 
-@pytest.mark.parametrize("remat", list(llama.REMAT))
+@pytest.mark.parametrize("remat", [
+  pytest.param(remat, marks=() if remat == "full" else pytest.mark.slow) for remat in llama.REMAT])
 def test_what_the_backward_pass_keeps_does_not_change_the_gradient(remat):
   got, _ = gradient(pack(make_records(), 2, 8), (1, 4, 2), remat=remat)
   assert_close(got, naive_gradient()[0])
@@ -196,6 +200,17 @@ def test_no_trained_token_at_all_gives_loss_0_gradient_0_and_a_finite_step():
   assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(got))
   state, metrics = run_steps([batch], (1, 1, 1))
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state, metrics)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_after_a_loss_that_is_not_finite_the_state_stays_as_it_was_before(shape):
+  good = pack(make_records(), 1, 8)
+  bad = {**good, "weight_ABT": np.full_like(good["weight_ABT"], np.nan)}
+  want, _ = run_steps([good, good], shape)
+  got, metrics = run_steps([good, good, bad, good], shape)
+  assert [bool(np.isfinite(of_step.sums.loss)) for of_step in metrics] == [True, True, False, True]
+  assert int(got.step) == -3  # two updates, and none after them
+  jax.tree.map(np.testing.assert_array_equal, got[1:], want[1:])
 
 
 def test_tokens_that_only_masked_roles_hold_get_exactly_zero_gradient_in_the_head():

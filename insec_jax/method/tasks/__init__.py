@@ -17,6 +17,7 @@ from insec_jax.method.transcript import split_steps
 MALFORMED = "malformed"  # class of a step that cannot be read: only a model writes these, none is injected
 _SPLITS = (("train", 0.7), ("mine", 0.1), ("probe", 0.1), ("test", 0.1))
 _MAX_TRIES = 200  # draws for each problem asked for
+_MAX_MISSES = 100_000  # draws in a row without a new problem: few or none are left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +134,15 @@ def problems(task: Task, split: str, *, num: int, seed: int) -> list[Problem]:
   if split not in dict(_SPLITS):
     raise InputError(f"split {split!r}; must be one of {', '.join(dict(_SPLITS))}")
   rng = np.random.default_rng((seed, *split.encode()))
-  found = {}
+  found, misses = {}, 0
   for _ in range(_MAX_TRIES * num):
-    if len(found) == num:
+    if len(found) == num or misses == _MAX_MISSES:
       break
     problem = task.make(rng)
+    misses += 1
     if problem.prompt not in found and split_of(problem.key) == split:
       found[problem.prompt] = problem
+      misses = 0
   if len(found) < num:
     raise InputError(f"task {task.name} gave only {len(found)} different problems of split {split!r}, {num} are "
                      "needed; ask for fewer, or for larger sizes or numbers")

@@ -1,0 +1,107 @@
+"""Config files: Python files of the user's, whose get_config returns the ConfigDict of an experiment.
+
+Whatever is wrong with one is an InputError with file and line.
+"""
+
+import pathlib
+import re
+import sys
+import traceback
+import types
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from insec_jax import config as config_lib
+from insec_jax.command import FLAG_FILE, InputError, printable
+from insec_jax.files import local_path, open_to_read
+
+MOST_BYTES = 1 << 20  # of a config file
+
+
+class _Parser(flags.ArgumentParser):
+  """The parser of --config: FILE, or FILE:ARM."""
+
+  def parse(self, path: str) -> ml_collections.ConfigDict:
+    file, colon, arm = path.partition(":")
+    return load(file, *([arm] if colon else []))
+
+
+def define_flag(help_string: str = "The experiment: a file of values.") -> flags.FlagHolder:
+  """Define --config and its overrides --config.SECTION.KEY=VALUE; the value is a locked ConfigDict."""
+  # ml_collections opens a --flagfile here, before any error is caught; command.run refuses that flag.
+  words = [word for word in sys.argv if not re.match(FLAG_FILE, word)]
+  holder = config_flags.DEFINE_config_file("config", None, help_string, lock_config=True,
+                                           sys_argv=None if words == sys.argv else words)
+  flags.FLAGS["config"].parser = _Parser()  # ml_collections applies the overrides to what it returns
+  return holder
+
+
+def load(file: str, *arm: str) -> ml_collections.ConfigDict:
+  """Return what get_config of the file returns, newer keys filled in, locked; `arm` is its argument, if any.
+
+  InputError when the file cannot be read or run, or returns anything else.
+  """
+  path = local_path(file, "--config")
+  content = _compiled(path)
+  module = types.ModuleType("config_config")
+  sys.modules[module.__name__] = module  # dataclasses look their module up
+  module.__file__ = str(path)
+  try:
+    exec(content, module.__dict__)  # a config file is a program of the user's
+    if not callable(getattr(module, "get_config", None)):
+      raise InputError(f"{path} has no function get_config; it must return the ConfigDict")
+    config = module.get_config(*arm)
+  except InputError:
+    raise
+  except BaseException as error:  # also SystemExit: a program that did nothing must not exit with 0
+    raise InputError(_refusal(path, arm, error)) from None
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise InputError(f"{path}: get_config returned {config_lib.shown(config)}; must return a ConfigDict")
+  _fill_in(config, path)
+  return config
+
+
+def _compiled(path: pathlib.Path) -> types.CodeType:
+  with open_to_read(path, "--config") as file:
+    source = file.read(MOST_BYTES + 1)
+  if len(source) > MOST_BYTES:
+    raise InputError(f"--config: {path} has more than {MOST_BYTES >> 20} MiB; give a file of values")
+  try:
+    return compile(source, str(path), "exec", dont_inherit=True)
+  except SyntaxError as error:
+    raise InputError(f"{path}:{error.lineno or 1}: {error.msg}; correct the config file") from None
+  except (ValueError, RecursionError, MemoryError) as error:  # bytes of 0, deep nesting
+    raise InputError(f"{path} is no Python file ({str(error) or type(error).__name__}); give a config file") from None
+
+
+def _refusal(path: pathlib.Path, arm: tuple[str, ...], error: BaseException) -> str:
+  """Return one line that says where the file raised what."""
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+  try:
+    said = printable(" ".join(str(error).split()))[:300]
+  except Exception:
+    said = ""
+  if isinstance(error, KeyError) and arm and error.args[:1] == arm:
+    return f"{path} has no arm {arm[0]!r:.100} (line {(lines or [0])[-1]} looked it up); name one that it has"
+  what = f"{type(error).__name__}" + (f": {said}" if said else "")
+  if not lines:  # get_config itself could not be called
+    return f"{path}: get_config{arm!r:.100} cannot be called ({what}); an arm is given as --config=FILE:ARM"
+  asked = f" for arm {arm[0]!r:.100}" if arm else ""
+  return f"{path}:{lines[-1]}: {what}{asked}; correct the config file" + (" or the arm" if arm else "")
+
+
+def _fill_in(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+  """Give newer keys their defaults, so that the command line can set them."""
+  try:
+    with config.unlocked():
+      for section, key, default in config_lib.newer_keys(config):
+        config[section][key] = default
+    config.lock()
+  except Exception as error:  # references without a value
+    raise InputError(f"{path}: what get_config returned cannot be read ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())[:300]

@@ -1,0 +1,70 @@
+"""What is wrong with a config file is one line with file and line; --config and the arms of a sweep read it alike."""
+
+import os
+
+import ml_collections
+import pytest
+
+from insec_jax import config, config_file
+from insec_jax.command import InputError
+
+GOOD = "from insec_jax.config import defaults\n\ndef get_config():\n  return defaults()\n"
+WRONG = {
+  "def get_config(:\n": r"c\.py:1: ",
+  "x = 1\n1 / 0\n": r"c\.py:2: ZeroDivisionError: division by zero",
+  "import sys\n\nsys.exit(0)\n": r"c\.py:3: SystemExit: 0",
+  "raise KeyboardInterrupt\n": r"c\.py:1: KeyboardInterrupt",
+  "open('absent')\n": r"c\.py:1: FileNotFoundError",
+  "raise ValueError('a\\nb')\n": r"c\.py:1: ValueError: a b;",
+  "def get_config(): return get_config()\n": r"c\.py:1: RecursionError",
+  "a = 1\n": r"has no function get_config",
+  "def get_config(a): pass\n": r"get_config\(\) cannot be called \(TypeError",
+  "def get_config(): pass\n": r"get_config returned None; must return a ConfigDict",
+  "def get_config(): return {}\n": r"get_config returned \{\}; must return a ConfigDict",
+  "a = " + "(" * 5_000 + "1" + ")" * 5_000: r"c\.py",
+  "a = " + "-" * 100_000 + "1": r"c\.py is no Python file",
+  "#" * (1 << 20) + "\n\n": r"has more than 1 MiB",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.items(), ids=range(len(WRONG)))
+def test_a_wrong_config_file_is_one_line(tmp_path, text, message):
+  (tmp_path / "c.py").write_text(text)
+  with pytest.raises(InputError, match=message) as caught:
+    config_file.load(str(tmp_path / "c.py"))
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a = '\xe4'\n", b"a = 1\x00\n"])
+def test_a_file_that_is_no_text_is_no_config(tmp_path, content):
+  (tmp_path / "c.py").write_bytes(content)
+  with pytest.raises(InputError, match=r"c\.py"):
+    config_file.load(str(tmp_path / "c.py"))
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+  os.mkfifo(tmp_path / "fifo")
+  for path in (str(tmp_path / "fifo"), "/dev/zero", str(tmp_path), str(tmp_path / "absent.py"), "gs://bucket/c.py", ""):
+    with pytest.raises(InputError, match="--config"):
+      config_file.load(path)
+
+
+def test_an_arm_that_the_file_lacks_is_named(tmp_path):
+  (tmp_path / "c.py").write_text("def get_config(arm):\n  return {'a': 1}[arm]\n")
+  with pytest.raises(InputError, match=r"c\.py has no arm 'b' \(line 2 looked it up\)"):
+    config_file.load(str(tmp_path / "c.py"), "b")
+
+
+def test_a_newer_key_is_there_to_be_set_on_the_command_line(tmp_path):
+  (tmp_path / "c.py").write_text("import ml_collections\ndef get_config():\n"
+                                 "  return ml_collections.ConfigDict({'data': {'path': 'x'}})\n")
+  values = config_file.load(str(tmp_path / "c.py"))
+  assert values.to_dict() == {"data": {"path": "x", "too_long": "refuse"}}
+  assert values.is_locked
+
+
+def test_a_config_file_may_begin_with_the_defaults(tmp_path):
+  (tmp_path / "c.py").write_text(GOOD)
+  values = config_file.load(str(tmp_path / "c.py"))
+  assert isinstance(values, ml_collections.ConfigDict)
+  assert values.to_dict() == config.defaults().to_dict()
