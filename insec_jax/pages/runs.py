@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
-from insec_jax.config import with_newer_keys
+from insec_jax.config import build, with_newer_keys
 from insec_jax.files import read_json, read_text
 from insec_jax.pages import correction
 
@@ -77,6 +77,10 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
   if "train" not in config:
     raise InputError(f"{folder} is no workdir: its config.json is not one of train; give a folder that train wrote")
   config = with_newer_keys(config)
+  try:
+    build(config)
+  except InputError as error:
+    raise InputError(f"{folder / 'config.json'} is not the config of a run ({error}); bring it back") from None
   environment, results, lines = {}, {}, []
   notes = []
   if (folder / "environment.json").exists():

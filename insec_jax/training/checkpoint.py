@@ -31,7 +31,7 @@ from orbax.checkpoint import v1 as ocp
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax import config as config_lib
-from insec_jax.command import InputError, is_refusal
+from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
 from insec_jax.files import LOCK, is_held, local_path, open_to_read, read_json
@@ -169,8 +169,12 @@ class Saver:
     """Copy the state to the host and begin to write it.
 
     `facts` must be the same when the run goes on; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state().
+    DivergedError when an array is not finite: nothing could go on from it.
     """
     arrays = {"params": state.params, "optimizer": state.optimizer}
+    if names := not_finite(arrays):
+      raise DivergedError(f"{names[0]} is not finite after step {step}, which is not saved; lower "
+                          "optimizer.learning_rate or look at the data, and begin in another --workdir")
     run = {"step": step, "facts": facts, "totals": totals, "log": log, "config": dataclasses.asdict(config),
            "versions": versions(), "files": self._files, "arrays": _leaves(arrays),
            "fingerprints": fingerprints(arrays)}
