@@ -59,7 +59,7 @@ def names(run, first):
 
 def paused(seconds=4):
   """The first program rests with its lock, so that the second meets it whatever the machine does."""
-  return (f"import threading, time; from insec_jax import files; held = files.one_writer.__wrapped__\n"
+  return (f"import threading, time; from insec_jax import files; held = files.one_writer\n"
           f"import contextlib\n"
           f"@contextlib.contextmanager\n"
           f"def slow(*arguments):\n"
