@@ -389,7 +389,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
         if sound not in checkpoint.steps(workdir) and sound > 0:
           saver.save(sound, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
         saver.wait()
-        raise DivergedError(f"{error} in step {sound + 1}; {f'the state after step {sound} is saved' if sound else ''}"
+        raise DivergedError(f"{error} in step {sound + 1}{f'; the state after step {sound} is saved' if sound else ''}"
                             f"{REMEDY}") from None
       values = {**(meter.line() if logs else {}), **(heldout(state.params) if measures else {})}
       if measures and not all(map(math.isfinite, values.values())):

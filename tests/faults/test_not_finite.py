@@ -74,9 +74,9 @@ def fill(text, **words):
 
 
 def saved_as(workdir, step):
-  """Return the fingerprints of every array of a checkpoint, and its totals without what the clock says."""
+  """Return the fingerprints of every array of a checkpoint, and the totals of the run without what the clock says."""
   run = json.loads((workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["run"]
-  return run["fingerprints"], [total[:2] for total in run["totals"]]
+  return run["fingerprints"], run["totals"][0][:2]
 
 
 @pytest.mark.parametrize("part", ["params", "optimizer"])
@@ -105,14 +105,14 @@ def test_arrays_of_a_checkpoint_that_are_not_finite_are_refused_by_name(home, pr
 @pytest.mark.parametrize("step", [1, 2, 5, 6])
 @pytest.mark.usefixtures("whole")
 def test_after_a_loss_that_is_not_finite_the_state_before_is_saved_and_the_code_is_3(home, programs, step, value):
-  name = f"loss{step}{value.strip('float()')}"
+  name = f"loss{step}{value.translate(str.maketrans('', '', chr(39) + 'float()'))}"
   words = ["--config=config.py", "--config.train.keep=9"]
   if not (home / "clean").exists():
     assert programs.run("train", *words, "--workdir=clean", "--config.train.checkpoint_every=1").code == 0
   run = programs.run("train", *words, f"--workdir={name}", "--config.train.checkpoint_every=6",
                      "--config.train.log_every=3", BEFORE=fill(BATCH, VALUE=value, STEP=step))
   assert (run.code, run.is_one_line) == (3, True), str(run)
-  assert f"in step {step}" in run.err
+  assert f"in step {step}; " in run.err
   if step > 1:
     assert saved_as(home / name, step - 1) == saved_as(home / "clean", step - 1)
     kept = [line["step"] for line in lines(home / name)]
