@@ -120,7 +120,7 @@ def test_after_a_loss_that_is_not_finite_the_state_before_is_saved_and_the_code_
   assert not litter(home / name)
 
 
-@pytest.mark.parametrize("name", ["embed", "norm", "head"])
+@pytest.mark.parametrize("name", ["norm", "head"])  # a large embedding is divided by its norm
 @pytest.mark.usefixtures("whole")
 def test_activations_that_overflow_end_with_code_3_and_no_output(home, programs, name):
   run = programs.start("train", "--config=config.py", f"--workdir=large_{name}",

@@ -217,7 +217,7 @@ PATHS = {
   "report": ("--workdirs=PATH", "--output=o"),
   "report --output": ("--workdirs=whole", "--output=PATH"),
   "sweep": ("--config=config.py", "--arms=graph", "--seeds=0", "--output=PATH"),
-  "fit --hlo": ("--config=config.py", "--hlo=PATH", "--topology=v5e:2x2x1"),
+  "fit --hlo": ("--config=config.py", "--hlo=PATH", "--topology=v5e:2x2"),
 }
 
 
