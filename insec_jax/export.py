@@ -110,6 +110,11 @@ def generation_of(folder: pathlib.Path, config: llama.LlamaConfig) -> dict[str, 
 def card_text(config: Config, environment: dict[str, Any], step: int) -> str:
   """The model card: what the model is, how its markers read, and what made it."""
   start = f"`{pathlib.Path(config.model.path).name}`" if config.model.path else "random weights"
+  try:
+    commit, version = environment["commit"], environment["packages"]["jax"]
+  except (KeyError, TypeError):
+    raise InputError("environment.json of the workdir does not name commit and packages; bring it back as it was"
+                     ) from None
   weights = ", ".join(f"{name} {weight:g}" for name, weight in dataclasses.asdict(config.loss).items())
   return f"""---
 library_name: transformers
@@ -133,7 +138,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ```
 
-Weight of each role in the loss: {weights}. Commit {environment["commit"]}, jax {environment["packages"]["jax"]}.
+Weight of each role in the loss: {weights}. Commit {commit}, jax {version}.
 What it was measured to do stands in the report of its run; nothing else is claimed.
 """
 

@@ -327,6 +327,9 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
   The system gives a lock back when its process dies. Network drives whose locks do not reach other hosts are covered by
   a sign of life, which the holder writes into the file every BEAT_SECONDS.
   """
+  if lock.exists() and not lock.is_file():  # opening or reading a FIFO would wait for ever
+    raise InputError(f"{name}={what} cannot be written ({lock} is {_kind(lock.stat().st_mode)}, needed is a file for a "
+                     "lock); remove it")
   deadline = time.monotonic() + GRACE_SECONDS
   while True:
     try:
@@ -353,7 +356,7 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
 def is_held(lock: pathlib.Path) -> bool:
   """Whether a process of this machine holds the lock file."""
   try:
-    handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    handle = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   except OSError:
     return False
   try:

@@ -285,7 +285,9 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, t
     first = {**here, "resumed": []}
   else:
     first = read_json(path, "the environment of a run") if path.exists() else {**here, "resumed": []}
-    first.setdefault("resumed", []).append({"step": run.first, **here})
+    if not isinstance(first.setdefault("resumed", []), list):
+      raise InputError(f"{path}: resumed is no list; bring the file back, or move it away")
+    first["resumed"].append({"step": run.first, **here})
   write_text(path, json.dumps(first, indent=2) + "\n")
 
 
@@ -404,7 +406,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
         if sound not in checkpoint.steps(workdir) and sound > 0:
           saver.save(sound, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
         saver.wait()
-        raise DivergedError(f"{error} in step {sound + 1}; {f'the state after step {sound} is saved' if sound else ''}"
+        raise DivergedError(f"{error} in step {sound + 1}{f'; the state after step {sound} is saved' if sound else ''}"
                             f"{REMEDY}") from None
       values = {**(meter.line() if logs else {}), **(heldout(state.params) if measures else {})}
       if measures and not all(map(math.isfinite, values.values())):

@@ -222,6 +222,15 @@ def test_compressed_json_lines_are_read_and_a_damaged_file_is_refused(tmp_path):
     list(files.read_json_lines(path, "data.path"))
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_stands_in_place_of_a_lock_is_named_and_not_opened(tmp_path, make):
+  make(tmp_path / ".lock")
+  with pytest.raises(InputError, match="needed is a file for a lock"), files.folder_writer(tmp_path, "--workdir"):
+    pass
+  assert not files.is_held(tmp_path / ".lock")
+
+
+
 def test_what_is_no_regular_file_is_not_read(tmp_path):
   os.mkfifo(tmp_path / "fifo")
   for path, reason in ((tmp_path / "fifo", "a FIFO"), (tmp_path, "a folder"), ("/dev/zero", "a device"),

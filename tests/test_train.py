@@ -16,6 +16,7 @@ from modelkit import run
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
 from insec_jax.model import hf, llama, sharding
+from insec_jax.training import checkpoint
 from insec_jax.training.checkpoint import open_model
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,6 +60,21 @@ def write_then_signal(self, step, values):
   if step == int(os.environ["SIGNAL_AT"]):
     os.kill(os.getpid(), int(os.environ["SIGNAL"]))
 metrics.Log.write = write_then_signal
+command.run(train.main)
+"""
+# Gives the batch of one step weights that are not finite; every other step is as it was.
+NOT_FINITE = """
+import os
+import numpy as np
+from insec_jax import command, train
+from insec_jax.data import pipeline
+batches = pipeline.batches
+def poisoned(*arguments, start_step, **more):
+  for number, batch in enumerate(batches(*arguments, start_step=start_step, **more), start_step + 1):
+    if number == int(os.environ["AT"]):
+      batch = {**batch, "weight_ABT": batch["weight_ABT"] * np.float32(np.nan)}
+    yield batch
+pipeline.batches = poisoned
 command.run(train.main)
 """
 REWRITE = "REWRITE_GOLDEN=1 python -m pytest tests/test_train.py -k golden"
@@ -205,6 +221,20 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_me
   resumed = environment["resumed"][0]
   assert resumed["step"] == 13
   assert [resumed["mesh"][axis] for axis in sharding.MESH_AXES] == [1, 1, 1, 4, 2]
+
+
+def test_a_loss_that_is_not_finite_ends_with_code_3_and_the_state_before_it_saved(home):
+  short = ["train.steps=4", "train.keep=4", "optimizer.warmup_steps=1"]
+  train(home, "clean", *short, "train.checkpoint_every=1")
+  said = train(home, "lost", *short, "train.checkpoint_every=4", "train.log_every=4", code=3,
+               program=("-c", NOT_FINITE), AT=3)
+  assert said.strip().split("\n")[-1].startswith("error: the loss is nan")
+  assert "in step 3; the state after step 2 is saved" in said
+  assert "Traceback" not in said
+  assert checkpoint.steps(home / "lost") == [2]
+  metadata = [home / name / "checkpoints" / "2" / "_CHECKPOINT_METADATA" for name in ("clean", "lost")]
+  clean, lost = (json.loads(path.read_text())["custom_metadata"]["run"]["fingerprints"] for path in metadata)
+  assert lost == clean
 
 
 def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean_of_the_others(home):

@@ -24,7 +24,7 @@ from insec_jax.data import tokens
 from insec_jax.decoding.mining import Mined, Miner, fingerprint, join, mine_chunks, seed_of
 from insec_jax.decoding.parts import Parts
 from insec_jax.decoding.writer import Writer
-from insec_jax.files import write_text
+from insec_jax.files import read_json, write_text
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.model.llama import LlamaConfig
@@ -101,9 +101,12 @@ def _told_before(path: pathlib.Path, weights: str) -> str | None:
   summary = path.with_suffix(".json")
   if not path.is_file() or not summary.is_file():
     return None
-  before = json.loads(summary.read_text(encoding="utf-8"))
-  same = before["weights"] == weights and before["sha256"] == _digest(path)
-  return str(Mined(**before["found"])) if same else None
+  try:
+    before = read_json(summary, "what a round found")
+    same = before["weights"] == weights and before["sha256"] == _digest(path)
+    return str(Mined(**before["found"])) if same else None
+  except (InputError, KeyError, TypeError, AttributeError):  # damaged: the same weights mine the same records again
+    return None
 
 
 def _join(config: Config, number: int, parts: Parts, num_chunks: int, path: pathlib.Path, weights: str) -> str:

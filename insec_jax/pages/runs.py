@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
-from insec_jax.config import with_newer_keys
-from insec_jax.files import read_json
+from insec_jax.config import build, with_newer_keys
+from insec_jax.files import read_json, read_text
 from insec_jax.pages import correction
 
 BEGAN_WITH = (("model", "path"), ("mistakes", "mined_path"))  # keys of the config: made anew for every seed
@@ -77,6 +77,10 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
   if "train" not in config:
     raise InputError(f"{folder} is no workdir: its config.json is not one of train; give a folder that train wrote")
   config = with_newer_keys(config)
+  try:
+    build(config)
+  except InputError as error:
+    raise InputError(f"{folder / 'config.json'} is not the config of a run ({error}); bring it back") from None
   environment, results, lines = {}, {}, []
   notes = []
   if (folder / "environment.json").exists():
@@ -110,10 +114,11 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
 
 def read_metrics(path: pathlib.Path) -> Iterator[dict[str, float]]:
   """The lines of a run; a last one that is still being written is left out."""
-  for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+  for number, line in enumerate(read_text(path, "the metrics of a run").split("\n")[:-1], 1):
     try:
       values = json.loads(line)
-      values["step"]
-    except (ValueError, KeyError, TypeError):
+      if not isinstance(values["step"], int) or not all(type(value) in (int, float) for value in values.values()):
+        raise ValueError("no numbers")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
       raise InputError(f"{path}:{number} is not a line of metrics; repair or remove the file") from None
     yield values

@@ -11,8 +11,12 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
+import os
 import pathlib
+import re
 import shutil
+import stat
 import sys
 import time
 import zlib
@@ -27,13 +31,14 @@ from orbax.checkpoint import v1 as ocp
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax import config as config_lib
-from insec_jax.command import InputError, is_refusal
+from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
-from insec_jax.files import LOCK, is_held, local_path, read_json
+from insec_jax.files import LOCK, is_held, local_path, open_to_read, read_json
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import hosts as hosts_lib
+from insec_jax.training import metrics
 from insec_jax.training.hosts import Hosts
 from insec_jax.training.step import TrainState
 
@@ -41,6 +46,9 @@ DAMAGED = "damaged"  # folder of a workdir where damaged checkpoints lie once a 
 CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"  # of a workdir
 MARKERS = "insec.json"  # of an exported folder: how its text is marked
 COVERED = (MODEL, hf.GENERATION)  # and all of TOKENIZER: what a checkpoint keeps the SHA-256 of
+EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
+FOLDERS = ("tb", "mined")  # of a workdir
+STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a checkpoint
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 VANISH_SECONDS = 10  # in which a checkpoint that a run is removing is gone
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -60,6 +68,7 @@ def check_workdir(workdir: pathlib.Path, config: Config):
   """Nothing; InputError if the folder holds another experiment, or files of a run without its config."""
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f"--workdir={workdir} is a file; give a folder")
+  check_kinds(workdir)
   path = workdir / CONFIG
   if not path.is_file():
     if taken := [name for name in (MODEL, "metrics.jsonl", TOKENIZER, CHECKPOINTS) if (workdir / name).exists()]:
@@ -93,14 +102,34 @@ def steps(workdir: pathlib.Path) -> list[int]:
   What a kill left half written does not count: Orbax gives a checkpoint its name when it is whole.
   """
   folder = workdir / CHECKPOINTS
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+  return sorted(int(path.name) for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir()
+                ) if folder.is_dir() else []
+
+
+def check_kinds(workdir: pathlib.Path) -> None:
+  """Raise InputError unless what a workdir holds beside its checkpoints is files and folders, each in its place."""
+  for name in (CONFIG, *COVERED, *EXPLAIN):
+    if os.path.lexists(workdir / name):
+      open_to_read(workdir / name, f"the file {name} of a workdir").close()
+  for name in (CHECKPOINTS, TOKENIZER, DAMAGED, *FOLDERS):
+    if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
+      raise InputError(f"{workdir / name} is no folder, and a workdir has one there; move it away or bring the folder "
+                       "back")
+  for path in (workdir / TOKENIZER).rglob("*"):
+    if not path.is_dir():
+      open_to_read(path, "a file of the tokenizer").close()
 
 
 def file_digests(workdir: pathlib.Path) -> dict[str, str]:
   """Return the SHA-256 of each file of the workdir, beside checkpoints and config, that changes what the model says."""
-  files = [workdir / name for name in COVERED if (workdir / name).is_file()]
-  files += sorted(path for path in (workdir / TOKENIZER).rglob("*") if path.is_file())
-  return {str(path.relative_to(workdir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+  files = [workdir / name for name in COVERED if (workdir / name).exists()]
+  files += sorted(path for path in (workdir / TOKENIZER).rglob("*") if not path.is_dir())
+
+  def digest(path: pathlib.Path) -> str:
+    with open_to_read(path, "a file of the workdir") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+
+  return {str(path.relative_to(workdir)): digest(path) for path in files}
 
 
 def _check_files(workdir: pathlib.Path, run: dict):
@@ -140,8 +169,12 @@ class Saver:
     """Copy the state to the host and begin to write it.
 
     `facts` must be the same when the run goes on; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state().
+    DivergedError when an array is not finite: nothing could go on from it.
     """
     arrays = {"params": state.params, "optimizer": state.optimizer}
+    if names := not_finite(arrays):
+      raise DivergedError(f"{names[0]} is not finite after step {step}, which is not saved; lower "
+                          "optimizer.learning_rate or look at the data, and begin in another --workdir")
     run = {"step": step, "facts": facts, "totals": totals, "log": log, "config": dataclasses.asdict(config),
            "versions": versions(), "files": self._files, "arrays": _leaves(arrays),
            "fingerprints": fingerprints(arrays)}
@@ -197,10 +230,14 @@ def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *
 
 
 def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, hosts: Hosts) -> bool:
-  """Whether this checkpoint gives back what was saved; all processes ask together. InputError where other files of the
-  workdir were changed since."""
+  """Whether this checkpoint gives back what was saved; all processes ask together.
+
+  InputError where other files of the workdir, or its metrics up to that step, were changed since.
+  """
   expected = {"params": abstract.params, "optimizer": abstract.optimizer}
   reading = _read(workdir, step, lambda _: expected, lambda run: _check_files(workdir, run), hosts)
+  if reading.problem is None and hosts.is_first:
+    metrics.check_lines(workdir, step, reading.run.get("log"))
   return reading.problem is None
 
 
@@ -249,6 +286,10 @@ def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
     (workdir / CHECKPOINTS / str(step)).rename(workdir / DAMAGED / (f"{step}-{taken}" if taken else str(step)))
 
 
+# Orbax leaves tasks behind when an array is damaged; asyncio would print a traceback of each beside our one line.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
 class _DamageError(Exception):
   """A checkpoint is not what was saved."""
 
@@ -272,6 +313,7 @@ def _read(workdir, step: int, expect: Callable[[dict], dict], check: Callable[[d
     # All processes together: the sums run over all shards.
     got, saved = fingerprints(reading.arrays), reading.run["fingerprints"]
     problems = [f"{name} is not what was saved" for name in got if got[name] != saved[name]]
+    problems += [f"{name} holds values that are not finite" for name in not_finite(reading.arrays)]
   problem = next(filter(None, problems), None)
   return reading if problem is None else Reading(None, None, problem)
 
@@ -299,6 +341,7 @@ def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
   context.multiprocessing.primary_host, context.multiprocessing.active_processes = here, {here}
   folder = folder.absolute()  # Orbax reads nothing else
   try:
+    _check_regular(folder)
     with context:
       metadata = ocp.checkpointables_metadata(folder)
       run = (metadata.custom_metadata or {}).get("run")
@@ -319,6 +362,14 @@ def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
       raise
     line = next(iter(str(error).splitlines()), "")
     return Reading(None, None, line if isinstance(error, _DamageError) else f"{type(error).__name__}: {line[:200]}")
+
+
+def _check_regular(folder: pathlib.Path) -> None:
+  """Raise _DamageError for what is neither a file nor a folder: reading a FIFO would wait for ever."""
+  for path in folder.rglob("*"):
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+      raise _DamageError(f"{path.relative_to(folder)} is no file")
 
 
 def _check(run: dict) -> int:
@@ -343,6 +394,17 @@ def _fingerprint_sums(leaves):
     return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
 
   return jnp.stack([of_leaf(leaf) for leaf in leaves])
+
+
+def not_finite(tree) -> list[str]:
+  """Return the names of the arrays that hold NaN or infinity; all processes ask together."""
+  are_finite = jax.device_get(_are_finite(jax.tree.leaves(tree)))
+  return [name for name, is_finite in zip(_leaves(tree), are_finite, strict=True) if not is_finite]
+
+
+@jax.jit
+def _are_finite(leaves):
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
 def _where(workdir: pathlib.Path, step: int) -> str:
@@ -408,6 +470,7 @@ def open_model(folder: str, *, step: int | None = None) -> Opened:
     marked = read_markers(path)
     step = None if marked is None else marked.get("step")
   else:
+    check_kinds(path)
     config = read_model(path)
     tokenizer = tokens.load(str(path / TOKENIZER))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -14,7 +14,7 @@ import numpy as np
 import tensorboardX
 
 from insec_jax.command import InputError
-from insec_jax.files import read_text, write_text
+from insec_jax.files import open_to_read, read_text, write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
 from insec_jax.training.loss import Rivals, Sums
@@ -156,27 +156,36 @@ def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
   return {f"eval/{key}": value for key, value in {"loss": loss, **role_means(sums)}.items()}
 
 
+def check_lines(workdir: pathlib.Path, last_step: int, saved: dict[str, int] | None) -> str:
+  """Return the lines of metrics.jsonl up to `last_step`; `saved` is `Log.state()` then.
+
+  InputError when they are not those that were written then; lines that are lost altogether are reported.
+  """
+  path = workdir / METRICS
+  if not path.exists():
+    if saved is not None and saved["bytes"]:
+      print(f"{path} is gone: the lines up to step {last_step} are lost", file=sys.stderr, flush=True)
+    return ""
+  if saved is None:  # a checkpoint of an earlier version
+    return "".join(line + "\n" for line, step in _whole_lines(path) if step <= last_step)
+  with open_to_read(path, "the metrics of a run") as file:
+    lines = file.read(saved["bytes"])
+  if _add_line(NO_LINES, lines) != saved:
+    raise InputError(f"{path} is not what it was after step {last_step}; bring it back, or move it away and lose the "
+                     "lines up to that step")
+  return lines.decode()
+
+
 class Log:
   """metrics.jsonl and tb/ of a workdir, continued after step `last_step`: later lines, of a run that was killed before
   its next checkpoint, are cut, so that no step appears twice.
 
-  `saved` is `state()` at that step. InputError when the lines up to it are not those that were written then; lines that
-  are lost altogether are reported.
+  `saved` is `state()` at that step. InputError as `check_lines`.
   """
 
   def __init__(self, workdir: pathlib.Path, last_step: int, saved: dict[str, int] | None = None):
     path = workdir / METRICS
-    if not path.exists():
-      lines = ""
-      if saved is not None and saved["bytes"]:
-        print(f"{path} is gone: the lines up to step {last_step} are lost", file=sys.stderr, flush=True)
-    elif saved is None:  # a checkpoint of an earlier version
-      lines = "".join(line + "\n" for line, step in _whole_lines(path) if step <= last_step)
-    else:
-      lines = path.read_bytes()[:saved["bytes"]].decode(errors="replace")
-      if _add_line(NO_LINES, lines.encode()) != saved:
-        raise InputError(f"{path} is not what it was after step {last_step}; bring it back, or move it away and lose "
-                         "the lines up to that step")
+    lines = check_lines(workdir, last_step, saved)
     self._state = _add_line(NO_LINES, lines.encode())
     write_text(path, lines)
     self._file = path.open("a", encoding="utf-8")
@@ -228,7 +237,7 @@ def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
   for number, line in enumerate(read_text(path, "the metrics of a run").split("\n")[:-1], 1):
     try:
       yield line, json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise InputError(f"{path}:{number} is not a line of metrics; repair or remove the file") from error
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import datakit
@@ -10,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from insec_jax.command import InputError
+from insec_jax.command import DivergedError, InputError
 from insec_jax.config import MeshConfig, OptimizerConfig
 from insec_jax.data import tokens
 from insec_jax.model import hf, llama, sharding
-from insec_jax.training import checkpoint, hosts, optimizer, step
+from insec_jax.training import checkpoint, hosts, metrics, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
 MODEL = llama.LlamaConfig(
@@ -160,6 +161,85 @@ def test_a_damaged_checkpoint_is_named_in_one_line_and_the_one_before_it_is_used
   lines = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
   assert len(lines) == 1
   assert lines[0].startswith(f"checkpoint 1 of {tmp_path} is damaged (")
+
+
+@pytest.mark.parametrize("kind", ["bit", "short", "metadata"])
+def test_a_reader_of_a_damaged_newest_checkpoint_is_refused_and_given_the_sound_steps(tmp_path, kind):
+  state = write(tmp_path, (1, 2, 3), keep=3)
+  DAMAGE[kind](tmp_path / checkpoint.CHECKPOINTS / "3")
+  with pytest.raises(InputError, match=r"checkpoint 3 of .* is damaged .* sound are the steps 1, 2: give --step=2"):
+    checkpoint.load_params(tmp_path, abstract().params, None)
+  step, params = checkpoint.load_params(tmp_path, abstract().params, 2)
+  assert step == 2
+  jax.tree.map(np.testing.assert_array_equal, params, state.params)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_read(tmp_path, monkeypatch, capfd):
+  state = write(tmp_path, [1], keep=3)
+  bad = state._replace(params={**state.params, "norm": state.params["norm"].at[3].set(jnp.nan)})
+  with Saver(tmp_path, keep=3, keep_every=0) as saver:
+    with pytest.raises(DivergedError, match=r"params/norm is not finite after step 2, which is not saved"):
+      saver.save(2, bad, config=datakit.config(), facts=FACTS, totals=[0.0])
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoint, "not_finite", lambda _: [])  # as an earlier version saved it
+      saver.save(2, bad, config=datakit.config(), facts=FACTS, totals=[0.0])
+  with pytest.raises(InputError, match=r"params/norm holds values that are not finite.* give --step=1"):
+    checkpoint.load_params(tmp_path, abstract().params, None)
+  assert restore(tmp_path, abstract()).step == 1
+  assert "params/norm holds values that are not finite" in capfd.readouterr().err
+
+
+def test_files_that_change_what_the_model_says_must_be_those_of_the_checkpoint(tmp_path):
+  (tmp_path / checkpoint.MODEL).write_text('{"rope_theta": 10000.0}')
+  (tmp_path / checkpoint.TOKENIZER).mkdir()
+  (tmp_path / checkpoint.TOKENIZER / "tokenizer.json").write_text('{"a": 0, "b": 1}')
+  write(tmp_path, [1], keep=3)
+  restore(tmp_path, abstract())
+  for name, before, after in ((checkpoint.MODEL, "10000.0", "20000.0"), ("tokenizer/tokenizer.json", "0", "2")):
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text.replace(before, after))
+    for read in (lambda: restore(tmp_path, abstract()),
+                 lambda: checkpoint.load_params(tmp_path, abstract().params, None),
+                 lambda: checkpoint.is_sound(tmp_path, 1, abstract(), hosts.alone())):
+      with pytest.raises(InputError, match=f"{name} was another when checkpoint 1 of .* was saved"):
+        read()
+    (tmp_path / name).write_text(text)
+  restore(tmp_path, abstract())
+
+
+def test_altered_metrics_keep_a_run_from_being_called_done(tmp_path):
+  log = metrics.Log(tmp_path, 0)
+  log.write(1, {"loss": 1.0})
+  log.close()
+  with Saver(tmp_path, keep=1, keep_every=0) as saver:
+    saver.save(1, make_state(abstract()), config=datakit.config(), facts=FACTS, totals=[], log=log.state())
+  assert checkpoint.is_sound(tmp_path, 1, abstract(), hosts.alone())
+  (tmp_path / metrics.METRICS).write_text('{"step": 1, "loss": 2.0}\n')
+  with pytest.raises(InputError, match=r"metrics.jsonl is not what it was after step 1"):
+    checkpoint.is_sound(tmp_path, 1, abstract(), hosts.alone())
+
+
+def test_what_is_no_folder_with_a_plain_number_is_no_checkpoint(tmp_path):
+  write(tmp_path, [1], keep=3)
+  folder = tmp_path / checkpoint.CHECKPOINTS
+  (folder / "5").touch()
+  os.mkfifo(folder / "6")
+  for name in ("07", "8.0", "\u0669", "9" * 30, "notes"):
+    (folder / name).mkdir()
+  assert checkpoint.steps(tmp_path) == [1]
+  assert checkpoint.load_params(tmp_path, abstract().params, None)[0] == 1
+
+
+def test_a_fifo_in_a_workdir_is_named_and_never_opened(tmp_path, capfd):
+  write(tmp_path, (1, 2), keep=3)
+  file = largest_file(tmp_path / checkpoint.CHECKPOINTS / "2" / "params")
+  file.unlink()
+  os.mkfifo(file)
+  assert restore(tmp_path, abstract()).step == 1
+  assert "is no file" in capfd.readouterr().err
+  os.mkfifo(tmp_path / metrics.METRICS)
+  with pytest.raises(InputError, match=r"metrics.jsonl is a FIFO"):
+    checkpoint.check_kinds(tmp_path)
 
 
 def test_without_a_sound_checkpoint_nothing_is_changed(tmp_path):
