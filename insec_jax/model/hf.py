@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from insec_jax.command import InputError
 from insec_jax.files import LOCK, one_writer, partial_of, read_json, write_text
 from insec_jax.model import llama
-from insec_jax.model.hf_config import config_from_json, config_to_json, token_ids
+from insec_jax.model.hf_config import config_from_json, config_to_json, readable_by_all, token_ids
 from insec_jax.model.llama import LlamaConfig
 from insec_jax.model.tensor_file import CODES, Source, open_tensors, some_of, write_tensors
 
@@ -309,7 +309,7 @@ def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None,
     target = np.dtype(dtype or weights["embed"].dtype)
     _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
                              for slot in slots(config)], max_shard_bytes)
-    fields = config_to_json(dataclasses.replace(config, stored_dtype=target.name))
+    fields = readable_by_all(config_to_json(dataclasses.replace(config, stored_dtype=target.name)), config)
     ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
     write_json(partial / CONFIG, fields)
     write_json(partial / GENERATION, ids if generation is None else generation)

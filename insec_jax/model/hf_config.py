@@ -148,6 +148,14 @@ def config_to_json(config: LlamaConfig) -> dict[str, Any]:
   return fields
 
 
+def readable_by_all(fields: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
+  """Return the fields of config.json with the rotary base in the older dialect too, where only the newer one has it.
+
+  transformers 4 passes over `rope_parameters` in silence.
+  """
+  return fields if "rope_theta" in fields else fields | _rope_fields(config)
+
+
 def _new_fields(config: LlamaConfig) -> dict[str, Any]:
   fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
             "attention_bias": False, "mlp_bias": False}

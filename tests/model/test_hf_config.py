@@ -9,7 +9,7 @@ import pytest
 import reference
 
 from insec_jax.command import InputError
-from insec_jax.model.hf_config import FIXED, IRRELEVANT, config_from_json, config_to_json
+from insec_jax.model.hf_config import FIXED, IRRELEVANT, config_from_json, config_to_json, readable_by_all
 from insec_jax.model.llama import RopeScaling
 
 PUBLISHED = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
@@ -151,6 +151,17 @@ def test_head_dim_may_follow_from_the_width_only_when_it_divides():
   assert config_from_json(without("head_dim"), "x").head_width == 16
   with pytest.raises(InputError, match="hidden_size=66 is no multiple of num_attention_heads=4; give head_dim"):
     config_from_json(without("head_dim", hidden_size=66), "x")
+
+
+def test_a_file_of_the_newer_dialect_is_exported_in_both():
+  fields = new_dialect(FIELDS)
+  config = config_from_json(fields, "newer")
+  written = readable_by_all(config_to_json(config), config)
+  assert {key: written[key] for key in fields} == fields
+  old = {key: value for key, value in written.items() if key != "rope_parameters"}
+  for again in (config_from_json(written, "both"), config_from_json(old, "older")):
+    assert (again.rope_theta, again.rope_scaling) == (config.rope_theta, config.rope_scaling)
+  assert readable_by_all(FIELDS, config) == FIELDS
 
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**12},
