@@ -74,7 +74,7 @@ def _tuple(values: Any) -> Any:
 
 SMALLEST_TEMPERATURE = 0.001  # above greedy
 LARGEST = 2**31 - 1  # of what is counted in int32 on a device
-SMALLEST_WEIGHT = 1e-6
+SMALLEST_WEIGHT = 1e-30
 Seed = _whole(0, 2**32 - 1)  # what jax, numpy and grain all take
 Rounds = _whole(0, 1_000_000)
 Steps = _whole(1, LARGEST)
@@ -293,7 +293,7 @@ class LossConfig:
 class OptimizerConfig:
   """AdamW: linear warm-up to `learning_rate`, then cosine down to `final_share` of it at train.steps."""
 
-  learning_rate: _number(1e-12, 1_000.0) = 1e-5
+  learning_rate: _number(1e-30, 1_000.0) = 1e-5
   final_share: Fraction = 0.1
   warmup_steps: _whole(0, LARGEST) = 20
   weight_decay: _number(0.0, 1_000.0) = 0.0
