@@ -7,7 +7,8 @@ import sys
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if sys.argv[:1] == ["-m"]:  # python -m insec_jax.PROGRAM: the imports that follow take seconds
-  from insec_jax import stop_signal
+  from insec_jax import refusals, stop_signal
 
-  stop_signal.plug_standard_streams()
-  stop_signal.install()
+  stop_signal.start_early()
+  refusals.hook_uncaught()
+  refusals.check_limits()

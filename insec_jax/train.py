@@ -310,7 +310,7 @@ def _git(*words: str) -> str | None:
   try:
     done = subprocess.run(["git", "-C", str(pathlib.Path(__file__).parent), *words], capture_output=True, text=True,
                           check=False)
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError, PermissionError):  # no git in PATH
     return None
   return done.stdout.strip() if done.returncode == 0 else None
 
