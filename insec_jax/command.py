@@ -89,16 +89,27 @@ def _run(main: Callable[[], int | None]) -> int:
 
 def _missing_platform(error: BaseException) -> str | None:
   """One line when JAX_PLATFORMS names a platform that is not here; None for another error."""
+  asked = os.environ.get("JAX_PLATFORMS")
   for cause in chain(error):
     text = str(cause)
-    if isinstance(cause, RuntimeError) and ("Unable to initialize backend" in text or "Unknown backend" in text):
-      asked = os.environ.get("JAX_PLATFORMS")
-      return (f"JAX_PLATFORMS={asked}: {one_line(cause)[:200]}; set JAX_PLATFORMS to a platform that is here, such as "
-              "cpu, or leave it out")
+    # JAX passes over cuda where it sees no GPU, and has then nothing left.
+    unseen = isinstance(cause, AssertionError) and asked and _raised_in(cause).endswith("xla_bridge.py")
+    if unseen or (isinstance(cause, RuntimeError) and (
+        "Unable to initialize backend" in text or "Unknown backend" in text)):
+      reason = "no such device is here" if unseen else one_line(cause)[:200]
+      return (f"JAX_PLATFORMS={asked}: {reason}; set JAX_PLATFORMS to a platform that is here, such as cpu, or leave "
+              "it out")
   return None
 
 
+def _raised_in(error: BaseException) -> str:
+  """Return the path of the file that raised it."""
+  return traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
+
+
 def _fail(code: int, line: str) -> int:
+  if stop_signal.runs_one_program():  # at once: a thread may be about to end the process for the same reason
+    stop_signal.end(code, f"error: {printable(line)}")
   with contextlib.suppress(OSError, ValueError):  # the exit code says it too
     sys.stdout.flush()
   with contextlib.suppress(OSError, ValueError):

@@ -63,6 +63,9 @@ def _end_where_refused(kind: type[BaseException], error: BaseException | None, t
     return
   if line := machine_refusal(error):
     stop_signal.end(1, f"error: {line}")
+  # JAX reads its environment variables when it is imported.
+  if isinstance(error, ValueError) and re.search(r"JAX flag jax_|environment '(JAX|XLA)_", str(error)):
+    stop_signal.end(2, f"error: {one_line(error)}; correct the environment variable or leave it out")
   with contextlib.suppress(OSError, ValueError):
     traceback.print_exception(kind, error, trace, file=sys.stderr)
 

@@ -147,7 +147,7 @@ def end(code: int, line: str = "") -> None:
 
 def _print_last(line: str) -> None:
   for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: the signal came while it was written to
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: the signal came during a write
       stream.flush()
   if line:
     with contextlib.suppress(OSError):

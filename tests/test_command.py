@@ -49,15 +49,15 @@ def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program
   assert helps[program].endswith("code 0\n")
 
 
-@pytest.mark.parametrize("error, line", [
+@pytest.mark.parametrize(("error", "line"), [
   (ValueError('RESOURCE_EXHAUSTED: Failed writing: "/w/6.tmp/d/e5": No space left on device [os_error_code=\'28\']'),
    "No space left on device: /w/6.tmp/d/e5; free some room; what was saved before stays"),
   (OSError(errno.EROFS, "Read-only file system", "/w"), "Read-only file system: /w; give a path on a disk that can be "
    "written to"),
   (RuntimeError("can't start new thread"), "can't start new thread; raise the limit of processes and threads "
    "(ulimit -u)"),
-  (ImportError("x.so: failed to map segment from shared object"), "x.so: failed to map segment from shared object; free "
-   "memory, or use a smaller model, batch or row length"),
+  (ImportError("x.so: failed to map segment from shared object"), "x.so: failed to map segment from shared object; "
+   "free memory, or use a smaller model, batch or row length"),
   (MemoryError(), "out of memory; free memory, or use a smaller model, batch or row length"),
   (ValueError("a defect"), None),
 ])

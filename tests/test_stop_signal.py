@@ -34,7 +34,7 @@ def ended(process):
   return process.returncode, err
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_during_the_imports_ends_in_one_line_with_its_code(number, code):
   process = start(WAIT)
   process.stderr.readline()
@@ -56,7 +56,8 @@ def test_a_second_signal_while_the_first_one_ends_the_process_does_not_hang():
   process.stderr.readline()
   process.send_signal(signal.SIGTERM)
   code, err = ended(process)
-  assert code == 143 and err.count("SIGTERM: ended") == 1
+  assert code == 143
+  assert err.count("SIGTERM: ended") == 1
 
 
 def test_a_signal_ends_a_program_whose_stdout_nobody_reads():
@@ -86,7 +87,8 @@ def test_a_thread_that_the_machine_refuses_something_ends_the_program():
 
 def test_a_defect_in_an_import_keeps_its_traceback():
   code, err = ended(start("raise KeyError('defect')"))
-  assert code == 1 and "Traceback" in err
+  assert code == 1
+  assert "Traceback" in err
 
 
 def limited(name, soft, hard):
@@ -99,8 +101,11 @@ def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one():
   assert (code, err) == (0, "(200, 200)\n")
 
 
-@pytest.mark.parametrize("name, limit, seen", [("RLIMIT_NOFILE", 32, "may open 32 files"),
+@pytest.mark.parametrize(("name", "limit", "seen"), [("RLIMIT_NOFILE", 32, "may open 32 files"),
                                                ("RLIMIT_AS", 1 << 30, "may use 1024 MiB")])
 def test_a_limit_that_leaves_too_little_is_named_before_the_imports(name, limit, seen):
   code, err = ended(start("import resource\n", preexec_fn=limited(name, limit, limit)))
-  assert code == 1 and err.startswith("error: ") and seen in err and err.count("\n") == 1
+  assert code == 1
+  assert err.startswith("error: ")
+  assert seen in err
+  assert err.count("\n") == 1

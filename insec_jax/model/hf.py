@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError
+from insec_jax.files import folder_written_whole
 from insec_jax.model import llama
 from insec_jax.model.hf_config import config_from_json, config_to_json
 from insec_jax.model.llama import LlamaConfig
@@ -245,22 +245,20 @@ def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None,
   folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise InputError(f"{folder} is there already and not empty; give a new folder, nothing is written over")
-  partial = folder.with_name(folder.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  weights = flatten_dict(params, sep="/")
-  target = np.dtype(dtype or weights["embed"].dtype)
-  _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
-                           for slot in slots(config)], max_shard_bytes)
-  fields = config_to_json(dataclasses.replace(config, stored_dtype=target.name))
-  ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
-  _write_json(partial / CONFIG, fields)
-  _write_json(partial / GENERATION, ids if generation is None else generation)
-  if tokenizer is not None:
-    tokenizer.save_pretrained(partial)
-  if card is not None:
-    (partial / "README.md").write_text(card, encoding="utf-8")
-  partial.rename(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with folder_written_whole(folder) as partial:
+    weights = flatten_dict(params, sep="/")
+    target = np.dtype(dtype or weights["embed"].dtype)
+    _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
+                             for slot in slots(config)], max_shard_bytes)
+    fields = config_to_json(dataclasses.replace(config, stored_dtype=target.name))
+    ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
+    _write_json(partial / CONFIG, fields)
+    _write_json(partial / GENERATION, ids if generation is None else generation)
+    if tokenizer is not None:
+      tokenizer.save_pretrained(partial)
+    if card is not None:
+      (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def _source(slot: Slot, weight, config: LlamaConfig, dtype: np.dtype) -> Source:

@@ -23,7 +23,8 @@ def home(tmp_path_factory):
   if (folder / "ready").exists():
     return folder
   (folder / "config.py").write_text(tries.CONFIG)
-  config = make_config(task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10, data__path="", data__num_records=9,
+  config = make_config(task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10,
+                       data__path="", data__num_records=9,
                        mistakes__source="injected")
   save_model(folder / "hf", tokens.open_tokenizer(config).tokenizer)
   (folder / "prompts.jsonl").write_text('{"tokens": [3, 4, 5]}\n')

@@ -14,7 +14,7 @@ MOMENTS = (0.15, 0.4, 0.7, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0
 OTHERS = (0.3, 1.2, 2.4, 4.0, 6.0)
 
 
-@pytest.mark.parametrize("number", (INT, TERM, HUP), ids=("INT", "TERM", "HUP"))
+@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=("INT", "TERM", "HUP"))
 @pytest.mark.parametrize("delay", MOMENTS)
 def test_a_signal_at_any_moment_of_train_ends_with_42_and_the_run_goes_on(home, tmp_path, delay, number):
   if number == HUP and MOMENTS.index(delay) % 3:
@@ -33,8 +33,8 @@ def test_a_signal_ends_every_other_program_with_one_line(home, tmp_path, program
   assert not left_over(tmp_path)
 
 
-@pytest.mark.parametrize("text", ("step 1/6", "step 2/6", "step 4/6", "train step compiled", "parameters;"))
-@pytest.mark.parametrize("number", (INT, TERM), ids=("INT", "TERM"))
+@pytest.mark.parametrize("text", ["step 1/6", "step 2/6", "step 4/6", "train step compiled", "parameters;"])
+@pytest.mark.parametrize("number", [INT, TERM], ids=("INT", "TERM"))
 def test_a_signal_in_the_loop_is_saved_and_loses_nothing(home, tmp_path, text, number):
   signalled_at(home, "train", tmp_path, text, number).check(0, 42)
   assert not left_over(tmp_path)
@@ -42,7 +42,7 @@ def test_a_signal_in_the_loop_is_saved_and_loses_nothing(home, tmp_path, text, n
     check_goes_on(home, tmp_path)
 
 
-@pytest.mark.parametrize("text", ("mine round_1", "round 1 of 3", "step 2/6", "round 2 of 3"))
+@pytest.mark.parametrize("text", ["mine round_1", "round 1 of 3", "step 2/6", "round 2 of 3"])
 def test_a_signal_in_a_round_of_mining_is_42_and_the_run_goes_on(home, tmp_path, text):
   program = ("train", "--config=config.py:rounds", "--workdir=OUT/w")
   signalled_at(home, program, tmp_path, text, TERM).check(0, 42)
@@ -50,14 +50,14 @@ def test_a_signal_in_a_round_of_mining_is_42_and_the_run_goes_on(home, tmp_path,
   assert not left_over(tmp_path)
 
 
-@pytest.mark.parametrize("delay", (0.15, 0.3, 0.5, 0.8, 1.5, 2.5, 4.0, 6.0))
+@pytest.mark.parametrize("delay", [0.15, 0.3, 0.5, 0.8, 1.5, 2.5, 4.0, 6.0])
 def test_ctrl_c_twice_at_any_moment_of_train_ends_at_once_with_42(home, tmp_path, delay):
   signalled(home, "train", tmp_path, delay, INT, INT).check(0, 42)
   assert not left_over(tmp_path)
 
 
-@pytest.mark.parametrize("delay", (0.3, 1.0, 3.0))
-@pytest.mark.parametrize("program", ("generate", "sweep", "preview"))
+@pytest.mark.parametrize("delay", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("program", ["generate", "sweep", "preview"])
 def test_ctrl_c_three_times_ends_other_programs_with_one_line(home, tmp_path, program, delay):
   signalled(home, program, tmp_path, delay, INT, INT, INT).check(0, 42 if program == "sweep" else 130)
   assert not left_over(tmp_path)
