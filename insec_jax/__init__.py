@@ -7,8 +7,12 @@ import sys
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if sys.argv[:1] == ["-m"]:  # python -m insec_jax.PROGRAM: the imports that follow take seconds
+  import _signal  # is built in; what `signal` imports takes milliseconds, in which a signal would be a traceback
+
+  _mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM))
   from insec_jax import refusals, stop_signal
 
   stop_signal.start_early()
+  _signal.pthread_sigmask(_signal.SIG_SETMASK, _mask)  # what came meanwhile is handled here
   refusals.hook_uncaught()
   refusals.check_limits()

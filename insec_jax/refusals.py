@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from insec_jax import stop_signal
 
 FEWEST_FILES = 64  # that a process must be able to open: imports and one checkpoint take about that many
-FEWEST_BYTES = 2_000_000 << 10  # of address space: with less, libraries in C++ abort while they are imported
+FEWEST_BYTES = 4 << 30  # of address space: with less, libraries in C++ abort where they start threads or compile
 MOST_FILES = 1 << 16  # to which the soft limit is raised: as many as a pod's largest checkpoint could take
 # Errors of libraries carry these words of strerror, not the number.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EFBIG,

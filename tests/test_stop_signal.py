@@ -42,6 +42,21 @@ def test_a_signal_during_the_imports_ends_in_one_line_with_its_code(number, code
   assert ended(process) == (code, f"{number.name}: ended before it was done\n")
 
 
+def test_a_signal_before_the_handlers_are_there_waits_for_them():
+  # Sent by the first import after the package has begun.
+  code = BEGIN.replace("NAME", "generate").replace("import insec_jax\n", """
+class Sends:
+  def find_spec(self, name, path=None, target=None):
+    if name == "insec_jax.refusals":
+      os.kill(os.getpid(), 2)
+sys.meta_path.insert(0, Sends())
+import insec_jax
+""")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False,
+                        env={**os.environ, "PYTHONPATH": str(ROOT)})
+  assert (done.returncode, done.stderr) == (130, "SIGINT: ended before it was done\n")
+
+
 @pytest.mark.parametrize("name", ["train", "sweep"])
 def test_a_signal_during_the_imports_of_train_and_sweep_is_42(name):
   process = start(WAIT, name)

@@ -82,8 +82,8 @@ def test_every_program_names_a_disk_that_is_read_only(home, small_disk, program)
 
 @pytest.mark.parametrize("limit", ["-n 8", "-n 16", "-n 32", "-n 63", "-n 64", "-n 80", "-S -n 16", "-S -n 40",
                                    "-f 0", "-f 1",
-                                   "-f 8", "-f 100", "-v 300000", "-v 900000", "-v 1900000", "-v 2100000",
-                                   "-v 2600000", "-u 20", "-s 64"])
+                                   "-f 8", "-f 100", "-v 900000", "-v 1900000", "-v 2100000",
+                                   "-v 3900000", "-u 20", "-s 64"])
 def test_train_under_a_limit_ends_in_one_line_and_goes_on_without(home, tmp_path, limit):
   forked(home, "train", tmp_path, limits(limit)).check(0, 1)
   assert not left_over(tmp_path)
