@@ -18,7 +18,7 @@ from insec_jax.command import InputError
 def _tasks() -> tuple[str, ...]:
   """The modules of method/tasks that hold a task, and "records", which checks no step."""
   files = (pathlib.Path(__file__).parent / "method" / "tasks").glob("*.py")
-  return (*sorted(file.stem for file in files if "\nTASK = " in file.read_text()), "records")
+  return (*sorted(file.stem for file in files if "\nTASK = " in file.read_text(encoding="utf-8")), "records")
 
 
 TASKS = _tasks()

@@ -61,6 +61,8 @@ def hook_uncaught() -> None:
 def _end_where_refused(kind: type[BaseException], error: BaseException | None, trace) -> None:
   if error is None or isinstance(error, SystemExit):
     return
+  if str(error) == "Event loop is closed":  # what tensorstore calls after a save has failed, which raises why
+    return
   if line := machine_refusal(error):
     stop_signal.end(1, f"error: {line}")
   # JAX reads its environment variables when it is imported.
