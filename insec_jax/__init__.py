@@ -7,7 +7,12 @@ import sys
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if sys.argv[:1] == ["-m"]:  # python -m insec_jax.PROGRAM: the imports that follow take seconds
-  from insec_jax import stop_signal
+  import _signal  # is built in; what `signal` imports takes milliseconds, in which a signal would be a traceback
 
-  stop_signal.plug_standard_streams()
-  stop_signal.install()
+  _mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM))
+  from insec_jax import refusals, stop_signal
+
+  stop_signal.start_early()
+  _signal.pthread_sigmask(_signal.SIG_SETMASK, _mask)  # what came meanwhile is handled here
+  refusals.hook_uncaught()
+  refusals.check_limits()

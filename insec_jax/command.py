@@ -1,45 +1,34 @@
 """Entry of every program: exit codes, and one line for whatever ends it early.
 
   0    done
-  1    the machine refused something (disk, memory, descriptors), a process was lost, or a defect of ours (traceback)
-  2    the user's input is wrong
+  1    the machine refused something (disk, memory, descriptors, a closed pipe): what was saved stays; or a process was
+       lost; or a defect of ours, the only one with a traceback
+  2    the input is wrong, also JAX_PLATFORMS=cuda without a GPU
   3    a loss (train; the state before that step is saved) or the logits (generate, evaluate, mine) are not finite
-  42   train, sweep: saved after SIGTERM, SIGINT or SIGHUP; the same command goes on
-  129, 130, 143   another program was ended by SIGHUP, SIGINT or SIGTERM; no partial file is left
+  42   train, sweep: after SIGTERM, SIGINT or SIGHUP, at any moment; the same command goes on from what is saved
+  129, 130, 143   another program after SIGHUP, SIGINT or SIGTERM; no partial file is left
 """
 
-import errno
+import contextlib
 import io
+import logging
 import math
 import os
 import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from absl import flags
 
 from insec_jax import stop_signal
+from insec_jax.refusals import chain, is_refusal, machine_refusal, one_line, printable  # noqa: F401
 
 DONE, FAILED, WRONG_INPUT, DIVERGED, PREEMPTED = 0, 1, 2, 3, stop_signal.PREEMPTED
 HELP = "--help"
 FLAG_FILE = r"--?(flagfile|undefok)(=|$)"  # flags of absl that read other files, or hide a misspelt flag
 PARENT_PIPE = "INSEC_PARENT_PIPE"  # number of a pipe that is at its end when the parent process is gone
-
-# Errors of libraries carry these words of strerror, not the number.
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EFBIG,
-            errno.EPIPE, errno.ESTALE, errno.ENOLCK)
-REMEDIES = {
-  errno.ENOSPC: "free some room; what was saved before stays",
-  errno.EDQUOT: "raise the quota or free some room; what was saved before stays",
-  errno.EROFS: "give a path on a disk that can be written to",
-  errno.EMFILE: "raise the limit of open files (ulimit -n)",
-  errno.ENFILE: "the whole machine has too many open files; close some",
-  errno.ENOMEM: "free memory, or use a smaller model, batch or row length",
-  errno.EPIPE: "whoever read the output has closed it",
-  errno.EIO: "the disk or network drive fails",
-}
 
 
 class InputError(ValueError):
@@ -62,18 +51,19 @@ def run(main: Callable[[], int | None]) -> None:
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 must not end a run
   _follow_parent()
+  for name in ("absl", "asyncio"):  # Orbax logs with a traceback what it raises afterwards
+    logging.getLogger(name).addFilter(_is_news)
   try:
     code = _run(main)
     sys.stdout.flush()
   except SystemExit as stop:
-    code = stop.code
+    code = stop.code if isinstance(stop.code, int | None) else _fail(FAILED, str(stop.code))
   except (InputError, flags.Error) as error:
-    code = _fail(WRONG_INPUT, _one_line(error))
+    code = _fail(WRONG_INPUT, one_line(error))
   except DivergedError as error:
-    code = _fail(DIVERGED, _one_line(error))
+    code = _fail(DIVERGED, one_line(error))
   except BrokenPipeError:
-    _drop_stdout()
-    code = _fail(FAILED, "stdout is closed, nobody reads it any more; what was to be written to files is written")
+    code = _fail(FAILED, "stdout or stderr is closed, nobody reads it any more; what was saved before stays")
   except Exception as error:
     if platform := _missing_platform(error):
       code = _fail(WRONG_INPUT, platform)
@@ -82,12 +72,14 @@ def run(main: Callable[[], int | None]) -> None:
     else:
       traceback.print_exc()
       code = FAILED
-  try:
-    sys.stdout.flush()
-  except OSError:
-    _drop_stdout()
-    code = code or FAILED
+  if code and stop_signal.runs_one_program():
+    stop_signal.end(code)  # threads of libraries may wait for ever for what has failed, or print tracebacks
+  _drop_broken_streams()
   sys.exit(code)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  return not (record.exc_info and record.exc_info[1] and machine_refusal(record.exc_info[1]))
 
 
 def _run(main: Callable[[], int | None]) -> int:
@@ -98,76 +90,44 @@ def _run(main: Callable[[], int | None]) -> int:
   return main() or DONE
 
 
-def machine_refusal(error: BaseException) -> str | None:
-  """Return one line on what the machine refused (disk, memory, descriptors, ...); None if the error is another one."""
-  for cause in _chain(error):
-    if isinstance(cause, MemoryError):
-      return f"out of memory: {_one_line(cause)}; {REMEDIES[errno.ENOMEM]}".replace("memory: ;", "memory;")
-    if isinstance(cause, OSError) and cause.errno is not None:
-      where = f": {cause.filename}" if cause.filename else ""
-      remedy = REMEDIES.get(cause.errno)
-      return f"{cause.strerror}{where}" + (f"; {remedy}" if remedy else "")
-    text = str(cause)
-    if "RESOURCE_EXHAUSTED" in text or "can't start new thread" in text:
-      number = next((n for n in REFUSALS if os.strerror(n) in text), errno.ENOMEM)
-      return f"{_one_line(cause)[:300]}; {REMEDIES[number]}"
-    for number in REFUSALS:
-      if os.strerror(number) in text:
-        return f"{_shortened(text)}; {REMEDIES.get(number, 'see the message')}"
-  return None
-
-
-def is_refusal(error: BaseException) -> bool:
-  """Whether the machine refused something, so that nothing is known of the file that was used."""
-  return machine_refusal(error) is not None and not any(
-    isinstance(cause, OSError) and cause.errno is not None and cause.errno not in REFUSALS for cause in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """The error and what it was raised from, each once."""
-  seen = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
-    yield error
-    error = error.__cause__ or error.__context__
-
-
-def _shortened(text: str) -> str:
-  """One line without the source locations that tensorstore adds."""
-  return re.sub(r"\s*\[source locations=.*", "", " ".join(text.split()))[:300]
-
-
 def _missing_platform(error: BaseException) -> str | None:
   """One line when JAX_PLATFORMS names a platform that is not here; None for another error."""
-  for cause in _chain(error):
+  asked = os.environ.get("JAX_PLATFORMS")
+  for cause in chain(error):
     text = str(cause)
-    if isinstance(cause, RuntimeError) and ("Unable to initialize backend" in text or "Unknown backend" in text):
-      asked = os.environ.get("JAX_PLATFORMS")
-      return (f"JAX_PLATFORMS={asked}: {_one_line(cause)[:200]}; set JAX_PLATFORMS to a platform that is here, such as "
-              "cpu, or leave it out")
+    # JAX passes over cuda where it sees no GPU, and has then nothing left.
+    unseen = isinstance(cause, AssertionError) and asked and _raised_in(cause).endswith("xla_bridge.py")
+    if unseen or (isinstance(cause, RuntimeError) and (
+        "Unable to initialize backend" in text or "Unknown backend" in text)):
+      reason = "no such device is here" if unseen else one_line(cause)[:200]
+      return (f"JAX_PLATFORMS={asked}: {reason}; set JAX_PLATFORMS to a platform that is here, such as cpu, or leave "
+              "it out")
   return None
 
 
-def _one_line(error: BaseException) -> str:
-  # ml_collections puts a whole traceback into what a config file raises; its last line holds the message.
-  message = str(error).strip()
-  line = message.splitlines()[-1] if "Traceback (most recent call last)" in message else " ".join(message.split())
-  return printable(line.removeprefix("insec_jax.command.InputError: "))
-
-
-def printable(text: str) -> str:
-  """Return the text with control characters escaped: no input may drive the terminal."""
-  return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+def _raised_in(error: BaseException) -> str:
+  """Return the path of the file that raised it."""
+  return traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
 
 
 def _fail(code: int, line: str) -> int:
-  print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+  if stop_signal.runs_one_program():  # at once: a thread may be about to end the process for the same reason
+    stop_signal.end(code, f"error: {printable(line)}")
+  with contextlib.suppress(OSError, ValueError):  # the exit code says it too
+    sys.stdout.flush()
+  with contextlib.suppress(OSError, ValueError):
+    print(f"error: {printable(line)}", file=sys.stderr, flush=True)
   return code
 
 
-def _drop_stdout() -> None:
-  """Send what is still buffered nowhere: the interpreter flushes it once more at exit."""
-  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_broken_streams() -> None:
+  """Send what a broken stdout or stderr holds back nowhere: the interpreter would flush it once more and exit 120."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except (OSError, ValueError):
+      with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _follow_parent() -> None:
@@ -195,7 +155,7 @@ def _parse_flags() -> None:
   try:
     extra = flags.FLAGS(sys.argv)[1:]
   except flags.Error as error:
-    said = _one_line(error).partition(" Currently supported types")[0]
+    said = one_line(error).partition(" Currently supported types")[0]
     raise InputError(_cut(said)) from error
   except Exception as error:  # ml_collections lets through whatever setting a key raises ("Did you mean")
     reason = error
@@ -203,7 +163,7 @@ def _parse_flags() -> None:
       reason = reason.args[0]
     said = reason.args[0] if isinstance(reason, KeyError) and reason.args else reason
     overrides = ", ".join(word.partition("=")[0] for word in sys.argv[1:] if re.match(r"--?(no)?config\.", word))
-    said = _one_line(Exception(said)).partition(", and its type")[0]
+    said = one_line(Exception(said)).partition(", and its type")[0]
     raise InputError(_cut(f"{overrides:.200}: {said}")) from error
   if extra:
     raise InputError(f"unexpected argument {extra[0]!r}; every value is given as --name=value")

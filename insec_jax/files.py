@@ -224,6 +224,20 @@ def written_whole(text: str, name: str = "--output") -> Iterator[TextIO]:
       yield file
 
 
+@contextlib.contextmanager
+def folder_written_whole(path: pathlib.Path, name: str = "--output") -> Iterator[pathlib.Path]:
+  """Yield a new folder that takes the name `path`, new or an empty folder, when the block ends well.
+
+  The path has one writer at a time.
+  """
+  with one_writer(_beside(path), str(path), name):
+    _remove_left_over(path.parent, path.name)
+    with partial_of(path) as partial:
+      partial.mkdir()
+      yield partial
+      partial.rename(path)
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Write a file of a folder whose one writer this process is; after a kill it is there whole, or as it was."""
   with _replacing(path) as file:
@@ -237,9 +251,20 @@ def _replacing(path: pathlib.Path) -> Iterator[TextIO]:
       if path.exists():
         os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
       yield file
-      file.flush()
-      os.fsync(file.fileno())
+      with _named(path):
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+  """Give an error of writing, which names no file, the path of the file."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
 
 
 def _remove_left_over(folder: pathlib.Path, name: str) -> None:
@@ -429,7 +454,11 @@ def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
       if holder is not None and not (shared and holder.fields["boot"] == _boot()):
         _wait_for_silence(lock, holder)
       ours = _Holder.here()
-      os.pwrite(handle, ours.line(0), 0)
+      try:
+        os.pwrite(handle, ours.line(0), 0)
+      except OSError as error:  # a full disk
+        lock.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(lock.parent)) from None
       if not shared:
         time.sleep(1)  # another process may have come as far at the same moment: the last one to write holds it
         if (last := _Holder.read(lock)) is None or last.fields["token"] != ours.fields["token"]:

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 
 PREEMPTED = 42  # `train` and `sweep`: the same command goes on
 RESUMABLE = ("train", "sweep")
+LAST_LINE_SECONDS = 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _cleanups: list[Callable[[], None]] = []
 _deferred: list["StopSignal"] = []  # the innermost one receives the signal
-_ending = threading.Lock()  # held by the thread that ends the process
+# Held by the thread that ends the process. Reentrant: a second signal may come to the handler that handles the first.
+_ending = threading.RLock()
+_runs_one_program = False
 _reader: int | None = None  # read end of the pipe into which the interpreter writes signal numbers
 
 
@@ -71,6 +74,19 @@ def install() -> None:
       signal.signal(number, _handle)
 
 
+def start_early() -> None:
+  """Plug the streams and install the handlers for a process that runs one program, before its slow imports."""
+  global _runs_one_program
+  _runs_one_program = True
+  plug_standard_streams()
+  install()
+
+
+def runs_one_program() -> bool:
+  """Whether this process is `python -m insec_jax.PROGRAM`, so that its end is the end of the process."""
+  return _runs_one_program
+
+
 def start_thread() -> None:
   """Handle signals in a thread of their own; to be called once, from the main thread."""
   global _reader
@@ -110,7 +126,7 @@ def deferred(callback: Callable[[], None] = lambda: None) -> Iterator[StopSignal
       signal.signal(number, handler)
 
 
-def end(code: int, line: str) -> None:
+def end(code: int, line: str = "") -> None:
   """Print the line, remove what is half written, and end the process at once; never returns.
 
   The interpreter's own way out would wait for devices, threads and other processes.
@@ -119,12 +135,23 @@ def end(code: int, line: str) -> None:
   for cleanup in _cleanups:
     with contextlib.suppress(Exception):  # the process ends in any case, and the line says why
       cleanup()
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError, ValueError):
-      stream.flush()
-  with contextlib.suppress(OSError):
-    os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+  # In a thread: who reads the other end of a pipe may have stopped to read, and then a write never returns.
+  last = threading.Thread(target=_print_last, args=(line,), daemon=True, name="last line")
+  try:
+    last.start()
+    last.join(LAST_LINE_SECONDS)
+  except RuntimeError:  # no more threads
+    _print_last(line)
   os._exit(code)
+
+
+def _print_last(line: str) -> None:
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: the signal came during a write
+      stream.flush()
+  if line:
+    with contextlib.suppress(OSError):
+      os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def _receive(number: int) -> None:

@@ -327,9 +327,9 @@ def choose_attention(config: Config, model_config: llama.LlamaConfig, device) ->
 
 def _git(*words: str) -> str | None:
   try:
-    done = subprocess.run(["git", "-C", str(pathlib.Path(__file__).parent), *words], capture_output=True, text=True,
-                          check=False)
-  except FileNotFoundError:
+    done = subprocess.run(["git", "-C", str(pathlib.Path(__file__).parent), *words], capture_output=True,
+                          encoding="utf-8", errors="replace", check=False)
+  except (FileNotFoundError, NotADirectoryError, PermissionError):  # no git in PATH
     return None
   return done.stdout.strip() if done.returncode == 0 else None
 

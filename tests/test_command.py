@@ -1,12 +1,15 @@
 """What every program says of itself."""
 
 import ast
+import errno
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+
+from insec_jax import refusals
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = sorted(file.stem for file in (ROOT / "insec_jax").glob("*.py") if "command.run(main)" in file.read_text())
@@ -44,3 +47,19 @@ def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program
   for name in named:
     assert re.search(rf"^  --(\[no\])?{name}:", helps[program], re.MULTILINE), name
   assert helps[program].endswith("code 0\n")
+
+
+@pytest.mark.parametrize(("error", "line"), [
+  (ValueError('RESOURCE_EXHAUSTED: Failed writing: "/w/6.tmp/d/e5": No space left on device [os_error_code=\'28\']'),
+   "No space left on device: /w/6.tmp/d/e5; free some room; what was saved before stays"),
+  (OSError(errno.EROFS, "Read-only file system", "/w"), "Read-only file system: /w; give a path on a disk that can be "
+   "written to"),
+  (RuntimeError("can't start new thread"), "can't start new thread; raise the limit of processes and threads "
+   "(ulimit -u)"),
+  (ImportError("x.so: failed to map segment from shared object"), "x.so: failed to map segment from shared object; "
+   "free memory, or use a smaller model, batch or row length"),
+  (MemoryError(), "out of memory; free memory, or use a smaller model, batch or row length"),
+  (ValueError("a defect"), None),
+])
+def test_what_the_machine_refuses_is_one_line_whichever_library_raises_it(error, line):
+  assert refusals.machine_refusal(error) == line

@@ -10,8 +10,8 @@ from insec_jax.method import roles
 
 PACKAGE = pathlib.Path(config.__file__).parent
 # What stands right may import what stands left.
-ORDER = ("stop_signal", "command", "files", "progress", "stages", "config", "config_file", "method", "pages", "data",
-         "model", "training", "sizing", "decoding")
+ORDER = ("stop_signal", "refusals", "command", "files", "progress", "stages", "config", "config_file", "method",
+         "pages", "data", "model", "training", "sizing", "decoding")
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -38,7 +38,8 @@ def imports_of(file: pathlib.Path) -> set[str]:
 def test_imports_point_only_to_the_left(file):
   inside = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
   if inside == "__init__":
-    assert imports_of(file) == {"insec_jax.stop_signal"}  # the package itself must be quick to import
+    # The package itself must be quick to import.
+    assert imports_of(file) == {"insec_jax.stop_signal", "insec_jax.refusals"}
     return
   assert inside in ORDER or inside in PROGRAMS, f"{inside} has no place in the order"
   limit = len(ORDER) if inside in PROGRAMS else ORDER.index(inside)
@@ -59,3 +60,12 @@ def test_every_program_ends_through_the_one_way_that_sets_exit_codes():
   for program in PROGRAMS:
     text = (PACKAGE / f"{program}.py").read_text()
     assert 'if __name__ == "__main__":\n  command.run(main)\n' in text, program
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_text_is_read_and_written_in_an_encoding_that_no_locale_changes(file):
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Call):
+      names = {keyword.arg for keyword in node.keywords}
+      is_text = isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text")
+      assert "encoding" in names or not (is_text or ("text" in names and "capture_output" in names)), node.lineno

@@ -20,7 +20,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError
-from insec_jax.files import LOCK, one_writer, partial_of, read_json, write_text
+from insec_jax.files import folder_written_whole, read_json, write_text
 from insec_jax.model import llama
 from insec_jax.model.hf_config import config_from_json, config_to_json, readable_by_all, token_ids
 from insec_jax.model.llama import LlamaConfig
@@ -300,11 +300,9 @@ def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None,
     folder.parent.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):
     raise InputError(f"{folder} cannot be made, a folder above it is a file; give another") from None
-  lock = folder.with_name(f".{folder.name[:80]}{LOCK}")
-  with one_writer(lock, str(folder), "--output"), partial_of(folder) as partial:
+  with folder_written_whole(folder) as partial:
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
       raise InputError(f"{folder} is there already and not empty; give a new folder, nothing is written over")
-    partial.mkdir()
     weights = flatten_dict(params, sep="/")
     target = np.dtype(dtype or weights["embed"].dtype)
     _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
@@ -317,7 +315,6 @@ def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None,
       tokenizer.save_pretrained(partial)
     if card is not None:
       write_text(partial / "README.md", card)
-    partial.rename(folder)
 
 
 def write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:

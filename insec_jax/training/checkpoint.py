@@ -31,6 +31,7 @@ from orbax.checkpoint import v1 as ocp
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax import config as config_lib
+from insec_jax import stop_signal
 from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
@@ -163,6 +164,7 @@ class Saver:
     stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
     self._orbax = ocp.training.Checkpointer(self._folder.absolute(), cleanup_tmp_directories=True,
                                             preservation_policy=policies.AnyPreservationPolicy(stay))
+    stop_signal.at_end(self._remove_unfinished)
 
   def save(self, step: int, state: TrainState, *, config: Config, facts: dict[str, Any], totals: list,
            log: dict[str, int] | None = None):
@@ -194,8 +196,18 @@ class Saver:
     elif jax.process_count() == 1:
       with contextlib.suppress(Exception):  # the error that ends the run is reported, a second one is not
         self._orbax.close()
-      for path in self._folder.glob(f"*{UNFINISHED}*"):
+      self._remove_unfinished()
+
+  def _remove_unfinished(self) -> None:
+    """Remove what a failed save has left; Orbax's threads may still be writing it."""
+    if jax.process_count() > 1:  # another process may be reading it
+      return
+    for _ in range(20):
+      if not (left := list(self._folder.glob(f"*{UNFINISHED}*"))):
+        return
+      for path in left:
         shutil.rmtree(path, ignore_errors=True)
+      time.sleep(0.05)
 
 
 class Restored(NamedTuple):

@@ -1,0 +1,126 @@
+"""What the machine refuses (disk, memory, descriptors, threads), in one line; light, to be there before the imports."""
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+
+from insec_jax import stop_signal
+
+FEWEST_FILES = 64  # that a process must be able to open: imports and one checkpoint take about that many
+FEWEST_BYTES = 4 << 30  # of address space: with less, libraries in C++ abort where they start threads or compile
+MOST_FILES = 1 << 16  # to which the soft limit is raised: as many as a pod's largest checkpoint could take
+# Errors of libraries carry these words of strerror, not the number.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EFBIG,
+            errno.EPIPE, errno.ESTALE, errno.ENOLCK, errno.EAGAIN)
+REMEDIES = {
+  errno.ENOSPC: "free some room; what was saved before stays",
+  errno.EDQUOT: "raise the quota or free some room; what was saved before stays",
+  errno.EROFS: "give a path on a disk that can be written to",
+  errno.EMFILE: "raise the limit of open files (ulimit -n)",
+  errno.ENFILE: "the whole machine has too many open files; close some",
+  errno.ENOMEM: "free memory, or use a smaller model, batch or row length",
+  errno.EFBIG: "raise the limit of the size of a file (ulimit -f), or give another disk; what was saved before stays",
+  errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
+  errno.EPIPE: "whoever read the output has closed it",
+  errno.EIO: "the disk or network drive fails",
+}
+
+
+def check_limits() -> None:
+  """Raise the soft limit of open files as far as is allowed; end the process where a limit leaves too little."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    with contextlib.suppress(OSError, ValueError):
+      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+      soft = wanted
+  if soft != resource.RLIM_INFINITY and soft < FEWEST_FILES:
+    stop_signal.end(1, f"error: a process may open {soft} files here, needed are {FEWEST_FILES}; "
+                    f"{REMEDIES[errno.EMFILE]}")
+  space, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if space != resource.RLIM_INFINITY and space < FEWEST_BYTES:
+    stop_signal.end(1, f"error: a process may use {space >> 20} MiB of addresses here, needed are "
+                    f"{FEWEST_BYTES >> 20}; raise the limit (ulimit -v)")
+
+
+def hook_uncaught() -> None:
+  """End the process with one line for an error of the machine that nothing catches, in an import or in a thread.
+
+  A thread of a library that has died would leave others waiting for it.
+  """
+  sys.excepthook = _end_where_refused
+  threading.excepthook = lambda died: _end_where_refused(died.exc_type, died.exc_value, died.exc_traceback)
+
+
+def _end_where_refused(kind: type[BaseException], error: BaseException | None, trace) -> None:
+  if error is None or isinstance(error, SystemExit):
+    return
+  if str(error) == "Event loop is closed":  # what tensorstore calls after a save has failed, which raises why
+    return
+  if line := machine_refusal(error):
+    stop_signal.end(1, f"error: {line}")
+  # JAX reads its environment variables when it is imported.
+  if isinstance(error, ValueError) and re.search(r"JAX flag jax_|environment '(JAX|XLA)_", str(error)):
+    stop_signal.end(2, f"error: {one_line(error)}; correct the environment variable or leave it out")
+  with contextlib.suppress(OSError, ValueError):
+    traceback.print_exception(kind, error, trace, file=sys.stderr)
+
+
+def machine_refusal(error: BaseException) -> str | None:
+  """Return one line on what the machine refused (disk, memory, descriptors, ...); None if the error is another one."""
+  for cause in chain(error):
+    if isinstance(cause, MemoryError):
+      return f"out of memory: {one_line(cause)}; {REMEDIES[errno.ENOMEM]}".replace("memory: ;", "memory;")
+    if isinstance(cause, OSError) and cause.errno is not None:
+      where = f": {cause.filename}" if cause.filename else ""
+      remedy = REMEDIES.get(cause.errno)
+      return f"{cause.strerror}{where}" + (f"; {remedy}" if remedy else "")
+    text = str(cause)
+    for number in REFUSALS:
+      if os.strerror(number) in text:
+        path = re.search(r'"(/[^"]+)"', text)
+        said = f"{os.strerror(number)}: {path[1]}" if path else _shortened(text)
+        return printable(f"{said}; {REMEDIES.get(number, 'see the message')}")
+    if "can't start new thread" in text:
+      return f"{text}; {REMEDIES[errno.EAGAIN]}"
+    if any(word in text for word in ("RESOURCE_EXHAUSTED", "bad_alloc", "failed to map segment")):
+      return f"{_shortened(text)}; {REMEDIES[errno.ENOMEM]}"
+  return None
+
+
+def is_refusal(error: BaseException) -> bool:
+  """Whether the machine refused something, so that nothing is known of the file that was used."""
+  return machine_refusal(error) is not None and not any(
+    isinstance(cause, OSError) and cause.errno is not None and cause.errno not in REFUSALS for cause in chain(error))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+  """The error and what it was raised from, each once."""
+  seen = set()
+  while error is not None and id(error) not in seen:
+    seen.add(id(error))
+    yield error
+    error = error.__cause__ or error.__context__
+
+
+def _shortened(text: str) -> str:
+  """One line without the source locations that tensorstore adds."""
+  return re.sub(r"\s*\[source locations=.*", "", " ".join(text.split()))[:300]
+
+
+def one_line(error: BaseException) -> str:
+  # ml_collections puts a whole traceback into what a config file raises; its last line holds the message.
+  message = str(error).strip()
+  line = message.splitlines()[-1] if "Traceback (most recent call last)" in message else " ".join(message.split())
+  return printable(line.removeprefix("insec_jax.command.InputError: "))
+
+
+def printable(text: str) -> str:
+  """Return the text with control characters escaped: no input may drive the terminal."""
+  return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
