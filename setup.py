@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
   name="insec_jax",
-  version="0.3.0",
+  version="0.4.0",
   description="Fine-tune Llama 3 to notice, explain and correct its own mistakes, in JAX",
   license="Apache-2.0",
   python_requires=">=3.11",
