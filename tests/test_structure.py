@@ -68,4 +68,4 @@ def test_text_is_read_and_written_in_an_encoding_that_no_locale_changes(file):
     if isinstance(node, ast.Call):
       names = {keyword.arg for keyword in node.keywords}
       is_text = isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text")
-      assert "encoding" in names or not (is_text or "text" in names and "capture_output" in names), node.lineno
+      assert "encoding" in names or not (is_text or {"text", "capture_output"} <= names), node.lineno

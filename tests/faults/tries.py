@@ -94,7 +94,8 @@ class Ending:
     """Assert one of these exit codes, no traceback, and for a code other than 0 one last line that says why."""
     assert self.code in codes, (self.code, self.out[-500:], self.err[-1500:])
     both = self.out + self.err
-    assert "Traceback" not in both and "Exception ignored" not in both and "terminate called" not in both, both[-3000:]
+    for word in ("Traceback", "Exception ignored", "terminate called"):
+      assert word not in both, both[-3000:]
     if self.code and self.err:
       lines = self.err.splitlines()
       assert LAST.match(lines[-1]), self.err[-1500:]
