@@ -253,7 +253,7 @@ def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.
     model_config = hf_config.config_from_json(fields, "model.size")
   vocab_size = hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
   grown = dataclasses.replace(model_config, vocab_size=vocab_size)
-  return dataclasses.replace(model_config, eos_ids=tokens.stop_ids(grown, tokenizer))
+  return dataclasses.replace(model_config, eos_ids=tokens.stop_ids(grown.eos_ids, tokenizer, vocab_size=grown.vocab_size))
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:

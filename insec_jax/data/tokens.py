@@ -36,7 +36,6 @@ from insec_jax.data.template import Template
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import paper_reason
 from insec_jax.method.transcript import Piece, Transcript
-from insec_jax.model.llama import LlamaConfig
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 # Llama 3.1 ends a text, a call of a tool or a turn with these.
@@ -305,19 +304,19 @@ def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
   return tokenizer.eos_token_id
 
 
-def stop_ids(config: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-  """Return every token that ends a text: those of the config (config.json and generation_config.json), the tokenizer's,
+def stop_ids(eos_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast, *, vocab_size: int) -> tuple[int, ...]:
+  """Return every token that ends a text: those of the model (config.json and generation_config.json), the tokenizer's,
   the one with which its chat template ends an assistant's turn, and all three of Llama 3.1 where it has them.
 
-  InputError when the model does not have one of them.
+  InputError when one of them is not among the `vocab_size` tokens of the model.
   """
   known = tokenizer.get_added_vocab()
-  ends = [*config.eos_ids, tokenizer.eos_token_id, _template_end(tokenizer)]
+  ends = [*eos_ids, tokenizer.eos_token_id, _template_end(tokenizer)]
   if all(token in known for token in LLAMA_ENDS):
     ends += [known[token] for token in LLAMA_ENDS]
   found = tuple(dict.fromkeys(number for number in ends if number is not None))
-  if found and max(found) >= config.vocab_size:
-    raise InputError(f"the tokenizer ends a text with token {max(found)}, and the model has {config.vocab_size}; use "
+  if found and max(found) >= vocab_size:
+    raise InputError(f"the tokenizer ends a text with token {max(found)}, and the model has {vocab_size}; use "
                      "the tokenizer that belongs to the model")
   return found
 
