@@ -35,7 +35,6 @@ from insec_jax.data.template import Template
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import paper_reason
 from insec_jax.method.transcript import Piece, Transcript
-from insec_jax.model.llama import LlamaConfig
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 # Llama 3.1 ends a text, a call of a tool or a turn with these.
@@ -74,10 +73,12 @@ def load(folder: str) -> PreTrainedTokenizerFast:
   It neither cuts nor pads, whatever the file says. InputError when it cannot be opened.
   """
   path = Path(folder)
-  tokenizer_files.check(path)
+  listed = tokenizer_files.check(path)
   try:
     with _without_panics():  # first by itself: of a damaged file the library says more than transformers does
-      tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND)).encode("a b")
+      backend = tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND))
+      _cut_and_pad_nothing(backend)
+      backend.encode("a b")
     # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
   except (OSError, MemoryError):
@@ -88,10 +89,17 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     raise InputError(
       f"the tokenizer in {folder!r} cannot be opened ({' '.join(str(error).split()):.200}); write it again"
     ) from None
-  backend = tokenizer.backend_tokenizer
+  _cut_and_pad_nothing(tokenizer.backend_tokenizer)
+  for content, number in listed.items():
+    if (given := tokenizer.backend_tokenizer.token_to_id(content)) != number:
+      raise InputError(f"the tokenizer in {folder!r} says that {content!r:.60} is token {number}, it becomes "
+                       f"{given}; write it again")
+  return tokenizer
+
+
+def _cut_and_pad_nothing(backend: tokenizers.Tokenizer) -> None:
   backend.no_truncation()
   backend.no_padding()
-  return tokenizer
 
 
 @contextlib.contextmanager
@@ -287,19 +295,21 @@ def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
   return tokenizer.eos_token_id
 
 
-def stop_ids(config: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-  """Return every token that ends a text: those of the config (config.json and generation_config.json), the tokenizer's,
-  the one with which its chat template ends an assistant's turn, and all three of Llama 3.1 where it has them.
+def stop_ids(eos_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast, *, vocab_size: int) -> tuple[int, ...]:
+  """Return every token that ends a text.
+
+  These are the model's `eos_ids` (of config.json and generation_config.json), the tokenizer's, the one with which its
+  chat template ends an assistant's turn, and all three of Llama 3.1 where it has them.
 
   InputError when the model does not have one of them.
   """
   known = tokenizer.get_added_vocab()
-  ends = [*config.eos_ids, tokenizer.eos_token_id, _template_end(tokenizer)]
+  ends = [*eos_ids, tokenizer.eos_token_id, _template_end(tokenizer)]
   if all(token in known for token in LLAMA_ENDS):
     ends += [known[token] for token in LLAMA_ENDS]
   found = tuple(dict.fromkeys(number for number in ends if number is not None))
-  if found and max(found) >= config.vocab_size:
-    raise InputError(f"the tokenizer ends a text with token {max(found)}, and the model has {config.vocab_size}; use "
+  if found and max(found) >= vocab_size:
+    raise InputError(f"the tokenizer ends a text with token {max(found)}, and the model has {vocab_size}; use "
                      "the tokenizer that belongs to the model")
   return found
 

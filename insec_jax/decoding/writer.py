@@ -57,7 +57,7 @@ class Writer:
                              confidence_ids=opened.confidence_ids)
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
-    self.stop_ids = sorted(stop_ids(opened.config, opened.tokenizer))
+    self.stop_ids = sorted(stop_ids(opened.config.eos_ids, opened.tokenizer, vocab_size=opened.config.vocab_size))
 
   def encode(self, prompt: str, *, answer: str = "") -> np.ndarray:
     """Tokens of a prompt and the beginning of its answer, as in training; no special token comes out of either."""
