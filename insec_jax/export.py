@@ -65,7 +65,7 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   """Read, check and write the HF folder again, tensor by tensor."""
   config = hf.read_config(folder)
   tokenizer = tokens.load(str(folder))
-  config = dataclasses.replace(config, eos_ids=stops_of(config, tokenizer))
+  config = with_ends(config, tokenizer)
   card = folder / CARD
   hf.save(output, hf.stored(folder, config), config, dtype=DTYPE.value,
           tokenizer=Beside(folder, checkpoint.read_markers(folder)), generation=generation_of(folder, config),
@@ -83,11 +83,6 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
           card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step))
 
 
-def stops_of(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-  """Return every token that ends a text."""
-  return tokens.stop_ids(config.eos_ids, tokenizer, vocab_size=config.vocab_size)
-
-
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
   """Return the config with every token that ends a text, and the one that pads if the tokenizer has one."""
   known = tokenizer.get_added_vocab()
@@ -96,7 +91,13 @@ def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> l
     pad_id = tokenizer.pad_token_id
   if pad_id is None and LLAMA_PAD in known:
     pad_id = known[LLAMA_PAD]
-  return dataclasses.replace(config, eos_ids=stops_of(config, tokenizer), pad_id=pad_id)
+  return dataclasses.replace(with_ends(config, tokenizer), pad_id=pad_id)
+
+
+def with_ends(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
+  """Return the config with every token that ends a text."""
+  eos_ids = tokens.stop_ids(config.eos_ids, tokenizer, vocab_size=config.vocab_size)
+  return dataclasses.replace(config, eos_ids=eos_ids)
 
 
 def generation_of(folder: pathlib.Path, config: llama.LlamaConfig) -> dict[str, Any] | None:

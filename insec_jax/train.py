@@ -252,8 +252,8 @@ def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.
                        "tokenizer; give at least that many, or None for as many")
     model_config = hf_config.config_from_json(fields, "model.size")
   vocab_size = hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
-  ends = tokens.stop_ids(model_config.eos_ids, tokenizer, vocab_size=vocab_size)
-  return dataclasses.replace(model_config, eos_ids=ends)
+  eos_ids = tokens.stop_ids(model_config.eos_ids, tokenizer, vocab_size=vocab_size)
+  return dataclasses.replace(model_config, eos_ids=eos_ids)
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:

@@ -1,12 +1,18 @@
 """Every test runs on CPU with eight pretended devices; silent broadcasting over ranks is an error."""
 
 import os
+import signal
 
 # XLA's threads on CPU. Pretended devices wait for each other in collectives, and with a thread for each device and no
 # more two of them can wait for ever.
 os.environ["NPROC"] = "32"
 # Most of the time is compiling; the parity tests, which compute, are run with all optimizations by .ci/run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Programs that the tests start inherit ignored signals (nohup, a background job of a shell), and some tests send them.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    signal.signal(number, default)
 
 import jax
 

@@ -34,7 +34,7 @@ RIGHT = ["--model=untuned", "--config=config.py"]
 BAD = {
   "other markers": (["--model=trained"], "trained was trained with tokenizer.flag='<oops>', and the config says"),
   "no checker": (["--config=config.py:records"], "task.name='records' has no step checker"),
-  "no records": (["--config=config.py:gsm8k"], "no file 'none.jsonl'"),
+  "no records": (["--config=config.py:gsm8k"], "cannot read none.jsonl"),
   "no model": (["--model=none"], "no folder 'none'"),
   "output in no folder": (["--output=none/o.json"], "--output=none/o.json cannot be written"),
   "config key": (["--config.evaluate.num_probe=3"], "num_probes"),

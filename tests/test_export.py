@@ -144,7 +144,7 @@ def test_the_other_fields_of_a_generation_config_come_along(workdir, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(workdir, folder)
   (folder / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 1, "top_p": 0.9}')
-  opened = open_model(str(folder))
+  opened = open_model(str(workdir))
   fields = export.generation_of(folder, export.with_ids(opened.config, opened.tokenizer))
   assert (fields["temperature"], fields["top_p"]) == (0.6, 0.9)
   assert len(fields["eos_token_id"]) == 4

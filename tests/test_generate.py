@@ -17,8 +17,8 @@ from insec_jax.training.checkpoint import MARKERS, open_model
 PROMPTS = [
   {"prompt": "12 + 30 = "}, {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5}, {"tokens": [1, 9, 12]}]
 BAD = {  # arguments (after those that are right) and what the line says
-  "prompts missing": (["--prompts=none.jsonl"], "--prompts=none.jsonl: there is no such file"),
-  "line not JSON": (["--prompts=bad.jsonl"], "bad.jsonl:2: not a line of JSON"),
+  "prompts missing": (["--prompts=none.jsonl"], "--prompts: cannot read none.jsonl"),
+  "line not JSON": (["--prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
   "neither key": (["--prompts=neither.jsonl"], 'neither.jsonl:1: keys are text; needed is either "prompt" or "tokens"'),
   "id out of range": (["--prompts=range.jsonl"], "range.jsonl:1: token id 9999 is not in the vocabulary; ids go"),
   "prompt too long": (["--prompts=long.jsonl"],

@@ -101,8 +101,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 # Reading.
 
 
-def check(folder: Path) -> None:
-  """Raise InputError unless the JSON files of a tokenizer's folder are JSON and agree on the tokens they list."""
+def check(folder: Path) -> dict[str, int]:
+  """Return the id of every added token, as tokenizer.json says.
+
+  InputError unless the files of a tokenizer's folder can be read and agree on the tokens they list.
+  """
   if not os.path.lexists(folder / BACKEND):
     raise InputError(
       f"{str(folder)!r} has no {BACKEND}; give a folder that save_pretrained wrote (model.path or tokenizer.path)")
@@ -140,6 +143,7 @@ def check(folder: Path) -> None:
         if key in ("bos_token", "eos_token") and listed and content not in {*listed.values(), *more}:
           raise InputError(f"{folder / SETTINGS}: {key}={content!r:.60} is none of the tokens that {BACKEND} adds; "
                            "correct it")
+  return {content: number for number, content in listed.items()}
 
 
 @contextlib.contextmanager

@@ -81,10 +81,12 @@ def load(folder: str) -> PreTrainedTokenizerFast:
   It neither cuts nor pads, whatever the file says. InputError when it cannot be opened.
   """
   path = Path(folder)
-  tokenizer_files.check(path)
+  listed = tokenizer_files.check(path)
   try:
     with _without_panics():  # first by itself: of a damaged file the library says more than transformers does
-      tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND)).encode("a b")
+      backend = tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND))
+      _cut_and_pad_nothing(backend)
+      backend.encode("a b")
     # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
   except (OSError, MemoryError):
@@ -95,10 +97,17 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     raise InputError(
       f"the tokenizer in {folder!r} cannot be opened ({' '.join(str(error).split()):.200}); write it again"
     ) from None
-  backend = tokenizer.backend_tokenizer
+  _cut_and_pad_nothing(tokenizer.backend_tokenizer)
+  for content, number in listed.items():
+    if (given := tokenizer.backend_tokenizer.token_to_id(content)) != number:
+      raise InputError(f"the tokenizer in {folder!r} says that {content!r:.60} is token {number}, it becomes "
+                       f"{given}; write it again")
+  return tokenizer
+
+
+def _cut_and_pad_nothing(backend: tokenizers.Tokenizer) -> None:
   backend.no_truncation()
   backend.no_padding()
-  return tokenizer
 
 
 @contextlib.contextmanager
@@ -305,8 +314,10 @@ def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
 
 
 def stop_ids(eos_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast, *, vocab_size: int) -> tuple[int, ...]:
-  """Return every token that ends a text: those of the model (config.json and generation_config.json), the tokenizer's,
-  the one with which its chat template ends an assistant's turn, and all three of Llama 3.1 where it has them.
+  """Return every token that ends a text.
+
+  These are the model's `eos_ids` (of config.json and generation_config.json), the tokenizer's, the one with which its
+  chat template ends an assistant's turn, and all three of Llama 3.1 where it has them.
 
   InputError when one of them is not among the `vocab_size` tokens of the model.
   """

@@ -149,3 +149,11 @@ def test_a_panic_of_the_library_is_one_line_and_nothing_else_is_said(source, cap
   with pytest.raises(InputError, match="cannot be opened"):
     tokens.load(str(source))
   assert capfd.readouterr().err == ""
+
+
+def test_an_added_token_that_the_vocabulary_calls_otherwise_is_refused(source):
+  fields = json.loads((source / "tokenizer.json").read_text())
+  fields["model"]["vocab"]["<|head}|>"] = fields["model"]["vocab"].pop("<|head|>")
+  (source / "tokenizer.json").write_text(json.dumps(fields))
+  with pytest.raises(InputError, match=r"says that '<\|head\|>' is token 3, it becomes [0-9]+"):
+    tokens.load(str(source))

@@ -1,6 +1,5 @@
 import itertools
 import re
-import types
 
 import numpy as np
 import pytest
@@ -491,28 +490,20 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_refused(tmp_path):
     tokens.load(str(tmp_path))
 
 
-def stop_ids(model, tokenizer):
-  return tokens.stop_ids(model.eos_ids, tokenizer, vocab_size=model.vocab_size)
-
-
-def model_of(tokenizer, **fields):
-  return types.SimpleNamespace(**{"eos_ids": (), "vocab_size": len(tokenizer)} | fields)
-
-
 def test_a_text_ends_with_the_models_tokens_the_tokenizers_and_the_templates():
   tokenizer = bpe_tokenizer(IM_TEMPLATE)
   eos, turn = tokenizer.convert_tokens_to_ids(["<|eos|>", "<|eot|>"])
-  assert stop_ids(model_of(tokenizer, eos_ids=(9, eos)), tokenizer) == (9, eos, turn)
-  assert stop_ids(model_of(tokenizer), bpe_tokenizer()) == (eos,)
+  assert tokens.stop_ids((9, eos), tokenizer, vocab_size=300) == (9, eos, turn)
+  assert tokens.stop_ids((), bpe_tokenizer(), vocab_size=300) == (eos,)
   with pytest.raises(InputError, match="use the tokenizer that belongs to the model"):
-    stop_ids(model_of(tokenizer, vocab_size=turn), tokenizer)
+    tokens.stop_ids((), tokenizer, vocab_size=turn)
 
 
 @pytest.mark.parametrize("template", ["{% for", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% macro f() %}{{ f() }}"
                                       "{% endmacro %}{{ f() }}", "{{ messages[7].content }}", "{{ range(10**12) }}"])
 def test_a_template_that_cannot_be_rendered_breaks_only_its_readers(template):
   tokenizer = bpe_tokenizer(template)
-  assert stop_ids(model_of(tokenizer), tokenizer) == (tokenizer.eos_token_id,)
+  assert tokens.stop_ids((), tokenizer, vocab_size=300) == (tokenizer.eos_token_id,)
   assert len(tokens.encode_prompt("12", tokenizer, "plain"))
   with pytest.raises(InputError, match=r"the chat template (refuses|leaves)"):
     tokens.encode_prompt("12", tokenizer, "chat")
@@ -523,7 +514,7 @@ def test_a_template_that_cannot_be_rendered_breaks_only_its_readers(template):
   ("{{ 'x' * 10**10 }}", "1024 MB"), ("{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", "1024 MB")])
 def test_a_template_without_an_end_is_refused_and_plain_prompts_are_not(template, reason):
   tokenizer = bpe_tokenizer(template)
-  assert stop_ids(model_of(tokenizer), tokenizer) == (tokenizer.eos_token_id,)
+  assert tokens.stop_ids((), tokenizer, vocab_size=300) == (tokenizer.eos_token_id,)
   with pytest.raises(InputError, match=f"the chat template takes more than {reason}"):
     tokens.encode_prompt("12", tokenizer, "chat")
 

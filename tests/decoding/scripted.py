@@ -120,7 +120,7 @@ PROBLEMS = [*tasks.problems(TASK, "test", num=24, seed=0), *tasks.problems(TASK,
 def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
   """A prober of a scripted model; `writer.Sampler` must have been replaced by Scripted."""
   marked = tokens.open_tokenizer(config)
-  model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions)
+  model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer))
   opened = Opened(model, marked.tokenizer, marked.tokenizer, Markers(FLAG, FIX), marked.flag_id, marked.fix_id,
                   "line", "plain")
   prober = probing.Prober(Writer(opened, compute="float32"), TASK, config)

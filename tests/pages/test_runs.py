@@ -11,7 +11,7 @@ def runs(tmp_path, *places):
   for place, seed, share in places:
     folder = pretended.write_workdir(tmp_path / place, pretended.config(steps=10, share=share))
     config = json.loads((folder / "config.json").read_text()) | {"seed": seed}
-    config["model"]["path"] = f"{place}_start"
+    config["model"] |= {"path": f"{place}_start", "size": None}
     (folder / "config.json").write_text(json.dumps(config))
     found.append(read_run(folder, place))
   return found
