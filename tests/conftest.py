@@ -9,13 +9,13 @@ os.environ["NPROC"] = "32"
 # Most of the time is compiling; the parity tests, which compute, are run with all optimizations by .ci/run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-# Programs that the tests start inherit ignored signals (nohup, a background job of a shell), and some tests send them.
-for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-  if signal.getsignal(number) == signal.SIG_IGN:
-    signal.signal(number, default)
-
 import jax
 
 jax.config.update("jax_platforms", os.environ.get("INSEC_TEST_PLATFORM", "cpu"))  # another for -m device
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Programs that the tests start inherit ignored signals (nohup, a background job of a shell), and some tests send them.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    signal.signal(number, default)
