@@ -35,6 +35,7 @@ def append_then_signal(self, *arguments, **options):
   done.append(1)
   if len(done) == int(os.environ.get("SIGNAL_AFTER", 0)):
     os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+    time.sleep(0.5)  # a thread reads the signal
 parts.Parts.append = append_then_signal
 command.run(train.main)
 """

@@ -51,7 +51,7 @@ def get_config(path=""):
 """
 # Runs train and sends itself a signal right after a line of metrics, before anything else of that step.
 SIGNALLED = """
-import os, sys
+import os, sys, time
 from insec_jax import command, train
 from insec_jax.training import metrics
 write = metrics.Log.write
@@ -59,6 +59,7 @@ def write_then_signal(self, step, values):
   write(self, step, values)
   if step == int(os.environ["SIGNAL_AT"]):
     os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+    time.sleep(0.5)  # a thread reads the signal
 metrics.Log.write = write_then_signal
 command.run(train.main)
 """

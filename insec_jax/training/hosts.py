@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -360,10 +359,7 @@ class Hosts:
     self._ending.acquire()  # whoever comes second waits for the end
     if self._failure is not None and self._failure.code == command.FAILED and self._failure.line in verdict.line:
       traceback.print_exception(self._error)
-    print(f"error: {verdict.line}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    # The interpreter's own way out waits for the devices and for the other processes.
-    os._exit(verdict.code)
+    stop_signal.end(verdict.code, f"error: {verdict.line}")
 
 
 class Court:
