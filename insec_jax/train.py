@@ -403,9 +403,12 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
         meter.settle()
       except metrics.NotFiniteError as error:
         sound = step - error.num_lost
-        if sound not in checkpoint.steps(workdir) and sound > 0:
-          saver.save(sound, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
         saver.wait()
+        # Process 0 looks for all: saving is done by all together, or by none.
+        saved = team.gather("the last sound step", sound in checkpoint.steps(workdir) if team.is_first else None)[0]
+        if sound and not saved:
+          saver.save(sound, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
+          saver.wait()
         raise DivergedError(f"{error} in step {sound + 1}{f'; the state after step {sound} is saved' if sound else ''}"
                             f"{REMEDY}") from None
       values = {**(meter.line() if logs else {}), **(heldout(state.params) if measures else {})}

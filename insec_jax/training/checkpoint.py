@@ -48,6 +48,9 @@ CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer"
 MARKERS = "insec.json"  # of an exported folder: how its text is marked
 COVERED = (MODEL, hf.GENERATION)  # and all of TOKENIZER: what a checkpoint keeps the SHA-256 of
 EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
+# Of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
+MARKED = {"flag": str, "fix": str, "special": bool, "unit": str, "template": str, "step": int | None,
+          "confidence": list | None, "confidence_first": list | None}
 FOLDERS = ("tb", "mined")  # of a workdir
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a checkpoint
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
@@ -269,6 +272,8 @@ def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int,
   deadline = time.monotonic() + VANISH_SECONDS
   while True:
     found = steps(workdir)
+    if not found:
+      raise InputError(f"{workdir} has no checkpoint any more; bring one back, or train again")
     if step is not None and step not in found:
       raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, found))}")
     chosen = found[-1] if step is None else step
@@ -493,7 +498,7 @@ def open_model(folder: str, *, step: int | None = None) -> Opened:
   if marked is None:
     return Opened(config, params, tokenizer, None, None, None, None, None, step=step)
   # Version 0.2.0 wrote none.
-  confidence, confidence_first = (tuple(marked.get(name, ())) for name in ("confidence", "confidence_first"))
+  confidence, confidence_first = (tuple(marked.get(name) or ()) for name in ("confidence", "confidence_first"))
   found = tokens.find_markers(tokenizer, TokenizerConfig(
     path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence,
     confidence_first=confidence_first))
@@ -517,4 +522,10 @@ def marked_as(config: Config, step: int) -> dict[str, Any]:
 def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:
   """What `marked_as` said, or None for a folder that no run of ours wrote."""
   path = folder / MARKERS
-  return read_json(path, "the markers of a model") if path.exists() else None
+  if not path.exists():
+    return None
+  marked = read_json(path, "the markers of a model")
+  for name, kinds in MARKED.items():
+    if not isinstance(marked.get(name), kinds):
+      raise InputError(f"{path}: {name} is {marked.get(name)!r:.60}, which no export writes; export the model again")
+  return marked

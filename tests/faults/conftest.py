@@ -8,6 +8,7 @@ import pytest
 import tries
 from datakit import config as make_config
 from modelkit import save_model
+from workdirs import Programs
 
 from insec_jax.data import tokens
 
@@ -35,6 +36,14 @@ def home(tmp_path_factory):
     tries.attempt(folder, program, out).check(0)
   (folder / "ready").touch()
   return folder
+
+
+@pytest.fixture(scope="module")
+def programs(home):
+  """The programs, to be started in the folder `home` of the test file."""
+  found = Programs(home)
+  yield found
+  found.close()
 
 
 @pytest.fixture

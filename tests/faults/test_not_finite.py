@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from workdirs import Programs, Tries, copy, lay_out, lines, litter
+from workdirs import Tries, copy, lay_out, lines, litter
 
 pytestmark = pytest.mark.faults
 # Writes a value into the state of step 6 right before it is saved: the checkpoint is whole, the weights are not.
@@ -52,13 +52,6 @@ def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("finite")
   lay_out(folder)
   return folder
-
-
-@pytest.fixture(scope="module")
-def programs(home):
-  found = Programs(home)
-  yield found
-  found.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from workdirs import Programs, contents, lay_out, lines, litter, results
+from workdirs import contents, lay_out, lines, litter, results
 
 pytestmark = pytest.mark.faults
 HELD = re.compile(r"error: \S.* is being written by process (\d+) on (\S+) since \d{4}-\d\d-\d\d [\d:]+\S*; ")
@@ -20,13 +20,6 @@ def home(tmp_path_factory):
   lay_out(folder)
   (folder / "arms.py").write_text("import config\ndef get_config(arm='clean'):\n  return config.get_config()\n")
   return folder
-
-
-@pytest.fixture(scope="module")
-def programs(home):
-  found = Programs(home)
-  yield found
-  found.close()
 
 
 @pytest.fixture(scope="module")

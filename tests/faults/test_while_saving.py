@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from workdirs import Programs, Tries, contents, copy, lay_out, lines, litter, results
+from workdirs import Tries, contents, copy, lay_out, lines, litter, results
 
 pytestmark = pytest.mark.faults
 
@@ -16,13 +16,6 @@ def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("saving")
   lay_out(folder)
   return folder
-
-
-@pytest.fixture(scope="module")
-def programs(home):
-  found = Programs(home)
-  yield found
-  found.close()
 
 
 @pytest.fixture(scope="module")

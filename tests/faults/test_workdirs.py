@@ -7,7 +7,7 @@ import random
 import shutil
 
 import pytest
-from workdirs import HUNG, Programs, Tries, contents, copy, lay_out, lines, litter
+from workdirs import HUNG, Tries, contents, copy, lay_out, lines, litter
 
 pytestmark = pytest.mark.faults
 GROUPS = 6  # of tries, each a test
@@ -18,13 +18,6 @@ def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("workdirs")
   lay_out(folder)
   return folder
-
-
-@pytest.fixture(scope="module")
-def programs(home):
-  found = Programs(home)
-  yield found
-  found.close()
 
 
 @pytest.fixture(scope="module")

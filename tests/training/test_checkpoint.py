@@ -380,3 +380,11 @@ def test_what_is_no_model_is_refused(tmp_path):
   (tmp_path / checkpoint.MODEL).write_text("{}")
   with pytest.raises(InputError, match="without a checkpoint"):
     checkpoint.open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"flag": 1}, {"special": "no"}, {"unit": None}, {"step": "7"}, {"confidence": 0.1}])
+def test_markers_of_a_folder_that_no_export_writes_are_refused(tmp_path, change):
+  marks = {**checkpoint.marked_as(datakit.config(), 7), **change}
+  (tmp_path / checkpoint.MARKERS).write_text(json.dumps(marks))
+  with pytest.raises(InputError, match=f"{next(iter(change))} is .*export the model again"):
+    checkpoint.read_markers(tmp_path)
