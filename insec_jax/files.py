@@ -268,10 +268,13 @@ def _named(path: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_left_over(folder: pathlib.Path, name: str) -> None:
-  """Remove what killed processes left of the file `name` ("": of any) in a folder; for the one writer of it."""
-  left = re.compile(rf"\.{re.escape(name[:80]) or '.*'}\.[0-9]+-[0-9a-f]{{8}}\.partial")
+  """Remove what killed processes left of the file `name` in a folder; for the one writer of it.
+
+  With "" it is for the writer of the folder: of any file but those with a lock of their own, whose writer may be alive.
+  """
+  left = re.compile(rf"\.({re.escape(name[:80]) or '.*'})\.[0-9]+-[0-9a-f]{{8}}\.partial")
   for path in folder.iterdir():
-    if left.fullmatch(path.name):
+    if (found := left.fullmatch(path.name)) and (name or not (folder / f".{found[1]}{LOCK}").exists()):
       _remove(path)
 
 

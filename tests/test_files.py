@@ -237,3 +237,13 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
                        (tmp_path / "none", "No such file")):
     with pytest.raises(InputError, match=reason):
       files.open_to_read(path, "data.path")
+
+
+def test_the_writer_of_a_folder_leaves_what_another_writes_into_it(tmp_path):
+  results = tmp_path / "results.json"
+  with files.written_whole(str(results)) as file:  # evaluate, while train begins in the same workdir
+    file.write("1")
+    (tmp_path / ".config.json.1-0123abcd.partial").write_text("of a run that was killed")
+    with files.folder_writer(tmp_path, "--workdir"):
+      assert not (tmp_path / ".config.json.1-0123abcd.partial").exists()
+  assert results.read_text() == "1"
