@@ -50,6 +50,8 @@ def run(main: Callable[[], int | None]) -> None:
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 must not end a run
+      if stream.write_through:  # python -u: a line and its end would be two writes, and another line come between
+        stream.reconfigure(line_buffering=True, write_through=False)
   _follow_parent()
   for name in ("absl", "asyncio"):  # Orbax logs with a traceback what it raises afterwards
     logging.getLogger(name).addFilter(_is_news)
@@ -75,11 +77,15 @@ def run(main: Callable[[], int | None]) -> None:
   if code and stop_signal.runs_one_program():
     stop_signal.end(code)  # threads of libraries may wait for ever for what has failed, or print tracebacks
   _drop_broken_streams()
+  if not code and stop_signal.runs_one_program():
+    stop_signal.work_is_done()
   sys.exit(code)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  return not (record.exc_info and record.exc_info[1] and machine_refusal(record.exc_info[1]))
+  """Whether nobody raises what the record says: threads of Orbax log what `Saver.wait` raises."""
+  error = record.exc_info and record.exc_info[1]
+  return not (error and (f"{os.sep}orbax{os.sep}" in record.pathname or machine_refusal(error)))
 
 
 def _run(main: Callable[[], int | None]) -> int:

@@ -288,7 +288,8 @@ def partial_of(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _owned(path: pathlib.Path) -> Iterator[None]:
-  _partials.add(path)
+  with stop_signal.while_not_ending():
+    _partials.add(path)
   try:
     yield
   finally:

@@ -56,12 +56,16 @@ def hook_uncaught() -> None:
   """
   sys.excepthook = _end_where_refused
   threading.excepthook = lambda died: _end_where_refused(died.exc_type, died.exc_value, died.exc_traceback)
+  sys.unraisablehook = lambda ignored: None if _is_late(ignored.exc_value) else sys.__unraisablehook__(ignored)
+
+
+def _is_late(error: BaseException | None) -> bool:
+  """Whether tensorstore calls back after a save or a read has failed, which has raised why."""
+  return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def _end_where_refused(kind: type[BaseException], error: BaseException | None, trace) -> None:
-  if error is None or isinstance(error, SystemExit):
-    return
-  if str(error) == "Event loop is closed":  # what tensorstore calls after a save has failed, which raises why
+  if error is None or isinstance(error, SystemExit) or _is_late(error):
     return
   if line := machine_refusal(error):
     stop_signal.end(1, f"error: {line}")

@@ -4,6 +4,7 @@ Python runs a signal handler between two instructions of the main thread, which 
 thread of its own reads signals as they arrive, so that a program ends at once wherever its main thread is.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -21,6 +22,7 @@ _deferred: list["StopSignal"] = []  # the innermost one receives the signal
 # Held by the thread that ends the process. Reentrant: a second signal may come to the handler that handles the first.
 _ending = threading.RLock()
 _runs_one_program = False
+_work_is_done = False
 _reader: int | None = None  # read end of the pipe into which the interpreter writes signal numbers
 
 
@@ -100,6 +102,25 @@ def start_thread() -> None:
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _leave_to_thread)
   threading.Thread(target=_read_signals, daemon=True, name="signals").start()
+  atexit.register(_ignore)  # the last of the exit functions, as it is registered first
+
+
+def work_is_done() -> None:
+  """From now on a signal ends the process with exit code 0: its work is done, only the interpreter has to end."""
+  global _work_is_done
+  _work_is_done = True
+
+
+def _ignore() -> None:
+  for number in SIGNALS:  # the interpreter would set the default action, and a signal would hide the exit code
+    signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def while_not_ending() -> Iterator[None]:
+  """Hold off the end of the process inside the block, which is short; a process that is about to end waits here."""
+  with _ending:
+    yield
 
 
 def at_end(cleanup: Callable[[], None]) -> None:
@@ -132,9 +153,6 @@ def end(code: int, line: str = "") -> None:
   The interpreter's own way out would wait for devices, threads and other processes.
   """
   _ending.acquire()  # a second caller waits for the end
-  for cleanup in _cleanups:
-    with contextlib.suppress(Exception):  # the process ends in any case, and the line says why
-      cleanup()
   # In a thread: who reads the other end of a pipe may have stopped to read, and then a write never returns.
   last = threading.Thread(target=_print_last, args=(line,), daemon=True, name="last line")
   try:
@@ -142,6 +160,9 @@ def end(code: int, line: str = "") -> None:
     last.join(LAST_LINE_SECONDS)
   except RuntimeError:  # no more threads
     _print_last(line)
+  for cleanup in _cleanups:  # last: other threads still run
+    with contextlib.suppress(Exception):  # the process ends in any case, and the line says why
+      cleanup()
   os._exit(code)
 
 
@@ -156,6 +177,8 @@ def _print_last(line: str) -> None:
 
 def _receive(number: int) -> None:
   name = signal.Signals(number).name
+  if _work_is_done:
+    end(0)
   if _deferred and not (number == signal.SIGINT and _deferred[-1].is_set()):
     _deferred[-1].receive()
     return

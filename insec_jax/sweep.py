@@ -95,11 +95,11 @@ def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | 
     (output / folder).mkdir(parents=True, exist_ok=True)
   with told_to_stop() as stopping:
     outcomes = run_stages(stages, cores, stopping)
+    failed = [name for name, outcome in outcomes.items() if outcome not in (DONE, DONE_BEFORE)]
+    failed += [] if stopping.is_set() else compare(sweep, reference, stopping)
     if stopping.is_set():
       print("stopped; run the same command to go on", file=sys.stderr)
       return command.PREEMPTED
-    failed = [name for name, outcome in outcomes.items() if outcome not in (DONE, DONE_BEFORE)]
-    failed += compare(sweep, reference, stopping)
   counted = collections.Counter(outcomes.values())
   print("; ".join(f"{num} {outcome}" for outcome, num in counted.items()))
   if failed:

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import logging
 import pathlib
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from insec_jax import refusals
+from insec_jax import command, refusals
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = sorted(file.stem for file in (ROOT / "insec_jax").glob("*.py") if "command.run(main)" in file.read_text())
@@ -63,3 +64,13 @@ def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program
 ])
 def test_what_the_machine_refuses_is_one_line_whichever_library_raises_it(error, line):
   assert refusals.machine_refusal(error) == line
+
+
+@pytest.mark.parametrize(("path", "error", "news"), [
+  ("site-packages/orbax/checkpoint/future.py", ValueError("No ArrayMetadata found"), False),
+  ("site-packages/other/a.py", OSError(errno.ENOSPC, "No space left on device"), False),
+  ("site-packages/other/a.py", ValueError("a defect"), True), ("site-packages/orbax/a.py", None, True)])
+def test_what_is_logged_and_raised_too_is_printed_once(path, error, news):
+  trace = (type(error), error, None) if error else None
+  record = logging.LogRecord("absl", logging.ERROR, path, 1, "failed", (), trace)
+  assert command._is_news(record) == news

@@ -124,3 +124,48 @@ def test_a_limit_that_leaves_too_little_is_named_before_the_imports(name, limit,
   assert err.startswith("error: ")
   assert seen in err
   assert err.count("\n") == 1
+
+
+def test_a_signal_after_the_work_leaves_exit_code_0_until_the_process_is_gone():
+  code = """
+import signal
+class Gone:
+  def __del__(self, kill=os.kill, pid=os.getpid()):
+    kill(pid, 15)
+sys.gone = Gone()  # deleted by the interpreter, after its exit functions
+stop_signal.start_early()
+stop_signal.start_thread()
+stop_signal.work_is_done()
+import atexit
+atexit.register(lambda: (os.kill(os.getpid(), 15), time.sleep(1)) if NUM else None)
+"""
+  for in_exit_function in ("1", "0"):
+    assert ended(start(code.replace("NUM", in_exit_function))) == (0, "")
+
+
+def test_no_partial_file_is_begun_once_the_process_ends(tmp_path):
+  code = f"""
+import pathlib
+from insec_jax import files
+stop_signal.at_end(lambda: time.sleep(1))
+threading.Thread(target=stop_signal.end, args=(7,)).start()
+time.sleep(0.3)
+files.write_text(pathlib.Path({str(tmp_path)!r}) / "a", "text")
+"""
+  assert ended(start(code)) == (7, "")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_line_of_an_unbuffered_stream_is_one_write():
+  code = """
+from insec_jax import command
+def main():
+  import builtins
+  write = os.write
+  print("line", file=sys.stderr)
+command.run(main)
+"""
+  line = [sys.executable, "-u", "-c", BEGIN.replace("NAME", "generate") + code]
+  traced = subprocess.Popen(line, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, bufsize=0)
+  assert os.read(traced.stderr.fileno(), 100) == b"line\n"
+  assert traced.wait(20) == 0

@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from workdirs import contents, lay_out, lines, litter, results
+from workdirs import SLOW, contents, lay_out, lines, litter, results, train_words
 
 pytestmark = pytest.mark.faults
 HELD = re.compile(r"error: \S.* is being written by process (\d+) on (\S+) since \d{4}-\d\d-\d\d [\d:]+\S*; ")
@@ -19,6 +19,7 @@ def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pairs")
   lay_out(folder)
   (folder / "arms.py").write_text("import config\ndef get_config(arm='clean'):\n  return config.get_config()\n")
+  (folder / "slow.py").write_text(SLOW.replace("0.2", "2") + "from config import get_config\n")
   return folder
 
 
@@ -118,7 +119,7 @@ def test_two_mines_of_one_id_are_one_and_of_two_ids_share_the_work(home, program
 
 
 def test_a_second_train_of_a_workdir_is_refused_and_no_line_is_lost(home, programs, whole):
-  one = programs.train("t")
+  one = programs.start("train", *train_words("t"), BEFORE=SLOW)
   until(lambda: (home / "t" / ".lock").exists() and (home / "t" / ".lock").stat().st_size)
   others = [programs.train("t"), programs.train("t", "seed=1"), programs.train("t")]
   for other in others:
@@ -129,7 +130,7 @@ def test_a_second_train_of_a_workdir_is_refused_and_no_line_is_lost(home, progra
 
 
 def test_a_rerun_right_after_a_kill_goes_on(home, programs, whole):
-  one = programs.train("k")
+  one = programs.start("train", *train_words("k"), BEFORE=SLOW)
   until(lambda: (home / "k" / "checkpoints" / "2").exists() or one.ended)
   one.send(signal.SIGKILL)
   other = programs.train("k").wait()
@@ -139,7 +140,7 @@ def test_a_rerun_right_after_a_kill_goes_on(home, programs, whole):
 
 
 def test_readers_of_a_workdir_that_trains_are_refused_or_right(home, programs, whole):
-  one = programs.train("r", "train.keep=1", "train.checkpoint_every=1")
+  one = programs.start("train", *train_words("r", "train.keep=1", "train.checkpoint_every=1"), BEFORE=SLOW)
   until(lambda: (home / "r" / "checkpoints" / "1").exists() or one.ended)
   readers = [programs.export("r", "rx"), programs.generate("r", "rg"), programs.evaluate("r", "re")]
   for reader in readers:
@@ -162,7 +163,7 @@ def test_two_reports_and_two_previews_of_one_output_leave_a_whole_page(home, pro
 
 
 def sweep(programs):
-  return programs.start("sweep", "--config=config.py", "--arms=graph", "--seeds=0", "--output=s")
+  return programs.start("sweep", "--config=slow.py", "--arms=graph", "--seeds=0", "--output=s")
 
 
 def test_a_second_sweep_is_refused_and_a_killed_one_takes_its_programs_with_it(home, programs, whole):

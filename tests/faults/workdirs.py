@@ -42,6 +42,7 @@ def get_config(what="graph"):
 SERVER = """
 import json, os, runpy, signal, sys, traceback
 import flax.linen, grain, jax, optax, orbax.checkpoint, tensorboardX, transformers
+from insec_jax import refusals
 from insec_jax.training import checkpoint
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)
@@ -66,6 +67,7 @@ for line in sys.stdin:
     os.dup2(os.open(f"{stem}.{stream}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
   os.environ.update(variables)
   sys.argv = [program, *arguments]
+  refusals.hook_uncaught()  # as `python -m` does
   code = 0
   try:
     if before := variables.get("BEFORE"):
@@ -81,6 +83,16 @@ for line in sys.stdin:
     sys.stderr.flush()
   finally:
     os._exit(code)
+"""
+# For the BEFORE of a run of train: a pause after each line of metrics, so that others meet it at work.
+SLOW = """
+import time
+from insec_jax.training import metrics
+write = metrics.Log.write
+def slow(self, step, values):
+  write(self, step, values)
+  time.sleep(0.2)
+metrics.Log.write = slow
 """
 HUNG = -1000  # the exit code of a run past its time limit
 
