@@ -18,6 +18,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 
 from absl import flags
@@ -55,6 +56,7 @@ def run(main: Callable[[], int | None]) -> None:
   _follow_parent()
   for name in ("absl", "asyncio"):  # Orbax logs with a traceback what it raises afterwards
     logging.getLogger(name).addFilter(_is_news)
+  warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)  # of Orbax, as above
   try:
     code = _run(main)
     sys.stdout.flush()

@@ -56,7 +56,13 @@ def hook_uncaught() -> None:
   """
   sys.excepthook = _end_where_refused
   threading.excepthook = lambda died: _end_where_refused(died.exc_type, died.exc_value, died.exc_traceback)
-  sys.unraisablehook = lambda ignored: None if _is_late(ignored.exc_value) else sys.__unraisablehook__(ignored)
+  sys.unraisablehook = _report_ignored
+
+
+def _report_ignored(ignored) -> None:
+  # A coroutine that is deleted belongs to a read or a save that was given up, which has raised why.
+  if not _is_late(ignored.exc_value) and type(ignored.object).__name__ != "coroutine":
+    sys.__unraisablehook__(ignored)
 
 
 def _is_late(error: BaseException | None) -> bool:

@@ -119,6 +119,10 @@ def check_kinds(workdir: pathlib.Path) -> None:
     if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
       raise InputError(f"{workdir / name} is no folder, and a workdir has one there; move it away or bring the folder "
                        "back")
+  for path in (workdir / CHECKPOINTS).iterdir() if (workdir / CHECKPOINTS).is_dir() else ():
+    if path.name.isnumeric() and not STEP.fullmatch(path.name):
+      raise InputError(f"{path} has no name that a checkpoint has, which is its step in digits without a leading zero; "
+                       "bring its name back, or move it away")
   for path in (workdir / TOKENIZER).rglob("*"):
     if not path.is_dir():
       open_to_read(path, "a file of the tokenizer").close()

@@ -264,7 +264,7 @@ def problem_of(run):
   if run.code == HUNG:
     return f"hangs: {run}"
   if "Traceback" in run.err:
-    return f"traceback: {run}"
+    return f"traceback: {run} {run.err[max(run.err.index('Traceback') - 300, 0):][:3000]}"
   if run.code and not run.is_one_line:
     return f"not one line: {run}"
   return None
