@@ -17,6 +17,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,7 +75,7 @@ _SAME = _any_of("is was are were as aka alias called named nicknamed known knew 
 _ARTICLES = _any_of("the a an")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # caches are by identity: to hash all steps takes as long as to read them
 class Text:
   """A record without mistakes: what is asked (empty where nothing is), and the steps of what is said."""
 
@@ -117,11 +118,19 @@ def content_of(text: str) -> str:
   return "\0".join(str(value_of(token)) if NUMBER.fullmatch(token) else token for token in _TOKEN.findall(text))
 
 
+class _Entities(NamedTuple):
+  """The names and quoted texts of a record: (kind, text) of those in each sentence, and the texts of each kind."""
+
+  by_sentence: tuple[tuple[str, list[tuple[str, str]]], ...]
+  by_kind: dict[str, list[str]]
+
+
 class Corpus:
   """The records that mistakes are put into, each of which lends sentences and names to the others."""
 
   def __init__(self, texts: Sequence[Text]):
     self._texts = tuple(texts)
+    self._entities_in = functools.lru_cache(maxsize=256)(self._find_entities)
 
   def __getitem__(self, index: int) -> Text:
     return self._texts[index]
@@ -174,24 +183,30 @@ class Corpus:
   def _beside(self, text: Text, kind: str, old: str) -> list[str]:
     """What stands in one sentence with `old` and is clearly something else."""
     found = {}
-    for sentence in _sentences(text):
-      if old not in sentence:
-        continue
-      others = [new for other, new in self._entities(sentence) if other == kind]
+    differs = functools.cache(functools.partial(_differ, old))
+    for sentence, entities in self._entities_in(text).by_sentence:
+      others = [new for other, new in entities if other == kind]
       if old in others:
         tried = itertools.islice((new for new in dict.fromkeys(others) if new not in found), _MOST_BESIDE)
-        found |= {new: None for new in tried if _differ(old, new) and _are_two(sentence, old, new)}
+        found |= {new: None for new in tried if differs(new) and _are_two(sentence, old, new)}
     return list(found)
 
   def _foreign(self, text: Text, kind: str, old: str, rng: np.random.Generator) -> str | None:
     """A name of another record, no word of which this one knows."""
     for _ in range(_REDRAWS):
       other = self._texts[rng.integers(len(self._texts))]
-      names = [new for sentence in _sentences(other) for found, new in self._entities(sentence) if found == kind]
+      names = self._entities_in(other).by_kind[kind]
       new = names[rng.integers(len(names))] if names else old
       if _differ(old, new) and not set(_words_of(new)) & _words(text):
         return new
     return None
+
+  def _find_entities(self, text: Text) -> "_Entities":
+    by_sentence = tuple((sentence, self._entities(sentence)) for sentence in _sentences(text))
+    by_kind = {"name": [], "quoted": []}
+    for kind, entity in itertools.chain.from_iterable(entities for _, entities in by_sentence):
+      by_kind[kind].append(entity)
+    return _Entities(by_sentence, by_kind)
 
   def _entities(self, sentence: str) -> list[tuple[str, str]]:
     """("name" or "quoted", text) of each name and quoted text: capitalised words that are never written small."""

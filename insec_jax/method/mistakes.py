@@ -128,17 +128,14 @@ def _draw_checked(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str
 
 def pieces_of(steps: Sequence[str], wrong: Mapping[int, tuple[str, str]], markers: Markers) -> Transcript:
   """The steps as pieces, before each of those in `wrong` the wrong step with its reason."""
-  pieces, text = [], ""
-  for k, right in enumerate(steps):
-    if k not in wrong:
-      text += right
-      continue
-    if text:
-      pieces.append(Piece(TEXT, text))
-      text = ""
-    pieces += mistake_pieces(markers, wrong=wrong[k][0], reason=wrong[k][1], right=right)
-  if text:
-    pieces.append(Piece(TEXT, text))
+  pieces, start = [], 0
+  for k in sorted(wrong):
+    if start < k:
+      pieces.append(Piece(TEXT, "".join(steps[start:k])))
+    pieces += mistake_pieces(markers, wrong=wrong[k][0], reason=wrong[k][1], right=steps[k])
+    start = k + 1
+  if start < len(steps):
+    pieces.append(Piece(TEXT, "".join(steps[start:])))
   return tuple(pieces)
 
 

@@ -174,11 +174,9 @@ def parse(text: str, markers: Markers, unit: str) -> Transcript:
 def _joined(pieces: list[Piece]) -> Transcript:
   """The pieces without empty ones; neighbouring text pieces become one."""
   joined = []
-  for piece in pieces:
-    if joined and piece.role == joined[-1].role == TEXT:
-      joined[-1] = Piece(TEXT, joined[-1].text + piece.text)
-    elif piece.text:
-      joined.append(piece)
+  for is_text, run in itertools.groupby(filter(lambda piece: piece.text, pieces), key=lambda piece: piece.role == TEXT):
+    same = tuple(run)
+    joined += [Piece(TEXT, "".join(piece.text for piece in same))] if is_text else same
   return tuple(joined)
 
 
