@@ -103,8 +103,15 @@ def encode(
     least_S = [_least_tokens(texts[stretch], row_length, tokenizer) if isinstance(stretch, int) else 1
                for stretch in stretches]
     _check_lengths(np.bincount(example_S, least_S, minlength=len(wheres)), wheres, row_length, "at least ")
-  with _all_plain(tokenizer.backend_tokenizer):
-    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+  try:
+    with _all_plain(tokenizer.backend_tokenizer):
+      encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":  # no Exception, and no public name
+      raise
+    longest = wheres[example_S[stretches.index(max(range(len(texts)), key=lambda number: len(texts[number])))]]
+    raise InputError(f"{longest}, or a shorter text read with it: the tokenizer gives up ({error}); shorten it, or a "
+                     "run of one character in it") from None
   num_S = np.array([len(encodings[stretch]) if isinstance(stretch, int) else 1 for stretch in stretches], int)
   num_E = np.bincount(example_S, num_S, minlength=len(wheres)).astype(int)
   if row_length is not None:  # before the tokens are looked at, which takes most of the time and memory

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import pytest
 from datakit import IM_TEMPLATE, bpe_tokenizer, config
+from tokenizers import Regex, pre_tokenizers
 
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens
@@ -222,3 +223,12 @@ def test_each_bad_record_or_prompt_is_one_line_or_what_it_says(outcome):
   assert sum(counts.values()) >= LEAST_CASES
   assert counts["file", "read"] >= 4 * len(BASES), "lines without a fault are refused"
   assert not wrong, f"{len(wrong)} wrong, first {wrong[:3]}"
+
+
+def test_a_text_at_which_the_tokenizer_gives_up_is_named():
+  tokenizer = bpe_tokenizer()
+  llama_3 = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated")  # of its spaces
+  tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [llama_3, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+  with pytest.raises(InputError, match=r"the prompt.* the tokenizer gives up \(.*retry-limit"):
+    tokens.encode_prompt("a" + " " * 12_000_000 + "b", tokenizer, "plain")
