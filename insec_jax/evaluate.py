@@ -14,7 +14,7 @@ results.json holds
     own, own: CLASS             the first wrong step of each solution, and how that solution went on
     solutions                   whole solutions; t1 keeps each first attempt, t2 is after corrections
     "..., flags banned", "..., at threshold", "..., confidence", "..., redraw" and "..., majority" are these with other
-    decoding: decoding/measuring.py says which and how. Of a majority t1 is its first vote. "..., larger" are these on
+    decoding: evaluation/measuring.py says which and how. Of a majority t1 is its first vote. "..., larger" are these on
     problems larger than any trained on.
     What the metrics are: method/scoring.py (probe_rates, solution_rates). "..., forced" are those of probes that end in
     the flag. "auroc" is P(log p(flag) after a wrong step > after a right one): n pairs, interval after DeLong; right
@@ -47,12 +47,12 @@ from absl import flags
 from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.config import Config
-from insec_jax.decoding.measuring import measure
-from insec_jax.decoding.probing import Prober, injected_probes, larger_problems, solved_problems, validation_problems
-from insec_jax.decoding.results import results
-from insec_jax.decoding.tables import table
-from insec_jax.decoding.writer import Writer, with_markers
+from insec_jax.evaluation.measuring import measure
+from insec_jax.evaluation.probing import Prober, injected_probes, larger_problems, solved_problems, validation_problems
+from insec_jax.evaluation.results import results
+from insec_jax.evaluation.tables import table
 from insec_jax.files import written_whole
+from insec_jax.generation.generator import Writer, with_markers
 from insec_jax.method import tasks
 from insec_jax.training.checkpoint import Opened, open_model, versions
 

@@ -21,10 +21,10 @@ from absl import flags
 
 from insec_jax import command
 from insec_jax.command import InputError
-from insec_jax.decoding.prompts import Prompt, read_prompts
-from insec_jax.decoding.sampler import check_prompt, rows_that_fit
-from insec_jax.decoding.writer import Writer, Written, compute_dtype
 from insec_jax.files import written_whole
+from insec_jax.generation.generator import Writer, Written, compute_dtype
+from insec_jax.generation.prompts import Prompt, read_prompts
+from insec_jax.generation.sampler import check_prompt, rows_that_fit
 from insec_jax.method.transcript import clean_text
 from insec_jax.training.checkpoint import Opened, open_model
 

@@ -21,11 +21,11 @@ from absl import flags
 from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
-from insec_jax.decoding.mining import Miner, fingerprint, join, mine_chunks
-from insec_jax.decoding.parts import Parts
-from insec_jax.decoding.writer import Writer, with_markers
 from insec_jax.files import check_output
+from insec_jax.generation.generator import Writer, with_markers
 from insec_jax.method import tasks
+from insec_jax.mining.chunks import Parts
+from insec_jax.mining.miner import Miner, fingerprint, join, mine_chunks
 from insec_jax.training.checkpoint import open_model
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")

@@ -45,13 +45,14 @@ from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config, MeshConfig
-from insec_jax.decoding.mining import mined_by
+from insec_jax.distributed import processes
 from insec_jax.files import folder_writer, local_path, read_json, write_text
+from insec_jax.mining.miner import mined_by
 from insec_jax.model import sharding
 from insec_jax.pages.runs import Run, read_run
 from insec_jax.pages.summary import summary
 from insec_jax.stages import DONE, DONE_BEFORE, Stage, Stopping, run_stage, run_stages, shares_of_cores, told_to_stop
-from insec_jax.training import checkpoint, hosts, optimizer, step
+from insec_jax.training import checkpoint, optimizer, step
 
 config_file.define_flag("The experiment: a file of values with arms.")
 ARMS = flags.DEFINE_list("arms", None, "Which arms of the config, with commas between them.")
@@ -265,7 +266,7 @@ def is_sound(workdir: pathlib.Path, config: Config) -> bool:
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
-  return checkpoint.is_sound(workdir, config.train.steps, abstract, hosts.alone())
+  return checkpoint.is_sound(workdir, config.train.steps, abstract, processes.alone())
 
 
 def _mined_path(config: Config) -> pathlib.Path | None:

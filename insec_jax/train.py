@@ -41,12 +41,13 @@ from insec_jax import config as config_lib
 from insec_jax.command import DivergedError, InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, template, tokenizer_files, tokens
-from insec_jax.decoding import rounds
+from insec_jax.distributed import coordinator, processes, rendezvous
+from insec_jax.distributed.processes import Hosts
 from insec_jax.files import folder_writer, local_path, partial_of, read_json, write_text
+from insec_jax.mining import rounds
 from insec_jax.model import attention, hf, hf_config, llama, sharding
-from insec_jax.training import checkpoint, coordinator, hosts, meeting, metrics, optimizer
+from insec_jax.training import checkpoint, metrics, optimizer
 from insec_jax.training import step as step_lib
-from insec_jax.training.hosts import Hosts
 from insec_jax.training.step import TrainState
 
 CONFIG = config_file.define_flag()
@@ -68,8 +69,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tran
 
 def main() -> int:
   config = config_lib.build(CONFIG.value)
-  place = meeting.find_place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value)
-  with hosts.joined(place, started_with(config), seconds=JOIN_SECONDS.value) as team:
+  place = rendezvous.find_place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value)
+  with processes.joined(place, started_with(config), seconds=JOIN_SECONDS.value) as team:
     workdir = local_path(WORKDIR.value, "--workdir")
     with folder_writer(workdir, "--workdir") if team.is_first else contextlib.nullcontext():
       return train(config, workdir, team)

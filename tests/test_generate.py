@@ -10,7 +10,7 @@ from datakit import write_lines
 from modelkit import run, save_model
 
 from insec_jax.data import tokens
-from insec_jax.decoding.sampler import Sampler
+from insec_jax.generation.sampler import Sampler
 from insec_jax.method.transcript import Markers, clean_text
 from insec_jax.training.checkpoint import MARKERS, open_model
 

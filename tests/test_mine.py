@@ -35,15 +35,15 @@ def get_config(what="graph"):
 PROGRAM = """
 import os, signal
 from insec_jax import command, mine
-from insec_jax.decoding import mining, parts
-mining.CHUNK = 8
-append, done = parts.Parts.append, []
+from insec_jax.mining import chunks, miner
+miner.CHUNK = 8
+append, done = chunks.Parts.append, []
 def append_then(self, *arguments, **options):
   append(self, *arguments, **options)
   done.append(1)
   if len(done) == int(os.environ.get("KILL_AFTER", 0)):
     os.kill(os.getpid(), signal.SIGKILL)
-parts.Parts.append = append_then
+chunks.Parts.append = append_then
 command.run(mine.main)
 """
 BAD = {
@@ -77,7 +77,7 @@ def home(tmp_path_factory):
 
 def mine(home, output, *more, kill_after=0, code=0):
   """(stdout, stderr) of the program."""
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu",
+  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu",
                  "JAX_NUM_CPU_DEVICES": "1", "KILL_AFTER": str(kill_after),
                  "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
   done = subprocess.run(

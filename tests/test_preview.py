@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 def test_preview_shows_the_receipt_and_the_roles_and_writes_a_page(folder):
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
   command = [sys.executable, "-m", "insec_jax.preview", "--config=config.py", "--num=2", "--html=page.html"]
   done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
   assert done.returncode == 0, done.stderr

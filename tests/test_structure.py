@@ -11,7 +11,7 @@ from insec_jax.method import roles
 PACKAGE = pathlib.Path(config.__file__).parent
 # What stands right may import what stands left.
 ORDER = ("stop_signal", "refusals", "command", "files", "progress", "stages", "config", "config_file", "method",
-         "pages", "data", "model", "training", "sizing", "decoding")
+         "distributed", "data", "model", "training", "generation", "evaluation", "mining", "pages", "sizing")
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -72,7 +72,7 @@ else:
 DRIVER = "import sys; from insec_jax import command, sweep; sweep.PYTHON = (sys.executable, 'stand_in.py'); " \
          "sweep.is_sound = lambda *_: True; " \
          "command.run(sweep.main)"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu"}
 ARMS = ("base", "clean", "mined", "more")
 WORDS = ["--config=config.py", "--base=base", f"--arms={','.join(ARMS)}", "--seeds=0,1", "--output=out"]
 

@@ -22,8 +22,8 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.files import local_path, read_json_lines
 from insec_jax.method import roles, tasks
-from insec_jax.method.corruption import Corpus, Text
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
+from insec_jax.method.prose import Corpus, Text
 from insec_jax.method.tasks import Problem, gsm8k
 from insec_jax.method.transcript import Markers, Piece, Transcript, check_marks, split_steps
 

@@ -30,8 +30,8 @@ from insec_jax.data.encoding import (
   special_pattern,
   template_parts,
 )
+from insec_jax.data.negatives import rivals
 from insec_jax.data.records import Chat, Turn
-from insec_jax.data.rivals import rivals
 from insec_jax.data.template import Template
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import paper_reason

@@ -8,8 +8,8 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import MistakesConfig
-from insec_jax.method import corruption
-from insec_jax.method.corruption import Corpus
+from insec_jax.method import prose
+from insec_jax.method.prose import Corpus
 from insec_jax.method.roles import PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task, in_units
 from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces
@@ -168,10 +168,10 @@ def probe(problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random
 def prose_classes_of(mistakes: MistakesConfig) -> tuple[str, ...]:
   """The error classes to draw from in prose, all when the config names none; InputError for one that there is not."""
   for error in mistakes.classes:
-    if error not in corruption.CLASSES:
+    if error not in prose.CLASSES:
       raise InputError(f"mistakes.classes has {error!r}; where nothing checks the steps (task.name='records') there "
-                       f"can be: {', '.join(corruption.CLASSES)}")
-  return mistakes.classes or corruption.CLASSES
+                       f"can be: {', '.join(prose.CLASSES)}")
+  return mistakes.classes or prose.CLASSES
 
 
 def in_prose(
@@ -187,16 +187,16 @@ def in_prose(
   if not num:
     return None
 
-  def find(place: int) -> corruption.Corruption | None:
+  def find(place: int) -> prose.Corruption | None:
     drawn = (corpus.corrupt(index, place, classes[k], rng) for k in rng.permutation(len(classes)).tolist())
     return next((one for one in drawn if one), None)
 
   return {place: (one.step, _prose_reason(one, mistakes)) for place, one in _draw(find, places, num, rng).items()}
 
 
-def _prose_reason(found: corruption.Corruption, mistakes: MistakesConfig) -> str:
+def _prose_reason(found: prose.Corruption, mistakes: MistakesConfig) -> str:
   if mistakes.reason == "none":
     return ""
   if mistakes.reason == "paper":
     return paper_reason(found.error, mistakes.unit)
-  return corruption.explain(found, mistakes.reason)
+  return prose.explain(found, mistakes.reason)

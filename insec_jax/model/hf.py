@@ -24,7 +24,7 @@ from insec_jax.files import folder_written_whole, read_json, write_text
 from insec_jax.model import llama
 from insec_jax.model.hf_config import config_from_json, config_to_json, readable_by_all, token_ids
 from insec_jax.model.llama import LlamaConfig
-from insec_jax.model.tensor_file import CODES, Source, open_tensors, some_of, write_tensors
+from insec_jax.model.safetensors_io import CODES, Source, open_tensors, some_of, write_tensors
 
 CONFIG, GENERATION, SINGLE, INDEX = (
     "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")

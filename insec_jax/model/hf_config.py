@@ -10,7 +10,7 @@ from typing import Any
 
 from insec_jax.command import InputError
 from insec_jax.model.llama import LlamaConfig, RopeScaling
-from insec_jax.model.tensor_file import some_of
+from insec_jax.model.safetensors_io import some_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 

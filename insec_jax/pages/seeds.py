@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from scipy import special
 
-from insec_jax.method import scoring
+from insec_jax.evaluation import scoring
 
 # Keys of the config on which the problems and their reading depend; the second, where a file holds the problems.
 SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")

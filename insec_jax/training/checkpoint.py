@@ -35,12 +35,12 @@ from insec_jax import stop_signal
 from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
+from insec_jax.distributed import processes as hosts_lib
+from insec_jax.distributed.processes import Hosts
 from insec_jax.files import LOCK, is_held, local_path, open_to_read, read_json
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
-from insec_jax.training import hosts as hosts_lib
 from insec_jax.training import metrics
-from insec_jax.training.hosts import Hosts
 from insec_jax.training.step import TrainState
 
 DAMAGED = "damaged"  # folder of a workdir where damaged checkpoints lie once a run has gone on without them

@@ -142,7 +142,8 @@ def test_rows_are_the_same_with_any_seed_of_hashes_and_any_locale(tmp_path):
   path = write_lines(tmp_path / "r.jsonl", lines)
   digests = set()
   for seed, locale in (("0", "C"), ("12345", "C.UTF-8")):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONHASHSEED": seed, "LC_ALL": locale}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "PYTHONHASHSEED": seed,
+                   "LC_ALL": locale}
     digests.add(subprocess.run([sys.executable, "-c", DIGEST, path], capture_output=True, text=True, check=True,
                                env=environment).stdout)
   assert len(digests) == 1

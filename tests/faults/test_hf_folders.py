@@ -95,7 +95,7 @@ import jax, flax.linen, optax, orbax.checkpoint, transformers
 import numpy as np
 from insec_jax import command
 from insec_jax.training.checkpoint import open_model
-from insec_jax.decoding.writer import Writer
+from insec_jax.generation.generator import Writer
 SECONDS = %d
 
 def numbers(folder):

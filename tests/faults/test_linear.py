@@ -14,8 +14,8 @@ from datakit import IM_TEMPLATE, bpe_tokenizer, config, write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import pipeline, tokens
-from insec_jax.decoding.prompts import read_prompts
-from insec_jax.method.corruption import CLASSES
+from insec_jax.generation.prompts import read_prompts
+from insec_jax.method.prose import CLASSES
 
 pytestmark = pytest.mark.faults
 

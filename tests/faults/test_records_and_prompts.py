@@ -14,7 +14,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens
-from insec_jax.decoding.prompts import read_prompts
+from insec_jax.generation.prompts import read_prompts
 from insec_jax.method import roles
 from insec_jax.method.tasks import Problem
 

@@ -9,8 +9,8 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.config import MistakesConfig, TaskConfig
 from insec_jax.method import tasks
-from insec_jax.method.corruption import CLASSES, Corpus, Text
 from insec_jax.method.mistakes import in_prose, paper_reason, pieces_of, probe, reason_of, with_mistakes
+from insec_jax.method.prose import CLASSES, Corpus, Text
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks.graph import Graph
 from insec_jax.method.transcript import Markers, Piece, clean, parse, render

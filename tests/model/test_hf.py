@@ -19,7 +19,7 @@ from insec_jax.command import InputError
 from insec_jax.config import MeshConfig
 from insec_jax.model import hf, llama, sharding
 from insec_jax.model.hf_config import config_from_json
-from insec_jax.model.tensor_file import open_tensors
+from insec_jax.model.safetensors_io import open_tensors
 
 FIELDS = reference.FIELDS
 CONFIG = config_from_json(FIELDS, "reference")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 if __name__ == "__main__":
-  sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+  sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
 
 import reference
 import smollm2

@@ -5,7 +5,7 @@ import pretended
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.method import scoring
+from insec_jax.evaluation import scoring
 from insec_jax.pages.correction import breakdown, check, gap_cell, main_rates, rate_cell
 
 

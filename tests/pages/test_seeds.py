@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from insec_jax.method import scoring
+from insec_jax.evaluation import scoring
 from insec_jax.pages.seeds import averaged, difference, differences, matched, pooled, pooled_rate, spread
 
 

@@ -14,8 +14,9 @@ import pytest
 from insec_jax.command import DivergedError, InputError
 from insec_jax.config import MeshConfig, OptimizerConfig
 from insec_jax.data import tokens
+from insec_jax.distributed import processes
 from insec_jax.model import hf, llama, sharding
-from insec_jax.training import checkpoint, hosts, metrics, optimizer, step
+from insec_jax.training import checkpoint, metrics, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
 MODEL = llama.LlamaConfig(
@@ -52,7 +53,7 @@ def saved(tmp_path):
 
 def restore(workdir, abstract_state, facts=FACTS):
   return checkpoint.restore(workdir, checkpoint.steps(workdir), abstract_state, facts=lambda _: facts,
-                            hosts=hosts.alone(), advise=lambda name, was: f"set {name} to {was}")
+                            hosts=processes.alone(), advise=lambda name, was: f"set {name} to {was}")
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 1), (1, 4, 2)])
@@ -200,7 +201,7 @@ def test_files_that_change_what_the_model_says_must_be_those_of_the_checkpoint(t
     (tmp_path / name).write_text(text.replace(before, after))
     for read in (lambda: restore(tmp_path, abstract()),
                  lambda: checkpoint.load_params(tmp_path, abstract().params, None),
-                 lambda: checkpoint.is_sound(tmp_path, 1, abstract(), hosts.alone())):
+                 lambda: checkpoint.is_sound(tmp_path, 1, abstract(), processes.alone())):
       with pytest.raises(InputError, match=f"{name} was another when checkpoint 1 of .* was saved"):
         read()
     (tmp_path / name).write_text(text)
@@ -213,10 +214,10 @@ def test_altered_metrics_keep_a_run_from_being_called_done(tmp_path):
   log.close()
   with Saver(tmp_path, keep=1, keep_every=0) as saver:
     saver.save(1, make_state(abstract()), config=datakit.config(), facts=FACTS, totals=[], log=log.state())
-  assert checkpoint.is_sound(tmp_path, 1, abstract(), hosts.alone())
+  assert checkpoint.is_sound(tmp_path, 1, abstract(), processes.alone())
   (tmp_path / metrics.METRICS).write_text('{"step": 1, "loss": 2.0}\n')
   with pytest.raises(InputError, match=r"metrics.jsonl is not what it was after step 1"):
-    checkpoint.is_sound(tmp_path, 1, abstract(), hosts.alone())
+    checkpoint.is_sound(tmp_path, 1, abstract(), processes.alone())
 
 
 def test_what_is_no_folder_with_a_plain_number_is_no_checkpoint(tmp_path):

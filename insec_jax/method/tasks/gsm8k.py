@@ -32,7 +32,7 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
 from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
-from insec_jax.method.tasks.prose import (
+from insec_jax.method.tasks.arithmetic import (
   MOST_CHARACTERS,
   NUMBER,
   decimals,

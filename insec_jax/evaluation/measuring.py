@@ -1,0 +1,129 @@
+"""Everything that is measured of a model, in as few passes of the decoder as that takes.
+
+Greedily, then at evaluate.temperature:
+
+    injected              after injected mistakes; again with the flag forced
+    solutions             and own, their first wrong steps; again with the flag forced after these
+    , flags banned        whole solutions without a flag: what corrections are held against
+    (validation)          the same on other problems: there the two thresholds are chosen
+    , at threshold        injected and solutions with the bias on the flag that keeps false alarms per right step within
+                          evaluate.max_false_alarms (at the temperature twice that)
+    , larger              solutions of problems larger than any trained on, where evaluate.max_size asks for them
+    , confidence          solutions with flags banned, but forced after steps whose score is above the threshold that
+                          keeps the same bound
+
+Only at the temperature:
+
+    , redraw              the control: those steps deleted and drawn again, flags banned
+    , majority            the control: most frequent answer of evaluate.votes solutions, flags banned; the first of them
+                          are those of ", flags banned"
+
+That is 9 passes greedily, in which only what a bias or a forced flag changes is written again (of 5 over all problems
+2 are whole); 8 + votes at the temperature, and for the redraw a round until no step is left to redraw, at most
+redraws * steps + 1; one more each with larger problems; and one of a single token. AUROCs, curves and thresholds are
+read from these and cost none.
+
+The bound holds for the steps of validation solutions as written without flags. Corrections add steps of their own,
+which may be flagged again: measured false alarms can be above it.
+
+Where markers are plain words no flag can be banned, biased or forced: what needs that is left out, and the rest is
+written without a ban. Where steps are not lines, what needs scores while writing is left out.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from insec_jax.config import Config
+from insec_jax.evaluation import thresholds
+from insec_jax.evaluation.probing import NO_FLAG, Probed, Prober, Solved
+from insec_jax.evaluation.steps import Step
+from insec_jax.method.mistakes import Probe
+from insec_jax.method.tasks import Problem
+
+# What stands behind "injected", "own" or "solutions" in the name of a source: one of the first two, then maybe another.
+GREEDY, SAMPLED = "", " sampled"
+BANNED, AT_THRESHOLD, CONFIDENCE = ", flags banned", ", at threshold", ", confidence"
+REDRAW, MAJORITY = ", redraw", ", majority"
+LARGER = ", larger"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """Thresholds for one temperature, None without a right step to choose by, and the steps they were chosen on."""
+
+  temperature: float
+  most: float  # false alarms per right step
+  bias: float | None  # also None where the flag is no token
+  score: float | None
+  steps: list[Step]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """Sources by what stands behind "injected", or behind "own" and "solutions", in their names."""
+
+  injected: dict[str, Probed]
+  solved: dict[str, Solved]
+  chosen: dict[str, Chosen]  # by GREEDY and SAMPLED
+  votes: list[Solved]  # the solutions of each vote, flags banned
+
+
+def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems: Sequence[Problem],
+            validation: Sequence[Problem], larger: Sequence[Problem]) -> Measured:
+  """All of the above."""
+  measured = Measured({}, {}, {}, [])
+  settings = {GREEDY: (0.0, config.evaluate.max_false_alarms),
+              SAMPLED: (config.evaluate.temperature, 2 * config.evaluate.max_false_alarms)}
+  for how, (temperature, most) in settings.items():
+    solve = functools.partial(prober.solve, temperature=temperature)
+    inject = functools.partial(prober.injected, probes, temperature=temperature)
+    measured.injected[how] = inject(label=f"injected{how}", force=True)
+    if can_ban(prober):  # first: most greedy solutions are the same with flags
+      measured.solved[how + BANNED] = solve(problems, label=f"solutions{how}{BANNED}", flag_bias=NO_FLAG)
+    measured.solved[how] = solve(problems, label=f"solutions{how}", force=True)
+    steps = solve(validation, label=f"validation{how}", flag_bias=NO_FLAG if can_ban(prober) else 0.0).steps
+    chosen = measured.chosen[how] = choose(prober, steps, temperature, most)
+    if chosen.bias is not None:
+      at = how + AT_THRESHOLD
+      measured.injected[at] = inject(label=f"injected{at}", flag_bias=chosen.bias)
+      measured.solved[at] = solve(problems, label=f"solutions{at}", flag_bias=chosen.bias)
+    if can_ban(prober) and can_watch(prober, chosen):
+      measured.solved[how + CONFIDENCE] = solve(problems, label=f"solutions{how}{CONFIDENCE}", flag_bias=NO_FLAG,
+                                                watch=prober.writer.watch(chosen.score))
+    if larger:
+      measured.solved[how + LARGER] = solve(larger, label=f"solutions{how}{LARGER}")
+  controls(measured, prober, config, problems)
+  told_apart = prober.told_apart(probes)
+  injected = {how: dataclasses.replace(probed, steps=told_apart) for how, probed in measured.injected.items()}
+  return dataclasses.replace(measured, injected=injected)
+
+
+def choose(prober: Prober, steps: list[Step], temperature: float, most: float) -> Chosen:
+  """The thresholds that keep false alarms within `most` on these steps."""
+  bias = thresholds.choose_bias(steps, temperature=temperature, most=most) if can_ban(prober) else None
+  return Chosen(temperature, most, bias, thresholds.choose_score(steps, most=most), steps)
+
+
+def controls(measured: Measured, prober: Prober, config: Config, problems: Sequence[Problem]) -> None:
+  """Puts the redraw and the votes into `measured`."""
+  chosen = measured.chosen[SAMPLED]
+  if can_watch(prober, chosen):
+    measured.solved[SAMPLED + REDRAW] = prober.redrawn(
+        problems, label=f"solutions{SAMPLED}{REDRAW}", temperature=chosen.temperature, threshold=chosen.score,
+        most=config.evaluate.redraws)
+  measured.votes.append(measured.solved[SAMPLED + BANNED if can_ban(prober) else SAMPLED])
+  for vote in range(1, config.evaluate.votes):
+    measured.votes.append(prober.solve(
+        problems, label=f"solutions{SAMPLED}, vote {vote + 1}", temperature=chosen.temperature,
+        flag_bias=NO_FLAG if can_ban(prober) else 0.0, seed=prober.seed + vote))
+
+
+def can_ban(prober: Prober) -> bool:
+  """Whether the flag is a token."""
+  return prober.writer.flag_id is not None
+
+
+def can_watch(prober: Prober, chosen: Chosen) -> bool:
+  """Whether scores are known while writing, and which of them are too high."""
+  return prober.unit == "line" and chosen.score is not None

@@ -1,0 +1,281 @@
+"""Probing: wrong steps set before a model, by a rule or by itself, and what it does after each.
+
+A source of mistakes is `injected` (a rule's wrong step after right ones) or `own` (the first wrong step of a solution
+that the model wrote). Each is measured as it comes, and where asked once more with the flag forced right after it.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import records
+from insec_jax.evaluation import scoring
+from insec_jax.evaluation.baselines import redraw
+from insec_jax.evaluation.scoring import Outcome, SolutionScore
+from insec_jax.evaluation.steps import Reader, Step
+from insec_jax.generation.generator import Writer, Written
+from insec_jax.generation.sampler import Watch, step_scores
+from insec_jax.method import mistakes, tasks
+from insec_jax.method.mistakes import Probe
+from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
+from insec_jax.method.tasks import Problem, Task
+from insec_jax.method.transcript import Markers, Piece, Transcript, parse
+
+FROM_FILE = ("gsm8k",)  # tasks whose problems are records of data.path
+NO_FLAG = -math.inf  # the flag_bias that bans it
+# Added to the seed of the problems that thresholds are chosen on: mining draws from the same split.
+_VALIDATION = 1_000_003
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+  """One source of mistakes, measured; `outcomes` and `transcripts` run over its probes."""
+
+  outcomes: list[Outcome]
+  forced: list[Outcome] | None  # of those that leave room to go on; None where not asked for
+  steps: list[Step]  # the wrong ones and the right ones that they are told from
+  transcripts: list[Transcript]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solved:
+  """Whole solutions, one per problem, and the model's own first wrong steps among them."""
+
+  scores: list[SolutionScore]
+  num_tokens: list[int]
+  transcripts: list[Transcript]
+  steps: list[Step]  # those before any marker
+  own: Probed
+
+
+def solved_problems(task: Task, config: Config) -> list[Problem]:
+  """The problems that the model solves: of the split "test", or the held-out records of data.path."""
+  if task.name in FROM_FILE:
+    found = _held_out(config)[:config.evaluate.num_problems]
+  else:
+    found = tasks.problems(task, "test", num=config.evaluate.num_problems, seed=config.seed)
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+
+
+def larger_problems(config: Config) -> list[Problem]:
+  """Problems of the sizes above task.max_size, up to evaluate.max_size; none where that is 0.
+
+  InputError for a size that the task does not have.
+  """
+  if not config.evaluate.max_size:
+    return []
+  sizes = dataclasses.replace(config.task, min_size=config.task.max_size + 1, max_size=config.evaluate.max_size)
+  try:
+    task = tasks.get(sizes)
+  except InputError as error:
+    raise InputError(f"evaluate.max_size={config.evaluate.max_size}, taken as task.max_size: {error}") from None
+  return solved_problems(task, config)
+
+
+def validation_problems(task: Task, config: Config) -> list[Problem]:
+  """The problems that thresholds are chosen on: of the split "mine", or the training records of data.path."""
+  num = config.evaluate.num_problems
+  if task.name in FROM_FILE:
+    found = [problem for problem, _ in records.problems(config, "train")][:num]
+  else:
+    found = tasks.problems(task, "mine", num=num, seed=config.seed + _VALIDATION)
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+
+
+def injected_probes(task: Task, config: Config) -> list[Probe]:
+  """evaluate.num_probes probes in equal shares of every error class of the task, whichever classes were trained.
+
+  They stand anywhere in problems of the split "probe", or in the held-out records of data.path; no problem serves twice
+  while there is another. A class for which too few places are found has fewer.
+  """
+  num = config.evaluate.num_probes
+  problems = (_held_out(config) if task.name in FROM_FILE
+              else tasks.problems(task, "probe", num=num, seed=config.seed))
+  uses = collections.Counter()
+  found = []
+  for number, error in enumerate(task.error_classes):
+    rng = np.random.default_rng((config.seed, number))
+    only = dataclasses.replace(config.mistakes, classes=(error,), place="anywhere")
+    share = (num + number) // len(task.error_classes)  # over the classes these add up to num
+    of_class = []
+    for index in sorted(range(len(problems)), key=lambda index: uses[index]):
+      if len(of_class) == share:
+        break
+      probe = mistakes.probe(problems[index], task, only, rng)
+      if probe is not None:
+        of_class.append(probe)
+        uses[index] += 1
+    found += of_class
+  return found
+
+
+def _held_out(config: Config) -> list[Problem]:
+  problems = [problem for problem, _ in records.problems(config, "heldout")]
+  if not problems:
+    raise InputError(f"{config.data.path} has no held-out problem to measure on; raise data.num_heldout")
+  return problems
+
+
+class Prober:
+  """A model, a task and how long to write: does the probing."""
+
+  def __init__(self, writer: Writer, task: Task, config: Config):
+    self.writer, self.task = writer, task
+    self.markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
+    self.unit = config.mistakes.unit
+    self.limits = {"max_tokens": config.evaluate.max_tokens, "batch_size": config.evaluate.batch_size}
+    self.seed = config.seed
+    self._reader = Reader(writer, task, self.markers, self.unit)
+    self._encode = functools.cache(writer.encode)  # every pass asks for the same problems
+    self._greedy: dict[bytes, list[tuple[float, Written]]] = {}  # by prompt: what was written with which flag_bias
+
+  def injected(self, probes: Sequence[Probe], *, label: str, temperature: float, flag_bias: float = 0.0,
+               force: bool = False) -> Probed:
+    """What the model does after injected mistakes, with `force` also after them and the flag.
+
+    Its steps are left empty: those of `told_apart` are the same however the model goes on.
+    """
+    drawn = {"temperature": temperature, "seed": self.seed, **self.limits}
+    begins = self._begin([(probe, probe.wrong) for probe in probes])
+    written = self._write(begins, label=label, flag_bias=flag_bias, **drawn)
+    forced = None
+    if force:
+      if self.writer.flag_id is None:
+        flagged = self._begin([(probe, probe.wrong + self.markers.flag) for probe in probes])
+      else:
+        flagged = [np.append(begin_T, self.writer.flag_id) for begin_T in begins]
+      forced = [self._outcome(probe, one, forced=True) for probe, one in
+                zip(probes, self.writer.write(flagged, label=f"{label}, flag forced", **drawn), strict=True)]
+    transcripts = [
+      (Piece(PROMPT, probe.problem.prompt), *pieces_of(TEXT, "".join(probe.before)), Piece(MISTAKE, probe.wrong),
+       *parse(one.text, self.markers, self.unit)) for probe, one in zip(probes, written, strict=True)]
+    return Probed([self._outcome(*one) for one in zip(probes, written, strict=True)], forced, [], transcripts)
+
+  def told_apart(self, probes: Sequence[Probe]) -> list[Step]:
+    """The wrong steps of probes and the right ones in their places, as steps with one place for a flag: after them."""
+    set_before = [(number, last, kind, error) for number, probe in enumerate(probes)
+                  for last, kind, error in ((probe.wrong, "wrong", probe.error),
+                                            (probe.problem.steps[len(probe.before)], "right", ""))]
+    if self.writer.flag_id is None:
+      near = [(None, None)] * len(set_before)
+    else:
+      written = self.writer.write(self._begin([(probes[number], last) for number, last, _, _ in set_before]),
+                                  label="a flag after injected mistakes and right steps", max_tokens=1,
+                                  batch_size=self.limits["batch_size"])
+      near = [(one.generation.margins, one.generation.flag_logprobs) for one in written]
+    return [Step(number, kind, error, is_first_try=True, score=math.nan, margin_P=margin_P, flag_P=flag_P)
+            for (number, _, kind, error), (margin_P, flag_P) in zip(set_before, near, strict=True)]
+
+  def solve(self, problems: Sequence[Problem], *, label: str, temperature: float, flag_bias: float = 0.0,
+            watch: Watch | None = None, seed: int | None = None, force: bool = False) -> Solved:
+    """The model's solutions, and what it does after its own first wrong steps, with `force` after them and the flag."""
+    drawn = {"temperature": temperature, "seed": self.seed if seed is None else seed, **self.limits}
+    prompts = [self._encode(problem.prompt) for problem in problems]
+    written = self._write(prompts, label=label, flag_bias=flag_bias, watch=watch, **drawn)
+    solved = self.read(problems, written)
+    if not force:
+      return solved
+    begins = {index: self._flagged_own(problems[index], prompts[index], written[index], score)
+              for index, score in enumerate(solved.scores) if score.own is not None}
+    begins = {index: begin for index, begin in begins.items() if begin is not None}
+    forced = self.writer.write(list(begins.values()), label=f"{label}, own mistakes, flag forced", **drawn)
+    outcomes = [self._outcome(own_probe(problems[index], solved.scores[index]), one, forced=True)
+                for index, one in zip(begins, forced, strict=True)]
+    return dataclasses.replace(solved, own=dataclasses.replace(solved.own, forced=outcomes))
+
+  def redrawn(self, problems: Sequence[Problem], *, label: str, temperature: float, threshold: float, most: int
+              ) -> Solved:
+    """Solutions without flags in which a step whose score is above the threshold is drawn again, up to `most` times."""
+    written, num_generated = redraw(
+        self.writer, [self._encode(problem.prompt) for problem in problems], label=label, threshold=threshold,
+        most=most, temperature=temperature, seed=self.seed, **self.limits)
+    return dataclasses.replace(self.read(problems, written), num_tokens=num_generated)
+
+  def read(self, problems: Sequence[Problem], written: Sequence[Written]) -> Solved:
+    """What solutions are worth, however they were written."""
+    scores = [scoring.score_solution(problem, one.text, finished=one.finished, task=self.task, markers=self.markers,
+                                     unit=self.unit) for problem, one in zip(problems, written, strict=True)]
+    transcripts = [self._solution(*one) for one in zip(problems, written, scores, strict=True)]
+    steps = [step for number, (problem, one) in enumerate(zip(problems, written, strict=True))
+             for step in self._reader.steps(number, problem, one)]
+    failed = [index for index, score in enumerate(scores) if score.own is not None]
+    own = Probed([scores[index].own.outcome for index in failed], None, [step for step in steps if step.is_first_try],
+                 [transcripts[index] for index in failed])
+    return Solved(scores, [len(one.generation.tokens) for one in written], transcripts, steps, own)
+
+  def _write(self, prompts: Sequence[np.ndarray], *, label: str, temperature: float, flag_bias: float,
+             watch: Watch | None = None, **options) -> list[Written]:
+    """As Writer.write; greedily, only where it would not say again what it said with another flag_bias and no watch."""
+    write = functools.partial(self.writer.write, label=label, temperature=temperature, flag_bias=flag_bias, watch=watch,
+                              **options)
+    if temperature or self.writer.flag_id is None:
+      return write(prompts)
+    found = [next((one for bias, one in self._greedy.get(prompt.tobytes(), ())
+                   if self._says_the_same(one, bias, flag_bias, watch)), None) for prompt in prompts]
+    left = [index for index, one in enumerate(found) if one is None]
+    for index, one in zip(left, write([prompts[index] for index in left]), strict=True):
+      found[index] = one
+      if watch is None:
+        self._greedy.setdefault(prompts[index].tobytes(), []).append((flag_bias, one))
+    return found
+
+  def _says_the_same(self, written: Written, bias: float, flag_bias: float, watch: Watch | None) -> bool:
+    """Whether a greedy model that wrote this with `bias` writes it again with `flag_bias` and this watch."""
+    one = written.generation
+    if ((one.margins + bias > 0) != (one.margins + flag_bias > 0)).any():
+      return False
+    return watch is None or all(said.score <= watch.threshold
+                                for _, _, said in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id))
+
+  def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
+    """For each probe what the model reads with this in place of the wrong step, and its own confidence in each step."""
+    if self.writer.confidence_ids:
+      return self.writer.begin([probe.problem.prompt for probe, _ in asked],
+                               [(*probe.before, last) for probe, last in asked], batch_size=self.limits["batch_size"])
+    return [self._encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in asked]
+
+  def _outcome(self, probe: Probe, written: Written, *, forced: bool = False) -> Outcome:
+    return scoring.read_probe(probe.problem, probe.before, probe.wrong, written.text, finished=written.finished,
+                              task=self.task, markers=self.markers, unit=self.unit, forced=forced)
+
+  def _solution(self, problem: Problem, written: Written, score: SolutionScore) -> Transcript:
+    """The solution with its first wrong step shown as a mistake, flagged or not."""
+    prompt, text = Piece(PROMPT, problem.prompt), written.text
+    if score.own is None:
+      return (prompt, *parse(text, self.markers, self.unit))
+    end = len(score.own.prefix)
+    start = end - len(score.own.wrong)
+    return (prompt, *parse(text[:start], self.markers, self.unit), Piece(MISTAKE, score.own.wrong),
+            *parse(text[end:], self.markers, self.unit))
+
+  def _flagged_own(self, problem: Problem, prompt: np.ndarray, written: Written, score: SolutionScore
+                   ) -> np.ndarray | None:
+    """Prompt, own text up to the end of the wrong step, flag; None where that leaves no room to go on."""
+    prefix = score.own.prefix
+    num = self._reader.token_ends(written).get(len(prefix))
+    if self.writer.flag_id is None:
+      begin = self._encode(problem.prompt, answer=prefix + self.markers.flag)
+    elif num is not None:
+      said = written.generation.tokens[:self.writer.past_confidence(written.generation.tokens, num)]
+      begin = np.concatenate([prompt, said, [self.writer.flag_id]])
+    elif self.markers.flag in prefix or self.markers.fix in prefix:
+      return None  # neither a token ends here nor could the markers be encoded again as markers
+    else:
+      begin = np.append(self._encode(problem.prompt, answer=prefix), self.writer.flag_id)
+    return begin.astype(np.int32) if self.writer.has_room(begin, self.limits["max_tokens"]) else None
+
+
+def own_probe(problem: Problem, score: SolutionScore) -> Probe:
+  """The first wrong step of a solution that has one, as a probe."""
+  return Probe(problem, score.own.before, score.own.wrong, score.own.outcome.error)
+
+
+def pieces_of(role: int, text: str) -> Transcript:
+  """One piece, or none when there is no text."""
+  return (Piece(role, text),) if text else ()

@@ -1,0 +1,238 @@
+"""What was measured, as the numbers and transcripts of results.json."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from insec_jax.evaluation import measuring, scoring, thresholds
+from insec_jax.evaluation.measuring import BANNED, GREEDY, MAJORITY, SAMPLED, Chosen, Measured
+from insec_jax.evaluation.probing import Probed, Solved
+from insec_jax.evaluation.scoring import Outcome, Rate
+from insec_jax.evaluation.steps import Step
+from insec_jax.method import roles
+from insec_jax.method.transcript import Transcript
+
+FORCED = ("correction", "parroting", "recovery")  # also measured with the flag forced
+COMPARED = ("detection", "detection_within", "correction", "correction, forced", "corrected", "parroting", "recovery")
+MOST_SHOWN = 6  # transcripts of each kind
+
+
+def results(measured: Measured, *, within: int) -> dict:
+  """The measured part of results.json, as evaluate.py describes it."""
+  own = {"own" + how: one.own for how, one in measured.solved.items() if how in own_sources(measured)}
+  sources = {**{"injected" + how: one for how, one in measured.injected.items()}, **own}
+  solved = {"solutions" + how: one for how, one in measured.solved.items()}
+  rates = {}
+  for source, probed in sources.items():
+    rates |= source_rates(source, probed, within)
+  for source, one in solved.items():
+    rates[source] = scoring.solution_rates(one.scores)
+  votes = {number: vote(measured.votes[:number]) for number in vote_numbers(len(measured.votes))}
+  of_votes = votes[len(measured.votes)]
+  majority = f"solutions{SAMPLED}{MAJORITY}"
+  rates[majority] = of_votes.rates
+  operating, by_score = curves(measured)
+  return {
+    "counts": counts(solved, sources),
+    "rates": {source: {name: rate.to_json() if isinstance(rate, Rate) else rate for name, rate in some.items()}
+              for source, some in rates.items()},
+    "gap": gaps(rates),
+    "first_tries": {source: first_tries(one) for source, one in solved.items()},
+    "thresholds": chosen_thresholds(measured.chosen),
+    "operating": operating,
+    "operating_confidence": by_score,
+    "tokens_per_problem": {**{source: mean(one.num_tokens) for source, one in solved.items()},
+                           majority: mean(of_votes.num_tokens)},
+    "accuracy_at_tokens": {majority: [
+      {"votes": number, "accuracy": one.rates["accuracy_t2"].to_json(), "tokens_per_problem": mean(one.num_tokens)}
+      for number, one in votes.items()]},
+    "solved": {**{source: {"t1": [int(score.right_first) for score in one.scores],
+                           "t2": [int(score.right) for score in one.scores]} for source, one in solved.items()},
+               majority: {"t1": of_votes.first, "t2": of_votes.right}},
+    "transcripts": [*(shown for source, probed in sources.items() for shown in shown_probes(source, probed)),
+                    *(shown for source, one in solved.items() for shown in shown_alarms(source, one))],
+  }
+
+
+def own_sources(measured: Measured) -> list[str]:
+  """The ways of solving in which the model may flag its own mistakes."""
+  return [how for how in measured.solved if not how.endswith((BANNED, measuring.REDRAW))]
+
+
+def source_rates(source: str, probed: Probed, within: int) -> Iterator[tuple[str, dict]]:
+  """(source, its rates), then ("source: CLASS", those of that class)."""
+  yield source, _rates(probed.outcomes, probed.forced, probed.steps, "", within)
+  for error, outcomes in scoring.by_class(probed.outcomes).items():
+    forced = None if probed.forced is None else [outcome for outcome in probed.forced if outcome.error == error]
+    yield f"{source}: {error}", _rates(outcomes, forced, probed.steps, error, within)
+
+
+def _rates(outcomes: Sequence[Outcome], forced: Sequence[Outcome] | None, steps: Sequence[Step], error: str, within: int
+           ) -> dict:
+  rates = scoring.probe_rates(outcomes, within=within)
+  if forced is not None:
+    of_forced = scoring.probe_rates(forced, within=within)
+    rates |= {f"{name}, forced": of_forced[name] for name in FORCED}
+  wrong = [step for step in steps if step.kind == "wrong" and error in ("", step.error)]
+  right = thresholds.of_kind(steps, "right")
+  if all(step.flag_P is not None for step in steps):
+    rates["auroc"] = auroc([step.flag_P[-1] for step in wrong], [step.flag_P[-1] for step in right])
+  if all(not math.isnan(step.score) for step in steps):
+    rates["auroc, confidence"] = auroc([step.score for step in wrong], [step.score for step in right])
+  return rates
+
+
+def auroc(wrong: Sequence[float], right: Sequence[float]) -> dict[str, float | int | None]:
+  """The share of pairs in which the wrong step has the higher score, as a rate is written."""
+  n = len(wrong) * len(right)
+  share = scoring.auroc(wrong, right)
+  low, high = scoring.auroc_interval(wrong, right)
+  return {"rate": share if n else None, "k": share * n if n else 0, "n": n, "low": low, "high": high}
+
+
+@dataclasses.dataclass(frozen=True)
+class Voted:
+  """What the majority of some solutions of each problem is worth."""
+
+  rates: dict[str, Rate]
+  num_tokens: list[int]  # of all solutions of a problem together
+  first: list[int]  # whether the first solution is right, 0 or 1
+  right: list[int]  # whether the majority is
+
+
+def vote(solutions: Sequence[Solved]) -> Voted:
+  """The majority over these, problem by problem; t1 is the first solution alone."""
+  by_problem = list(zip(*(one.scores for one in solutions), strict=True))
+  first = [int(scores[0].right) for scores in by_problem]
+  chosen = [scoring.majority(scores) for scores in by_problem]
+  right = [int(score.right) for score in chosen]
+  return Voted({
+    "accuracy_t1": scoring.rate(first),
+    "accuracy_t2": scoring.rate(right),
+    "wrong_to_right": scoring.rate(after > before for before, after in zip(first, right, strict=True)),
+    "right_to_wrong": scoring.rate(after < before for before, after in zip(first, right, strict=True)),
+    "answered": scoring.rate(score.answered for score in chosen),
+  }, [sum(nums) for nums in zip(*(one.num_tokens for one in solutions), strict=True)], first, right)
+
+
+def vote_numbers(most: int) -> list[int]:
+  """1, 3, 5 and so on, and `most` itself."""
+  return [*range(1, most, 2), most]
+
+
+def first_tries(solved: Solved) -> dict[str, dict]:
+  """Of all steps up to the first marker or wrong step, those right, lucky, and wrong of each class, as rates."""
+  steps = solved.own.steps
+  names = {"right": [], "lucky": [], **{step.error: [] for step in sorted(steps, key=lambda step: step.error)
+                                        if step.kind == "wrong"}}
+  total = np.bincount([step.solution for step in steps], minlength=len(solved.scores)).tolist()
+  for step in steps:
+    names[step.error or step.kind].append(step.solution)
+  rates = scoring.grouped_rates([(np.bincount(of, minlength=len(solved.scores)).tolist(), total)
+                                 for of in names.values()])
+  return {name: rate.to_json() for name, rate in zip(names, rates, strict=True)}
+
+
+def chosen_thresholds(chosen: dict[str, Chosen]) -> dict:
+  """The thresholds, the bounds they keep, and how many steps of validation problems they were chosen on."""
+  named = {{GREEDY: "greedy", SAMPLED: "sampled"}[how]: one for how, one in chosen.items()}
+  return {
+    "flag_bias": {name: one.bias for name, one in named.items()},
+    "confidence": {name: one.score for name, one in named.items()},
+    "max_false_alarms": {name: one.most for name, one in named.items()},
+    "temperature": {name: one.temperature for name, one in named.items()},
+    "n": {name: {kind: len(thresholds.of_kind(one.steps, kind)) for kind in ("right", "wrong")}
+          for name, one in named.items()},
+  }
+
+
+def curves(measured: Measured) -> tuple[dict, dict]:
+  """{source: operating curve} over the bias on the flag, and over the confidence threshold."""
+  over_bias, over_score = {}, {}
+  for how, chosen in measured.chosen.items():
+    unflagged = measured.solved.get(how + BANNED)
+    if unflagged is not None:
+      over_bias["injected" + how] = thresholds.operating(measured.injected[how].steps, temperature=chosen.temperature)
+      over_bias["own" + how] = thresholds.operating(unflagged.own.steps, temperature=chosen.temperature)
+    over_score["own" + how] = thresholds.operating_by_score((unflagged or measured.solved[how]).own.steps)
+  return over_bias, over_score
+
+
+def gaps(rates: dict[str, dict]) -> dict:
+  """Injected minus own of the same kind, overall and for each class that both have; rates with n 0 have no gap."""
+  found = {}
+  for source in rates:
+    injected = source.replace("own", "injected", 1)
+    if source.startswith("own") and injected in rates:
+      found[source] = {metric: newcombe(rates[injected][metric], rates[source][metric]) for metric in COMPARED
+                       if metric in rates[source] and rates[injected][metric].n and rates[source][metric].n}
+  return found
+
+
+def newcombe(first: Rate, second: Rate) -> dict[str, float]:
+  """first - second and its 95 % interval (Newcombe 1998, method 10: from the two Wilson intervals)."""
+  difference = first.share - second.share
+  return {"difference": difference,
+          "low": difference - math.hypot(first.share - first.low, second.high - second.share),
+          "high": difference + math.hypot(first.high - first.share, second.share - second.low)}
+
+
+def mean(values: Sequence[float]) -> dict[str, float | int | None]:
+  """The mean, its 95 % interval (1.96 standard errors; None for fewer than two values) and n."""
+  middle, n = float(np.mean(values)), len(values)
+  half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
+  low, high = (None, None) if half is None else (middle - half, middle + half)
+  return {"mean": middle, "low": low, "high": high, "n": n}
+
+
+def counts(solved: dict[str, Solved], sources: dict[str, Probed]) -> dict:
+  """How many solutions and probes there were; a forced probe is missing where it left no room to go on."""
+  return {"solutions": {source: len(one.scores) for source, one in solved.items()},
+          "probes": {source: len(probed.outcomes) for source, probed in sources.items()},
+          "forced": {source: len(probed.forced) for source, probed in sources.items() if probed.forced is not None}}
+
+
+def shown_probes(source: str, probed: Probed) -> Iterator[dict]:
+  """Up to MOST_SHOWN probes that were corrected at once, then as many that were not, taking turns among the classes."""
+  seen = collections.Counter()
+  turns = []
+  for index, outcome in enumerate(probed.outcomes):
+    turns.append((seen[outcome.error], index))
+    seen[outcome.error] += 1
+  for corrected in (True, False):
+    of_kind = [index for _, index in sorted(turns)
+               if (probed.outcomes[index].flagged and probed.outcomes[index].fix_kind == "right") == corrected]
+    for index in of_kind[:MOST_SHOWN]:
+      outcome = probed.outcomes[index]
+      yield shown(f"{source} mistake: {outcome.error}", in_words(outcome), probed.transcripts[index])
+
+
+def shown_alarms(source: str, solved: Solved) -> Iterator[dict]:
+  """Up to MOST_SHOWN solutions in which a right step was flagged."""
+  alarms = [index for index, score in enumerate(solved.scores) if score.false_alarms]
+  for index in alarms[:MOST_SHOWN]:
+    score = solved.scores[index]
+    what = "a right step flagged" + (" and changed to wrong" if score.harmful_edits else "")
+    yield shown(source.replace("solutions", "solution"), f"{what}, answer {'right' if score.right else 'wrong'}",
+                solved.transcripts[index])
+
+
+def shown(title: str, outcome: str, transcript: Transcript) -> dict:
+  return {"title": title, "outcome": outcome,
+          "pieces": [{"role": roles.NAMES[piece.role], "text": piece.text} for piece in transcript]}
+
+
+def in_words(outcome: Outcome) -> str:
+  """What became of a probe, to be read above its transcript."""
+  if outcome.delay is None:
+    said = "not flagged"
+  elif outcome.delay:
+    said = f"flagged {outcome.delay} step{'s' if outcome.delay > 1 else ''} later"
+  else:
+    fix = {"right": "corrected", "lucky": "replaced by a step that is not wrong", "none": "not replaced",
+           "wrong": "replaced by another wrong step"}[outcome.fix_kind]
+    said = "flagged, " + ("the mistake repeated" if outcome.parroted else fix)
+  return f"{said}, answer {'right' if outcome.recovered else 'wrong' if outcome.answered else 'missing'}"

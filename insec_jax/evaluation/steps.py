@@ -1,0 +1,92 @@
+"""The steps that a model wrote, judged one by one, with how sure it was of each and how near to a flag."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from insec_jax.generation.generator import Writer, Written
+from insec_jax.generation.sampler import Surprise
+from insec_jax.method.tasks import Problem, Task, Verdict
+from insec_jax.method.transcript import Markers, split_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """A step as written, before any marker.
+
+      step      d  b  3  f  4  d  7  \\n  next token
+      score        *  *  *  *  *  *  *                 largest -log p of these: what to speak of next is no mistake
+      places       *  *  *  *  *  *  *   *             where a flag could have come, the last right after the step
+
+  A solution's first step has one place more: in front. The arrays are None where the markers are plain words.
+  """
+
+  solution: int  # its number among those read
+  kind: str
+  error: str
+  is_first_try: bool  # no step before it is wrong
+  score: float  # 0 for a step of a single token; nan for a step that was set before the model
+  margin_P: np.ndarray | None  # of each place, the flag's logit minus the best other one
+  flag_P: np.ndarray | None  # log p of the flag there
+
+
+class Reader:
+  """Reads what a writer wrote as steps of a task."""
+
+  def __init__(self, writer: Writer, task: Task, markers: Markers, unit: str):
+    self.writer, self.task, self.markers, self.unit = writer, task, markers, unit
+    self._text_of: dict[int, str] = {}  # of tokens; looking up is slow
+
+  def steps(self, solution: int, problem: Problem, written: Written) -> Iterator[Step]:
+    """The steps before any marker; not one that shares a token with its neighbour, or that no token follows.
+
+    So not one that was cut short either.
+    """
+    one, nums = written.generation, self.token_ends(written)
+    start, is_first_try = 0, True
+    for end, verdict in judged(problem, written, self.task, self.markers, self.unit):
+      stop = nums.get(end)
+      after = None if stop is None else self.writer.past_confidence(one.tokens, stop)
+      if start is not None and stop is not None and after < len(one.tokens):
+        places = np.r_[start + 1 if start else 0:stop, after]
+        yield Step(solution, verdict.kind, verdict.error, is_first_try,
+                   Surprise.of(one.logprobs[start:stop]).score,
+                   None if one.margins is None else one.margins[places],
+                   None if one.flag_logprobs is None else one.flag_logprobs[places])
+      start = after
+      is_first_try = is_first_try and verdict.kind != "wrong"
+
+  def token_ends(self, written: Written) -> dict[int, int]:
+    """{number of characters: number of tokens}, for each beginning of the text that is made of whole tokens."""
+    tokens = written.generation.tokens.tolist()
+    if written.finished:
+      tokens = tokens[:-1]  # the stop token
+    texts = [self._text(token) for token in tokens]
+    if "".join(texts) == written.text:
+      lengths = np.cumsum([0, *map(len, texts)]).tolist()
+    else:  # a character of several tokens, or a token that reads differently at the beginning
+      starts = [self.writer.decode(tokens[:num]) for num in range(len(tokens) + 1)]
+      lengths = [len(start) if written.text.startswith(start) else None for start in starts]
+    ends = {length: num for num, length in reversed(list(enumerate(lengths)))}
+    ends.pop(None, None)
+    return ends
+
+  def _text(self, token: int) -> str:
+    if token not in self._text_of:
+      self._text_of[token] = self.writer.decode([token])
+    return self._text_of[token]
+
+
+def judged(problem: Problem, written: Written, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
+           ) -> Iterator[tuple[int, Verdict]]:
+  """(end in the text, verdict) of each step before any marker, after those that stand; not of one that was cut short.
+  """
+  head = min((written.text.split(marker, 1)[0] for marker in (markers.flag, markers.fix)), key=len)
+  steps = split_steps(head, unit)
+  if not written.finished and head == written.text and steps and not steps[-1][-1].isspace():
+    steps = steps[:-1]  # cut short, never said
+  end = 0
+  for number, step in enumerate(steps):
+    end += len(step)
+    yield end, task.check(problem, (*stands, *steps[:number]), step)

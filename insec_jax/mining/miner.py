@@ -1,0 +1,430 @@
+"""Mining: the model's own wrong steps, found by the task's checker, as records to train on.
+
+A sample is drawn with the flag banned and judged step by step up to its first wrong one:
+
+    right        every step is right, and so is the answer                    a record without flag
+    wrong        a step is wrong; its class is counted                        a record of this mistake and later ones
+    lucky        no step is wrong, but one is lucky                           none: nobody vouches for it
+    incomplete   no step is wrong, but the answer is missing or cut short     none
+
+After a wrong step the model goes on from the right one put in its place, as if there had been no other, up to its next
+wrong step, until mistakes.max_per_solution are found. What it leaves undone the task adds. The end of a wrong line has
+weight 1, whatever loss.mistake says (`with_trained_ends`).
+
+Where nothing but these records is trained on (mistakes.mined=1) no other transcript brings a rule's mistakes: then
+mistakes.share of the right solutions get injected ones here.
+
+Which problems are mined, and what is drawn for each, hangs on the seed and not on the processes that share the work.
+"""
+
+import collections
+import copy
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import records, tokens
+from insec_jax.data.encoding import special_pattern
+from insec_jax.evaluation.probing import FROM_FILE
+from insec_jax.evaluation.steps import judged
+from insec_jax.evaluation.tables import aligned
+from insec_jax.files import written_whole
+from insec_jax.generation.generator import Writer, Written
+from insec_jax.generation.sampler import Surprise
+from insec_jax.method import mistakes, roles, tasks
+from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
+from insec_jax.method.tasks import Problem, Task
+from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps, with_confidence
+from insec_jax.mining.chunks import Parts
+from insec_jax.training.checkpoint import fingerprints, flat
+
+CHUNK = 1024  # samples drawn at least before their records are on disk
+# Why the record of a wrong or right sample is left out.
+NO_CORRECTION = "the task has no right way on from there"
+SPECIAL = "a special token stands in its text"
+NO_LINE = "a step is no line, so it has no confidence"
+REFUSED = "train would refuse it"
+# What mining does not read (mistakes.share only where nothing but its records is trained on).
+NOT_READ = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "data.num_records", "data.row_length",
+            "data.too_long", "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+  """A wrong step that the model wrote after `place` steps that stand."""
+
+  place: int
+  step: str
+  error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A solution as judged: the steps that stand, without any correction of the last mistake, and the mistakes."""
+
+  kind: str
+  steps: tuple[str, ...]
+  mistakes: tuple[Mistake, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mined:
+  """What mining found: samples and problems as counted, and what the records written hold."""
+
+  counts: dict[str, int]
+  samples: dict[str, int]  # wrong ones, by the class of their first mistake
+  mistakes: dict[str, int]  # in the records, by class
+  mistake_records: int
+  right_records: int
+  distinct_right: int
+  left_out: dict[str, int]
+  refusal: str  # what train would say of the first record that it would refuse
+  injected_records: int = 0
+  injected: int = 0  # mistakes in them
+
+  def __str__(self) -> str:
+    counts = self.counts
+    num, wrong = counts["samples"], counts["wrong"]
+
+    def part(count: int, whole: int) -> str:
+      return f"{count / whole:.1%}" if whole else "-"
+
+    whole = [(f"{kind} samples", f"{counts[kind]:,}", part(counts[kind], num))
+             for kind in ("right", "wrong", "lucky", "incomplete")]
+    whole.append(("problems with a mistake", f"{counts['problems with a mistake']:,}",
+                  part(counts["problems with a mistake"], counts["problems"])))
+    classes = [(error, f"{first:,}", part(first, wrong), f"{self.mistakes.get(error, 0):,}")
+               for error in sorted({*self.samples, *self.mistakes}) for first in [self.samples.get(error, 0)]]
+    classes.append(("all", f"{wrong:,}", part(wrong, wrong), f"{sum(self.mistakes.values()):,}"))
+    lines = [aligned([(f"{num:,} samples of {counts['problems']:,} problems", "", ""), *whole]),
+             aligned([("mistakes", "first of sample", "of wrong", "in records"), *classes]),
+             f"{self.mistake_records:,} records of wrong solutions",
+             *([f"{self.injected_records:,} records of right solutions with {self.injected:,} injected mistakes"]
+               if self.injected_records else []),
+             f"{self.right_records:,} records of right solutions, of {self.distinct_right:,} different ones"]
+    lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
+    lines += [f"  {self.refusal}"] if self.refusal else []
+    return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
+
+
+def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
+  """mine.num_problems problems of the split "mine"; or as many of the training records of data.path as there are."""
+  num = config.mine.num_problems
+  if task.name in FROM_FILE:
+    given = [problem for problem, _ in records.problems(config, "train")]
+    if not given:
+      raise InputError(f"{config.data.path} has no question and answer to mine; give a file of problems as data.path")
+    order = np.random.default_rng((seed, *b"mine")).permutation(len(given))
+    found = [given[k] for k in order[:num]]
+  else:
+    found = tasks.problems(task, "mine", num=num, seed=seed)
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+
+
+def mined_by(config: Config) -> str:
+  """What the mined file depends on, as text: arms for which it is the same can share one."""
+  values = {key: value for key, value in flat(config).items() if not key.startswith(NOT_READ)}
+  return json.dumps({**values, "injected": _injects(config) and config.mistakes.share}, sort_keys=True)
+
+
+def _injects(config: Config) -> bool:
+  """Whether right solutions get injected mistakes here, because nothing else that is trained on brings them."""
+  return config.mistakes.mined == 1 and config.mistakes.source == "injected"
+
+
+def fingerprint(params) -> str:
+  """A short text that any other weights would change."""
+  return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def judge(problem: Problem, written: Written, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
+          ) -> Sample:
+  """What is worth that which the model wrote after the steps that stand, these included."""
+  steps, start, kind = stands, 0, "right"
+  for end, verdict in judged(problem, written, task, markers, unit, stands=stands):
+    step = written.text[start:end]
+    if verdict.kind == "wrong":
+      return Sample("wrong", steps, (Mistake(len(steps), step, verdict.error),))
+    if verdict.kind == "lucky":
+      kind = "lucky"
+    steps += (step,)
+    start = end
+  whole = written.finished and start == len(written.text)  # no marker, nothing cut short
+  if not whole or task.answer_of(problem, steps) != problem.answer:
+    kind = "incomplete"
+  return Sample(kind, steps)
+
+
+def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] | None:
+  """The steps that stand once the last mistake is corrected too; None where the task has no right step for it."""
+  if not sample.mistakes or sample.mistakes[-1].place < len(sample.steps):
+    return sample.steps
+  right = task.correction(problem, sample.steps, sample.mistakes[-1].step)
+  if right is None or task.check(problem, sample.steps, right).kind != "right":
+    return None
+  return (*sample.steps, right)
+
+
+def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, reason: str) -> Transcript | None:
+  """The solution with its mistakes corrected; None where the task cannot go on to the right answer by right steps.
+
+      text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   own steps, mistakes, the rest
+      role   prompt  text              mistake         flag    reason  flag   correction   text ...
+  """
+  stands = corrected(problem, sample, task)
+  if stands is None:
+    return None
+  while (step := task.next_step(problem, stands)) is not None:
+    if task.check(problem, stands, step).kind != "right":
+      return None
+    stands += (step,)
+  if task.answer_of(problem, stands) != problem.answer:
+    return None
+
+  def told(one: Mistake) -> str:
+    return "" if reason == "none" else task.explain(problem, stands[:one.place], one.step, reason)
+
+  return (Piece(PROMPT, problem.prompt), *mistakes.pieces_of(
+    stands, {one.place: (one.step, told(one)) for one in sample.mistakes}, markers))
+
+
+def with_trained_ends(pieces: Transcript) -> Transcript:
+  """The pieces with a weight of 1 on the end of each wrong line: what is wrong must be ended before it can be flagged.
+
+      text   a=4\n  b==9    \n           <flag>  reason  <fix>  b=7\n
+      role   text   mistake mistake, 1   flag    reason  flag   correction
+
+  Without it nothing trained says how a line goes on that is no longer a step, and the model stops in the middle.
+  """
+  ended = []
+  for piece in pieces:
+    line = piece.text.removesuffix("\n")
+    if piece.role == MISTAKE and line and line != piece.text:
+      ended += [dataclasses.replace(piece, text=line), Piece(MISTAKE, "\n", 1.0)]
+    else:
+      ended.append(piece)
+  return tuple(ended)
+
+
+def _as_json(piece: Piece) -> dict[str, Any]:
+  weight = {"weight": piece.weight} if piece.role == MISTAKE and piece.weight is not None else {}
+  return {"role": roles.NAMES[piece.role], "text": piece.text, **weight}
+
+
+class Miner:
+  """A model, a task and problems: does the mining, chunk by chunk. `weights` is their `fingerprint`."""
+
+  def __init__(self, writer: Writer, task: Task, config: Config, *, seed: int, weights: str):
+    self._writer, self._task, self._config, self._seed = writer, task, config, seed
+    self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
+    # The model may have no tokens of confidence yet: those of the records are the ones it will be trained with.
+    self._tokenizer = tokens.add_markers(copy.deepcopy(writer.tokenizer), config.tokenizer).tokenizer
+    self._names = config.tokenizer.confidence_names
+    self._special = special_pattern(self._tokenizer)
+    self._problems = problems_to_mine(task, config, seed=seed)
+    self._max_tokens = config.evaluate.max_tokens
+    batch = config.evaluate.batch_size
+    self._per_chunk = max(1, math.ceil(CHUNK / batch) * batch // config.mine.samples)  # batches are full
+    self.num_chunks = math.ceil(len(self._problems) / self._per_chunk)
+    prompts = "\0".join(problem.prompt for problem in self._problems)
+    self.header = {"the weights": weights, "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
+                   "the seed of this mining": seed, "problems a chunk": self._per_chunk, **flat(config)}
+
+  def chunk(self, number: int) -> dict[str, Any]:
+    """What one chunk gave, as JSON: its counts, its records of mistakes, and those of right solutions."""
+    config = self._config
+    first = number * self._per_chunk
+    problems = self._problems[first:first + self._per_chunk]
+    asked = [problem for problem in problems for _ in range(config.mine.samples)]
+    samples = self._samples(asked, number)
+    counts = collections.Counter(sample.kind for sample in samples)
+    left_out = collections.Counter()
+    found = []  # (pieces, meta)
+    rng = np.random.default_rng((seed_of(self._seed, number), *b"inject"))
+    for index, (problem, sample) in enumerate(zip(asked, samples, strict=True)):
+      if sample.kind not in ("wrong", "right"):
+        continue
+      if sample.kind == "right" and _injects(config):
+        sample = self._with_injected(problem, sample, rng)
+      pieces = record_of(problem, sample, self._task, self._markers, config.mistakes.reason)
+      if self._special.search("".join((*sample.steps, *(one.step for one in sample.mistakes)))):
+        left_out[SPECIAL] += 1
+      elif pieces is None:
+        left_out[NO_CORRECTION] += 1
+      else:
+        found.append((pieces, {
+          "classes": [one.error for one in sample.mistakes], "places": [one.place for one in sample.mistakes],
+          "injected": sample.kind == "right" and bool(sample.mistakes),
+          "seed": self._seed, "problem": first + index // config.mine.samples,
+          "sample": index % config.mine.samples}))
+    if self._names:
+      sure = self._sure(found)
+      if len(sure) < len(found):
+        left_out[NO_LINE] = len(found) - len(sure)
+      found = sure
+    kept, refusal = self._accepted([(with_trained_ends(pieces), meta) for pieces, meta in found])
+    if refusal:
+      left_out[REFUSED] = len(found) - len(kept)
+    per_problem = [samples[k:k + config.mine.samples] for k in range(0, len(samples), config.mine.samples)]
+    return {
+      "counts": {**{kind: counts[kind] for kind in ("right", "wrong", "lucky", "incomplete")},
+                 "samples": len(samples), "problems": len(problems),
+                 "problems with a mistake": sum(any(sample.mistakes for sample in some) for some in per_problem)},
+      "classes": dict(collections.Counter(sample.mistakes[0].error for sample in samples if sample.mistakes)),
+      "left out": dict(left_out),
+      "refusal": refusal,
+      "records": [{"pieces": [_as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept]}
+
+  def _samples(self, asked: Sequence[Problem], number: int) -> list[Sample]:
+    """A solution of each problem with the mistakes that the model made in it."""
+    written = self._write([self._writer.encode(problem.prompt) for problem in asked], number, 0)
+    judged_by = functools.partial(judge, task=self._task, markers=self._markers, unit=self._config.mistakes.unit)
+    samples = list(itertools.starmap(judged_by, zip(asked, written, strict=True)))
+    going_on = [index for index, sample in enumerate(samples) if sample.mistakes]
+    for turn in range(1, self._config.mistakes.max_per_solution):
+      stands = {index: corrected(asked[index], samples[index], self._task) for index in going_on}
+      stands = {index: steps for index, steps in stands.items() if steps is not None and self._readable(steps)}
+      begins = dict(zip(stands, self._writer.begin([asked[index].prompt for index in stands], list(stands.values()),
+                                                   batch_size=self._config.evaluate.batch_size), strict=True))
+      begins = {index: begin for index, begin in begins.items() if self._writer.has_room(begin, self._max_tokens)}
+      going_on = []
+      for index, one in zip(begins, self._write(list(begins.values()), number, turn), strict=True):
+        more = judged_by(asked[index], one, stands=stands[index])
+        if more.kind in ("wrong", "right"):
+          samples[index] = Sample("wrong", more.steps, samples[index].mistakes + more.mistakes)
+        if more.mistakes:
+          going_on.append(index)
+    return samples
+
+  def _with_injected(self, problem: Problem, sample: Sample, rng: np.random.Generator) -> Sample:
+    """The right solution, with mistakes of a rule before some of its steps where chance says so."""
+    solved = dataclasses.replace(problem, steps=sample.steps)
+    wrong = mistakes.drawn(solved, self._task, self._config.mistakes, rng)
+    return dataclasses.replace(sample, mistakes=tuple(
+      Mistake(place, step, error) for place, (step, error) in sorted(wrong.items())))
+
+  def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Written]:
+    """What the model writes after these beginnings, without a flag."""
+    label = f"mining, {number + 1} of {self.num_chunks}" + (f", mistake {turn + 1}" if turn else "")
+    return self._writer.write(
+        begins, label=label, max_tokens=self._max_tokens, batch_size=self._config.evaluate.batch_size,
+        temperature=self._config.mine.temperature, seed=seed_of(self._seed, number, turn),
+        flag_bias=0.0 if self._writer.flag_id is None else -math.inf)
+
+  def _readable(self, steps: Sequence[str]) -> bool:
+    """Whether no special token comes out of them, and whoever reads confidence finds each of them to be a line."""
+    return not self._special.search("".join(steps)) and (
+        not self._writer.confidence_ids or all(split_steps(step, "line") == (step,) and step.endswith("\n")
+                                               for step in steps))
+
+  def _sure(self, found: list[tuple[Transcript, dict]]) -> list[tuple[Transcript, dict]]:
+    """The records whose steps are lines, with the model's confidence after each step.
+
+    That of a right step is what it is when no wrong one came before.
+    """
+    readings = []  # of each record (prompt, steps): the steps that stand, then those up to each of its mistakes
+    for pieces, meta in found:
+      stands = split_steps("".join(piece.text for piece in pieces if piece.role in (TEXT, CORRECTION)), "line")
+      wrong = (piece.text for piece in pieces if piece.role == MISTAKE)
+      readings += [(pieces[0].text, steps) for steps in (
+        stands, *((*stands[:place], step) for place, step in zip(meta["places"], wrong, strict=True)))]
+    read = zip(readings, self._surprises(*zip(*readings, strict=True)), strict=True) if readings else iter(())
+    # In the bins of the model that will be trained, whatever this one has.
+    watch = dataclasses.replace(self._writer.watch(), edges=self._config.tokenizer.confidence,
+                                first_edges=self._config.tokenizer.confidence_first)
+    sure = []
+    for pieces, meta in found:
+      (_, stands), surprises = next(read)
+      of_wrong = list(itertools.islice(read, len(meta["places"])))
+      if len(surprises) != len(stands) or any(len(some) != len(steps) for (_, steps), some in of_wrong):
+        continue  # a line without an end, or with two
+      for place, (_, some) in reversed(list(zip(meta["places"], of_wrong, strict=True))):
+        surprises.insert(place, some[-1])
+      names = [self._names[watch.bin(said)] for said in surprises]
+      sure.append((with_confidence(pieces, names), meta))
+    return sure
+
+  def _surprises(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Surprise]]:
+    read = self._writer.read(prompts, steps, batch_size=self._config.evaluate.batch_size)
+    return [surprises for _, surprises in read]
+
+  def _accepted(self, found: list[tuple[Transcript, dict]]) -> tuple[list[tuple[Transcript, dict]], str]:
+    """Those that training takes, and what it says of the first other one."""
+    def refusal(some: Sequence[tuple[Transcript, dict]]) -> str:
+      try:
+        tokens.tokenize_all([(pieces, _place(meta)) for pieces, meta in some], self._tokenizer, self._config)
+      except InputError as error:
+        return str(error)
+      return ""
+
+    if not found or not refusal(found):
+      return found, ""
+    said = [refusal([one]) for one in found]
+    return [one for one, of_one in zip(found, said, strict=True) if not of_one], next(filter(None, said))
+
+
+def seed_of(*numbers: int) -> int:
+  """Another seed for other numbers, the same every time."""
+  return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _place(meta: dict[str, Any]) -> str:
+  return f"problem {meta['problem']}, sample {meta['sample']}"
+
+
+def mine_chunks(miner: Miner, parts: Parts, *, process: int, num_processes: int,
+                stopped: Callable[[], bool] = lambda: False) -> bool:
+  """Whether all chunks of this process are done, those that were done before included; False when `stopped` said so."""
+  with parts.writer(process):
+    done = parts.read()
+    mine = range(process, miner.num_chunks, num_processes)
+    if there := [chunk for chunk in mine if chunk in done]:
+      print(f"{len(there)} of {len(mine)} chunks were mined before", file=sys.stderr, flush=True)
+    for chunk in mine:
+      if chunk not in done:
+        if stopped():
+          return False
+        parts.append(chunk, miner.chunk(chunk), process=process)
+    return True
+
+
+def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: int) -> Mined:
+  """What all chunks give; the file `output` holds the different records, `right` of right solutions per mistake.
+
+  Which right solutions are kept is drawn by the seed.
+  """
+  different = {}
+  for chunk in chunks:
+    for record in chunk["records"]:
+      different.setdefault(render(tuple(Piece(TEXT, piece["text"]) for piece in record["pieces"])), record)
+  found = list(different.values())
+  are_right = [not record["meta"]["classes"] for record in found]
+  right_K = np.flatnonzero(are_right)
+  num = min(len(right_K), round(right * (len(found) - len(right_K))))
+  chosen = set(np.random.default_rng((seed, *b"right")).permutation(right_K)[:num].tolist())
+  written = [record for k, record in enumerate(found) if not are_right[k] or k in chosen]
+  with written_whole(output) as file:
+    for record in written:
+      file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+  def total(name: str) -> dict[str, int]:
+    summed = collections.Counter()
+    for chunk in chunks:
+      summed.update(chunk[name])
+    return dict(summed)
+
+  own = [record["meta"]["classes"] for record in written if not record["meta"]["injected"]]
+  injected = [record["meta"]["classes"] for record in written if record["meta"]["injected"]]
+  return Mined(total("counts"), total("classes"), dict(collections.Counter(itertools.chain(*own))), len(own) - num, num,
+               len(right_K), total("left out"), next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""),
+               len(injected), sum(map(len, injected)))

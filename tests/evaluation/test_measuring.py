@@ -1,0 +1,174 @@
+"""Which sources are measured, with what the sampler is asked for each, and what comes of it."""
+
+import dataclasses
+import math
+
+import pytest
+from scripted import CONFIG, LARGER, TASK, UNSURE, WORDS, Policy, Scripted, fractions, measured, prober, results_of
+
+from insec_jax.evaluation import measuring, probing
+from insec_jax.evaluation.baselines import SHORT
+from insec_jax.generation import generator
+from insec_jax.method import tasks
+
+WAYS = ("", ", flags banned", ", at threshold", ", confidence")
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch):
+  monkeypatch.setattr(generator, "Sampler", Scripted)
+
+
+def test_every_source_is_measured_greedily_and_at_the_temperature():
+  found = results_of(prober(Policy(slips=True)))
+  solutions = {*(f"solutions{how}{way}" for how in ("", " sampled") for way in WAYS),
+               "solutions sampled, redraw", "solutions sampled, majority"}
+  assert set(found["tokens_per_problem"]) == set(found["solved"]) == solutions
+  assert {source for source in found["rates"] if ": " not in source} == solutions | {
+      *(f"own{how}{way}" for how in ("", " sampled") for way in ("", ", at threshold", ", confidence")),
+      *(f"injected{how}{way}" for how in ("", " sampled") for way in ("", ", at threshold"))}
+  assert set(found["first_tries"]) == solutions - {"solutions sampled, majority"}
+  assert set(found["operating"]) == {"injected", "injected sampled", "own", "own sampled"}
+  assert set(found["operating_confidence"]) == {"own", "own sampled"}
+  assert found["counts"]["forced"] == {"injected": 20, "own": 24, "injected sampled": 20, "own sampled": 24}
+  for source in found["solved"].values():
+    assert [len(source["t1"]), len(source["t2"])] == [24, 24]
+
+
+def test_larger_problems_are_solved_with_flags_as_they_come_and_their_own_mistakes_are_read():
+  found = results_of(prober(Policy(slips=True)), LARGER)
+  assert {source for source in found["solved"] if "larger" in source} == {
+      "solutions, larger", "solutions sampled, larger"}
+  for how in ("", " sampled"):
+    assert fractions(found["rates"][f"own{how}, larger"], "detection") == ["0/24"]
+    assert found["rates"][f"solutions{how}, larger"]["own_mistakes"]["k"] == 24
+  plain = results_of(prober(Policy(slips=True)))
+  longer = found["tokens_per_problem"]["solutions, larger"]["mean"] - plain["tokens_per_problem"]["solutions"]["mean"]
+  assert longer > 8  # tokens of a step
+  assert found["rates"]["solutions"] == plain["rates"]["solutions"]
+
+
+def test_what_the_model_reads_is_encoded_once_for_all_passes(monkeypatch):
+  encoded = []
+  encode = generator.Writer.encode
+
+  def counted(self, prompt, *, answer=""):
+    encoded.append((prompt, answer))
+    return encode(self, prompt, answer=answer)
+
+  monkeypatch.setattr(generator.Writer, "encode", counted)
+  measured(prober(Policy(slips=True)))
+  assert len(encoded) > 48  # problems, validation, and probes
+  assert len(set(encoded)) == len(encoded)
+
+
+def test_a_bias_from_validation_catches_the_models_own_mistakes_without_a_false_alarm():
+  found = results_of(prober(Policy(slips=True)))
+  chosen = found["thresholds"]
+  assert chosen["flag_bias"]["greedy"] == pytest.approx(3.0, abs=1e-4)  # right steps have a margin of -3
+  assert chosen["max_false_alarms"] == {"greedy": 0.01, "sampled": 0.02}
+  assert chosen["temperature"] == {"greedy": 0.0, "sampled": 1.0}
+  validation = probing.validation_problems(TASK, CONFIG)
+  assert chosen["n"]["greedy"]["wrong"] >= len(validation) == 24
+  assert chosen["n"]["greedy"]["right"] >= 24
+  rates = found["rates"]
+  assert fractions(rates["own"], "detection") == ["0/24"]
+  assert fractions(rates["own, at threshold"], "detection", "correction", "recovery") == ["24/24"] * 3
+  assert fractions(rates["injected, at threshold"], "detection") == ["20/20"]
+  assert rates["solutions, at threshold"]["false_alarms"]["k"] == 0
+  assert fractions(rates["solutions, at threshold"], "accuracy_t2") == ["24/24"]
+  assert found["gap"]["own, at threshold"]["detection"]["difference"] == 0.0
+  assert "correction, forced" not in rates["own, at threshold"]
+
+
+def test_low_confidence_forces_the_flag_after_the_models_own_mistakes():
+  one = prober(Policy(slips=True))
+  found = results_of(one)
+  assert found["thresholds"]["confidence"]["greedy"] < UNSURE
+  for how in ("", " sampled"):
+    assert fractions(found["rates"][f"own{how}, confidence"], "detection", "correction") == ["24/24"] * 2
+    assert found["rates"][f"own{how}"]["auroc, confidence"]["rate"] == 1.0
+    assert found["rates"][f"own{how}: calc"]["auroc, confidence"]["n"] == 24 * 24
+    assert [point["detection"]["rate"] for point in found["operating_confidence"][f"own{how}"]] == [1.0]
+  assert "auroc, confidence" not in found["rates"]["injected"]
+
+
+def test_the_redraw_mends_by_drawing_again_and_pays_for_what_it_deletes():
+  found = results_of(prober(Policy(slips=True)))
+  rates, tokens = found["rates"], found["tokens_per_problem"]
+  # A scripted model slips only when it writes from the beginning.
+  assert fractions(rates["solutions sampled, redraw"], "accuracy_t2", "accuracy_strict", "own_mistakes") == [
+      "24/24", "24/24", "0/24"]
+  right = results_of(prober(Policy()))["tokens_per_problem"]["solutions sampled"]["mean"]
+  deleted = len(probing.solved_problems(TASK, CONFIG)[0].steps[1])  # a token a character, as long in every problem
+  assert tokens["solutions sampled, redraw"]["mean"] == pytest.approx(right + deleted)
+  assert "own sampled, redraw" not in rates
+
+
+def test_the_curve_at_the_chosen_bias_says_what_decoding_with_it_gives():
+  found = results_of(prober(Policy(slips=True)))
+  at = found["thresholds"]["flag_bias"]["greedy"]
+  for source in ("injected", "own"):
+    # The curve has the same bound as the threshold, on other problems.
+    point = next(point for point in found["operating"][source] if point["bias"] == pytest.approx(at, abs=1e-4))
+    decoded = found["rates"][f"{source}, at threshold"]["detection"]
+    assert (point["detection"]["k"], point["detection"]["n"]) == (decoded["k"], decoded["n"])
+    assert point["false_alarms"]["k"] == 0
+
+
+def test_each_pass_is_asked_for_with_its_bias_threshold_temperature_and_seed():
+  config = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, temperature=0.7))
+  one = prober(Policy(slips=True), config)
+  found = measured(one, config)
+  asked = {}
+  for num, most, temperature, seed, bias, threshold in one.writer.sampler.asked:
+    asked.setdefault((temperature, seed, bias, threshold), []).append((num, most))
+  whole = [(24, 200)]
+  # Greedily nothing is asked for again that is known: without flags the solutions are the same with no bias.
+  assert asked.pop((0.0, 0, -math.inf, None)) == whole * 2  # the problems and those of validation
+  forced = whole  # after own mistakes
+  assert asked.pop((0.0, 0, 0.0, None)) == [(20, 200), (20, 200), *forced, (40, 1)]
+  assert asked.pop((0.7, 0, 0.0, None)) == [(20, 200), (20, 200), *whole, *forced]
+  for how, temperature in ((measuring.GREEDY, 0.0), (measuring.SAMPLED, 0.7)):
+    chosen = found.chosen[how]
+    assert asked.pop((temperature, 0, chosen.bias, None)) == [(20, 200), *whole]
+    assert asked.pop((temperature, 0, -math.inf, chosen.score)) == whole
+  assert asked.pop((0.7, 0, -math.inf, None)) == whole * 3  # the two as above, and the first round of the redraw
+  assert asked.pop((0.7, 1, -math.inf, None)) == [(24, SHORT), *whole]  # the second round of the redraw, and a vote
+  assert asked.pop((0.7, 2, -math.inf, None)) == whole
+  assert not asked
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(flags=True), Policy(slips=True), Policy(flags=True, slips=True)])
+def test_what_is_not_asked_for_again_is_what_would_have_been_written(policy, monkeypatch):
+  short = measured(prober(policy))
+  monkeypatch.setattr(probing.Prober, "_says_the_same", lambda *_: False)
+  long = measured(prober(policy))
+  for how, one in long.solved.items():
+    assert short.solved[how].scores == one.scores
+    assert short.solved[how].num_tokens == one.num_tokens
+  for how, one in long.injected.items():
+    assert short.injected[how].outcomes == one.outcomes
+
+
+def test_plain_words_and_other_units_leave_out_only_what_they_cannot_have():
+  plain = results_of(prober(Policy(slips=True), WORDS), WORDS)
+  assert set(plain["solved"]) == {"solutions", "solutions sampled", "solutions sampled, redraw",
+                                  "solutions sampled, majority"}
+  assert plain["operating"] == {}
+  assert plain["thresholds"]["flag_bias"] == {"greedy": None, "sampled": None}
+  assert plain["thresholds"]["confidence"]["greedy"] < UNSURE
+  assert plain["rates"]["own"]["auroc, confidence"]["rate"] == 1.0
+  sentences = dataclasses.replace(CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, unit="sentence"))
+  found = results_of(prober(Policy(slips=True), sentences), sentences)["solved"]
+  assert "solutions, at threshold" in found
+  assert not any("confidence" in source or "redraw" in source for source in found)
+
+
+def test_validation_problems_are_of_the_split_that_is_neither_probed_nor_tested_and_not_those_that_mining_begins_with():
+  found = probing.validation_problems(TASK, CONFIG)
+  assert {tasks.split_of(problem.key) for problem in found} == {"mine"}
+  assert len(found) == CONFIG.evaluate.num_problems
+  mined = {problem.prompt for problem in tasks.problems(TASK, "mine", num=24, seed=CONFIG.seed)}
+  assert not mined & {problem.prompt for problem in found}
+  assert found == probing.validation_problems(TASK, CONFIG)

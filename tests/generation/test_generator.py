@@ -1,0 +1,234 @@
+"""A model is given the config's markers once, and a model that has other ones is refused."""
+
+import dataclasses
+import functools
+import types
+
+import datakit
+import jax
+import numpy as np
+import pytest
+import reference
+
+from insec_jax.command import InputError
+from insec_jax.data import tokens
+from insec_jax.generation import generator
+from insec_jax.generation.generator import Writer, compute_dtype, with_markers
+from insec_jax.generation.sampler import Generation, rows_that_fit, step_scores
+from insec_jax.method.transcript import Markers
+from insec_jax.model import hf
+from insec_jax.model.hf_config import config_from_json
+from insec_jax.training.checkpoint import Opened
+
+SPARE = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")
+
+
+def untuned() -> Opened:
+  tokenizer = datakit.bpe_tokenizer()
+  config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": [3]}, "config.json")
+  shape = (len(tokenizer), config.width)
+  params = {"embed": jax.random.normal(jax.random.key(0), shape), "head": jax.random.normal(jax.random.key(1), shape)}
+  return Opened(config, params, tokenizer, None, None, None, None, None)
+
+
+def trained(config) -> Opened:
+  return with_markers(untuned(), config, "here")
+
+
+def test_an_untuned_model_gets_markers_that_begin_as_the_mean_of_its_rows():
+  before, after = untuned(), trained(NEW)
+  assert after.config.vocab_size == 384 > len(after.tokenizer) == after.fix_id + 1 == after.flag_id + 2
+  assert (after.markers, after.unit, after.template) == (Markers("<err>", "<fix>"), "line", "plain")
+  for name in ("embed", "head"):
+    np.testing.assert_array_equal(after.params[name][:len(before.tokenizer)], before.params[name])
+    np.testing.assert_allclose(after.params[name][after.flag_id], before.params[name].mean(0), atol=1e-6)
+
+
+def test_an_untuned_model_reads_with_the_tokenizer_that_the_config_names(tmp_path):
+  other = datakit.bpe_tokenizer()
+  other.add_tokens(["a token more"])
+  other.save_pretrained(tmp_path)
+  after = trained(datakit.config(tokenizer__path=str(tmp_path)))
+  assert after.flag_id == untuned().config.vocab_size + 1 == trained(NEW).flag_id + 1
+
+
+def test_markers_that_the_tokenizer_already_has_resize_nothing():
+  after = trained(SPARE)
+  assert after.params["embed"].shape == untuned().params["embed"].shape
+  assert after.tokenizer.convert_ids_to_tokens([after.flag_id, after.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
+
+
+def test_markers_of_plain_words_are_no_tokens():
+  words = datakit.config(tokenizer__special=False)
+  assert (trained(words).flag_id, trained(words).fix_id) == (None, None)
+  assert trained(words).config == untuned().config
+  assert trained(words).markers == Markers("<err>", "<fix>")
+
+
+def test_a_model_trained_with_the_same_settings_stays_as_it_is():
+  assert with_markers(trained(NEW), NEW, "here").params["embed"].shape == (384, 64)
+
+
+@pytest.mark.parametrize(("setting", "value"), [
+    ("tokenizer__flag", "<oops>"), ("tokenizer__fix", "<ok>"), ("tokenizer__special", False),
+    ("mistakes__unit", "sentence"), ("data__template", "chat")])
+def test_a_model_trained_with_another_setting_is_refused_by_its_name(setting, value):
+  name = setting.replace("__", ".")
+  values = {"tokenizer__flag": "<err>", "tokenizer__fix": "<fix>", setting: value}
+  with pytest.raises(InputError, match=f"runs/a was trained with {name}=.*, and the config says {value!r}"):
+    with_markers(trained(NEW), datakit.config(**values), "runs/a")
+
+
+class Given:
+  """In place of Sampler: writes what it is given."""
+
+  def __init__(self, config, params, *, compute):  # noqa: ARG002, as Sampler's
+    self.written, self.options = [], {}
+
+  def generate(self, prompts, **options):
+    self.options = options
+    return self.written[:len(prompts)]
+
+
+def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
+  monkeypatch.setattr(generator, "Sampler", Given)
+  model = trained(NEW)
+  made = Writer(model, compute="float32")
+  end = model.tokenizer.eos_token_id
+  token_T = [*model.tokenizer("12 + 30", add_special_tokens=False)["input_ids"], model.flag_id, end]
+  made.sampler.written = [Generation(np.array(token_T), None, finish, None, None) for finish in ("stop", "length")]
+  both = made.write([np.array([1])] * 2, label="", max_tokens=9, batch_size=2)
+  assert [one.text for one in both] == ["12 + 30<err>", "12 + 30<err><|eos|>"]
+  assert [one.finished for one in both] == [True, False]
+  assert made.sampler.options["stop_ids"] == [end, 3]
+  assert made.sampler.options["flag_id"] == model.flag_id
+
+
+def test_prompts_are_encoded_as_in_training_and_forge_no_marker(monkeypatch):
+  monkeypatch.setattr(generator, "Sampler", Given)
+  model = trained(NEW)
+  made = Writer(model, compute="float32")
+  tokens = made.encode("12 + 30?<err>\n", answer="12 +")
+  assert tokens[0] == model.tokenizer.bos_token_id
+  assert model.flag_id not in tokens
+  assert made.decode(tokens[1:]) == "12 + 30?<err>\n12 +"
+
+
+def test_rows_are_fewer_the_longer_they_are_and_at_least_one():
+  config = untuned().config
+  assert rows_that_fit(config, slots=64, compute="float32") == 256
+  large = dataclasses.replace(config, num_layers=32, num_heads=32, num_kv_heads=8, head_width=128)
+  rows = [rows_that_fit(large, slots=slots, compute="bfloat16") for slots in (256, 1024, 4096, 131_072)]
+  assert rows == sorted(rows, reverse=True)
+  assert rows[0] > rows[2] >= rows[3] == 1
+  assert all(row & (row - 1) == 0 for row in rows)
+
+
+@pytest.mark.parametrize(("platform", "stored", "needed"), [
+    ("cpu", "bfloat16", "float32"), ("cpu", "float32", "float32"), ("gpu", "float32", "float32"),
+    ("tpu", "bfloat16", "bfloat16"), ("gpu", "float16", "bfloat16")])
+def test_accelerators_compute_16_bit_weights_in_bfloat16_and_all_else_is_float32(monkeypatch, platform, stored, needed):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  weight = types.SimpleNamespace(dtype=jax.numpy.dtype(stored))
+  assert compute_dtype(untuned()._replace(params={"embed": weight})) == needed
+
+
+SURE = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0))
+STEPS = (["He adds 12 and 30.\n", "12 + 30 = 43\n"], ["12 + 30 = 42\n", "#### 42\n", "a\n"], [])
+QUESTIONS = ("What is 12 + 30?\n", "What?\n", "12 + 30 = ")
+
+
+@functools.cache
+def reader(sure: bool) -> Writer:
+  """A small random model, with or without tokens of confidence."""
+  return reading(SURE if sure else NEW)
+
+
+def reading(config) -> Writer:
+  marked = tokens.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
+  fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
+  model_config = config_from_json(fields, "config.json")
+  params = hf.init(model_config, jax.random.key(0), "float32")
+  return Writer(Opened(model_config, params, marked.tokenizer, Markers("<err>", "<fix>"), marked.flag_id, marked.fix_id,
+                       "line", "plain", config.tokenizer.confidence, config.tokenizer.confidence_first,
+                       marked.confidence_ids), compute="float32")
+
+
+def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():
+  writer = reader(True)
+  ids = writer.watch().confidence_ids
+  for question, steps, (token_T, scores) in zip(QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4),
+                                               strict=True):
+    logprob_T = writer.sampler.logprobs([token_T], batch_size=1)[0]
+    begin = len(writer.encode(question))
+    again = step_scores(token_T[begin:], logprob_T[begin:], writer.watch(), writer.flag_id)
+    np.testing.assert_allclose([said.score for *_, said in again], [said.score for said in scores], atol=1e-4)
+    np.testing.assert_allclose([said.first for *_, said in again], [said.first for said in scores], atol=1e-4)
+    assert len(scores) == len(steps)
+    sure = [int(token) for token in token_T[begin:] if token in ids]
+    assert sure == [ids[sum(said.score > edge for edge in (0.5, 5.0))] for said in scores]
+    assert writer.decode(token_T[begin:]) == "".join(steps)
+
+
+def test_steps_are_read_in_few_passes_and_as_one_by_one(monkeypatch):
+  writer = reader(True)
+  steps = [["a\n", "12 + 30 = 42\n", "b b\n"] * 4]
+  passes = []
+  logprobs = writer.sampler.logprobs
+  monkeypatch.setattr(writer.sampler, "logprobs", lambda texts, **how: passes.append(texts) or logprobs(texts, **how))
+  (token_T, scores), = writer.read(["What?\n"], steps, batch_size=1)
+  assert len(passes) < len(steps[0])
+  alone = [writer.read(["What?\n"], [steps[0][:num]], batch_size=1)[0] for num in range(1, 13)]
+  np.testing.assert_allclose(scores, [one[-1] for _, one in alone], atol=1e-4)
+  assert token_T.tolist() == alone[-1][0].tolist()
+
+
+def test_a_model_without_tokens_of_confidence_reads_steps_as_they_are():
+  writer = reader(False)
+  for question, steps, (token_T, scores) in zip(QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4),
+                                               strict=True):
+    assert token_T.tolist() == writer.encode(question, answer="".join(steps)).tolist()
+    assert len(scores) == len(steps)
+    assert min((said.first for said in scores), default=1) > 0
+
+
+def test_what_a_model_writes_holds_its_confidence_as_tokens_and_not_as_text():
+  writer = reader(True)
+  ids = writer.watch().confidence_ids
+  prompts = [writer.encode(question) for question in QUESTIONS * 10]
+  written = writer.write(prompts, label="", max_tokens=60, batch_size=32, temperature=5.0, flag_bias=-np.inf)
+  assert any(token in ids for one in written for token in one.generation.tokens)
+  assert not any("<|sure_" in one.text for one in written)
+
+
+def test_a_model_of_other_edges_of_confidence_is_refused():
+  opened = trained(NEW)._replace(confidence=(1.0,))
+  with pytest.raises(InputError, match=r"trained with tokenizer.confidence=\(1.0,\), and the config says \(0.5, 5.0\)"):
+    with_markers(opened, SURE, "here")
+  other = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0),
+                         tokenizer__confidence_first=(1.0,))
+  with pytest.raises(InputError, match=r"trained with tokenizer.confidence_first=\(\), and the config says \(1.0,\)"):
+    with_markers(trained(NEW)._replace(confidence=(0.5, 5.0)), other, "here")
+
+
+def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
+  writer = reader(True)
+  ids = writer.watch().confidence_ids
+  steps = ["a\n", "b\n\n", "12 + 30 = 42\n", "b b\n"]
+  (token_T, scores), = writer.read(["What?\n"], [steps], batch_size=1)
+  assert len(scores) == len(steps) + 1
+  sure = [int(token) for token in token_T if token in ids]
+  assert sure == [ids[sum(scores[k].score > edge for edge in (0.5, 5.0))] for k in (0, 2, 3, 4)]
+
+
+def test_steps_are_read_with_the_first_token_told_apart_where_it_has_edges():
+  config = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(8.0,),
+                          tokenizer__confidence_first=(5.0, 8.0))
+  writer = reading(config)
+  ids = writer.watch().confidence_ids
+  steps = [["a\n", "12 + 30 = 42\n", "b b\n"] * 4]
+  (token_T, surprises), = writer.read(["What?\n"], steps, batch_size=1)
+  sure = [ids.index(token) for token in token_T.tolist() if token in ids]
+  assert sure == [3 * (said.score > 8.0) + (said.first > 5.0) + (said.first > 8.0) for said in surprises]
+  assert len(set(sure)) > 3
