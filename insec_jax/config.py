@@ -284,7 +284,7 @@ class LossConfig:
     return (self.prompt, self.text, self.mistake, self.flag, self.reason, self.correction)
 
   @property
-  def rivals(self) -> bool:
+  def negatives(self) -> bool:
     """Whether anything is done about repeated mistakes; if not, the train step knows nothing of them."""
     return self.repeat > 0
 

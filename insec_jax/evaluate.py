@@ -23,7 +23,7 @@ results.json holds
     solution, by bootstrap over solutions and no narrower than Wilson's.
   gap            injected minus own of the same decoding, {source: {metric: {"difference", "low", "high"}}}, interval
                  after Newcombe
-  first_tries    {source: {"right", "lucky" and each class of error: rate}}: of all steps up to the first wrong one or
+  first_tries    {source: {"right", "unverified" and each class of error: rate}}: of all steps up to the first wrong one or
                  marker
   thresholds     {"flag_bias", "confidence", "max_false_alarms", "temperature": {"greedy", "sampled"}}, as chosen on
                  validation problems; null where there was no right step to choose by, or no flag token. "n": {"greedy",
@@ -52,9 +52,9 @@ from insec_jax.evaluation.probing import Prober, injected_probes, larger_problem
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
 from insec_jax.files import written_whole
-from insec_jax.generation.generator import Writer, with_markers
+from insec_jax.generation.generator import TextGenerator, with_markers
 from insec_jax.method import tasks
-from insec_jax.training.checkpoint import Opened, open_model, versions
+from insec_jax.training.checkpoint import LoadedModel, load_model, versions
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
@@ -67,7 +67,7 @@ def main() -> None:
   config = config_lib.build(CONFIG.value)
   task = tasks.get(config.task)
   with written_whole(OUTPUT.value) as file:
-    opened = with_markers(open_model(MODEL.value, step=STEP.value), config, MODEL.value)
+    opened = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
     found = {"model": MODEL.value, "step": opened.step, **evaluate(opened, task, config)}
     json.dump(found, file, indent=1, allow_nan=False)
   print(heading(found))
@@ -81,12 +81,12 @@ def heading(found: dict) -> str:
   return f"{found['model']}{at}\n"
 
 
-def evaluate(opened: Opened, task: tasks.Task, config: Config) -> dict:
+def evaluate(opened: LoadedModel, task: tasks.Task, config: Config) -> dict:
   """Return everything of results.json except the model and its step."""
   start = time.perf_counter()
   problems, probes = solved_problems(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)
-  prober = Prober(Writer(opened, compute=config.precision.compute), task, config)
+  prober = Prober(TextGenerator(opened, compute=config.precision.compute), task, config)
   measured = measure(prober, config, probes=probes, problems=problems, validation=validation,
                      larger=larger_problems(config))
   return {

@@ -48,7 +48,7 @@ def main() -> None:
   print(f"{output} holds the model")
 
 
-class Beside(NamedTuple):
+class SidecarFiles(NamedTuple):
   """What lies beside the weights, saved where hf.save would save a tokenizer: its files, unchanged, and our marks."""
 
   folder: pathlib.Path
@@ -68,17 +68,17 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   config = with_ends(config, tokenizer)
   card = folder / CARD
   hf.save(output, hf.stored(folder, config), config, dtype=DTYPE.value,
-          tokenizer=Beside(folder, checkpoint.read_markers(folder)), generation=generation_of(folder, config),
+          tokenizer=SidecarFiles(folder, checkpoint.read_markers(folder)), generation=generation_of(folder, config),
           card=read_text(card, "model card") if card.is_file() else None)
 
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Write the newest checkpoint, or that of --step, as an HF folder."""
   config = config_lib.build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
-  opened = checkpoint.open_model(str(workdir), step=STEP.value)
+  opened = checkpoint.load_model(str(workdir), step=STEP.value)
   model = with_ids(opened.config, opened.tokenizer)
   hf.save(output, opened.params, model, dtype=DTYPE.value,
-          tokenizer=Beside(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config, opened.step)),
+          tokenizer=SidecarFiles(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config, opened.step)),
           generation=generation_of(workdir, model),
           card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step))
 

@@ -181,9 +181,9 @@ def details(one: Estimate) -> str:
   return "\n".join([*lines, f"   compiled       in {one.compile_seconds:.1f} s, lowered in {one.lower_seconds:.1f} s"])
 
 
-def _received(of_kind: dict[str, float]) -> str:
-  parts = [f"{kind} {number / 1e9:.4g}" for kind, number in of_kind.items() if number]
-  return f"{sum(of_kind.values()) / 1e9:.4g}" + (f" ({', '.join(parts)})" if parts else "")
+def _received(select_kind: dict[str, float]) -> str:
+  parts = [f"{kind} {number / 1e9:.4g}" for kind, number in select_kind.items() if number]
+  return f"{sum(select_kind.values()) / 1e9:.4g}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 HEADER = ("topology", "chips", "data x fsdp x tensor", "rows x length", "remat", "state GiB", "peak GiB", "fits",

@@ -22,11 +22,11 @@ from absl import flags
 from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.files import written_whole
-from insec_jax.generation.generator import Writer, Written, compute_dtype
+from insec_jax.generation.generator import Completion, TextGenerator, compute_dtype
 from insec_jax.generation.prompts import Prompt, read_prompts
 from insec_jax.generation.sampler import check_prompt, rows_that_fit
 from insec_jax.method.transcript import clean_text
-from insec_jax.training.checkpoint import Opened, open_model
+from insec_jax.training.checkpoint import LoadedModel, load_model
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
@@ -53,9 +53,9 @@ def main() -> None:
     raise InputError(f"--temperature={TEMPERATURE.value}; must be 0 (the likeliest token) or at least 0.001")
   prompts = read_prompts(PROMPTS.value)
   with written_whole(OUTPUT.value) as file:
-    opened = open_model(MODEL.value, step=STEP.value)
+    opened = load_model(MODEL.value, step=STEP.value)
     compute = compute_dtype(opened)
-    writer = Writer(opened, compute=compute)
+    writer = TextGenerator(opened, compute=compute)
     tokens = [encode(prompt, writer, opened) for prompt in prompts]
     slots = max(map(len, tokens)) + MAX_TOKENS.value
     written = writer.write(
@@ -67,7 +67,7 @@ def main() -> None:
       file.write(json.dumps(line(prompt, begin, one, writer, opened), ensure_ascii=False) + "\n")
 
 
-def encode(prompt: Prompt, writer: Writer, opened: Opened) -> np.ndarray:
+def encode(prompt: Prompt, writer: TextGenerator, opened: LoadedModel) -> np.ndarray:
   """The tokens of a prompt; InputError with its place unless the model can read them and write --max_tokens more."""
   try:
     tokens = prompt.tokens if prompt.text is None else writer.encode(prompt.text)
@@ -77,7 +77,7 @@ def encode(prompt: Prompt, writer: Writer, opened: Opened) -> np.ndarray:
   return np.array(tokens, np.int32)
 
 
-def line(prompt: Prompt, begin: Sequence[int], written: Written, writer: Writer, opened: Opened) -> dict:
+def line(prompt: Prompt, begin: Sequence[int], written: Completion, writer: TextGenerator, opened: LoadedModel) -> dict:
   """The output for one prompt."""
   clean = written.text if opened.markers is None else clean_text(written.text, opened.markers, opened.unit)
   return {

@@ -22,11 +22,11 @@ from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.files import check_output
-from insec_jax.generation.generator import Writer, with_markers
+from insec_jax.generation.generator import TextGenerator, with_markers
 from insec_jax.method import tasks
-from insec_jax.mining.chunks import Parts
+from insec_jax.mining.chunks import ChunkStore
 from insec_jax.mining.miner import Miner, fingerprint, join, mine_chunks
-from insec_jax.training.checkpoint import open_model
+from insec_jax.training.checkpoint import load_model
 
 MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
@@ -45,10 +45,10 @@ def main() -> None:
                      f"{NUM_PROCESSES.value - 1}")
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output")
-  opened = with_markers(open_model(MODEL.value, step=STEP.value), config, MODEL.value)
-  miner = Miner(Writer(opened, compute=config.precision.compute), task, config, seed=config.seed,
+  opened = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
+  miner = Miner(TextGenerator(opened, compute=config.precision.compute), task, config, seed=config.seed,
                 weights=fingerprint(opened.params))
-  parts = Parts(OUTPUT.value, miner.header)
+  parts = ChunkStore(OUTPUT.value, miner.header)
   mine_chunks(miner, parts, process=PROCESS_ID.value, num_processes=NUM_PROCESSES.value)
   mined = parts.join(miner.num_chunks,
                      lambda chunks: join(chunks, OUTPUT.value, right=config.mine.right, seed=config.seed))

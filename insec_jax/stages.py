@@ -43,7 +43,7 @@ def shares_of_cores(jobs: int) -> list[set[int] | None]:
   return [set(cores[number * len(cores) // jobs:(number + 1) * len(cores) // jobs]) for number in range(jobs)]
 
 
-class Stopping(threading.Event):
+class ChildPrograms(threading.Event):
   """Set once a signal asked to stop; programs that run then get SIGTERM. They end at once when this process dies."""
 
   def __init__(self):
@@ -77,9 +77,9 @@ class Stopping(threading.Event):
 
 
 @contextlib.contextmanager
-def told_to_stop() -> Iterator[Stopping]:
+def stop_on_signal() -> Iterator[ChildPrograms]:
   """Yield what is set when a signal comes, inside the block."""
-  stopping = Stopping()
+  stopping = ChildPrograms()
   try:
     with stop_signal.deferred(stopping):
       yield stopping
@@ -87,7 +87,7 @@ def told_to_stop() -> Iterator[Stopping]:
     stopping.close()
 
 
-def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stopping: Stopping) -> dict[str, str]:
+def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stopping: ChildPrograms) -> dict[str, str]:
   """What became of each stage by its name.
 
   As many run side by side as there are shares of cores.
@@ -124,7 +124,7 @@ def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stoppi
   return outcomes
 
 
-def run_stage(stage: Stage, stopping: Stopping) -> str:
+def run_stage(stage: Stage, stopping: ChildPrograms) -> str:
   """What became of it; a failure has been told."""
   if stopping.is_set():
     return STOPPED

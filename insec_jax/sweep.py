@@ -51,7 +51,16 @@ from insec_jax.mining.miner import mined_by
 from insec_jax.model import sharding
 from insec_jax.pages.runs import Run, read_run
 from insec_jax.pages.summary import summary
-from insec_jax.stages import DONE, DONE_BEFORE, Stage, Stopping, run_stage, run_stages, shares_of_cores, told_to_stop
+from insec_jax.stages import (
+  DONE,
+  DONE_BEFORE,
+  ChildPrograms,
+  Stage,
+  run_stage,
+  run_stages,
+  shares_of_cores,
+  stop_on_signal,
+)
 from insec_jax.training import checkpoint, optimizer, step
 
 config_file.define_flag("The experiment: a file of values with arms.")
@@ -94,7 +103,7 @@ def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | 
   output, seeds = sweep.output, sweep.seeds
   for folder in ("logs", *(f"seed{seed}" for seed in seeds)):
     (output / folder).mkdir(parents=True, exist_ok=True)
-  with told_to_stop() as stopping:
+  with stop_on_signal() as stopping:
     outcomes = run_stages(stages, cores, stopping)
     failed = [name for name, outcome in outcomes.items() if outcome not in (DONE, DONE_BEFORE)]
     failed += [] if stopping.is_set() else compare(sweep, reference, stopping)
@@ -294,7 +303,7 @@ def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) ->
   return measured["evaluate"] == wanted["evaluate"]  # the rest cannot change in a workdir
 
 
-def compare(sweep: Sweep, reference: str, stopping: Stopping) -> list[str]:
+def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
   """What failed of the comparison; the page is written, and the table over seeds written and printed.
 
   Runs that have not begun are left out of both.

@@ -41,8 +41,8 @@ from insec_jax import config as config_lib
 from insec_jax.command import DivergedError, InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, template, tokenizer_files, tokens
-from insec_jax.distributed import coordinator, processes, rendezvous
-from insec_jax.distributed.processes import Hosts
+from insec_jax.distributed import coordinator, rendezvous
+from insec_jax.distributed.processes import Processes, joined
 from insec_jax.files import folder_writer, local_path, partial_of, read_json, write_text
 from insec_jax.mining import rounds
 from insec_jax.model import attention, hf, hf_config, llama, sharding
@@ -69,47 +69,47 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tran
 
 def main() -> int:
   config = config_lib.build(CONFIG.value)
-  place = rendezvous.find_place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value)
-  with processes.joined(place, started_with(config), seconds=JOIN_SECONDS.value) as team:
+  place = rendezvous.detect_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value)
+  with joined(place, started_with(config), seconds=JOIN_SECONDS.value) as processes:
     workdir = local_path(WORKDIR.value, "--workdir")
-    with folder_writer(workdir, "--workdir") if team.is_first else contextlib.nullcontext():
-      return train(config, workdir, team)
+    with folder_writer(workdir, "--workdir") if processes.is_first else contextlib.nullcontext():
+      return train(config, workdir, processes)
 
 
-def train(config: Config, workdir: pathlib.Path, team: Hosts) -> int:
+def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
   """Return the exit code of the run: DONE, or PREEMPTED when a signal asked to stop and the state is saved.
 
   Nothing is written before every input has proved right. DivergedError when a loss is not finite.
   """
-  if team.is_first:
+  if processes.is_first:
     checkpoint.check_workdir(workdir, config)
   # Process 0 looks for all: on a network drive another host may not see yet what it sees.
-  found = team.gather("the search for checkpoints", checkpoint.steps(workdir) if team.is_first else None)[0]
-  team.agree("devices", {
+  found = processes.gather("the search for checkpoints", checkpoint.steps(workdir) if processes.is_first else None)[0]
+  processes.agree("devices", {
     "platform": jax.default_backend(), "device": jax.local_devices()[0].device_kind,
     "devices of its own": jax.local_device_count(), "devices of the run": jax.device_count()})
   mesh = sharding.make_mesh(config.mesh, jax.devices())
   if found:
-    check_shared(workdir, team)
-    if found[-1] == config.train.steps and is_trained(config, mesh, workdir, team):
-      say(team, f"{workdir} is trained to its last step, {found[-1]}; nothing to do")
+    check_shared(workdir, processes)
+    if found[-1] == config.train.steps and is_trained(config, mesh, workdir, processes):
+      say(processes, f"{workdir} is trained to its last step, {found[-1]}; nothing to do")
       return command.DONE
-    run, damaged = resume(config, mesh, workdir, found, team)
+    run, damaged = resume(config, mesh, workdir, found, processes)
   else:
-    run, damaged = begin(config, mesh, team), []
-  if team.is_first:
-    write_workdir(config, workdir, run, mesh, team)
+    run, damaged = begin(config, mesh, processes), []
+  if processes.is_first:
+    write_workdir(config, workdir, run, mesh, processes)
     checkpoint.set_aside(workdir, damaged)
-  check_shared(workdir, team)
+  check_shared(workdir, processes)
   with checkpoint.Saver(workdir, keep=config.train.keep, keep_every=config.train.keep_every) as saver:
-    return loop(config, workdir, run, mesh, saver, team)
+    return loop(config, workdir, run, mesh, saver, processes)
 
 
-def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, team: Hosts) -> bool:
+def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Processes) -> bool:
   """Whether the checkpoint of the last step is sound."""
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
-  return checkpoint.is_sound(workdir, config.train.steps, abstract, team)
+  return checkpoint.is_sound(workdir, config.train.steps, abstract, processes)
 
 
 def started_with(config: Config) -> dict[str, Any]:
@@ -124,20 +124,20 @@ def _digest(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_shared(workdir: pathlib.Path, team: Hosts) -> None:
+def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
   """Raise InputError unless every process sees the config that process 0 has written."""
   deadline = time.monotonic() + SHARED_SECONDS
   while not (workdir / checkpoint.CONFIG).is_file() and time.monotonic() < deadline:
     time.sleep(0.5)
-  seen = team.gather("the look into the workdir", (workdir / checkpoint.CONFIG).is_file())
-  if blind := [f"process {index} ({name})" for index, name in enumerate(team.names) if not seen[index]]:
+  seen = processes.gather("the look into the workdir", (workdir / checkpoint.CONFIG).is_file())
+  if blind := [f"process {index} ({name})" for index, name in enumerate(processes.names) if not seen[index]]:
     raise InputError(f"{', '.join(blind)} cannot see {workdir / checkpoint.CONFIG}, which process 0 wrote; give a "
                      "--workdir on a drive that all hosts share")
 
 
-def say(team: Hosts, text: str) -> None:
+def say(processes: Processes, text: str) -> None:
   """Print to stderr on process 0 only."""
-  if team.is_first:
+  if processes.is_first:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -158,23 +158,23 @@ class Run(NamedTuple):
   log: dict[str, int] | None = None
 
 
-def begin(config: Config, mesh: Mesh, team: Hosts) -> Run:
+def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   """The run before its first step: weights from model.path, or random ones by the seed in model.size."""
   tokenizer = tokens.open_tokenizer(config).tokenizer
   # The day of process 0 for all, kept with the tokenizer: resuming, generate and export use it.
-  template.fix_date(tokenizer, team.gather("the date", template.today() if team.is_first else None)[0])
+  template.fix_date(tokenizer, processes.gather("the date", template.today() if processes.is_first else None)[0])
   before = starting_model(config, tokenizer)
   vocab_size = hf.vocabulary_for(len(tokenizer), before.vocab_size)
   model_config = dataclasses.replace(before, vocab_size=vocab_size)
   data = load_data(config, tokenizer, model_config)
-  team.agree("data", facts_of(config, data, mesh))
+  processes.agree("data", data_fingerprint(config, data, mesh))
   tx = optimizer.make(config.optimizer, config.train.steps)
   shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))
   if config.model.path:
     params = hf.load(config.model.path, before, dtype=config.precision.params,
                      shardings=sharding.params_shardings(llama.shapes(before), mesh))
     if vocab_size > before.vocab_size:
-      say(team, f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
+      say(processes, f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
           f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones")
       # Only what grows: the rest is not copied.
       rows = {name: params[name] for name in ("embed", "head") if name in params}
@@ -186,7 +186,7 @@ def begin(config: Config, mesh: Mesh, team: Hosts) -> Run:
   return Run(model_config, tokenizer, data, state, shardings, 0, None)
 
 
-def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], team: Hosts) -> tuple[Run, list[int]]:
+def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], processes: Processes) -> tuple[Run, list[int]]:
   """(the run after the newest sound checkpoint of those found, newer ones that are damaged); model.path is not read."""
   model_config = checkpoint.read_model(workdir)
   tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
@@ -195,24 +195,24 @@ def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], 
 
   @functools.cache
   def data_of(number: int | None) -> pipeline.Data:
-    return load_data(rounds.config_of(config, workdir, number), tokenizer, model_config)
+    return load_data(rounds.round_config(config, workdir, number), tokenizer, model_config)
 
   def facts(step: int) -> dict[str, Any]:
-    return facts_of(config, data_of(rounds.of_step(config, step)), mesh)
+    return data_fingerprint(config, data_of(rounds.round_at(config, step)), mesh)
 
-  team.agree("data", facts(found[-1]))
+  processes.agree("data", facts(found[-1]))
   state, totals, log, last, damaged = checkpoint.restore(
-    workdir, found, abstract, facts=facts, hosts=team, advise=lambda name, was: (
+    workdir, found, abstract, facts=facts, processes=processes, advise=lambda name, was: (
       same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"))
-  say(team, f"resuming {workdir} after step {last}")
-  data = data_of(rounds.of_step(config, last))
+  say(processes, f"resuming {workdir} after step {last}")
+  data = data_of(rounds.round_at(config, last))
   return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals, log), damaged
 
 
 ROWS = "the number of rows a step (data.rows_per_device, data.accumulation, mesh)"
 
 
-def facts_of(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
+def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
   """What the config leaves open and a resumed run must find again, or it would go on with other batches unseen."""
   digest = hashlib.sha256()
   for field in dataclasses.fields(data.train):
@@ -270,11 +270,11 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: 
   return data
 
 
-def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, team: Hosts) -> None:
+def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, processes: Processes) -> None:
   """Write all that explains the run to its folder: the config first, so that a killed start can start again."""
   workdir.mkdir(parents=True, exist_ok=True)
   write_text(workdir / checkpoint.CONFIG, config.to_json() + "\n")
-  here = environment(config, run, mesh, team)
+  here = environment(config, run, mesh, processes)
   path = workdir / "environment.json"
   if run.totals is None:
     model = json.dumps(hf_config.config_to_json(run.config), indent=2)
@@ -304,7 +304,7 @@ def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrained
     hf.write_json(workdir / hf.GENERATION, generation)
 
 
-def environment(config: Config, run: Run, mesh: Mesh, team: Hosts) -> dict[str, Any]:
+def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> dict[str, Any]:
   """What the numbers may hang on beside config and seed; commit is None when the code is not in a git checkout."""
   commit = _git("rev-parse", "HEAD")
   device = jax.devices()[0]
@@ -315,7 +315,7 @@ def environment(config: Config, run: Run, mesh: Mesh, team: Hosts) -> dict[str, 
     "packages": checkpoint.versions(PACKAGES), "python": platform.python_version(), "system": platform.platform(),
     "devices": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
                 "processes": jax.process_count()},
-    "hosts": list(team.names), "mesh": dict(mesh.shape),
+    "hosts": list(processes.names), "mesh": dict(mesh.shape),
     "attention": choose_attention(config, run.config, device)[1],
   }
 
@@ -336,42 +336,42 @@ def _git(*words: str) -> str | None:
 
 
 @contextlib.contextmanager
-def stop_of(team: Hosts) -> Iterator[Callable[[int], bool]]:
+def stop_of(processes: Processes) -> Iterator[Callable[[int], bool]]:
   """Yield a function of each step: whether a signal came to any process, true on all after the same step."""
-  if team.num > 1:
-    yield team.stops
+  if processes.num > 1:
+    yield processes.stops
     return
   with stop_signal.deferred() as stop:
     yield lambda _: stop.is_set()
 
 
-def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: checkpoint.Saver, team: Hosts) -> int:
+def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: checkpoint.Saver, processes: Processes) -> int:
   """Return the exit code after the last step, or after the one in which a signal came.
 
   Whatever is written at a step is written in the order line, checkpoint: a checkpoint never lacks the lines before it.
   """
   every, steps = config.train, config.train.steps
   rows = rows_of(config, mesh)
-  share = share_of(rows, mesh)
+  share = local_rows(rows, mesh)
   attend, reason = choose_attention(config, run.config, jax.devices()[0])
   model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
   starts = rounds.starts(config)
 
   def batches_of(data: pipeline.Data, step: int) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.batches(data.train, seed=config.seed, rows_per_step=rows, accumulation=config.data.accumulation,
-                            start_step=step - 1, share=share, rivals=config.loss.rivals)
+                            start_step=step - 1, share=share, negatives=config.loss.negatives)
 
   batches = None if run.first + 1 in starts else batches_of(run.data, run.first + 1)
-  progress = metrics.TrainProgress(run.first, steps) if team.is_first else metrics.Silence()
+  progress = metrics.TrainProgress(run.first, steps) if processes.is_first else metrics.NullLogger()
   announce(config, run, reason, progress)
   train_step, seconds = compile_step(config, run, model, mesh)
   progress.say(f"train step compiled in {seconds:.1f} s")
   heldout = heldout_measure(config, run, model, mesh, rows, share)
-  facts = facts_of(config, run.data, mesh)
+  facts = data_fingerprint(config, run.data, mesh)
   state, meter = run.state, metrics.Meter(run.totals)
   last_logged = run.first if run.totals is not None else -1
-  with contextlib.closing(progress), stop_of(team) as stops, contextlib.closing(
-      metrics.Log(workdir, last_logged, run.log) if team.is_first else metrics.Silence()) as log:
+  with contextlib.closing(progress), stop_of(processes) as stops, contextlib.closing(
+      metrics.Log(workdir, last_logged, run.log) if processes.is_first else metrics.NullLogger()) as log:
     if run.totals is None and len(run.data.heldout):
       values = heldout(state.params)
       check_finite(values, "before the first step")
@@ -382,13 +382,13 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
     for step in range(run.first + 1, steps + 1):
       if step in starts:
         saver.wait()
-        data = next_round(config, workdir, starts[step], run, state.params, progress, team,
-                          stopped=lambda step=step: team.num == 1 and stops(step))
+        data = next_round(config, workdir, starts[step], run, state.params, progress, processes,
+                          stopped=lambda step=step: processes.num == 1 and stops(step))
         if data is None:
           progress.say(f"stopped by a signal: mining is cut short before step {step}; run the same command to go on")
           return command.PREEMPTED
-        facts = facts_of(config, data, mesh)
-        team.agree(f"data of round {starts[step]}", facts)
+        facts = data_fingerprint(config, data, mesh)
+        processes.agree(f"data of round {starts[step]}", facts)
         batches = batches_of(data, step)
         meter.start_clock()
       state, of_step = train_step(state, on_devices(next(batches), mesh, rows, share))
@@ -406,7 +406,7 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
         sound = step - error.num_lost
         saver.wait()
         # Process 0 looks for all: saving is done by all together, or by none.
-        saved = team.gather("the last sound step", sound in checkpoint.steps(workdir) if team.is_first else None)[0]
+        saved = processes.gather("the last sound step", sound in checkpoint.steps(workdir) if processes.is_first else None)[0]
         if sound and not saved:
           saver.save(sound, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
           saver.wait()
@@ -438,16 +438,16 @@ def check_finite(values: dict[str, float], when: str) -> None:
       raise DivergedError(f"{name} is {value} {when}{REMEDY}")
 
 
-def next_round(config: Config, workdir: pathlib.Path, number: int, run: Run, params, progress, team: Hosts, *,
+def next_round(config: Config, workdir: pathlib.Path, number: int, run: Run, params, progress, processes: Processes, *,
                stopped: Callable[[], bool]) -> pipeline.Data | None:
   """The data of a round that begins with these parameters, mined unless it was before; None when `stopped` said so."""
-  told = rounds.mine(config, workdir, number, params, run.config, run.tokenizer, team, stopped=stopped)
+  told = rounds.mine(config, workdir, number, params, run.config, run.tokenizer, processes, stopped=stopped)
   if told is None:
     return None
   progress.say(f"round {number} of {config.rounds}\n{told}")
-  data = load_data(rounds.config_of(config, workdir, number), run.tokenizer, run.config)
-  if team.is_first:
-    write_text(rounds.file_of(workdir, number).with_suffix(".txt"), f"{told}\n\n{data.receipt}")
+  data = load_data(rounds.round_config(config, workdir, number), run.tokenizer, run.config)
+  if processes.is_first:
+    write_text(rounds.mined_path(workdir, number).with_suffix(".txt"), f"{told}\n\n{data.receipt}")
   progress.say(data.receipt.rstrip())
   return data
 
@@ -468,12 +468,12 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
                                   repeat=config.loss.repeat)
   batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
                                   rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
-                                  rivals=config.loss.rivals)
+                                  negatives=config.loss.negatives)
   compiled = step.lower(run.state, batch).compile()
   return compiled, time.perf_counter() - start
 
 
-def share_of(rows: int, mesh: Mesh) -> np.ndarray:
+def local_rows(rows: int, mesh: Mesh) -> np.ndarray:
   """Which rows of a micro-batch the devices of this process hold, in ascending order.
 
   Where `tensor` crosses hosts, several processes read the same rows.
@@ -499,7 +499,7 @@ def heldout_measure(config: Config, run: Run, model: llama.Llama, mesh: Mesh, ro
 
   def measure(params) -> dict[str, float]:
     totals = metrics.Totals.zero()
-    for batch in pipeline.in_order(run.data.heldout, rows_per_step=rows, share=share, rivals=config.loss.rivals):
+    for batch in pipeline.in_order(run.data.heldout, rows_per_step=rows, share=share, negatives=config.loss.negatives):
       totals = totals.plus(jax.device_get(sums_of(params, on_devices(batch, mesh, rows, share))), 0, 0.0)
     return metrics.heldout_line(totals.sums, config.loss.weight_R)
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from insec_jax import export
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import checkpoint, optimizer, step
-from insec_jax.training.checkpoint import Saver, open_model
+from insec_jax.training.checkpoint import Saver, load_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 LLAMA_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
@@ -92,7 +92,7 @@ def tensors_of(folder):
 
 
 def test_a_workdir_becomes_a_folder_with_weights_config_tokenizer_and_card(workdir, exported, tokenizer):
-  opened, again = open_model(str(workdir)), open_model(str(exported))
+  opened, again = load_model(str(workdir)), load_model(str(exported))
   jax.tree.map(np.testing.assert_array_equal, again.params, opened.params)
   assert again[3:-1] == opened[3:-1]  # markers, their ids, unit, template
   assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
@@ -144,7 +144,7 @@ def test_the_other_fields_of_a_generation_config_come_along(workdir, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(workdir, folder)
   (folder / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 1, "top_p": 0.9}')
-  opened = open_model(str(workdir))
+  opened = load_model(str(workdir))
   fields = export.generation_of(folder, export.with_ids(opened.config, opened.tokenizer))
   assert (fields["temperature"], fields["top_p"]) == (0.6, 0.9)
   assert len(fields["eos_token_id"]) == 4
@@ -174,7 +174,7 @@ def test_nothing_is_written_over(others):
 def test_transformers_gives_the_logits_that_we_give(exported):
   torch = pytest.importorskip("torch")
   from transformers import AutoModelForCausalLM
-  opened = open_model(str(exported))
+  opened = load_model(str(exported))
   token_BT = np.random.default_rng(0).integers(0, opened.config.vocab_size, (2, 40)).astype(np.int32)
   position_BT = np.broadcast_to(np.arange(40, dtype=np.int32), (2, 40))
   stream_BTD = llama.Llama(opened.config, "float32", "none").apply({"params": opened.params}, token_BT, position_BT,

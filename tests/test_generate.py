@@ -12,7 +12,7 @@ from modelkit import run, save_model
 from insec_jax.data import tokens
 from insec_jax.generation.sampler import Sampler
 from insec_jax.method.transcript import Markers, clean_text
-from insec_jax.training.checkpoint import MARKERS, open_model
+from insec_jax.training.checkpoint import MARKERS, load_model
 
 PROMPTS = [
   {"prompt": "12 + 30 = "}, {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5}, {"tokens": [1, 9, 12]}]
@@ -94,7 +94,7 @@ def test_one_line_comes_out_for_each_in_the_same_order(folder, done):
 
 def test_tokens_and_logprobs_are_those_of_the_sampler_and_text_is_theirs(folder, done):
   assert done["greedy"][0] == 0, done["greedy"][2]
-  opened = open_model(str(folder / "marked"))
+  opened = load_model(str(folder / "marked"))
   begins = [tokens.encode_prompt(prompt["prompt"], opened.tokenizer, "plain") for prompt in PROMPTS[:2]]
   begins.append(np.array(PROMPTS[2]["tokens"]))
   written = Sampler(opened.config, opened.params, compute="float32").generate(

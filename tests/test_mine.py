@@ -36,14 +36,14 @@ PROGRAM = """
 import os, signal
 from insec_jax import command, mine
 from insec_jax.mining import chunks, miner
-miner.CHUNK = 8
-append, done = chunks.Parts.append, []
+miner.SAMPLES_PER_CHUNK = 8
+append, done = chunks.ChunkStore.append, []
 def append_then(self, *arguments, **options):
   append(self, *arguments, **options)
   done.append(1)
   if len(done) == int(os.environ.get("KILL_AFTER", 0)):
     os.kill(os.getpid(), signal.SIGKILL)
-chunks.Parts.append = append_then
+chunks.ChunkStore.append = append_then
 command.run(mine.main)
 """
 BAD = {

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.stages import Stage, Stopping, run_stages, shares_of_cores, told_to_stop
+from insec_jax.stages import ChildPrograms, Stage, run_stages, shares_of_cores, stop_on_signal
 
 
 def stage(folder, name, code, *, after=(), done=lambda: False):
@@ -21,7 +21,7 @@ def test_a_stage_waits_for_those_it_comes_after(tmp_path):
   write = f"open({str(said)!r}, 'a').write"
   stages = [stage(tmp_path, "second", f"{write}('2')", after=("first",)),
             stage(tmp_path, "first", f"import time; time.sleep(.3); {write}('1')")]
-  outcomes = run_stages(stages, [None, None], Stopping())
+  outcomes = run_stages(stages, [None, None], ChildPrograms())
   assert outcomes == {"first": "done", "second": "done"}
   assert said.read_text() == "12"
 
@@ -30,7 +30,7 @@ def test_a_failed_stage_is_named_with_its_exit_code_and_last_lines_and_others_go
   outcomes = run_stages([
     stage(tmp_path, "bad", "print('\\n'.join(map(str, range(90, 120)))); raise SystemExit(3)"),
     stage(tmp_path, "needs it", "", after=("bad",)), stage(tmp_path, "needs that", "", after=("needs it",)),
-    stage(tmp_path, "other", "")], [None], Stopping())
+    stage(tmp_path, "other", "")], [None], ChildPrograms())
   assert outcomes == {"bad": "failed", "needs it": "left out", "needs that": "left out", "other": "done"}
   said = capfd.readouterr().err
   assert f"bad ended with exit code 3; the last lines of {tmp_path / 'bad.log'}:\n  112\n" in said
@@ -43,7 +43,7 @@ def test_what_is_done_is_not_run_again_and_what_cannot_go_on_fails_with_one_line
     raise InputError("another experiment")
 
   outcomes = run_stages([stage(tmp_path, "was", "raise SystemExit(1)", done=lambda: True),
-                         stage(tmp_path, "is other", "", done=refused)], [None], Stopping())
+                         stage(tmp_path, "is other", "", done=refused)], [None], ChildPrograms())
   assert outcomes == {"was": "done before", "is other": "failed"}
   assert capfd.readouterr().err == "is other: another experiment\n"
   assert not list(tmp_path.glob("*.log"))
@@ -54,7 +54,7 @@ def test_two_stages_run_side_by_side(tmp_path):
           "while not os.path.exists({1!r}):\n  assert time.time() < end\n  time.sleep(.01)"
   one, two = str(tmp_path / "one"), str(tmp_path / "two")
   stages = [stage(tmp_path, "1", meets.format(one, two)), stage(tmp_path, "2", meets.format(two, one))]
-  assert run_stages(stages, [None, None], Stopping()) == {"1": "done", "2": "done"}
+  assert run_stages(stages, [None, None], ChildPrograms()) == {"1": "done", "2": "done"}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be held to cores here")
@@ -65,7 +65,7 @@ def test_each_job_has_cores_of_its_own(tmp_path):
   shares = shares_of_cores(2)
   assert sorted(core for share in shares for core in share) == cores
   say = "import os, time; print(sorted(os.sched_getaffinity(0))); time.sleep(1)"
-  run_stages([stage(tmp_path, name, say) for name in ("1", "2")], shares, Stopping())
+  run_stages([stage(tmp_path, name, say) for name in ("1", "2")], shares, ChildPrograms())
   said = {(tmp_path / f"{name}.log").read_text() for name in ("1", "2")}
   assert said == {f"{sorted(share)}\n" for share in shares}
   assert sorted(os.sched_getaffinity(0)) == cores
@@ -75,7 +75,7 @@ def test_each_job_has_cores_of_its_own(tmp_path):
 
 def test_sigterm_reaches_what_runs_and_nothing_is_begun_after_it(tmp_path):
   long = "import time; print('here', flush=True); time.sleep(600)"
-  with told_to_stop() as stopping:
+  with stop_on_signal() as stopping:
     def interrupt():
       while not (tmp_path / "long.log").exists() or not (tmp_path / "long.log").read_text():
         time.sleep(.01)

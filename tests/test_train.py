@@ -17,7 +17,7 @@ from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
 from insec_jax.model import hf, llama, sharding
 from insec_jax.training import checkpoint
-from insec_jax.training.checkpoint import open_model
+from insec_jax.training.checkpoint import load_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "toy.txt"
@@ -201,7 +201,7 @@ def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_b
   assert [line["step"] for line in read_lines(home / "killed")] == list(range(0, killed_at + 1, 2))
   train(home, "killed")
   assert read_lines(home / "killed") == read_lines(whole)
-  weights = [open_model(str(folder)).params for folder in (home / "killed", whole)]
+  weights = [load_model(str(folder)).params for folder in (home / "killed", whole)]
   jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
@@ -243,7 +243,7 @@ def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean
                               TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(),
                                               confidence_first=()))
   model = llama.LlamaConfig(
-    vocab_size=len(tokenizer), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, hidden=48,
+    vocab_size=len(tokenizer), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=48,
     norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.1, max_positions=128, bos_id=None,
     eos_ids=(), pad_id=None, stored_dtype=None, source="")
   before = hf.init(model, jax.random.key(0), "float32")
@@ -252,7 +252,7 @@ def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean
   said = train(home, "grown", "tokenizer.path=", "train.steps=1", "optimizer.warmup_steps=1",
                "optimizer.learning_rate=1e-30", arm="hf")
   assert "grown to 128" in said
-  opened = open_model(str(home / "grown"))
+  opened = load_model(str(home / "grown"))
   assert (opened.config.vocab_size, opened.flag_id, opened.fix_id) == (128, len(tokenizer), len(tokenizer) + 1)
   assert opened.config.eos_ids == (tokenizer.eos_token_id,)
   old_VD = np.asarray(before["embed"])

@@ -20,7 +20,7 @@ from insec_jax.command import InputError
 from insec_jax.method import roles
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
   """A stretch of text, or one special token (`token` is its id and `text` its name)."""
 
   text: str
@@ -31,7 +31,7 @@ class Part(NamedTuple):
   is_end: bool = False  # teaches the model to stop
 
 
-class Encoded(NamedTuple):
+class EncodedRecords(NamedTuple):
   """Tokens of all parts; `start_N`, `stop_N` and `end_P` (where each part ends) count characters of all parts."""
 
   token_N: np.ndarray
@@ -80,9 +80,9 @@ def _all_plain(backend: tokenizers.Tokenizer) -> Iterator[None]:
 
 
 def encode(
-  parts_of_example: list[list[Part]], wheres: list[str], tokenizer: PreTrainedTokenizerFast, *,
+  parts_of_example: list[list[Span]], wheres: list[str], tokenizer: PreTrainedTokenizerFast, *,
   row_length: int | None = None, needs_number: bool = False,
-) -> Encoded:
+) -> EncodedRecords:
   """Return the tokens of all parts; neighbouring texts are encoded as one, and cut only at special tokens.
 
   With `row_length`, TooLongError when examples have more tokens than that: without `needs_number` before any text is
@@ -127,7 +127,7 @@ def encode(
   offset_N2 = np.fromiter(chained, np.int64).reshape(-1, 2)
   offset_N2 += np.repeat(np.cumsum(length_S) - length_S, num_S)[:, None]
   example_N = np.repeat(example_S, num_S)
-  encoded = Encoded(
+  encoded = EncodedRecords(
     token_N,
     offset_N2[:, 0],
     offset_N2[:, 1],
@@ -161,7 +161,7 @@ def _check_lengths(num_E: np.ndarray, wheres: list[str], row_length: int, least:
     ))
 
 
-def _check_encoded(encoded: Encoded, example_N, parts_of_example, wheres, tokenizer) -> None:
+def _check_encoded(encoded: EncodedRecords, example_N, parts_of_example, wheres, tokenizer) -> None:
   """InputError for a character that the tokenizer does not know or drops, and for a special token out of text."""
 
   @functools.cache
@@ -204,7 +204,7 @@ def _check_encoded(encoded: Encoded, example_N, parts_of_example, wheres, tokeni
 
 
 def check_like_whole_text(
-  parts_of_example: list[list[Part]], encoded: Encoded, tokenizer: PreTrainedTokenizerFast
+  parts_of_example: list[list[Span]], encoded: EncodedRecords, tokenizer: PreTrainedTokenizerFast
 ) -> None:
   """InputError if cutting at special tokens gives other tokens than the whole text would; one example is tried."""
   pattern = special_pattern(tokenizer)
@@ -229,16 +229,16 @@ def special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
   return re.compile(f"({longest_first or '(?!)'})")
 
 
-def template_parts(text: str, pattern: re.Pattern, tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Part]:
+def template_parts(text: str, pattern: re.Pattern, tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Span]:
   """What a chat template says, as prompt: its special tokens and the text between them."""
   return [
-    Part(piece, roles.PROMPT, weight, tokenizer.convert_tokens_to_ids(piece) if number % 2 else None)
+    Span(piece, roles.PROMPT, weight, tokenizer.convert_tokens_to_ids(piece) if number % 2 else None)
     for number, piece in enumerate(pattern.split(text))
     if piece
   ]
 
 
-def begin_parts(tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Part]:
+def begin_parts(tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Span]:
   """The tokens that the tokenizer itself puts in front of every text."""
   backend = tokenizer.backend_tokenizer
   bare = backend.encode("a", add_special_tokens=False).ids
@@ -246,5 +246,5 @@ def begin_parts(tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Part]
     raise InputError("the tokenizer makes no token of the letter a; use a tokenizer that knows letters")
   whole = backend.encode("a", add_special_tokens=True).ids
   return [
-    Part(tokenizer.convert_ids_to_tokens(token), roles.PROMPT, weight, token) for token in whole[: whole.index(bare[0])]
+    Span(tokenizer.convert_ids_to_tokens(token), roles.PROMPT, weight, token) for token in whole[: whole.index(bare[0])]
   ]

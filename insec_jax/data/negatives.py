@@ -1,4 +1,4 @@
-"""Rivals: the token with which a correction would begin to repeat its mistake.
+"""Negatives: the token with which a correction would begin to repeat its mistake.
 
 Letters that end array names are those of encoding.py.
 """
@@ -10,37 +10,37 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax.data.encoding import Encoded, Part, encode
-from insec_jax.method.roles import CORRECTION, MISTAKE, NO_RIVAL
+from insec_jax.data.encoding import EncodedRecords, Span, encode
+from insec_jax.method.roles import CORRECTION, MISTAKE, NO_NEGATIVE
 
 
 class _Repeat(NamedTuple):
   """The text around a correction up to the next special tokens, with the mistake in its place (part number `place`)."""
 
-  parts: list[Part]
+  parts: list[Span]
   place: int
   where: str
   text: slice  # parts of all examples: what `parts` stands for
   correction: slice  # and of these the correction
 
 
-def rivals(
-  parts_of_example: list[list[Part]], wheres: list[str], encoded: Encoded, tokenizer: PreTrainedTokenizerFast
+def negatives(
+  parts_of_example: list[list[Span]], wheres: list[str], encoded: EncodedRecords, tokenizer: PreTrainedTokenizerFast
 ) -> np.ndarray:
   """int32 [N]: at the first token in which a correction differs from its mistake, the token that the mistake has there.
 
       text     4 + 3 = 8 \\n   <err>   sum   <fix>   4 + 3 = 7 \\n   d
       role     mistake        flag   reason  flag   correction     text
-      rival    . . . . . .     .       .      .     . . . . 8 .     .       . is NO_RIVAL
+      negative    . . . . . .     .       .      .     . . . . 8 .     .       . is NO_NEGATIVE
 
   A correction corrects the last mistake before it, and a mistake is corrected once. The mistake is encoded in the place
-  of its correction, so a rival is the very token that a model would write there. None where one of the two goes on as
+  of its correction, so a negative is the very token that a model would write there. None where one of the two goes on as
   the other ends: either the mistake has no token there or the correction none.
   """
-  rival_N = np.full(len(encoded.token_N), NO_RIVAL, np.int32)
+  negative_N = np.full(len(encoded.token_N), NO_NEGATIVE, np.int32)
   repeats = list(_repeats(parts_of_example, wheres))
   if not repeats:
-    return rival_N
+    return negative_N
   repeated = encode([repeat.parts for repeat in repeats], [repeat.where for repeat in repeats], tokenizer)
   begin_P = np.concatenate([[0], encoded.end_P])
   token, part = 0, 0  # of `repeated`, where the repeat begins
@@ -53,12 +53,12 @@ def rivals(
       start, end = begin_P[[repeat.correction.start, repeat.correction.stop]]
       in_correction = start < encoded.stop_N[own] and encoded.start_N[own] < end
       if in_correction and repeated.start_N[other] < repeated.end_P[part + repeat.place]:
-        rival_N[own] = repeated.token_N[other]
+        negative_N[own] = repeated.token_N[other]
     token, part = token + num_tokens, part + len(repeat.parts)
-  return rival_N
+  return negative_N
 
 
-def _repeats(parts_of_example: list[list[Part]], wheres: list[str]) -> Iterator[_Repeat]:
+def _repeats(parts_of_example: list[list[Span]], wheres: list[str]) -> Iterator[_Repeat]:
   """One for every correction of a mistake, in order."""
   first = 0
   for parts, where in zip(parts_of_example, wheres, strict=True):
@@ -74,7 +74,7 @@ def _repeats(parts_of_example: list[list[Part]], wheres: list[str]) -> Iterator[
           begin -= 1
         while end < len(parts) and parts[end].token is None:
           end += 1
-        in_place = [*parts[begin:start], Part(mistake, CORRECTION, 0.0), *parts[stop:end]]
+        in_place = [*parts[begin:start], Span(mistake, CORRECTION, 0.0), *parts[stop:end]]
         text, correction = slice(first + begin, first + end), slice(first + start, first + stop)
         yield _Repeat(in_place, start - begin, where, text, correction)
         mistake = ""

@@ -5,7 +5,7 @@
       position  0  1  2     0  1     0        restarts with each segment
       role      0  1  1     0  1    -1        roles.NO_ROLE is padding
       weight    0  1  1     0  1     0
-      rival    -1 -1  8    -1 -1    -1        roles.NO_RIVAL where there is none
+      negative    -1 -1  8    -1 -1    -1        roles.NO_NEGATIVE where there is none
 
 Nothing predicts the first token of a segment: its weight does not count, which training/loss.py enforces by segment.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.data.tokens import Example
-from insec_jax.method.roles import NO_RIVAL, NO_ROLE
+from insec_jax.method.roles import NO_NEGATIVE, NO_ROLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rows:
   position_BT: np.ndarray
   role_BT: np.ndarray
   weight_BT: np.ndarray
-  rival_BT: np.ndarray
+  negative_BT: np.ndarray
 
   def __len__(self) -> int:
     return len(self.token_BT)
@@ -37,7 +37,7 @@ class Rows:
   def of(self, index) -> dict[str, np.ndarray]:
     """The rows that an array of any shape points at, by field name without axes; index -1 gives an empty row."""
     taken = {}
-    for field, empty in zip(dataclasses.fields(self), (0, 0, 0, NO_ROLE, 0, NO_RIVAL), strict=True):
+    for field, empty in zip(dataclasses.fields(self), (0, 0, 0, NO_ROLE, 0, NO_NEGATIVE), strict=True):
       value_BT = getattr(self, field.name)
       taken[field.name.removesuffix("_BT")] = np.where(
         (index < 0)[..., None], value_BT.dtype.type(empty), value_BT[index]
@@ -55,7 +55,7 @@ def pack(examples: Sequence[Example], row_length: int) -> Rows:
     np.zeros(shape, np.int32),
     np.full(shape, NO_ROLE, np.int8),
     np.zeros(shape, np.float32),
-    np.full(shape, NO_RIVAL, np.int32),
+    np.full(shape, NO_NEGATIVE, np.int32),
   )
   used, segment = np.zeros(num_rows, int), np.zeros(num_rows, int)
   for example, row in zip(examples, row_of_example, strict=True):
@@ -68,7 +68,7 @@ def pack(examples: Sequence[Example], row_length: int) -> Rows:
     rows.position_BT[row, some] = np.arange(length)
     rows.role_BT[row, some] = example.role_T
     rows.weight_BT[row, some] = example.weight_T
-    rows.rival_BT[row, some] = example.rival_T
+    rows.negative_BT[row, some] = example.negative_T
   return rows
 
 

@@ -21,7 +21,7 @@ from insec_jax.method import roles
 from insec_jax.progress import Progress
 
 MOST_SHOWN = 20  # of the records left out, in the receipt
-CHUNK = 1000  # transcripts tokenised at once
+TRANSCRIPTS_PER_CHUNK = 1000  # transcripts tokenised at once
 # Reading a row is a copy from memory: two threads keep ahead of any device.
 # More than any run reads, and not endless: grain cannot count batches of one row of an endless set.
 EPOCHS = 2**31
@@ -90,8 +90,8 @@ def load_examples(
   examples = []
   left_out = None if config.data.too_long == "refuse" else []
   with contextlib.closing(Progress(f"tokenise {split}", len(contents), unit="transcript")) as progress:
-    for start in range(0, len(contents), CHUNK):
-      chunk = contents[start : start + CHUNK]
+    for start in range(0, len(contents), TRANSCRIPTS_PER_CHUNK):
+      chunk = contents[start : start + TRANSCRIPTS_PER_CHUNK]
       examples += tokens.tokenize_all(chunk, tokenizer, config, left_out=left_out)
       progress.update(start + len(chunk))
   # A mined record may come several times.
@@ -112,11 +112,11 @@ def batches(
   accumulation: int,
   start_step: int,
   share: np.ndarray | slice,
-  rivals: bool,
+  negatives: bool,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Endless batches from `start_step` on; batch k holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT.
 
-  With `rivals` also rival_ABT.
+  With `negatives` also negative_ABT.
 
       rows of epoch 0   4 6 2 0 5 1 3 | rows of epoch 1   2 5 0 ...
       batch             0 0 0 1 1 1 2                     2 2 3          with 3 rows a batch: none is dropped
@@ -129,22 +129,22 @@ def batches(
   order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(EPOCHS).batch(accumulation * rows_per_step)
 
   def read(index_N):
-    return _arrays(rows, index_N.reshape(accumulation, rows_per_step)[:, share], rivals)
+    return _arrays(rows, index_N.reshape(accumulation, rows_per_step)[:, share], negatives)
 
   return iter(order[start_step:].map(read).to_iter_dataset(READ))
 
 
 def in_order(
-  rows: Rows, *, rows_per_step: int, share: np.ndarray | slice, rivals: bool
+  rows: Rows, *, rows_per_step: int, share: np.ndarray | slice, negatives: bool
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every row once, in order, as batches with one micro-batch each; the last is filled up with rows of padding."""
   for start in range(0, len(rows), rows_per_step):
     index_B = np.arange(start, start + rows_per_step)
-    yield _arrays(rows, np.where(index_B < len(rows), index_B, -1)[None, share], rivals)
+    yield _arrays(rows, np.where(index_B < len(rows), index_B, -1)[None, share], negatives)
 
 
-def _arrays(rows: Rows, index_AB: np.ndarray, rivals: bool) -> dict[str, np.ndarray]:
-  return {f"{name}_ABT": value_ABT for name, value_ABT in rows.of(index_AB).items() if rivals or name != "rival"}
+def _arrays(rows: Rows, index_AB: np.ndarray, negatives: bool) -> dict[str, np.ndarray]:
+  return {f"{name}_ABT": value_ABT for name, value_ABT in rows.of(index_AB).items() if negatives or name != "negative"}
 
 
 def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: LeftOut) -> str:
@@ -167,7 +167,7 @@ def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: L
     num, num_trained = int(is_role_BT.sum()), int((is_role_BT & is_trained_BT).sum())
     weight_N = rows.weight_BT[is_role_BT & is_target_BT].astype(np.float64)
     lines.append((name, num, num_trained, weight_N.mean() if len(weight_N) else 0.0, np.abs(weight_N).sum() / total))
-  num_rivals, repeat = int((rows.rival_BT >= 0).sum()), config.loss.repeat
+  num_negatives, repeat = int((rows.negative_BT >= 0).sum()), config.loss.repeat
   longest = max(examples, key=lambda example: len(example.token_T))
   num_trained = int(is_trained_BT.sum())
   return (
@@ -183,9 +183,9 @@ def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: L
         f"end of text       {num_end:,} tokens of role text, weight {config.loss.end:g} each",
         f"boundary tokens   {num_boundary:,} lie across two roles and took the smaller weight",
         *(
-          [f"rival tokens      {num_rivals:,} where a correction could begin to repeat its mistake, weight {repeat:g} "
-           f"each: {num_rivals * repeat / total:.1%} beside the weight above"]
-          if config.loss.rivals
+          [f"negative tokens      {num_negatives:,} where a correction could begin to repeat its mistake, weight {repeat:g} "
+           f"each: {num_negatives * repeat / total:.1%} beside the weight above"]
+          if config.loss.negatives
           else []
         ),
         f"records           {len(examples):,}",

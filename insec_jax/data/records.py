@@ -23,7 +23,7 @@ from insec_jax.config import Config
 from insec_jax.files import local_path, read_json_lines
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
-from insec_jax.method.prose import Corpus, Text
+from insec_jax.method.prose import Corpus, ProseRecord
 from insec_jax.method.tasks import Problem, gsm8k
 from insec_jax.method.transcript import Markers, Piece, Transcript, check_marks, split_steps
 
@@ -47,14 +47,14 @@ class Chat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prose:
+class PlainRecord:
   """A prompt, which may be empty, and what is said to it; nothing can check its steps."""
 
   prompt: str
   text: str
 
 
-Content = Problem | Prose | Transcript | Chat
+Content = Problem | PlainRecord | Transcript | Chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +149,8 @@ def _check_marks(record: Record, markers: Markers) -> None:
 def _without_mistakes(content: Content) -> Transcript | Chat:
   """What is trained on where no mistake is put in."""
   if isinstance(content, Problem):
-    content = Prose(content.prompt, "".join(content.steps))
-  if isinstance(content, Prose):
+    content = PlainRecord(content.prompt, "".join(content.steps))
+  if isinstance(content, PlainRecord):
     return (*([Piece(roles.PROMPT, content.prompt)] if content.prompt else []), Piece(roles.TEXT, content.text))
   return content
 
@@ -188,12 +188,12 @@ def _runs(content: Transcript | Chat) -> list[Transcript]:
   return [turn.pieces for turn in content.turns] if isinstance(content, Chat) else [content]
 
 
-def _text_of(content: Transcript | Chat, unit: str) -> Text:
+def _text_of(content: Transcript | Chat, unit: str) -> ProseRecord:
   """What is asked, and the steps of what is said."""
   pieces = [piece for run in _runs(content) for piece in run]
   steps = [step for piece in pieces if piece.role == roles.TEXT for step in split_steps(piece.text, unit)]
   prompt = "\n".join(piece.text for piece in pieces if piece.role == roles.PROMPT)
-  return Text(prompt, tuple(steps), led=pieces[0].role == roles.PROMPT)
+  return ProseRecord(prompt, tuple(steps), led=pieces[0].role == roles.PROMPT)
 
 
 def _put(content: Transcript | Chat, wrong: dict[int, tuple[str, str]], markers: Markers, unit: str):
@@ -282,18 +282,18 @@ def _content(record: dict[str, Any], where: str, checked: bool) -> Content:
   return FORMATS[keys](record, where)
 
 
-def _question(record: dict, where: str) -> Problem | Prose:
+def _question(record: dict, where: str) -> Problem | PlainRecord:
   """A problem where the answer ends as one of GSM8K's, whose annotations are taken out; else prose as it stands."""
   question, answer = (_text(record[key], where, key).strip() for key in ("question", "answer"))
   if not question or not answer:
     raise InputError(f"{where}: {'answer' if question else 'question'} is white space; must be text")
   if answer.rpartition("\n")[2].startswith("####"):
     return _problem(record, where)
-  return Prose(question + "\n", answer + "\n")
+  return PlainRecord(question + "\n", answer + "\n")
 
 
-def _prose(record: dict, where: str) -> Prose:
-  return Prose("", _text(record["text"], where, "text"))
+def _prose(record: dict, where: str) -> PlainRecord:
+  return PlainRecord("", _text(record["text"], where, "text"))
 
 
 def _problem(record: dict, where: str) -> Problem:

@@ -21,7 +21,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokenizer_files
 from insec_jax.data.encoding import (
-  Part,
+  Span,
   TooLongError,
   begin_parts,
   check_like_whole_text,
@@ -30,7 +30,7 @@ from insec_jax.data.encoding import (
   special_pattern,
   template_parts,
 )
-from insec_jax.data.negatives import rivals
+from insec_jax.data.negatives import negatives
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import Template
 from insec_jax.method import roles, tasks
@@ -63,13 +63,13 @@ class TooLong(NamedTuple):
 class Example:
   """One transcript as tokens; `num_boundary` of them lie across pieces of different roles, `num_end` end the text.
 
-  rival_T: where a correction first differs from its mistake, the token that the mistake has there; elsewhere NO_RIVAL.
+  negative_T: where a correction first differs from its mistake, the token that the mistake has there; elsewhere NO_NEGATIVE.
   """
 
   token_T: np.ndarray
   role_T: np.ndarray
   weight_T: np.ndarray
-  rival_T: np.ndarray
+  negative_T: np.ndarray
   where: str
   num_boundary: int
   num_end: int
@@ -234,7 +234,7 @@ def tokenize_all(
     fit = [content for number, content in enumerate(contents) if number not in error.num_tokens]
     return tokenize_all(fit, tokenizer, config) if fit else []
   check_like_whole_text(parts_of_example, encoded, tokenizer)
-  rival_N = rivals(parts_of_example, wheres, encoded, tokenizer)
+  negative_N = negatives(parts_of_example, wheres, encoded, tokenizer)
   parts = list(itertools.chain.from_iterable(parts_of_example))
   example_P = np.repeat(np.arange(len(contents)), [len(some) for some in parts_of_example])
   weight_P = np.array([part.weight for part in parts], np.float32)
@@ -261,7 +261,7 @@ def tokenize_all(
       encoded.token_N[some],
       role_N[some],
       weight_N[some],
-      rival_N[some],
+      negative_N[some],
       where,
       int(is_boundary_N[some].sum()),
       int((is_end_N[some] & (encoded.special_N[some])).sum()),
@@ -283,12 +283,12 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, 
     pattern = special_pattern(tokenizer)
     parts = [
       *template_parts(gaps[0], pattern, tokenizer, 0.0),
-      Part(contents[0], roles.PROMPT, 0.0),
+      Span(contents[0], roles.PROMPT, 0.0),
       *template_parts(gaps[1], pattern, tokenizer, 0.0),
     ]
   else:
-    parts = [*begin_parts(tokenizer, 0.0), Part(text, roles.PROMPT, 0.0)]
-  encoded = encode([[*parts, Part(answer, roles.TEXT, 0.0)]], ["the prompt"], tokenizer)
+    parts = [*begin_parts(tokenizer, 0.0), Span(text, roles.PROMPT, 0.0)]
+  encoded = encode([[*parts, Span(answer, roles.TEXT, 0.0)]], ["the prompt"], tokenizer)
   if not len(encoded.token_N):
     raise InputError("the prompt is empty and the tokenizer adds nothing in front; give at least one character")
   return encoded.token_N
@@ -296,7 +296,7 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
   """int32 tokens of a text that follows a special token, as `tokenize` encodes it; no special token comes out of it."""
-  return encode([[Part(text, roles.TEXT, 0.0)]], ["the text"], tokenizer).token_N
+  return encode([[Span(text, roles.TEXT, 0.0)]], ["the text"], tokenizer).token_N
 
 
 def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
@@ -342,7 +342,7 @@ def _template_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return None
 
 
-def _last_of_end(after: list[Part], where: str) -> int:
+def _last_of_end(after: list[Span], where: str) -> int:
   """Index of the first special token after an answer: up to there the template ends the assistant's turn."""
   for number, part in enumerate(after):
     if part.token is not None:
@@ -369,9 +369,9 @@ class _Layout:
       self._template, self._pattern = Template(tokenizer), special_pattern(tokenizer)
       return
     self._begin = begin_parts(tokenizer, self._weight_R[roles.PROMPT])
-    self._end = Part(tokenizer.eos_token, roles.TEXT, config.loss.end, end_token(tokenizer, "plain"), is_end=True)
+    self._end = Span(tokenizer.eos_token, roles.TEXT, config.loss.end, end_token(tokenizer, "plain"), is_end=True)
 
-  def parts(self, content: Transcript | Chat, where: str) -> list[Part]:
+  def parts(self, content: Transcript | Chat, where: str) -> list[Span]:
     if self._is_chat:
       return self._chat(content.turns if isinstance(content, Chat) else _turns(content), where)
     if isinstance(content, Chat):
@@ -381,7 +381,7 @@ class _Layout:
       )
     return [*self._begin, *self._pieces(content, where), self._end]
 
-  def _pieces(self, pieces: Transcript, where: str) -> list[Part]:
+  def _pieces(self, pieces: Transcript, where: str) -> list[Span]:
     parts, stretch = [], []
     for piece in pieces:
       if piece.role == roles.FLAG:
@@ -390,14 +390,14 @@ class _Layout:
         parts += self._flag(piece, where)
       else:
         stretch.append(piece.text)
-        parts.append(Part(piece.text, piece.role, self._weight(piece), must_own=not piece.text.isspace()))
+        parts.append(Span(piece.text, piece.role, self._weight(piece), must_own=not piece.text.isspace()))
     self._check_no_marker("".join(stretch), where)
     return parts
 
   def _weight(self, piece: Piece) -> float:
     return self._weight_R[piece.role] if piece.weight is None else piece.weight
 
-  def _flag(self, piece: Piece, where: str) -> list[Part]:
+  def _flag(self, piece: Piece, where: str) -> list[Span]:
     marker = piece.text if piece.text in self._marker_ids else piece.text.strip()
     if marker not in self._marker_ids:
       raise InputError(
@@ -408,9 +408,9 @@ class _Layout:
     if marker in self._confidence_ids:
       weight = 0.0  # the decoder writes it, the model only reads it
     if token is None:
-      return [Part(piece.text, roles.FLAG, weight, must_own=True)]
+      return [Span(piece.text, roles.FLAG, weight, must_own=True)]
     before, after = piece.text.split(marker)
-    parts = [Part(before, roles.FLAG, weight), Part(marker, roles.FLAG, weight, token), Part(after, roles.FLAG, weight)]
+    parts = [Span(before, roles.FLAG, weight), Span(marker, roles.FLAG, weight, token), Span(after, roles.FLAG, weight)]
     return [part for part in parts if part.text]
 
   def _check_no_marker(self, text: str, where: str) -> None:
@@ -423,7 +423,7 @@ class _Layout:
           "choose other markers, or encode it as plain characters with data.marker_text='plain'"
         )
 
-  def _chat(self, turns: tuple[Turn, ...], where: str) -> list[Part]:
+  def _chat(self, turns: tuple[Turn, ...], where: str) -> list[Span]:
     texts = ["".join(piece.text for piece in turn.pieces) for turn in turns]
     gaps, contents = self._template.fill(tuple(turn.speaker for turn in turns), texts, where, generation=False)
     prompt, end = self._weight_R[roles.PROMPT], self._config.loss.end

@@ -2,7 +2,7 @@
 
 After rendezvous.py each process gives a sign of life every second through the key-value store of JAX's runtime, which
 works even while the devices wait for each other. Process 0 ends the run for all when one is silent, or has failed.
-SIGTERM to any process stops all after the same step (`Hosts.stops`). A process alone does none of this.
+SIGTERM to any process stops all after the same step (`Processes.stops`). A process alone does none of this.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from insec_jax import command, stop_signal
 from insec_jax.command import InputError
 from insec_jax.distributed import coordinator
 from insec_jax.distributed.coordinator import GREETING_SECONDS
-from insec_jax.distributed.rendezvous import Place, disagreement, meet
+from insec_jax.distributed.rendezvous import ProcessSpec, disagreement, rendezvous
 
 BEAT_SECONDS = 1
 # A process is gone after so much silence: a garbage collection or a slow disk must not end a run. When another one has
@@ -141,20 +141,20 @@ def _close(line: socket.socket):
   line.close()
 
 
-class Verdict(NamedTuple):
+class ExitStatus(NamedTuple):
   """How a run of several ends before its time: exit code and last line, the same for every process."""
 
   code: int
   line: str
 
 
-def alone() -> "Hosts":
+def alone() -> "Processes":
   """A run of one process."""
-  return Hosts(0, (socket.gethostname(),))
+  return Processes(0, (socket.gethostname(),))
 
 
 @contextlib.contextmanager
-def joined(place: Place | None, facts: dict[str, Any], *, seconds: int) -> Iterator["Hosts"]:
+def joined(place: ProcessSpec | None, facts: dict[str, Any], *, seconds: int) -> Iterator["Processes"]:
   """The processes of the run, met, agreed on `facts` and joined; must surround all that uses a device.
 
   An exception in any of several processes ends all of them: with one line and the same exit code, never later.
@@ -162,17 +162,17 @@ def joined(place: Place | None, facts: dict[str, Any], *, seconds: int) -> Itera
   if place is None:
     yield alone()
     return
-  hosts = Hosts(place.index, meet(place, facts, seconds=seconds))
-  with stop_signal.deferred(hosts.ask_to_stop):
-    hosts.join(place)
+  processes = Processes(place.index, rendezvous(place, facts, seconds=seconds))
+  with stop_signal.deferred(processes.ask_to_stop):
+    processes.join(place)
     try:
-      yield hosts
+      yield processes
     except BaseException as error:  # whatever it is, the others must not wait for this process
-      hosts.fail(error)
-    hosts.leave()
+      processes.fail(error)
+    processes.leave()
 
 
-class Hosts:
+class Processes:
   """All processes of a run; each calls `gather` and `agree` in the same order."""
 
   def __init__(self, index: int, names: tuple[str, ...]):
@@ -181,7 +181,7 @@ class Hosts:
     self._over = threading.Event()
     self._ending = threading.Lock()  # whoever holds it ends the process
     self._error: BaseException | None = None
-    self._failure: Verdict | None = None
+    self._failure: ExitStatus | None = None
     self._heard = time.monotonic()  # when the store last answered
     self._told = threading.Event()  # that this process has got SIGTERM
     self._counting = threading.Lock()  # held while all tell each other the step to which they have come
@@ -234,7 +234,7 @@ class Hosts:
     """Make all processes stop after the same step."""
     self._told.set()
 
-  def join(self, place: Place) -> None:
+  def join(self, place: ProcessSpec) -> None:
     """Nothing; jax.distributed runs, this process watches and is watched, and SIGTERM asks all to stop."""
     # JAX's own way to stop together waits for messages while no thread of Python may run, those of Relay included.
     jax.config.update("jax_enable_preemption_service", False)
@@ -243,7 +243,7 @@ class Hosts:
       relay = Relay(place.host, place.port, self._lost_process_0)
       address = f"127.0.0.1:{relay.port}"
     # When the time is up JAX aborts the process.
-    late = threading.Timer(JOIN_SECONDS, self._end, [Verdict(command.FAILED, (
+    late = threading.Timer(JOIN_SECONDS, self._end, [ExitStatus(command.FAILED, (
       f"all met, but not all joined the JAX runtime of {self._name(0)} at {place.host}:{place.port} in "
       f"{JOIN_SECONDS} s; {AGAIN}"))])
     late.daemon = True
@@ -258,13 +258,13 @@ class Hosts:
       relay.holds = True
     self._client = _jax_client()
     self._heard = time.monotonic()
-    for thread in (self._watch, self._guard, self._tell, self._settle):
+    for thread in (self._watch, self._guard, self._announce_stop, self._choose_last_step):
       threading.Thread(target=thread, daemon=True, name=thread.__name__).start()
 
   def leave(self) -> None:
     """Nothing; all processes have come here, and the runtime is gone."""
     if self.is_first:
-      self._call_off("over")  # or `_settle` would wait for ever
+      self._call_off("over")  # or `_choose_last_step` would wait for ever
     self.gather("the end", None)
     self._over.set()
     jax.distributed.shutdown()
@@ -278,7 +278,7 @@ class Hosts:
       line = command.machine_refusal(error) or f"{type(error).__name__}: {error}".splitlines()[0]
     else:
       line = " ".join(str(error).split())
-    self._failure = Verdict(code, line)
+    self._failure = ExitStatus(code, line)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # without process 0 there is nobody to tell
       self._client.key_value_set(f"insec/failed/{self.index}", json.dumps(self._failure))
     threading.Event().wait()
@@ -291,36 +291,36 @@ class Hosts:
     return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in self._client.key_value_dir_get(folder)}
 
   def _watch(self) -> None:
-    """Gives this process's sign of life and looks for a verdict, which process 0 makes."""
-    court = Court(self.names)
+    """Gives this process's sign of life and looks for a status, which process 0 makes."""
+    detector = FailureDetector(self.names)
     for beat in range(2**62):
       if self._over.wait(BEAT_SECONDS):
         return
       with contextlib.suppress(jax.errors.JaxRuntimeError):  # `_guard` ends this process when it happens too often
         self._client.key_value_set(f"insec/beat/{self.index}", str(beat), allow_overwrite=True)
-        if self.is_first and (verdict := court.judge(self._read("insec/beat/"), self._read("insec/failed/"),
+        if self.is_first and (status := detector.diagnose(self._read("insec/beat/"), self._read("insec/failed/"),
                                                      time.monotonic())):
-          self._client.key_value_set("insec/verdict/0", json.dumps(verdict))
-        told = self._read("insec/verdict/")
+          self._client.key_value_set("insec/status/0", json.dumps(status))
+        told = self._read("insec/status/")
         self._heard = time.monotonic()
         if told:
-          self._take_leave()
-          self._end(Verdict(*told[0]))
+          self._acknowledge()
+          self._end(ExitStatus(*told[0]))
 
   def _call_off(self, why: str) -> None:
-    """Tells all, `_settle` of each process, why there are no more steps; the first one to say so is heard."""
+    """Tells all, `_choose_last_step` of each process, why there are no more steps; the first one to say so is heard."""
     try:
       self._client.key_value_set("insec/stop", why)
     except jax.errors.JaxRuntimeError as error:
       if "ALREADY_EXISTS" not in str(error):
         raise
 
-  def _tell(self) -> None:
+  def _announce_stop(self) -> None:
     """Tells all of this process's SIGTERM."""
     self._told.wait()
     self._call_off("SIGTERM")
 
-  def _settle(self) -> None:
+  def _choose_last_step(self) -> None:
     """Sets the last step once a process was told to stop: the one after the furthest to which any process has come."""
     told = ""
     while not told and not self._over.wait(BEAT_SECONDS):
@@ -333,8 +333,8 @@ class Hosts:
       self._last = 1 + max(int(self._client.blocking_key_value_get(f"insec/step/{index}", 1000 * PATIENCE_SECONDS))
                            for index in range(self.num))
 
-  def _take_leave(self) -> None:
-    """Nothing; process 0 knows that this process has read the verdict, and if this is process 0, it has waited: what
+  def _acknowledge(self) -> None:
+    """Nothing; process 0 knows that this process has read the status, and if this is process 0, it has waited: what
     the others read goes with it."""
     deadline = time.monotonic() + SILENCE_AFTER_FAILURE
     with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -346,47 +346,47 @@ class Hosts:
     """Ends this process when the store has not answered for too long."""
     while not self._over.wait(BEAT_SECONDS):
       if (silence := time.monotonic() - self._heard) > SILENCE_SECONDS:
-        self._end(gone([0], silence, self.names))
+        self._end(missing_processes([0], silence, self.names))
 
   def _lost_process_0(self) -> None:
-    """Ends this process, unless all end in order: then the verdict has just been read."""
+    """Ends this process, unless all end in order: then the status has just been read."""
     time.sleep(2 * BEAT_SECONDS)
     if not self._over.is_set():
-      self._end(gone([0], time.monotonic() - self._heard, self.names))
+      self._end(missing_processes([0], time.monotonic() - self._heard, self.names))
 
-  def _end(self, verdict: Verdict) -> None:
+  def _end(self, status: ExitStatus) -> None:
     """Never returns."""
     self._ending.acquire()  # whoever comes second waits for the end
-    if self._failure is not None and self._failure.code == command.FAILED and self._failure.line in verdict.line:
+    if self._failure is not None and self._failure.code == command.FAILED and self._failure.line in status.line:
       traceback.print_exception(self._error)
-    stop_signal.end(verdict.code, f"error: {verdict.line}")
+    stop_signal.end(status.code, f"error: {status.line}")
 
 
-class Court:
+class FailureDetector:
   """What process 0 knows of all processes, and its judgement."""
 
   def __init__(self, names: Sequence[str]):
     self._names = names
     self._beats: dict[int, tuple[Any, float]] = {}  # the last sign of life, and when it was new
-    self._failed: dict[int, tuple[Verdict, float]] = {}  # in the order in which they were seen
+    self._failed: dict[int, tuple[ExitStatus, float]] = {}  # in the order in which they were seen
 
-  def judge(self, beats: dict[int, Any], failed: dict[int, Sequence], now: float) -> Verdict | None:
+  def diagnose(self, beats: dict[int, Any], failed: dict[int, Sequence], now: float) -> ExitStatus | None:
     """How the run ends, or None while nothing is wrong or it isn't known yet whose fault it is."""
     for index in range(len(self._names)):
       beat = beats.get(index)
       if index not in self._beats or self._beats[index][0] != beat:
         self._beats[index] = beat, now
     for index, of_one in failed.items():
-      self._failed.setdefault(index, (Verdict(*of_one), now))
+      self._failed.setdefault(index, (ExitStatus(*of_one), now))
     limit = SILENCE_AFTER_FAILURE if self._failed else SILENCE_SECONDS
     silence = {index: now - since for index, (_, since) in self._beats.items()}
     if silent := [index for index in silence if silence[index] > limit]:
-      return gone(silent, max(silence.values()), self._names)
+      return missing_processes(silent, max(silence.values()), self._names)
     if not self._failed:
       return None
     index, (first, since) = next(iter(self._failed.items()))
     all_failed = len(self._failed) == len(self._names)
-    if all_failed and len({verdict for verdict, _ in self._failed.values()}) == 1:
+    if all_failed and len({status for status, _ in self._failed.values()}) == 1:
       return first
     # Another one may be about to say the same, or to fall silent.
     if not all_failed and now - since < (1 if first.code != command.FAILED else 2) + SILENCE_AFTER_FAILURE:
@@ -394,7 +394,7 @@ class Court:
     return first._replace(line=f"process {index} ({self._names[index]}): {first.line}")
 
 
-def gone(silent: Sequence[int], seconds: float, names: Sequence[str]) -> Verdict:
+def missing_processes(silent: Sequence[int], seconds: float, names: Sequence[str]) -> ExitStatus:
   """The end of a run that has lost these processes."""
   who = ", ".join(f"process {index} ({names[index]})" for index in silent)
-  return Verdict(command.FAILED, f"missing: {who}, no sign of life for {seconds:.0f} s; {AGAIN}")
+  return ExitStatus(command.FAILED, f"missing: {who}, no sign of life for {seconds:.0f} s; {AGAIN}")

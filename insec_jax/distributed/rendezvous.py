@@ -19,7 +19,7 @@ from insec_jax.distributed.handshake import Answer, Greeting, printable
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessSpec:
   """Where a process stands among those of its run, and where it finds process 0."""
 
   host: str
@@ -29,7 +29,7 @@ class Place:
   local_devices: list[int] | None  # None: all that the process sees
 
 
-def find_place(address: str | None, num: int | None, index: int | None, *, seconds: int) -> Place | None:
+def detect_processes(address: str | None, num: int | None, index: int | None, *, seconds: int) -> ProcessSpec | None:
   """The place that the flags give, or else the cluster (Cloud TPU, GKE, Slurm, Open MPI); None for a process alone."""
   given = {"--coordinator": address, "--num_processes": num, "--process_id": index}
   if missing := [flag for flag, value in given.items() if value is None]:
@@ -37,7 +37,7 @@ def find_place(address: str | None, num: int | None, index: int | None, *, secon
       have = ", ".join(flag for flag in given if flag not in missing)
       raise InputError(f"{have} without {', '.join(missing)}; give all three, or none of them: for a process alone, or "
                        "on a cluster that tells")
-    return _place_in_cluster(seconds)
+    return _detect_in_cluster(seconds)
   if not 1 <= num <= handshake.MAX_PROCESSES or not 0 <= index < num:
     raise InputError(f"--process_id={index} of --num_processes={num}; ids run from 0 to one less than the number, "
                      f"which is at most {handshake.MAX_PROCESSES}")
@@ -45,10 +45,10 @@ def find_place(address: str | None, num: int | None, index: int | None, *, secon
   if host in coordinator.ANY_ADDRESS:
     raise InputError(f"--coordinator={address} means every address of a machine; give the one of process 0 to which "
                      "the other hosts connect")
-  return None if num == 1 else Place(host, port, num, index, None)
+  return None if num == 1 else ProcessSpec(host, port, num, index, None)
 
 
-def _place_in_cluster(seconds: int) -> Place | None:
+def _detect_in_cluster(seconds: int) -> ProcessSpec | None:
   os.environ.setdefault("JAX_COORDINATOR_PORT", str(coordinator.PORT))
   address, num, index, local_devices = _jax_clusters().auto_detect_unset_distributed_params(
     None, None, None, None, None, seconds)
@@ -57,7 +57,7 @@ def _place_in_cluster(seconds: int) -> Place | None:
   host, _, port = address.rpartition(":")  # some clusters give an IPv6 address without brackets
   host, port = coordinator.parse_address(f"[{host}]:{port}" if ":" in host and "[" not in host else address,
                                          "the coordinator of the cluster (its port: JAX_COORDINATOR_PORT)")
-  return Place(host, port, num, index, None if local_devices is None else list(local_devices))
+  return ProcessSpec(host, port, num, index, None if local_devices is None else list(local_devices))
 
 
 def _jax_clusters():
@@ -66,7 +66,7 @@ def _jax_clusters():
   return clusters.ClusterEnv
 
 
-def meet(place: Place, facts: dict[str, Any], *, seconds: float) -> tuple[str, ...]:
+def rendezvous(place: ProcessSpec, facts: dict[str, Any], *, seconds: float) -> tuple[str, ...]:
   """Return the host name of every process.
 
   Raises InputError, the same on all that came, if a process is missing or has other facts. All names are printable.
@@ -74,13 +74,13 @@ def meet(place: Place, facts: dict[str, Any], *, seconds: float) -> tuple[str, .
   key = handshake.run_key()
   greeting = Greeting(place.index, place.num, printable(socket.gethostname() or "unnamed", handshake.MAX_NAME),
                       {name: handshake.fact_text(value) for name, value in facts.items()})
-  answer = (_receive if place.index == 0 else _greet)(place, greeting, key, seconds)
+  answer = (_receive if place.index == 0 else _join)(place, greeting, key, seconds)
   if answer.problem is not None:
     raise InputError(answer.problem)
   return answer.names
 
 
-def _receive(place: Place, greeting: Greeting, key: bytes, seconds: float) -> Answer:
+def _receive(place: ProcessSpec, greeting: Greeting, key: bytes, seconds: float) -> Answer:
   """Return what process 0 answers to everybody once all have come, or time is up."""
   server = coordinator.Server(place.host, place.port, greeting, key, seconds=seconds)
   problem = server.wait()
@@ -95,7 +95,7 @@ def _receive(place: Place, greeting: Greeting, key: bytes, seconds: float) -> An
   return Answer(problem, tuple(names))
 
 
-def _greet(place: Place, greeting: Greeting, key: bytes, seconds: float) -> Answer:
+def _join(place: ProcessSpec, greeting: Greeting, key: bytes, seconds: float) -> Answer:
   """Return the answer of process 0, which may start later."""
   deadline = time.monotonic() + seconds
   while True:

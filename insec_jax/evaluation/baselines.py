@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from insec_jax.generation.generator import Writer, Written
-from insec_jax.generation.sampler import Generation, Surprise, Watch, step_scores
+from insec_jax.generation.generator import Completion, TextGenerator
+from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens, Surprisal, step_scores
 
 SHORT = 48  # tokens that a later round draws of a solution: few are left by then, and one of them may never end
 
 
-def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, threshold: float, most: int, max_tokens: int,
-           temperature: float, seed: int, batch_size: int) -> tuple[list[Written], list[int]]:
+def redraw(writer: TextGenerator, prompts: Sequence[np.ndarray], *, label: str, threshold: float, most: int, max_tokens: int,
+           temperature: float, seed: int, batch_size: int) -> tuple[list[Completion], list[int]]:
   """One solution a prompt in which steps with a score above `threshold` were drawn again, and the tokens each took.
 
       drawn   a4  b9?         b9? deleted after its score is seen: its tokens count
@@ -25,14 +25,14 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
   Flags are banned. The first round draws whole solutions, later ones SHORT tokens at a time: the steps that ended
   stand, the one that is cut short is drawn anew, and where none ended the next round draws the rest at once. What comes
   after a step that is deleted, or is cut short by a round, is not counted: one who watches need not have drawn it.
-  Every round has a seed of its own. InputError as `Writer.watch`.
+  Every round has a seed of its own. InputError as `TextGenerator.watch`.
   """
   watch = writer.watch()
   kept = [np.zeros(0, np.int32) for _ in prompts]  # tokens that stand
   kept_logprobs = [np.zeros(0, np.float32) for _ in prompts]
   tries, counted = [0] * len(prompts), [0] * len(prompts)
   whole = set(range(len(prompts)))  # drawn to the end in the next round
-  done: dict[int, Written] = {}
+  done: dict[int, Completion] = {}
   number = 0
   while len(done) < len(prompts):
     groups: dict[int, dict[int, np.ndarray]] = {}  # by tokens to draw
@@ -69,7 +69,7 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
         finish = generation.finish if len(generation.tokens) <= room else "length"
         logprobs = np.concatenate([kept_logprobs[index], generation.logprobs[:room]])
         counted[index] += min(room, len(generation.tokens))
-        done[index] = writer.written(Generation(tokens, logprobs, finish, None, None))
+        done[index] = writer.written(SampledTokens(tokens, logprobs, finish, None, None))
         continue
       else:
         stands, stop = above
@@ -81,7 +81,7 @@ def redraw(writer: Writer, prompts: Sequence[np.ndarray], *, label: str, thresho
   return [done[index] for index in range(len(prompts))], counted
 
 
-def _with_confidence(generation: Generation, watch: Watch, said: Surprise) -> Generation:
+def _with_confidence(generation: SampledTokens, watch: ConfidenceTrigger, said: Surprisal) -> SampledTokens:
   """What was cut right before the token of confidence of its last step, with it; its log p is unknown, and put as 0."""
   return dataclasses.replace(generation, tokens=np.append(generation.tokens, watch.confidence_ids[watch.bin(said)]),
                              logprobs=np.append(generation.logprobs, 0.0))

@@ -36,7 +36,7 @@ from collections.abc import Sequence
 
 from insec_jax.config import Config
 from insec_jax.evaluation import thresholds
-from insec_jax.evaluation.probing import NO_FLAG, Probed, Prober, Solved
+from insec_jax.evaluation.probing import NO_FLAG, Prober, ProbeResults, SolveResults
 from insec_jax.evaluation.steps import Step
 from insec_jax.method.mistakes import Probe
 from insec_jax.method.tasks import Problem
@@ -49,7 +49,7 @@ LARGER = ", larger"
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
+class Thresholds:
   """Thresholds for one temperature, None without a right step to choose by, and the steps they were chosen on."""
 
   temperature: float
@@ -60,19 +60,19 @@ class Chosen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measurements:
   """Sources by what stands behind "injected", or behind "own" and "solutions", in their names."""
 
-  injected: dict[str, Probed]
-  solved: dict[str, Solved]
-  chosen: dict[str, Chosen]  # by GREEDY and SAMPLED
-  votes: list[Solved]  # the solutions of each vote, flags banned
+  injected: dict[str, ProbeResults]
+  solved: dict[str, SolveResults]
+  chosen: dict[str, Thresholds]  # by GREEDY and SAMPLED
+  votes: list[SolveResults]  # the solutions of each vote, flags banned
 
 
 def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems: Sequence[Problem],
-            validation: Sequence[Problem], larger: Sequence[Problem]) -> Measured:
+            validation: Sequence[Problem], larger: Sequence[Problem]) -> Measurements:
   """All of the above."""
-  measured = Measured({}, {}, {}, [])
+  measured = Measurements({}, {}, {}, [])
   settings = {GREEDY: (0.0, config.evaluate.max_false_alarms),
               SAMPLED: (config.evaluate.temperature, 2 * config.evaluate.max_false_alarms)}
   for how, (temperature, most) in settings.items():
@@ -99,13 +99,13 @@ def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems
   return dataclasses.replace(measured, injected=injected)
 
 
-def choose(prober: Prober, steps: list[Step], temperature: float, most: float) -> Chosen:
+def choose(prober: Prober, steps: list[Step], temperature: float, most: float) -> Thresholds:
   """The thresholds that keep false alarms within `most` on these steps."""
   bias = thresholds.choose_bias(steps, temperature=temperature, most=most) if can_ban(prober) else None
-  return Chosen(temperature, most, bias, thresholds.choose_score(steps, most=most), steps)
+  return Thresholds(temperature, most, bias, thresholds.choose_score(steps, most=most), steps)
 
 
-def controls(measured: Measured, prober: Prober, config: Config, problems: Sequence[Problem]) -> None:
+def controls(measured: Measurements, prober: Prober, config: Config, problems: Sequence[Problem]) -> None:
   """Puts the redraw and the votes into `measured`."""
   chosen = measured.chosen[SAMPLED]
   if can_watch(prober, chosen):
@@ -124,6 +124,6 @@ def can_ban(prober: Prober) -> bool:
   return prober.writer.flag_id is not None
 
 
-def can_watch(prober: Prober, chosen: Chosen) -> bool:
+def can_watch(prober: Prober, chosen: Thresholds) -> bool:
   """Whether scores are known while writing, and which of them are too high."""
   return prober.unit == "line" and chosen.score is not None

@@ -19,8 +19,8 @@ from insec_jax.evaluation import scoring
 from insec_jax.evaluation.baselines import redraw
 from insec_jax.evaluation.scoring import Outcome, SolutionScore
 from insec_jax.evaluation.steps import Reader, Step
-from insec_jax.generation.generator import Writer, Written
-from insec_jax.generation.sampler import Watch, step_scores
+from insec_jax.generation.generator import Completion, TextGenerator
+from insec_jax.generation.sampler import ConfidenceTrigger, step_scores
 from insec_jax.method import mistakes, tasks
 from insec_jax.method.mistakes import Probe
 from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
@@ -34,7 +34,7 @@ _VALIDATION = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
-class Probed:
+class ProbeResults:
   """One source of mistakes, measured; `outcomes` and `transcripts` run over its probes."""
 
   outcomes: list[Outcome]
@@ -44,14 +44,14 @@ class Probed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Solved:
+class SolveResults:
   """Whole solutions, one per problem, and the model's own first wrong steps among them."""
 
   scores: list[SolutionScore]
   num_tokens: list[int]
   transcripts: list[Transcript]
   steps: list[Step]  # those before any marker
-  own: Probed
+  own: ProbeResults
 
 
 def solved_problems(task: Task, config: Config) -> list[Problem]:
@@ -125,7 +125,7 @@ def _held_out(config: Config) -> list[Problem]:
 class Prober:
   """A model, a task and how long to write: does the probing."""
 
-  def __init__(self, writer: Writer, task: Task, config: Config):
+  def __init__(self, writer: TextGenerator, task: Task, config: Config):
     self.writer, self.task = writer, task
     self.markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
     self.unit = config.mistakes.unit
@@ -133,10 +133,10 @@ class Prober:
     self.seed = config.seed
     self._reader = Reader(writer, task, self.markers, self.unit)
     self._encode = functools.cache(writer.encode)  # every pass asks for the same problems
-    self._greedy: dict[bytes, list[tuple[float, Written]]] = {}  # by prompt: what was written with which flag_bias
+    self._greedy: dict[bytes, list[tuple[float, Completion]]] = {}  # by prompt: what was written with which flag_bias
 
   def injected(self, probes: Sequence[Probe], *, label: str, temperature: float, flag_bias: float = 0.0,
-               force: bool = False) -> Probed:
+               force: bool = False) -> ProbeResults:
     """What the model does after injected mistakes, with `force` also after them and the flag.
 
     Its steps are left empty: those of `told_apart` are the same however the model goes on.
@@ -155,7 +155,7 @@ class Prober:
     transcripts = [
       (Piece(PROMPT, probe.problem.prompt), *pieces_of(TEXT, "".join(probe.before)), Piece(MISTAKE, probe.wrong),
        *parse(one.text, self.markers, self.unit)) for probe, one in zip(probes, written, strict=True)]
-    return Probed([self._outcome(*one) for one in zip(probes, written, strict=True)], forced, [], transcripts)
+    return ProbeResults([self._outcome(*one) for one in zip(probes, written, strict=True)], forced, [], transcripts)
 
   def told_apart(self, probes: Sequence[Probe]) -> list[Step]:
     """The wrong steps of probes and the right ones in their places, as steps with one place for a flag: after them."""
@@ -173,7 +173,7 @@ class Prober:
             for (number, _, kind, error), (margin_P, flag_P) in zip(set_before, near, strict=True)]
 
   def solve(self, problems: Sequence[Problem], *, label: str, temperature: float, flag_bias: float = 0.0,
-            watch: Watch | None = None, seed: int | None = None, force: bool = False) -> Solved:
+            watch: ConfidenceTrigger | None = None, seed: int | None = None, force: bool = False) -> SolveResults:
     """The model's solutions, and what it does after its own first wrong steps, with `force` after them and the flag."""
     drawn = {"temperature": temperature, "seed": self.seed if seed is None else seed, **self.limits}
     prompts = [self._encode(problem.prompt) for problem in problems]
@@ -190,14 +190,14 @@ class Prober:
     return dataclasses.replace(solved, own=dataclasses.replace(solved.own, forced=outcomes))
 
   def redrawn(self, problems: Sequence[Problem], *, label: str, temperature: float, threshold: float, most: int
-              ) -> Solved:
+              ) -> SolveResults:
     """Solutions without flags in which a step whose score is above the threshold is drawn again, up to `most` times."""
     written, num_generated = redraw(
         self.writer, [self._encode(problem.prompt) for problem in problems], label=label, threshold=threshold,
         most=most, temperature=temperature, seed=self.seed, **self.limits)
     return dataclasses.replace(self.read(problems, written), num_tokens=num_generated)
 
-  def read(self, problems: Sequence[Problem], written: Sequence[Written]) -> Solved:
+  def read(self, problems: Sequence[Problem], written: Sequence[Completion]) -> SolveResults:
     """What solutions are worth, however they were written."""
     scores = [scoring.score_solution(problem, one.text, finished=one.finished, task=self.task, markers=self.markers,
                                      unit=self.unit) for problem, one in zip(problems, written, strict=True)]
@@ -205,13 +205,13 @@ class Prober:
     steps = [step for number, (problem, one) in enumerate(zip(problems, written, strict=True))
              for step in self._reader.steps(number, problem, one)]
     failed = [index for index, score in enumerate(scores) if score.own is not None]
-    own = Probed([scores[index].own.outcome for index in failed], None, [step for step in steps if step.is_first_try],
+    own = ProbeResults([scores[index].own.outcome for index in failed], None, [step for step in steps if step.is_first_try],
                  [transcripts[index] for index in failed])
-    return Solved(scores, [len(one.generation.tokens) for one in written], transcripts, steps, own)
+    return SolveResults(scores, [len(one.generation.tokens) for one in written], transcripts, steps, own)
 
   def _write(self, prompts: Sequence[np.ndarray], *, label: str, temperature: float, flag_bias: float,
-             watch: Watch | None = None, **options) -> list[Written]:
-    """As Writer.write; greedily, only where it would not say again what it said with another flag_bias and no watch."""
+             watch: ConfidenceTrigger | None = None, **options) -> list[Completion]:
+    """As TextGenerator.write; greedily, only where it would not say again what it said with another flag_bias and no watch."""
     write = functools.partial(self.writer.write, label=label, temperature=temperature, flag_bias=flag_bias, watch=watch,
                               **options)
     if temperature or self.writer.flag_id is None:
@@ -225,7 +225,7 @@ class Prober:
         self._greedy.setdefault(prompts[index].tobytes(), []).append((flag_bias, one))
     return found
 
-  def _says_the_same(self, written: Written, bias: float, flag_bias: float, watch: Watch | None) -> bool:
+  def _says_the_same(self, written: Completion, bias: float, flag_bias: float, watch: ConfidenceTrigger | None) -> bool:
     """Whether a greedy model that wrote this with `bias` writes it again with `flag_bias` and this watch."""
     one = written.generation
     if ((one.margins + bias > 0) != (one.margins + flag_bias > 0)).any():
@@ -240,11 +240,11 @@ class Prober:
                                [(*probe.before, last) for probe, last in asked], batch_size=self.limits["batch_size"])
     return [self._encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in asked]
 
-  def _outcome(self, probe: Probe, written: Written, *, forced: bool = False) -> Outcome:
+  def _outcome(self, probe: Probe, written: Completion, *, forced: bool = False) -> Outcome:
     return scoring.read_probe(probe.problem, probe.before, probe.wrong, written.text, finished=written.finished,
                               task=self.task, markers=self.markers, unit=self.unit, forced=forced)
 
-  def _solution(self, problem: Problem, written: Written, score: SolutionScore) -> Transcript:
+  def _solution(self, problem: Problem, written: Completion, score: SolutionScore) -> Transcript:
     """The solution with its first wrong step shown as a mistake, flagged or not."""
     prompt, text = Piece(PROMPT, problem.prompt), written.text
     if score.own is None:
@@ -254,7 +254,7 @@ class Prober:
     return (prompt, *parse(text[:start], self.markers, self.unit), Piece(MISTAKE, score.own.wrong),
             *parse(text[end:], self.markers, self.unit))
 
-  def _flagged_own(self, problem: Problem, prompt: np.ndarray, written: Written, score: SolutionScore
+  def _flagged_own(self, problem: Problem, prompt: np.ndarray, written: Completion, score: SolutionScore
                    ) -> np.ndarray | None:
     """Prompt, own text up to the end of the wrong step, flag; None where that leaves no room to go on."""
     prefix = score.own.prefix

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from insec_jax.evaluation import measuring, scoring, thresholds
-from insec_jax.evaluation.measuring import BANNED, GREEDY, MAJORITY, SAMPLED, Chosen, Measured
-from insec_jax.evaluation.probing import Probed, Solved
+from insec_jax.evaluation.measuring import BANNED, GREEDY, MAJORITY, SAMPLED, Measurements, Thresholds
+from insec_jax.evaluation.probing import ProbeResults, SolveResults
 from insec_jax.evaluation.scoring import Outcome, Rate
 from insec_jax.evaluation.steps import Step
 from insec_jax.method import roles
@@ -20,7 +20,7 @@ COMPARED = ("detection", "detection_within", "correction", "correction, forced",
 MOST_SHOWN = 6  # transcripts of each kind
 
 
-def results(measured: Measured, *, within: int) -> dict:
+def results(measured: Measurements, *, within: int) -> dict:
   """The measured part of results.json, as evaluate.py describes it."""
   own = {"own" + how: one.own for how, one in measured.solved.items() if how in own_sources(measured)}
   sources = {**{"injected" + how: one for how, one in measured.injected.items()}, **own}
@@ -57,12 +57,12 @@ def results(measured: Measured, *, within: int) -> dict:
   }
 
 
-def own_sources(measured: Measured) -> list[str]:
+def own_sources(measured: Measurements) -> list[str]:
   """The ways of solving in which the model may flag its own mistakes."""
   return [how for how in measured.solved if not how.endswith((BANNED, measuring.REDRAW))]
 
 
-def source_rates(source: str, probed: Probed, within: int) -> Iterator[tuple[str, dict]]:
+def source_rates(source: str, probed: ProbeResults, within: int) -> Iterator[tuple[str, dict]]:
   """(source, its rates), then ("source: CLASS", those of that class)."""
   yield source, _rates(probed.outcomes, probed.forced, probed.steps, "", within)
   for error, outcomes in scoring.by_class(probed.outcomes).items():
@@ -77,7 +77,7 @@ def _rates(outcomes: Sequence[Outcome], forced: Sequence[Outcome] | None, steps:
     of_forced = scoring.probe_rates(forced, within=within)
     rates |= {f"{name}, forced": of_forced[name] for name in FORCED}
   wrong = [step for step in steps if step.kind == "wrong" and error in ("", step.error)]
-  right = thresholds.of_kind(steps, "right")
+  right = thresholds.select_kind(steps, "right")
   if all(step.flag_P is not None for step in steps):
     rates["auroc"] = auroc([step.flag_P[-1] for step in wrong], [step.flag_P[-1] for step in right])
   if all(not math.isnan(step.score) for step in steps):
@@ -94,7 +94,7 @@ def auroc(wrong: Sequence[float], right: Sequence[float]) -> dict[str, float | i
 
 
 @dataclasses.dataclass(frozen=True)
-class Voted:
+class MajorityVote:
   """What the majority of some solutions of each problem is worth."""
 
   rates: dict[str, Rate]
@@ -103,13 +103,13 @@ class Voted:
   right: list[int]  # whether the majority is
 
 
-def vote(solutions: Sequence[Solved]) -> Voted:
+def vote(solutions: Sequence[SolveResults]) -> MajorityVote:
   """The majority over these, problem by problem; t1 is the first solution alone."""
   by_problem = list(zip(*(one.scores for one in solutions), strict=True))
   first = [int(scores[0].right) for scores in by_problem]
   chosen = [scoring.majority(scores) for scores in by_problem]
   right = [int(score.right) for score in chosen]
-  return Voted({
+  return MajorityVote({
     "accuracy_t1": scoring.rate(first),
     "accuracy_t2": scoring.rate(right),
     "wrong_to_right": scoring.rate(after > before for before, after in zip(first, right, strict=True)),
@@ -123,10 +123,10 @@ def vote_numbers(most: int) -> list[int]:
   return [*range(1, most, 2), most]
 
 
-def first_tries(solved: Solved) -> dict[str, dict]:
-  """Of all steps up to the first marker or wrong step, those right, lucky, and wrong of each class, as rates."""
+def first_tries(solved: SolveResults) -> dict[str, dict]:
+  """Of all steps up to the first marker or wrong step, those right, unverified, and wrong of each class, as rates."""
   steps = solved.own.steps
-  names = {"right": [], "lucky": [], **{step.error: [] for step in sorted(steps, key=lambda step: step.error)
+  names = {"right": [], "unverified": [], **{step.error: [] for step in sorted(steps, key=lambda step: step.error)
                                         if step.kind == "wrong"}}
   total = np.bincount([step.solution for step in steps], minlength=len(solved.scores)).tolist()
   for step in steps:
@@ -136,7 +136,7 @@ def first_tries(solved: Solved) -> dict[str, dict]:
   return {name: rate.to_json() for name, rate in zip(names, rates, strict=True)}
 
 
-def chosen_thresholds(chosen: dict[str, Chosen]) -> dict:
+def chosen_thresholds(chosen: dict[str, Thresholds]) -> dict:
   """The thresholds, the bounds they keep, and how many steps of validation problems they were chosen on."""
   named = {{GREEDY: "greedy", SAMPLED: "sampled"}[how]: one for how, one in chosen.items()}
   return {
@@ -144,12 +144,12 @@ def chosen_thresholds(chosen: dict[str, Chosen]) -> dict:
     "confidence": {name: one.score for name, one in named.items()},
     "max_false_alarms": {name: one.most for name, one in named.items()},
     "temperature": {name: one.temperature for name, one in named.items()},
-    "n": {name: {kind: len(thresholds.of_kind(one.steps, kind)) for kind in ("right", "wrong")}
+    "n": {name: {kind: len(thresholds.select_kind(one.steps, kind)) for kind in ("right", "wrong")}
           for name, one in named.items()},
   }
 
 
-def curves(measured: Measured) -> tuple[dict, dict]:
+def curves(measured: Measurements) -> tuple[dict, dict]:
   """{source: operating curve} over the bias on the flag, and over the confidence threshold."""
   over_bias, over_score = {}, {}
   for how, chosen in measured.chosen.items():
@@ -188,14 +188,14 @@ def mean(values: Sequence[float]) -> dict[str, float | int | None]:
   return {"mean": middle, "low": low, "high": high, "n": n}
 
 
-def counts(solved: dict[str, Solved], sources: dict[str, Probed]) -> dict:
+def counts(solved: dict[str, SolveResults], sources: dict[str, ProbeResults]) -> dict:
   """How many solutions and probes there were; a forced probe is missing where it left no room to go on."""
   return {"solutions": {source: len(one.scores) for source, one in solved.items()},
           "probes": {source: len(probed.outcomes) for source, probed in sources.items()},
           "forced": {source: len(probed.forced) for source, probed in sources.items() if probed.forced is not None}}
 
 
-def shown_probes(source: str, probed: Probed) -> Iterator[dict]:
+def shown_probes(source: str, probed: ProbeResults) -> Iterator[dict]:
   """Up to MOST_SHOWN probes that were corrected at once, then as many that were not, taking turns among the classes."""
   seen = collections.Counter()
   turns = []
@@ -203,14 +203,14 @@ def shown_probes(source: str, probed: Probed) -> Iterator[dict]:
     turns.append((seen[outcome.error], index))
     seen[outcome.error] += 1
   for corrected in (True, False):
-    of_kind = [index for _, index in sorted(turns)
+    select_kind = [index for _, index in sorted(turns)
                if (probed.outcomes[index].flagged and probed.outcomes[index].fix_kind == "right") == corrected]
-    for index in of_kind[:MOST_SHOWN]:
+    for index in select_kind[:MOST_SHOWN]:
       outcome = probed.outcomes[index]
       yield shown(f"{source} mistake: {outcome.error}", in_words(outcome), probed.transcripts[index])
 
 
-def shown_alarms(source: str, solved: Solved) -> Iterator[dict]:
+def shown_alarms(source: str, solved: SolveResults) -> Iterator[dict]:
   """Up to MOST_SHOWN solutions in which a right step was flagged."""
   alarms = [index for index, score in enumerate(solved.scores) if score.false_alarms]
   for index in alarms[:MOST_SHOWN]:
@@ -232,7 +232,7 @@ def in_words(outcome: Outcome) -> str:
   elif outcome.delay:
     said = f"flagged {outcome.delay} step{'s' if outcome.delay > 1 else ''} later"
   else:
-    fix = {"right": "corrected", "lucky": "replaced by a step that is not wrong", "none": "not replaced",
+    fix = {"right": "corrected", "unverified": "replaced by a step that is not wrong", "none": "not replaced",
            "wrong": "replaced by another wrong step"}[outcome.fix_kind]
     said = "flagged, " + ("the mistake repeated" if outcome.parroted else fix)
   return f"{said}, answer {'right' if outcome.recovered else 'wrong' if outcome.answered else 'missing'}"

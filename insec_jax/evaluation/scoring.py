@@ -1,7 +1,7 @@
 """Scoring: what a model did after a wrong step, and in a whole solution; rates with their n and 95 % intervals.
 
 Pure text in: a generation, the problem, the task whose `check` says what each step is worth. Three kinds of step are
-kept apart everywhere: right, wrong, and lucky (not wrong, but nobody vouches for it), which counts for nothing.
+kept apart everywhere: right, wrong, and unverified (not wrong, but nobody vouches for it), which counts for nothing.
 """
 
 import collections
@@ -13,7 +13,7 @@ import numpy as np
 
 from insec_jax.method.mistakes import reason_of
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, REASON, TEXT
-from insec_jax.method.tasks import LUCKY, Problem, Task, Verdict
+from insec_jax.method.tasks import UNVERIFIED, Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
 
 _Z = 1.959963984540054  # of a two-sided 95 % interval
@@ -228,7 +228,7 @@ class Outcome:
   reason: str
   reason_right: bool  # the reason is, in words, what the task says about this step (in any of its wordings)
   fix: str  # the step after the fix; "" when there is none
-  fix_kind: str  # "right", "lucky" or "wrong"; "none" without a complete correction
+  fix_kind: str  # "right", "unverified" or "wrong"; "none" without a complete correction
   parroted: bool  # the fix is the wrong step again
   recovered: bool  # the final answer is right
   answered: bool
@@ -278,13 +278,13 @@ def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
       detection          flag right after the wrong step                    of all probes
       detection_within   flag after at most `within` further steps          of all probes
       reason             the reason is right                                of those flagged right after
-      correction         the next step is right                             of those flagged right after, lucky apart
-      corrected          flagged right after and the next step is right     of all probes, lucky apart
+      correction         the next step is right                             of those flagged right after, unverified apart
+      corrected          flagged right after and the next step is right     of all probes, unverified apart
       parroting          the fix repeats the mistake                        of those flagged right after
       parroting_failed   the fix repeats the mistake                        of failed fixes: wrong, or none at all
       recovery           the final answer is right                          of all probes
       malformed          at least one marker out of place                   of all probes
-      lucky_fix          the fix is lucky                                   of those flagged right after
+      unverified_fix          the fix is unverified                                   of those flagged right after
   """
   outcomes = list(outcomes)
   flagged = [outcome for outcome in outcomes if outcome.flagged]
@@ -292,14 +292,14 @@ def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
     "detection": rate(outcome.flagged for outcome in outcomes),
     "detection_within": rate(outcome.delay is not None and outcome.delay <= within for outcome in outcomes),
     "reason": rate(outcome.reason_right for outcome in flagged),
-    "correction": rate(outcome.fix_kind == "right" for outcome in flagged if outcome.fix_kind != "lucky"),
+    "correction": rate(outcome.fix_kind == "right" for outcome in flagged if outcome.fix_kind != "unverified"),
     "corrected": rate(outcome.flagged and outcome.fix_kind == "right" for outcome in outcomes
-                      if not (outcome.flagged and outcome.fix_kind == "lucky")),
+                      if not (outcome.flagged and outcome.fix_kind == "unverified")),
     "parroting": rate(outcome.parroted for outcome in flagged),
     "parroting_failed": rate(outcome.parroted for outcome in flagged if outcome.fix_kind in ("wrong", "none")),
     "recovery": rate(outcome.recovered for outcome in outcomes),
     "malformed": rate(outcome.malformed for outcome in outcomes),
-    "lucky_fix": rate(outcome.fix_kind == "lucky" for outcome in flagged),
+    "unverified_fix": rate(outcome.fix_kind == "unverified" for outcome in flagged),
   }
 
 
@@ -327,10 +327,10 @@ class SolutionScore:
 
   num_right: int
   num_wrong: int
-  num_lucky: int
+  num_unverified: int
   false_alarms: int  # right steps flagged
   catches: int  # wrong steps flagged
-  lucky_flagged: int
+  unverified_flagged: int
   harmful_edits: int  # right steps flagged and replaced by a wrong one
   own: OwnMistake | None
   right_first: bool  # t1
@@ -381,8 +381,8 @@ def score_solution(
   kinds = [verdict.kind for verdict in verdicts]
   flagged = [kind for kind, attempt in zip(kinds, attempts, strict=True) if attempt.flagged]
   return SolutionScore(
-    num_right=kinds.count("right"), num_wrong=kinds.count("wrong"), num_lucky=kinds.count("lucky"),
-    false_alarms=flagged.count("right"), catches=flagged.count("wrong"), lucky_flagged=flagged.count("lucky"),
+    num_right=kinds.count("right"), num_wrong=kinds.count("wrong"), num_unverified=kinds.count("unverified"),
+    false_alarms=flagged.count("right"), catches=flagged.count("wrong"), unverified_flagged=flagged.count("unverified"),
     harmful_edits=len(harmful), own=own, right_first=_right_at_first(attempts, verdicts, harmful, right), right=right,
     strict=right and all(verdict.kind != "wrong" for attempt, verdict in zip(attempts, verdicts, strict=True)
                          if not attempt.closed),
@@ -392,7 +392,7 @@ def score_solution(
 
 def _right_at_first(attempts: list[_Attempt], verdicts: list[Verdict], harmful: list[int], right: bool) -> bool:
   """Whether the answer would be right with each first attempt kept, as `score_solution` infers it."""
-  counted = [verdict if verdict.error != "repeat" else LUCKY for verdict in verdicts]
+  counted = [verdict if verdict.error != "repeat" else UNVERIFIED for verdict in verdicts]
   if harmful:
     return all(verdict.kind != "wrong" for verdict in counted[:harmful[0]])
   withdrawn = [verdict for attempt, verdict in zip(attempts, counted, strict=True) if attempt.closed]
@@ -409,10 +409,10 @@ def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
       right_to_wrong           right at t1, wrong at t2                     of solutions
       false_alarms             flagged                                      of right steps
       false_alarm_solutions    with at least one false alarm                of solutions
-      precision                wrong                                        of flagged steps (lucky ones apart)
+      precision                wrong                                        of flagged steps (unverified ones apart)
       harmful_edits            flagged and changed to wrong                 of right steps
       wrong_steps              wrong                                        of right and wrong steps
-      lucky_steps              lucky                                        of all steps
+      unverified_steps              unverified                                        of all steps
       own_mistakes             with at least one wrong step                 of solutions
       answered, malformed      with an answer; with a marker out of place   of solutions
 
@@ -423,12 +423,12 @@ def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
   def each(*names: str) -> list[int]:
     return [sum(getattr(score, name) for name in names) for score in scores]
 
-  false_alarms, precision, harmful_edits, wrong_steps, lucky_steps = grouped_rates([
+  false_alarms, precision, harmful_edits, wrong_steps, unverified_steps = grouped_rates([
     (each("false_alarms"), each("num_right")),
     (each("catches"), each("catches", "false_alarms")),
     (each("harmful_edits"), each("num_right")),
     (each("num_wrong"), each("num_right", "num_wrong")),
-    (each("num_lucky"), each("num_right", "num_wrong", "num_lucky")),
+    (each("num_unverified"), each("num_right", "num_wrong", "num_unverified")),
   ])
   return {
     "accuracy_t1": rate(score.right_first for score in scores),
@@ -441,7 +441,7 @@ def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
     "precision": precision,
     "harmful_edits": harmful_edits,
     "wrong_steps": wrong_steps,
-    "lucky_steps": lucky_steps,
+    "unverified_steps": unverified_steps,
     "own_mistakes": rate(score.own is not None for score in scores),
     "answered": rate(score.answered for score in scores),
     "malformed": rate(score.malformed for score in scores),

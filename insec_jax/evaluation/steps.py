@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from insec_jax.generation.generator import Writer, Written
-from insec_jax.generation.sampler import Surprise
+from insec_jax.generation.generator import Completion, TextGenerator
+from insec_jax.generation.sampler import Surprisal
 from insec_jax.method.tasks import Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, split_steps
 
@@ -34,11 +34,11 @@ class Step:
 class Reader:
   """Reads what a writer wrote as steps of a task."""
 
-  def __init__(self, writer: Writer, task: Task, markers: Markers, unit: str):
+  def __init__(self, writer: TextGenerator, task: Task, markers: Markers, unit: str):
     self.writer, self.task, self.markers, self.unit = writer, task, markers, unit
     self._text_of: dict[int, str] = {}  # of tokens; looking up is slow
 
-  def steps(self, solution: int, problem: Problem, written: Written) -> Iterator[Step]:
+  def steps(self, solution: int, problem: Problem, written: Completion) -> Iterator[Step]:
     """The steps before any marker; not one that shares a token with its neighbour, or that no token follows.
 
     So not one that was cut short either.
@@ -51,13 +51,13 @@ class Reader:
       if start is not None and stop is not None and after < len(one.tokens):
         places = np.r_[start + 1 if start else 0:stop, after]
         yield Step(solution, verdict.kind, verdict.error, is_first_try,
-                   Surprise.of(one.logprobs[start:stop]).score,
+                   Surprisal.of(one.logprobs[start:stop]).score,
                    None if one.margins is None else one.margins[places],
                    None if one.flag_logprobs is None else one.flag_logprobs[places])
       start = after
       is_first_try = is_first_try and verdict.kind != "wrong"
 
-  def token_ends(self, written: Written) -> dict[int, int]:
+  def token_ends(self, written: Completion) -> dict[int, int]:
     """{number of characters: number of tokens}, for each beginning of the text that is made of whole tokens."""
     tokens = written.generation.tokens.tolist()
     if written.finished:
@@ -78,7 +78,7 @@ class Reader:
     return self._text_of[token]
 
 
-def judged(problem: Problem, written: Written, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
+def judged(problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
            ) -> Iterator[tuple[int, Verdict]]:
   """(end in the text, verdict) of each step before any marker, after those that stand; not of one that was cut short.
   """

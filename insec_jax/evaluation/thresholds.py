@@ -56,7 +56,7 @@ def choose_bias(steps: Sequence[Step], *, temperature: float, most: float) -> fl
 
   Between -MOST_BIAS, which bans the flag, and MOST_BIAS. None where there is no right step to choose by.
   """
-  places = Places(of_kind(steps, "right"), temperature=temperature)
+  places = Places(select_kind(steps, "right"), temperature=temperature)
   return _bias(places, most) if places.steps else None
 
 
@@ -73,7 +73,7 @@ def _bias(places: Places, most: float) -> float:
 
 def choose_score(steps: Sequence[Step], *, most: float) -> float | None:
   """The smallest score that at most a share `most` of the right steps is above; None without a right step."""
-  scores = sorted((step.score for step in of_kind(steps, "right")), reverse=True)
+  scores = sorted((step.score for step in select_kind(steps, "right")), reverse=True)
   return scores[math.floor(most * len(scores))] if scores else None
 
 
@@ -83,7 +83,7 @@ def operating(steps: Sequence[Step], *, temperature: float) -> list[dict]:
   Each step counts by itself, whatever became of those before it: a flag right after a wrong one, and one after or
   inside a right one. Of first tries of a greedy model the curve is exact: no flag has changed the text before them.
   """
-  wrong, right = (Places(of_kind(steps, kind), temperature=temperature) for kind in ("wrong", "right"))
+  wrong, right = (Places(select_kind(steps, kind), temperature=temperature) for kind in ("wrong", "right"))
   biases = {0.0, *(_bias(right, level) for level in LEVELS if right.steps)}
   return _curve("bias", sorted(biases), wrong.steps, lambda bias: wrong.chances(bias)[0], right.steps,
                 lambda bias: right.chances(bias)[1])
@@ -91,15 +91,15 @@ def operating(steps: Sequence[Step], *, temperature: float) -> list[dict]:
 
 def operating_by_score(steps: Sequence[Step]) -> list[dict]:
   """The curve over the confidence threshold, as `operating` gives it, with "threshold" for "bias"."""
-  wrong, right = of_kind(steps, "wrong"), of_kind(steps, "right")
+  wrong, right = select_kind(steps, "wrong"), select_kind(steps, "right")
   wrong_N, right_N = (np.array([step.score for step in some]) for some in (wrong, right))
   thresholds = {choose_score(right, most=level) for level in LEVELS if right}
   return _curve("threshold", sorted(thresholds, reverse=True), wrong, lambda threshold: wrong_N > threshold, right,
                 lambda threshold: right_N > threshold)
 
 
-def of_kind(steps: Sequence[Step], kind: str) -> list[Step]:
-  """Those that are "right", "lucky" or "wrong"."""
+def select_kind(steps: Sequence[Step], kind: str) -> list[Step]:
+  """Those that are "right", "unverified" or "wrong"."""
   return [step for step in steps if step.kind == kind]
 
 

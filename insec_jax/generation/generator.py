@@ -12,19 +12,19 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load, stop_ids
-from insec_jax.generation.sampler import Generation, Sampler, Surprise, Watch, step_scores
+from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens, Sampler, Surprisal, step_scores
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
 from insec_jax.progress import Progress
-from insec_jax.training.checkpoint import Opened
+from insec_jax.training.checkpoint import LoadedModel
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Completion:
   """What a model wrote after one prompt, as text too: without the stop token, markers and other special tokens kept."""
 
   text: str
-  generation: Generation
+  generation: SampledTokens
 
   @property
   def finished(self) -> bool:
@@ -45,15 +45,15 @@ def decode_progress(label: str, total: int) -> Callable[[int, int], None]:
   return update
 
 
-class Writer:
+class TextGenerator:
   """A model ready to continue texts."""
 
-  def __init__(self, opened: Opened, *, compute: str):
+  def __init__(self, opened: LoadedModel, *, compute: str):
     self.sampler = Sampler(opened.config, opened.params, compute=compute)
     self.tokenizer = opened.tokenizer
     self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
     self.confidence_ids = opened.confidence_ids
-    self._confidence = Watch((), opened.fix_id, edges=opened.confidence, first_edges=opened.confidence_first,
+    self._confidence = ConfidenceTrigger((), opened.fix_id, edges=opened.confidence, first_edges=opened.confidence_first,
                              confidence_ids=opened.confidence_ids)
     # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
     self.template = "plain" if opened.template is None else opened.template
@@ -71,7 +71,7 @@ class Writer:
 
   def write(self, prompts: Sequence[np.ndarray], *, label: str, max_tokens: int, batch_size: int,
             temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, flag_bias: float = 0.0,
-            watch: Watch | None = None) -> list[Written]:
+            watch: ConfidenceTrigger | None = None) -> list[Completion]:
     """What the model writes after each prompt, as Sampler.generate says; `label` names the work on the progress bar."""
     if not prompts:
       return []
@@ -83,13 +83,13 @@ class Writer:
         progress=decode_progress(label, len(prompts)))
     return [self.written(one) for one in generations]
 
-  def written(self, generation: Generation) -> Written:
+  def written(self, generation: SampledTokens) -> Completion:
     """A generation with its text."""
     stopped = generation.finish == "stop"
-    return Written(self.decode(generation.tokens[:-1] if stopped else generation.tokens), generation)
+    return Completion(self.decode(generation.tokens[:-1] if stopped else generation.tokens), generation)
 
   def read(self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int
-           ) -> list[tuple[np.ndarray, list[Surprise]]]:
+           ) -> list[tuple[np.ndarray, list[Surprisal]]]:
     """Each prompt with the beginning of its answer as the model would have it, had it written these steps itself.
 
     That is the tokens, those of the model's confidence after each step among them where it has any, and its surprise
@@ -106,7 +106,7 @@ class Writer:
     # As in training: the prompt and the first step are encoded together, what follows a token of confidence alone.
     encoded = [[encode_text(step, self.tokenizer) if number else self.encode(prompt, answer=step)
                 for number, step in enumerate(some)] for prompt, some in zip(prompts, steps, strict=True)]
-    surprises: list[list[Surprise]] = [[] for _ in prompts]
+    surprises: list[list[Surprisal]] = [[] for _ in prompts]
     bins = [[0 if step.endswith("\n") else None for step in some] for some in steps]  # None: nothing is written there
     # The bin of a step hangs on those before it. All are guessed, and read until those read are those guessed: each
     # pass settles one more step at least, and as a rule nearly all.
@@ -147,7 +147,7 @@ class Writer:
     """The place after the token of confidence that stands at `place`, or the place itself where none does."""
     return place + (place < len(tokens) and int(tokens[place]) in self.confidence_ids)
 
-  def watch(self, threshold: float = math.inf) -> Watch:
+  def watch(self, threshold: float = math.inf) -> ConfidenceTrigger:
     """A watch over steps that are lines: a token whose text ends in a newline ends one; a score above gets a flag.
 
     InputError when the model was trained on steps that are no lines.
@@ -162,7 +162,7 @@ class Writer:
     return tuple(token for token in range(len(self.tokenizer)) if self.decode([token]).endswith("\n"))
 
 
-def with_markers(opened: Opened, config: Config, where: str) -> Opened:
+def with_markers(opened: LoadedModel, config: Config, where: str) -> LoadedModel:
   """The model with the config's markers; one that never had any gets them as at step 0 of training.
 
   A model that was trained without tokens of confidence goes without, whatever the config says. InputError when it was
@@ -194,10 +194,10 @@ def with_markers(opened: Opened, config: Config, where: str) -> Opened:
   if len(tokenizer) > model_config.vocab_size:
     params, model_config = hf.grow_vocabulary(params, model_config,
                                               hf.vocabulary_for(len(tokenizer), model_config.vocab_size))
-  return Opened(model_config, params, tokenizer, markers, marked.flag_id, marked.fix_id, config.mistakes.unit,
+  return LoadedModel(model_config, params, tokenizer, markers, marked.flag_id, marked.fix_id, config.mistakes.unit,
                 config.data.template, step=opened.step)
 
 
-def compute_dtype(opened: Opened) -> str:
+def compute_dtype(opened: LoadedModel) -> str:
   """The dtype to compute in: float32 on CPU and for weights stored so; bfloat16 for 16-bit weights on accelerators."""
   return "float32" if jax.default_backend() == "cpu" or opened.params["embed"].dtype.itemsize == 4 else "bfloat16"

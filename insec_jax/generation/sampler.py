@@ -27,18 +27,18 @@ from insec_jax.command import DivergedError, InputError
 from insec_jax.model import llama
 
 SHORTEST = 32  # slots; shorter prompts are padded to this
-CHUNK = 512  # tokens of a prompt read at once: bounds the attention scores of a long prompt
+PREFILL_TOKENS = 512  # tokens of a prompt read at once: bounds the attention scores of a long prompt
 READ = 32  # tokens of a text whose next ones are judged at once: bounds the logits
 FEWEST = 64  # rows of the smallest batch, unless batch_size is less: a smaller one is another program and saves little
 STOPS = 8  # the number of stop tokens is padded to a multiple of this, so that one more compiles nothing
 MEMORY, MOST_ROWS = 1 << 30, 256  # bytes of a batch, and rows: `rows_that_fit`
 NO_TOKEN = -1
 # Of the state of a batch, what is told of its rows.
-TOLD = ("index_B", "live_B", "num_B", "token_BS", "logprob_BS", "flag_BS", "margin_BS")
+HOST_FIELDS = ("index_B", "live_B", "num_B", "token_BS", "logprob_BS", "flag_BS", "margin_BS")
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class SampledTokens:
   """What a model wrote after one prompt.
 
   `tokens` ends with the stop token when `finish` is "stop"; "length" means that max_tokens were written without one.
@@ -55,7 +55,7 @@ class Generation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class ConfidenceTrigger:
   """What is written for the model, on the strength of how sure it was of each step.
 
       tokens    d  c  7  \n  <sure 2>  <flag>  ...  <fix>  d  c  8  \n  <sure 0>
@@ -76,20 +76,20 @@ class Watch:
   first_edges: tuple[float, ...] = ()  # of the first token, which part each of these bins; empty: none is parted
   confidence_ids: tuple[int, ...] = ()  # token written after a step of each bin, and nowhere else; empty: none
 
-  def bin(self, said: "Surprise") -> int:
+  def bin(self, said: "Surprisal") -> int:
     """The bin of confidence of a step, 0 for the surest."""
     return (sum(said.score > edge for edge in self.edges) * (len(self.first_edges) + 1)
             + sum(said.first > edge for edge in self.first_edges))
 
 
-class Surprise(NamedTuple):
+class Surprisal(NamedTuple):
   """-log p of the first token of a step, and the largest of its others, its score; 0 where there is none."""
 
   first: float
   score: float
 
   @classmethod
-  def of(cls, logprob_T: np.ndarray) -> "Surprise":
+  def of(cls, logprob_T: np.ndarray) -> "Surprisal":
     """Of a step whose tokens have these log p."""
     return cls(*(float(np.max(-some, initial=0.0)) for some in (logprob_T[:1], logprob_T[1:])))
 
@@ -105,9 +105,9 @@ class Sampler:
 
   def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
                seed: int = 0, stop_ids: Sequence[int], flag_id: int | None = None, flag_bias: float = 0.0,
-               watch: Watch | None = None, batch_size: int,
-               progress: Callable[[int, int], None] | None = None) -> list[Generation]:
-    """One Generation per prompt, in order; what a prompt gets does not depend on the prompts beside it.
+               watch: ConfidenceTrigger | None = None, batch_size: int,
+               progress: Callable[[int, int], None] | None = None) -> list[SampledTokens]:
+    """One SampledTokens per prompt, in order; what a prompt gets does not depend on the prompts beside it.
 
     Temperature 0 is greedy. Otherwise the draw of step s of prompt i depends on (seed, i, s) only; it is from the
     distribution at `temperature`, cut to the likeliest tokens that hold `top_p` of it. `flag_bias` is added to the
@@ -117,7 +117,7 @@ class Sampler:
     """
     _check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
     if watch is None:
-      watch = Watch(end_ids=(), fix_id=None)  # sees no step, forces nothing
+      watch = ConfidenceTrigger(end_ids=(), fix_id=None)  # sees no step, forces nothing
     else:
       _check_watch(watch, flag_id)
     self._check_prompts(prompts, max_tokens)
@@ -130,7 +130,7 @@ class Sampler:
         "threshold": float(watch.threshold), "edge_K": np.array(watch.edges, np.float32),
         "first_edge_J": np.array(watch.first_edges, np.float32),
         "confidence_K": np.array(watch.confidence_ids, np.int32)}
-    results: dict[int, Generation] = {}
+    results: dict[int, SampledTokens] = {}
     for batch in _batches(prompts, batch_size):
       for index, generation in self._decode(*batch, options, max_tokens=max_tokens, cut=top_p < 1):
         results[index] = generation if flag_id is not None else dataclasses.replace(
@@ -139,8 +139,8 @@ class Sampler:
         progress(len(results), sum(len(result.tokens) for result in results.values()))
     return [results[index] for index in range(len(prompts))]
 
-  def _decode(self, token_BP, start_B, index_B, options, *, max_tokens, cut) -> Iterator[tuple[int, Generation]]:
-    """(index, Generation) for each row that is needed, when it has ended; some come twice, the same."""
+  def _decode(self, token_BP, start_B, index_B, options, *, max_tokens, cut) -> Iterator[tuple[int, SampledTokens]]:
+    """(index, SampledTokens) for each row that is needed, when it has ended; some come twice, the same."""
     slot = first = token_BP.shape[1]
     end = first + max_tokens
     is_step_B = _is_step(token_BP, start_B, options["flag"], options["fix"])
@@ -150,13 +150,13 @@ class Sampler:
       sizes = _sizes(len(state["live_B"]))
       slot, state = _write(self.params, state, options, first=first, slot=slot, end=end, few=[0, *sizes][-2],
                            config=self.config, cut=cut)
-      slot, told = jax.device_get((slot, {name: state[name] for name in TOLD}))
+      slot, told = jax.device_get((slot, {name: state[name] for name in HOST_FIELDS}))
       slot, live_B = int(slot), told["live_B"]
       ended_B = ~live_B | (slot == end)
       for row in np.flatnonzero(ended_B & (told["index_B"] != NO_TOKEN)):
         written = slice(first, first + told["num_B"][row])
         _check_finite(told["logprob_BS"][row, written], int(told["index_B"][row]))
-        yield int(told["index_B"][row]), Generation(
+        yield int(told["index_B"][row]), SampledTokens(
             told["token_BS"][row, written], told["logprob_BS"][row, written], "length" if live_B[row] else "stop",
             told["flag_BS"][row, written], told["margin_BS"][row, written])
       if ended_B.all():
@@ -216,7 +216,7 @@ def _check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:
     raise InputError(f"flag_bias={flag_bias} needs a model that has a flag token, and this one has none; leave it at 0")
 
 
-def _check_watch(watch: Watch, flag_id: int | None) -> None:
+def _check_watch(watch: ConfidenceTrigger, flag_id: int | None) -> None:
   if not watch.end_ids:
     raise ValueError("a watch without tokens that end a step never sees one")
   for edges in (watch.edges, watch.first_edges):
@@ -244,7 +244,7 @@ def rows_that_fit(config: llama.LlamaConfig, *, slots: int, compute: str) -> int
   Cache, attention scores and logits stay below a quarter of the device's memory, or below MEMORY where it is not told.
   """
   cache = 2 * config.num_layers * config.num_kv_heads * config.head_width * slots * jnp.dtype(compute).itemsize
-  scores = 4 * config.num_heads * slots * min(slots, CHUNK)
+  scores = 4 * config.num_heads * slots * min(slots, PREFILL_TOKENS)
   logits = 4 * 4 * config.vocab_size
   stats = jax.devices()[0].memory_stats()
   memory = MEMORY if stats is None else stats["bytes_limit"] // 4
@@ -304,7 +304,7 @@ def _ready(params, *, config, compute):
 def _read_prompt(params, token_BP, start_B, *, config, compute, room):
   """(stream after the last token of each prompt, the cache with `room` free slots after the prompt)."""
   B, P = token_BP.shape
-  width = min(P, CHUNK)  # both are powers of two: the chunks fill the prompt exactly
+  width = min(P, PREFILL_TOKENS)  # both are powers of two: the chunks fill the prompt exactly
   cache = llama.make_cache(config, B, P + room, compute)
 
   def read(chunk, carried):
@@ -368,7 +368,7 @@ def _rows(state, row_C):
 def _write(params, state, options, *, first, slot, end, few, config, cut):
   """(slot, the state with all before it written): slot `end`, or the first where at most `few` rows are live.
 
-  `first` is the slot of the first token after the prompts. The state holds all that `Generation` does, each number in
+  `first` is the slot of the first token after the prompts. The state holds all that `SampledTokens` does, each number in
   the slot of its token; the tokens of the prompts, too; in `num_B` how many are written, and in `live_B` whether no
   stop token has ended them.
   """
@@ -415,7 +415,7 @@ def _forced(watch, token_B, options):
 
 
 def _watch(watch, token_B, logprob_B, options):
-  """The state of the watch after one more token: the running step's length and `Surprise`, and what is forced next.
+  """The state of the watch after one more token: the running step's length and `Surprisal`, and what is forced next.
 
   `is_step_B` is false between a flag and its fix; `bin_B` is NO_TOKEN when no confidence is to be written.
   """
@@ -446,16 +446,16 @@ def _watch(watch, token_B, logprob_B, options):
   }
 
 
-def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: Watch, flag_id: int | None
-                ) -> list[tuple[int, int, Surprise]]:
-  """(first token, one past the last, surprise) of each step that was ended, as `Watch` counts them."""
+def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: ConfidenceTrigger, flag_id: int | None
+                ) -> list[tuple[int, int, Surprisal]]:
+  """(first token, one past the last, surprise) of each step that was ended, as `ConfidenceTrigger` counts them."""
   found, first, is_step = [], 0, True
   for place, token in enumerate(token_T.tolist()):
     if token in watch.confidence_ids or token == flag_id or token == watch.fix_id:
       is_step = token == watch.fix_id or (is_step and token != flag_id)
       first = place + 1
     elif is_step and token in watch.end_ids:
-      found.append((first, place + 1, Surprise.of(logprob_T[first:place + 1])))
+      found.append((first, place + 1, Surprisal.of(logprob_T[first:place + 1])))
       first = place + 1
   return found
 

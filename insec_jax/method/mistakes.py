@@ -15,7 +15,7 @@ from insec_jax.method.tasks import Problem, Task, in_units
 from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces
 
 _MOST_PLACES = 64  # of a solution that are tried, before it is given without more mistakes
-_REDRAWS = 4  # of a wrong step that turned out right, lucky or of another class
+_REDRAWS = 4  # of a wrong step that turned out right, unverified or of another class
 # What the paper's annotation calls a class; any other class is called by its own name.
 _PAPER = {
   "calc": "wrong calculation", "operand": "wrong substitution", "carry": "wrong carry", "value": "wrong value",

@@ -76,7 +76,7 @@ _ARTICLES = _any_of("the a an")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # caches are by identity: to hash all steps takes as long as to read them
-class Text:
+class ProseRecord:
   """A record without mistakes: what is asked (empty where nothing is), and the steps of what is said."""
 
   prompt: str
@@ -128,11 +128,11 @@ class _Entities(NamedTuple):
 class Corpus:
   """The records that mistakes are put into, each of which lends sentences and names to the others."""
 
-  def __init__(self, texts: Sequence[Text]):
+  def __init__(self, texts: Sequence[ProseRecord]):
     self._texts = tuple(texts)
     self._entities_in = functools.lru_cache(maxsize=256)(self._find_entities)
 
-  def __getitem__(self, index: int) -> Text:
+  def __getitem__(self, index: int) -> ProseRecord:
     return self._texts[index]
 
   def corrupt(self, index: int, place: int, error: str, rng: np.random.Generator) -> Corruption | None:
@@ -151,7 +151,7 @@ class Corpus:
         return Corruption(step, error, *found[1:])
     return None
 
-  def _sentence(self, text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
+  def _sentence(self, text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
     """A step of another record: about something else, and said in no third one."""
     del body  # all of it is replaced
     for _ in range(_REDRAWS):
@@ -165,7 +165,7 @@ class Corpus:
         return step, "", ""
     return None
 
-  def _entity(self, text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
+  def _entity(self, text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
     """Another name in place of one, or another quoted text: of the same record where two stand side by side."""
     here = [entity for sentence in _claims(body) for entity in self._entities(sentence)]
     if not here:
@@ -180,7 +180,7 @@ class Corpus:
       return body, old, old  # nothing is exchanged, which the caller sees
     return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, body), old, new
 
-  def _beside(self, text: Text, kind: str, old: str) -> list[str]:
+  def _beside(self, text: ProseRecord, kind: str, old: str) -> list[str]:
     """What stands in one sentence with `old` and is clearly something else."""
     found = {}
     differs = functools.cache(functools.partial(_differ, old))
@@ -191,7 +191,7 @@ class Corpus:
         found |= {new: None for new in tried if differs(new) and _are_two(sentence, old, new)}
     return list(found)
 
-  def _foreign(self, text: Text, kind: str, old: str, rng: np.random.Generator) -> str | None:
+  def _foreign(self, text: ProseRecord, kind: str, old: str, rng: np.random.Generator) -> str | None:
     """A name of another record, no word of which this one knows."""
     for _ in range(_REDRAWS):
       other = self._texts[rng.integers(len(self._texts))]
@@ -201,7 +201,7 @@ class Corpus:
         return new
     return None
 
-  def _find_entities(self, text: Text) -> "_Entities":
+  def _find_entities(self, text: ProseRecord) -> "_Entities":
     by_sentence = tuple((sentence, self._entities(sentence)) for sentence in _sentences(text))
     by_kind = {"name": [], "quoted": []}
     for kind, entity in itertools.chain.from_iterable(entities for _, entities in by_sentence):
@@ -249,7 +249,7 @@ class Corpus:
     return num
 
 
-def _says_other(text: Text, right: str, wrong: str) -> bool:
+def _says_other(text: ProseRecord, right: str, wrong: str) -> bool:
   """Whether `wrong` says what `right` does not, and what it says so stands nowhere in the record."""
   known = {content_of(sentence) for sentence in split_steps(right, "sentence")}
   new = {content_of(sentence) for sentence in split_steps(wrong, "sentence")} - known
@@ -257,7 +257,7 @@ def _says_other(text: Text, right: str, wrong: str) -> bool:
   return bool(new) and not any(not content or f"\0{content}\0" in said for content in new)
 
 
-def _number(text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
+def _number(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
   """One number of the step misread or miscalculated."""
   del text
   spans = [(start + found.start(), start + found.end()) for start, claim in _placed_claims(body)
@@ -287,7 +287,7 @@ def _is_quantity(claim: str, start: int, stop: int, first: int) -> bool:
   return not (part or item or zeros or _COUNTER.search(before))
 
 
-def _negation(text: Text, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
+def _negation(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
   """A negation put in after an auxiliary, or the only one of a sentence taken out."""
   del text
   edits = []
@@ -328,13 +328,13 @@ def _claims(text: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _sentences(text: Text) -> tuple[str, ...]:
+def _sentences(text: ProseRecord) -> tuple[str, ...]:
   """The sentences of prompt and steps."""
   return tuple(sentence for passage in (text.prompt, *text.steps) for sentence in split_steps(passage, "sentence"))
 
 
 @functools.lru_cache(maxsize=256)
-def _said(text: Text) -> str:
+def _said(text: ProseRecord) -> str:
   """The content of the whole record, a zero character at both ends of each word."""
   return "\0" + "\0".join(map(content_of, (text.prompt, *text.steps))) + "\0"
 
@@ -344,7 +344,7 @@ def _words_of(text: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _words(text: Text) -> frozenset[str]:
+def _words(text: ProseRecord) -> frozenset[str]:
   """The words of the whole record."""
   return frozenset(word for passage in (text.prompt, *text.steps) for word in _words_of(passage))
 

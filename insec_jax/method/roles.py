@@ -6,4 +6,4 @@ NAMES = ("prompt", "text", "mistake", "flag", "reason", "correction")
 COLOURS = ("#999999", "", "#D55E00", "#E69F00", "#CC79A7", "#009E73")
 NUM_ROLES = len(NAMES)
 NO_ROLE = -1  # padding: counted nowhere
-NO_RIVAL = -1  # of tokens: no correction begins to repeat its mistake here
+NO_NEGATIVE = -1  # of tokens: no correction begins to repeat its mistake here

@@ -23,7 +23,7 @@ from insec_jax.files import one_writer, parse_json
 Made = TypeVar("Made")
 
 
-class Parts:
+class ChunkStore:
   """The parts of the file `output`; `header`, any JSON by name, is all that the chunks depend on."""
 
   def __init__(self, output: str, header: dict[str, Any]):

@@ -4,7 +4,7 @@ A sample is drawn with the flag banned and judged step by step up to its first w
 
     right        every step is right, and so is the answer                    a record without flag
     wrong        a step is wrong; its class is counted                        a record of this mistake and later ones
-    lucky        no step is wrong, but one is lucky                           none: nobody vouches for it
+    unverified        no step is wrong, but one is unverified                           none: nobody vouches for it
     incomplete   no step is wrong, but the answer is missing or cut short     none
 
 After a wrong step the model goes on from the right one put in its place, as if there had been no other, up to its next
@@ -39,16 +39,16 @@ from insec_jax.evaluation.probing import FROM_FILE
 from insec_jax.evaluation.steps import judged
 from insec_jax.evaluation.tables import aligned
 from insec_jax.files import written_whole
-from insec_jax.generation.generator import Writer, Written
-from insec_jax.generation.sampler import Surprise
+from insec_jax.generation.generator import Completion, TextGenerator
+from insec_jax.generation.sampler import Surprisal
 from insec_jax.method import mistakes, roles, tasks
 from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps, with_confidence
-from insec_jax.mining.chunks import Parts
+from insec_jax.mining.chunks import ChunkStore
 from insec_jax.training.checkpoint import fingerprints, flat
 
-CHUNK = 1024  # samples drawn at least before their records are on disk
+SAMPLES_PER_CHUNK = 1024  # samples drawn at least before their records are on disk
 # Why the record of a wrong or right sample is left out.
 NO_CORRECTION = "the task has no right way on from there"
 SPECIAL = "a special token stands in its text"
@@ -78,7 +78,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mined:
+class MiningSummary:
   """What mining found: samples and problems as counted, and what the records written hold."""
 
   counts: dict[str, int]
@@ -100,7 +100,7 @@ class Mined:
       return f"{count / whole:.1%}" if whole else "-"
 
     whole = [(f"{kind} samples", f"{counts[kind]:,}", part(counts[kind], num))
-             for kind in ("right", "wrong", "lucky", "incomplete")]
+             for kind in ("right", "wrong", "unverified", "incomplete")]
     whole.append(("problems with a mistake", f"{counts['problems with a mistake']:,}",
                   part(counts["problems with a mistake"], counts["problems"])))
     classes = [(error, f"{first:,}", part(first, wrong), f"{self.mistakes.get(error, 0):,}")
@@ -147,7 +147,7 @@ def fingerprint(params) -> str:
   return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def judge(problem: Problem, written: Written, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
+def judge(problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
           ) -> Sample:
   """What is worth that which the model wrote after the steps that stand, these included."""
   steps, start, kind = stands, 0, "right"
@@ -155,8 +155,8 @@ def judge(problem: Problem, written: Written, task: Task, markers: Markers, unit
     step = written.text[start:end]
     if verdict.kind == "wrong":
       return Sample("wrong", steps, (Mistake(len(steps), step, verdict.error),))
-    if verdict.kind == "lucky":
-      kind = "lucky"
+    if verdict.kind == "unverified":
+      kind = "unverified"
     steps += (step,)
     start = end
   whole = written.finished and start == len(written.text)  # no marker, nothing cut short
@@ -224,7 +224,7 @@ def _as_json(piece: Piece) -> dict[str, Any]:
 class Miner:
   """A model, a task and problems: does the mining, chunk by chunk. `weights` is their `fingerprint`."""
 
-  def __init__(self, writer: Writer, task: Task, config: Config, *, seed: int, weights: str):
+  def __init__(self, writer: TextGenerator, task: Task, config: Config, *, seed: int, weights: str):
     self._writer, self._task, self._config, self._seed = writer, task, config, seed
     self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
     # The model may have no tokens of confidence yet: those of the records are the ones it will be trained with.
@@ -234,7 +234,7 @@ class Miner:
     self._problems = problems_to_mine(task, config, seed=seed)
     self._max_tokens = config.evaluate.max_tokens
     batch = config.evaluate.batch_size
-    self._per_chunk = max(1, math.ceil(CHUNK / batch) * batch // config.mine.samples)  # batches are full
+    self._per_chunk = max(1, math.ceil(SAMPLES_PER_CHUNK / batch) * batch // config.mine.samples)  # batches are full
     self.num_chunks = math.ceil(len(self._problems) / self._per_chunk)
     prompts = "\0".join(problem.prompt for problem in self._problems)
     self.header = {"the weights": weights, "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
@@ -277,7 +277,7 @@ class Miner:
       left_out[REFUSED] = len(found) - len(kept)
     per_problem = [samples[k:k + config.mine.samples] for k in range(0, len(samples), config.mine.samples)]
     return {
-      "counts": {**{kind: counts[kind] for kind in ("right", "wrong", "lucky", "incomplete")},
+      "counts": {**{kind: counts[kind] for kind in ("right", "wrong", "unverified", "incomplete")},
                  "samples": len(samples), "problems": len(problems),
                  "problems with a mistake": sum(any(sample.mistakes for sample in some) for some in per_problem)},
       "classes": dict(collections.Counter(sample.mistakes[0].error for sample in samples if sample.mistakes)),
@@ -313,7 +313,7 @@ class Miner:
     return dataclasses.replace(sample, mistakes=tuple(
       Mistake(place, step, error) for place, (step, error) in sorted(wrong.items())))
 
-  def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Written]:
+  def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Completion]:
     """What the model writes after these beginnings, without a flag."""
     label = f"mining, {number + 1} of {self.num_chunks}" + (f", mistake {turn + 1}" if turn else "")
     return self._writer.write(
@@ -354,7 +354,7 @@ class Miner:
       sure.append((with_confidence(pieces, names), meta))
     return sure
 
-  def _surprises(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Surprise]]:
+  def _surprises(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Surprisal]]:
     read = self._writer.read(prompts, steps, batch_size=self._config.evaluate.batch_size)
     return [surprises for _, surprises in read]
 
@@ -382,7 +382,7 @@ def _place(meta: dict[str, Any]) -> str:
   return f"problem {meta['problem']}, sample {meta['sample']}"
 
 
-def mine_chunks(miner: Miner, parts: Parts, *, process: int, num_processes: int,
+def mine_chunks(miner: Miner, parts: ChunkStore, *, process: int, num_processes: int,
                 stopped: Callable[[], bool] = lambda: False) -> bool:
   """Whether all chunks of this process are done, those that were done before included; False when `stopped` said so."""
   with parts.writer(process):
@@ -398,7 +398,7 @@ def mine_chunks(miner: Miner, parts: Parts, *, process: int, num_processes: int,
     return True
 
 
-def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: int) -> Mined:
+def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: int) -> MiningSummary:
   """What all chunks give; the file `output` holds the different records, `right` of right solutions per mistake.
 
   Which right solutions are kept is drawn by the seed.
@@ -425,6 +425,6 @@ def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: i
 
   own = [record["meta"]["classes"] for record in written if not record["meta"]["injected"]]
   injected = [record["meta"]["classes"] for record in written if record["meta"]["injected"]]
-  return Mined(total("counts"), total("classes"), dict(collections.Counter(itertools.chain(*own))), len(own) - num, num,
+  return MiningSummary(total("counts"), total("classes"), dict(collections.Counter(itertools.chain(*own))), len(own) - num, num,
                len(right_K), total("left out"), next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""),
                len(injected), sum(map(len, injected)))

@@ -21,15 +21,15 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
-from insec_jax.distributed.processes import Hosts
+from insec_jax.distributed.processes import Processes
 from insec_jax.files import read_json, write_text
-from insec_jax.generation.generator import Writer
+from insec_jax.generation.generator import TextGenerator
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
-from insec_jax.mining.chunks import Parts
-from insec_jax.mining.miner import Mined, Miner, fingerprint, join, mine_chunks, seed_of
+from insec_jax.mining.chunks import ChunkStore
+from insec_jax.mining.miner import Miner, MiningSummary, fingerprint, join, mine_chunks, seed_of
 from insec_jax.model.llama import LlamaConfig
-from insec_jax.training.checkpoint import Opened
+from insec_jax.training.checkpoint import LoadedModel
 
 FOLDER = "mined"  # of a workdir
 SHARED_SECONDS = 60  # in which a file on a network drive shows on another host
@@ -40,17 +40,17 @@ def starts(config: Config) -> dict[int, int]:
   return {1 + number * config.train.steps // config.rounds: number + 1 for number in range(config.rounds)}
 
 
-def of_step(config: Config, step: int) -> int | None:
+def round_at(config: Config, step: int) -> int | None:
   """The round in which this step is trained; None without rounds."""
   return max((number for first, number in starts(config).items() if first <= step), default=None)
 
 
-def file_of(workdir: pathlib.Path, number: int) -> pathlib.Path:
+def mined_path(workdir: pathlib.Path, number: int) -> pathlib.Path:
   """Where the records of a round lie; its counts lie beside them as .json, and with the mask receipt as .txt."""
   return workdir / FOLDER / f"round_{number}.jsonl"
 
 
-def config_of(config: Config, workdir: pathlib.Path, number: int | None) -> Config:
+def round_config(config: Config, workdir: pathlib.Path, number: int | None) -> Config:
   """The config with the records of this round mixed in, as if it named their file.
 
   A model that makes no mistake gives no record: that round is trained on the others alone. InputError when there would
@@ -58,7 +58,7 @@ def config_of(config: Config, workdir: pathlib.Path, number: int | None) -> Conf
   """
   if number is None:
     return config
-  path = file_of(workdir, number)
+  path = mined_path(workdir, number)
   if not path.is_file():
     raise InputError(f"{path} is gone, and the run was trained on it; bring it back, or begin in another --workdir")
   if path.stat().st_size:
@@ -72,25 +72,25 @@ def config_of(config: Config, workdir: pathlib.Path, number: int | None) -> Conf
 
 
 def mine(config: Config, workdir: pathlib.Path, number: int, params, model_config: LlamaConfig,
-         tokenizer: PreTrainedTokenizerFast, team: Hosts, *, stopped: Callable[[], bool]) -> str | None:
+         tokenizer: PreTrainedTokenizerFast, processes: Processes, *, stopped: Callable[[], bool]) -> str | None:
   """What was found, as text; the records of the round are there, for every process of the run, which all call this.
 
   Each mines its share on its own first device, which must hold the model. None when `stopped` said so.
   """
-  path, weights = file_of(workdir, number), fingerprint(params)
-  told = team.gather(f"the look for round {number}", _told_before(path, weights) if team.is_first else None)[0]
+  path, weights = mined_path(workdir, number), fingerprint(params)
+  told = processes.gather(f"the look for round {number}", _told_before(path, weights) if processes.is_first else None)[0]
   if told is None:
     miner = _miner(config, number, params, weights, model_config, tokenizer)
-    parts = Parts(str(path), miner.header)
-    if team.is_first:
+    parts = ChunkStore(str(path), miner.header)
+    if processes.is_first:
       path.parent.mkdir(exist_ok=True)
       parts.discard_others()
-    team.gather(f"the beginning of round {number}", None)
-    if not mine_chunks(miner, parts, process=team.index, num_processes=team.num, stopped=stopped):
+    processes.gather(f"the beginning of round {number}", None)
+    if not mine_chunks(miner, parts, process=processes.index, num_processes=processes.num, stopped=stopped):
       return None
-    team.gather(f"the end of mining round {number}", None)
-    told = _join(config, number, parts, miner.num_chunks, path, weights) if team.is_first else None
-  told, digest = team.gather(f"the records of round {number}", [told, _digest(path)] if team.is_first else None)[0]
+    processes.gather(f"the end of mining round {number}", None)
+    told = _join(config, number, parts, miner.num_chunks, path, weights) if processes.is_first else None
+  told, digest = processes.gather(f"the records of round {number}", [told, _digest(path)] if processes.is_first else None)[0]
   if not _soon(lambda: path.is_file() and _digest(path) == digest):
     raise RuntimeError(f"{path}, which process 0 wrote, cannot be seen here within {SHARED_SECONDS} s")
   return told
@@ -104,12 +104,12 @@ def _told_before(path: pathlib.Path, weights: str) -> str | None:
   try:
     before = read_json(summary, "what a round found")
     same = before["weights"] == weights and before["sha256"] == _digest(path)
-    return str(Mined(**before["found"])) if same else None
+    return str(MiningSummary(**before["found"])) if same else None
   except (InputError, KeyError, TypeError, AttributeError):  # damaged: the same weights mine the same records again
     return None
 
 
-def _join(config: Config, number: int, parts: Parts, num_chunks: int, path: pathlib.Path, weights: str) -> str:
+def _join(config: Config, number: int, parts: ChunkStore, num_chunks: int, path: pathlib.Path, weights: str) -> str:
   """What all processes found, as text; records and counts are on disk."""
   seed = seed_of(config.seed, number)
   # On a network drive the last lines of another process may show late.
@@ -132,10 +132,10 @@ def _miner(config: Config, number: int, params, weights: str, model_config: Llam
   confidence, confidence_first, ids = (
     (config.tokenizer.confidence, config.tokenizer.confidence_first, marked.confidence_ids) if number > 1
     else ((), (), ()))
-  opened = Opened(model_config, params, tokenizer, Markers(config.tokenizer.flag, config.tokenizer.fix), marked.flag_id,
+  opened = LoadedModel(model_config, params, tokenizer, Markers(config.tokenizer.flag, config.tokenizer.fix), marked.flag_id,
                   marked.fix_id, config.mistakes.unit, config.data.template, confidence,
                   confidence_first, ids)
-  return Miner(Writer(opened, compute=config.precision.compute), tasks.get(config.task), config,
+  return Miner(TextGenerator(opened, compute=config.precision.compute), tasks.get(config.task), config,
                seed=seed_of(config.seed, number), weights=weights)
 
 

@@ -15,8 +15,8 @@ MASKED = -1e30  # a score; finite, so a row that may read nothing gives finite n
 class Attention(NamedTuple):
   """One way to compute attention.
 
-  prepare(segment_BT) -> where     once per batch: what every layer needs to know about who reads whom
-  attend(q_BTNH, k_BSKH, v_BSKH, where) -> context_BTNH
+  prepare(segment_BT) -> mask     once per batch: what every layer needs to know about who reads whom
+  attend(q_BTNH, k_BSKH, v_BSKH, mask) -> context_BTNH
 
   What its backward pass needs from the forward one, it names "context" (jax.ad_checkpoint): a kernel also logsumexp.
   """

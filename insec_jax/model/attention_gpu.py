@@ -24,7 +24,7 @@ SAVED = "context"  # checkpoint name of what the backward kernels need from the 
 MASKED = -1e30  # a score; finite, so that a block of nothing else gives finite numbers
 
 
-class Where(NamedTuple):
+class Mask(NamedTuple):
   """Who reads whom: each position's segment; the first block that block I reads, and the last that reads block J."""
 
   segment_BT: jax.Array
@@ -37,13 +37,13 @@ def block_of(row_length: int) -> int:  # noqa: ARG001, one size for all
   return MULTIPLE
 
 
-def prepare(segment_BT, *, block: int) -> Where:
+def prepare(segment_BT, *, block: int) -> Mask:
   """The blocks are those of the nearest and farthest positions of the same segment, wherever in the row."""
   B, T = segment_BT.shape
   same_BTS = segment_BT[:, :, None] == segment_BT[:, None]
   first_BT = same_BTS.argmax(-1).astype(jnp.int32)
   last_BT = T - 1 - same_BTS[:, :, ::-1].argmax(-1).astype(jnp.int32)
-  return Where(segment_BT, first_BI=first_BT.reshape(B, -1, block).min(-1) // block,
+  return Mask(segment_BT, first_BI=first_BT.reshape(B, -1, block).min(-1) // block,
                last_BJ=last_BT.reshape(B, -1, block).max(-1) // block)
 
 
@@ -141,12 +141,12 @@ def call(kernel, grid, sees, gives, like, interpret: bool):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def attend(q_BTNH, k_BTKH, v_BTKH, where: Where, block: int, interpret: bool = False):
+def attend(q_BTNH, k_BTKH, v_BTKH, mask: Mask, block: int, interpret: bool = False):
   """Grouped-query attention of local arrays; scores and softmax in float32, result in the dtype of `q`."""
-  return forward(q_BTNH, k_BTKH, v_BTKH, where, block, interpret)[0]
+  return forward(q_BTNH, k_BTKH, v_BTKH, mask, block, interpret)[0]
 
 
-def forward(q_BTNH, k_BTKH, v_BTKH, where, block, interpret):
+def forward(q_BTNH, k_BTKH, v_BTKH, mask, block, interpret):
   """(context, what the backward pass needs)."""
   B, T, N, H = q_BTNH.shape
   seen = Seen(block, T, H, N // k_BTKH.shape[2])
@@ -154,14 +154,14 @@ def forward(q_BTNH, k_BTKH, v_BTKH, where, block, interpret):
   context_BTNH, logsumexp_BNT = call(
       forward_kernel, (T // block, B, N), sees, [seen.block, seen.block_sum],
       [q_BTNH, jax.ShapeDtypeStruct((B, N, T), jnp.float32)], interpret)(
-          where.segment_BT, where.first_BI, q_BTNH, k_BTKH, v_BTKH)
+          mask.segment_BT, mask.first_BI, q_BTNH, k_BTKH, v_BTKH)
   context_BTNH, logsumexp_BNT = checkpoint_name((context_BTNH, logsumexp_BNT), SAVED)
-  return context_BTNH, (q_BTNH, k_BTKH, v_BTKH, where, context_BTNH, logsumexp_BNT)
+  return context_BTNH, (q_BTNH, k_BTKH, v_BTKH, mask, context_BTNH, logsumexp_BNT)
 
 
 def backward(block, interpret, kept, d_context_BTNH):
-  """Gradients of q, k, v; none of where."""
-  q_BTNH, k_BTKH, v_BTKH, where, context_BTNH, logsumexp_BNT = kept
+  """Gradients of q, k, v; none of mask."""
+  q_BTNH, k_BTKH, v_BTKH, mask, context_BTNH, logsumexp_BNT = kept
   B, T, N, H = q_BTNH.shape
   K = k_BTKH.shape[2]
   seen = Seen(block, T, H, N // K)
@@ -169,11 +169,11 @@ def backward(block, interpret, kept, d_context_BTNH):
   arrays = q_BTNH, k_BTKH, v_BTKH, d_context_BTNH, logsumexp_BNT, delta_BTN.swapaxes(1, 2)
   sees = [seen.segment, seen.bound, seen.block, seen.keys, seen.keys, seen.block, seen.block_sum, seen.block_sum]
   [d_q_BTNH] = call(query_kernel, (T // block, B, N), sees, [seen.block], [q_BTNH], interpret)(
-      where.segment_BT, where.first_BI, *arrays)
+      mask.segment_BT, mask.first_BI, *arrays)
   sees = [seen.segment, seen.bound, seen.queries, seen.block, seen.block, seen.queries, seen.queries_sum,
           seen.queries_sum]
   d_k_BTKH, d_v_BTKH = call(key_kernel, (T // block, B, K), sees, [seen.block, seen.block], [k_BTKH, v_BTKH],
-                            interpret)(where.segment_BT, where.last_BJ, *arrays)
+                            interpret)(mask.segment_BT, mask.last_BJ, *arrays)
   return d_q_BTNH, d_k_BTKH, d_v_BTKH, None
 
 

@@ -25,7 +25,7 @@ HEAD_WIDTHS = (64, 128)
 SAVED = "context"  # checkpoint name of what the backward kernel needs from the forward one: context and logsumexp
 
 
-class Where(NamedTuple):
+class Mask(NamedTuple):
   """Who reads whom: the segment of each position, and which blocks of queries need which blocks of keys."""
 
   segment_BT: jax.Array
@@ -66,8 +66,8 @@ def needed_blocks(segment_BT, block: int):
   return meet_BIJ & np.tri(T // block, dtype=bool)[None]
 
 
-def prepare(segment_BT, *, block: int) -> Where:
-  return Where(segment_BT, needed_blocks(segment_BT, block))
+def prepare(segment_BT, *, block: int) -> Mask:
+  return Mask(segment_BT, needed_blocks(segment_BT, block))
 
 
 def only(needed_IJ, info):
@@ -77,7 +77,7 @@ def only(needed_IJ, info):
   return info._replace(block_mask=info.block_mask * needed_IJ[None].astype(info.block_mask.dtype))
 
 
-def attend(q_BTNH, k_BTKH, v_BTKH, where: Where, *, block: int, interpret: bool = False):
+def attend(q_BTNH, k_BTKH, v_BTKH, mask: Mask, *, block: int, interpret: bool = False):
   """Grouped-query attention of local arrays; scores and softmax in float32, result in the dtype of `q`.
 
   The kernel does not scale: q is scaled in its own dtype, which rounds it once more where heads are 128 wide.
@@ -86,11 +86,11 @@ def attend(q_BTNH, k_BTKH, v_BTKH, where: Where, *, block: int, interpret: bool 
   kernel = make_kernel(N, T, block, interpret=interpret)
 
   def row(arrays):
-    q_TNH, k_TKH, v_TKH, where = arrays
-    needed = splash.SplashAttentionKernel(only(where.needed_BIJ, kernel.fwd_mask_info), None,
-                                          only(where.needed_BIJ, kernel.dkv_mask_info), **kernel.kwargs)
+    q_TNH, k_TKH, v_TKH, mask = arrays
+    needed = splash.SplashAttentionKernel(only(mask.needed_BIJ, kernel.fwd_mask_info), None,
+                                          only(mask.needed_BIJ, kernel.dkv_mask_info), **kernel.kwargs)
     q_NTH, k_KTH, v_KTH = (x.swapaxes(0, 1) for x in (q_TNH * H**-0.5, k_TKH, v_TKH))
-    return needed(q_NTH, k_KTH, v_KTH, splash.SegmentIds(where.segment_BT, where.segment_BT)).swapaxes(0, 1)
+    return needed(q_NTH, k_KTH, v_KTH, splash.SegmentIds(mask.segment_BT, mask.segment_BT)).swapaxes(0, 1)
 
   # Row by row, not vmap: the fused backward holds a gradient of q for each block of keys, for one row then.
-  return jax.lax.map(row, (q_BTNH, k_BTKH, v_BTKH, where))
+  return jax.lax.map(row, (q_BTNH, k_BTKH, v_BTKH, mask))

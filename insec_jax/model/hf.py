@@ -108,7 +108,7 @@ def check_finite(array: np.ndarray, name: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class LazyWeight:
   """A weight of ours that still lies in its files: indexing reads the bytes asked for and no others.
 
   `tensors` are mapped from the files, one for each layer; a weight that is not stacked has one and no layer axis.
@@ -180,7 +180,7 @@ def read_generation_config(folder: pathlib.Path | str) -> dict[str, Any] | None:
 
 
 def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> dict:
-  """The params, each a `Stored`, cast to `dtype` as it is read (None: as it lies in the file).
+  """The params, each a `LazyWeight`, cast to `dtype` as it is read (None: as it lies in the file).
 
   InputError, one for all of them, that names every tensor that is missing, unexpected, misshapen or there twice.
   """
@@ -210,7 +210,7 @@ def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> di
   weights = {}
   for path, of_path in found.items():
     views = tuple(tensors[slot.name] for slot in of_path)
-    weights[path] = Stored(path, config, views, tuple(slot.name for slot in of_path), np.dtype(dtype or views[0].dtype))
+    weights[path] = LazyWeight(path, config, views, tuple(slot.name for slot in of_path), np.dtype(dtype or views[0].dtype))
   return unflatten_dict(weights, sep="/")
 
 
@@ -230,7 +230,7 @@ def _place_all(weights: dict, shardings) -> dict:
   return jax.tree.map(_place, weights, shardings)
 
 
-def _place(weight: "Stored | Drawn", sharding: jax.sharding.Sharding) -> jax.Array:
+def _place(weight: "LazyWeight | RandomWeight", sharding: jax.sharding.Sharding) -> jax.Array:
   @functools.cache  # devices that hold the same shard share one reading of it
   def read(bounds):
     return weight[tuple(slice(*bound) for bound in bounds)]
@@ -358,7 +358,7 @@ def _write_weights(folder: pathlib.Path, sources: list[Source], max_shard_bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class RandomWeight:
   """A random weight, drawn where it is indexed: each layer from its own seed, so a part is the same in any company."""
 
   seed: tuple[int, ...]
@@ -394,7 +394,7 @@ def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
     stacked = path.startswith("layers/")
     shape = (config.num_layers,) * stacked + tuple(config.size(letter) for letter in LETTERS[path])
     deviation = None if LETTERS[path] == "D" else config.init_std
-    weights[path] = Drawn((*seed, number), deviation, shape, stacked, np.dtype(dtype))
+    weights[path] = RandomWeight((*seed, number), deviation, shape, stacked, np.dtype(dtype))
   return _place_all(unflatten_dict(weights, sep="/"), shardings)
 
 

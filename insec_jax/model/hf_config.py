@@ -21,7 +21,7 @@ KEYS = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
-    "hidden": "intermediate_size",
+    "mlp_width": "intermediate_size",
     "norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
     "max_positions": "max_position_embeddings",
@@ -119,7 +119,7 @@ def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
 def _check_size(config: LlamaConfig, where: str) -> None:
   """Raise InputError for a model that is larger than any there is, before anything is allocated or enumerated."""
   attention = 2 * config.width * config.head_width * (config.num_heads + config.num_kv_heads)
-  layer = attention + 3 * config.width * config.hidden + 2 * config.width
+  layer = attention + 3 * config.width * config.mlp_width + 2 * config.width
   num_params = config.num_layers * layer + (2 - config.tied) * config.vocab_size * config.width + config.width
   if config.num_layers > MOST_LAYERS or num_params > MOST_PARAMS:
     raise InputError(f"{where} describes {config.num_layers:,} layers with {num_params:,} parameters; at most "

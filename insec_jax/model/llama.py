@@ -2,7 +2,7 @@
 
 Letters that end array names and fill every einsum:
   B row of the batch   T position that reads   S position that is read   L layer   V token of the vocabulary
-  D width of the stream   F hidden width   N query head   K key head   G = N // K   H width of a head   R role
+  D width of the stream   F width of the MLP   N query head   K key head   G = N // K   H width of a head   R role
 
 The arithmetic is written once, in functions of plain arrays; the Linen modules below it declare the weights, scan the
 layers and choose what the backward pass keeps, and `forward_cached` walks the same functions with a cache.
@@ -52,7 +52,7 @@ class LlamaConfig:
   num_heads: int
   num_kv_heads: int
   head_width: int
-  hidden: int
+  mlp_width: int
   norm_eps: float
   rope_theta: float
   rope_scaling: RopeScaling | None
@@ -76,7 +76,7 @@ class LlamaConfig:
   def size(self, letter: str) -> int:
     """Length of the axis that the letter names, of those a weight can have."""
     return {"V": self.vocab_size, "D": self.width, "L": self.num_layers, "N": self.num_heads, "K": self.num_kv_heads,
-            "H": self.head_width, "F": self.hidden}[letter]
+            "H": self.head_width, "F": self.mlp_width}[letter]
 
 
 # Every weight and its axes; those under "layers" have L before them.
@@ -89,7 +89,7 @@ WEIGHTS = {
     "norm": "D",
     "head": "VD",  # absent when tied: 3.2-1B reads its output matrix from the embedding, 3.1-8B has its own
 }
-AXES = {"V": "vocab", "D": "width", "L": "layers", "N": "heads", "K": "kv_heads", "H": "head_width", "F": "hidden"}
+AXES = {"V": "vocab", "D": "width", "L": "layers", "N": "heads", "K": "kv_heads", "H": "head_width", "F": "mlp_width"}
 
 
 def dot(letters: str, x, weight):
@@ -119,28 +119,28 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
   return ((1 - keep) * frequency / np.float32(scaling.factor) + keep * frequency).astype(np.float32)
 
 
-def rope(config: LlamaConfig, position_BT):
+def rope_angles(config: LlamaConfig, position_BT):
   """(cos, sin), each float32 [B, T, 1, H / 2]."""
   # Angles in float32: bfloat16 rounds position 257 to 256.
   angle_BTH = position_BT[..., None].astype(jnp.float32) * rope_frequencies(config)[None, None]
   return jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
 
 
-def rotate(x_BTNH, turn):
+def rotate(x_BTNH, rope):
   """`x` with pair (i, i + H / 2) of each head turned by its angle, as HF pairs them; float32 inside."""
-  cos_BT1H, sin_BT1H = turn
+  cos_BT1H, sin_BT1H = rope
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
   turned = jnp.concatenate((first * cos_BT1H - second * sin_BT1H, second * cos_BT1H + first * sin_BT1H), -1)
   return turned.astype(x_BTNH.dtype)
 
 
-def attn(weights, config: LlamaConfig, stream_BTD, turn, read, mesh=None):
-  """What attention adds to the stream; `read(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query, named."""
+def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
+  """What attention adds to the stream; `attend(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query, named."""
   x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
-  q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), turn), "query")
-  k_BTKH = checkpoint_name(rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), turn), "key")
+  q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), rope), "query")
+  k_BTKH = checkpoint_name(rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), rope), "key")
   v_BTKH = checkpoint_name(dot("BTD,DKH->BTKH", x_BTD, weights["wv"]), "value")
-  return sharding.leave(dot("BTNH,NHD->BTD", read(q_BTNH, k_BTKH, v_BTKH), weights["wo"]), mesh)
+  return sharding.leave(dot("BTNH,NHD->BTD", attend(q_BTNH, k_BTKH, v_BTKH), weights["wo"]), mesh)
 
 
 def mlp(weights, config: LlamaConfig, stream_BTD, mesh=None):
@@ -151,9 +151,9 @@ def mlp(weights, config: LlamaConfig, stream_BTD, mesh=None):
   return sharding.leave(dot("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, weights["down"]), mesh)
 
 
-def block(weights, config: LlamaConfig, stream_BTD, turn, read, mesh=None):
+def block(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
   """The stream after one layer; with a mesh, `weights` hold the device's heads and its part of the hidden width."""
-  stream_BTD = stream_BTD + attn(weights["attn"], config, stream_BTD, turn, read, mesh)
+  stream_BTD = stream_BTD + attn(weights["attn"], config, stream_BTD, rope, attend, mesh)
   stream_BTD = checkpoint_name(stream_BTD, "residual")
   return stream_BTD + mlp(weights["mlp"], config, stream_BTD, mesh)
 
@@ -197,13 +197,13 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
   """
   T = token_BT.shape[1]
   slot_T = slot + jnp.arange(T)
-  turn = rope(config, slot_T[None] - start_B[:, None])
+  rope = rope_angles(config, slot_T[None] - start_B[:, None])
   slot_S = jnp.arange(cache[0][0].shape[2])
   allowed_BTS = (slot_S[None, None] >= start_B[:, None, None]) & (slot_S[None, None] <= slot_T[None, :, None])
   stream_BTD = sharding.look_up(params["embed"], token_BT, cache[0][0].dtype, None)
   filled = []
 
-  def read(q_BTNH, k_BTKH, v_BTKH):
+  def attend(q_BTNH, k_BTKH, v_BTKH):
     k_BKSH, v_BKSH = (jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), slot, 2)
                       for old, new in zip(cache[len(filled)], (k_BTKH, v_BTKH), strict=True))
     filled.append((k_BKSH, v_BKSH))
@@ -211,7 +211,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
 
   # Unrolled: a cache carried through a scan is copied at every token on CPU.
   for weights in unstack(params, config)["layers"]:
-    stream_BTD = block(weights, config, stream_BTD, turn, read)
+    stream_BTD = block(weights, config, stream_BTD, rope, attend)
   return rms_norm(params["norm"], stream_BTD, config.norm_eps), filled
 
 
@@ -248,9 +248,9 @@ class Block(nn.Module):
   mesh: Mesh | None
 
   @nn.compact
-  def __call__(self, stream_BTD, turn, where):
+  def __call__(self, stream_BTD, rope, mask):
     weights = {part: Weights(self.config, part, self.mesh, name=part)() for part in WEIGHTS["layers"]}
-    return block(weights, self.config, stream_BTD, turn, lambda q, k, v: self.attention.attend(q, k, v, where),
+    return block(weights, self.config, stream_BTD, rope, lambda q, k, v: self.attention.attend(q, k, v, mask),
                  self.mesh), None
 
 
@@ -284,7 +284,7 @@ class Llama(nn.Module):
                      metadata_params={nn.PARTITION_NAME: AXES["L"]})
     # Named: lifted transforms would change an automatic name, and with it the place of every weight.
     stream_BTD, _ = layers(config, self.attention, self.mesh, name="layers")(
-        stream_BTD, rope(config, position_BT), self.attention.prepare(segment_BT))
+        stream_BTD, rope_angles(config, position_BT), self.attention.prepare(segment_BT))
     if not config.tied:
       declare(self, "head", WEIGHTS["head"])  # read by `head`
     return rms_norm(declare_whole(self, "norm", WEIGHTS["norm"]), stream_BTD, config.norm_eps)

@@ -31,7 +31,7 @@ RULES = {
     "width": FSDP,
     "heads": TENSOR,
     "kv_heads": TENSOR,
-    "hidden": TENSOR,
+    "mlp_width": TENSOR,
     "vocab": TENSOR,
     "head_width": None,
     "layers": None,

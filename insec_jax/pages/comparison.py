@@ -13,7 +13,7 @@ from insec_jax.pages.elements import element, table
 # What wrote no flags; the last two are the rivals of a correction.
 CONTROLS = ("solutions, flags banned", "solutions sampled, flags banned", "solutions sampled, redraw",
             "solutions sampled, majority")
-RIVALS = CONTROLS[2:]
+BASELINES = CONTROLS[2:]
 OTHER_PROBLEMS = ("solutions, larger", "solutions sampled, larger")  # than those of the controls
 
 
@@ -79,7 +79,7 @@ def controls(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference:
     sampled = control.startswith("solutions sampled")
     rows = []
     for source in ways:
-      if source.startswith("solutions sampled") != sampled or source in (*RIVALS, *OTHER_PROBLEMS):
+      if source.startswith("solutions sampled") != sampled or source in (*BASELINES, *OTHER_PROBLEMS):
         continue
       cells = [_difference_cell(seeds.differences(arms[reference], arm, source, control, "t2"))
                if (source, number) != (control, reference) else NONE for number, arm in enumerate(arms)]

@@ -31,7 +31,7 @@ METRICS = {
   "parroting_failed": ("Parroting in failed fixes", "mistake repeated, of those"),
   "recovery": ("Recovery", "final answer right, of all probes"),
   "malformed": ("Malformed", "with a marker out of place"),
-  "lucky_fix": ("Lucky fix", "not wrong, of those flagged"),
+  "unverified_fix": ("Lucky fix", "not wrong, of those flagged"),
   "correction, forced": ("Correction, flag forced", "next step right"),
   "parroting, forced": ("Parroting, flag forced", "mistake repeated"),
   "recovery, forced": ("Recovery, flag forced", "final answer right"),
@@ -47,7 +47,7 @@ METRICS = {
   "precision": ("Precision of the flag", "wrong, of flagged steps"),
   "harmful_edits": ("Harmful edits", "made wrong, of right steps"),
   "wrong_steps": ("Wrong steps", "of right and wrong steps"),
-  "lucky_steps": ("Lucky steps", "not wrong, of all steps"),
+  "unverified_steps": ("Lucky steps", "not wrong, of all steps"),
   "own_mistakes": ("With a wrong step", "of solutions"),
   "answered": ("Answered", "of solutions"),
 }
@@ -130,7 +130,7 @@ def _first_tries(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[E
   if not tables:
     return []
   return [element("h3", "First tries"), element(
-    "p", "Of all steps up to the first wrong one or marker: right, lucky, and wrong by class.", class_="soft"), *tables]
+    "p", "Of all steps up to the first wrong one or marker: right, unverified, and wrong by class.", class_="soft"), *tables]
 
 
 def _folded_table(source: str, names: Sequence[str], rows: Sequence[tuple]) -> Element:

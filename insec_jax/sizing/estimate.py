@@ -122,7 +122,7 @@ def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology
                                   repeat=config.loss.repeat)
   batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
                                   rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
-                                  rivals=config.loss.rivals)
+                                  negatives=config.loss.negatives)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
     lowered = step.lower(state, batch)
@@ -225,7 +225,7 @@ def flops_per_token(model: llama.LlamaConfig, row_length: int, trained_share: fl
 
   6 for each weight that multiplies it, 6 T / 2 for each query's width twice (scores and context).
   """
-  layer = model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.hidden
+  layer = model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.mlp_width
   causal = row_length * model.num_heads * model.head_width
   return 6 * (model.num_layers * (layer + causal) + trained_share * model.vocab_size * model.width)
 

@@ -35,8 +35,7 @@ from insec_jax import stop_signal
 from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
-from insec_jax.distributed import processes as hosts_lib
-from insec_jax.distributed.processes import Hosts
+from insec_jax.distributed.processes import Processes, alone
 from insec_jax.files import LOCK, is_held, local_path, open_to_read, read_json
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
@@ -217,7 +216,7 @@ class Saver:
       time.sleep(0.05)
 
 
-class Restored(NamedTuple):
+class RestoredRun(NamedTuple):
   """What a run goes on from; `damaged` are the newer checkpoints that could not be."""
 
   state: TrainState
@@ -228,7 +227,7 @@ class Restored(NamedTuple):
 
 
 def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *,
-            facts: Callable[[int], dict[str, Any]], advise: Callable[[str, Any], str], hosts: Hosts) -> Restored:
+            facts: Callable[[int], dict[str, Any]], advise: Callable[[str, Any], str], processes: Processes) -> RestoredRun:
   """The state after the newest of these steps whose checkpoint is sound, laid out as `abstract` says.
 
   InputError unless tree and facts (which may hang on the step) are exactly those saved, or when no checkpoint is sound;
@@ -242,20 +241,20 @@ def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *
       raise InputError(f"{_where(workdir, run['step'])} cannot be continued: {', '.join(differ)}")
 
   expected = {"params": abstract.params, "optimizer": abstract.optimizer}
-  step, run, loaded, damaged = _newest_sound(workdir, among, lambda _: expected, check_facts, hosts)
+  step, run, loaded, damaged = _newest_sound(workdir, among, lambda _: expected, check_facts, processes)
   number = jax.make_array_from_callback((), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype))
   state = TrainState(number, loaded["params"], loaded["optimizer"])
-  return Restored(state, run["totals"], run.get("log"), step, damaged)
+  return RestoredRun(state, run["totals"], run.get("log"), step, damaged)
 
 
-def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, hosts: Hosts) -> bool:
+def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, processes: Processes) -> bool:
   """Whether this checkpoint gives back what was saved; all processes ask together.
 
   InputError where other files of the workdir, or its metrics up to that step, were changed since.
   """
   expected = {"params": abstract.params, "optimizer": abstract.optimizer}
-  reading = _read(workdir, step, lambda _: expected, lambda run: _check_files(workdir, run), hosts)
-  if reading.problem is None and hosts.is_first:
+  reading = _read(workdir, step, lambda _: expected, lambda run: _check_files(workdir, run), processes)
+  if reading.problem is None and processes.is_first:
     metrics.check_lines(workdir, step, reading.run.get("log"))
   return reading.problem is None
 
@@ -271,7 +270,7 @@ def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int,
     return {"params": jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract)}
 
   def read(number: int) -> Reading:
-    return _read(workdir, number, expect, lambda run: _check_files(workdir, run), hosts_lib.alone())
+    return _read(workdir, number, expect, lambda run: _check_files(workdir, run), alone())
 
   deadline = time.monotonic() + VANISH_SECONDS
   while True:
@@ -323,13 +322,13 @@ class Reading(NamedTuple):
   problem: str | None
 
 
-def _read(workdir, step: int, expect: Callable[[dict], dict], check: Callable[[dict], None], hosts: Hosts) -> Reading:
+def _read(workdir, step: int, expect: Callable[[dict], dict], check: Callable[[dict], None], processes: Processes) -> Reading:
   """Read a checkpoint and compare it with its fingerprints, all processes together.
 
   `expect` gives the arrays to read. A process reads its own shards: what one finds damaged, all leave out.
   """
   reading = _attempt(workdir / CHECKPOINTS / str(step), step, expect, check)
-  problems = hosts.gather(f"the reading of checkpoint {step}", reading.problem)
+  problems = processes.gather(f"the reading of checkpoint {step}", reading.problem)
   if not any(problems):
     # All processes together: the sums run over all shards.
     got, saved = fingerprints(reading.arrays), reading.run["fingerprints"]
@@ -339,15 +338,15 @@ def _read(workdir, step: int, expect: Callable[[dict], dict], check: Callable[[d
   return reading if problem is None else Reading(None, None, problem)
 
 
-def _newest_sound(workdir, among, expect, check, hosts: Hosts):
+def _newest_sound(workdir, among, expect, check, processes: Processes):
   """(step, what was saved beside the arrays, arrays, newer steps that are damaged); each of these is printed."""
   reasons = {}
   for step in sorted(among, reverse=True):
-    reading = _read(workdir, step, expect, check, hosts)
+    reading = _read(workdir, step, expect, check, processes)
     if reading.problem is None:
       return step, reading.run, reading.arrays, list(reasons)
     reasons[step] = reading.problem
-    if hosts.is_first:
+    if processes.is_first:
       print(f"{_where(workdir, step)} is damaged ({reasons[step]}); it is left out", file=sys.stderr, flush=True)
   told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
   raise InputError(f"{workdir} has no sound checkpoint ({told}); nothing was changed: bring one back, or begin in "
@@ -449,7 +448,7 @@ def _leaves(tree) -> dict[str, str]:
           for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-class Opened(NamedTuple):
+class LoadedModel(NamedTuple):
   """A model ready for use. Of a folder that no run of ours wrote, all that concerns markers is None."""
 
   config: llama.LlamaConfig
@@ -479,7 +478,7 @@ def is_workdir(folder: pathlib.Path) -> bool:
   return False
 
 
-def open_model(folder: str, *, step: int | None = None) -> Opened:
+def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
   """Open a workdir (its newest checkpoint, or that of `step`) or an HF folder, weights in the dtype stored there."""
   path = local_path(folder, "--model")
   if not is_workdir(path):
@@ -500,13 +499,13 @@ def open_model(folder: str, *, step: int | None = None) -> Opened:
     step, params = load_params(path, abstract, step)
     marked = marked_as(config_lib.build(read_json(path / CONFIG, "the config of a run")), step)
   if marked is None:
-    return Opened(config, params, tokenizer, None, None, None, None, None, step=step)
+    return LoadedModel(config, params, tokenizer, None, None, None, None, None, step=step)
   # Version 0.2.0 wrote none.
   confidence, confidence_first = (tuple(marked.get(name) or ()) for name in ("confidence", "confidence_first"))
   found = tokens.find_markers(tokenizer, TokenizerConfig(
     path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence,
     confidence_first=confidence_first))
-  return Opened(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
+  return LoadedModel(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
                 marked["unit"], marked["template"], confidence, confidence_first, found.confidence_ids, step)
 
 

@@ -17,13 +17,13 @@ from insec_jax.command import InputError
 from insec_jax.files import open_to_read, read_text, write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
-from insec_jax.training.loss import Rivals, Sums
+from insec_jax.training.loss import Negatives, Sums
 
 # How far the host may be ahead of the devices: what is dispatched must still run before a preempted run can save.
 STEPS_AHEAD = 2
 METRICS = "metrics.jsonl"
 NO_LINES = {"bytes": 0, "crc32": 0}
-NO_RIVALS = Rivals(0.0, 0.0, 0.0)
+NO_NEGATIVES = Negatives(0.0, 0.0, 0.0)
 
 
 class StepMetrics(NamedTuple):
@@ -36,7 +36,7 @@ class StepMetrics(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """Float64 sums over steps, rivals always among them; `seconds` is time spent in steps, without compiling, held-out
+  """Float64 sums over steps, negatives always among them; `seconds` is time spent in steps, without compiling, held-out
   loss and saving."""
 
   sums: Sums
@@ -45,11 +45,11 @@ class Totals(NamedTuple):
 
   @classmethod
   def zero(cls):
-    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3)), NO_RIVALS), 0.0, 0.0)
+    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3)), NO_NEGATIVES), 0.0, 0.0)
 
   def plus(self, sums, tokens, seconds):
-    if sums.rivals is None:
-      sums = sums._replace(rivals=NO_RIVALS)
+    if sums.negatives is None:
+      sums = sums._replace(negatives=NO_NEGATIVES)
     return Totals(jax.tree.map(lambda a, b: np.float64(a) + b, self.sums, sums), self.tokens + float(tokens),
                   self.seconds + seconds)
 
@@ -58,8 +58,8 @@ class Totals(NamedTuple):
 
   @classmethod
   def from_json(cls, value):
-    (*sums, rivals), tokens, seconds = value
-    return cls(Sums(*map(np.asarray, sums), Rivals(*map(np.asarray, rivals))), tokens, seconds)
+    (*sums, negatives), tokens, seconds = value
+    return cls(Sums(*map(np.asarray, sums), Negatives(*map(np.asarray, negatives))), tokens, seconds)
 
 
 class NotFiniteError(Exception):
@@ -132,22 +132,22 @@ class Meter:
 
 
 def role_means(sums: Sums) -> dict[str, float]:
-  """loss/<role> and accuracy/<role> of each role that has tokens in `sums`; loss/repeat and p/repeat of its rivals."""
+  """loss/<role> and accuracy/<role> of each role that has tokens in `sums`; loss/repeat and p/repeat of its negatives."""
   means = {}
   for name, nll, correct, count in zip(NAMES, sums.nll_R, sums.correct_R, sums.count_R, strict=True):
     if count:
       means[f"loss/{name}"] = float(nll / count)
       means[f"accuracy/{name}"] = float(correct / count)
-  if sums.rivals is not None and sums.rivals.count:
-    means["loss/repeat"] = float(sums.rivals.cost / sums.rivals.count)
-    means["p/repeat"] = float(sums.rivals.p / sums.rivals.count)
+  if sums.negatives is not None and sums.negatives.count:
+    means["loss/repeat"] = float(sums.negatives.cost / sums.negatives.count)
+    means["p/repeat"] = float(sums.negatives.p / sums.negatives.count)
   return means
 
 
 def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
   """eval/loss and all of `role_means` under eval/, of sums in which every token had weight 1.
 
-  eval/loss is the mean per token, each token weighted by its role; roles of weight 0 or less and rivals are not in it,
+  eval/loss is the mean per token, each token weighted by its role; roles of weight 0 or less and negatives are not in it,
   but have their own keys.
   """
   positive_R = np.maximum(np.asarray(weight_R, np.float64), 0)
@@ -214,7 +214,7 @@ def _add_line(state: dict[str, int], line: bytes) -> dict[str, int]:
   return {"bytes": state["bytes"] + len(line), "crc32": zlib.crc32(line, state["crc32"])}
 
 
-class Silence:
+class NullLogger:
   """The log and the progress of a process that is not the first of its run: every call does nothing."""
 
   def state(self) -> None: ...

@@ -16,7 +16,7 @@ from insec_jax.training import optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
 
-RIVAL = "rival_ABT"  # of a batch: there only where something is done with it
+NEGATIVE = "negative_ABT"  # of a batch: there only where something is done with it
 
 
 class TrainState(NamedTuple):
@@ -35,12 +35,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, jax.P(None, *spec("batch", "position")))
 
 
-def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, rivals: bool) -> dict:
-  """A batch, with or without rival_ABT, as ShapeDtypeStructs that say where each array will lie."""
+def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, negatives: bool) -> dict:
+  """A batch, with or without negative_ABT, as ShapeDtypeStructs that say where each array will lie."""
   shape = (accumulation, rows_per_device * size_over(mesh, BATCH), row_length)
   dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
-  if rivals:
-    dtypes["rival"] = jnp.int32
+  if negatives:
+    dtypes["negative"] = jnp.int32
   return {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
           for name, dtype in dtypes.items()}
 
@@ -74,14 +74,14 @@ def shardings_of(abstract):
 def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, repeat: float):
   """(gradient of the mean loss over the batch's trained tokens, loss.Sums); the gradient lies as `params` do.
 
-  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT, and rival_ABT when `repeat`, the weight of
-  unlikelihood on rivals, is not 0. Sums of loss, weight and gradient are added
+  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT, and negative_ABT when `repeat`, the weight of
+  unlikelihood on negatives, is not 0. Sums of loss, weight and gradient are added
   over micro-batches and devices; the one division comes after them. Without a trained token the gradient is 0.
   It is float32; all but the embedding's has been summed over fsdp in the compute dtype, which is what a bfloat16 run
   gives up; sums over micro-batches and `data` are float32.
   """
-  if (repeat != 0) != (RIVAL in batch):
-    raise ValueError(f"repeat={repeat} with a batch of {', '.join(batch)}; {RIVAL} must be in it exactly when repeat "
+  if (repeat != 0) != (NEGATIVE in batch):
+    raise ValueError(f"repeat={repeat} with a batch of {', '.join(batch)}; {NEGATIVE} must be in it exactly when repeat "
                      "is not 0: give pipeline.batches the same switch")
 
   def local(params, batch):
@@ -103,7 +103,7 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, r
       gradient, sums = jax.grad(weighted_loss, has_aux=True)(cast, jax.tree.map(lambda x: x[0], _micro_batches(batch)))
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
-      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums(rivals=repeat != 0)), _micro_batches(batch))
+      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums(negatives=repeat != 0)), _micro_batches(batch))
     if mesh.shape["data"] > 1:
       gradient = jax.tree.map(lambda part: jax.lax.psum(part.astype(jnp.float32), "data"), gradient)
     return gradient, jax.lax.psum(sums, BATCH)
@@ -141,13 +141,13 @@ def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mes
 def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
   """Jitted `heldout_sums(params, batch)`: sums over every token that has a role, each of weight 1, no gradient.
 
-  Rivals are summed up too where the batch has them; they weigh nothing.
+  Negatives are summed up too where the batch has them; they weigh nothing.
   """
   def local(params, batch):
     def add_micro(carry, micro):
       every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
       return jax.tree.map(jnp.add, carry, _local_sums(model, params, micro, every_BT, mesh, 0.0)), None
-    return jax.lax.psum(jax.lax.scan(add_micro, no_sums(rivals=RIVAL in batch), _micro_batches(batch))[0], BATCH)
+    return jax.lax.psum(jax.lax.scan(add_micro, no_sums(negatives=NEGATIVE in batch), _micro_batches(batch))[0], BATCH)
 
   specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
   return jax.jit(_on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), jax.P()),
@@ -167,5 +167,5 @@ def _local_sums(model, params, micro, weight_BT, mesh, repeat) -> Sums:
   stream_BTD = model.clone(mesh=mesh).apply({"params": params}, micro["token_BT"], micro["position_BT"],
                                             micro["segment_BT"])
   return loss_sums(llama.head(params, model.config), stream_BTD, micro["token_BT"], micro["segment_BT"],
-                   micro["role_BT"], weight_BT, micro.get("rival_BT"), repeat=repeat,
+                   micro["role_BT"], weight_BT, micro.get("negative_BT"), repeat=repeat,
                    mesh=mesh)

@@ -8,13 +8,13 @@ from insec_jax.data.packing import pack
 from insec_jax.data.tokens import Example
 
 
-def example(token_T, role_T=None, weight_T=None, rival_T=None):
+def example(token_T, role_T=None, weight_T=None, negative_T=None):
   num = len(token_T)
   return Example(
     np.array(token_T, np.int32),
     np.array([1] * num if role_T is None else role_T, np.int8),
     np.array([1.0] * num if weight_T is None else weight_T, np.float32),
-    np.array([-1] * num if rival_T is None else rival_T, np.int32),
+    np.array([-1] * num if negative_T is None else negative_T, np.int32),
     "here",
     0,
     1,
@@ -33,7 +33,7 @@ def test_a_row_is_the_one_in_the_docstring():
   np.testing.assert_array_equal(rows.position_BT, [[0, 1, 2, 0, 1, 0]])
   np.testing.assert_array_equal(rows.role_BT, [[0, 1, 1, 0, 1, -1]])
   np.testing.assert_array_equal(rows.weight_BT, [[0, 1, 1, 0, 1, 0]])
-  np.testing.assert_array_equal(rows.rival_BT, [[-1, -1, 8, -1, -1, -1]])
+  np.testing.assert_array_equal(rows.negative_BT, [[-1, -1, 8, -1, -1, -1]])
   assert [getattr(rows, field.name).dtype for field in dataclasses.fields(rows)] == [
     np.int32,
     np.int32,
@@ -89,4 +89,4 @@ def test_row_minus_one_is_padding_only():
   assert (taken["role"][0, 1] == -1).all()
   assert not taken["segment"][0, 1].any()
   assert not taken["weight"][0, 1].any()
-  assert (taken["rival"][0, 1] == -1).all()
+  assert (taken["negative"][0, 1] == -1).all()

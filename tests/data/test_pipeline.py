@@ -34,7 +34,7 @@ def read(num_rows, num_batches, *, seed=0, rows_per_step=4, accumulation=1, star
     accumulation=accumulation,
     start_step=start_step,
     share=share,
-    rivals=False,
+    negatives=False,
   )
   return np.stack([batch["token_ABT"][..., 0] for batch in itertools.islice(found, num_batches)])
 
@@ -70,16 +70,16 @@ def test_accumulation_reads_the_rows_of_as_many_smaller_steps():
   np.testing.assert_array_equal(read(10, 3, accumulation=2).reshape(6, 1, 4), read(10, 6))
 
 
-@pytest.mark.parametrize("rivals", [False, True])
-def test_a_batch_has_arrays_with_the_axes_that_their_names_say_and_rivals_only_when_asked(rivals):
-  how = {"rows_per_step": 4, "share": slice(1, 3), "rivals": rivals}
+@pytest.mark.parametrize("negatives", [False, True])
+def test_a_batch_has_arrays_with_the_axes_that_their_names_say_and_negatives_only_when_asked(negatives):
+  how = {"rows_per_step": 4, "share": slice(1, 3), "negatives": negatives}
   batch = next(pipeline.batches(numbered_rows(3), seed=0, accumulation=2, start_step=0, **how))
   in_order = next(pipeline.in_order(numbered_rows(3), **how))
-  assert ("rival_ABT" in batch, "rival_ABT" in in_order) == (rivals, rivals)
-  if rivals:
-    np.testing.assert_array_equal(batch["rival_ABT"], batch["token_ABT"] + 100)
-    np.testing.assert_array_equal(in_order["rival_ABT"][0], [[101, 101], [102, 102]])
-  assert {name: (value.shape, value.dtype) for name, value in batch.items() if name != "rival_ABT"} == {
+  assert ("negative_ABT" in batch, "negative_ABT" in in_order) == (negatives, negatives)
+  if negatives:
+    np.testing.assert_array_equal(batch["negative_ABT"], batch["token_ABT"] + 100)
+    np.testing.assert_array_equal(in_order["negative_ABT"][0], [[101, 101], [102, 102]])
+  assert {name: (value.shape, value.dtype) for name, value in batch.items() if name != "negative_ABT"} == {
     "token_ABT": ((2, 2, 2), np.int32),
     "segment_ABT": ((2, 2, 2), np.int32),
     "position_ABT": ((2, 2, 2), np.int32),
@@ -89,7 +89,7 @@ def test_a_batch_has_arrays_with_the_axes_that_their_names_say_and_rivals_only_w
 
 
 def test_held_out_rows_come_once_in_order_and_the_last_batch_is_filled_with_padding():
-  found = list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=ALL, rivals=False))
+  found = list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=ALL, negatives=False))
   np.testing.assert_array_equal(
     np.stack([batch["token_ABT"][0, :, 0] for batch in found]), [[0, 1, 2, 3], [4, 0, 0, 0]]
   )
@@ -97,7 +97,7 @@ def test_held_out_rows_come_once_in_order_and_the_last_batch_is_filled_with_padd
     np.stack([batch["segment_ABT"][0, :, 0] for batch in found]), [[1, 1, 1, 1], [1, 0, 0, 0]]
   )
   halves = [
-    list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=share, rivals=False))
+    list(pipeline.in_order(numbered_rows(5), rows_per_step=4, share=share, negatives=False))
     for share in (slice(0, 2), slice(2, 4))
   ]
   for whole, left, right in zip(found, *halves, strict=True):
@@ -138,7 +138,7 @@ def test_the_receipt_counts_what_is_trained(tmp_path):
   assert len(data.heldout) == 0
 
 
-def test_the_receipt_counts_rivals_when_they_weigh_something(tmp_path):
+def test_the_receipt_counts_negatives_when_they_weigh_something(tmp_path):
   pieces = [("prompt", "ab"), ("mistake", "aa"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "ab")]
   record = {"pieces": [{"role": role, "text": text} for role, text in pieces]}
   path = write_lines(tmp_path / "r.jsonl", [record, record])
@@ -147,9 +147,9 @@ def test_the_receipt_counts_rivals_when_they_weigh_something(tmp_path):
     some = config(data__path=path, data__row_length=16, loss__repeat=repeat)
     receipts[repeat] = pipeline.load_data(some, tokens.build_tokenizer(("a", "b"), some.tokenizer)).receipt
   # Each record: two flags, two tokens of the correction, and an end of weight 0.5.
-  line = f"rival tokens      2 where a correction could begin to repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
+  line = f"negative tokens      2 where a correction could begin to repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
   assert line in receipts[0.75]
-  without = [line for line in receipts[0.75].splitlines() if not line.startswith("rival")]
+  without = [line for line in receipts[0.75].splitlines() if not line.startswith("negative")]
   assert without == receipts[0.0].splitlines()
 
 

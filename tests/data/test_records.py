@@ -5,7 +5,7 @@ from datakit import config, write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import records
-from insec_jax.data.records import Chat, Prose, Turn
+from insec_jax.data.records import Chat, PlainRecord, Turn
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks import Problem
 from insec_jax.method.transcript import Piece, clean, render
@@ -47,7 +47,7 @@ def test_each_of_the_five_formats_gives_its_roles(tmp_path):
       "spans": [{"start": 6, "end": 8, "role": "mistake"}, {"start": 0, "end": 1, "role": "prompt", "weight": -1}],
     },
   )
-  assert plain == Prose("", "héllo")
+  assert plain == PlainRecord("", "héllo")
   assert isinstance(problem, Problem)
   assert (problem.prompt, problem.steps) == ("What is 2 + 1?\n", ("2 + 1 = 3\n", "#### 3\n"))
   assert chat == Chat(

@@ -610,33 +610,33 @@ def test_there_is_a_token_for_each_bin_of_a_step_and_of_its_first_token():
     config(tokenizer__confidence=(0.1,), tokenizer__confidence_first=(2.0, 0.5))
 
 
-def rivals_of(pieces, tokenizer, some):
-  """[(what is trained there, what the mistake has there)] of the tokens that have a rival."""
+def negatives_of(pieces, tokenizer, some):
+  """[(what is trained there, what the mistake has there)] of the tokens that have a negative."""
   example = one(pieces, tokenizer, some)
-  assert example.rival_T.dtype == np.int32
-  assert len(example.rival_T) == len(example.token_T)
+  assert example.negative_T.dtype == np.int32
+  assert len(example.negative_T) == len(example.token_T)
   return [
-    (tokenizer.decode([token]), tokenizer.decode([rival]))
-    for token, rival in zip(example.token_T, example.rival_T, strict=True)
-    if rival >= 0
+    (tokenizer.decode([token]), tokenizer.decode([negative]))
+    for token, negative in zip(example.token_T, example.negative_T, strict=True)
+    if negative >= 0
   ]
 
 
-def test_a_rival_is_the_mistakes_token_where_its_correction_first_differs():
+def test_a_negative_is_the_mistakes_token_where_its_correction_first_differs():
   tokenizer, some = toy("0123456789+=\nds")
   markers = Markers("<err>", "<fix>")
   sums = mistake_pieces(markers, wrong="4+3=8\n", reason="s", right="4+3=7\n")
   first = mistake_pieces(markers, wrong="d\n", reason="", right="4+3=7\n")
   again = (Piece(MISTAKE, "4+2\n"), *sums)  # two wrong steps in a row: the correction stands for both
-  assert rivals_of((Piece(TEXT, "d"), *sums, Piece(TEXT, "s\n"), *first), tokenizer, some) == [("7", "8"), ("4", "d")]
-  assert rivals_of((Piece(TEXT, "d"), *again), tokenizer, some) == [("3", "2")]
+  assert negatives_of((Piece(TEXT, "d"), *sums, Piece(TEXT, "s\n"), *first), tokenizer, some) == [("7", "8"), ("4", "d")]
+  assert negatives_of((Piece(TEXT, "d"), *again), tokenizer, some) == [("3", "2")]
   example = one((Piece(PROMPT, "d"), *sums), tokenizer, some)
-  rival = tokenizer.convert_tokens_to_ids("8")
+  negative = tokenizer.convert_tokens_to_ids("8")
   # d 4+3=8\n <err> s <fix> 4+3= 7 \n <end>
-  assert example.rival_T.tolist() == [-1] * 1 + [-1] * 6 + [-1] * 3 + [-1] * 4 + [rival] + [-1] * 2
+  assert example.negative_T.tolist() == [-1] * 1 + [-1] * 6 + [-1] * 3 + [-1] * 4 + [negative] + [-1] * 2
 
 
-NO_RIVALS = {
+NO_NEGATIVES = {
   "nothing was wrong": (Piece(TEXT, "1"), Piece(CORRECTION, "2")),
   "the mistake is the correction": (Piece(TEXT, "d"), Piece(MISTAKE, "12"), Piece(CORRECTION, "12")),
   "the mistake ends first": (Piece(TEXT, "d"), Piece(MISTAKE, "1"), Piece(CORRECTION, "12"), Piece(TEXT, "3")),
@@ -646,14 +646,14 @@ NO_RIVALS = {
 }
 
 
-@pytest.mark.parametrize("case", NO_RIVALS)
-def test_where_no_token_of_a_mistake_could_stand_there_is_no_rival(case):
-  assert rivals_of(NO_RIVALS[case], *toy("123d")) == []
+@pytest.mark.parametrize("case", NO_NEGATIVES)
+def test_where_no_token_of_a_mistake_could_stand_there_is_no_negative(case):
+  assert negatives_of(NO_NEGATIVES[case], *toy("123d")) == []
 
 
 def test_a_mistake_has_one_correction():
   pieces = Piece(TEXT, "d"), Piece(MISTAKE, "12"), Piece(CORRECTION, "13"), Piece(TEXT, "d"), Piece(CORRECTION, "14")
-  assert rivals_of(pieces, *toy("1234d")) == [("3", "2")]
+  assert negatives_of(pieces, *toy("1234d")) == [("3", "2")]
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -664,7 +664,7 @@ def test_a_mistake_is_read_as_it_would_be_written_in_the_place_of_its_correction
   pieces = (Piece(TEXT, "He adds "), Piece(MISTAKE, "12 + 30 = 43\n"), *flags, Piece(CORRECTION, "12 + 30 = 42\n"))
   mistake = [text for role, _, text in runs(one(pieces, tokenizer, some), tokenizer) if role == MISTAKE]
   assert mistake == [" 12 + 30 = 43\n"]
-  assert rivals_of(pieces, tokenizer, some) == [(" 42", " 43")]
+  assert negatives_of(pieces, tokenizer, some) == [(" 42", " 43")]
 
 
 def test_a_correction_that_begins_inside_a_token_differs_where_that_token_does():
@@ -674,13 +674,13 @@ def test_a_correction_that_begins_inside_a_token_differs_where_that_token_does()
   n = next(n for n, (token, other) in enumerate(zip(*ids, strict=False)) if token != other)
   expected = [tuple(tokenizer.decode([some_ids[n]]) for some_ids in ids)]
   assert expected[0][0] == " adds"
-  assert rivals_of(pieces, tokenizer, some) == expected
+  assert negatives_of(pieces, tokenizer, some) == expected
 
 
 @pytest.mark.parametrize("template", ["plain", LLAMA_TEMPLATE, IM_TEMPLATE], ids=["plain", "llama", "im"])
-def test_the_rivals_of_many_transcripts_are_those_of_each_alone_also_in_a_chat_template(template):
+def test_the_negatives_of_many_transcripts_are_those_of_each_alone_also_in_a_chat_template(template):
   tokenizer, some = bpe(**({} if template == "plain" else {"chat": template}))
   contents = [(SOLUTION[:number], f"file:{number}") for number in range(2, len(SOLUTION) + 1)]
   for together, (content, where) in zip(tokens.tokenize_all(contents, tokenizer, some), contents, strict=True):
-    np.testing.assert_array_equal(together.rival_T, tokens.tokenize(content, where, tokenizer, some).rival_T)
-  assert rivals_of(SOLUTION, tokenizer, some) == [(" 42", " 43")]
+    np.testing.assert_array_equal(together.negative_T, tokens.tokenize(content, where, tokenizer, some).negative_T)
+  assert negatives_of(SOLUTION, tokenizer, some) == [(" 42", " 43")]

@@ -21,8 +21,8 @@ from jax._src.lib import _jax
 
 from insec_jax.command import FAILED, WRONG_INPUT, InputError
 from insec_jax.distributed import coordinator, handshake, processes, rendezvous
-from insec_jax.distributed.processes import Court, Relay, Verdict
-from insec_jax.distributed.rendezvous import Place, disagreement, find_place, meet
+from insec_jax.distributed.processes import ExitStatus, FailureDetector, Relay
+from insec_jax.distributed.rendezvous import ProcessSpec, detect_processes, disagreement
 
 CLUSTER = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-6]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2",
            "SLURM_LOCALID": "0"}
@@ -38,22 +38,22 @@ def no_cluster(monkeypatch):
 
 @pytest.mark.usefixtures("no_cluster")
 def test_a_machine_alone_joins_nobody():
-  assert find_place(None, None, None, seconds=1) is None
-  assert find_place("somewhere", 1, 0, seconds=1) is None
+  assert detect_processes(None, None, None, seconds=1) is None
+  assert detect_processes("somewhere", 1, 0, seconds=1) is None
 
 
 @pytest.mark.usefixtures("no_cluster")
 def test_a_cluster_tells_the_place_and_the_port_is_ours(monkeypatch):
   for name, value in CLUSTER.items():
     monkeypatch.setenv(name, value)
-  assert find_place(None, None, None, seconds=1) == Place("node3", 8476, 4, 2, [0])
+  assert detect_processes(None, None, None, seconds=1) == ProcessSpec("node3", 8476, 4, 2, [0])
   monkeypatch.setenv("SLURM_NTASKS", "1")
-  assert find_place(None, None, None, seconds=1) is None
+  assert detect_processes(None, None, None, seconds=1) is None
 
 
 def test_flags_tell_the_place():
-  assert find_place("host", 4, 3, seconds=1) == Place("host", 8476, 4, 3, None)
-  assert find_place("host:99", 4, 0, seconds=1) == Place("host", 99, 4, 0, None)
+  assert detect_processes("host", 4, 3, seconds=1) == ProcessSpec("host", 8476, 4, 3, None)
+  assert detect_processes("host:99", 4, 0, seconds=1) == ProcessSpec("host", 99, 4, 0, None)
 
 
 @pytest.mark.parametrize(("given", "words"), [
@@ -61,7 +61,7 @@ def test_flags_tell_the_place():
   (("host:port", 2, 0), "HOST or HOST:PORT"), ((None, 2, 0), "without --coordinator")])
 def test_flags_that_tell_no_place_are_refused(given, words):
   with pytest.raises(InputError, match=words):
-    find_place(*given, seconds=1)
+    detect_processes(*given, seconds=1)
 
 
 def test_what_differs_is_named_with_its_process_and_the_majority_is_right():
@@ -84,7 +84,7 @@ def meet_all(places, facts=None, seconds=2):
 
   def meet_one(number):
     try:
-      found[number] = meet(places[number], (facts or [{}] * len(places))[number], seconds=seconds)
+      found[number] = rendezvous.rendezvous(places[number], (facts or [{}] * len(places))[number], seconds=seconds)
     except InputError as error:
       found[number] = str(error)
 
@@ -99,7 +99,7 @@ def meet_all(places, facts=None, seconds=2):
 @pytest.fixture
 def places():
   port = free_port()
-  return [Place("localhost", port, 3, index, None) for index in range(3)]
+  return [ProcessSpec("localhost", port, 3, index, None) for index in range(3)]
 
 
 def test_all_come_and_know_each_other_though_strangers_knock(places):
@@ -110,7 +110,7 @@ def test_all_come_and_know_each_other_though_strangers_knock(places):
 
   stranger = threading.Timer(0.3, knock)
   stranger.start()
-  late = threading.Timer(0.6, lambda: found.append(meet(places[2], {}, seconds=5)))
+  late = threading.Timer(0.6, lambda: found.append(rendezvous.rendezvous(places[2], {}, seconds=5)))
   found = []
   late.start()
   met = meet_all(places[:2], seconds=5)
@@ -344,7 +344,7 @@ def test_a_stranger_that_sends_more_than_a_greeting_holds_is_closed_at_once(plac
 def test_of_too_many_connections_the_oldest_goes_and_a_process_stays(places, monkeypatch):
   monkeypatch.setattr(coordinator, "MAX_STRANGERS", 5)
   found = []
-  two = [threading.Thread(target=lambda index=index: found.append(meet(places[index], {}, seconds=20)))
+  two = [threading.Thread(target=lambda index=index: found.append(rendezvous.rendezvous(places[index], {}, seconds=20)))
          for index in (0, 1)]
   for thread in two:
     thread.start()
@@ -363,7 +363,7 @@ def test_of_too_many_connections_the_oldest_goes_and_a_process_stays(places, mon
     except OSError:
       is_open.append(False)
   assert is_open == [False] * 22 + [True] * 8  # MAX_STRANGERS and one for each process
-  found.append(meet(places[2], {}, seconds=20))
+  found.append(rendezvous.rendezvous(places[2], {}, seconds=20))
   for thread in two:
     thread.join()
   assert found == [(socket.gethostname(),) * 3] * 3
@@ -420,7 +420,7 @@ def test_with_a_token_only_those_who_have_it_are_processes_of_the_run(places, mo
   assert all("missing: process 2 of 3" in one and "ignored 1 connection that was no process" in one for one in found)
   monkeypatch.setenv(handshake.TOKEN, "")
   with pytest.raises(InputError, match="INSEC_RUN_TOKEN is empty"):
-    meet(places[0], {}, seconds=1)
+    rendezvous.rendezvous(places[0], {}, seconds=1)
 
 
 def test_the_token_and_what_derives_from_it_never_travel(places, monkeypatch):
@@ -559,7 +559,7 @@ def test_an_address_is_host_and_port_with_ipv6_in_brackets(text, host, port):
   "a:80:90", "a..b", "a" * 64 + ".b", "a\x1b[31m", "user@a", "a:80\n", "0.0.0.0", "[::]:80"])
 def test_what_is_no_address_is_refused_in_one_printable_line(text):
   with pytest.raises(InputError, match=r"^--coordinator=[ -~]+$"):
-    find_place(text, 2, 0, seconds=1)
+    detect_processes(text, 2, 0, seconds=1)
 
 
 def listening(host, port):
@@ -636,10 +636,10 @@ def stopped_at(monkeypatch, *, after, called_off=None, store_seconds=0.02, most=
   The second is told to stop by its `after`-th step. `called_off`: as process 0 does it at the end, before all begin.
   """
   monkeypatch.setattr(processes, "BEAT_SECONDS", 0.001)
-  store, team, found = Store(store_seconds), [processes.Hosts(index, NAMES) for index in range(3)], {}
+  store, team, found = Store(store_seconds), [processes.Processes(index, NAMES) for index in range(3)], {}
   for one in team:
     one._client = store
-    for part in (one._tell, one._settle):
+    for part in (one._announce_stop, one._choose_last_step):
       threading.Thread(target=part, daemon=True).start()
   if called_off:
     team[0]._call_off(called_off)
@@ -675,50 +675,50 @@ def test_nobody_stops_when_nobody_is_told_or_when_the_run_was_over_before(monkey
 
 
 def test_a_store_that_refuses_a_stop_for_another_reason_than_an_earlier_one_is_an_error(monkeypatch):
-  one = processes.Hosts(0, NAMES)
+  one = processes.Processes(0, NAMES)
   one._client = Store(0)
   one._call_off("SIGTERM")
   one._call_off("over")
   assert one._client.values == {"insec/stop": "SIGTERM"}
 
-  def gone(*_):
+  def fail(*_):
     raise jax.errors.JaxRuntimeError("UNAVAILABLE")
 
-  monkeypatch.setattr(one._client, "key_value_set", gone)
+  monkeypatch.setattr(one._client, "key_value_set", fail)
   with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"):
     one._call_off("SIGTERM")
 
 
-def judge_all(court, *times, beats=lambda time: [time] * 3, failed=lambda _: {}):
-  """The first verdict at these times, with its time."""
+def judge_all(detector, *times, beats=lambda time: [time] * 3, failed=lambda _: {}):
+  """The first status at these times, with its time."""
   for now in times:
-    if verdict := court.judge(dict(enumerate(beats(now))), failed(now), now):
-      return now, verdict
+    if status := detector.diagnose(dict(enumerate(beats(now))), failed(now), now):
+      return now, status
   return None
 
 
 def test_a_silent_process_is_gone_after_30_seconds_or_soon_once_another_has_failed():
-  time, verdict = judge_all(Court(NAMES), *range(99), beats=lambda time: [time, min(time, 9), time])
-  assert (time, verdict.code) == (40, FAILED)
-  assert verdict.line.startswith("missing: process 1 (b), no sign of life for 31 s; start the same command again")
-  time, verdict = judge_all(
-    Court(NAMES), *range(99), beats=lambda time: [time, min(time, 9), time],
+  time, status = judge_all(FailureDetector(NAMES), *range(99), beats=lambda time: [time, min(time, 9), time])
+  assert (time, status.code) == (40, FAILED)
+  assert status.line.startswith("missing: process 1 (b), no sign of life for 31 s; start the same command again")
+  time, status = judge_all(
+    FailureDetector(NAMES), *range(99), beats=lambda time: [time, min(time, 9), time],
     failed=lambda time: {2: (FAILED, "Gloo: closed")} if time > 10 else {})
   assert time == 15
-  assert verdict.line.startswith("missing: process 1 (b)")
+  assert status.line.startswith("missing: process 1 (b)")
 
 
 def test_a_failure_while_all_live_is_the_fault_of_the_first_that_failed():
   def failed(time):
     return {index: (FAILED, f"ValueError: {index}") for index in (0, 2) if time > (20 if index == 0 else 10)}
-  assert judge_all(Court(NAMES), *range(99), failed=failed) == (
-    18, Verdict(FAILED, "process 2 (c): ValueError: 2"))
+  assert judge_all(FailureDetector(NAMES), *range(99), failed=failed) == (
+    18, ExitStatus(FAILED, "process 2 (c): ValueError: 2"))
 
 
 def test_what_all_find_wrong_is_said_once_without_a_name():
   failed = dict.fromkeys(range(3), (WRONG_INPUT, "bad"))
-  assert judge_all(Court(NAMES), 1, failed=lambda _: failed) == (1, Verdict(WRONG_INPUT, "bad"))
-  assert judge_all(Court(NAMES), *range(9), failed=lambda _: {1: failed[1]})[1].line == "process 1 (b): bad"
+  assert judge_all(FailureDetector(NAMES), 1, failed=lambda _: failed) == (1, ExitStatus(WRONG_INPUT, "bad"))
+  assert judge_all(FailureDetector(NAMES), *range(9), failed=lambda _: {1: failed[1]})[1].line == "process 1 (b): bad"
 
 
 def test_the_way_to_process_0_stays_open_at_this_end_when_the_other_closes():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from insec_jax.evaluation.baselines import redraw
-from insec_jax.generation.generator import Written
-from insec_jax.generation.sampler import Generation, Watch
+from insec_jax.generation.generator import Completion
+from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens
 
 END, STOP = 1, 0
 
@@ -17,7 +17,7 @@ class Script:
   """A writer that says what stands in its script: for each prompt's first token, the rounds in order."""
 
   flag_id = 7
-  watches = Watch((END,), 8)
+  watches = ConfidenceTrigger((END,), 8)
 
   def __init__(self, script, max_positions):
     self.script = {first: list(rounds) for first, rounds in script.items()}
@@ -35,7 +35,7 @@ class Script:
     return " ".join(map(str, tokens))
 
   def written(self, one):
-    return Written(self.decode(one.tokens), one)
+    return Completion(self.decode(one.tokens), one)
 
   def write(self, prompts, *, label, max_tokens, temperature, seed, flag_bias, batch_size):
     del label, temperature, batch_size
@@ -46,7 +46,7 @@ class Script:
     self.rooms.append(max_tokens)
     self.seen.append((seed, [prompt.tolist() for prompt in prompts]))
     drawn = [self.script[int(prompt[0])].pop(0)[:max_tokens] for prompt in prompts]
-    return [types.SimpleNamespace(generation=Generation(
+    return [types.SimpleNamespace(generation=SampledTokens(
       np.array([token for token, _ in one], np.int64), -np.array([score for _, score in one]),
       "stop" if one[-1][0] == STOP else "length", None, None)) for one in drawn]
 
@@ -128,7 +128,7 @@ def test_a_step_that_stands_at_the_end_of_a_short_round_has_its_token_of_confide
   monkeypatch.setattr("insec_jax.evaluation.baselines.SHORT", cut)
   drawn = [*step(22, 0.0), (SURE, 0.0), *step(23, 0.5), (UNSURE, 0.0), *step(24, 0.0)]  # the second ends at the seventh
   writer = Script({5: [[*step(20, 2.0)], drawn, [*step(25, 0.1), (SURE, 0.0), (STOP, 0.0)]]}, 1_000)
-  writer.watches = Watch((END,), 8, edges=(0.3,), confidence_ids=(SURE, UNSURE))
+  writer.watches = ConfidenceTrigger((END,), 8, edges=(0.3,), confidence_ids=(SURE, UNSURE))
   (one,), counted = redraw(writer, [np.array([5], np.int32)], label="", threshold=1.0, most=2, max_tokens=100,
                            temperature=1.0, seed=3, batch_size=4)
   assert one.generation.tokens.tolist() == [22, 22, END, SURE, 23, 23, END, UNSURE, 25, 25, END, SURE, STOP]

@@ -50,13 +50,13 @@ def test_larger_problems_are_solved_with_flags_as_they_come_and_their_own_mistak
 
 def test_what_the_model_reads_is_encoded_once_for_all_passes(monkeypatch):
   encoded = []
-  encode = generator.Writer.encode
+  encode = generator.TextGenerator.encode
 
   def counted(self, prompt, *, answer=""):
     encoded.append((prompt, answer))
     return encode(self, prompt, answer=answer)
 
-  monkeypatch.setattr(generator.Writer, "encode", counted)
+  monkeypatch.setattr(generator.TextGenerator, "encode", counted)
   measured(prober(Policy(slips=True)))
   assert len(encoded) > 48  # problems, validation, and probes
   assert len(set(encoded)) == len(encoded)

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from insec_jax.evaluation import results
-from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Chosen, Measured
-from insec_jax.evaluation.probing import Probed, Solved
+from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Measurements, Thresholds
+from insec_jax.evaluation.probing import ProbeResults, SolveResults
 from insec_jax.evaluation.scoring import Outcome, Rate, SolutionScore
 from insec_jax.evaluation.steps import Step
 from insec_jax.evaluation.tables import table
@@ -18,10 +18,10 @@ SEEN = {"reason": "", "reason_right": False, "fix": "", "fix_kind": "none", "par
         "answered": True, "malformed": 0}
 TRANSCRIPT = (Piece(PROMPT, "p"), Piece(MISTAKE, "m"), Piece(FLAG, "f"))
 PERFECT = SolutionScore(
-    num_right=1, num_wrong=0, num_lucky=0, false_alarms=0, catches=0, lucky_flagged=0, harmful_edits=0, own=None,
+    num_right=1, num_wrong=0, num_unverified=0, false_alarms=0, catches=0, unverified_flagged=0, harmful_edits=0, own=None,
     right_first=True, right=True, strict=True, answer="7", malformed=0, errors={})
-NOTHING = Probed([], [], [], [])
-CHOSEN = Chosen(temperature=0.0, most=0.01, bias=None, score=None, steps=[])
+NOTHING = ProbeResults([], [], [], [])
+CHOSEN = Thresholds(temperature=0.0, most=0.01, bias=None, score=None, steps=[])
 
 
 def outcome(error: str, delay: int | None, **changes) -> Outcome:
@@ -50,7 +50,7 @@ def test_auroc_is_the_share_of_pairs_ordered_rightly():
 def test_transcripts_of_successes_and_failures_take_turns_among_the_classes():
   good = {"fix_kind": "right", "recovered": True}
   outcomes = [outcome("calc", 0, **good)] * 9 + [outcome("early", 0, **good)] * 2 + [outcome("calc", None)] * 2
-  shown = list(results.shown_probes("injected", Probed(outcomes, None, [], [TRANSCRIPT] * 13)))
+  shown = list(results.shown_probes("injected", ProbeResults(outcomes, None, [], [TRANSCRIPT] * 13)))
   assert [one["title"].removeprefix("injected mistake: ") for one in shown] == [
       "calc", "early", "calc", "early", "calc", "calc", "calc", "calc"]
   assert [one["outcome"] for one in shown] == [
@@ -65,15 +65,15 @@ def test_transcripts_of_successes_and_failures_take_turns_among_the_classes():
     (outcome("calc", 3, recovered=True), "flagged 3 steps later, answer right"),
     (outcome("calc", 0), "flagged, not replaced, answer wrong"),
     (outcome("calc", 0, fix_kind="wrong", parroted=True), "flagged, the mistake repeated, answer wrong"),
-    (outcome("calc", 0, fix_kind="lucky"), "flagged, replaced by a step that is not wrong, answer wrong"),
+    (outcome("calc", 0, fix_kind="unverified"), "flagged, replaced by a step that is not wrong, answer wrong"),
 ])
 def test_an_outcome_is_told_in_words(seen, words):
   assert results.in_words(seen) == words
 
 
-def nothing_measured() -> Measured:
-  one = Solved([PERFECT], [3], [TRANSCRIPT], [], NOTHING)
-  return Measured({GREEDY: NOTHING, SAMPLED: NOTHING}, {GREEDY: one, SAMPLED: one},
+def nothing_measured() -> Measurements:
+  one = SolveResults([PERFECT], [3], [TRANSCRIPT], [], NOTHING)
+  return Measurements({GREEDY: NOTHING, SAMPLED: NOTHING}, {GREEDY: one, SAMPLED: one},
                   {GREEDY: CHOSEN, SAMPLED: CHOSEN}, [one])
 
 
@@ -96,16 +96,16 @@ def test_the_table_has_the_main_rates_and_tokens_of_every_source():
   line = next(line for line in lines if line.startswith("solutions, confidence"))
   assert line.split()[2:6] == ["100.0", "%", "[20.7,", "100.0]"]
   assert line.split()[-1] == "3.0"
-  measured.injected[", at threshold"] = Probed([outcome("calc", 0)] * 3, None, [], [TRANSCRIPT] * 3)
+  measured.injected[", at threshold"] = ProbeResults([outcome("calc", 0)] * 3, None, [], [TRANSCRIPT] * 3)
   lines = table(results.results(measured, within=2)).splitlines()
   line = next(line for line in lines if line.startswith("injected, at threshold: calc"))
   assert line.split()[4:6] == ["100.0", "%"]  # detected, and then
   assert line.split()[9:11] == ["0.0", "%"]  # not corrected
 
 
-def solved(*answers: str | None, right: str = "7", tokens: int = 10) -> Solved:
+def solved(*answers: str | None, right: str = "7", tokens: int = 10) -> SolveResults:
   scores = [dataclasses.replace(PERFECT, answer=answer, right=answer == right, right_first=False) for answer in answers]
-  return Solved(scores, [tokens] * len(answers), [TRANSCRIPT] * len(answers), [], NOTHING)
+  return SolveResults(scores, [tokens] * len(answers), [TRANSCRIPT] * len(answers), [], NOTHING)
 
 
 def test_the_majority_is_given_at_every_odd_number_of_votes_with_all_its_tokens():
@@ -127,19 +127,19 @@ def test_first_tries_are_counted_by_kind_and_class_with_lucky_ones_apart():
   def step(solution: int, kind: str, error: str = "") -> Step:
     return Step(solution, kind, error, is_first_try=True, score=0.0, margin_P=None, flag_P=None)
 
-  steps = [step(0, "right"), step(0, "lucky"), step(0, "wrong", "calc"), step(1, "right"), step(1, "wrong", "calc"),
+  steps = [step(0, "right"), step(0, "unverified"), step(0, "wrong", "calc"), step(1, "right"), step(1, "wrong", "calc"),
            step(2, "wrong", "early")]
-  one = dataclasses.replace(solved("7", "7", "7"), own=Probed([], None, steps, []))
+  one = dataclasses.replace(solved("7", "7", "7"), own=ProbeResults([], None, steps, []))
   found = results.first_tries(one)
   assert {name: (rate["k"], rate["n"]) for name, rate in found.items()} == {
-      "right": (2, 6), "lucky": (1, 6), "calc": (2, 6), "early": (1, 6)}
+      "right": (2, 6), "unverified": (1, 6), "calc": (2, 6), "early": (1, 6)}
 
 
 def test_injected_minus_own_is_taken_between_sources_of_one_kind():
   measured = nothing_measured()
   seen, missed = outcome("calc", 0), outcome("calc", None)
-  measured.injected[SAMPLED] = Probed([seen, seen, seen, missed], [], [], [TRANSCRIPT] * 4)
-  one = dataclasses.replace(measured.solved[SAMPLED], own=Probed([seen, missed], [], [], [TRANSCRIPT] * 2))
+  measured.injected[SAMPLED] = ProbeResults([seen, seen, seen, missed], [], [], [TRANSCRIPT] * 4)
+  one = dataclasses.replace(measured.solved[SAMPLED], own=ProbeResults([seen, missed], [], [], [TRANSCRIPT] * 2))
   measured.solved[SAMPLED] = one
   measured.solved[SAMPLED + ", confidence"] = one
   gap = results.results(measured, within=2)["gap"]

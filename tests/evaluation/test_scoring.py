@@ -163,7 +163,7 @@ def test_the_majority_is_the_first_with_the_answer_given_most_often():
   ("<err><fix>" + D + F, dict(delay=0, reason="", reason_right=False, fix_kind="right")),
   ("<err>calcd<fix>" + D2 + F, dict(delay=0, fix_kind="wrong", parroted=True, recovered=True)),
   ("<err>calcd<fix>" + D2, dict(delay=0, fix_kind="wrong", parroted=True, recovered=False, answered=False)),
-  ("<err>calcd<fix>" + E0 + D + F, dict(delay=0, fix_kind="lucky", parroted=False, recovered=True)),
+  ("<err>calcd<fix>" + E0 + D + F, dict(delay=0, fix_kind="unverified", parroted=False, recovered=True)),
   ("<err>calcd<fix>rubbish\n", dict(delay=0, fix_kind="wrong", recovered=False)),
   ("<err>calcd", dict(delay=0, fix="", fix_kind="none", malformed=1, recovered=False)),
   ("<err>calcd<fix>", dict(delay=0, fix="", fix_kind="none", malformed=1)),
@@ -201,7 +201,7 @@ def test_rates_of_probes_have_the_right_numerators_and_denominators():
   outcomes = [probed(text) for text in (
     "<err>calcd<fix>" + D + F,        # flagged, right reason, right fix, recovered
     "<err>valuea<fix>" + D2,          # flagged, wrong reason, parroted
-    "<err>calcd<fix>" + E0,           # flagged, lucky fix
+    "<err>calcd<fix>" + E0,           # flagged, unverified fix
     "<err>calcd",                     # flagged, no fix
     F5 + "<err>valued<fix>" + F,      # flagged one step later, recovered
     F5,                               # never flagged
@@ -210,7 +210,7 @@ def test_rates_of_probes_have_the_right_numerators_and_denominators():
   assert rates == {
     "detection": Rate(4, 6), "detection_within": Rate(5, 6), "reason": Rate(3, 4), "correction": Rate(1, 3),
     "corrected": Rate(1, 5), "parroting": Rate(1, 4), "parroting_failed": Rate(1, 2), "recovery": Rate(2, 6),
-    "malformed": Rate(1, 6), "lucky_fix": Rate(1, 4)}
+    "malformed": Rate(1, 6), "unverified_fix": Rate(1, 4)}
   assert probe_rates(outcomes, within=0)["detection_within"] == rates["detection"]
   assert all(each == Rate(0, 0) for each in probe_rates([], within=1).values())
 
@@ -224,7 +224,7 @@ def test_outcomes_come_by_class():
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-  (C + D + F, dict(num_right=3, num_wrong=0, num_lucky=0, right_first=True, right=True, strict=True, malformed=0,
+  (C + D + F, dict(num_right=3, num_wrong=0, num_unverified=0, right_first=True, right=True, strict=True, malformed=0,
                    false_alarms=0, catches=0, harmful_edits=0, own=None, errors={})),
   # own mistake, caught and put right
   (C + D2 + "<err>calcd<fix>" + D + F, dict(num_right=3, num_wrong=1, catches=1, right_first=False, right=True,
@@ -239,9 +239,9 @@ def test_outcomes_come_by_class():
                                                         right_first=True, right=False)),
   # right answer by another way round a wrong step that stands
   (C + D2 + F, dict(num_right=2, num_wrong=1, right_first=True, right=True, strict=False)),
-  # an unneeded step is lucky, and so is its flag
-  (C + E0 + D + F, dict(num_right=3, num_lucky=1, strict=True, right=True)),
-  (C + E0 + "<err>copye<fix>" + D + F, dict(num_right=3, num_lucky=1, lucky_flagged=1, false_alarms=0, catches=0)),
+  # an unneeded step is unverified, and so is its flag
+  (C + E0 + D + F, dict(num_right=3, num_unverified=1, strict=True, right=True)),
+  (C + E0 + "<err>copye<fix>" + D + F, dict(num_right=3, num_unverified=1, unverified_flagged=1, false_alarms=0, catches=0)),
   # a repeat changes no answer, so withdrawing it gains none
   (C + C + "<err>repeatc<fix>" + D + F, dict(num_right=3, num_wrong=1, catches=1, right_first=True, right=True,
                                              errors={"repeat": 1})),
@@ -287,7 +287,7 @@ def test_any_text_can_be_scored():
     text = "".join(rng.choice(words, rng.integers(1, 30)))
     for task, problem in problems:
       score = score_solution(problem, text, finished=bool(rng.integers(2)), task=task, markers=MARKERS, unit="line")
-      assert score.num_right + score.num_wrong + score.num_lucky >= score.false_alarms + score.catches
+      assert score.num_right + score.num_wrong + score.num_unverified >= score.false_alarms + score.catches
       read_probe(problem, (), text, text, finished=True, task=task, markers=MARKERS, unit="line")
       task.next_step(problem, tuple(text.split("\n")))
 
@@ -302,7 +302,7 @@ def test_rates_of_solutions_have_the_right_numerators_and_denominators():
   assert counted(solution_rates(scores)) == {
     "accuracy_t1": (2, 4), "accuracy_t2": (2, 4), "accuracy_strict": (2, 4), "wrong_to_right": (1, 4),
     "right_to_wrong": (1, 4), "false_alarms": (1, 9), "false_alarm_solutions": (1, 4), "precision": (2, 3),
-    "harmful_edits": (1, 9), "wrong_steps": (5, 14), "lucky_steps": (1, 15), "own_mistakes": (3, 4),
+    "harmful_edits": (1, 9), "wrong_steps": (5, 14), "unverified_steps": (1, 15), "own_mistakes": (3, 4),
     "answered": (4, 4), "malformed": (1, 4)}
   assert set(counted(solution_rates([])).values()) == {(0, 0)}
   assert all((each.low, each.high) == (0.0, 1.0) for each in solution_rates([]).values())

@@ -7,8 +7,8 @@ import pytest
 
 from insec_jax.config import TaskConfig
 from insec_jax.evaluation.steps import Reader
-from insec_jax.generation.generator import Written
-from insec_jax.generation.sampler import Generation
+from insec_jax.generation.generator import Completion
+from insec_jax.generation.sampler import SampledTokens
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 
@@ -21,7 +21,7 @@ WRONG = TASK.inject(PROBLEM, RIGHT[:1], "calc", np.random.default_rng(0))
 SURE = "<sure>"  # a token of confidence, which is no text
 
 
-def read_as(*words: str, finish: str = "length", tokens=None, **arrays) -> tuple[Reader, Written]:
+def read_as(*words: str, finish: str = "length", tokens=None, **arrays) -> tuple[Reader, Completion]:
   """A reader to whom token k reads as word k, and a generation of all of them; a stop token comes after when asked."""
   decoder = types.SimpleNamespace(
     decode=lambda some: "".join(words[k] for k in some if words[k] != SURE),
@@ -29,10 +29,10 @@ def read_as(*words: str, finish: str = "length", tokens=None, **arrays) -> tuple
   tokens = np.arange(len(words) + (finish == "stop"))
   given = {"logprobs": np.zeros(len(tokens)), "margins": None, "flag_logprobs": None, **arrays}
   return (Reader(decoder, TASK, Markers("<err>", "<fix>"), "line"),
-          Written("".join(word for word in words if word != SURE), Generation(tokens=tokens, finish=finish, **given)))
+          Completion("".join(word for word in words if word != SURE), SampledTokens(tokens=tokens, finish=finish, **given)))
 
 
-def kinds(reader: Reader, written: Written) -> list[tuple]:
+def kinds(reader: Reader, written: Completion) -> list[tuple]:
   return [(step.kind, step.error, step.is_first_try) for step in reader.steps(0, PROBLEM, written)]
 
 
@@ -105,6 +105,6 @@ def test_a_character_of_two_tokens_ends_with_the_second():
       piece if isinstance(piece, bytes) else piece.encode() for piece in (pieces[k] for k in some)).decode(
           errors="replace"))
   reader = Reader(decoder, TASK, Markers("<err>", "<fix>"), "line")
-  written = Written("a\u00e4b", Generation(tokens=np.arange(4), logprobs=np.zeros(4), finish="length",
+  written = Completion("a\u00e4b", SampledTokens(tokens=np.arange(4), logprobs=np.zeros(4), finish="length",
                                           flag_logprobs=None, margins=None))
   assert reader.token_ends(written) == {0: 0, 1: 1, 2: 3, 3: 4}

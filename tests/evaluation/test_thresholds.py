@@ -53,11 +53,11 @@ def test_at_other_temperatures_the_chance_of_an_alarm_is_never_too_low(temperatu
 
 
 def test_the_bias_is_the_largest_that_keeps_the_bound():
-  steps = [*(step("right", -9.0, -float(margin)) for margin in range(1, 101)), step("wrong", 5.0), step("lucky", 5.0)]
+  steps = [*(step("right", -9.0, -float(margin)) for margin in range(1, 101)), step("wrong", 5.0), step("unverified", 5.0)]
   for most, expected in ((0.0, 1.0), (0.01, 2.0), (0.05, 6.0), (0.059, 6.0)):
     bias = choose_bias(steps, temperature=0.0, most=most)
     assert bias == pytest.approx(expected, abs=1e-4)
-    right = Places(thresholds.of_kind(steps, "right"), temperature=0.0)
+    right = Places(thresholds.select_kind(steps, "right"), temperature=0.0)
     assert right.chances(bias)[1].mean() <= most < right.chances(bias + 1e-4)[1].mean()
   sampled = choose_bias(steps, temperature=1.0, most=0.02)
   assert Places(steps[:100], temperature=1.0).chances(sampled)[1].mean() == pytest.approx(0.02, abs=1e-4)

@@ -94,13 +94,13 @@ import gc, hashlib, json, os, resource, signal, sys, time
 import jax, flax.linen, optax, orbax.checkpoint, transformers
 import numpy as np
 from insec_jax import command
-from insec_jax.training.checkpoint import open_model
-from insec_jax.generation.generator import Writer
+from insec_jax.training.checkpoint import load_model
+from insec_jax.generation.generator import TextGenerator
 SECONDS = %d
 
 def numbers(folder):
-  opened = open_model(folder)
-  writer = Writer(opened, compute="float32")
+  opened = load_model(folder)
+  writer = TextGenerator(opened, compute="float32")
   config = {name: repr(value) for name, value in vars(opened.config).items()
             if name not in ("source", "stored_dtype", "eos_ids", "bos_id", "pad_id", "init_std")}
   digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(opened.params))).hexdigest()
@@ -779,8 +779,8 @@ if __name__ == "__main__":
   with tempfile.TemporaryDirectory() as scratch:
     result = outcomes(pathlib.Path(scratch) / "folders")
   for kind in dict.fromkeys(kind for kind, _ in result):
-    of_kind = [outcome[0] for key, outcome in result.items() if key[0] == kind]
-    print(f"{kind}: {len(of_kind)} tried, {dict(collections.Counter(of_kind))}")
+    select_kind = [outcome[0] for key, outcome in result.items() if key[0] == kind]
+    print(f"{kind}: {len(select_kind)} tried, {dict(collections.Counter(select_kind))}")
   print(f"slowest {max(outcome[1] for outcome in result.values()):.1f} s")
   for key, outcome in result.items():
     if outcome[0] not in ("refused", "same"):

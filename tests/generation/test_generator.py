@@ -13,26 +13,26 @@ import reference
 from insec_jax.command import InputError
 from insec_jax.data import tokens
 from insec_jax.generation import generator
-from insec_jax.generation.generator import Writer, compute_dtype, with_markers
-from insec_jax.generation.sampler import Generation, rows_that_fit, step_scores
+from insec_jax.generation.generator import TextGenerator, compute_dtype, with_markers
+from insec_jax.generation.sampler import SampledTokens, rows_that_fit, step_scores
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf
 from insec_jax.model.hf_config import config_from_json
-from insec_jax.training.checkpoint import Opened
+from insec_jax.training.checkpoint import LoadedModel
 
 SPARE = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
 NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")
 
 
-def untuned() -> Opened:
+def untuned() -> LoadedModel:
   tokenizer = datakit.bpe_tokenizer()
   config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": [3]}, "config.json")
   shape = (len(tokenizer), config.width)
   params = {"embed": jax.random.normal(jax.random.key(0), shape), "head": jax.random.normal(jax.random.key(1), shape)}
-  return Opened(config, params, tokenizer, None, None, None, None, None)
+  return LoadedModel(config, params, tokenizer, None, None, None, None, None)
 
 
-def trained(config) -> Opened:
+def trained(config) -> LoadedModel:
   return with_markers(untuned(), config, "here")
 
 
@@ -94,10 +94,10 @@ class Given:
 def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
   monkeypatch.setattr(generator, "Sampler", Given)
   model = trained(NEW)
-  made = Writer(model, compute="float32")
+  made = TextGenerator(model, compute="float32")
   end = model.tokenizer.eos_token_id
   token_T = [*model.tokenizer("12 + 30", add_special_tokens=False)["input_ids"], model.flag_id, end]
-  made.sampler.written = [Generation(np.array(token_T), None, finish, None, None) for finish in ("stop", "length")]
+  made.sampler.written = [SampledTokens(np.array(token_T), None, finish, None, None) for finish in ("stop", "length")]
   both = made.write([np.array([1])] * 2, label="", max_tokens=9, batch_size=2)
   assert [one.text for one in both] == ["12 + 30<err>", "12 + 30<err><|eos|>"]
   assert [one.finished for one in both] == [True, False]
@@ -108,7 +108,7 @@ def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
 def test_prompts_are_encoded_as_in_training_and_forge_no_marker(monkeypatch):
   monkeypatch.setattr(generator, "Sampler", Given)
   model = trained(NEW)
-  made = Writer(model, compute="float32")
+  made = TextGenerator(model, compute="float32")
   tokens = made.encode("12 + 30?<err>\n", answer="12 +")
   assert tokens[0] == model.tokenizer.bos_token_id
   assert model.flag_id not in tokens
@@ -140,17 +140,17 @@ QUESTIONS = ("What is 12 + 30?\n", "What?\n", "12 + 30 = ")
 
 
 @functools.cache
-def reader(sure: bool) -> Writer:
+def reader(sure: bool) -> TextGenerator:
   """A small random model, with or without tokens of confidence."""
   return reading(SURE if sure else NEW)
 
 
-def reading(config) -> Writer:
+def reading(config) -> TextGenerator:
   marked = tokens.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
   fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
   model_config = config_from_json(fields, "config.json")
   params = hf.init(model_config, jax.random.key(0), "float32")
-  return Writer(Opened(model_config, params, marked.tokenizer, Markers("<err>", "<fix>"), marked.flag_id, marked.fix_id,
+  return TextGenerator(LoadedModel(model_config, params, marked.tokenizer, Markers("<err>", "<fix>"), marked.flag_id, marked.fix_id,
                        "line", "plain", config.tokenizer.confidence, config.tokenizer.confidence_first,
                        marked.confidence_ids), compute="float32")
 

@@ -14,7 +14,7 @@ from insec_jax.generation.sampler import Sampler
 from insec_jax.model import hf, llama
 
 CONFIG = llama.LlamaConfig(
-    vocab_size=61, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, hidden=48, norm_eps=1e-5,
+    vocab_size=61, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=48, norm_eps=1e-5,
     rope_theta=10_000.0, rope_scaling=None, tied=False, init_std=0.3, max_positions=256, bos_id=None, eos_ids=(1,),
     pad_id=None, stored_dtype="float32", source="{}")
 FLAG = 7
@@ -57,7 +57,7 @@ def logprobs_while(prompt, written) -> np.ndarray:
   return logprobs_after(np.concatenate([prompt, written.tokens]))[len(prompt) - 1:-1]
 
 
-def same(a: sampler.Generation, b: sampler.Generation) -> None:
+def same(a: sampler.SampledTokens, b: sampler.SampledTokens) -> None:
   assert a.tokens.tolist() == b.tokens.tolist()
   assert a.finish == b.finish
   np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
@@ -71,7 +71,7 @@ def test_greedy_tokens_are_the_argmax_of_a_full_pass_at_every_step(model):
 
 
 def test_a_prompt_read_in_chunks_is_read_whole(model, monkeypatch):
-  monkeypatch.setattr(sampler, "CHUNK", 32)
+  monkeypatch.setattr(sampler, "PREFILL_TOKENS", 32)
   prompt, = some_prompts((100,))
   written, = model.generate([prompt], stop_ids=[], **SETTINGS)
   assert written.tokens.tolist() == logprobs_while(prompt, written).argmax(-1).tolist()
@@ -131,14 +131,14 @@ def test_decoding_ends_with_its_last_row(model, monkeypatch):
   assert len(steps) == len(cut.tokens) <= 6
 
 
-def shrinking(model, **options) -> list[sampler.Generation]:
+def shrinking(model, **options) -> list[sampler.SampledTokens]:
   """Twelve short texts that end at different steps, in a batch whose smaller sizes are 1 and 4."""
   return model.generate(some_prompts(range(1, 13)), stop_ids=range(1, 8), max_tokens=40, batch_size=12, flag_id=FLAG,
                         **options)
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0, "watch": sampler.Watch((9, 12, 15), 8, threshold=4.0)}])
+    {}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0, "watch": sampler.ConfidenceTrigger((9, 12, 15), 8, threshold=4.0)}])
 def test_a_text_is_the_same_in_a_batch_that_others_leave(model, monkeypatch, options):
   expected = shrinking(model, **options)
   kept = []
@@ -261,7 +261,7 @@ def test_no_prompts_give_no_text(model):
 
 
 FIX, END, SURE = 8, (9, 12, 15, 18), (20, 21, 22)
-WATCH = sampler.Watch(end_ids=END, fix_id=FIX)
+WATCH = sampler.ConfidenceTrigger(end_ids=END, fix_id=FIX)
 EDGES = (3.0, 5.0)
 
 

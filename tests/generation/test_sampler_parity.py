@@ -7,7 +7,7 @@ import pytest
 import smollm2
 
 from insec_jax.data import tokens
-from insec_jax.generation.sampler import Generation, Sampler, bucket
+from insec_jax.generation.sampler import SampledTokens, Sampler, bucket
 from insec_jax.model import hf
 
 torch = pytest.importorskip("torch")
@@ -61,12 +61,12 @@ def sampler() -> Sampler:
   return Sampler(config, hf.load(smollm2.folder(), config, dtype="float32"), compute="float32")
 
 
-def write(some: list[np.ndarray], batch_size: int) -> list[Generation]:
+def write(some: list[np.ndarray], batch_size: int) -> list[SampledTokens]:
   return sampler().generate(some, max_tokens=NUM_TOKENS, stop_ids=sampler().config.eos_ids, batch_size=batch_size)
 
 
 @functools.cache
-def together() -> list[Generation]:
+def together() -> list[SampledTokens]:
   return write(prompts(), 16)
 
 

@@ -179,7 +179,7 @@ def test_check_agrees_with_an_independent_reading_on_any_step(unneeded):
         problem.prompt, before, step)
       assert bool(verdict.error) == (verdict.kind == "wrong")
       kinds.add(verdict.kind)
-  assert kinds == {"right", "lucky", "wrong"}
+  assert kinds == {"right", "unverified", "wrong"}
 
 
 @pytest.mark.parametrize(("error", "unneeded"), [
@@ -202,11 +202,11 @@ def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulu
 @pytest.mark.parametrize(("before", "step", "kind", "error"), [
   ((), "ca4b3c7\n", "right", ""),
   ((), "cb3a4c7\n", "right", ""),                      # operands in the other order
-  ((), "dc7a4d1\n", "lucky", ""),                      # guessed: c is not stated yet
-  (("ca4b3c7\n",), "ec7b3e0\n", "lucky", ""),       # right, not needed
+  ((), "dc7a4d1\n", "unverified", ""),                      # guessed: c is not stated yet
+  (("ca4b3c7\n",), "ec7b3e0\n", "unverified", ""),       # right, not needed
   ((), "cd1b3c7\n", "wrong", "copy"),                  # every number is true, but 1 + 3 is not 7
   ((), "ea4b3e7\n", "wrong", "copy"),
-  ((), "ce0c7c7\n", "lucky", ""),                      # another definition, by chance all is true
+  ((), "ce0c7c7\n", "unverified", ""),                      # another definition, by chance all is true
   (("ca4b3c7\n",), "da4c7d1\n", "right", ""),
   (("ca4b3c7\n",), "dc7b3d0\n", "wrong", "copy"),
   ((), "dc8a4d2\n", "wrong", "early"),
@@ -238,7 +238,7 @@ def test_verdicts_one_by_one(before, step, kind, error):
   (("ca4b3c7\n",), "ec7b3e0\n", "wrong", "unneeded"),
   (("ca4b3c7\n",), "eb3c7e0\n", "wrong", "unneeded"),
   (("ca4b3c7\n", "dc7a4d1\n"), "ec7b3e0\n", "wrong", "unneeded"),  # solved already
-  ((), "ec7b3e0\n", "lucky", ""),                                    # guessed: c is not stated yet
+  ((), "ec7b3e0\n", "unverified", ""),                                    # guessed: c is not stated yet
   (("ca4b3c7\n",), "ec7b3e1\n", "wrong", "calc"),                   # a wrong number says more
   (("ca4b3c7\n", "ec7b3e0\n"), "ec7b3e0\n", "wrong", "repeat"),
   (("ca4b3c7\n",), "dc7a4d1\n", "right", ""),
@@ -248,7 +248,7 @@ def test_a_right_sum_that_is_not_needed_is_a_mistake_where_there_are_such(before
   verdict = task.check(problem, before, step)
   assert (verdict.kind, verdict.error) == (kind, error)
   if error == "unneeded":
-    assert fixed_problem()[0].check(problem, before, step) == tasks.LUCKY
+    assert fixed_problem()[0].check(problem, before, step) == tasks.UNVERIFIED
 
 
 def test_an_unneeded_quantity_is_a_class_only_where_there_are_such():
@@ -367,7 +367,7 @@ def test_any_valid_order_is_right():
     steps = tuple(problem.steps[k] for k in order)
     assert [task.check(problem, steps[:k], step) for k, step in enumerate(steps)] == [tasks.RIGHT] * 3
     assert task.answer_of(problem, steps) == problem.answer
-  assert task.check(problem, (), problem.steps[2]).kind == "lucky"
+  assert task.check(problem, (), problem.steps[2]).kind == "unverified"
 
 
 def test_a_wrong_answer_is_read_as_it_stands():

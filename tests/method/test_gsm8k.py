@@ -97,10 +97,10 @@ def test_sentences_and_paragraphs_are_steps():
   (0, "He has 3 * 12 = 35 rolls.\n", ("wrong", "calc")),                              # in other words too
   (0, "The baker makes 12 * 3 = 36 rolls in the morning.\n", ("right", "")),          # the other way round
   (0, "So there are 3 x 12 = 36 rolls!\n", ("right", "")),                            # a result of the solution's
-  (0, "He pays 12 + 3 = 15 for flour.\n", ("lucky", "")),                             # nobody can tell
-  (0, "The baker makes 3 * 12 rolls in the morning.\n", ("lucky", "")),
+  (0, "He pays 12 + 3 = 15 for flour.\n", ("unverified", "")),                             # nobody can tell
+  (0, "The baker makes 3 * 12 rolls in the morning.\n", ("unverified", "")),
   (0, "The baker makes 3 * 21 = 63 rolls in the morning.\n", ("wrong", "operand")),   # 21 comes from nowhere
-  (0, "The baker makes 2 * 12 = 24 rolls in the morning.\n", ("lucky", "")),          # 2 and 24 have a source
+  (0, "The baker makes 2 * 12 = 24 rolls in the morning.\n", ("unverified", "")),          # 2 and 24 have a source
   (2, "#### 23\n", ("wrong", "answer")),
   (2, "#### 32.0\n", ("right", "")),
   (2, "#### thirty-two\n", ("wrong", "malformed")),
@@ -119,9 +119,9 @@ def test_a_misread_earlier_result_is_a_carry_mistake():
 def test_a_value_without_arithmetic_is_wrong_only_when_it_has_no_source():
   step = "Max is 52 years old, therefore Nora is {} years old today.\n"
   assert verdict(NORA, 0, step.format(73)) == ("wrong", "value")
-  assert verdict(NORA, 0, step.format(31)) == ("lucky", "")  # known to all
-  assert verdict(NORA, 0, step.format(67)) == ("lucky", "")  # 52 + 15
-  assert verdict(NORA, 0, step.format(73).replace("52", "58")) == ("lucky", "")  # who knows what it is about
+  assert verdict(NORA, 0, step.format(31)) == ("unverified", "")  # known to all
+  assert verdict(NORA, 0, step.format(67)) == ("unverified", "")  # 52 + 15
+  assert verdict(NORA, 0, step.format(73).replace("52", "58")) == ("unverified", "")  # who knows what it is about
 
 
 def test_rounding_is_not_a_mistake():

@@ -10,7 +10,7 @@ from insec_jax.command import InputError
 from insec_jax.config import MistakesConfig, TaskConfig
 from insec_jax.method import tasks
 from insec_jax.method.mistakes import in_prose, paper_reason, pieces_of, probe, reason_of, with_mistakes
-from insec_jax.method.prose import CLASSES, Corpus, Text
+from insec_jax.method.prose import CLASSES, Corpus, ProseRecord
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks.graph import Graph
 from insec_jax.method.transcript import Markers, Piece, clean, parse, render
@@ -60,11 +60,11 @@ def test_every_mistake_is_wrong_and_every_correction_right(name):
 
 
 class Faking(Graph):
-  """An injector that mostly gives steps that are not wrong: right ones, lucky ones, ones of another class."""
+  """An injector that mostly gives steps that are not wrong: right ones, unverified ones, ones of another class."""
 
   def inject(self, problem, before, error, rng):
-    lucky = self._right_step(problem.facts, problem.facts.asked)  # true, and mostly too early
-    fakes = [self.next_step(problem, before), lucky, super().inject(problem, before, "calc", rng)]
+    unverified = self._right_step(problem.facts, problem.facts.asked)  # true, and mostly too early
+    fakes = [self.next_step(problem, before), unverified, super().inject(problem, before, "calc", rng)]
     return fakes[rng.integers(3)] if rng.random() < 0.8 else super().inject(problem, before, error, rng)
 
 
@@ -197,7 +197,7 @@ def story(k, asked=True):
   names = [f"{a}{b}" for a in ("Ber", "Lun", "Mor", "Tav") for b in ("ta", "go", "rix")]
   word = f"Word{'abcdefgh'[k]}"
   steps = tuple(f"{word} in {names[(k + j) % 12]} is worth {10 * k + j + 20} coins. " for j in range(6))
-  return Text(f"What of {k}?" if asked else "", steps, led=asked)
+  return ProseRecord(f"What of {k}?" if asked else "", steps, led=asked)
 
 
 def prose_mistakes(num, *, asked=True, **changes):

@@ -162,11 +162,11 @@ def test_every_injected_mistake_is_wrong_and_of_its_class(error):
   ((), "47*6=242\n", "wrong", "carry"),
   ((), "47*8=376\n", "wrong", "copy"),                  # the place is missing
   ((), "46*6=276\n", "wrong", "copy"),
-  ((), "282+3760=4042\n", "lucky", ""),                 # true, but nothing of it is stated yet
+  ((), "282+3760=4042\n", "unverified", ""),                 # true, but nothing of it is stated yet
   ((), "282+3760=4043\n", "wrong", "copy"),
-  ((), "47*86=4042\n", "lucky", ""),                    # all at once
+  ((), "47*86=4042\n", "unverified", ""),                    # all at once
   ((), "47*86=4043\n", "wrong", "copy"),
-  ((), "86*7=602\n", "lucky", ""),                      # the other number taken apart
+  ((), "86*7=602\n", "unverified", ""),                      # the other number taken apart
   ((), "47*0=0\n", "wrong", "copy"),
   ((), "0+0=0\n", "wrong", "copy"),
   ((), "47+6=53\n", "wrong", "copy"),

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.mining.chunks import Parts
+from insec_jax.mining.chunks import ChunkStore
 
 HEADER = {"the weights": "ab", "classes": ("early",)}
 
@@ -17,17 +17,17 @@ def output(tmp_path):
 
 
 def test_chunks_of_all_processes_come_back_in_order_and_the_folder_goes(output):
-  parts = Parts(output, HEADER)
+  parts = ChunkStore(output, HEADER)
   for chunk, process in ((2, 0), (0, 0), (1, 1)):
     assert parts.join(3, list) is None
     parts.append(chunk, f"of {chunk}", process=process)
-  assert Parts(output, HEADER).join(3, list) == ["of 0", "of 1", "of 2"]
+  assert ChunkStore(output, HEADER).join(3, list) == ["of 0", "of 1", "of 2"]
   assert not parts.folder.exists()
   assert parts.join(3, list) is None
 
 
 def test_a_line_that_a_kill_cut_short_is_done_again(output):
-  parts = Parts(output, HEADER)
+  parts = ChunkStore(output, HEADER)
   parts.append(0, "whole", process=0)
   parts.append(2, "cut", process=0)
   file = parts.folder / "0.jsonl"
@@ -38,7 +38,7 @@ def test_a_line_that_a_kill_cut_short_is_done_again(output):
 
 
 def test_a_part_whose_header_a_kill_cut_short_counts_for_nothing(output):
-  parts = Parts(output, HEADER)
+  parts = ChunkStore(output, HEADER)
   parts.folder.mkdir()
   (parts.folder / "0.jsonl").write_bytes(b'{"the weig')
   assert parts.read() == {}
@@ -47,18 +47,18 @@ def test_a_part_whose_header_a_kill_cut_short_counts_for_nothing(output):
 
 
 def test_parts_of_other_work_are_refused_and_named_or_discarded_when_asked(output):
-  Parts(output, HEADER).append(0, "x", process=3)
-  other = Parts(output, {**HEADER, "the weights": "cd"})
+  ChunkStore(output, HEADER).append(0, "x", process=3)
+  other = ChunkStore(output, {**HEADER, "the weights": "cd"})
   with pytest.raises(InputError, match=r"3\.jsonl was begun with the weights='ab', now it is 'cd'"):
     other.read()
-  Parts(output, HEADER).discard_others()
-  assert Parts(output, HEADER).read() == {0: "x"}
+  ChunkStore(output, HEADER).discard_others()
+  assert ChunkStore(output, HEADER).read() == {0: "x"}
   other.discard_others()
   assert other.read() == {}
 
 
 def test_of_two_that_end_together_one_joins(output):
-  parts = Parts(output, HEADER)
+  parts = ChunkStore(output, HEADER)
   parts.append(0, "x", process=0)
   inside, found = threading.Event(), []
 
@@ -69,7 +69,7 @@ def test_of_two_that_end_together_one_joins(output):
     assert second.is_alive()
     return chunks
 
-  second = threading.Thread(target=lambda: found.append(Parts(output, HEADER).join(1, list)))
+  second = threading.Thread(target=lambda: found.append(ChunkStore(output, HEADER).join(1, list)))
   assert parts.join(1, slowly) == ["x"]
   second.join()
   assert inside.is_set()
@@ -82,7 +82,7 @@ def test_of_two_that_end_together_one_joins(output):
     (b'{"chunk": 0', b'{"chunk": 5'), (b'"whole"', b"NaN"), (b'{"the weights"', b'[{"the weights"'),
 ])
 def test_damage_in_a_part_is_one_line_with_its_place_and_a_remedy(output, old, new):
-  parts = Parts(output, HEADER)
+  parts = ChunkStore(output, HEADER)
   parts.append(0, "whole", process=0)
   file = parts.folder / "0.jsonl"
   assert old in file.read_bytes()
@@ -96,9 +96,9 @@ def test_damage_in_a_part_is_one_line_with_its_place_and_a_remedy(output, old, n
 
 
 def test_a_process_id_has_one_process_at_a_time(output):
-  parts = Parts(output, HEADER)
+  parts = ChunkStore(output, HEADER)
   with (parts.writer(0), parts.writer(1), pytest.raises(InputError, match=r"0\.jsonl is being written by process"),
-        Parts(output, HEADER).writer(0)):
+        ChunkStore(output, HEADER).writer(0)):
     pass
   with parts.writer(0):
     pass

@@ -15,13 +15,13 @@ from datakit import write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens
-from insec_jax.generation.generator import Written
-from insec_jax.generation.sampler import Surprise, Watch
+from insec_jax.generation.generator import Completion
+from insec_jax.generation.sampler import ConfidenceTrigger, Surprisal
 from insec_jax.method import mistakes, tasks
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.transcript import Markers, Piece, clean
 from insec_jax.mining import miner
-from insec_jax.mining.chunks import Parts
+from insec_jax.mining.chunks import ChunkStore
 from insec_jax.mining.miner import Miner, Mistake, join, judge, mine_chunks, record_of
 
 CONFIG = datakit.config(
@@ -35,7 +35,7 @@ CLASSES = ("early", "value", "calc", "copy", "repeat")
 
 
 class Scripted:
-  """In place of a Writer: says what `answer` makes of a problem and of the number of the sample.
+  """In place of a TextGenerator: says what `answer` makes of a problem and of the number of the sample.
 
   What it says after steps that stand is what `go_on` makes of the problem and of these.
   """
@@ -67,7 +67,7 @@ class Scripted:
 
 
 def said(text, finish="stop"):
-  return Written(text, types.SimpleNamespace(finish=finish))
+  return Completion(text, types.SimpleNamespace(finish=finish))
 
 
 def right(problem, _=0):
@@ -88,7 +88,7 @@ def mined(answer, tmp_path, *, config=CONFIG, num_processes=1, problems=PROBLEMS
   found = []
   for process in range(num_processes):
     miner = Miner(Scripted(answer, problems, go_on), tasks.get(config.task), config, seed=0, weights="w")
-    parts = Parts(output, miner.header)
+    parts = ChunkStore(output, miner.header)
     assert mine_chunks(miner, parts, process=process, num_processes=num_processes)
     found.append(parts.join(miner.num_chunks, lambda chunks: join(chunks, output, right=config.mine.right, seed=0)))
   (joined,) = [one for one in found if one is not None]
@@ -145,18 +145,18 @@ def lucky_answer(problem):
   """A right solution with a step in it that reads a value too early, yet has every number right."""
   for k in range(1, len(problem.steps)):
     early = (problem.steps[k], *problem.steps[:k], *problem.steps[k + 1:])
-    if TASK.check(problem, (), early[0]).kind == "lucky":
+    if TASK.check(problem, (), early[0]).kind == "unverified":
       return "".join(early)
   return None
 
 
 def test_a_lucky_step_is_no_mistake_and_its_solution_no_contrast(tmp_path):
-  lucky = [problem for problem in PROBLEMS if lucky_answer(problem)]
-  assert len(lucky) > 5
+  unverified = [problem for problem in PROBLEMS if lucky_answer(problem)]
+  assert len(unverified) > 5
   found, written = mined(lambda problem, _: lucky_answer(problem) or right(problem), tmp_path)
   assert not [record for record in written if record["meta"]["classes"]]
   assert found.counts["wrong"] == 0
-  assert found.counts["lucky"] > 5
+  assert found.counts["unverified"] > 5
 
 
 def test_a_record_has_the_own_wrong_step_and_then_the_rest_of_the_solution_put_right():
@@ -350,10 +350,10 @@ def test_a_special_token_in_a_step_is_left_out(tmp_path):
 
 
 def test_flags_are_banned_and_every_chunk_draws_anew(tmp_path, monkeypatch):
-  monkeypatch.setattr("insec_jax.mining.miner.CHUNK", 8)
+  monkeypatch.setattr("insec_jax.mining.miner.SAMPLES_PER_CHUNK", 8)
   miner = Miner(Scripted(right), TASK, CONFIG, seed=0, weights="w")
   assert miner.num_chunks == 6
-  parts = Parts(str(tmp_path / "x"), miner.header)
+  parts = ChunkStore(str(tmp_path / "x"), miner.header)
   mine_chunks(miner, parts, process=0, num_processes=1)
   asked = miner._writer.asked
   assert {one["flag_bias"] for one in asked} == {-math.inf}
@@ -363,7 +363,7 @@ def test_flags_are_banned_and_every_chunk_draws_anew(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("num_processes", [2, 3, 8])
 def test_any_number_of_processes_writes_the_same_file(tmp_path, monkeypatch, num_processes):
-  monkeypatch.setattr(miner, "CHUNK", 8)
+  monkeypatch.setattr(miner, "SAMPLES_PER_CHUNK", 8)
   monkeypatch.setattr(Scripted, "write", drawn)
   (tmp_path / "alone").mkdir()
   (tmp_path / "shared").mkdir()
@@ -378,9 +378,9 @@ def drawn(self, prompts, *, seed, **_):
 
 
 def test_what_was_mined_before_a_kill_is_not_mined_again(tmp_path, monkeypatch):
-  monkeypatch.setattr(miner, "CHUNK", 8)
+  monkeypatch.setattr(miner, "SAMPLES_PER_CHUNK", 8)
   first, second = (Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w") for _ in range(2))
-  parts = Parts(str(tmp_path / "mined.jsonl"), first.header)
+  parts = ChunkStore(str(tmp_path / "mined.jsonl"), first.header)
   left = iter(range(4))
   assert not mine_chunks(first, parts, process=0, num_processes=1, stopped=lambda: next(left, None) is None)
   assert mine_chunks(second, parts, process=0, num_processes=1)
@@ -389,13 +389,13 @@ def test_what_was_mined_before_a_kill_is_not_mined_again(tmp_path, monkeypatch):
 
 def test_other_weights_or_another_config_do_not_go_on_from_parts(tmp_path):
   miner = Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w")
-  parts = Parts(str(tmp_path / "mined.jsonl"), miner.header)
+  parts = ChunkStore(str(tmp_path / "mined.jsonl"), miner.header)
   parts.append(0, miner.chunk(0), process=0)
   hot = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, temperature=0.5))
   for other, name in ((Miner(Scripted(wrong), TASK, hot, seed=0, weights="w"), "mine.temperature"),
                       (Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="v"), "the weights")):
     with pytest.raises(InputError, match=f"was begun with {name}="):
-      Parts(str(tmp_path / "mined.jsonl"), other.header).read()
+      ChunkStore(str(tmp_path / "mined.jsonl"), other.header).read()
 
 
 def gsm8k(tmp_path, **changes):
@@ -447,12 +447,12 @@ class Reading(Scripted):
     for prompt, some in zip(prompts, steps, strict=True):
       problem = self._problems[prompt]
       kinds = [TASK.check(problem, tuple(some[:k]), step).kind for k, step in enumerate(some) if step.endswith("\n")]
-      found.append((None, [Surprise(0.1, 0.1) if kind == "right" else Surprise(0.7, 3.0) for kind in kinds]))
+      found.append((None, [Surprisal(0.1, 0.1) if kind == "right" else Surprisal(0.7, 3.0) for kind in kinds]))
     return found
 
   def watch(self):
     """As a writer whose model has no tokens of confidence yet."""
-    return Watch((), None)
+    return ConfidenceTrigger((), None)
 
 
 def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_train import CONFIG, ROOT, SIGNALLED, read_lines, train
 
-from insec_jax.training.checkpoint import open_model
+from insec_jax.training.checkpoint import load_model
 
 pytestmark = pytest.mark.processes
 GRAPH = CONFIG.replace(
@@ -28,15 +28,15 @@ GRAPH = CONFIG.replace(
 # Chunks of eight samples, and a signal to itself after so many of them.
 MINING = SIGNALLED.split("write = ")[0] + """
 from insec_jax.mining import chunks, miner
-miner.CHUNK = 8
-append, done = chunks.Parts.append, []
+miner.SAMPLES_PER_CHUNK = 8
+append, done = chunks.ChunkStore.append, []
 def append_then_signal(self, *arguments, **options):
   append(self, *arguments, **options)
   done.append(1)
   if len(done) == int(os.environ.get("SIGNAL_AFTER", 0)):
     os.kill(os.getpid(), int(os.environ["SIGNAL"]))
     time.sleep(0.5)  # a thread reads the signal
-chunks.Parts.append = append_then_signal
+chunks.ChunkStore.append = append_then_signal
 command.run(train.main)
 """
 CHUNKS = 6  # of a round
@@ -85,7 +85,7 @@ def test_each_part_of_the_steps_is_trained_on_what_the_weights_before_it_got_wro
 def cut(home):
   """The workdir of a run that was stopped in every way and place, in its last round now."""
   mining, after_line = ("-c", MINING), ("-c", SIGNALLED.replace("command.run", "from insec_jax.mining import miner\n"
-                                                                "miner.CHUNK = 8\ncommand.run"))
+                                                                "miner.SAMPLES_PER_CHUNK = 8\ncommand.run"))
   train(home, "cut", program=mining, code=-9, SIGNAL=9, SIGNAL_AFTER=2)  # in the first round, before any step
   said = train(home, "cut", program=mining, code=42, SIGNAL=15, SIGNAL_AFTER=CHUNKS - 2 + 3)  # in the second
   assert "2 of 6 chunks were mined before" in said
@@ -104,7 +104,7 @@ def test_stopped_in_every_way_and_place_it_gives_the_same_losses_mined_records_a
   train(home, "mended")
   assert read_lines(home / "mended") == read_lines(whole[0])
   assert mined(home / "mended") == mined(whole[0])
-  weights = [open_model(str(folder)).params for folder in (home / "mended", whole[0])]
+  weights = [load_model(str(folder)).params for folder in (home / "mended", whole[0])]
   jax.tree.map(np.testing.assert_array_equal, *weights)
 
 

@@ -339,14 +339,14 @@ def test_the_output_matrix_of_a_tied_model_is_left_out_aloud_if_it_is_the_embedd
 def test_each_process_reads_the_bytes_of_its_own_shards_and_no_others(tmp_path, monkeypatch):
   """Counts what is indexed while one weight after another is placed on 2 x 2 x 2 devices."""
   read = {}
-  original = hf.Stored.__getitem__
+  original = hf.LazyWeight.__getitem__
 
   def counting(self, index):
     result = original(self, index)
     read.setdefault(id(self), []).append((self, result.size))
     return result
 
-  monkeypatch.setattr(hf.Stored, "__getitem__", counting)
+  monkeypatch.setattr(hf.LazyWeight, "__getitem__", counting)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
   shardings = sharding.params_shardings(llama.shapes(CONFIG), mesh)
   hf.load(reference.write_folder(tmp_path, FIELDS, TENSORS), CONFIG, shardings=shardings)

@@ -33,7 +33,7 @@ def arithmetic(config):
 
 def test_3_1_8b_is_read_as_published():
   config = config_from_json(PUBLISHED["Llama-3.1-8B-Instruct"]["config"], "8B")
-  assert (config.width, config.hidden, config.num_layers, config.head_width) == (4096, 14336, 32, 128)
+  assert (config.width, config.mlp_width, config.num_layers, config.head_width) == (4096, 14336, 32, 128)
   assert (config.num_heads, config.num_kv_heads, config.vocab_size, config.tied) == (32, 8, 128_256, False)
   assert (config.norm_eps, config.rope_theta, config.max_positions) == (1e-5, 500_000.0, 131_072)
   assert config.rope_scaling == RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,

@@ -101,7 +101,7 @@ def blocks():
                     for path, (name, _) in hf.NAMES.items() if path.startswith(f"layers/{part}")}
              for part in ("attn", "mlp")}
   position_T, segment_T = np.arange(T), np.ones(T, int)
-  turn = llama.rope(CONFIG, position_T[None])
+  turn = llama.rope_angles(CONFIG, position_T[None])
   where = XLA.prepare(jnp.array(segment_T)[None])
 
   def read(q, k, v):
@@ -148,7 +148,7 @@ def test_the_norm_is_scaled_after_the_cast_to_bfloat16():
 
 
 OTHER = {
-    "vocab_size": 64, "width": 72, "num_layers": 3, "num_heads": 8, "num_kv_heads": 4, "head_width": 16, "hidden": 100,
+    "vocab_size": 64, "width": 72, "num_layers": 3, "num_heads": 8, "num_kv_heads": 4, "head_width": 16, "mlp_width": 100,
     "norm_eps": 1e-4, "rope_theta": 500.0, "rope_scaling": None, "tied": True, "init_std": 0.3,
     "max_positions": 512, "bos_id": 9, "eos_ids": (9,), "pad_id": 9, "stored_dtype": "bfloat16",
     "source": json.dumps(reference.FIELDS | {"transformers_version": "4.43.0"}),
@@ -285,7 +285,7 @@ def equations(jaxpr):
 
 
 def test_angles_are_exact_far_from_the_start():
-  cos, sin = llama.rope(CONFIG, jnp.array([[257, 131_071]]))
+  cos, sin = llama.rope_angles(CONFIG, jnp.array([[257, 131_071]]))
   angle = np.outer([257, 131_071], reference.frequencies(reference.FIELDS))
   np.testing.assert_allclose(cos[0, :, 0], np.cos(angle), atol=2e-2)
   np.testing.assert_allclose(np.hypot(cos, sin), 1, atol=1e-6)

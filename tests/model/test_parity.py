@@ -121,7 +121,7 @@ def test_each_block_equals_that_of_transformers(name, tmp_path):
   T = 48
   stream_BTD = np.random.default_rng(0).normal(size=(2, T, config.width)).astype(np.float32)
   position_BT = np.broadcast_to(np.arange(T), (2, T))
-  turn = llama.rope(config, jnp.array(position_BT))
+  turn = llama.rope_angles(config, jnp.array(position_BT))
   where = XLA.prepare(jnp.ones((2, T), jnp.int32))
 
   def read(q, k, v):
@@ -226,7 +226,7 @@ def test_a_random_model_of_ours_opens_in_transformers_and_gives_our_logits(tmp_p
 def write_golden():
   """Makes tests/golden/tiny_llama anew: bfloat16 weights, 48 tokens, transformers' float32 logits."""
   hf_model(reference.FIELDS, GOLDEN).to(torch.bfloat16).save_pretrained(GOLDEN)
-  # Opened anew: .to(bfloat16) has rounded the rotary frequencies of the model above.
+  # LoadedModel anew: .to(bfloat16) has rounded the rotary frequencies of the model above.
   model = transformers.AutoModelForCausalLM.from_pretrained(GOLDEN, dtype=torch.float32).eval()
   token_1T = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, 48)).astype(np.int32)
   logits_1TV = theirs(model, token_1T, np.arange(48)[None])

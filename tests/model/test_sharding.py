@@ -57,7 +57,7 @@ def test_a_mesh_that_does_not_divide_the_model_is_one_error_that_names_every_axi
   with pytest.raises(InputError, match="kv_heads=2 over tensor=8") as error:
     sharding.params_shardings(llama.shapes(CONFIG), mesh(1, 1, 8))
   assert "heads=4 over tensor=8" in str(error.value)
-  assert "hidden" not in str(error.value)
+  assert "mlp_width" not in str(error.value)
 
 
 @pytest.mark.parametrize(("size", "axes"), [(1, (1, 1, 1)), (4, (1, 1, 4)), (8, (1, 2, 4)), (16, (1, 4, 4)),

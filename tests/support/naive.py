@@ -37,8 +37,8 @@ def stream(params, config, token_T):
   return norm(params["norm"], x_TD)
 
 
-def record_cost(params, config, token_T, weight_T, rival_T, repeat):
-  """(weighted cost, sum of |weight|) of one record: likelihood for w > 0, unlikelihood for w < 0 and rivals >= 0."""
+def record_cost(params, config, token_T, weight_T, negative_T, repeat):
+  """(weighted cost, sum of |weight|) of one record: likelihood for w > 0, unlikelihood for w < 0 and negatives >= 0."""
   head_VD = params["embed"] if config.tied else params["head"]
   p_TV = jax.nn.softmax(stream(params, config, token_T) @ head_VD.T)
   cost = size = 0.0
@@ -46,9 +46,9 @@ def record_cost(params, config, token_T, weight_T, rival_T, repeat):
     p, w = p_TV[t, token_T[t + 1]], weight_T[t + 1]
     cost += jnp.where(w >= 0, w * -jnp.log(p), -w * -jnp.log(jnp.maximum(1 - p, 1e-5)))
     size += jnp.abs(w)
-    rival = rival_T[t + 1]
-    cost += jnp.where(rival >= 0, repeat * -jnp.log(jnp.maximum(1 - p_TV[t, rival], 1e-5)), 0.0)
-    size += jnp.where(rival >= 0, repeat, 0.0)
+    negative = negative_T[t + 1]
+    cost += jnp.where(negative >= 0, repeat * -jnp.log(jnp.maximum(1 - p_TV[t, negative], 1e-5)), 0.0)
+    size += jnp.where(negative >= 0, repeat, 0.0)
   return cost, size
 
 
@@ -56,13 +56,13 @@ of_one = jax.jit(jax.value_and_grad(record_cost, has_aux=True), static_argnums=1
 
 
 def total_cost(params, config, records, repeat=0.0):
-  """(gradient, cost, size) summed over records (token_T, weight_T[, rival_T]), each alone."""
+  """(gradient, cost, size) summed over records (token_T, weight_T[, negative_T]), each alone."""
   with jax.enable_x64(True):
     params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float64), params)
     cost, size, gradient = 0.0, 0.0, jax.tree.map(np.zeros_like, params)
     for token_T, weight_T, *rest in records:
-      rival_T = rest[0] if rest else np.full(len(token_T), -1)
-      (of_record, size_of_record), part = of_one(params, config, token_T, np.asarray(weight_T, np.float64), rival_T,
+      negative_T = rest[0] if rest else np.full(len(token_T), -1)
+      (of_record, size_of_record), part = of_one(params, config, token_T, np.asarray(weight_T, np.float64), negative_T,
                                                  repeat)
       cost, size = cost + float(of_record), size + float(size_of_record)
       gradient = jax.tree.map(lambda a, b: a + np.asarray(b), gradient, part)

@@ -11,8 +11,8 @@ import numpy as np
 from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.evaluation import probing, results, scoring
-from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Chosen, Measured
-from insec_jax.evaluation.probing import Probed, Solved
+from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Measurements, Thresholds
+from insec_jax.evaluation.probing import ProbeResults, SolveResults
 from insec_jax.evaluation.steps import Step
 from insec_jax.method import mistakes, roles, tasks
 from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
@@ -85,16 +85,16 @@ def _measured(config: Config, skill: float) -> dict:
     return Step(solution, "wrong" if error else "right", error, is_first_try=True, score=max(0.0, margin + 4),
                 margin_P=np.array([margin]), flag_P=np.array([-np.log1p(np.exp(-margin))]))
 
-  def probed(probes: list[mistakes.Probe], texts: list[str]) -> Probed:
+  def probed(probes: list[mistakes.Probe], texts: list[str]) -> ProbeResults:
     forced = [outcome(probe, answer(probe, 1.0).removeprefix(markers.flag), forced=True) for probe in probes]
     steps = [step(number, probe.error, rng.normal(-1 if skill else -3)) for number, probe in enumerate(probes)]
     steps += [step(number, "", rng.normal(-3)) for number in range(len(probes))]
     transcripts = [
       (Piece(PROMPT, probe.problem.prompt), Piece(TEXT, "".join(probe.before)), Piece(MISTAKE, probe.wrong),
        *parse(text, markers, "line")) for probe, text in zip(probes, texts, strict=True)]
-    return Probed([outcome(*one) for one in zip(probes, texts, strict=True)], forced, steps, transcripts)
+    return ProbeResults([outcome(*one) for one in zip(probes, texts, strict=True)], forced, steps, transcripts)
 
-  def solve() -> Solved:
+  def solve() -> SolveResults:
     """Every other problem with a mistake; one in eight with a false alarm, if the model flags at all."""
     texts, own = [], []
     problems = probing.solved_problems(task, config)
@@ -115,15 +115,15 @@ def _measured(config: Config, skill: float) -> dict:
                    for problem, text in zip(problems, texts, strict=True)]
     num_tokens = [len(text.split()) for text in texts]
     found = probed(*map(list, zip(*own, strict=True)))
-    return Solved(scores, num_tokens, transcripts, found.steps, found)
+    return SolveResults(scores, num_tokens, transcripts, found.steps, found)
 
   probes = probing.injected_probes(task, config)
   injected = probed(probes, [answer(probe, skill) for probe in probes])
   ways = ("", ", flags banned", ", at threshold", ", confidence")
-  measured = Measured(
+  measured = Measurements(
       {how + way: injected for how in (GREEDY, SAMPLED) for way in ("", ", at threshold")},
       {how + way: solve() for how in (GREEDY, SAMPLED) for way in ways} | {f"{SAMPLED}, redraw": solve()},
-      {GREEDY: Chosen(0.0, 0.01, 0.5, 1.0, injected.steps), SAMPLED: Chosen(1.0, 0.02, -0.5, 1.0, injected.steps)},
+      {GREEDY: Thresholds(0.0, 0.01, 0.5, 1.0, injected.steps), SAMPLED: Thresholds(1.0, 0.02, -0.5, 1.0, injected.steps)},
       [solve() for _ in range(config.evaluate.votes)])
   return results.results(measured, within=config.evaluate.within)
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from insec_jax.data import tokens
 from insec_jax.evaluation import measuring, probing, results
-from insec_jax.generation.generator import Writer
-from insec_jax.generation.sampler import Generation
+from insec_jax.generation.generator import TextGenerator
+from insec_jax.generation.sampler import SampledTokens
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers, split_steps
-from insec_jax.training.checkpoint import Opened
+from insec_jax.training.checkpoint import LoadedModel
 
 CONFIG = datakit.config(
     task__name="graph", task__min_size=2, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
@@ -55,7 +55,7 @@ class Scripted:
       near_T = [nearness(problem, said, self.tokenizer.decode(token_T[:k]), self.policy) for k in range(len(token_T))]
       sure_T = [unsure(said, self.tokenizer.decode(token_T[:k + 1]), self.policy) for k in range(len(token_T))]
       finish = "stop" if len(token_T) <= max_tokens else "length"
-      written.append(Generation(
+      written.append(SampledTokens(
           tokens=np.array(token_T[:max_tokens]), logprobs=-np.array(sure_T)[:max_tokens], finish=finish,
           flag_logprobs=np.array([logprob for _, logprob in near_T])[:max_tokens],
           margins=np.array([margin for margin, _ in near_T])[:max_tokens]))
@@ -121,14 +121,14 @@ def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
   """A prober of a scripted model; `writer.Sampler` must have been replaced by Scripted."""
   marked = tokens.open_tokenizer(config)
   model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer))
-  opened = Opened(model, marked.tokenizer, marked.tokenizer, Markers(FLAG, FIX), marked.flag_id, marked.fix_id,
+  opened = LoadedModel(model, marked.tokenizer, marked.tokenizer, Markers(FLAG, FIX), marked.flag_id, marked.fix_id,
                   "line", "plain")
-  prober = probing.Prober(Writer(opened, compute="float32"), TASK, config)
+  prober = probing.Prober(TextGenerator(opened, compute="float32"), TASK, config)
   prober.writer.sampler.policy = policy
   return prober
 
 
-def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measured:
+def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measurements:
   return measuring.measure(prober, config, probes=probing.injected_probes(TASK, config),
                            problems=probing.solved_problems(TASK, config),
                            validation=probing.validation_problems(TASK, config),

@@ -20,7 +20,7 @@ from insec_jax.training import checkpoint, metrics, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
 MODEL = llama.LlamaConfig(
-  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_width=4, hidden=24, norm_eps=1e-5,
+  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_width=4, mlp_width=24, norm_eps=1e-5,
   rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
   stored_dtype=None, source="")
 TX = optimizer.make(OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9,
@@ -53,7 +53,7 @@ def saved(tmp_path):
 
 def restore(workdir, abstract_state, facts=FACTS):
   return checkpoint.restore(workdir, checkpoint.steps(workdir), abstract_state, facts=lambda _: facts,
-                            hosts=processes.alone(), advise=lambda name, was: f"set {name} to {was}")
+                            processes=processes.alone(), advise=lambda name, was: f"set {name} to {was}")
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 1), (1, 4, 2)])
@@ -70,7 +70,7 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(saved, shape):
 
 def test_a_checkpoint_of_another_model_is_refused_and_the_difference_named(saved):
   workdir, _ = saved
-  for change, name in (({"hidden": 32}, "down"), ({"tied": False}, "head")):
+  for change, name in (({"mlp_width": 32}, "down"), ({"tied": False}, "head")):
     model = dataclasses.replace(MODEL, **change)
     with pytest.raises(InputError, match=f"{name}.*absent|{name}.*needed"):
       restore(workdir, abstract(model=model))
@@ -345,7 +345,7 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   state = make_state(abstract())
   with Saver(workdir, keep=1, keep_every=0) as saver:
     saver.save(7, state, config=config, facts=FACTS, totals=[])
-  opened = checkpoint.open_model(str(workdir))
+  opened = checkpoint.load_model(str(workdir))
   assert opened.markers == checkpoint.Markers("<|spare_0|>", "<|spare_1|>")
   assert tokenizer.convert_ids_to_tokens([opened.flag_id, opened.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
   assert (opened.unit, opened.template) == ("line", "plain")
@@ -353,11 +353,11 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   jax.tree.map(np.testing.assert_array_equal, opened.params, state.params)
 
   hf.save(folder, opened.params, opened.config, tokenizer=tokenizer)
-  plain = checkpoint.open_model(str(folder))
+  plain = checkpoint.load_model(str(folder))
   assert (plain.markers, plain.flag_id, plain.unit) == (None, None, None)  # no run of ours wrote that folder
   jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
   (folder / checkpoint.MARKERS).write_text(json.dumps(checkpoint.marked_as(config, 7)))
-  again = checkpoint.open_model(str(folder))
+  again = checkpoint.load_model(str(folder))
   assert again[3:] == opened[3:]
   assert (plain.step, opened.step) == (None, 7)
 
@@ -375,12 +375,12 @@ def test_parameters_saved_in_bfloat16_open_in_bfloat16(tmp_path):
 
 def test_what_is_no_model_is_refused(tmp_path):
   with pytest.raises(InputError, match="no folder"):
-    checkpoint.open_model(str(tmp_path / "nowhere"))
+    checkpoint.load_model(str(tmp_path / "nowhere"))
   with pytest.raises(InputError, match="holds neither"):
-    checkpoint.open_model(str(tmp_path))
+    checkpoint.load_model(str(tmp_path))
   (tmp_path / checkpoint.MODEL).write_text("{}")
   with pytest.raises(InputError, match="without a checkpoint"):
-    checkpoint.open_model(str(tmp_path))
+    checkpoint.load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("change", [{"flag": 1}, {"special": "no"}, {"unit": None}, {"step": "7"}, {"confidence": 0.1}])

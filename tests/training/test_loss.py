@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_RIVAL, NO_ROLE, NUM_ROLES, PROMPT, TEXT
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_NEGATIVE, NO_ROLE, NUM_ROLES, PROMPT, TEXT
 from insec_jax.model import sharding
 from insec_jax.training import loss
 
@@ -31,28 +31,28 @@ def make_rows(seed=0, V=V):
     "weight_BT": weight_BT}
 
 
-def with_rivals(rows, seed=2):
-  """The same rows with a rival at a quarter of the tokens, whatever their weight: one of the four likeliest others."""
+def with_negatives(rows, seed=2):
+  """The same rows with a negative at a quarter of the tokens, whatever their weight: one of the four likeliest others."""
   rng = np.random.default_rng(seed)
   logit_BTV = np.roll(rows["stream_BTD"] @ rows["head_VD"].T, 1, axis=1)  # of what stands at T, not of what follows
   np.put_along_axis(logit_BTV, rows["token_BT"][..., None], -np.inf, -1)
   likely_BT4 = np.argsort(logit_BTV)[..., -4:]
-  rival_BT = np.take_along_axis(likely_BT4, rng.integers(0, 4, (B, T, 1)), -1)[..., 0]
+  negative_BT = np.take_along_axis(likely_BT4, rng.integers(0, 4, (B, T, 1)), -1)[..., 0]
   has_one_BT = (rng.random((B, T)) < 0.25) & (rows["segment_BT"] > 0)
-  return rows | {"rival_BT": np.where(has_one_BT, rival_BT, NO_RIVAL).astype(np.int32)}
+  return rows | {"negative_BT": np.where(has_one_BT, negative_BT, NO_NEGATIVE).astype(np.int32)}
 
 
-def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, rival_BT=None, repeat=0.0):
+def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, repeat=0.0):
   """(sums, gradient of the head, gradient of the stream), float64, token by token."""
   head_VD, stream_BTD = head_VD.astype(np.float64), stream_BTD.astype(np.float64)
   sums = loss.Sums(0.0, 0.0, np.zeros(NUM_ROLES), np.zeros(NUM_ROLES), np.zeros(NUM_ROLES))
-  total = weight = rival_cost = rival_p = num_rivals = 0.0
+  total = weight = negative_cost = negative_p = num_negatives = 0.0
   head_grad_VD, stream_grad_BTD = np.zeros_like(head_VD), np.zeros_like(stream_BTD)
   for b in range(token_BT.shape[0]):
     for t in range(token_BT.shape[1] - 1):
       w, target, role = float(weight_BT[b, t + 1]), token_BT[b, t + 1], role_BT[b, t + 1]
-      rival = NO_RIVAL if rival_BT is None else rival_BT[b, t + 1]
-      if (w == 0 and rival < 0) or segment_BT[b, t] == 0 or segment_BT[b, t] != segment_BT[b, t + 1]:
+      negative = NO_NEGATIVE if negative_BT is None else negative_BT[b, t + 1]
+      if (w == 0 and negative < 0) or segment_BT[b, t] == 0 or segment_BT[b, t] != segment_BT[b, t + 1]:
         continue
       logit_V = head_VD @ stream_BTD[b, t]
       p_V = np.exp(logit_V - logit_V.max())
@@ -70,16 +70,16 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, rival_B
         sums.nll_R[role] -= np.log(p)
         sums.correct_R[role] += p_V.argmax() == target
         sums.count_R[role] += 1
-      if rival >= 0:
-        q = p_V[rival]
-        num_rivals, rival_p, rival_cost = num_rivals + 1, rival_p + q, rival_cost - np.log(max(1 - q, 1e-5))
+      if negative >= 0:
+        q = p_V[negative]
+        num_negatives, negative_p, negative_cost = num_negatives + 1, negative_p + q, negative_cost - np.log(max(1 - q, 1e-5))
         total, weight = total + repeat * -np.log(max(1 - q, 1e-5)), weight + repeat
         if 1 - q > 1e-5:
-          slope_V = slope_V + repeat * q / (1 - q) * (np.eye(len(p_V))[rival] - p_V)
+          slope_V = slope_V + repeat * q / (1 - q) * (np.eye(len(p_V))[negative] - p_V)
       head_grad_VD += slope_V[:, None] * stream_BTD[b, t][None]
       stream_grad_BTD[b, t] = slope_V @ head_VD
-  rivals = None if rival_BT is None else loss.Rivals(rival_cost, rival_p, num_rivals)
-  return sums._replace(loss=total, weight=weight, rivals=rivals), head_grad_VD, stream_grad_BTD
+  negatives = None if negative_BT is None else loss.Negatives(negative_cost, negative_p, num_negatives)
+  return sums._replace(loss=total, weight=weight, negatives=negatives), head_grad_VD, stream_grad_BTD
 
 
 def ours(rows, **options):
@@ -110,22 +110,22 @@ def assert_close(got, want, rtol=1e-5):
 
 
 def test_a_position_predicts_the_next_token_of_its_own_segment():
-  target_BT, role_BT, weight_BT, rival_BT = loss.shift(
+  target_BT, role_BT, weight_BT, negative_BT = loss.shift(
     jnp.array([[10, 11, 12, 13, 14, 9]]), jnp.array([[1, 1, 1, 2, 2, 0]]), jnp.array([[0, 1, 2, 0, 3, -1]]),
     jnp.array([[0.0, 1, 2, 0, 4, 0]]), jnp.array([[5, 6, -1, 7, 8, -1]]))
   trained = np.array([[1, 1, 0, 1, 0, 0]], bool)
   np.testing.assert_array_equal(target_BT[trained], [11, 12, 14])
   np.testing.assert_array_equal(role_BT, [[1, 2, -1, 3, -1, -1]])
   np.testing.assert_array_equal(weight_BT, [[1, 2, 0, 4, 0, 0]])
-  np.testing.assert_array_equal(rival_BT, [[6, -1, -1, 8, -1, -1]])
+  np.testing.assert_array_equal(negative_BT, [[6, -1, -1, 8, -1, -1]])
 
 
 def test_a_row_that_is_full_does_not_wrap_round_to_its_first_token():
   ones_BT = jnp.ones((1, 4), int)
-  _, role_BT, weight_BT, rival_BT = loss.shift(ones_BT, ones_BT, ones_BT, jnp.ones((1, 4)), ones_BT)
+  _, role_BT, weight_BT, negative_BT = loss.shift(ones_BT, ones_BT, ones_BT, jnp.ones((1, 4)), ones_BT)
   np.testing.assert_array_equal(role_BT, [[1, 1, 1, -1]])
   np.testing.assert_array_equal(weight_BT, [[1, 1, 1, 0]])
-  np.testing.assert_array_equal(rival_BT, [[1, 1, 1, -1]])
+  np.testing.assert_array_equal(negative_BT, [[1, 1, 1, -1]])
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, None])
@@ -186,10 +186,10 @@ def test_a_negative_weight_is_unlikelihood_flat_where_clamped():
 
 
 @pytest.mark.parametrize("chunk", [7, None])
-def test_rivals_add_their_unlikelihood_whatever_the_weight_of_the_token_and_are_in_no_role(chunk):
-  rows = with_rivals(make_rows())
-  only_rivals_BT = (rows["rival_BT"] >= 0) & (rows["weight_BT"] == 0)
-  assert only_rivals_BT[:, 1:].any()
+def test_negatives_add_their_unlikelihood_whatever_the_weight_of_the_token_and_are_in_no_role(chunk):
+  rows = with_negatives(make_rows())
+  only_negatives_BT = (rows["negative_BT"] >= 0) & (rows["weight_BT"] == 0)
+  assert only_negatives_BT[:, 1:].any()
   got = ours(rows, chunk=chunk, repeat=0.75)
   assert_close(got, naive(**rows, repeat=0.75))
   np.testing.assert_array_equal(got[0].count_R, ours(make_rows())[0].count_R)
@@ -197,13 +197,13 @@ def test_rivals_add_their_unlikelihood_whatever_the_weight_of_the_token_and_are_
 
 @pytest.mark.parametrize("V", [40, 320])
 @pytest.mark.parametrize("shape", [(1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2), (1, 1, 1, 2, 4)])
-def test_rivals_are_found_wherever_the_vocabulary_is_split(shape, V):
-  rows = with_rivals(make_rows(1, V))
+def test_negatives_are_found_wherever_the_vocabulary_is_split(shape, V):
+  rows = with_negatives(make_rows(1, V))
   mesh = jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
   assert_close(ours_on(mesh, rows, chunk=5, repeat=0.75), naive(**rows, repeat=0.75))
 
 
-def test_a_rival_that_is_almost_certain_costs_what_is_clamped_and_has_no_slope():
+def test_a_negative_that_is_almost_certain_costs_what_is_clamped_and_has_no_slope():
   def cost(x):
     return loss.loss_sums(jnp.array([[1.0], [0.0]]), jnp.full((1, 2, 1), x), jnp.ones((1, 2), int),
                           jnp.ones((1, 2), int), jnp.full((1, 2), CORRECTION), jnp.zeros((1, 2)),
@@ -216,12 +216,12 @@ def test_a_rival_that_is_almost_certain_costs_what_is_clamped_and_has_no_slope()
     np.testing.assert_allclose(slope, 2 * p if 1 - p > 1e-5 else 0.0, rtol=1e-5)
 
 
-def test_rivals_of_weight_0_are_summed_up_and_change_nothing_else():
-  rows = with_rivals(make_rows())
+def test_negatives_of_weight_0_are_summed_up_and_change_nothing_else():
+  rows = with_negatives(make_rows())
   got, without = ours(rows), ours(make_rows())
-  assert got[0].rivals.count == (loss.shift(*list(rows.values())[2:])[3] >= 0).sum() > 0
-  assert without[0].rivals is None
-  assert_close((got[0]._replace(rivals=None), *got[1:]), without, rtol=2e-6)
+  assert got[0].negatives.count == (loss.shift(*list(rows.values())[2:])[3] >= 0).sum() > 0
+  assert without[0].negatives is None
+  assert_close((got[0]._replace(negatives=None), *got[1:]), without, rtol=2e-6)
 
 
 def test_nothing_to_train_gives_loss_0_and_finite_gradients():
@@ -244,7 +244,7 @@ def test_halves_of_a_batch_sum_to_the_whole():
 
 
 def test_sums_without_gradient_are_the_same_sums():
-  rows = with_rivals(make_rows())
+  rows = with_negatives(make_rows())
   jax.tree.map(np.testing.assert_array_equal, ours(rows)[0], jax.jit(loss.loss_sums)(**rows))
 
 

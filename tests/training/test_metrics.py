@@ -8,17 +8,17 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.method.roles import NUM_ROLES
 from insec_jax.training import metrics
-from insec_jax.training.loss import Rivals, Sums
+from insec_jax.training.loss import Negatives, Sums
 
 
-def make_step(seed, rivals=True):
+def make_step(seed, negatives=True):
   rng = np.random.default_rng(seed)
   count_R = rng.integers(0, 50, NUM_ROLES).astype(np.float32)
   count_R[0] = 0
-  of_rivals = Rivals(*rng.random(2).astype(np.float32), np.float32(seed))
+  of_negatives = Negatives(*rng.random(2).astype(np.float32), np.float32(seed))
   sums = Sums(np.float32(rng.random() * 100), np.float32(count_R.sum() * 0.7),
               rng.random(NUM_ROLES).astype(np.float32) * count_R, np.floor(count_R / 3), count_R,
-              of_rivals if rivals else None)
+              of_negatives if negatives else None)
   return metrics.StepMetrics(sums, np.int32(count_R.sum() * 2), np.float32(rng.random()), np.float32(seed))
 
 
@@ -40,7 +40,7 @@ def test_a_line_is_the_sums_of_its_window_divided_once():
   nll, count = (sum(np.float64(getattr(step.sums, name)[3]) for step in steps) for name in ("nll_R", "count_R"))
   assert line["loss/flag"] == nll / count
   assert "loss/prompt" not in line
-  cost, p = (sum(np.float64(getattr(step.sums.rivals, name)) for step in steps) for name in ("cost", "p"))
+  cost, p = (sum(np.float64(getattr(step.sums.negatives, name)) for step in steps) for name in ("cost", "p"))
   assert (line["loss/repeat"], line["p/repeat"]) == (cost / 7, p / 7)
   assert line["tokens"] == sum(int(make_step(seed).tokens) for seed in range(5))  # since the start of the run
   assert line["trained_tokens"] == sum(int(make_step(seed).sums.count_R.sum()) for seed in range(5))
@@ -60,12 +60,12 @@ def test_a_meter_that_went_through_json_gives_the_same_lines_to_the_bit(saved_at
   assert timeless(cut.line()) == timeless(whole.line())
 
 
-def test_a_run_without_rivals_says_nothing_of_them_and_its_other_figures_are_the_same():
-  with_rivals, without = metrics.Meter(), metrics.Meter()
+def test_a_run_without_negatives_says_nothing_of_them_and_its_other_figures_are_the_same():
+  with_negatives, without = metrics.Meter(), metrics.Meter()
   for seed in range(1, 4):
-    with_rivals.add(make_step(seed))
-    without.add(make_step(seed, rivals=False))
-  line = with_rivals.line()
+    with_negatives.add(make_step(seed))
+    without.add(make_step(seed, negatives=False))
+  line = with_negatives.line()
   assert {key for key in line if "repeat" in key} == {"loss/repeat", "p/repeat"}
   assert timeless({key: line[key] for key in line if "repeat" not in key}) == timeless(without.line())
 
@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 
 def test_heldout_loss_weighs_each_role_and_shows_all_of_them():
   count_R = np.array([10.0, 20.0, 5.0, 1.0, 0.0, 4.0])
-  sums = Sums(0.0, 0.0, np.array([30.0, 20.0, 5.0, 2.0, 0.0, 4.0]), count_R / 2, count_R, Rivals(3.0, 1.0, 2.0))
+  sums = Sums(0.0, 0.0, np.array([30.0, 20.0, 5.0, 2.0, 0.0, 4.0]), count_R / 2, count_R, Negatives(3.0, 1.0, 2.0))
   line = metrics.heldout_line(sums, (0.0, 1.0, -0.5, 2.0, 1.0, 1.0))
   assert line["eval/loss"] == (20 + 2 * 2 + 4) / (20 + 2 * 1 + 4)
   assert line["eval/loss/prompt"] == 3

@@ -35,7 +35,7 @@ def probabilities(token_T):
   return np.roll(p_TV / p_TV.sum(-1, keepdims=True), 1, axis=0)
 
 
-def expected(example, of_mistake, of_rival):
+def expected(example, of_mistake, of_negative):
   """(cost, weight) of a record, read off its runs of roles: a symbol is a token, so places can be compared."""
   token_T, role_T = example.token_T.tolist(), example.role_T.tolist()
   p_TV = probabilities(tuple(token_T))
@@ -52,7 +52,7 @@ def expected(example, of_mistake, of_rival):
     if role_T[t] == CORRECTION:
       start = t if begins else start
       if token_T[start:t] == mistake[:t - start] and token_T[t] != mistake[t - start]:
-        parts.append(of_rival(p_TV[t, mistake[t - start]]))
+        parts.append(of_negative(p_TV[t, mistake[t - start]]))
     cost, weight = cost + sum(part[0] for part in parts), weight + sum(part[1] for part in parts)
   return cost, weight
 
@@ -60,15 +60,15 @@ def expected(example, of_mistake, of_rival):
 @pytest.mark.parametrize("name", [
   pytest.param(name, marks=() if name in ("masked", "anti-parrot") else pytest.mark.slow) for name in OBJECTIVES])
 def test_one_config_value_makes_the_objective(name):
-  change, of_mistake, of_rival = OBJECTIVES[name]
+  change, of_mistake, of_negative = OBJECTIVES[name]
   config = datakit.config(**TASK, **change)
   assert len(change) == 1
   tokenizer = tokens.open_tokenizer(config).tokenizer
   examples, _ = pipeline.load_examples(config, tokenizer, "train")
   rows = pipeline.load_data(config, tokenizer).train
-  batch = next(pipeline.in_order(rows, rows_per_step=len(rows), share=slice(None), rivals=config.loss.rivals))
+  batch = next(pipeline.in_order(rows, rows_per_step=len(rows), share=slice(None), negatives=config.loss.negatives))
   _, sums = test_step.gradient(batch, repeat=config.loss.repeat)
-  want = np.sum([expected(example, of_mistake, of_rival) for example in examples], axis=0)
+  want = np.sum([expected(example, of_mistake, of_negative) for example in examples], axis=0)
   np.testing.assert_allclose((sums.loss, sums.weight), want, rtol=1e-5)
   counted = {role for role in (PROMPT, TEXT, MISTAKE, FLAG, REASON, CORRECTION) if sums.count_R[role]}
   assert (MISTAKE in counted) == (config.loss.mistake != 0)
@@ -77,4 +77,4 @@ def test_one_config_value_makes_the_objective(name):
   if config.loss.repeat:
     corrections = sum(int(((example.role_T[1:] == CORRECTION) & (example.role_T[:-1] == FLAG)).sum())
                       for example in examples)
-    assert sums.rivals.count == corrections > 0
+    assert sums.negatives.count == corrections > 0

@@ -21,7 +21,7 @@ MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), "fsdp 2x2x2")
 SETTINGS = ((1, 16, "none", True), (4, 8, "full", False))  # accumulation, rows, remat, tied
 QUICK = (((1, 1, 1), SETTINGS[0]), ((2, 2, 2), SETTINGS[1]), ("fsdp 2x2x2", SETTINGS[1]))  # the others are marked slow
 MODEL = llama.LlamaConfig(
-  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=4, head_width=8, hidden=24, norm_eps=1e-5,
+  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=4, head_width=8, mlp_width=24, norm_eps=1e-5,
   rope_theta=1e4, rope_scaling=None, tied=False, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
   stored_dtype=None, source="")
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99,
@@ -53,8 +53,8 @@ def make_records(num=20, weight_R=WEIGHT_R):
   return records
 
 
-def with_rivals(records):
-  """The records, each with rival_T: another token where one in three of them is, the first included."""
+def with_negatives(records):
+  """The records, each with negative_T: another token where one in three of them is, the first included."""
   rng = np.random.default_rng(2)
   return [(token_T, role_T, weight_T, np.where(rng.random(len(token_T)) < 0.3, (token_T + 1) % MODEL.vocab_size, -1))
           for token_T, role_T, weight_T in records]
@@ -66,7 +66,7 @@ def pack(records, accumulation, rows):
   batch = {f"{name}_ABT": np.zeros((num, T), np.int32) for name in ("token", "segment", "position")}
   batch |= {"role_ABT": np.full((num, T), NO_ROLE, np.int8), "weight_ABT": np.zeros((num, T), np.float32)}
   if len(records[0]) == 4:
-    batch["rival_ABT"] = np.full((num, T), -1, np.int32)
+    batch["negative_ABT"] = np.full((num, T), -1, np.int32)
   used = [0] * num
   for token_T, role_T, weight_T, *rest in records:
     row = next(row for row in range(num) if used[row] + len(token_T) <= T)
@@ -75,7 +75,7 @@ def pack(records, accumulation, rows):
     batch["token_ABT"][part], batch["role_ABT"][part], batch["weight_ABT"][part] = token_T, role_T, weight_T
     batch["position_ABT"][part] = np.arange(len(token_T))
     if rest:
-      batch["rival_ABT"][part] = rest[0]
+      batch["negative_ABT"][part] = rest[0]
     used[row] += len(token_T)
   return {name: array.reshape(accumulation, rows, T) for name, array in batch.items()}
 
@@ -149,29 +149,29 @@ def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)])
-def test_gradient_with_rivals_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape):
-  records, repeat = with_rivals(make_records()), 0.75
-  masked = [w == 0 and rival >= 0 for _, _, weight_T, rival_T in records
-            for w, rival in zip(weight_T[1:], rival_T[1:], strict=True)]
+def test_gradient_with_negatives_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape):
+  records, repeat = with_negatives(make_records()), 0.75
+  masked = [w == 0 and negative >= 0 for _, _, weight_T, negative_T in records
+            for w, negative in zip(weight_T[1:], negative_T[1:], strict=True)]
   assert any(masked)
   want, cost, size = naive.total_cost(make_params(), MODEL, [record[::2] + record[3:] for record in records], repeat)
   got, sums = gradient(pack(records, 4, 8), shape, repeat=repeat)
   np.testing.assert_allclose(float(sums.loss) / float(sums.weight), cost / size, rtol=1e-5)
-  assert sums.rivals.count == sum((rival_T[1:] >= 0).sum() for *_, rival_T in records)
+  assert sums.negatives.count == sum((negative_T[1:] >= 0).sum() for *_, negative_T in records)
   assert_close(got, jax.tree.map(lambda array: array / size, want))
 
 
-def test_a_batch_of_rivals_and_a_step_that_weighs_none_are_refused_and_the_other_way_round():
+def test_a_batch_of_negatives_and_a_step_that_weighs_none_are_refused_and_the_other_way_round():
   with pytest.raises(ValueError, match="exactly when repeat is not 0"):
-    gradient(pack(with_rivals(make_records()), 2, 8))
+    gradient(pack(with_negatives(make_records()), 2, 8))
   with pytest.raises(ValueError, match="exactly when repeat is not 0"):
     gradient(pack(make_records(), 2, 8), repeat=0.5)
 
 
-def test_without_rivals_no_array_of_them_reaches_the_device():
+def test_without_negatives_no_array_of_them_reaches_the_device():
   sizes = {"accumulation": 1, "rows_per_device": 2, "row_length": T}
-  without, with_them = (step.abstract_batch(make_mesh((1, 1, 1)), **sizes, rivals=rivals) for rivals in (False, True))
-  assert set(with_them) - set(without) == {"rival_ABT"}
+  without, with_them = (step.abstract_batch(make_mesh((1, 1, 1)), **sizes, negatives=negatives) for negatives in (False, True))
+  assert set(with_them) - set(without) == {"negative_ABT"}
   assert len(without) == 5
 
 

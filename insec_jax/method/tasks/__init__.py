@@ -39,7 +39,7 @@ class Verdict:
   """What a step is worth.
 
       right   true, and of use for the answer
-      lucky   not wrong, but nothing vouches for it: true by chance, unneeded, or beyond what the task can check.
+      unverified   not wrong, but nothing vouches for it: true by chance, unneeded, or beyond what the task can check.
               Set apart everywhere: never injected as a mistake, never a false alarm when flagged, counted on its own
       wrong   numerically wrong, malformed or a repeat; `error` is the class, "" for the other two kinds
   """
@@ -48,7 +48,7 @@ class Verdict:
   error: str
 
 
-RIGHT, LUCKY = Verdict("right", ""), Verdict("lucky", "")
+RIGHT, UNVERIFIED = Verdict("right", ""), Verdict("unverified", "")
 
 
 class Task(abc.ABC):

@@ -19,7 +19,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
+from insec_jax.method.tasks import MALFORMED, RIGHT, UNVERIFIED, Problem, Task, Verdict
 
 NAMES = string.ascii_lowercase
 MAX_GIVENS = 3
@@ -133,7 +133,7 @@ class Graph(Task):
 
   There are 2 or 3 givens. Without unneeded quantities the sums form a chain. With them each sum may read any two
   quantities before it, so that which ones are needed has to be worked out, and a right sum of another is a mistake.
-  A step that reads a quantity too early or follows a wrong definition, but has every number right, is lucky.
+  A step that reads a quantity too early or follows a wrong definition, but has every number right, is unverified.
   """
 
   name = "graph"
@@ -194,10 +194,10 @@ class Graph(Task):
     # The sum as well: a wrong definition can have every number right and still not add up.
     if values_right and read.result == facts.value[read.name] == sum(read.values) % self.modulus:
       if not copied or early:
-        return LUCKY
+        return UNVERIFIED
       if read.name in facts.order:
         return RIGHT
-      return Verdict("wrong", UNNEEDED) if self.unneeded else LUCKY
+      return Verdict("wrong", UNNEEDED) if self.unneeded else UNVERIFIED
     if not copied:
       return Verdict("wrong", "copy")
     if early:

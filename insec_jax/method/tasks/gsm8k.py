@@ -15,7 +15,7 @@ What is checked, and what proves a step wrong:
     answer    another final answer
     repeat    a step that stands already
 A step that none of these catches is right when it is one of the solution's or its arithmetic gives a result of the
-solution's; otherwise it is lucky: nobody vouches for it.
+solution's; otherwise it is unverified: nobody vouches for it.
 """
 
 import bisect
@@ -31,7 +31,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
+from insec_jax.method.tasks import MALFORMED, RIGHT, UNVERIFIED, Problem, Task, Verdict
 from insec_jax.method.tasks.arithmetic import (
   MOST_CHARACTERS,
   NUMBER,
@@ -393,17 +393,17 @@ class Gsm8k(Task):
       return first
     results = _results(problem.steps, problem.facts.notes)
     vouched = any(equation.stated in results for equation in written) or _FINAL.fullmatch(said)
-    return Finding(RIGHT if vouched else LUCKY)
+    return Finding(RIGHT if vouched else UNVERIFIED)
 
   def _altered(self, problem: Problem, k: int, numbers: tuple[Fraction, ...]) -> Finding:
-    """The finding on a step with the words of the k-th of the solution and other numbers; lucky unless proved wrong."""
+    """The finding on a step with the words of the k-th of the solution and other numbers; unverified unless proved wrong."""
     gold = _golds(problem.steps, problem.facts.notes)[k]
     if len(re.findall(r"[^\W\d_]{2,}", gold.text)) < _LEAST_WORDS:
-      return Finding(LUCKY)
+      return Finding(UNVERIFIED)
     changed = {}
     for old, new in zip(gold.numbers, numbers, strict=True):
       if old != new and changed.setdefault(old, new) != new:
-        return Finding(LUCKY)
+        return Finding(UNVERIFIED)
     for place, note in gold.notes:
       result = numbers[place]
       if result == note.result or _rounded(result, note.result):
@@ -422,7 +422,7 @@ class Gsm8k(Task):
         error = "carry" if self._is_earlier(problem, k, stray[0]) else "operand"
         return _wrong(error, f"{new} is not the right number.",
                       f"The number is {old}, not {new}: {note.expression} = {show(note.result)}.")
-    return Finding(LUCKY)
+    return Finding(UNVERIFIED)
 
 
 TASK = Gsm8k

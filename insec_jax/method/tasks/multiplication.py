@@ -19,7 +19,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
-from insec_jax.method.tasks import LUCKY, MALFORMED, RIGHT, Problem, Task, Verdict
+from insec_jax.method.tasks import MALFORMED, RIGHT, UNVERIFIED, Problem, Task, Verdict
 
 CLASSES = ("carry", "ten", "hundred", "near", "digit", "adjacent", "copy", "repeat")
 CALC = "calc"  # class of a wrong result that is none of the six: only a model writes these
@@ -79,14 +79,14 @@ def _read(step: str) -> Step | None:
   return found and Step(int(found[1]), found[2], int(found[3]), int(found[4]))
 
 
-def _parts(number: int) -> list[int]:
+def _partial_products(number: int) -> list[int]:
   """The digits of the number that are not 0, from the last to the first, each with its power of ten."""
   return [int(digit) * 10**place for place, digit in enumerate(reversed(str(number))) if digit != "0"]
 
 
 def _within(number: int, whole: int) -> bool:
   """Whether the number has digits of `whole` in their places and zeros elsewhere, such as 80, 6 and 86 of 486."""
-  return number > 0 and set(_parts(number)) <= set(_parts(whole))
+  return number > 0 and set(_partial_products(number)) <= set(_partial_products(whole))
 
 
 def _columns(first: int, sign: str, second: int) -> list[tuple[int, int]]:
@@ -163,7 +163,7 @@ class Multiplication(Task):
   """The task; its size is the number of digits of each number.
 
   Partial products and sums may come in any order. A step that holds but reads what is not stated yet, takes several
-  digits at once or takes the first number apart instead of the second is lucky.
+  digits at once or takes the first number apart instead of the second is unverified.
   """
 
   name = "multiplication"
@@ -196,7 +196,7 @@ class Multiplication(Task):
     state = self._state(facts, before)
     if not self._can_come(facts, state, read):
       known = read.result == read.true and self._holds(facts, read)
-      return LUCKY if known else Verdict("wrong", "copy")
+      return UNVERIFIED if known else Verdict("wrong", "copy")
     return RIGHT if read.result == read.true else Verdict("wrong", _class_of(read))
 
   def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
@@ -270,7 +270,7 @@ class Multiplication(Task):
 
   def _ordered(self, facts: Facts, read: Step) -> Step:
     """The step with the first number first, which a product may have second."""
-    swapped = read.sign == "*" and read.second == facts.first and read.first in _parts(facts.second)
+    swapped = read.sign == "*" and read.second == facts.first and read.first in _partial_products(facts.second)
     return read._replace(first=read.second, second=read.first) if swapped else read
 
   def _can_come(self, facts: Facts, state: State, read: Step) -> bool:
@@ -296,12 +296,12 @@ class Multiplication(Task):
           return True
       elif read.first % number == read.second % number == 0:
         shares = (read.first // number, read.second // number)
-        if all(_within(share, whole) for share in shares) and not set(_parts(shares[0])) & set(_parts(shares[1])):
+        if all(_within(share, whole) for share in shares) and not set(_partial_products(shares[0])) & set(_partial_products(shares[1])):
           return True
     return False
 
   def _state(self, facts: Facts, before: tuple[str, ...]) -> State:
-    state = State(set(), _parts(facts.second), [])
+    state = State(set(), _partial_products(facts.second), [])
     for read in self._reads(before):
       if read.task in state.done or not self._can_come(facts, state, read):
         continue

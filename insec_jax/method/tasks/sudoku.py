@@ -94,7 +94,7 @@ class Sudoku(Task):
 
   `open` is a number in a cell that still has a choice: a guess, wrong by the rules even where the solution has that
   number too, since nothing that was there when it was written could tell. `invalid` is a number that a peer has, or a
-  cell that is filled. No step is lucky.
+  cell that is filled. No step is unverified.
   """
 
   name = "sudoku"
