@@ -1,12 +1,12 @@
 """Entry of every program: exit codes, and one line for whatever ends it early.
 
-  0    done
-  1    the machine refused something (disk, memory, descriptors, a closed pipe): what was saved stays; or a process was
-       lost; or a defect of ours, the only one with a traceback
-  2    the input is wrong, also JAX_PLATFORMS=cuda without a GPU
-  3    a loss (train; the state before that step is saved) or the logits (generate, evaluate, mine) are not finite
-  42   train, sweep: after SIGTERM, SIGINT or SIGHUP, at any moment; the same command goes on from what is saved
-  129, 130, 143   another program after SIGHUP, SIGINT or SIGTERM; no partial file is left
+0    done
+1    the machine refused something (disk, memory, descriptors, a closed pipe): what was saved stays; or a process was
+     lost; or a defect of ours, the only one with a traceback
+2    the input is wrong, also JAX_PLATFORMS=cuda without a GPU
+3    a loss (train; the state before that step is saved) or the logits (generate, evaluate, mine) are not finite
+42   train, sweep: after SIGTERM, SIGINT or SIGHUP, at any moment; the same command goes on from what is saved
+129, 130, 143   another program after SIGHUP, SIGINT or SIGTERM; no partial file is left
 """
 
 import contextlib
@@ -105,11 +105,13 @@ def _missing_platform(error: BaseException) -> str | None:
     text = str(cause)
     # JAX passes over cuda where it sees no GPU, and has then nothing left.
     unseen = isinstance(cause, AssertionError) and asked and _raised_in(cause).endswith("xla_bridge.py")
-    if unseen or (isinstance(cause, RuntimeError) and (
-        "Unable to initialize backend" in text or "Unknown backend" in text)):
+    if unseen or (
+      isinstance(cause, RuntimeError) and ("Unable to initialize backend" in text or "Unknown backend" in text)
+    ):
       reason = "no such device is here" if unseen else one_line(cause)[:200]
-      return (f"JAX_PLATFORMS={asked}: {reason}; set JAX_PLATFORMS to a platform that is here, such as cpu, or leave "
-              "it out")
+      return (
+        f"JAX_PLATFORMS={asked}: {reason}; set JAX_PLATFORMS to a platform that is here, such as cpu, or leave it out"
+      )
   return None
 
 

@@ -33,13 +33,11 @@ TASKS = _tasks()
 
 
 def _whole(low: int, high: int) -> Any:
-  return Annotated[int, Field(ge=low, le=high, description=(
-    f"a whole number of at least {low} and at most {high:,}"))]
+  return Annotated[int, Field(ge=low, le=high, description=(f"a whole number of at least {low} and at most {high:,}"))]
 
 
 def _number(low: float, high: float) -> Any:
-  return Annotated[float, Field(ge=low, le=high, description=(
-    f"a number of at least {low:g} and at most {high:,.7g}"))]
+  return Annotated[float, Field(ge=low, le=high, description=(f"a number of at least {low:g} and at most {high:,.7g}"))]
 
 
 def _weight(value: float) -> float:
@@ -85,18 +83,40 @@ Fraction = Annotated[float, Field(ge=0, le=1, description="a number between 0 an
 Temperature = _number(0.0, 1_000.0)
 # float32 rounds what is nearer to 1 to 1, and AdamW divides by 1 - b**t.
 Moment = Annotated[float, Field(ge=0, le=0.999_999, description="below 1 by 0.000001 or more, and at least 0")]
-FalseAlarms = Annotated[float, Field(ge=0, lt=0.5, description=(
-  "below 0.5 and at least 0: a share of right steps, of which twice as many are allowed at the temperature"))]
+FalseAlarms = Annotated[
+  float,
+  Field(
+    ge=0,
+    lt=0.5,
+    description=(
+      "below 0.5 and at least 0: a share of right steps, of which twice as many are allowed at the temperature"
+    ),
+  ),
+]
 Devices = _whole(-1, 1 << 20)
-Weight = Annotated[float, AfterValidator(_weight), Field(ge=-10_000, le=10_000, description=(
-  f"a number from -10,000 to 10,000, and 0 or at least {SMALLEST_WEIGHT:g} in size"))]
+Weight = Annotated[
+  float,
+  AfterValidator(_weight),
+  Field(
+    ge=-10_000,
+    le=10_000,
+    description=(f"a number from -10,000 to 10,000, and 0 or at least {SMALLEST_WEIGHT:g} in size"),
+  ),
+]
 Path = Annotated[str, AfterValidator(_path)]
-Marker = Annotated[str, AfterValidator(_printable), Field(max_length=200, description=(
-  "a text of at most 200 printable characters"))]
-Edges = Annotated[tuple[Annotated[float, Field(gt=0, le=10_000)], ...], BeforeValidator(_tuple),
-                  Field(max_length=64, description="at most 64 scores above 0 that ascend, or nothing")]
-Names = Annotated[tuple[Annotated[str, AfterValidator(_printable), Field(min_length=1)], ...], BeforeValidator(_tuple),
-                  Field(max_length=64, description="a tuple of at most 64 names")]
+Marker = Annotated[
+  str, AfterValidator(_printable), Field(max_length=200, description=("a text of at most 200 printable characters"))
+]
+Edges = Annotated[
+  tuple[Annotated[float, Field(gt=0, le=10_000)], ...],
+  BeforeValidator(_tuple),
+  Field(max_length=64, description="at most 64 scores above 0 that ascend, or nothing"),
+]
+Names = Annotated[
+  tuple[Annotated[str, AfterValidator(_printable), Field(min_length=1)], ...],
+  BeforeValidator(_tuple),
+  Field(max_length=64, description="a tuple of at most 64 names"),
+]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -150,7 +170,8 @@ class ModelConfig:
 
   path: Path = ""
   size: Annotated[dict[str, Any], AfterValidator(_json_object)] | None = Field(
-    default=None, description="None, or a dict of the fields of a config.json, as JSON has them")
+    default=None, description="None, or a dict of the fields of a config.json, as JSON has them"
+  )
   remat: Literal["none", "matmuls", "full"] = "full"  # what the backward pass keeps: all, products, or only the stream
 
   def __post_init__(self):
@@ -184,13 +205,16 @@ class TokenizerConfig:
       if list(edges) != sorted(set(edges)):
         raise InputError(f"tokenizer.{name}={edges}; must be scores above 0 that ascend, or nothing")
     if self.confidence_first and not self.confidence:
-      raise InputError(f"tokenizer.confidence_first={self.confidence_first} parts tokens that tokenizer.confidence=() "
-                       "does not have; give both, or neither")
+      raise InputError(
+        f"tokenizer.confidence_first={self.confidence_first} parts tokens that tokenizer.confidence=() "
+        "does not have; give both, or neither"
+      )
     if self.confidence and not self.special:
       raise InputError("tokenizer.confidence adds special tokens, and tokenizer.special=False wants none; change one")
     if not self.flag or not self.fix or self.flag in self.fix or self.fix in self.flag:
-      raise InputError(f"tokenizer.flag={self.flag!r} and tokenizer.fix={self.fix!r} must be two texts, "
-                       "neither inside the other")
+      raise InputError(
+        f"tokenizer.flag={self.flag!r} and tokenizer.fix={self.fix!r} must be two texts, neither inside the other"
+      )
 
 
 @_checked
@@ -231,9 +255,11 @@ class DataConfig:
   def __post_init__(self):
     tokens = self.row_length * self.rows_per_device * self.accumulation
     if tokens > MOST_TOKENS:
-      raise InputError(f"data.row_length={self.row_length} times data.rows_per_device={self.rows_per_device} times "
-                       f"data.accumulation={self.accumulation} is {tokens:,} tokens of a device in a step; must be at "
-                       f"most {MOST_TOKENS:,}")
+      raise InputError(
+        f"data.row_length={self.row_length} times data.rows_per_device={self.rows_per_device} times "
+        f"data.accumulation={self.accumulation} is {tokens:,} tokens of a device in a step; must be at "
+        f"most {MOST_TOKENS:,}"
+      )
 
 
 @_checked
@@ -252,8 +278,10 @@ class MistakesConfig:
 
   def __post_init__(self):
     if self.mined_path and not self.mined:
-      raise InputError(f"mistakes.mined_path={self.mined_path!r} would be read by nobody with mistakes.mined=0; give "
-                       "mistakes.mined a share, or leave the path empty")
+      raise InputError(
+        f"mistakes.mined_path={self.mined_path!r} would be read by nobody with mistakes.mined=0; give "
+        "mistakes.mined a share, or leave the path empty"
+      )
 
 
 @_checked
@@ -329,8 +357,9 @@ class MeshConfig:
   def __post_init__(self):
     sizes = dataclasses.astuple(self)
     if sizes.count(-1) > 1 or 0 in sizes:
-      raise InputError(f"mesh sizes must be positive with at most one -1, got data={self.data} fsdp={self.fsdp} "
-                       f"tensor={self.tensor}")
+      raise InputError(
+        f"mesh sizes must be positive with at most one -1, got data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
+      )
 
   def shape(self, num_devices: int) -> tuple[int, int, int]:
     """(data, fsdp, tensor) with the -1 filled in; InputError if they do not multiply to `num_devices`."""
@@ -338,8 +367,10 @@ class MeshConfig:
     known = math.prod(size for size in sizes if size > 0)
     filled = tuple(num_devices // known if size == -1 else size for size in sizes)
     if math.prod(filled) != num_devices:
-      raise InputError(f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not divide "
-                       f"{num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1")
+      raise InputError(
+        f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not divide "
+        f"{num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1"
+      )
     return filled
 
 
@@ -392,8 +423,10 @@ class MineConfig:
     if 0 < self.temperature < SMALLEST_TEMPERATURE:
       raise InputError(f"mine.temperature={self.temperature}; must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}")
     if not self.temperature and self.samples > 1:
-      raise InputError(f"mine.samples={self.samples} at mine.temperature=0 would all be the same; raise the "
-                       "temperature or take one sample")
+      raise InputError(
+        f"mine.samples={self.samples} at mine.temperature=0 would all be the same; raise the "
+        "temperature or take one sample"
+      )
 
 
 @_checked
@@ -505,24 +538,32 @@ def _check_across(config: Config) -> None:
   if from_file and not config.data.path:
     raise InputError(f"task.name={config.task.name!r} reads records from a file; give --config.data.path=FILE.jsonl")
   if not from_file and (config.task.min_size < 1 or config.data.num_records < 1):
-    raise InputError(f"task.name={config.task.name!r} makes its problems; task.min_size and data.num_records "
-                     "must be at least 1")
+    raise InputError(
+      f"task.name={config.task.name!r} makes its problems; task.min_size and data.num_records must be at least 1"
+    )
   if not from_file and (most := max(config.data.num_records, config.data.num_heldout)) > MOST_PROBLEMS:
-    raise InputError(f"data.num_records={config.data.num_records} or data.num_heldout={config.data.num_heldout}: "
-                     f"task.name={config.task.name!r} would make {most:,} problems; must be at most {MOST_PROBLEMS:,}")
+    raise InputError(
+      f"data.num_records={config.data.num_records} or data.num_heldout={config.data.num_heldout}: "
+      f"task.name={config.task.name!r} would make {most:,} problems; must be at most {MOST_PROBLEMS:,}"
+    )
   if config.evaluate.max_size and from_file:
-    raise InputError(f"evaluate.max_size={config.evaluate.max_size}: records of task.name={config.task.name!r} have no "
-                     "sizes; set it to 0")
+    raise InputError(
+      f"evaluate.max_size={config.evaluate.max_size}: records of task.name={config.task.name!r} have no "
+      "sizes; set it to 0"
+    )
   if 0 < config.evaluate.max_size <= config.task.max_size:
-    raise InputError(f"evaluate.max_size={config.evaluate.max_size} is for problems larger than any trained on; must "
-                     f"be above task.max_size={config.task.max_size}, or 0 for none")
+    raise InputError(
+      f"evaluate.max_size={config.evaluate.max_size} is for problems larger than any trained on; must "
+      f"be above task.max_size={config.task.max_size}, or 0 for none"
+    )
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
   _check_mined(config)
   _check_confidence(config)
   if config.optimizer.warmup_steps > config.train.steps:
-    raise InputError(f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above "
-                     f"train.steps={config.train.steps}; lower it")
+    raise InputError(
+      f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}; lower it"
+    )
   if not any(config.loss.weight_R):
     raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")
 
@@ -531,14 +572,20 @@ def _check_mined(config: Config) -> None:
   mistakes = config.mistakes
   if not config.rounds:
     if mistakes.mined and not mistakes.mined_path:
-      raise InputError(f"mistakes.mined={mistakes.mined} mixes in records that mine wrote; give "
-                       "--config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R to mine while training")
+      raise InputError(
+        f"mistakes.mined={mistakes.mined} mixes in records that mine wrote; give "
+        "--config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R to mine while training"
+      )
   elif mistakes.mined_path:
-    raise InputError(f"rounds={config.rounds} mines what it trains on; leave mistakes.mined_path="
-                     f"{mistakes.mined_path!r} empty, or set rounds=0")
+    raise InputError(
+      f"rounds={config.rounds} mines what it trains on; leave mistakes.mined_path="
+      f"{mistakes.mined_path!r} empty, or set rounds=0"
+    )
   elif not mistakes.mined:
-    raise InputError(f"rounds={config.rounds} with mistakes.mined=0 would mine records that nobody reads; give "
-                     "mistakes.mined a share, or set rounds=0")
+    raise InputError(
+      f"rounds={config.rounds} with mistakes.mined=0 would mine records that nobody reads; give "
+      "mistakes.mined a share, or set rounds=0"
+    )
   elif config.rounds > config.train.steps:
     raise InputError(f"rounds={config.rounds} is above train.steps={config.train.steps}; lower it")
   elif config.task.name == "records":
@@ -550,11 +597,17 @@ def _check_confidence(config: Config) -> None:
   if not config.tokenizer.confidence:
     return
   if config.mistakes.unit != "line":
-    raise InputError(f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
-                     "set mistakes.unit='line'")
+    raise InputError(
+      f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
+      "set mistakes.unit='line'"
+    )
   if config.mistakes.source == "injected" and config.mistakes.mined < 1:
-    raise InputError(f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
-                     f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1")
+    raise InputError(
+      f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
+      f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1"
+    )
   if config.mistakes.source == "injected" and config.data.num_heldout:
-    raise InputError(f"tokenizer.confidence: data.num_heldout={config.data.num_heldout} transcripts would be made "
-                     "without the model's confidence, and a loss on them means nothing; set data.num_heldout=0")
+    raise InputError(
+      f"tokenizer.confidence: data.num_heldout={config.data.num_heldout} transcripts would be made "
+      "without the model's confidence, and a loss on them means nothing; set data.num_heldout=0"
+    )

@@ -32,8 +32,9 @@ def define_flag(help_string: str = "The experiment: a file of values.") -> flags
   """Define --config and its overrides --config.SECTION.KEY=VALUE; the value is a locked ConfigDict."""
   # ml_collections opens a --flagfile here, before any error is caught; command.run refuses that flag.
   words = [word for word in sys.argv if not re.match(FLAG_FILE, word)]
-  holder = config_flags.DEFINE_config_file("config", None, help_string, lock_config=True,
-                                           sys_argv=None if words == sys.argv else words)
+  holder = config_flags.DEFINE_config_file(
+    "config", None, help_string, lock_config=True, sys_argv=None if words == sys.argv else words
+  )
   flags.FLAGS["config"].parser = _Parser()  # ml_collections applies the overrides to what it returns
   return holder
 

@@ -23,7 +23,7 @@ results.json holds
     solution, by bootstrap over solutions and no narrower than Wilson's.
   gap            injected minus own of the same decoding, {source: {metric: {"difference", "low", "high"}}}, interval
                  after Newcombe
-  first_tries    {source: {"right", "unverified" and each class of error: rate}}: of all steps up to the first wrong one or
+  first_tries    {source: {"right", "unverified" and each error class: rate}}: of all steps up to the first wrong one or
                  marker
   thresholds     {"flag_bias", "confidence", "max_false_alarms", "temperature": {"greedy", "sampled"}}, as chosen on
                  validation problems; null where there was no right step to choose by, or no flag token. "n": {"greedy",
@@ -87,8 +87,9 @@ def evaluate(opened: LoadedModel, task: tasks.Task, config: Config) -> dict:
   problems, probes = solved_problems(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)
   prober = Prober(TextGenerator(opened, compute=config.precision.compute), task, config)
-  measured = measure(prober, config, probes=probes, problems=problems, validation=validation,
-                     larger=larger_problems(config))
+  measured = measure(
+    prober, config, probes=probes, problems=problems, validation=validation, larger=larger_problems(config)
+  )
   return {
     "config": dataclasses.asdict(config),
     "versions": versions(),

@@ -67,9 +67,15 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   tokenizer = tokens.load(str(folder))
   config = with_ends(config, tokenizer)
   card = folder / CARD
-  hf.save(output, hf.stored(folder, config), config, dtype=DTYPE.value,
-          tokenizer=SidecarFiles(folder, checkpoint.read_markers(folder)), generation=generation_of(folder, config),
-          card=read_text(card, "model card") if card.is_file() else None)
+  hf.save(
+    output,
+    hf.stored(folder, config),
+    config,
+    dtype=DTYPE.value,
+    tokenizer=SidecarFiles(folder, checkpoint.read_markers(folder)),
+    generation=generation_of(folder, config),
+    card=read_text(card, "model card") if card.is_file() else None,
+  )
 
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
@@ -77,10 +83,15 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   config = config_lib.build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
   opened = checkpoint.load_model(str(workdir), step=STEP.value)
   model = with_ids(opened.config, opened.tokenizer)
-  hf.save(output, opened.params, model, dtype=DTYPE.value,
-          tokenizer=SidecarFiles(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config, opened.step)),
-          generation=generation_of(workdir, model),
-          card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step))
+  hf.save(
+    output,
+    opened.params,
+    model,
+    dtype=DTYPE.value,
+    tokenizer=SidecarFiles(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config, opened.step)),
+    generation=generation_of(workdir, model),
+    card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step),
+  )
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
@@ -105,8 +116,11 @@ def generation_of(folder: pathlib.Path, config: llama.LlamaConfig) -> dict[str, 
   fields = hf.read_generation_config(folder)
   if fields is None:
     return None
-  missing = {key: value for key, value in {"bos_token_id": config.bos_id, "pad_token_id": config.pad_id}.items()
-             if value is not None and fields.get(key) is None}
+  missing = {
+    key: value
+    for key, value in {"bos_token_id": config.bos_id, "pad_token_id": config.pad_id}.items()
+    if value is not None and fields.get(key) is None
+  }
   named = fields.get("eos_token_id")
   if set(named if isinstance(named, list) else [named]) != set(config.eos_ids):
     missing["eos_token_id"] = config.eos_ids[0] if len(config.eos_ids) == 1 else list(config.eos_ids)
@@ -119,8 +133,9 @@ def card_text(config: Config, environment: dict[str, Any], step: int) -> str:
   try:
     commit, version = environment["commit"], environment["packages"]["jax"]
   except (KeyError, TypeError):
-    raise InputError("environment.json of the workdir does not name commit and packages; bring it back as it was"
-                     ) from None
+    raise InputError(
+      "environment.json of the workdir does not name commit and packages; bring it back as it was"
+    ) from None
   weights = ", ".join(f"{name} {weight:g}" for name, weight in dataclasses.asdict(config.loss).items())
   return f"""---
 library_name: transformers

@@ -38,8 +38,19 @@ MOST_LINE_BYTES = 1 << 28  # of one JSON line, unpacked
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 STREAMS = re.compile(r"/dev/(stdout|stderr|fd/[0-9]+)|/proc/(self|[0-9]+)/fd/[0-9]+")
 # Errors that speak of the path that was given, not of the state of the machine.
-PATH_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
-               errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.ETXTBSY)
+PATH_ERRORS = (
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+  errno.EINVAL,
+  errno.ENXIO,
+  errno.ENODEV,
+  errno.ETXTBSY,
+)
 
 _partials: set[pathlib.Path] = set()  # what this process has begun to write, and its locks
 _made_folders: list[pathlib.Path] = []  # by this process for its one writer, innermost first
@@ -88,8 +99,13 @@ def open_to_read(path: str | os.PathLike, name: str) -> BinaryIO:
 
 
 def _kind(mode: int) -> str:
-  kinds = {"a folder": stat.S_ISDIR, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a device": stat.S_ISCHR,
-           "a block device": stat.S_ISBLK}
+  kinds = {
+    "a folder": stat.S_ISDIR,
+    "a FIFO": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+    "a device": stat.S_ISCHR,
+    "a block device": stat.S_ISBLK,
+  }
   return next((kind for kind, holds in kinds.items() if holds(mode)), "no regular file")
 
 
@@ -105,6 +121,7 @@ def read_text(path: str | os.PathLike, name: str) -> str:
 
 def parse_json(text: str | bytes, where: str) -> Any:
   """Return what strict JSON says; InputError for anything else, also for NaN, a key given twice, and deep nesting."""
+
   def refuse(word: str):
     raise ValueError(f"{word} is no JSON number")
 
@@ -357,8 +374,10 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
   a sign of life, which the holder writes into the file every BEAT_SECONDS.
   """
   if lock.exists() and not lock.is_file():  # opening or reading a FIFO would wait for ever
-    raise InputError(f"{name}={what} cannot be written ({lock} is {_kind(lock.stat().st_mode)}, needed is a file for a "
-                     "lock); remove it")
+    raise InputError(
+      f"{name}={what} cannot be written ({lock} is {_kind(lock.stat().st_mode)}, needed is a file for a "
+      "lock); remove it"
+    )
   deadline = time.monotonic() + GRACE_SECONDS
   while True:
     try:
@@ -412,8 +431,15 @@ class _Holder:
   @classmethod
   def here(cls) -> "_Holder":
     since = datetime.now(UTC).isoformat(" ", "seconds")
-    return cls({"process": os.getpid(), "host": socket.gethostname(), "since": since, "boot": _boot(),
-                "token": secrets.token_hex(8)})
+    return cls(
+      {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": since,
+        "boot": _boot(),
+        "token": secrets.token_hex(8),
+      }
+    )
 
   @classmethod
   def read(cls, lock: pathlib.Path) -> "_Holder | None":

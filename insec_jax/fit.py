@@ -31,13 +31,15 @@ from insec_jax.sizing.hardware import Topology
 from insec_jax.sizing.search import most_rows
 
 CONFIG = config_file.define_flag()
-TOPOLOGY = flags.DEFINE_string("topology", None, "Slices to compile for, with commas: v5p:2x2x4, 2xv5e:8x8, h100:8; "
-                               "or local, the devices here.")
+TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "Slices to compile for, with commas: v5p:2x2x4, 2xv5e:8x8, h100:8; or local, the devices here."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Also write all figures to this file, as JSON.")
 HLO = flags.DEFINE_string("hlo", None, "Also write the optimised HLO of each step into this folder.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the largest rows_per_device that fit, for each model.remat.")
-SHARE = flags.DEFINE_float("trained_share", 1.0, "Share of tokens that are trained: the head does no others.",
-                           lower_bound=1e-6, upper_bound=1.0)
+SHARE = flags.DEFINE_float(
+  "trained_share", 1.0, "Share of tokens that are trained: the head does no others.", lower_bound=1e-6, upper_bound=1.0
+)
 flags.mark_flags_as_required(["config", "topology"])
 
 
@@ -81,7 +83,8 @@ def model_of(config: Config) -> llama.LlamaConfig:
   if not (folder / hf.CONFIG).is_file():
     raise InputError(
       f"model.path={config.model.path!r} is no folder with a {hf.CONFIG} here; give --config.model.path=FOLDER "
-      "(weights are not read), or a config with model.size, such as configs/llama31_8b.py:shape")
+      "(weights are not read), or a config with model.size, such as configs/llama31_8b.py:shape"
+    )
   model_config = hf.read_config(folder)
   if not (pathlib.Path(config.tokenizer.path or folder) / "tokenizer.json").is_file():
     return model_config
@@ -109,9 +112,13 @@ def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) 
 
   def with_rows(remat: str) -> Callable[[int], Estimate]:
     def measured(rows: int) -> Estimate:
-      changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat),
-                                    data=dataclasses.replace(config.data, rows_per_device=rows))
+      changed = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, remat=remat),
+        data=dataclasses.replace(config.data, rows_per_device=rows),
+      )
       return measure(changed, model_config, topology)
+
     return measured
 
   best = {remat: most_rows(with_rows(remat)) for remat in llama.REMAT}
@@ -119,11 +126,20 @@ def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) 
   rows = config.data.rows_per_device
   cheapest = next((one for one in fitting if one.rows_per_device >= rows), None)
   fastest = max(fitting, key=lambda one: one.tokens_per_s_per_chip, default=None)
-  say(f"{topology.name}: "
-      + (f"the cheapest model.remat for data.rows_per_device={rows} is {cheapest.remat!r}" if cheapest else
-         f"no model.remat fits data.rows_per_device={rows}")
-      + (f"; most tokens/s at the roofline: model.remat={fastest.remat!r} with data.rows_per_device="
-         f"{fastest.rows_per_device}" if fastest else ""))
+  say(
+    f"{topology.name}: "
+    + (
+      f"the cheapest model.remat for data.rows_per_device={rows} is {cheapest.remat!r}"
+      if cheapest
+      else f"no model.remat fits data.rows_per_device={rows}"
+    )
+    + (
+      f"; most tokens/s at the roofline: model.remat={fastest.remat!r} with data.rows_per_device="
+      f"{fastest.rows_per_device}"
+      if fastest
+      else ""
+    )
+  )
   return fitting or list(best.values())
 
 
@@ -145,10 +161,14 @@ def remedies(one: Estimate) -> list[str]:
     found.append(f"fewer rows than data.rows_per_device={one.rows_per_device} (--search finds how many)")
   if memory.temporary < memory.limit:
     chips = math.ceil(one.topology.chips * state / (memory.limit - memory.temporary))
-    found.append(f"{max(chips, one.topology.chips + 1)} chips or more of this kind over fsdp (the state, "
-                 f"{state * one.topology.chips:.1f} GiB in all, divides; {memory.temporary:.1f} GiB a chip stay)")
-  return found or ["chips with more memory, or tensor parallelism (mesh.tensor): what a step needs beside its state is "
-                   "more than a chip has, whatever their number"]
+    found.append(
+      f"{max(chips, one.topology.chips + 1)} chips or more of this kind over fsdp (the state, "
+      f"{state * one.topology.chips:.1f} GiB in all, divides; {memory.temporary:.1f} GiB a chip stay)"
+    )
+  return found or [
+    "chips with more memory, or tensor parallelism (mesh.tensor): what a step needs beside its state is "
+    "more than a chip has, whatever their number"
+  ]
 
 
 def details(one: Estimate) -> str:
@@ -156,28 +176,38 @@ def details(one: Estimate) -> str:
   memory, work, topology = one.memory, one.work, one.topology
   mesh = " x ".join(f"{name} {size}" for name, size in one.mesh.items())
   times = f" x {one.accumulation}" if one.accumulation > 1 else ""
-  lines = [f"== {topology.name}: {topology.chips} chips, {mesh}, {one.rows_per_device} x {one.row_length}{times} "
-           f"tokens a device, remat {one.remat}", f"   {one.attention}",
-           f"   GiB a chip     weights {memory.weights:.4g}, optimizer {memory.optimizer:.4g}, temporary "
-           f"{memory.temporary:.4g}, peak {memory.peak:.4g}" + (f" of {memory.limit:.4g}" if memory.limit else "")]
+  lines = [
+    f"== {topology.name}: {topology.chips} chips, {mesh}, {one.rows_per_device} x {one.row_length}{times} "
+    f"tokens a device, remat {one.remat}",
+    f"   {one.attention}",
+    f"   GiB a chip     weights {memory.weights:.4g}, optimizer {memory.optimizer:.4g}, temporary "
+    f"{memory.temporary:.4g}, peak {memory.peak:.4g}" + (f" of {memory.limit:.4g}" if memory.limit else ""),
+  ]
   if memory.fits is False:
     at_least = "at least " if memory.refused else ""
-    lines += [f"   DOES NOT FIT   by {at_least}{memory.missing:.2f} GiB a chip; what would help, each alone:",
-              *(f"                  - {remedy}" for remedy in remedies(one))]
+    lines += [
+      f"   DOES NOT FIT   by {at_least}{memory.missing:.2f} GiB a chip; what would help, each alone:",
+      *(f"                  - {remedy}" for remedy in remedies(one)),
+    ]
   elif memory.fits:
     lines.append(f"   fits           {memory.limit - memory.peak:.2f} GiB a chip are left")
   if work is not None:
     kernels = (f"; attention kernels {work.kernel_flops / 1e12:.4g}" if work.kernels else "") + (
-      f"; not counted: {', '.join(work.unknown_kernels)}" if work.unknown_kernels else "")
-    lines += [f"   TFLOP a chip   matrix products {work.flops / 1e12:.4g}, of these rematerialised "
-              f"{work.rematerialised / 1e12:.4g}{kernels}",
-              f"   GB a chip      over ICI {_received(work.ici_bytes)}"
-              + (f"; over DCN {_received(work.dcn_bytes)}" if topology.slices > 1 else "")
-              + f"; HBM {work.hbm_bytes / 1e9:.4g} (estimate)"]
+      f"; not counted: {', '.join(work.unknown_kernels)}" if work.unknown_kernels else ""
+    )
+    lines += [
+      f"   TFLOP a chip   matrix products {work.flops / 1e12:.4g}, of these rematerialised "
+      f"{work.rematerialised / 1e12:.4g}{kernels}",
+      f"   GB a chip      over ICI {_received(work.ici_bytes)}"
+      + (f"; over DCN {_received(work.dcn_bytes)}" if topology.slices > 1 else "")
+      + f"; HBM {work.hbm_bytes / 1e9:.4g} (estimate)",
+    ]
     if work.seconds:
       seconds = ", ".join(f"{what} {value:.3g}" for what, value in work.seconds.items())
-      lines.append(f"   roofline       {work.step_seconds:.4g} s a step, bound by {work.bound} ({seconds}); at most "
-                   f"{one.tokens_per_s_per_chip:,.0f} tokens/s a chip, MFU {100 * one.mfu:.1f} %")
+      lines.append(
+        f"   roofline       {work.step_seconds:.4g} s a step, bound by {work.bound} ({seconds}); at most "
+        f"{one.tokens_per_s_per_chip:,.0f} tokens/s a chip, MFU {100 * one.mfu:.1f} %"
+      )
   return "\n".join([*lines, f"   compiled       in {one.compile_seconds:.1f} s, lowered in {one.lower_seconds:.1f} s"])
 
 
@@ -186,8 +216,23 @@ def _received(select_kind: dict[str, float]) -> str:
   return f"{sum(select_kind.values()) / 1e9:.4g}" + (f" ({', '.join(parts)})" if parts else "")
 
 
-HEADER = ("topology", "chips", "data x fsdp x tensor", "rows x length", "remat", "state GiB", "peak GiB", "fits",
-          "TFLOP (remat)", "GB ICI", "GB DCN", "step s >=", "tokens/s/chip <=", "MFU <=", "compile s")
+HEADER = (
+  "topology",
+  "chips",
+  "data x fsdp x tensor",
+  "rows x length",
+  "remat",
+  "state GiB",
+  "peak GiB",
+  "fits",
+  "TFLOP (remat)",
+  "GB ICI",
+  "GB DCN",
+  "step s >=",
+  "tokens/s/chip <=",
+  "MFU <=",
+  "compile s",
+)
 
 
 def summary(found: list[Estimate]) -> str:
@@ -200,38 +245,82 @@ def _row(one: Estimate) -> tuple[str, ...]:
   memory, work = one.memory, one.work
   fits = {True: "yes", False: f"no, {memory.missing:.1f} GiB short", None: "?"}[memory.fits]
   limit = f" of {memory.limit:.3g}" if memory.limit else ""
-  about = (one.topology.name, str(one.topology.chips), " x ".join(map(str, one.mesh.values())),
-           f"{one.rows_per_device} x {one.row_length}", one.remat, f"{memory.weights + memory.optimizer:.3g}",
-           f"{memory.peak:.3g}{limit}", fits)
+  about = (
+    one.topology.name,
+    str(one.topology.chips),
+    " x ".join(map(str, one.mesh.values())),
+    f"{one.rows_per_device} x {one.row_length}",
+    one.remat,
+    f"{memory.weights + memory.optimizer:.3g}",
+    f"{memory.peak:.3g}{limit}",
+    fits,
+  )
   if work is None:
     return (*about, *"------", f"{one.compile_seconds:.0f}")
-  roofline = ("-",) * 3 if not work.seconds else (
-    f"{work.step_seconds:.3g} ({work.bound})", f"{one.tokens_per_s_per_chip:,.0f}", f"{100 * one.mfu:.0f} %")
-  return (*about, f"{work.flops / 1e12:.4g} ({work.rematerialised / 1e12:.3g})",
-          f"{sum(work.ici_bytes.values()) / 1e9:.3g}",
-          f"{sum(work.dcn_bytes.values()) / 1e9:.3g}" if one.topology.slices > 1 else "-", *roofline,
-          f"{one.compile_seconds:.0f}")
+  roofline = (
+    ("-",) * 3
+    if not work.seconds
+    else (f"{work.step_seconds:.3g} ({work.bound})", f"{one.tokens_per_s_per_chip:,.0f}", f"{100 * one.mfu:.0f} %")
+  )
+  return (
+    *about,
+    f"{work.flops / 1e12:.4g} ({work.rematerialised / 1e12:.3g})",
+    f"{sum(work.ici_bytes.values()) / 1e9:.3g}",
+    f"{sum(work.dcn_bytes.values()) / 1e9:.3g}" if one.topology.slices > 1 else "-",
+    *roofline,
+    f"{one.compile_seconds:.0f}",
+  )
 
 
 def as_json(one: Estimate) -> dict[str, Any]:
   """All figures, units in the names."""
   topology, memory, work = one.topology, one.memory, one.work
   return {
-    "topology": topology.name, "chips": topology.chips, "devices": len(topology.devices), "slices": topology.slices,
-    "mesh": one.mesh, "remat": one.remat, "rows_per_device": one.rows_per_device, "row_length": one.row_length,
-    "accumulation": one.accumulation, "attention": one.attention,
-    "gib_per_chip": {"weights": memory.weights, "optimizer": memory.optimizer, "temporary": memory.temporary,
-                     "peak": memory.peak, "limit": memory.limit, "missing": memory.missing},
-    "fits": memory.fits, "remedies": remedies(one), "lower_seconds": one.lower_seconds,
+    "topology": topology.name,
+    "chips": topology.chips,
+    "devices": len(topology.devices),
+    "slices": topology.slices,
+    "mesh": one.mesh,
+    "remat": one.remat,
+    "rows_per_device": one.rows_per_device,
+    "row_length": one.row_length,
+    "accumulation": one.accumulation,
+    "attention": one.attention,
+    "gib_per_chip": {
+      "weights": memory.weights,
+      "optimizer": memory.optimizer,
+      "temporary": memory.temporary,
+      "peak": memory.peak,
+      "limit": memory.limit,
+      "missing": memory.missing,
+    },
+    "fits": memory.fits,
+    "remedies": remedies(one),
+    "lower_seconds": one.lower_seconds,
     "compile_seconds": one.compile_seconds,
-    "per_chip": None if work is None else {
-      "matmul_flops": work.flops, "rematerialised_flops": work.rematerialised, "kernel_flops": work.kernel_flops,
-      "kernels": work.kernels, "unknown_kernels": work.unknown_kernels, "ici_bytes": work.ici_bytes,
-      "dcn_bytes": work.dcn_bytes, "hbm_bytes": work.hbm_bytes, "model_flops": work.model_flops},
+    "per_chip": None
+    if work is None
+    else {
+      "matmul_flops": work.flops,
+      "rematerialised_flops": work.rematerialised,
+      "kernel_flops": work.kernel_flops,
+      "kernels": work.kernels,
+      "unknown_kernels": work.unknown_kernels,
+      "ici_bytes": work.ici_bytes,
+      "dcn_bytes": work.dcn_bytes,
+      "hbm_bytes": work.hbm_bytes,
+      "model_flops": work.model_flops,
+    },
     "tokens_per_step": work and work.tokens,
-    "roofline": None if work is None or not work.seconds else {
-      "seconds": work.seconds, "step_seconds": work.step_seconds, "bound": work.bound,
-      "tokens_per_s_per_chip": one.tokens_per_s_per_chip, "mfu": one.mfu},
+    "roofline": None
+    if work is None or not work.seconds
+    else {
+      "seconds": work.seconds,
+      "step_seconds": work.step_seconds,
+      "bound": work.bound,
+      "tokens_per_s_per_chip": one.tokens_per_s_per_chip,
+      "mfu": one.mfu,
+    },
   }
 
 

@@ -32,17 +32,29 @@ MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
 PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines, each {"prompt": text} or {"tokens": [ids]}.')
 OUTPUT = flags.DEFINE_string("output", None, "The file to write, one line per prompt; it appears when all is done.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Tokens to write at most, the stop token included.", lower_bound=1,
-                                  upper_bound=1 << 20)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0,
-                                 upper_bound=1_000.0)
+MAX_TOKENS = flags.DEFINE_integer(
+  "max_tokens", 256, "Tokens to write at most, the stop token included.", lower_bound=1, upper_bound=1 << 20
+)
+TEMPERATURE = flags.DEFINE_float(
+  "temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0, upper_bound=1_000.0
+)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that hold this much.", 0.0, 1.0)
-SEED = flags.DEFINE_integer("seed", 0, "Of the draws; that of a prompt hangs on its line only, not on its neighbours.",
-                            lower_bound=0, upper_bound=2**32 - 1)
-FLAG_BIAS = flags.DEFINE_float("flag_bias", 0.0, "Added to the logit of the flag: above 0 flags more, -inf never.",
-                               upper_bound=10_000.0)
-FLAG_ABOVE = flags.DEFINE_float("flag_above", math.inf, "Flag a step when the largest -log p of its tokens , the first "
-                                "left out, is above this: 0.7 is p below 0.5; evaluate finds a good value.")
+SEED = flags.DEFINE_integer(
+  "seed",
+  0,
+  "Of the draws; that of a prompt hangs on its line only, not on its neighbours.",
+  lower_bound=0,
+  upper_bound=2**32 - 1,
+)
+FLAG_BIAS = flags.DEFINE_float(
+  "flag_bias", 0.0, "Added to the logit of the flag: above 0 flags more, -inf never.", upper_bound=10_000.0
+)
+FLAG_ABOVE = flags.DEFINE_float(
+  "flag_above",
+  math.inf,
+  "Flag a step when the largest -log p of its tokens , the first "
+  "left out, is above this: 0.7 is p below 0.5; evaluate finds a good value.",
+)
 LOGPROBS = flags.DEFINE_bool("logprobs", False, "Also write log p of each token.")
 CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view as text too.")
 flags.mark_flags_as_required(["model", "prompts", "output"])
@@ -59,10 +71,16 @@ def main() -> None:
     tokens = [encode(prompt, writer, opened) for prompt in prompts]
     slots = max(map(len, tokens)) + MAX_TOKENS.value
     written = writer.write(
-        tokens, label="generate", max_tokens=MAX_TOKENS.value, temperature=TEMPERATURE.value, top_p=TOP_P.value,
-        seed=SEED.value, flag_bias=FLAG_BIAS.value,
-        watch=None if FLAG_ABOVE.value == math.inf else writer.watch(FLAG_ABOVE.value),
-        batch_size=min(len(prompts), rows_that_fit(opened.config, slots=slots, compute=compute)))
+      tokens,
+      label="generate",
+      max_tokens=MAX_TOKENS.value,
+      temperature=TEMPERATURE.value,
+      top_p=TOP_P.value,
+      seed=SEED.value,
+      flag_bias=FLAG_BIAS.value,
+      watch=None if FLAG_ABOVE.value == math.inf else writer.watch(FLAG_ABOVE.value),
+      batch_size=min(len(prompts), rows_that_fit(opened.config, slots=slots, compute=compute)),
+    )
     for prompt, begin, one in zip(prompts, tokens, written, strict=True):
       file.write(json.dumps(line(prompt, begin, one, writer, opened), ensure_ascii=False) + "\n")
 

@@ -32,8 +32,9 @@ MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.
 STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "The file to write; it appears when all is done.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes share the work.", lower_bound=1,
-                                     upper_bound=65_536)
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", 1, "How many processes share the work.", lower_bound=1, upper_bound=65_536
+)
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this one is, from 0.", lower_bound=0)
 flags.mark_flags_as_required(["model", "config", "output"])
 
@@ -41,20 +42,32 @@ flags.mark_flags_as_required(["model", "config", "output"])
 def main() -> None:
   config = config_lib.build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on what is mined here
   if PROCESS_ID.value >= NUM_PROCESSES.value:
-    raise InputError(f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "
-                     f"{NUM_PROCESSES.value - 1}")
+    raise InputError(
+      f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "
+      f"{NUM_PROCESSES.value - 1}"
+    )
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output")
   opened = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
-  miner = Miner(TextGenerator(opened, compute=config.precision.compute), task, config, seed=config.seed,
-                weights=fingerprint(opened.params))
+  miner = Miner(
+    TextGenerator(opened, compute=config.precision.compute),
+    task,
+    config,
+    seed=config.seed,
+    weights=fingerprint(opened.params),
+  )
   parts = ChunkStore(OUTPUT.value, miner.header)
   mine_chunks(miner, parts, process=PROCESS_ID.value, num_processes=NUM_PROCESSES.value)
-  mined = parts.join(miner.num_chunks,
-                     lambda chunks: join(chunks, OUTPUT.value, right=config.mine.right, seed=config.seed))
+  mined = parts.join(
+    miner.num_chunks, lambda chunks: join(chunks, OUTPUT.value, right=config.mine.right, seed=config.seed)
+  )
   if mined is None:
-    print(f"process {PROCESS_ID.value} is done; the last of the {NUM_PROCESSES.value} to end writes {OUTPUT.value} (if "
-          "none does, start one again)", file=sys.stderr, flush=True)
+    print(
+      f"process {PROCESS_ID.value} is done; the last of the {NUM_PROCESSES.value} to end writes {OUTPUT.value} (if "
+      "none does, start one again)",
+      file=sys.stderr,
+      flush=True,
+    )
     return
   print(mined)
 

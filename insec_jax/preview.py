@@ -27,6 +27,7 @@ flags.mark_flag_as_required("config")
 ANSI = dict(zip(roles.NAMES, ("2", "39", "31", "1;33", "35", "32"), strict=True))
 BYTES_OF_CHARACTER = 4  # at most, in UTF-8
 
+
 def main() -> None:
   config = config_lib.build(CONFIG.value)
   if HTML.value is not None:
@@ -96,12 +97,19 @@ def _shown(example: Example, tokenizer: PreTrainedTokenizerFast) -> Iterator[tup
 def page(receipt: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, config: Config) -> str:
   """One self-contained page: receipt, legend, and the examples with id, role and weight at each token."""
   worth = ", ".join(f"{name} {weight:g}" for name, weight in zip(roles.NAMES, config.loss.weight_R, strict=True))
-  body = [element("h1", "Mask receipt"), element("pre", receipt), role_legend(),
-          element("p", f"Worth of a token: {worth}. What is not trained is pale; point at a token to see its id.")]
+  body = [
+    element("h1", "Mask receipt"),
+    element("pre", receipt),
+    role_legend(),
+    element("p", f"Worth of a token: {worth}. What is not trained is pale; point at a token to see its id."),
+  ]
   for example in examples:
-    shown = (element("span", text, class_=name if weight else f"{name} masked",
-                     title=f"{name}, weight {weight:g}, token {token}")
-             for name, weight, token, text in _shown(example, tokenizer))
+    shown = (
+      element(
+        "span", text, class_=name if weight else f"{name} masked", title=f"{name}, weight {weight:g}, token {token}"
+      )
+      for name, weight, token, text in _shown(example, tokenizer)
+    )
     body += [element("h2", example.where), element("pre", *shown)]
   return document("Mask receipt", *body)
 

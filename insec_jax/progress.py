@@ -14,8 +14,9 @@ class Progress:
   `done` of `total` units are done when it begins. With `last` the end is a line too, however soon it comes.
   """
 
-  def __init__(self, label: str, total: int, *, unit: str, done: int = 0, quiet: float = QUIET_SECONDS,
-               last: bool = False):
+  def __init__(
+    self, label: str, total: int, *, unit: str, done: int = 0, quiet: float = QUIET_SECONDS, last: bool = False
+  ):
     self._label, self._total, self._unit, self._quiet = label, total, unit, quiet
     self._done, self._last = done, last
     self.restart()

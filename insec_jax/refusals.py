@@ -16,8 +16,20 @@ FEWEST_FILES = 64  # that a process must be able to open: imports and one checkp
 FEWEST_BYTES = 4 << 30  # of address space: with less, libraries in C++ abort where they start threads or compile
 MOST_FILES = 1 << 16  # to which the soft limit is raised: as many as a pod's largest checkpoint could take
 # Errors of libraries carry these words of strerror, not the number.
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EFBIG,
-            errno.EPIPE, errno.ESTALE, errno.ENOLCK, errno.EAGAIN)
+REFUSALS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EROFS,
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.ENOMEM,
+  errno.EIO,
+  errno.EFBIG,
+  errno.EPIPE,
+  errno.ESTALE,
+  errno.ENOLCK,
+  errno.EAGAIN,
+)
 REMEDIES = {
   errno.ENOSPC: "free some room; what was saved before stays",
   errno.EDQUOT: "raise the quota or free some room; what was saved before stays",
@@ -41,12 +53,16 @@ def check_limits() -> None:
       resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
       soft = wanted
   if soft != resource.RLIM_INFINITY and soft < FEWEST_FILES:
-    stop_signal.end(1, f"error: a process may open {soft} files here, needed are {FEWEST_FILES}; "
-                    f"{REMEDIES[errno.EMFILE]}")
+    stop_signal.end(
+      1, f"error: a process may open {soft} files here, needed are {FEWEST_FILES}; {REMEDIES[errno.EMFILE]}"
+    )
   space, _ = resource.getrlimit(resource.RLIMIT_AS)
   if space != resource.RLIM_INFINITY and space < FEWEST_BYTES:
-    stop_signal.end(1, f"error: a process may use {space >> 20} MiB of addresses here, needed are "
-                    f"{FEWEST_BYTES >> 20}; raise the limit (ulimit -v)")
+    stop_signal.end(
+      1,
+      f"error: a process may use {space >> 20} MiB of addresses here, needed are "
+      f"{FEWEST_BYTES >> 20}; raise the limit (ulimit -v)",
+    )
 
 
 def hook_uncaught() -> None:
@@ -107,7 +123,8 @@ def machine_refusal(error: BaseException) -> str | None:
 def is_refusal(error: BaseException) -> bool:
   """Whether the machine refused something, so that nothing is known of the file that was used."""
   return machine_refusal(error) is not None and not any(
-    isinstance(cause, OSError) and cause.errno is not None and cause.errno not in REFUSALS for cause in chain(error))
+    isinstance(cause, OSError) and cause.errno is not None and cause.errno not in REFUSALS for cause in chain(error)
+  )
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

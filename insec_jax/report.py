@@ -31,12 +31,20 @@ from insec_jax.pages.runs import Arm, Run, in_words, over_seeds, read_run
 
 WORKDIRS = flags.DEFINE_list("workdirs", None, "The runs to show, with commas between them: one column each.")
 OUTPUT = flags.DEFINE_string("output", None, "The page to write; an older one is replaced.")
-REFERENCE = flags.DEFINE_string("reference", None, "The arm that others are compared with; if not said, the first that "
-                                "was evaluated.")
+REFERENCE = flags.DEFINE_string(
+  "reference", None, "The arm that others are compared with; if not said, the first that was evaluated."
+)
 flags.mark_flags_as_required(["workdirs", "output"])
 
-EXAMPLE = ((roles.TEXT, "... "), (roles.MISTAKE, "wrong step "), (roles.FLAG, "<flag>"), (roles.REASON, " reason "),
-           (roles.FLAG, "<fix>"), (roles.CORRECTION, " right step"), (roles.TEXT, " ..."))
+EXAMPLE = (
+  (roles.TEXT, "... "),
+  (roles.MISTAKE, "wrong step "),
+  (roles.FLAG, "<flag>"),
+  (roles.REASON, " reason "),
+  (roles.FLAG, "<fix>"),
+  (roles.CORRECTION, " right step"),
+  (roles.TEXT, " ..."),
+)
 
 
 def main() -> None:
@@ -74,20 +82,36 @@ def page(arms: Sequence[Arm]) -> str:
   first = [dataclasses.replace(arm.runs[0], name=arm.name) for arm in arms]
   return document(
     f"Self-correction: {names}",
-    element("h1", "Internalized self-correction"), element("p", names, class_="soft"), *explanation(),
+    element("h1", "Internalized self-correction"),
+    element("p", names, class_="soft"),
+    *explanation(),
     *([element("h2", "What is missing"), element("ul", *notes, class_="notes")] if notes else []),
-    element("h2", "Arms"), arms_table(arms),
-    *([element("h3", "Where their configs differ"), comparison_of(first, [run.config for run in first], differing=True)]
-      if len(arms) > 1 else []),
-    element("h2", "Training"), *training_curves(arms),
-    element("h2", "Self-correction"), *(
-      self_correction(arms) if evaluated else [element("p", "No run has been evaluated yet.")]),
+    element("h2", "Arms"),
+    arms_table(arms),
+    *(
+      [element("h3", "Where their configs differ"), comparison_of(first, [run.config for run in first], differing=True)]
+      if len(arms) > 1
+      else []
+    ),
+    element("h2", "Training"),
+    *training_curves(arms),
+    element("h2", "Self-correction"),
+    *(self_correction(arms) if evaluated else [element("p", "No run has been evaluated yet.")]),
     *([element("h2", "Transcripts"), role_legend()] if evaluated else []),
     *(part for arm in evaluated for part in transcripts(arm)),
-    element("h2", "Environment"), comparison_of(first, [run.environment for run in first], differing=False),
-    *([element("h3", "Where the seeds differ in it"),
-       comparison_of(runs, [run.environment for run in runs], differing=True)] if len(runs) > len(arms) else []),
-    element("h2", "Reproduce"), *reproduce(runs))
+    element("h2", "Environment"),
+    comparison_of(first, [run.environment for run in first], differing=False),
+    *(
+      [
+        element("h3", "Where the seeds differ in it"),
+        comparison_of(runs, [run.environment for run in runs], differing=True),
+      ]
+      if len(runs) > len(arms)
+      else []
+    ),
+    element("h2", "Reproduce"),
+    *reproduce(runs),
+  )
 
 
 def self_correction(arms: Sequence[Arm]) -> list[Element]:
@@ -100,28 +124,53 @@ def self_correction(arms: Sequence[Arm]) -> list[Element]:
   reference = 0 if REFERENCE.value is None else names.index(REFERENCE.value)
   return [
     *correction.main_rates(names, results),
-    *([element("h3", f"Accuracy minus that of {names[reference]}, problem by problem"),
-       *comparison.paired(names, results, reference=reference)] if len(names) > 1 else []),
+    *(
+      [
+        element("h3", f"Accuracy minus that of {names[reference]}, problem by problem"),
+        *comparison.paired(names, results, reference=reference),
+      ]
+      if len(names) > 1
+      else []
+    ),
     *comparison.controls(names, results, reference=reference),
     *operating.operating(names, results, numbers=[arms.index(arm) for arm in evaluated]),
-    *correction.breakdown(names, results)]
+    *correction.breakdown(names, results),
+  ]
 
 
 def explanation() -> list[Element]:
   """The method in one paragraph, an example coloured by role, and the legend."""
+
   def term(word: str) -> Element:
     return element("b", word)
 
   return [
-    element("p", "A model that corrects itself notices its own mistake in the middle of an answer, says what is wrong "
-            "and puts it right. A ", term("step"), " is the unit that can be wrong. The ", term("flag"), " says “the "
-            "step before this is wrong”; a reason follows, and a second marker, fix, opens the correction. Each token "
-            "has a ", term("role"), ", and the config says what a role is worth in the loss: ", term("trained tokens"),
-            " are those with a weight other than zero. A ", term("probe"), " is a prompt and a prefix that ends in a "
-            "wrong step; what the model does next is what we measure. That step is ", term("injected"), " by a rule, "
-            "or the model’s ", term("own"), ", found by a checker. A flag after a right step is a ",
-            term("false alarm"), "."),
-    element("p", *(role_text(role, text) for role, text in EXAMPLE), class_="code"), role_legend()]
+    element(
+      "p",
+      "A model that corrects itself notices its own mistake in the middle of an answer, says what is wrong "
+      "and puts it right. A ",
+      term("step"),
+      " is the unit that can be wrong. The ",
+      term("flag"),
+      " says “the "
+      "step before this is wrong”; a reason follows, and a second marker, fix, opens the correction. Each token "
+      "has a ",
+      term("role"),
+      ", and the config says what a role is worth in the loss: ",
+      term("trained tokens"),
+      " are those with a weight other than zero. A ",
+      term("probe"),
+      " is a prompt and a prefix that ends in a wrong step; what the model does next is what we measure. That step is ",
+      term("injected"),
+      " by a rule, or the model’s ",
+      term("own"),
+      ", found by a checker. A flag after a right step is a ",
+      term("false alarm"),
+      ".",
+    ),
+    element("p", *(role_text(role, text) for role, text in EXAMPLE), class_="code"),
+    role_legend(),
+  ]
 
 
 def arms_table(arms: Sequence[Arm]) -> Element:
@@ -142,20 +191,31 @@ def arms_table(arms: Sequence[Arm]) -> Element:
   def row(name: Element | str, values: Sequence[Sequence[dict]], key: str, written: Callable[[float], str]) -> tuple:
     return (name, *(cell(seeds, key, written) for seeds in values))
 
-  training = [row("Steps", last, "step", "{:,.0f}".format),
-              row("Trained tokens", last, "trained_tokens", "{:,.0f}".format),
-              row("All tokens", last, "tokens", "{:,.0f}".format), row("Seconds", last, "seconds", _seconds),
-              row("Tokens per second", last, "tokens_per_s", "{:,.0f}".format),
-              row("Trained tokens per second", last, "trained_tokens_per_s", "{:,.0f}".format)]
+  training = [
+    row("Steps", last, "step", "{:,.0f}".format),
+    row("Trained tokens", last, "trained_tokens", "{:,.0f}".format),
+    row("All tokens", last, "tokens", "{:,.0f}".format),
+    row("Seconds", last, "seconds", _seconds),
+    row("Tokens per second", last, "tokens_per_s", "{:,.0f}".format),
+    row("Trained tokens per second", last, "trained_tokens_per_s", "{:,.0f}".format),
+  ]
   losses = [row("Weighted as in training", last, "eval/loss", _loss)]
-  losses += [row(element("span", name, class_=name), last, f"eval/loss/{name}", _loss) for name in roles.NAMES
-             if any(f"eval/loss/{name}" in seed for seeds in last for seed in seeds)]
+  losses += [
+    row(element("span", name, class_=name), last, f"eval/loss/{name}", _loss)
+    for name in roles.NAMES
+    if any(f"eval/loss/{name}" in seed for seeds in last for seed in seeds)
+  ]
   groups = [("Training", training), ("Held-out loss, last measured", losses)]
   if any(seed for seeds in measured for seed in seeds):
-    measured = [[{key: value for key, value in seed.items() if value is not None} for seed in seeds]
-                for seeds in measured]
-    groups.append(("Evaluation", [row("Step evaluated", measured, "step", "{:,.0f}".format),
-                                  row("Seconds", measured, "seconds", _seconds)]))
+    measured = [
+      [{key: value for key, value in seed.items() if value is not None} for seed in seeds] for seeds in measured
+    ]
+    groups.append(
+      (
+        "Evaluation",
+        [row("Step evaluated", measured, "step", "{:,.0f}".format), row("Seconds", measured, "seconds", _seconds)],
+      )
+    )
   return table("", [arm.name for arm in arms], groups)
 
 
@@ -174,8 +234,11 @@ def training_curves(arms: Sequence[Arm]) -> list[Element]:
   of = [number for number, arm in enumerate(arms) for _ in arm.runs]
   drawn = []
   for title, key in wanted:
-    curves = [[(line["step"], line[key]) for line in run.lines if key in line and math.isfinite(line[key])]
-              for arm in arms for run in arm.runs]
+    curves = [
+      [(line["step"], line[key]) for line in run.lines if key in line and math.isfinite(line[key])]
+      for arm in arms
+      for run in arm.runs
+    ]
     if any(curves):
       drawn.append(charts.chart(title, curves, "step", arms=of))
   if not drawn:
@@ -193,13 +256,25 @@ def transcripts(arm: Arm) -> Iterator[Element]:
     kinds.setdefault(example["title"].partition(": ")[0], []).append(example)
   for number, (kind, examples) in enumerate(kinds.items()):
     right = sum(_ends_well(example) for example in examples)
-    shown = [element(
-      "article",
-      element("header", element("b", example["title"]), element("small", example["outcome"])),
-      element("div", *(role_text(roles.NAMES.index(piece["role"]), piece["text"]) for piece in example["pieces"]),
-              class_="code"), class_="success" if _ends_well(example) else "failure") for example in examples]
-    yield element("details", element("summary", f"{kind} ({right} with the right answer, {len(examples) - right} not)"),
-                  element("div", *shown, class_="transcripts"), **({} if number else {"open": ""}))
+    shown = [
+      element(
+        "article",
+        element("header", element("b", example["title"]), element("small", example["outcome"])),
+        element(
+          "div",
+          *(role_text(roles.NAMES.index(piece["role"]), piece["text"]) for piece in example["pieces"]),
+          class_="code",
+        ),
+        class_="success" if _ends_well(example) else "failure",
+      )
+      for example in examples
+    ]
+    yield element(
+      "details",
+      element("summary", f"{kind} ({right} with the right answer, {len(examples) - right} not)"),
+      element("div", *shown, class_="transcripts"),
+      **({} if number else {"open": ""}),
+    )
   if not kinds:
     yield element("p", "No transcripts in its results.json.")
 
@@ -240,12 +315,16 @@ def reproduce(runs: Sequence[Run]) -> list[Element]:
     folder = shlex.quote(str(run.folder))
     commands.append(f"python -m insec_jax.train --config CONFIG --workdir {folder}")
     if run.results:
-      commands.append(f"python -m insec_jax.evaluate --config CONFIG --model {shlex.quote(run.results['model'])} "
-                      f"--output {folder}/results.json")
+      commands.append(
+        f"python -m insec_jax.evaluate --config CONFIG --model {shlex.quote(run.results['model'])} "
+        f"--output {folder}/results.json"
+      )
   folders = shlex.quote(",".join(str(run.folder) for run in runs))
   commands.append(f"python -m insec_jax.report --workdirs {folders} --output {shlex.quote(OUTPUT.value)}")
-  configs = [element("details", element("summary", f"CONFIG of {run.name}"),
-                     element("pre", json.dumps(run.config, indent=2))) for run in runs]
+  configs = [
+    element("details", element("summary", f"CONFIG of {run.name}"), element("pre", json.dumps(run.config, indent=2)))
+    for run in runs
+  ]
   return [element("pre", "\n".join(commands)), *configs]
 
 

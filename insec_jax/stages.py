@@ -40,7 +40,7 @@ def shares_of_cores(jobs: int) -> list[set[int] | None]:
   cores = sorted(os.sched_getaffinity(0))
   if jobs > len(cores):
     raise InputError(f"--jobs={jobs} is more than the {len(cores)} cores here; give at most that many")
-  return [set(cores[number * len(cores) // jobs:(number + 1) * len(cores) // jobs]) for number in range(jobs)]
+  return [set(cores[number * len(cores) // jobs : (number + 1) * len(cores) // jobs]) for number in range(jobs)]
 
 
 class ChildPrograms(threading.Event):
@@ -65,9 +65,15 @@ class ChildPrograms(threading.Event):
     """Return the exit code of a program; what it prints is appended to the log."""
     with log.open("ab") as file:
       # A session of its own: Ctrl-C reaches it through us, as the SIGTERM after which train saves.
-      process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                 start_new_session=True, pass_fds=(self._pipe,),
-                                 env={**os.environ, PARENT_PIPE: str(self._pipe)})
+      process = subprocess.Popen(
+        words,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=(self._pipe,),
+        env={**os.environ, PARENT_PIPE: str(self._pipe)},
+      )
       self._running.add(process)
       if self.is_set():
         process.terminate()
@@ -143,6 +149,11 @@ def run_stage(stage: Stage, stopping: ChildPrograms) -> str:
   if stopping.is_set():
     return STOPPED
   lines = stage.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-  print("\n".join([f"{stage.name} ended with exit code {code}; the last lines of {stage.log}:",
-                   *(f"  {line}" for line in lines)]), file=sys.stderr, flush=True)
+  print(
+    "\n".join(
+      [f"{stage.name} ended with exit code {code}; the last lines of {stage.log}:", *(f"  {line}" for line in lines)]
+    ),
+    file=sys.stderr,
+    flush=True,
+  )
   return FAILED

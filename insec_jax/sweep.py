@@ -67,12 +67,16 @@ config_file.define_flag("The experiment: a file of values with arms.")
 ARMS = flags.DEFINE_list("arms", None, "Which arms of the config, with commas between them.")
 SEEDS = flags.DEFINE_list("seeds", None, "Which seeds, with commas between them.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder of the sweep; one that was stopped goes on.")
-BASE = flags.DEFINE_list("base", [], "The arm whose weights the arms with a model.path begin with; of several, with "
-                         "commas between them, each goes on from the one before it; empty: none.")
-REFERENCE = flags.DEFINE_string("reference", None, "The arm that others are compared with; if not said, clean where "
-                                "that is one, else the first.")
-JOBS = flags.DEFINE_integer("jobs", 1, "How many stages run side by side.", lower_bound=1,
-                            upper_bound=1_024)
+BASE = flags.DEFINE_list(
+  "base",
+  [],
+  "The arm whose weights the arms with a model.path begin with; of several, with "
+  "commas between them, each goes on from the one before it; empty: none.",
+)
+REFERENCE = flags.DEFINE_string(
+  "reference", None, "The arm that others are compared with; if not said, clean where that is one, else the first."
+)
+JOBS = flags.DEFINE_integer("jobs", 1, "How many stages run side by side.", lower_bound=1, upper_bound=1_024)
 flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
 PYTHON = (sys.executable, "-m")
@@ -89,8 +93,14 @@ def main() -> int:
   file = config_flags.get_config_filename(flags.FLAGS["config"])
   if ":" in file:
     raise InputError(f"--config={file} names an arm; give the file alone, and the arms in --arms")
-  sweep = Sweep(output, file, config_flags.get_override_values(flags.FLAGS["config"]), arms, seeds,
-                names_of("base", BASE.value) if BASE.value else [])
+  sweep = Sweep(
+    output,
+    file,
+    config_flags.get_override_values(flags.FLAGS["config"]),
+    arms,
+    seeds,
+    names_of("base", BASE.value) if BASE.value else [],
+  )
   jax.config.update("jax_platforms", "cpu")  # the devices are for the programs that this one starts
   stages = sweep.stages()
   cores = shares_of_cores(JOBS.value)
@@ -120,10 +130,16 @@ def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | 
 def names_of(flag: str, names: Sequence[str]) -> list[str]:
   """The names; InputError for none, one twice, or one that is no name of a folder."""
   for name in names:
-    if not name.isprintable() or not 0 < len(name) <= 100 or name[0] in ".-" or set("/:,") & set(name) or (
-        names.count(name) > 1):
-      raise InputError(f"--{flag}={','.join(names):.200} has {name!r:.100} more than once, or it is no name; "
-                       "give each once")
+    if (
+      not name.isprintable()
+      or not 0 < len(name) <= 100
+      or name[0] in ".-"
+      or set("/:,") & set(name)
+      or (names.count(name) > 1)
+    ):
+      raise InputError(
+        f"--{flag}={','.join(names):.200} has {name!r:.100} more than once, or it is no name; give each once"
+      )
   if not names:
     raise InputError(f"--{flag} is empty; give at least one")
   return list(names)
@@ -133,8 +149,9 @@ def numbers_of(flag: str, words: Sequence[str]) -> list[int]:
   """Return the whole numbers; InputError for another word, a number above MOST_SEED, or one twice (1 and 01)."""
   for word in names_of(flag, words):
     if not re.fullmatch("[0-9]{1,20}", word) or int(word) > MOST_SEED:
-      raise InputError(f"--{flag} has {word!r:.100}; give whole numbers of at most {MOST_SEED} with commas "
-                       "between them")
+      raise InputError(
+        f"--{flag} has {word!r:.100}; give whole numbers of at most {MOST_SEED} with commas between them"
+      )
   numbers = [int(word) for word in words]
   if twice := [number for number in numbers if numbers.count(number) > 1]:
     raise InputError(f"--{flag}={','.join(words):.200} has {twice[0]} more than once; give each once")
@@ -167,18 +184,24 @@ class Sweep:
       given = self.given(arm, values)
       after = ()
       if arm in self.bases[1:] and not given.model.path:
-        raise InputError(f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "
-                         "before it; give it a model.path, or leave out what comes before it")
+        raise InputError(
+          f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "
+          "before it; give it a model.path, or leave out what comes before it"
+        )
       if given.model.path and (base := self.base(arm)):
         values["model.path"] = str(self.workdir(f"{base}_hf", seed))
         after = (f"seed {seed}, {base}: export",)
       elif given.model.path and not pathlib.Path(given.model.path).is_dir():
-        raise InputError(f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
-                         "--config.model.path=FOLDER, or name the arm that makes it with --base")
+        raise InputError(
+          f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
+          "--config.model.path=FOLDER, or name the arm that makes it with --base"
+        )
       if given.mistakes.mined > 0 and given.rounds == 0 and not given.mistakes.mined_path:
         if not given.model.path:
-          raise InputError(f"arm {arm} has mistakes.mined={given.mistakes.mined} and begins with random weights, which "
-                           "solve nothing; give it a model.path or a mistakes.mined_path")
+          raise InputError(
+            f"arm {arm} has mistakes.mined={given.mistakes.mined} and begins with random weights, which "
+            "solve nothing; give it a model.path or a mistakes.mined_path"
+          )
         values["mistakes.mined_path"] = str(self.workdir(f"{arm}_mined.jsonl", seed))
         alike = mined_by(self.config(arm, values))
         if alike not in miners:
@@ -190,7 +213,7 @@ class Sweep:
 
   def base(self, arm: str) -> str | None:
     """The arm that it goes on from, where it has a model.path at all; None for none."""
-    before = self.bases[:self.bases.index(arm)] if arm in self.bases else self.bases
+    before = self.bases[: self.bases.index(arm)] if arm in self.bases else self.bases
     return before[-1] if before else None
 
   def of_arm(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Iterator[Stage]:
@@ -198,29 +221,59 @@ class Sweep:
     config, workdir = self.config(arm, values), self.workdir(arm, seed)
     base = self.base(arm)
     started = self.workdir(f"{base}_hf", seed) if base and "model.path" in values else None
-    train = self.stage(arm, seed, "train", (*self.words(arm, values), f"--workdir={workdir}"),
-                       lambda: is_trained(workdir, config, started), after)
+    train = self.stage(
+      arm,
+      seed,
+      "train",
+      (*self.words(arm, values), f"--workdir={workdir}"),
+      lambda: is_trained(workdir, config, started),
+      after,
+    )
     yield train
     if arm in self.bases:
       folder = self.workdir(f"{arm}_hf", seed)
-      yield self.stage(arm, seed, "export", (f"--model={workdir}", f"--output={folder}"),
-                       lambda: is_exported(folder, workdir), (train.name,))
+      yield self.stage(
+        arm,
+        seed,
+        "export",
+        (f"--model={workdir}", f"--output={folder}"),
+        lambda: is_exported(folder, workdir),
+        (train.name,),
+      )
     if arm in self.arms:
       results = workdir / "results.json"
-      yield self.stage(arm, seed, "evaluate", (f"--model={workdir}", *self.words(arm, values), f"--output={results}"),
-                       lambda: is_measured(results, workdir, config), (train.name,))
+      yield self.stage(
+        arm,
+        seed,
+        "evaluate",
+        (f"--model={workdir}", *self.words(arm, values), f"--output={results}"),
+        lambda: is_measured(results, workdir, config),
+        (train.name,),
+      )
 
   def mine(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Stage:
     """The mining of the weights that the arm begins with."""
     config = self.config(arm, values)
     start, file = pathlib.Path(config.model.path), pathlib.Path(config.mistakes.mined_path)
-    return self.stage(arm, seed, "mine", (f"--model={start}", *self.words(arm, values), f"--output={file}"),
-                      lambda: is_newer(file, newest(start)), after)
+    return self.stage(
+      arm,
+      seed,
+      "mine",
+      (f"--model={start}", *self.words(arm, values), f"--output={file}"),
+      lambda: is_newer(file, newest(start)),
+      after,
+    )
 
-  def stage(self, arm: str, seed: int, program: str, words: tuple[str, ...], done: Callable[[], bool],
-            after: tuple[str, ...]) -> Stage:
-    return Stage(f"seed {seed}, {arm}: {program}", (*PYTHON, f"insec_jax.{program}", *words),
-                 self.output / "logs" / f"seed{seed}_{arm}_{program}.log", done, after)
+  def stage(
+    self, arm: str, seed: int, program: str, words: tuple[str, ...], done: Callable[[], bool], after: tuple[str, ...]
+  ) -> Stage:
+    return Stage(
+      f"seed {seed}, {arm}: {program}",
+      (*PYTHON, f"insec_jax.{program}", *words),
+      self.output / "logs" / f"seed{seed}_{arm}_{program}.log",
+      done,
+      after,
+    )
 
   def words(self, arm: str, values: dict[str, Any]) -> tuple[str, ...]:
     """The config on the command line of a program."""
@@ -308,8 +361,14 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
 
   Runs that have not begun are left out of both.
   """
-  runs = {arm: [read_run(workdir, f"seed{seed}/{arm}") for seed in sweep.seeds
-                if (workdir := sweep.workdir(arm, seed)).joinpath(checkpoint.CONFIG).is_file()] for arm in sweep.arms}
+  runs = {
+    arm: [
+      read_run(workdir, f"seed{seed}/{arm}")
+      for seed in sweep.seeds
+      if (workdir := sweep.workdir(arm, seed)).joinpath(checkpoint.CONFIG).is_file()
+    ]
+    for arm in sweep.arms
+  }
   runs = {arm: of_arm for arm, of_arm in runs.items() if of_arm}
   if not any(run.results for of_arm in runs.values() for run in of_arm):
     return ["report (nothing was evaluated)"]
@@ -322,17 +381,27 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
   print(f"\n{text}\n")
   page = sweep.output / "report.html"
   folders = ",".join(str(run.folder) for of_arm in runs.values() for run in of_arm)
-  stage = Stage("report", (*PYTHON, "insec_jax.report", f"--workdirs={folders}", f"--output={page}", *chosen),
-                sweep.output / "logs" / "report.log", lambda: False)
+  stage = Stage(
+    "report",
+    (*PYTHON, "insec_jax.report", f"--workdirs={folders}", f"--output={page}", *chosen),
+    sweep.output / "logs" / "report.log",
+    lambda: False,
+  )
   return [] if run_stage(stage, stopping) == DONE else [stage.name]
 
 
 def table(runs: dict[str, list[Run]], reference: str) -> str:
   """The table over seeds, and a line for each arm that was not trained on as many tokens as the reference."""
-  trained = {arm: [line["trained_tokens"] for run in of_arm if (line := last_line(run)) is not None]
-             for arm, of_arm in runs.items()}
-  text = summary(list(runs), [[run.results for run in of_arm if run.results] for of_arm in runs.values()],
-                 list(trained.values()), reference=list(runs).index(reference))
+  trained = {
+    arm: [line["trained_tokens"] for run in of_arm if (line := last_line(run)) is not None]
+    for arm, of_arm in runs.items()
+  }
+  text = summary(
+    list(runs),
+    [[run.results for run in of_arm if run.results] for of_arm in runs.values()],
+    list(trained.values()),
+    reference=list(runs).index(reference),
+  )
   lines = [f"seeds of {arm}: {', '.join(str(run.config['seed']) for run in of_arm)}" for arm, of_arm in runs.items()]
   lines += ["each rate: mean over seeds, [95 % interval of all seeds pooled], (each seed)", "", text]
   unequal = list(compared_tokens(runs, trained, reference))
@@ -354,8 +423,10 @@ def compared_tokens(runs: dict[str, list[Run]], trained: dict[str, list[int]], r
     begins_alike = runs[arm][0].config["model"]["size"] == runs[reference][0].config["model"]["size"]
     if abs(ratio - 1) > CLOSE and begins_alike:
       steps = runs[arm][0].config["train"]["steps"]
-      yield (f"{arm} was trained on {ratio:.3f} times the tokens of {reference}; equal with "
-             f"train.steps={round(steps / ratio)} (was {steps})")
+      yield (
+        f"{arm} was trained on {ratio:.3f} times the tokens of {reference}; equal with "
+        f"train.steps={round(steps / ratio)} (was {steps})"
+      )
 
 
 if __name__ == "__main__":

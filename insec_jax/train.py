@@ -53,23 +53,40 @@ from insec_jax.training.step import TrainState
 CONFIG = config_file.define_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; a run that was cut short goes on from there.")
 flags.mark_flags_as_required(["config", "workdir"])
-COORDINATOR = flags.DEFINE_string("coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0; port "
-                                  f"{coordinator.PORT} if not given.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1,
-                                     upper_bound=65_536)
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0; port {coordinator.PORT} if not given."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes train together.", lower_bound=1, upper_bound=65_536
+)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
-JOIN_SECONDS = flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.",
-                                    lower_bound=1, upper_bound=7 * 86_400)
+JOIN_SECONDS = flags.DEFINE_integer(
+  "join_seconds", 300, "How long processes wait for each other at the start.", lower_bound=1, upper_bound=7 * 86_400
+)
 
 REMEDY = "; lower optimizer.learning_rate or look at the data, and begin in another --workdir"
 SHARED_SECONDS = 60  # in which a file on a network drive shows on another host
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy",
-            "ml-dtypes", "ml-collections", "tensorboardX")
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "transformers",
+  "tokenizers",
+  "numpy",
+  "ml-dtypes",
+  "ml-collections",
+  "tensorboardX",
+)
 
 
 def main() -> int:
   config = config_lib.build(CONFIG.value)
-  place = rendezvous.detect_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value)
+  place = rendezvous.detect_processes(
+    COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value
+  )
   with joined(place, started_with(config), seconds=JOIN_SECONDS.value) as processes:
     workdir = local_path(WORKDIR.value, "--workdir")
     with folder_writer(workdir, "--workdir") if processes.is_first else contextlib.nullcontext():
@@ -85,9 +102,15 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
     checkpoint.check_workdir(workdir, config)
   # Process 0 looks for all: on a network drive another host may not see yet what it sees.
   found = processes.gather("the search for checkpoints", checkpoint.steps(workdir) if processes.is_first else None)[0]
-  processes.agree("devices", {
-    "platform": jax.default_backend(), "device": jax.local_devices()[0].device_kind,
-    "devices of its own": jax.local_device_count(), "devices of the run": jax.device_count()})
+  processes.agree(
+    "devices",
+    {
+      "platform": jax.default_backend(),
+      "device": jax.local_devices()[0].device_kind,
+      "devices of its own": jax.local_device_count(),
+      "devices of the run": jax.device_count(),
+    },
+  )
   mesh = sharding.make_mesh(config.mesh, jax.devices())
   if found:
     check_shared(workdir, processes)
@@ -115,9 +138,14 @@ def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Pro
 def started_with(config: Config) -> dict[str, Any]:
   """What must be the same on every host, known before a device is touched."""
   commit = _git("rev-parse", "HEAD")
-  return {"commit": commit, "changes since (SHA-256 of git diff)": commit and _digest(_git("diff", "HEAD")),
-          "python": platform.python_version(), **checkpoint.versions(PACKAGES),
-          "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS"), **checkpoint.flat(config)}
+  return {
+    "commit": commit,
+    "changes since (SHA-256 of git diff)": commit and _digest(_git("diff", "HEAD")),
+    "python": platform.python_version(),
+    **checkpoint.versions(PACKAGES),
+    "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS"),
+    **checkpoint.flat(config),
+  }
 
 
 def _digest(text: str) -> str:
@@ -131,8 +159,10 @@ def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
     time.sleep(0.5)
   seen = processes.gather("the look into the workdir", (workdir / checkpoint.CONFIG).is_file())
   if blind := [f"process {index} ({name})" for index, name in enumerate(processes.names) if not seen[index]]:
-    raise InputError(f"{', '.join(blind)} cannot see {workdir / checkpoint.CONFIG}, which process 0 wrote; give a "
-                     "--workdir on a drive that all hosts share")
+    raise InputError(
+      f"{', '.join(blind)} cannot see {workdir / checkpoint.CONFIG}, which process 0 wrote; give a "
+      "--workdir on a drive that all hosts share"
+    )
 
 
 def say(processes: Processes, text: str) -> None:
@@ -171,22 +201,33 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   tx = optimizer.make(config.optimizer, config.train.steps)
   shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))
   if config.model.path:
-    params = hf.load(config.model.path, before, dtype=config.precision.params,
-                     shardings=sharding.params_shardings(llama.shapes(before), mesh))
+    params = hf.load(
+      config.model.path,
+      before,
+      dtype=config.precision.params,
+      shardings=sharding.params_shardings(llama.shapes(before), mesh),
+    )
     if vocab_size > before.vocab_size:
-      say(processes, f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
-          f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones")
+      say(
+        processes,
+        f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
+        f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones",
+      )
       # Only what grows: the rest is not copied.
       rows = {name: params[name] for name in ("embed", "head") if name in params}
-      params |= jax.jit(lambda rows: hf.grow_vocabulary(rows, before, vocab_size)[0],
-                        out_shardings={name: shardings.params[name] for name in rows})(rows)
+      params |= jax.jit(
+        lambda rows: hf.grow_vocabulary(rows, before, vocab_size)[0],
+        out_shardings={name: shardings.params[name] for name in rows},
+      )(rows)
   else:
     params = hf.init(model_config, jax.random.key(config.seed), config.precision.params, shardings=shardings.params)
   state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
   return Run(model_config, tokenizer, data, state, shardings, 0, None)
 
 
-def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], processes: Processes) -> tuple[Run, list[int]]:
+def resume(
+  config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], processes: Processes
+) -> tuple[Run, list[int]]:
   """(the run after the newest sound checkpoint of those found, newer ones that are damaged); model.path is not read."""
   model_config = checkpoint.read_model(workdir)
   tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
@@ -202,8 +243,15 @@ def resume(config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], 
 
   processes.agree("data", facts(found[-1]))
   state, totals, log, last, damaged = checkpoint.restore(
-    workdir, found, abstract, facts=facts, processes=processes, advise=lambda name, was: (
-      same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"))
+    workdir,
+    found,
+    abstract,
+    facts=facts,
+    processes=processes,
+    advise=lambda name, was: (
+      same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"
+    ),
+  )
   say(processes, f"resuming {workdir} after step {last}")
   data = data_of(rounds.round_at(config, last))
   return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals, log), damaged
@@ -217,8 +265,10 @@ def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[st
   digest = hashlib.sha256()
   for field in dataclasses.fields(data.train):
     digest.update(getattr(data.train, field.name).tobytes())
-  return {ROWS: rows_of(config, mesh) * config.data.accumulation,
-          "the data (SHA-256 of the rows to train on)": digest.hexdigest()[:16]}
+  return {
+    ROWS: rows_of(config, mesh) * config.data.accumulation,
+    "the data (SHA-256 of the rows to train on)": digest.hexdigest()[:16],
+  }
 
 
 def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
@@ -226,8 +276,10 @@ def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
   num = rows_of(config, mesh) // config.data.rows_per_device
   if rows % num:
     fit = [size for size in range(1, rows + 1) if rows % size == 0]
-    return (f"{num} devices along data and fsdp cannot share {rows} rows: use {', '.join(map(str, fit))} (mesh.tensor "
-            "takes the others), or begin in another --workdir")
+    return (
+      f"{num} devices along data and fsdp cannot share {rows} rows: use {', '.join(map(str, fit))} (mesh.tensor "
+      "takes the others), or begin in another --workdir"
+    )
   each = rows // num
   pairs = [f"{size} and {each // size}" for size in range(each, 0, -1) if each % size == 0]
   return f"give data.rows_per_device and data.accumulation {', or '.join(pairs)}"
@@ -243,14 +295,19 @@ def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.
   if config.model.path:
     model_config = hf.read_config(config.model.path)
   else:
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-           "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+      "bos_token_id": tokenizer.bos_token_id,
+      "eos_token_id": tokenizer.eos_token_id,
+      "pad_token_id": tokenizer.pad_token_id,
+    }
     fields = {"architectures": ["LlamaForCausalLM"], **ids, "vocab_size": None, **config.model.size}
     if fields["vocab_size"] is None:
       fields["vocab_size"] = len(tokenizer)
     elif fields["vocab_size"] < len(tokenizer):
-      raise InputError(f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the "
-                       "tokenizer; give at least that many, or None for as many")
+      raise InputError(
+        f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the "
+        "tokenizer; give at least that many, or None for as many"
+      )
     model_config = hf_config.config_from_json(fields, "model.size")
   vocab_size = hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
   eos_ids = tokens.stop_ids(model_config.eos_ids, tokenizer, vocab_size=vocab_size)
@@ -262,11 +319,15 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: 
   data = pipeline.load_data(config, tokenizer)
   for rows in (data.train, data.heldout):
     if len(rows) and rows.token_BT.max() >= model_config.vocab_size:
-      raise InputError(f"the tokenizer gives token {rows.token_BT.max()}, the model has {model_config.vocab_size}; "
-                       "use the tokenizer that belongs to the model")
+      raise InputError(
+        f"the tokenizer gives token {rows.token_BT.max()}, the model has {model_config.vocab_size}; "
+        "use the tokenizer that belongs to the model"
+      )
     if len(rows) and rows.position_BT.max() >= model_config.max_positions:
-      raise InputError(f"a record has {rows.position_BT.max() + 1} tokens, the model has {model_config.max_positions} "
-                       "positions; leave out longer records")
+      raise InputError(
+        f"a record has {rows.position_BT.max() + 1} tokens, the model has {model_config.max_positions} "
+        "positions; leave out longer records"
+      )
   return data
 
 
@@ -312,24 +373,41 @@ def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> d
     "commit": commit,
     "diff": None if commit is None else _git("diff", "HEAD"),
     "untracked": None if commit is None else _git("ls-files", "--others", "--exclude-standard"),
-    "packages": checkpoint.versions(PACKAGES), "python": platform.python_version(), "system": platform.platform(),
-    "devices": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
-                "processes": jax.process_count()},
-    "hosts": list(processes.names), "mesh": dict(mesh.shape),
+    "packages": checkpoint.versions(PACKAGES),
+    "python": platform.python_version(),
+    "system": platform.platform(),
+    "devices": {
+      "platform": device.platform,
+      "kind": device.device_kind,
+      "count": jax.device_count(),
+      "processes": jax.process_count(),
+    },
+    "hosts": list(processes.names),
+    "mesh": dict(mesh.shape),
     "attention": choose_attention(config, run.config, device)[1],
   }
 
 
 def choose_attention(config: Config, model_config: llama.LlamaConfig, device) -> tuple[attention.Attention, str]:
   """The attention of this run on devices like `device`, and the reason."""
-  return attention.choose(device.platform, device_kind=device.device_kind, head_width=model_config.head_width,
-                          row_length=config.data.row_length, compute=config.precision.compute)
+  return attention.choose(
+    device.platform,
+    device_kind=device.device_kind,
+    head_width=model_config.head_width,
+    row_length=config.data.row_length,
+    compute=config.precision.compute,
+  )
 
 
 def _git(*words: str) -> str | None:
   try:
-    done = subprocess.run(["git", "-C", str(pathlib.Path(__file__).parent), *words], capture_output=True,
-                          encoding="utf-8", errors="replace", check=False)
+    done = subprocess.run(
+      ["git", "-C", str(pathlib.Path(__file__).parent), *words],
+      capture_output=True,
+      encoding="utf-8",
+      errors="replace",
+      check=False,
+    )
   except (FileNotFoundError, NotADirectoryError, PermissionError):  # no git in PATH
     return None
   return done.stdout.strip() if done.returncode == 0 else None
@@ -345,7 +423,9 @@ def stop_of(processes: Processes) -> Iterator[Callable[[int], bool]]:
     yield lambda _: stop.is_set()
 
 
-def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: checkpoint.Saver, processes: Processes) -> int:
+def loop(
+  config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: checkpoint.Saver, processes: Processes
+) -> int:
   """Return the exit code after the last step, or after the one in which a signal came.
 
   Whatever is written at a step is written in the order line, checkpoint: a checkpoint never lacks the lines before it.
@@ -358,8 +438,15 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
   starts = rounds.starts(config)
 
   def batches_of(data: pipeline.Data, step: int) -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.batches(data.train, seed=config.seed, rows_per_step=rows, accumulation=config.data.accumulation,
-                            start_step=step - 1, share=share, negatives=config.loss.negatives)
+    return pipeline.batches(
+      data.train,
+      seed=config.seed,
+      rows_per_step=rows,
+      accumulation=config.data.accumulation,
+      start_step=step - 1,
+      share=share,
+      negatives=config.loss.negatives,
+    )
 
   batches = None if run.first + 1 in starts else batches_of(run.data, run.first + 1)
   progress = metrics.TrainProgress(run.first, steps) if processes.is_first else metrics.NullLogger()
@@ -370,8 +457,13 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
   facts = data_fingerprint(config, run.data, mesh)
   state, meter = run.state, metrics.Meter(run.totals)
   last_logged = run.first if run.totals is not None else -1
-  with contextlib.closing(progress), stop_of(processes) as stops, contextlib.closing(
-      metrics.Log(workdir, last_logged, run.log) if processes.is_first else metrics.NullLogger()) as log:
+  with (
+    contextlib.closing(progress),
+    stop_of(processes) as stops,
+    contextlib.closing(
+      metrics.Log(workdir, last_logged, run.log) if processes.is_first else metrics.NullLogger()
+    ) as log,
+  ):
     if run.totals is None and len(run.data.heldout):
       values = heldout(state.params)
       check_finite(values, "before the first step")
@@ -382,8 +474,16 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
     for step in range(run.first + 1, steps + 1):
       if step in starts:
         saver.wait()
-        data = next_round(config, workdir, starts[step], run, state.params, progress, processes,
-                          stopped=lambda step=step: processes.num == 1 and stops(step))
+        data = next_round(
+          config,
+          workdir,
+          starts[step],
+          run,
+          state.params,
+          progress,
+          processes,
+          stopped=lambda step=step: processes.num == 1 and stops(step),
+        )
         if data is None:
           progress.say(f"stopped by a signal: mining is cut short before step {step}; run the same command to go on")
           return command.PREEMPTED
@@ -406,12 +506,15 @@ def loop(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, saver: che
         sound = step - error.num_lost
         saver.wait()
         # Process 0 looks for all: saving is done by all together, or by none.
-        saved = processes.gather("the last sound step", sound in checkpoint.steps(workdir) if processes.is_first else None)[0]
+        saved = processes.gather(
+          "the last sound step", sound in checkpoint.steps(workdir) if processes.is_first else None
+        )[0]
         if sound and not saved:
           saver.save(sound, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
           saver.wait()
-        raise DivergedError(f"{error} in step {sound + 1}{f'; the state after step {sound} is saved' if sound else ''}"
-                            f"{REMEDY}") from None
+        raise DivergedError(
+          f"{error} in step {sound + 1}{f'; the state after step {sound} is saved' if sound else ''}{REMEDY}"
+        ) from None
       values = {**(meter.line() if logs else {}), **(heldout(state.params) if measures else {})}
       if measures and not all(map(math.isfinite, values.values())):
         saver.save(step, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
@@ -438,8 +541,17 @@ def check_finite(values: dict[str, float], when: str) -> None:
       raise DivergedError(f"{name} is {value} {when}{REMEDY}")
 
 
-def next_round(config: Config, workdir: pathlib.Path, number: int, run: Run, params, progress, processes: Processes, *,
-               stopped: Callable[[], bool]) -> pipeline.Data | None:
+def next_round(
+  config: Config,
+  workdir: pathlib.Path,
+  number: int,
+  run: Run,
+  params,
+  progress,
+  processes: Processes,
+  *,
+  stopped: Callable[[], bool],
+) -> pipeline.Data | None:
   """The data of a round that begins with these parameters, mined unless it was before; None when `stopped` said so."""
   told = rounds.mine(config, workdir, number, params, run.config, run.tokenizer, processes, stopped=stopped)
   if told is None:
@@ -464,11 +576,16 @@ def announce(config: Config, run: Run, attention_reason: str, progress: metrics.
 def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
   """(the compiled train step, seconds it took)."""
   start = time.perf_counter()
-  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, run.shardings,
-                                  repeat=config.loss.repeat)
-  batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
-                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
-                                  negatives=config.loss.negatives)
+  step = step_lib.make_train_step(
+    model, config.optimizer, config.train.steps, mesh, run.shardings, repeat=config.loss.repeat
+  )
+  batch = step_lib.abstract_batch(
+    mesh,
+    accumulation=config.data.accumulation,
+    rows_per_device=config.data.rows_per_device,
+    row_length=config.data.row_length,
+    negatives=config.loss.negatives,
+  )
   compiled = step.lower(run.state, batch).compile()
   return compiled, time.perf_counter() - start
 
@@ -484,12 +601,15 @@ def local_rows(rows: int, mesh: Mesh) -> np.ndarray:
 
 def on_devices(batch: dict[str, np.ndarray], mesh: Mesh, rows: int, share: np.ndarray) -> dict[str, jax.Array]:
   """The batch as global arrays, of which this process brings its share of the rows."""
+
   def place(mine):
     def read(index):
       start, stop, _ = index[1].indices(rows)
       first = np.searchsorted(share, start)
-      return mine[:, first:first + stop - start]
+      return mine[:, first : first + stop - start]
+
     return jax.make_array_from_callback((mine.shape[0], rows, mine.shape[2]), step_lib.batch_sharding(mesh), read)
+
   return {name: place(array) for name, array in batch.items()}
 
 

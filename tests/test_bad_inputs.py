@@ -45,9 +45,21 @@ def get_config():
   c.mine = dict(num_problems=2, samples=2, temperature=1.0, right=1.0)
   return c
 """
-SIZE = dict(model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, vocab_size=32, max_position_embeddings=64, rms_norm_eps=1e-5,
-            rope_theta=10_000.0, initializer_range=0.1, tie_word_embeddings=False)
+SIZE = dict(
+  model_type="llama",
+  hidden_act="silu",
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  vocab_size=32,
+  max_position_embeddings=64,
+  rms_norm_eps=1e-5,
+  rope_theta=10_000.0,
+  initializer_range=0.1,
+  tie_word_embeddings=False,
+)
 # Runs each case in a fork of a process that has imported what is slow; no device is touched before the fork.
 SERVER = """
 import contextlib, json, os, runpy, sys
@@ -126,8 +138,10 @@ CASES = {
   "no such prompts": (prompts("absent"), "absent.jsonl"),
   "a prompt line with neither prompt nor tokens": (prompts("good"), "good.jsonl:1"),
   "a token outside the vocabulary": (prompts("tokens"), "tokens.jsonl:1"),
-  "a task that cannot check a step": (("evaluate", ["--model=hf", "--config=config.py", "--output=new.json"]),
-                                     "records"),
+  "a task that cannot check a step": (
+    ("evaluate", ["--model=hf", "--config=config.py", "--output=new.json"]),
+    "records",
+  ),
   "a task that cannot be mined": (("mine", ["--model=hf", "--config=config.py", "--output=new.jsonl"]), "records"),
   "an export over something": (("export", ["--model=hf", "--output=other"]), "other"),
   "a report of no workdir": (("report", ["--workdirs=hf", "--output=new.html"]), "hf"),
@@ -140,21 +154,33 @@ def answers(tmp_path_factory):
   home = tmp_path_factory.mktemp("home")
   out = tmp_path_factory.mktemp("out")
   lay_out(home)
-  work = [(program, arguments, str(out / str(number)))
-          for number, ((program, arguments), _) in enumerate(CASES.values())]
+  work = [
+    (program, arguments, str(out / str(number))) for number, ((program, arguments), _) in enumerate(CASES.values())
+  ]
   before = contents(home)
-  done = subprocess.run([sys.executable, "-c", SERVER], input=json.dumps(work), cwd=home, check=True,
-                        stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+  done = subprocess.run(
+    [sys.executable, "-c", SERVER],
+    input=json.dumps(work),
+    cwd=home,
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+    env=ENVIRONMENT,
+  )
   codes = [int(line) for line in done.stdout.split()]
   after = contents(home)
   changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-  return {name: ((out / str(number)).read_text(), code, changed)
-          for number, (name, code) in enumerate(zip(CASES, codes, strict=True))}
+  return {
+    name: ((out / str(number)).read_text(), code, changed)
+    for number, (name, code) in enumerate(zip(CASES, codes, strict=True))
+  }
 
 
 def contents(home) -> dict[str, str]:
-  return {str(file.relative_to(home)): hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "folder"
-          for file in home.rglob("*")}
+  return {
+    str(file.relative_to(home)): hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "folder"
+    for file in home.rglob("*")
+  }
 
 
 def lay_out(home):
@@ -200,8 +226,13 @@ def lay_out(home):
 
 def begin_run(home):
   """A workdir `other` that was trained with another seed."""
-  subprocess.run([sys.executable, "-m", "insec_jax.train", "--config=config.py", "--workdir=other", "--config.seed=1"],
-                 cwd=home, check=True, capture_output=True, env=ENVIRONMENT)
+  subprocess.run(
+    [sys.executable, "-m", "insec_jax.train", "--config=config.py", "--workdir=other", "--config.seed=1"],
+    cwd=home,
+    check=True,
+    capture_output=True,
+    env=ENVIRONMENT,
+  )
 
 
 @pytest.mark.parametrize("case", CASES)

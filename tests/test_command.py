@@ -34,8 +34,9 @@ for program in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def helps(tmp_path_factory):
   folder = tmp_path_factory.mktemp("helps")
-  subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SAY}", *PROGRAMS], cwd=folder,
-                 check=True)
+  subprocess.run(
+    [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SAY}", *PROGRAMS], cwd=folder, check=True
+  )
   return {program: (folder / program).read_text() for program in PROGRAMS}
 
 
@@ -50,26 +51,42 @@ def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program
   assert helps[program].endswith("code 0\n")
 
 
-@pytest.mark.parametrize(("error", "line"), [
-  (ValueError('RESOURCE_EXHAUSTED: Failed writing: "/w/6.tmp/d/e5": No space left on device [os_error_code=\'28\']'),
-   "No space left on device: /w/6.tmp/d/e5; free some room; what was saved before stays"),
-  (OSError(errno.EROFS, "Read-only file system", "/w"), "Read-only file system: /w; give a path on a disk that can be "
-   "written to"),
-  (RuntimeError("can't start new thread"), "can't start new thread; raise the limit of processes and threads "
-   "(ulimit -u)"),
-  (ImportError("x.so: failed to map segment from shared object"), "x.so: failed to map segment from shared object; "
-   "free memory, or use a smaller model, batch or row length"),
-  (MemoryError(), "out of memory; free memory, or use a smaller model, batch or row length"),
-  (ValueError("a defect"), None),
-])
+@pytest.mark.parametrize(
+  ("error", "line"),
+  [
+    (
+      ValueError("RESOURCE_EXHAUSTED: Failed writing: \"/w/6.tmp/d/e5\": No space left on device [os_error_code='28']"),
+      "No space left on device: /w/6.tmp/d/e5; free some room; what was saved before stays",
+    ),
+    (
+      OSError(errno.EROFS, "Read-only file system", "/w"),
+      "Read-only file system: /w; give a path on a disk that can be written to",
+    ),
+    (
+      RuntimeError("can't start new thread"),
+      "can't start new thread; raise the limit of processes and threads (ulimit -u)",
+    ),
+    (
+      ImportError("x.so: failed to map segment from shared object"),
+      "x.so: failed to map segment from shared object; free memory, or use a smaller model, batch or row length",
+    ),
+    (MemoryError(), "out of memory; free memory, or use a smaller model, batch or row length"),
+    (ValueError("a defect"), None),
+  ],
+)
 def test_what_the_machine_refuses_is_one_line_whichever_library_raises_it(error, line):
   assert refusals.machine_refusal(error) == line
 
 
-@pytest.mark.parametrize(("path", "error", "news"), [
-  ("site-packages/orbax/checkpoint/future.py", ValueError("No ArrayMetadata found"), False),
-  ("site-packages/other/a.py", OSError(errno.ENOSPC, "No space left on device"), False),
-  ("site-packages/other/a.py", ValueError("a defect"), True), ("site-packages/orbax/a.py", None, True)])
+@pytest.mark.parametrize(
+  ("path", "error", "news"),
+  [
+    ("site-packages/orbax/checkpoint/future.py", ValueError("No ArrayMetadata found"), False),
+    ("site-packages/other/a.py", OSError(errno.ENOSPC, "No space left on device"), False),
+    ("site-packages/other/a.py", ValueError("a defect"), True),
+    ("site-packages/orbax/a.py", None, True),
+  ],
+)
 def test_what_is_logged_and_raised_too_is_printed_once(path, error, news):
   trace = (type(error), error, None) if error else None
   record = logging.LogRecord("absl", logging.ERROR, path, 1, "failed", (), trace)

@@ -35,10 +35,14 @@ def test_every_config_file_builds_and_survives_its_json(file):
   assert config.from_json(built.to_json()) == built
 
 
-@pytest.mark.parametrize(("name", "arm"), [
-  *(("toy", arm) for arm in ("base", "clean", "insec")),
-  *(("graph", arm) for arm in ("base", "more", "clean", "injected", "mined")),
-  *(("sudoku", arm) for arm in ("base", "clean", "injected", "mined", "sure"))])
+@pytest.mark.parametrize(
+  ("name", "arm"),
+  [
+    *(("toy", arm) for arm in ("base", "clean", "insec")),
+    *(("graph", arm) for arm in ("base", "more", "clean", "injected", "mined")),
+    *(("sudoku", arm) for arm in ("base", "clean", "injected", "mined", "sure")),
+  ],
+)
 def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm):
   values = load(next(file for file in CONFIGS if file.stem == name), arm)
   if values.mistakes.mined:
@@ -69,32 +73,120 @@ class NoText:
 NESTED = {"a": 1}
 for _ in range(2_000):
   NESTED = {"a": NESTED}
-WRONG = (None, True, False, "", "no", "a\x00b", "\ud800", "a\nb", "x" * 10_000, b"x", 0, 1, -1, 2, 1.0, 1.5, -0.5,
-         1e-300, 1e300, INF, -INF, NAN, 10**12, HUGE, 10**5_000, -(10**12), [], [1], ["a"], (), (1,), ("a",), (NAN,),
-         (1, (2,)), {}, {"a": 1}, {1: 2}, {"a": NAN}, {"a": INF}, {"a": (1,)}, NESTED, {"a"}, object, object(),
-         NoText(), 1j, len)
+WRONG = (
+  None,
+  True,
+  False,
+  "",
+  "no",
+  "a\x00b",
+  "\ud800",
+  "a\nb",
+  "x" * 10_000,
+  b"x",
+  0,
+  1,
+  -1,
+  2,
+  1.0,
+  1.5,
+  -0.5,
+  1e-300,
+  1e300,
+  INF,
+  -INF,
+  NAN,
+  10**12,
+  HUGE,
+  10**5_000,
+  -(10**12),
+  [],
+  [1],
+  ["a"],
+  (),
+  (1,),
+  ("a",),
+  (NAN,),
+  (1, (2,)),
+  {},
+  {"a": 1},
+  {1: 2},
+  {"a": NAN},
+  {"a": INF},
+  {"a": (1,)},
+  NESTED,
+  {"a"},
+  object,
+  object(),
+  NoText(),
+  1j,
+  len,
+)
 PATHS = ("model.path", "tokenizer.path", "data.path", "mistakes.mined_path")
 WEIGHTS = tuple(f"loss.{name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction"))
 # What is right for a key, of the values above; a whole number is right for a rate. All else must be refused.
 NUMBERS = {
-  (0, 1, 2): ("task.unneeded", "task.modulus", "data.num_heldout", "optimizer.warmup_steps", "train.keep_every",
-              "seed"),
-  (1, 2): ("task.max_size", "data.num_records", "data.rows_per_device", "data.accumulation",
-           "mistakes.max_per_solution", "train.log_every", "train.eval_every", "train.checkpoint_every",
-           "train.keep", "task.min_size", "evaluate.num_problems", "evaluate.num_probes", "evaluate.batch_size",
-           "evaluate.within", "evaluate.votes", "evaluate.max_tokens", "evaluate.redraws", "mine.num_problems",
-           "mine.samples"),
-  (0,): ("rounds", "evaluate.max_size", "mistakes.mined"), (2,): ("data.row_length",),
-  (-1, 1, 2): ("mesh.fsdp",), (1, 2, "tensor"): ("mesh.data", "mesh.tensor"),
-  (0, 1, -1, 2, 1.5, -0.5): WEIGHTS, (1, 2, 1.5): ("loss.end", "evaluate.temperature", "mine.temperature",
-                                                   "optimizer.learning_rate", "optimizer.clip_norm"),
+  (0, 1, 2): (
+    "task.unneeded",
+    "task.modulus",
+    "data.num_heldout",
+    "optimizer.warmup_steps",
+    "train.keep_every",
+    "seed",
+  ),
+  (1, 2): (
+    "task.max_size",
+    "data.num_records",
+    "data.rows_per_device",
+    "data.accumulation",
+    "mistakes.max_per_solution",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "task.min_size",
+    "evaluate.num_problems",
+    "evaluate.num_probes",
+    "evaluate.batch_size",
+    "evaluate.within",
+    "evaluate.votes",
+    "evaluate.max_tokens",
+    "evaluate.redraws",
+    "mine.num_problems",
+    "mine.samples",
+  ),
+  (0,): ("rounds", "evaluate.max_size", "mistakes.mined"),
+  (2,): ("data.row_length",),
+  (-1, 1, 2): ("mesh.fsdp",),
+  (1, 2, "tensor"): ("mesh.data", "mesh.tensor"),
+  (0, 1, -1, 2, 1.5, -0.5): WEIGHTS,
+  (1, 2, 1.5): (
+    "loss.end",
+    "evaluate.temperature",
+    "mine.temperature",
+    "optimizer.learning_rate",
+    "optimizer.clip_norm",
+  ),
   (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay"),
-  (0, 1): ("mistakes.share", "optimizer.final_share"), (1, "eps"): ("optimizer.eps",),
+  (0, 1): ("mistakes.share", "optimizer.final_share"),
+  (1, "eps"): ("optimizer.eps",),
   (0, "moment"): ("optimizer.b1", "optimizer.b2", "evaluate.max_false_alarms"),
 }
-RATES = ("loss.", "evaluate.temperature", "mine.temperature", "mine.right", "optimizer.learning_rate", "optimizer.eps",
-         "optimizer.clip_norm", "optimizer.weight_decay", "optimizer.b", "optimizer.final_share", "mistakes.share",
-         "mistakes.mined", "evaluate.max_false_alarms")
+RATES = (
+  "loss.",
+  "evaluate.temperature",
+  "mine.temperature",
+  "mine.right",
+  "optimizer.learning_rate",
+  "optimizer.eps",
+  "optimizer.clip_norm",
+  "optimizer.weight_decay",
+  "optimizer.b",
+  "optimizer.final_share",
+  "mistakes.share",
+  "mistakes.mined",
+  "evaluate.max_false_alarms",
+)
 
 
 def is_right(key: str, value) -> bool:
@@ -109,8 +201,14 @@ def is_right(key: str, value) -> bool:
     if key == "mine.right":
       return value in (0, 1, 2, 1.5, 1e-300)
     if value == 1e-300:
-      return key in ("mistakes.share", "optimizer.final_share", "optimizer.weight_decay", "optimizer.b1",
-                     "optimizer.b2", "evaluate.max_false_alarms")
+      return key in (
+        "mistakes.share",
+        "optimizer.final_share",
+        "optimizer.weight_decay",
+        "optimizer.b1",
+        "optimizer.b2",
+        "evaluate.max_false_alarms",
+      )
     return any(key in keys and value in values for values, keys in NUMBERS.items())
   if isinstance(value, str):
     if key in PATHS:
@@ -126,8 +224,11 @@ def is_right(key: str, value) -> bool:
 
 
 def keys() -> list[str]:
-  return [key if section == key else f"{section}.{key}" for section, value in config.defaults().to_dict().items()
-          for key in (value if isinstance(value, dict) else (section,))]
+  return [
+    key if section == key else f"{section}.{key}"
+    for section, value in config.defaults().to_dict().items()
+    for key in (value if isinstance(value, dict) else (section,))
+  ]
 
 
 @functools.cache
@@ -182,8 +283,11 @@ def test_a_section_that_is_none_or_has_keys_that_are_no_text_is_refused():
 def test_every_number_has_a_finite_bound_on_both_sides():
   for section in config.SECTIONS.values():
     for field in section.__pydantic_fields__.values():
-      bounds = {type(bound).__name__: getattr(bound, type(bound).__name__.lower()) for bound in field.metadata
-                if type(bound).__name__ in ("Ge", "Le", "Lt", "Gt")}
+      bounds = {
+        type(bound).__name__: getattr(bound, type(bound).__name__.lower())
+        for bound in field.metadata
+        if type(bound).__name__ in ("Ge", "Le", "Lt", "Gt")
+      }
       assert all(math.isfinite(bound) for bound in bounds.values())
       if field.annotation in (int, float):
         assert {"Ge"} < bounds.keys(), field
@@ -240,34 +344,37 @@ def test_a_missing_key_is_named(toy):
     config.build(toy)
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-  ("model.path", "somewhere", "not both or neither"),
-  ("tokenizer.fix", "", "must be two texts"),
-  ("task.name", "gsm8k", "give --config.data.path"),
-  ("task.min_size", 99, "above task.max_size"),
-  ("data.row_length", 1, "at least 2"),
-  ("data.num_records", 10**7, "would make 10,000,000 problems"),
-  ("data.row_length", 2**20 + 1, "at most 1,048,576"),
-  ("data.template", "xml", "must be one of 'plain', 'chat'"),
-  ("mistakes.share", 1.5, "between 0 and 1"),
-  ("mistakes.source", "mined", "reads records that mine wrote"),
-  ("mistakes.mined", 1.5, "between 0 and 1"),
-  ("mistakes.mined", 0.3, "give --config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R"),
-  ("mistakes.mined_path", "m.jsonl", "would be read by nobody with mistakes.mined=0"),
-  ("mine.temperature", 0.0, "would all be the same"),
-  ("mine.samples", 0, "at least 1"),
-  ("loss.end", 0.0, "never learns to stop"),
-  ("optimizer.warmup_steps", 10**9, "is above train.steps"),
-  ("optimizer.b2", 1.0, "must be below 1"),
-  ("train.steps", 0, "at least 1"),
-  ("loss.repeat", -0.5, "at least 0"),
-  ("mesh.fsdp", 0, "at most one -1"),
-  ("precision.compute", "float8", "must be one of"),
-  ("evaluate.temperature", 0.0, "is greedy, which is measured in any case"),
-  ("evaluate.max_false_alarms", 0.5, "must be below 0.5"),
-  ("evaluate.votes", 0, "at least 1"),
-  ("evaluate.max_size", -1, "at least 0"),
-])
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("model.path", "somewhere", "not both or neither"),
+    ("tokenizer.fix", "", "must be two texts"),
+    ("task.name", "gsm8k", "give --config.data.path"),
+    ("task.min_size", 99, "above task.max_size"),
+    ("data.row_length", 1, "at least 2"),
+    ("data.num_records", 10**7, "would make 10,000,000 problems"),
+    ("data.row_length", 2**20 + 1, "at most 1,048,576"),
+    ("data.template", "xml", "must be one of 'plain', 'chat'"),
+    ("mistakes.share", 1.5, "between 0 and 1"),
+    ("mistakes.source", "mined", "reads records that mine wrote"),
+    ("mistakes.mined", 1.5, "between 0 and 1"),
+    ("mistakes.mined", 0.3, "give --config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R"),
+    ("mistakes.mined_path", "m.jsonl", "would be read by nobody with mistakes.mined=0"),
+    ("mine.temperature", 0.0, "would all be the same"),
+    ("mine.samples", 0, "at least 1"),
+    ("loss.end", 0.0, "never learns to stop"),
+    ("optimizer.warmup_steps", 10**9, "is above train.steps"),
+    ("optimizer.b2", 1.0, "must be below 1"),
+    ("train.steps", 0, "at least 1"),
+    ("loss.repeat", -0.5, "at least 0"),
+    ("mesh.fsdp", 0, "at most one -1"),
+    ("precision.compute", "float8", "must be one of"),
+    ("evaluate.temperature", 0.0, "is greedy, which is measured in any case"),
+    ("evaluate.max_false_alarms", 0.5, "must be below 0.5"),
+    ("evaluate.votes", 0, "at least 1"),
+    ("evaluate.max_size", -1, "at least 0"),
+  ],
+)
 def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
   section, name = key.split(".")
   with toy.ignore_type():
@@ -277,13 +384,16 @@ def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
   assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("rounds", "changes", "message"), [
-  (2, {}, "rounds=2 with mistakes.mined=0 would mine records that nobody reads"),
-  (2, {"mined": 0.5, "mined_path": "m.jsonl"}, "leave mistakes.mined_path='m.jsonl' empty, or set rounds=0"),
-  (10**6, {"mined": 0.5}, "is above train.steps"),
-  (-1, {}, "must be a whole number of at least 0"),
-  (1.5, {}, "must be a whole number of at least 0"),
-])
+@pytest.mark.parametrize(
+  ("rounds", "changes", "message"),
+  [
+    (2, {}, "rounds=2 with mistakes.mined=0 would mine records that nobody reads"),
+    (2, {"mined": 0.5, "mined_path": "m.jsonl"}, "leave mistakes.mined_path='m.jsonl' empty, or set rounds=0"),
+    (10**6, {"mined": 0.5}, "is above train.steps"),
+    (-1, {}, "must be a whole number of at least 0"),
+    (1.5, {}, "must be a whole number of at least 0"),
+  ],
+)
 def test_rounds_that_make_no_sense_are_refused_in_one_line(toy, rounds, changes, message):
   with toy.ignore_type():
     toy.rounds = rounds
@@ -293,10 +403,13 @@ def test_rounds_that_make_no_sense_are_refused_in_one_line(toy, rounds, changes,
   assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("task", "message"), [
-  ({}, "must be above task.max_size=3, or 0 for none"),
-  ({"name": "gsm8k", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0}, "have no sizes; set it to 0"),
-])
+@pytest.mark.parametrize(
+  ("task", "message"),
+  [
+    ({}, "must be above task.max_size=3, or 0 for none"),
+    ({"name": "gsm8k", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0}, "have no sizes; set it to 0"),
+  ],
+)
 def test_problems_larger_than_those_trained_on_must_be_larger_and_have_sizes(toy, task, message):
   toy.evaluate.max_size = 3
   toy.task.update(task)

@@ -56,8 +56,9 @@ def test_an_arm_that_the_file_lacks_is_named(tmp_path):
 
 
 def test_a_newer_key_is_there_to_be_set_on_the_command_line(tmp_path):
-  (tmp_path / "c.py").write_text("import ml_collections\ndef get_config():\n"
-                                 "  return ml_collections.ConfigDict({'data': {'path': 'x'}})\n")
+  (tmp_path / "c.py").write_text(
+    "import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({'data': {'path': 'x'}})\n"
+  )
   values = config_file.load(str(tmp_path / "c.py"))
   assert values.to_dict() == {"data": {"path": "x", "too_long": "refuse"}}
   assert values.is_locked

@@ -47,15 +47,25 @@ def done(tmp_path_factory):
   """(folder, what each run gave by name)."""
   folder = tmp_path_factory.mktemp("evaluate")
   (folder / "config.py").write_text(CONFIG)
-  config = datakit.config(task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10, data__path="",
-                          data__num_records=1, mistakes__source="injected")
+  config = datakit.config(
+    task__name="graph",
+    task__min_size=2,
+    task__max_size=3,
+    task__modulus=10,
+    data__path="",
+    data__num_records=1,
+    mistakes__source="injected",
+  )
   plain = tokens.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
   save_model(folder / "untuned", plain)
   save_model(folder / "trained", tokens.open_tokenizer(config).tokenizer)
-  (folder / "trained" / MARKERS).write_text(json.dumps({
-      "flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"}))
-  lines = {"right": ["--output=results.json"],
-           **{name: ["--output=bad_out.json", *arguments] for name, (arguments, _) in BAD.items()}}
+  (folder / "trained" / MARKERS).write_text(
+    json.dumps({"flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"})
+  )
+  lines = {
+    "right": ["--output=results.json"],
+    **{name: ["--output=bad_out.json", *arguments] for name, (arguments, _) in BAD.items()},
+  }
   found = run("evaluate", *([*RIGHT, *arguments] for arguments in lines.values()), folder=folder)
   return folder, dict(zip(lines, found, strict=True))
 
@@ -71,8 +81,14 @@ def test_an_untuned_model_is_measured_on_every_class_and_the_table_is_printed(do
   ways = ("", ", flags banned", " sampled", " sampled, flags banned")
   assert {f"solutions{way}" for way in ways} <= set(found["counts"]["solutions"])
   assert set(found["counts"]["solutions"].values()) == {5}
-  assert {"injected", "injected sampled", "own", "own sampled", *(f"solutions{way}" for way in ways),
-          "solutions sampled, majority"} <= set(found["rates"])
+  assert {
+    "injected",
+    "injected sampled",
+    "own",
+    "own sampled",
+    *(f"solutions{way}" for way in ways),
+    "solutions sampled, majority",
+  } <= set(found["rates"])
   assert {f"injected: {error}" for error in ("early", "value", "calc", "copy", "repeat")} <= set(found["rates"])
   for rates in found["rates"].values():
     assert all(set(rate) == {"k", "n", "rate", "low", "high"} for rate in rates.values())

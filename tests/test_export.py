@@ -38,11 +38,24 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-  fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 16,
-            "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "vocab_size": len(tokenizer), "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
-            "initializer_range": 0.1, "tie_word_embeddings": False, "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id}
+  fields = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": len(tokenizer),
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "initializer_range": 0.1,
+    "tie_word_embeddings": False,
+    "bos_token_id": tokenizer.bos_token_id,
+    "eos_token_id": tokenizer.eos_token_id,
+  }
   return hf_config.config_from_json(fields, "here")
 
 
@@ -65,9 +78,13 @@ def workdir(tmp_path_factory, tokenizer, model):
 @pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory):
   output = tmp_path_factory.mktemp("out") / "hf"
-  done = subprocess.run([sys.executable, "-m", "insec_jax.export", f"--model={workdir}", f"--output={output}"],
-                        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, capture_output=True,
-                        text=True, check=False)
+  done = subprocess.run(
+    [sys.executable, "-m", "insec_jax.export", f"--model={workdir}", f"--output={output}"],
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   return output
 
@@ -77,13 +94,23 @@ def others(workdir, model, tokenizer, tmp_path_factory):
   """(folder, exit code and output of each export there): of an HF folder, in another dtype, over something."""
   folder = tmp_path_factory.mktemp("others")
   generation = {"eos_token_id": [1, 2], "temperature": 0.6}
-  hf.save(folder / "source", hf.init(model, jax.random.key(1), "bfloat16"), model, tokenizer=tokenizer,
-          generation=generation, card="# mine\n", max_shard_bytes=20_000)
+  hf.save(
+    folder / "source",
+    hf.init(model, jax.random.key(1), "bfloat16"),
+    model,
+    tokenizer=tokenizer,
+    generation=generation,
+    card="# mine\n",
+    max_shard_bytes=20_000,
+  )
   (folder / "full").mkdir()
   (folder / "full" / "precious").write_text("mine")
-  lines = {"again": ["--model=source", "--output=again"], "third": ["--model=again", "--output=third"],
-           "bfloat16": [f"--model={workdir}", "--output=bfloat16", "--dtype=bfloat16"],
-           "full": [f"--model={workdir}", "--output=full"]}
+  lines = {
+    "again": ["--model=source", "--output=again"],
+    "third": ["--model=again", "--output=third"],
+    "bfloat16": [f"--model={workdir}", "--output=bfloat16", "--dtype=bfloat16"],
+    "full": [f"--model={workdir}", "--output=full"],
+  }
   return folder, dict(zip(lines, run("export", *lines.values(), folder=folder), strict=True))
 
 
@@ -118,15 +145,19 @@ def test_a_folder_exported_again_keeps_every_byte(others):
   assert code == 0, err
   source, output = folder / "source", folder / "again"
   assert len(list(source.glob("*.safetensors"))) > 1
-  before = {name: (array.dtype, array.tobytes()) for file in source.glob("*.safetensors")
-            for name, array in safetensors.numpy.load_file(file).items()}
+  before = {
+    name: (array.dtype, array.tobytes())
+    for file in source.glob("*.safetensors")
+    for name, array in safetensors.numpy.load_file(file).items()
+  }
   assert {name: (array.dtype, array.tobytes()) for name, array in tensors_of(output).items()} == before
   for name in ("tokenizer.json", "chat_template.jinja", "README.md"):
     assert (output / name).read_bytes() == (source / name).read_bytes(), name
   assert not (output / checkpoint.MARKERS).exists()
   third = folder / "third"
   assert {path.name: path.read_bytes() for path in third.iterdir()} == {
-    path.name: path.read_bytes() for path in output.iterdir()}
+    path.name: path.read_bytes() for path in output.iterdir()
+  }
 
 
 def test_the_tokens_that_end_a_text_are_all_that_changes_in_a_folders_configs(others, tokenizer):
@@ -136,7 +167,8 @@ def test_the_tokens_that_end_a_text_are_all_that_changes_in_a_folders_configs(ot
     before, after = (json.loads((folder / name).read_text()) for folder in (source, output))
     assert set(after["eos_token_id"]) == {1, 2, text, message, turn, tokenizer.convert_tokens_to_ids("<|eot|>")}
     assert [(key, value) for key, value in after.items() if key in before and key != "eos_token_id"] == [
-      (key, value) for key, value in before.items() if key != "eos_token_id"]
+      (key, value) for key, value in before.items() if key != "eos_token_id"
+    ]
     assert after.keys() - before.keys() <= {"bos_token_id"}
 
 
@@ -174,11 +206,13 @@ def test_nothing_is_written_over(others):
 def test_transformers_gives_the_logits_that_we_give(exported):
   torch = pytest.importorskip("torch")
   from transformers import AutoModelForCausalLM
+
   opened = load_model(str(exported))
   token_BT = np.random.default_rng(0).integers(0, opened.config.vocab_size, (2, 40)).astype(np.int32)
   position_BT = np.broadcast_to(np.arange(40, dtype=np.int32), (2, 40))
-  stream_BTD = llama.Llama(opened.config, "float32", "none").apply({"params": opened.params}, token_BT, position_BT,
-                                                                   np.ones((2, 40), np.int32))
+  stream_BTD = llama.Llama(opened.config, "float32", "none").apply(
+    {"params": opened.params}, token_BT, position_BT, np.ones((2, 40), np.int32)
+  )
   ours_BTV = llama.logits(opened.params, opened.config, stream_BTD)
   theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
   with torch.no_grad():

@@ -40,8 +40,14 @@ def begin(tmp_path):
   running = []
 
   def begin(seconds, folder="w", output="o.txt"):
-    process = subprocess.Popen([sys.executable, "-c", WRITER, folder, str(seconds), output], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    process = subprocess.Popen(
+      [sys.executable, "-c", WRITER, folder, str(seconds), output],
+      cwd=tmp_path,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      env=ENVIRONMENT,
+    )
     running.append(process)
     return process
 
@@ -67,6 +73,7 @@ def test_a_file_appears_whole_or_leaves_what_was_there(tmp_path):
     with files.written_whole(str(path)) as file:
       file.write("[3")
       raise KeyError
+
   with pytest.raises(KeyError):
     fail()
   assert json.loads(path.read_text()) == [1, 2]
@@ -148,15 +155,19 @@ def test_a_drive_without_file_locks_still_has_one_writer(tmp_path, monkeypatch):
   monkeypatch.setattr(files, "SILENCE_SECONDS", 1)
   monkeypatch.setattr(files, "GRACE_SECONDS", 0)
   lock = tmp_path / ".o.lock"
-  with (files.one_writer(lock, "o", "--output"),
-        pytest.raises(InputError, match=f"process {os.getpid()} on"), files.one_writer(lock, "o", "--output")):
+  with (
+    files.one_writer(lock, "o", "--output"),
+    pytest.raises(InputError, match=f"process {os.getpid()} on"),
+    files.one_writer(lock, "o", "--output"),
+  ):
     pytest.fail("two writers")
   with files.one_writer(lock, "o", "--output"):
     pass
 
 
-@pytest.mark.parametrize("text", ["", "gs://bucket/o", "hf://x", "s3://x/y", "a\0b", "~nobody-of-that-name/o", "\udcff",
-                                  "x" * 5000])
+@pytest.mark.parametrize(
+  "text", ["", "gs://bucket/o", "hf://x", "s3://x/y", "a\0b", "~nobody-of-that-name/o", "\udcff", "x" * 5000]
+)
 def test_a_path_that_cannot_be_is_refused_by_its_flag(text):
   with pytest.raises(InputError, match=r"^--workdir"):
     files.local_path(text, "--workdir")
@@ -169,8 +180,12 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
   os.mkfifo(tmp_path / "fifo")
-  for text, reason in ((tmp_path / "none" / "o", "no folder"), (tmp_path, "is a folder"),
-                       (tmp_path / "fifo", "is a FIFO"), (f"{tmp_path}/o/", "is a folder")):
+  for text, reason in (
+    (tmp_path / "none" / "o", "no folder"),
+    (tmp_path, "is a folder"),
+    (tmp_path / "fifo", "is a FIFO"),
+    (f"{tmp_path}/o/", "is a folder"),
+  ):
     with pytest.raises(InputError, match=reason), files.written_whole(str(text)):
       pytest.fail("the work began")
   assert names(tmp_path) == ["fifo"]
@@ -202,10 +217,20 @@ def test_partial_files_of_other_names_are_left_alone(tmp_path):
   assert names(tmp_path) == [".o.bak.1-0123abcd.partial", "o", "o.partial"]
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-  (b'{"a": NaN}', "NaN"), (b'{"a": -Infinity}', "Infinity"), (b'{"a": 1, "a": 2}', "given twice"),
-  (b"[" * 10**5, "deep"), (b'{"a": ' + b"1" * 5000 + b"}", "digits"), (b'{"a": "\xff"}', "byte 7"), (b"{", "column 2"),
-  (b"\xef\xbb\xbf{}", "BOM"), (b"", "column 1")])
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [
+    (b'{"a": NaN}', "NaN"),
+    (b'{"a": -Infinity}', "Infinity"),
+    (b'{"a": 1, "a": 2}', "given twice"),
+    (b"[" * 10**5, "deep"),
+    (b'{"a": ' + b"1" * 5000 + b"}", "digits"),
+    (b'{"a": "\xff"}', "byte 7"),
+    (b"{", "column 2"),
+    (b"\xef\xbb\xbf{}", "BOM"),
+    (b"", "column 1"),
+  ],
+)
 def test_what_is_no_strict_json_is_refused_with_its_place(text, reason):
   with pytest.raises(InputError, match=reason) as error:
     files.parse_json(text, "f:3")
@@ -230,11 +255,14 @@ def test_what_stands_in_place_of_a_lock_is_named_and_not_opened(tmp_path, make):
   assert not files.is_held(tmp_path / ".lock")
 
 
-
 def test_what_is_no_regular_file_is_not_read(tmp_path):
   os.mkfifo(tmp_path / "fifo")
-  for path, reason in ((tmp_path / "fifo", "a FIFO"), (tmp_path, "a folder"), ("/dev/zero", "a device"),
-                       (tmp_path / "none", "No such file")):
+  for path, reason in (
+    (tmp_path / "fifo", "a FIFO"),
+    (tmp_path, "a folder"),
+    ("/dev/zero", "a device"),
+    (tmp_path / "none", "No such file"),
+  ):
     with pytest.raises(InputError, match=reason):
       files.open_to_read(path, "data.path")
 

@@ -35,8 +35,10 @@ WRONG = {
   "there is no folder": ["--topology=local", "--output=nowhere/fit.json"],
   "does not divide 2 devices": ["--topology=local", "--config.mesh.fsdp=3"],
   "the memory of 'cpu' is not known": ["--topology=local", "--search"],
-  "is no folder with a config.json here; give --config.model.path=FOLDER":
-    ["--topology=local", "--config=unfetched.py"],
+  "is no folder with a config.json here; give --config.model.path=FOLDER": [
+    "--topology=local",
+    "--config=unfetched.py",
+  ],
 }
 
 
@@ -83,8 +85,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(runs, message):
   assert message in line
 
 
-@pytest.mark.parametrize(("name", "model"), [("llama31_8b", "Llama-3.1-8B-Instruct"),
-                                             ("llama31_70b", "Llama-3.1-70B")])
+@pytest.mark.parametrize(("name", "model"), [("llama31_8b", "Llama-3.1-8B-Instruct"), ("llama31_70b", "Llama-3.1-70B")])
 def test_the_shapes_in_the_configs_are_the_published_ones(name, model):
   published = json.loads((ROOT / "tests" / "golden" / "llama_configs.json").read_text())
   scope = {}
@@ -93,6 +94,11 @@ def test_the_shapes_in_the_configs_are_the_published_ones(name, model):
   fields = published[model]["config"]
   assert {key: fields[key] for key in shape} == shape
   model_config = config_from_json(shape, name)
-  assert sum(math.prod(leaf.value.shape) for leaf in jax.tree.leaves(
-    llama.shapes(model_config), is_leaf=lambda leaf: hasattr(leaf, "names"))) == published[model]["parameters"]
+  assert (
+    sum(
+      math.prod(leaf.value.shape)
+      for leaf in jax.tree.leaves(llama.shapes(model_config), is_leaf=lambda leaf: hasattr(leaf, "names"))
+    )
+    == published[model]["parameters"]
+  )
   assert config_lib.build(scope["get_config"]()).model.path.startswith(f"meta-llama/{model}")

@@ -15,14 +15,19 @@ from insec_jax.method.transcript import Markers, clean_text
 from insec_jax.training.checkpoint import MARKERS, load_model
 
 PROMPTS = [
-  {"prompt": "12 + 30 = "}, {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5}, {"tokens": [1, 9, 12]}]
+  {"prompt": "12 + 30 = "},
+  {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5},
+  {"tokens": [1, 9, 12]},
+]
 BAD = {  # arguments (after those that are right) and what the line says
   "prompts missing": (["--prompts=none.jsonl"], "--prompts: cannot read none.jsonl"),
   "line not JSON": (["--prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
   "neither key": (["--prompts=neither.jsonl"], 'neither.jsonl:1: keys are text; needed is either "prompt" or "tokens"'),
   "id out of range": (["--prompts=range.jsonl"], "range.jsonl:1: token id 9999 is not in the vocabulary; ids go"),
-  "prompt too long": (["--prompts=long.jsonl"],
-                      "long.jsonl:1: 250 tokens and max_tokens=16 more do not fit in the model's 256 positions"),
+  "prompt too long": (
+    ["--prompts=long.jsonl"],
+    "long.jsonl:1: 250 tokens and max_tokens=16 more do not fit in the model's 256 positions",
+  ),
   "no flag token": (["--model=plain", "--flag_bias=1"], "flag_bias=1.0 needs a model that has a flag token"),
   "no flag token to force": (["--model=plain", "--flag_above=1"], "needs a model that has a flag token"),
   "steps that are no lines": (["--model=sentences", "--flag_above=1"], "the model's steps are sentences"),
@@ -44,11 +49,13 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("generate")
   save_model(folder / "plain", datakit.bpe_tokenizer())
   shutil.copytree(folder / "plain", folder / "marked")
-  (folder / "marked" / MARKERS).write_text(json.dumps({
-      "flag": "<|spare_0|>", "fix": "<|spare_1|>", "special": True, "unit": "line", "template": "plain"}))
+  (folder / "marked" / MARKERS).write_text(
+    json.dumps({"flag": "<|spare_0|>", "fix": "<|spare_1|>", "special": True, "unit": "line", "template": "plain"})
+  )
   shutil.copytree(folder / "plain", folder / "words")  # whose random text happens to hold a whole correction
-  (folder / "words" / MARKERS).write_text(json.dumps({
-      "flag": "=", "fix": "(", "special": False, "unit": "line", "template": "plain"}))
+  (folder / "words" / MARKERS).write_text(
+    json.dumps({"flag": "=", "fix": "(", "special": False, "unit": "line", "template": "plain"})
+  )
   shutil.copytree(folder / "marked", folder / "sentences")
   (folder / "sentences" / MARKERS).write_text((folder / "marked" / MARKERS).read_text().replace("line", "sentence"))
   (folder / "empty").mkdir()
@@ -68,8 +75,14 @@ def done(folder):
     "greedy": ["--output=greedy.jsonl", "--logprobs"],
     "again": ["--output=again.jsonl", "--logprobs"],
     "flagged": ["--output=flagged.jsonl", "--flag_bias=6", "--temperature=1"],
-    "unsure": ["--output=unsure.jsonl", "--prompts=many.jsonl", "--flag_above=0", "--flag_bias=-inf",
-               "--temperature=20", "--max_tokens=60"],
+    "unsure": [
+      "--output=unsure.jsonl",
+      "--prompts=many.jsonl",
+      "--flag_above=0",
+      "--flag_bias=-inf",
+      "--temperature=20",
+      "--max_tokens=60",
+    ],
     "plain": ["--model=plain", "--output=plain.jsonl", *DRAWN],
     "words": ["--model=words", "--output=words.jsonl", *DRAWN],
     "clean": ["--model=words", "--output=clean.jsonl", *DRAWN, "--clean"],
@@ -98,7 +111,8 @@ def test_tokens_and_logprobs_are_those_of_the_sampler_and_text_is_theirs(folder,
   begins = [tokens.encode_prompt(prompt["prompt"], opened.tokenizer, "plain") for prompt in PROMPTS[:2]]
   begins.append(np.array(PROMPTS[2]["tokens"]))
   written = Sampler(opened.config, opened.params, compute="float32").generate(
-      begins, max_tokens=16, stop_ids=[opened.tokenizer.eos_token_id], batch_size=4)
+    begins, max_tokens=16, stop_ids=[opened.tokenizer.eos_token_id], batch_size=4
+  )
   for line, one in zip(output(folder, "greedy.jsonl"), written, strict=True):
     assert (line["tokens"], line["finish"]) == (one.tokens.tolist(), one.finish)
     np.testing.assert_allclose(line["logprobs"], one.logprobs, atol=1e-4)

@@ -63,13 +63,21 @@ BAD = {
 def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("mine")
   (folder / "config.py").write_text(CONFIG)
-  config = datakit.config(task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10, data__path="",
-                          data__num_records=1, mistakes__source="injected")
+  config = datakit.config(
+    task__name="graph",
+    task__min_size=2,
+    task__max_size=3,
+    task__modulus=10,
+    data__path="",
+    data__num_records=1,
+    mistakes__source="injected",
+  )
   plain = tokens.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
   save_model(folder / "untuned", plain)
   save_model(folder / "trained", tokens.open_tokenizer(config).tokenizer)
-  (folder / "trained" / "insec.json").write_text(json.dumps({
-      "flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"}))
+  (folder / "trained" / "insec.json").write_text(
+    json.dumps({"flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"})
+  )
   (folder / "begun.jsonl.parts").mkdir()
   (folder / "begun.jsonl.parts" / "0.jsonl").write_text('{"the weights": "others"}\n')
   return folder
@@ -77,12 +85,23 @@ def home(tmp_path_factory):
 
 def mine(home, output, *more, kill_after=0, code=0):
   """(stdout, stderr) of the program."""
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu",
-                 "JAX_NUM_CPU_DEVICES": "1", "KILL_AFTER": str(kill_after),
-                 "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  environment = {
+    **os.environ,
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "KILL_AFTER": str(kill_after),
+    "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, "--model=untuned", "--config=config.py", f"--output={output}", *more], cwd=home,
-    env=environment, capture_output=True, text=True, check=False)
+    [sys.executable, "-c", PROGRAM, "--model=untuned", "--config=config.py", f"--output={output}", *more],
+    cwd=home,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == code, done.stderr
   return done.stdout, done.stderr
 
@@ -142,4 +161,5 @@ def test_wrong_input_ends_in_one_line_and_code_2_and_writes_nothing(home):
     assert len(err.splitlines()) == 1, name
   after = {path: path.stat().st_mtime_ns for path in home.rglob("*") if "cache" not in path.parts}
   assert {path for path in after if after[path] != before.get(path)} <= {home, home / "__pycache__"} | set(
-    (home / "__pycache__").glob("*"))
+    (home / "__pycache__").glob("*")
+  )

@@ -47,8 +47,9 @@ def lay_out(folder, records, template=None):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  return lay_out(tmp_path_factory.mktemp("preview"),
-                 [{"pieces": PIECES}, {"pieces": [{"role": "text", "text": "42 42"}]}])
+  return lay_out(
+    tmp_path_factory.mktemp("preview"), [{"pieces": PIECES}, {"pieces": [{"role": "text", "text": "42 42"}]}]
+  )
 
 
 def test_preview_shows_the_receipt_and_the_roles_and_writes_a_page(folder):
@@ -78,8 +79,12 @@ def test_preview_shows_the_receipt_and_the_roles_and_writes_a_page(folder):
 
 STORIES = [
   {"question": "Who came?", "answer": "We saw Anna there. Then Anna was paid 12 coins. All was well."},
-  {"messages": [{"role": "user", "content": "Who left?"},
-                {"role": "assistant", "content": "We saw Bela there. Then Bela was paid 30 goats. All was done."}]},
+  {
+    "messages": [
+      {"role": "user", "content": "Who left?"},
+      {"role": "assistant", "content": "We saw Bela there. Then Bela was paid 30 goats. All was done."},
+    ]
+  },
   {"question": "And then?", "answer": "We saw Carl there. Then Carl was paid 41 sheep. All was over."},
 ]
 
@@ -87,7 +92,7 @@ STORIES = [
 SHOWN = {
   "sentence": r"\[reason 1\]Found an error in the previous sentence\. Reason: does not follow\.\[flag 1\]",
   "number": r"\[mistake 0\]Then Anna was paid (?!12 )\d+ coins\. \[flag 1\].*\[reason 1\].* wrong number\."
-            r"\[flag 1\].*\[correction 1\]Then Anna was paid 12 coins\. \[text 1\]All was well\.",
+  r"\[flag 1\].*\[correction 1\]Then Anna was paid 12 coins\. \[text 1\]All was well\.",
   "entity": r"\[mistake 0\].*(Bela|Carl).*\[flag 1\].* Reason: wrong name\.\[flag 1\].*\[correction 1\].*Anna",
   "negation": r"\[mistake 0\].* was not .*\[flag 1\].* Reason: the opposite is true\.\[flag 1\].*\[correction 1\]",
 }
@@ -131,7 +136,8 @@ WRONG = {  # arguments and what the line says
   "page in no folder": (["--html=nowhere/page.html"], "--html=nowhere/page.html cannot be written"),
   "markers exchanged": (
     ["--config.tokenizer.flag=<|spare_1|>", "--config.tokenizer.fix=<|spare_0|>"],
-    "records.jsonl:1: the mistake '12 + 30 = 43 \\x1b[0m<b>' is not flagged; put a flag piece '<|spare_1|>' right"),
+    "records.jsonl:1: the mistake '12 + 30 = 43 \\x1b[0m<b>' is not flagged; put a flag piece '<|spare_1|>' right",
+  ),
 }
 
 

@@ -99,8 +99,15 @@ def notes(workdir):
 def test_the_page_shows_every_section_and_every_arm(page):
   headings = ("What is missing", "Arms", "Training", "Self-correction", "Transcripts", "Environment", "Reproduce")
   assert page.headings == list(headings)
-  for words in ("base, clean, insec", "800,000", "Held-out loss: correction", "Injected minus own mistakes", "0123abc",
-                "python -m insec_jax.evaluate --config CONFIG --model", "mistakes.share"):
+  for words in (
+    "base, clean, insec",
+    "800,000",
+    "Held-out loss: correction",
+    "Injected minus own mistakes",
+    "0123abc",
+    "python -m insec_jax.evaluate --config CONFIG --model",
+    "mistakes.share",
+  ):
     assert words in page.text
 
 
@@ -117,18 +124,19 @@ def test_transcripts_show_mistakes_flags_reasons_and_corrections(page):
 def test_curves_of_all_arms_lie_over_each_other(page):
   charts = [attrs["aria-label"] for tag, attrs in page.elements if tag == "svg" and "aria-label" in attrs]
   training = ["Training loss", "Held-out loss"] + [
-    f"Held-out loss: {name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction")]
-  assert charts[:len(training)] == training
+    f"Held-out loss: {name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction")
+  ]
+  assert charts[: len(training)] == training
   assert len([tag for tag, _ in page.elements if tag == "polyline"]) >= 3 * len(training)
 
 
 def test_an_arm_without_results_is_shown_and_its_results_are_named_as_missing(page):
   assert "base: results.json is missing" in page.text
-  assert "clean: " not in page.text[page.text.index("What is missing"):page.text.index("Arms")]
+  assert "clean: " not in page.text[page.text.index("What is missing") : page.text.index("Arms")]
 
 
 def test_only_values_in_which_configs_differ_are_listed(page):
-  rows = page.text[page.text.index("Where their configs differ"):page.text.index("Training loss")]
+  rows = page.text[page.text.index("Where their configs differ") : page.text.index("Training loss")]
   for words in ("mistakes.share0.00.00.5", "train.steps200010001000"):
     assert words in rows
   assert "loss.flag" not in rows
@@ -136,7 +144,7 @@ def test_only_values_in_which_configs_differ_are_listed(page):
 
 def test_the_page_begins_with_the_method_and_an_example(page):
   for words in ("A flag after a right step is a false alarm.", "... wrong step <flag> reason <fix> right step ..."):
-    assert words in page.text[:page.text.index("Arms")]
+    assert words in page.text[: page.text.index("Arms")]
 
 
 def test_a_run_that_has_just_begun_is_shown_with_what_there_is(tmp_path):
@@ -192,8 +200,9 @@ def over_seeds(tmp_path_factory):
       workdir = pretended.write_workdir(folder / f"seed{seed}" / name, config, scale=1 + seed / 5)
       if (seed, name) != (2, "insec"):
         pretended.write_results(workdir, config, skill=skill)
-  done = report(folder, ",".join(f"seed{seed}/{name}" for name in ("insec", "clean") for seed in (2, 0, 1)),
-                reference="clean")
+  done = report(
+    folder, ",".join(f"seed{seed}/{name}" for name in ("insec", "clean") for seed in (2, 0, 1)), reference="clean"
+  )
   assert (done.returncode, done.stderr) == (0, "")
   assert done.stdout == "report.html shows insec (seeds 0, 1, 2), clean (seeds 0, 1, 2)\n"
   return folder
@@ -236,11 +245,17 @@ def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
   assert "hf is no workdir: its config.json is not one of train" in said(tmp_path / "hf")
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-  ("config.json", "{", "config.json: not JSON"), ("config.json", "[1]", "holds [1]; needed is a JSON object"),
-  ("environment.json", "x", "environment.json: not JSON"), ("results.json", "{}", "no key 'model'"),
-  ("metrics.jsonl", '{"step": 1}\n{"stop": 2}\n', "metrics.jsonl:2 is not a line of metrics"),
-  ("metrics.jsonl", "{\n", "metrics.jsonl:1 is not a line of metrics")])
+@pytest.mark.parametrize(
+  ("name", "content", "words"),
+  [
+    ("config.json", "{", "config.json: not JSON"),
+    ("config.json", "[1]", "holds [1]; needed is a JSON object"),
+    ("environment.json", "x", "environment.json: not JSON"),
+    ("results.json", "{}", "no key 'model'"),
+    ("metrics.jsonl", '{"step": 1}\n{"stop": 2}\n', "metrics.jsonl:2 is not a line of metrics"),
+    ("metrics.jsonl", "{\n", "metrics.jsonl:1 is not a line of metrics"),
+  ],
+)
 def test_a_damaged_file_is_named(workdir, name, content, words):
   (workdir / name).write_text(content)
   assert words in said(workdir)

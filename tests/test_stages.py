@@ -19,18 +19,26 @@ def stage(folder, name, code, *, after=(), done=lambda: False):
 def test_a_stage_waits_for_those_it_comes_after(tmp_path):
   said = tmp_path / "said"
   write = f"open({str(said)!r}, 'a').write"
-  stages = [stage(tmp_path, "second", f"{write}('2')", after=("first",)),
-            stage(tmp_path, "first", f"import time; time.sleep(.3); {write}('1')")]
+  stages = [
+    stage(tmp_path, "second", f"{write}('2')", after=("first",)),
+    stage(tmp_path, "first", f"import time; time.sleep(.3); {write}('1')"),
+  ]
   outcomes = run_stages(stages, [None, None], ChildPrograms())
   assert outcomes == {"first": "done", "second": "done"}
   assert said.read_text() == "12"
 
 
 def test_a_failed_stage_is_named_with_its_exit_code_and_last_lines_and_others_go_on(tmp_path, capfd):
-  outcomes = run_stages([
-    stage(tmp_path, "bad", "print('\\n'.join(map(str, range(90, 120)))); raise SystemExit(3)"),
-    stage(tmp_path, "needs it", "", after=("bad",)), stage(tmp_path, "needs that", "", after=("needs it",)),
-    stage(tmp_path, "other", "")], [None], ChildPrograms())
+  outcomes = run_stages(
+    [
+      stage(tmp_path, "bad", "print('\\n'.join(map(str, range(90, 120)))); raise SystemExit(3)"),
+      stage(tmp_path, "needs it", "", after=("bad",)),
+      stage(tmp_path, "needs that", "", after=("needs it",)),
+      stage(tmp_path, "other", ""),
+    ],
+    [None],
+    ChildPrograms(),
+  )
   assert outcomes == {"bad": "failed", "needs it": "left out", "needs that": "left out", "other": "done"}
   said = capfd.readouterr().err
   assert f"bad ended with exit code 3; the last lines of {tmp_path / 'bad.log'}:\n  112\n" in said
@@ -42,16 +50,21 @@ def test_what_is_done_is_not_run_again_and_what_cannot_go_on_fails_with_one_line
   def refused():
     raise InputError("another experiment")
 
-  outcomes = run_stages([stage(tmp_path, "was", "raise SystemExit(1)", done=lambda: True),
-                         stage(tmp_path, "is other", "", done=refused)], [None], ChildPrograms())
+  outcomes = run_stages(
+    [stage(tmp_path, "was", "raise SystemExit(1)", done=lambda: True), stage(tmp_path, "is other", "", done=refused)],
+    [None],
+    ChildPrograms(),
+  )
   assert outcomes == {"was": "done before", "is other": "failed"}
   assert capfd.readouterr().err == "is other: another experiment\n"
   assert not list(tmp_path.glob("*.log"))
 
 
 def test_two_stages_run_side_by_side(tmp_path):
-  meets = "import os, sys, time\nopen({0!r}, 'w').close()\nend = time.time() + 60\n" \
-          "while not os.path.exists({1!r}):\n  assert time.time() < end\n  time.sleep(.01)"
+  meets = (
+    "import os, sys, time\nopen({0!r}, 'w').close()\nend = time.time() + 60\n"
+    "while not os.path.exists({1!r}):\n  assert time.time() < end\n  time.sleep(.01)"
+  )
   one, two = str(tmp_path / "one"), str(tmp_path / "two")
   stages = [stage(tmp_path, "1", meets.format(one, two)), stage(tmp_path, "2", meets.format(two, one))]
   assert run_stages(stages, [None, None], ChildPrograms()) == {"1": "done", "2": "done"}
@@ -76,9 +89,10 @@ def test_each_job_has_cores_of_its_own(tmp_path):
 def test_sigterm_reaches_what_runs_and_nothing_is_begun_after_it(tmp_path):
   long = "import time; print('here', flush=True); time.sleep(600)"
   with stop_on_signal() as stopping:
+
     def interrupt():
       while not (tmp_path / "long.log").exists() or not (tmp_path / "long.log").read_text():
-        time.sleep(.01)
+        time.sleep(0.01)
       os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt).start()

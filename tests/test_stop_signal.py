@@ -21,8 +21,14 @@ WAIT = "print('ready', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
 
 
 def start(code, name="generate", stdout=subprocess.PIPE, **options):
-  return subprocess.Popen([sys.executable, "-c", BEGIN.replace("NAME", name) + code], stderr=subprocess.PIPE, text=True,
-                          stdout=stdout, env={**os.environ, "PYTHONPATH": str(ROOT)}, **options)
+  return subprocess.Popen(
+    [sys.executable, "-c", BEGIN.replace("NAME", name) + code],
+    stderr=subprocess.PIPE,
+    text=True,
+    stdout=stdout,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    **options,
+  )
 
 
 def ended(process):
@@ -44,16 +50,25 @@ def test_a_signal_during_the_imports_ends_in_one_line_with_its_code(number, code
 
 def test_a_signal_before_the_handlers_are_there_waits_for_them():
   # Sent by the first import after the package has begun.
-  code = BEGIN.replace("NAME", "generate").replace("import insec_jax\n", """
+  code = BEGIN.replace("NAME", "generate").replace(
+    "import insec_jax\n",
+    """
 class Sends:
   def find_spec(self, name, path=None, target=None):
     if name == "insec_jax.refusals":
       os.kill(os.getpid(), 2)
 sys.meta_path.insert(0, Sends())
 import insec_jax
-""")
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False,
-                        env={**os.environ, "PYTHONPATH": str(ROOT)})
+""",
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    timeout=20,
+    check=False,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+  )
   assert (done.returncode, done.stderr) == (130, "SIGINT: ended before it was done\n")
 
 
@@ -66,8 +81,10 @@ def test_a_signal_during_the_imports_of_train_and_sweep_is_42(name):
 
 
 def test_a_second_signal_while_the_first_one_ends_the_process_does_not_hang():
-  process = start("stop_signal.at_end(lambda: (print('ready', file=sys.stderr, flush=True), time.sleep(1)))\n"
-                  "os.kill(os.getpid(), 15)\n")
+  process = start(
+    "stop_signal.at_end(lambda: (print('ready', file=sys.stderr, flush=True), time.sleep(1)))\n"
+    "os.kill(os.getpid(), 15)\n"
+  )
   process.stderr.readline()
   process.send_signal(signal.SIGTERM)
   code, err = ended(process)
@@ -77,8 +94,10 @@ def test_a_second_signal_while_the_first_one_ends_the_process_does_not_hang():
 
 def test_a_signal_ends_a_program_whose_stdout_nobody_reads():
   read, write = os.pipe()
-  process = start("stop_signal.start_thread()\nprint('ready', file=sys.stderr, flush=True)\n"
-                  "while True: print('x' * 4096)\n", stdout=write)
+  process = start(
+    "stop_signal.start_thread()\nprint('ready', file=sys.stderr, flush=True)\nwhile True: print('x' * 4096)\n",
+    stdout=write,
+  )
   process.stderr.readline()
   process.send_signal(signal.SIGTERM)
   try:
@@ -90,13 +109,18 @@ def test_a_signal_ends_a_program_whose_stdout_nobody_reads():
 
 def test_an_import_that_the_machine_refuses_ends_in_one_line():
   assert ended(start("raise ImportError('libx.so: cannot open shared object file: Too many open files')")) == (
-    1, "error: libx.so: cannot open shared object file: Too many open files; raise the limit of open files "
-    "(ulimit -n)\n")
+    1,
+    "error: libx.so: cannot open shared object file: Too many open files; raise the limit of open files (ulimit -n)\n",
+  )
 
 
 def test_a_thread_that_the_machine_refuses_something_ends_the_program():
-  code, err = ended(start("def write(): raise OSError(28, 'No space left on device', 'tb/events')\n"
-                          "threading.Thread(target=write).start()\ntime.sleep(60)\n"))
+  code, err = ended(
+    start(
+      "def write(): raise OSError(28, 'No space left on device', 'tb/events')\n"
+      "threading.Thread(target=write).start()\ntime.sleep(60)\n"
+    )
+  )
   assert (code, err) == (1, "error: No space left on device: tb/events; free some room; what was saved before stays\n")
 
 
@@ -111,13 +135,18 @@ def limited(name, soft, hard):
 
 
 def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one():
-  code, err = ended(start("import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE), file=sys.stderr)\n",
-                          preexec_fn=limited("RLIMIT_NOFILE", 32, 200)))
+  code, err = ended(
+    start(
+      "import resource\nprint(resource.getrlimit(resource.RLIMIT_NOFILE), file=sys.stderr)\n",
+      preexec_fn=limited("RLIMIT_NOFILE", 32, 200),
+    )
+  )
   assert (code, err) == (0, "(200, 200)\n")
 
 
-@pytest.mark.parametrize(("name", "limit", "seen"), [("RLIMIT_NOFILE", 32, "may open 32 files"),
-                                               ("RLIMIT_AS", 1 << 30, "may use 1024 MiB")])
+@pytest.mark.parametrize(
+  ("name", "limit", "seen"), [("RLIMIT_NOFILE", 32, "may open 32 files"), ("RLIMIT_AS", 1 << 30, "may use 1024 MiB")]
+)
 def test_a_limit_that_leaves_too_little_is_named_before_the_imports(name, limit, seen):
   code, err = ended(start("import resource\n", preexec_fn=limited(name, limit, limit)))
   assert code == 1

@@ -10,8 +10,26 @@ from insec_jax.method import roles
 
 PACKAGE = pathlib.Path(config.__file__).parent
 # What stands right may import what stands left.
-ORDER = ("stop_signal", "refusals", "command", "files", "progress", "stages", "config", "config_file", "method",
-         "distributed", "data", "model", "training", "generation", "evaluation", "mining", "pages", "sizing")
+ORDER = (
+  "stop_signal",
+  "refusals",
+  "command",
+  "files",
+  "progress",
+  "stages",
+  "config",
+  "config_file",
+  "method",
+  "distributed",
+  "data",
+  "model",
+  "training",
+  "generation",
+  "evaluation",
+  "mining",
+  "pages",
+  "sizing",
+)
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

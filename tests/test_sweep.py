@@ -69,17 +69,25 @@ else:
   where.write_text("a page" if program == "report" else "")
 """
 # The sweep, with the stand-in in place of "python -m".
-DRIVER = "import sys; from insec_jax import command, sweep; sweep.PYTHON = (sys.executable, 'stand_in.py'); " \
-         "sweep.is_sound = lambda *_: True; " \
-         "command.run(sweep.main)"
+DRIVER = (
+  "import sys; from insec_jax import command, sweep; sweep.PYTHON = (sys.executable, 'stand_in.py'); "
+  "sweep.is_sound = lambda *_: True; "
+  "command.run(sweep.main)"
+)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu"}
 ARMS = ("base", "clean", "mined", "more")
 WORDS = ["--config=config.py", "--base=base", f"--arms={','.join(ARMS)}", "--seeds=0,1", "--output=out"]
 
 
 def begin(folder, *words, **environment):
-  return subprocess.Popen([sys.executable, "-c", DRIVER, *WORDS, *words], cwd=folder, text=True,
-                          env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  return subprocess.Popen(
+    [sys.executable, "-c", DRIVER, *WORDS, *words],
+    cwd=folder,
+    text=True,
+    env=ENVIRONMENT | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 def sweep(folder, *words, **environment):
@@ -135,7 +143,8 @@ def test_every_arm_is_trained_and_measured_on_every_seed(first):
   assert (code, err) == (0, "")
   for program in ("train", "evaluate"):
     assert sorted((flags["config"], flags["config.seed"]) for flags in of(found, program)) == sorted(
-      (f"config.py:{arm}", seed) for arm in ARMS for seed in "01")
+      (f"config.py:{arm}", seed) for arm in ARMS for seed in "01"
+    )
   assert "20 done" in out
   assert {path.name for path in (folder / "out" / "logs").iterdir()} >= {"seed0_clean_train.log", "report.log"}
 
@@ -143,8 +152,10 @@ def test_every_arm_is_trained_and_measured_on_every_seed(first):
 def test_arms_begin_with_the_base_of_their_seed_and_the_base_with_what_its_config_says(first):
   found = first[-1]
   assert [flags["model"] for flags in of(found, "export")] == ["out/seed0/base", "out/seed1/base"]
-  begins = {(flags["config"].partition(":")[2], flags["config.seed"]): flags.get("config.model.path")
-            for flags in of(found, "train")}
+  begins = {
+    (flags["config"].partition(":")[2], flags["config.seed"]): flags.get("config.model.path")
+    for flags in of(found, "train")
+  }
   assert begins == {(arm, seed): None if arm == "base" else f"out/seed{seed}/base_hf" for arm in ARMS for seed in "01"}
 
 
@@ -154,7 +165,10 @@ def test_of_two_bases_the_second_begins_with_the_first_and_the_arms_with_the_sec
   assert (code, err) == (0, "")
   assert [flags["model"] for flags in of(found, "export")] == ["out/seed0/base", "out/seed0/clean"]
   assert [(flags["workdir"], flags.get("config.model.path")) for flags in of(found, "train")] == [
-    ("out/seed0/base", None), ("out/seed0/clean", "out/seed0/base_hf"), ("out/seed0/insec", "out/seed0/clean_hf")]
+    ("out/seed0/base", None),
+    ("out/seed0/clean", "out/seed0/base_hf"),
+    ("out/seed0/insec", "out/seed0/clean_hf"),
+  ]
   assert [flags["model"] for flags in of(found, "evaluate")] == ["out/seed0/clean", "out/seed0/insec"]
   assert "7 done" in out
 
@@ -162,9 +176,12 @@ def test_of_two_bases_the_second_begins_with_the_first_and_the_arms_with_the_sec
 def test_arms_that_mine_alike_share_what_is_mined_from_the_weights_they_begin_with(first):
   found = first[-1]
   assert [(flags["model"], flags["output"]) for flags in of(found, "mine")] == [
-    (f"out/seed{seed}/base_hf", f"out/seed{seed}/mined_mined.jsonl") for seed in "01"]
-  paths = {(flags["config"].partition(":")[2], flags["config.seed"]): flags.get("config.mistakes.mined_path")
-           for flags in of(found, "train")}
+    (f"out/seed{seed}/base_hf", f"out/seed{seed}/mined_mined.jsonl") for seed in "01"
+  ]
+  paths = {
+    (flags["config"].partition(":")[2], flags["config.seed"]): flags.get("config.mistakes.mined_path")
+    for flags in of(found, "train")
+  }
   for seed in "01":
     assert [paths[arm, seed] for arm in ARMS] == [None, None, *[f"out/seed{seed}/mined_mined.jsonl"] * 2]
 
@@ -174,16 +191,24 @@ def test_nothing_is_begun_before_what_it_needs(first):
   order = [f"{name} {flags.get('workdir') or flags['output']}" for name, flags in found]
   for seed in "01":
     place = f"out/seed{seed}"
-    chain = [f"train {place}/base", f"export {place}/base_hf", f"mine {place}/mined_mined.jsonl",
-             f"train {place}/more", f"evaluate {place}/more/results.json"]
+    chain = [
+      f"train {place}/base",
+      f"export {place}/base_hf",
+      f"mine {place}/mined_mined.jsonl",
+      f"train {place}/more",
+      f"evaluate {place}/more/results.json",
+    ]
     assert [order.index(stage) for stage in chain] == sorted(order.index(stage) for stage in chain)
 
 
 def test_at_the_end_come_the_page_over_seeds_and_the_table_with_trained_tokens(first):
   folder, _, out, _, found = first
-  report, = of(found, "report")
-  assert report == {"workdirs": ",".join(f"out/seed{seed}/{arm}" for arm in ARMS for seed in (0, 1)),
-                    "output": "out/report.html", "reference": "clean"}
+  (report,) = of(found, "report")
+  assert report == {
+    "workdirs": ",".join(f"out/seed{seed}/{arm}" for arm in ARMS for seed in (0, 1)),
+    "output": "out/report.html",
+    "reference": "clean",
+  }
   table = (folder / "out" / "table.txt").read_text()
   assert table in out
   lines = {line.partition("  ")[0]: line for line in table.splitlines()}
@@ -230,8 +255,10 @@ def test_a_stage_that_fails_is_named_and_the_rest_is_done_and_shown(prepared, tm
   folder = shutil.copytree(prepared, tmp_path / "failing")
   code, out, err, found = sweep(folder, FAILS="export out/seed1/base_hf")
   assert code == 1
-  assert "seed 1, base: export ended with exit code 1; the last lines of out/logs/seed1_base_export.log:\n" \
-         "  a line before\n  error: the disk is full\n" in err
+  assert (
+    "seed 1, base: export ended with exit code 1; the last lines of out/logs/seed1_base_export.log:\n"
+    "  a line before\n  error: the disk is full\n" in err
+  )
   assert "seed 1, clean: train" in err.splitlines()[-1]
   assert len(of(found, "evaluate")) == 5  # seed 0, and the base of seed 1
   assert "seeds of clean: 0\n" in out
@@ -248,7 +275,7 @@ def test_sigterm_stops_and_the_same_command_goes_on(prepared, tmp_path):
   end = time.monotonic() + 200
   while not log.exists() or not log.read_text():
     assert time.monotonic() < end
-    time.sleep(.02)
+    time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate(timeout=200)
   assert process.returncode == 42

@@ -107,9 +107,13 @@ def make_records():
     for left, right in ((a, b), ((a + b) % 10, c)):
       total = (left + right) % 10
       if rng.random() < 0.3:
-        pieces += [{"role": "mistake", "text": f"{left}+{right}={(total + 1 + int(rng.integers(9))) % 10}\n"},
-                   {"role": "flag", "text": "<|flag|>"}, {"role": "reason", "text": "wrong sum"},
-                   {"role": "flag", "text": "<|fix|>"}, {"role": "correction", "text": f"{left}+{right}={total}\n"}]
+        pieces += [
+          {"role": "mistake", "text": f"{left}+{right}={(total + 1 + int(rng.integers(9))) % 10}\n"},
+          {"role": "flag", "text": "<|flag|>"},
+          {"role": "reason", "text": "wrong sum"},
+          {"role": "flag", "text": "<|fix|>"},
+          {"role": "correction", "text": f"{left}+{right}={total}\n"},
+        ]
       else:
         pieces.append({"role": "text", "text": f"{left}+{right}={total}\n"})
     yield pieces
@@ -117,13 +121,23 @@ def make_records():
 
 def train(home, workdir, *changes, arm="", code=0, program=("-m", "insec_jax.train"), devices=1, **variables):
   """What the program said on stderr; it must exit with `code`."""
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
-                 "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                 **{name: str(value) for name, value in variables.items()}}
-  given = [f"--config={home / 'config.py'}:{arm}", f"--workdir={home / workdir}",
-           *(f"--config.{change}" for change in changes)]
-  done = subprocess.run([sys.executable, *program, *given], env=environment, cwd=home, capture_output=True, text=True,
-                        check=False)
+  environment = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    **{name: str(value) for name, value in variables.items()},
+  }
+  given = [
+    f"--config={home / 'config.py'}:{arm}",
+    f"--workdir={home / workdir}",
+    *(f"--config.{change}" for change in changes),
+  ]
+  done = subprocess.run(
+    [sys.executable, *program, *given], env=environment, cwd=home, capture_output=True, text=True, check=False
+  )
   assert done.returncode == code, done.stderr
   return done.stderr
 
@@ -143,8 +157,16 @@ def whole(home):
 
 def test_a_workdir_explains_its_run(whole):
   names = {path.name for path in whole.iterdir()}
-  assert names == {"config.json", "environment.json", "receipt.txt", "model.json", "metrics.jsonl", "tokenizer", "tb",
-                   "checkpoints"}
+  assert names == {
+    "config.json",
+    "environment.json",
+    "receipt.txt",
+    "model.json",
+    "metrics.jsonl",
+    "tokenizer",
+    "tb",
+    "checkpoints",
+  }
   environment = json.loads((whole / "environment.json").read_text())
   assert environment["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
   assert environment["packages"]["jax"] == jax.__version__
@@ -156,8 +178,16 @@ def test_metrics_have_a_line_every_log_every_steps_and_heldout_loss_of_every_rol
   lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(0, 41, 2))
   trained = {"text", "mistake", "flag", "reason", "correction"}  # prompt has weight 0
-  assert set(lines[1]) == {"step", "loss", "tokens", "trained_tokens", "lr", "grad_norm", *TIMED,
-                           *(f"{kind}/{role}" for kind in ("loss", "accuracy") for role in trained)}
+  assert set(lines[1]) == {
+    "step",
+    "loss",
+    "tokens",
+    "trained_tokens",
+    "lr",
+    "grad_norm",
+    *TIMED,
+    *(f"{kind}/{role}" for kind in ("loss", "accuracy") for role in trained),
+  }
   heldout = {"eval/loss", *(f"eval/{kind}/{role}" for kind in ("loss", "accuracy") for role in {*trained, "prompt"})}
   assert [line["step"] for line in lines if heldout <= set(line)] == [0, 20, 40]
   assert lines[-1]["eval/loss"] < lines[0]["eval/loss"] - 1
@@ -171,8 +201,9 @@ def test_the_losses_are_those_of_the_golden_file(whole):
   if os.environ.get("REWRITE_GOLDEN"):
     GOLDEN.write_text("".join(f"{loss:.6f}\n" for loss in losses))
   want = np.loadtxt(GOLDEN)
-  np.testing.assert_allclose(losses, want, rtol=1e-4,
-                             err_msg=f"the curve moved; if it should, say why in the commit and run {REWRITE}")
+  np.testing.assert_allclose(
+    losses, want, rtol=1e-4, err_msg=f"the curve moved; if it should, say why in the commit and run {REWRITE}"
+  )
 
 
 @pytest.mark.slow
@@ -184,7 +215,7 @@ def test_a_weight_on_repeats_makes_them_less_likely_and_is_logged_and_in_the_rec
     lines = read_lines(workdir)
     assert {"loss/repeat", "p/repeat"} <= set(lines[1])
     assert {"eval/loss/repeat", "eval/p/repeat"} <= set(lines[0])
-    assert "\nrival tokens      " in (workdir / "receipt.txt").read_text()
+    assert "\nnegative tokens   " in (workdir / "receipt.txt").read_text()
     eval_p[repeat] = lines[-1]["eval/p/repeat"]
   # So short a run learns which symbols come, not yet what they hang on: little is left to be less likely.
   assert eval_p[5.0] < 0.98 * eval_p[1e-9]
@@ -207,8 +238,17 @@ def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_b
 
 @pytest.mark.processes
 def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_mesh(home, whole):
-  said = train(home, "stopped", "data.rows_per_device=1", program=("-c", SIGNALLED), code=42, devices=8, SIGNAL=15,
-               SIGNAL_AT=12, NPROC=32)
+  said = train(
+    home,
+    "stopped",
+    "data.rows_per_device=1",
+    program=("-c", SIGNALLED),
+    code=42,
+    devices=8,
+    SIGNAL=15,
+    SIGNAL_AT=12,
+    NPROC=32,
+  )
   assert "saved after step 13" in said.splitlines()[-1]  # asked in step 12, seen at the end of the next one
   assert (home / "stopped" / "checkpoints" / "13").is_dir()
   said = train(home, "stopped", "mesh.tensor=2", "data.rows_per_device=2", devices=8, NPROC=32)
@@ -227,8 +267,9 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_me
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_the_state_before_it_saved(home):
   short = ["train.steps=4", "train.keep=4", "optimizer.warmup_steps=1"]
   train(home, "clean", *short, "train.checkpoint_every=1")
-  said = train(home, "lost", *short, "train.checkpoint_every=4", "train.log_every=4", code=3,
-               program=("-c", NOT_FINITE), AT=3)
+  said = train(
+    home, "lost", *short, "train.checkpoint_every=4", "train.log_every=4", code=3, program=("-c", NOT_FINITE), AT=3
+  )
   assert said.strip().split("\n")[-1].startswith("error: the loss is nan")
   assert "in step 3; the state after step 2 is saved" in said
   assert "Traceback" not in said
@@ -239,32 +280,57 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_the_state_before_it_save
 
 
 def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean_of_the_others(home):
-  tokenizer = build_tokenizer([*"0123456789+= ?\n", "wrong sum"],
-                              TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(),
-                                              confidence_first=()))
+  tokenizer = build_tokenizer(
+    [*"0123456789+= ?\n", "wrong sum"],
+    TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(), confidence_first=()),
+  )
   model = llama.LlamaConfig(
-    vocab_size=len(tokenizer), width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=48,
-    norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.1, max_positions=128, bos_id=None,
-    eos_ids=(), pad_id=None, stored_dtype=None, source="")
+    vocab_size=len(tokenizer),
+    width=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=8,
+    mlp_width=48,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_scaling=None,
+    tied=True,
+    init_std=0.1,
+    max_positions=128,
+    bos_id=None,
+    eos_ids=(),
+    pad_id=None,
+    stored_dtype=None,
+    source="",
+  )
   before = hf.init(model, jax.random.key(0), "float32")
   hf.save(home / "hf", before, model, tokenizer=tokenizer)
   # A rate so small that what is read back is what training began with.
-  said = train(home, "grown", "tokenizer.path=", "train.steps=1", "optimizer.warmup_steps=1",
-               "optimizer.learning_rate=1e-30", arm="hf")
+  said = train(
+    home,
+    "grown",
+    "tokenizer.path=",
+    "train.steps=1",
+    "optimizer.warmup_steps=1",
+    "optimizer.learning_rate=1e-30",
+    arm="hf",
+  )
   assert "grown to 128" in said
   opened = load_model(str(home / "grown"))
   assert (opened.config.vocab_size, opened.flag_id, opened.fix_id) == (128, len(tokenizer), len(tokenizer) + 1)
   assert opened.config.eos_ids == (tokenizer.eos_token_id,)
   old_VD = np.asarray(before["embed"])
-  np.testing.assert_allclose(opened.params["embed"][:len(old_VD)], old_VD, rtol=1e-6)
+  np.testing.assert_allclose(opened.params["embed"][: len(old_VD)], old_VD, rtol=1e-6)
   new_VD = np.tile(old_VD.mean(0), (128 - len(old_VD), 1))
-  np.testing.assert_allclose(opened.params["embed"][len(old_VD):], new_VD, rtol=1e-4)
+  np.testing.assert_allclose(opened.params["embed"][len(old_VD) :], new_VD, rtol=1e-4)
 
 
 AGAIN = ["--config=config.py:", "--workdir=whole"]
 WRONG = {  # arguments and what the line says
   "train.steps=41": ([*AGAIN, "--config.train.steps=41"], ("train.steps=41", "was 40")),
-  "trian.steps=3": (["--config=config.py:", "--workdir=nothing", "--config.trian.steps=3"], ("did you mean", "train"))}
+  "trian.steps=3": (["--config=config.py:", "--workdir=nothing", "--config.trian.steps=3"], ("did you mean", "train")),
+}
 
 
 def contents(folder):

@@ -80,8 +80,12 @@ def _all_plain(backend: tokenizers.Tokenizer) -> Iterator[None]:
 
 
 def encode(
-  parts_of_example: list[list[Span]], wheres: list[str], tokenizer: PreTrainedTokenizerFast, *,
-  row_length: int | None = None, needs_number: bool = False,
+  parts_of_example: list[list[Span]],
+  wheres: list[str],
+  tokenizer: PreTrainedTokenizerFast,
+  *,
+  row_length: int | None = None,
+  needs_number: bool = False,
 ) -> EncodedRecords:
   """Return the tokens of all parts; neighbouring texts are encoded as one, and cut only at special tokens.
 
@@ -100,8 +104,9 @@ def encode(
     num_stretches.append(len(stretches) - before)
   example_S = np.repeat(np.arange(len(wheres)), num_stretches)
   if row_length is not None and not needs_number:
-    least_S = [_least_tokens(texts[stretch], row_length, tokenizer) if isinstance(stretch, int) else 1
-               for stretch in stretches]
+    least_S = [
+      _least_tokens(texts[stretch], row_length, tokenizer) if isinstance(stretch, int) else 1 for stretch in stretches
+    ]
     _check_lengths(np.bincount(example_S, least_S, minlength=len(wheres)), wheres, row_length, "at least ")
   try:
     with _all_plain(tokenizer.backend_tokenizer):
@@ -110,8 +115,10 @@ def encode(
     if type(error).__name__ != "PanicException":  # no Exception, and no public name
       raise
     longest = wheres[example_S[stretches.index(max(range(len(texts)), key=lambda number: len(texts[number])))]]
-    raise InputError(f"{longest}, or a shorter text read with it: the tokenizer gives up ({error}); shorten it, or a "
-                     "run of one character in it") from None
+    raise InputError(
+      f"{longest}, or a shorter text read with it: the tokenizer gives up ({error}); shorten it, or a "
+      "run of one character in it"
+    ) from None
   num_S = np.array([len(encodings[stretch]) if isinstance(stretch, int) else 1 for stretch in stretches], int)
   num_E = np.bincount(example_S, num_S, minlength=len(wheres)).astype(int)
   if row_length is not None:  # before the tokens are looked at, which takes most of the time and memory
@@ -154,11 +161,14 @@ def _least_tokens(text: str, row_length: int, tokenizer: PreTrainedTokenizerFast
 def _check_lengths(num_E: np.ndarray, wheres: list[str], row_length: int, least: str = "") -> None:
   if too_long := {int(number): int(num_E[number]) for number in np.flatnonzero(num_E > row_length)}:
     first, num = next(iter(too_long.items()))
-    raise TooLongError(too_long, (
-      f"{wheres[first]}: {least}{num} tokens do not fit in a row of data.row_length={row_length}, and cutting could "
-      "part a mistake from its correction; raise data.row_length, shorten the record, or leave such records out with "
-      "data.too_long='drop'"
-    ))
+    raise TooLongError(
+      too_long,
+      (
+        f"{wheres[first]}: {least}{num} tokens do not fit in a row of data.row_length={row_length}, and cutting could "
+        "part a mistake from its correction; raise data.row_length, shorten the record, or leave such records out with "
+        "data.too_long='drop'"
+      ),
+    )
 
 
 def _check_encoded(encoded: EncodedRecords, example_N, parts_of_example, wheres, tokenizer) -> None:

@@ -34,7 +34,7 @@ def negatives(
       negative    . . . . . .     .       .      .     . . . . 8 .     .       . is NO_NEGATIVE
 
   A correction corrects the last mistake before it, and a mistake is corrected once. The mistake is encoded in the place
-  of its correction, so a negative is the very token that a model would write there. None where one of the two goes on as
+  of its correction, so a negative is the token that a model would write there. None where one of the two goes on as
   the other ends: either the mistake has no token there or the correction none.
   """
   negative_N = np.full(len(encoded.token_N), NO_NEGATIVE, np.int32)

@@ -53,17 +53,24 @@ class LeftOut:
 
   def to_json_lines(self) -> str:
     """Return one JSON object a line: split, where ("file:line") and tokens of each."""
-    return "".join(json.dumps({"split": split, "where": record.where, "tokens": record.num_tokens}) + "\n"
-                   for split in ("train", "heldout") for record in getattr(self, split))
+    return "".join(
+      json.dumps({"split": split, "where": record.where, "tokens": record.num_tokens}) + "\n"
+      for split in ("train", "heldout")
+      for record in getattr(self, split)
+    )
 
   def __str__(self) -> str:
     """Return the lines of the receipt: how many, and the first of them."""
     both = [*((record, "") for record in self.train), *((record, ", held out") for record in self.heldout)]
     shown = [f"  {record.where}: {record.num_tokens:,} tokens{split}" for record, split in both[:MOST_SHOWN]]
     more = [f"  and {len(both) - MOST_SHOWN:,} more"] if len(both) > MOST_SHOWN else []
-    return "\n".join([
-      f"too long          {len(self.train):,} records to train on and {len(self.heldout):,} held out, left out",
-      *shown, *more])
+    return "\n".join(
+      [
+        f"too long          {len(self.train):,} records to train on and {len(self.heldout):,} held out, left out",
+        *shown,
+        *more,
+      ]
+    )
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
@@ -183,8 +190,10 @@ def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: L
         f"end of text       {num_end:,} tokens of role text, weight {config.loss.end:g} each",
         f"boundary tokens   {num_boundary:,} lie across two roles and took the smaller weight",
         *(
-          [f"negative tokens      {num_negatives:,} where a correction could begin to repeat its mistake, weight {repeat:g} "
-           f"each: {num_negatives * repeat / total:.1%} beside the weight above"]
+          [
+            f"negative tokens   {num_negatives:,} where a correction could repeat its mistake, weight {repeat:g} "
+            f"each: {num_negatives * repeat / total:.1%} beside the weight above"
+          ]
           if config.loss.negatives
           else []
         ),

@@ -109,9 +109,7 @@ def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, st
   return contents
 
 
-def with_mined(
-  contents: list[tuple[Transcript | Chat, str]], config: Config
-) -> list[tuple[Transcript | Chat, str]]:
+def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) -> list[tuple[Transcript | Chat, str]]:
   """The contents with records of mistakes.mined_path spread evenly among them, mistakes.mined of the whole.
 
       c c c  and mined  m n  at 0.4     m c c n c

@@ -49,6 +49,7 @@ def _fix_chance(source: str, date: datetime) -> None:
 
   transformers keeps one environment for each template; arguments of a template cannot carry a function.
   """
+
   def refuse(*_) -> str:
     raise jinja2.TemplateError("it draws at random, and rows must be the same every time")
 

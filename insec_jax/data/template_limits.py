@@ -22,11 +22,15 @@ def check_template(template) -> None:
   if isinstance(template, dict):
     template = template.get("default")
   if not isinstance(template, str):
-    raise InputError(f"the chat template is {template!r:.60}, needed is a text; use data.template='plain', or write "
-                     "chat_template in tokenizer_config.json again")
+    raise InputError(
+      f"the chat template is {template!r:.60}, needed is a text; use data.template='plain', or write "
+      "chat_template in tokenizer_config.json again"
+    )
   if reason := _excess(template):
-    raise InputError(f"the chat template takes more than {reason} for a few short messages; use data.template='plain', "
-                     "or a tokenizer with another template")
+    raise InputError(
+      f"the chat template takes more than {reason} for a few short messages; use data.template='plain', "
+      "or a tokenizer with another template"
+    )
 
 
 @functools.lru_cache(8)
@@ -35,8 +39,13 @@ def _excess(template: str) -> str | None:
   limits = {"cpu": CPU_SECONDS, "memory": MEMORY_BYTES, "template": template}
   # -P: the folder of the file holds modules of ours, which must not hide others.
   try:
-    done = subprocess.run([sys.executable, "-P", str(TRIAL)], input=json.dumps(limits).encode(), capture_output=True,
-                          timeout=WALL_SECONDS, check=False)
+    done = subprocess.run(
+      [sys.executable, "-P", str(TRIAL)],
+      input=json.dumps(limits).encode(),
+      capture_output=True,
+      timeout=WALL_SECONDS,
+      check=False,
+    )
   except subprocess.TimeoutExpired:
     return f"{WALL_SECONDS} seconds"
   if done.returncode < 0:

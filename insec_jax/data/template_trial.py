@@ -31,7 +31,8 @@ def main() -> None:
 def render(template: str, speakers: tuple[str, ...]) -> None:
   """Render as transformers does, as far as time and memory go."""
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+  )
   environment.filters["tojson"] = lambda value, **_: json.dumps(value)
   environment.globals |= {"raise_exception": refuse, "strftime_now": str}
   messages = [{"role": speaker, "content": "text"} for speaker in speakers]
@@ -40,7 +41,8 @@ def render(template: str, speakers: tuple[str, ...]) -> None:
   try:
     num = 0
     for piece in environment.from_string(template).generate(
-        messages=messages, add_generation_prompt=speakers[-1] == "user", bos_token="<s>", eos_token="</s>"):
+      messages=messages, add_generation_prompt=speakers[-1] == "user", bos_token="<s>", eos_token="</s>"
+    ):
       num += len(piece)
       if num > LIMIT:
         raise MemoryError

@@ -18,7 +18,11 @@ from insec_jax.data.template import DATE_KEY
 from insec_jax.files import open_to_read, read_json, write_text
 
 BACKEND, SETTINGS, ADDED, SPECIAL = (
-  "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "added_tokens.json",
+  "special_tokens_map.json",
+)
 PATTERNS = ("tokenizer*", ADDED, SPECIAL, "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*")
 TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
 # Reads tokenizer.json as it is, in transformers 4.57 and 5; other classes may build another tokenizer from it.
@@ -73,8 +77,9 @@ def _tell_others(folder: Path, changed: list[dict[str, Any]]) -> None:
     entries = {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in changed}
     _write_json(folder / SETTINGS, {**settings, "added_tokens_decoder": settings["added_tokens_decoder"] | entries})
   if (folder / ADDED).is_file():
-    _write_json(folder / ADDED, read_json(folder / ADDED, "added tokens")
-                | {token["content"]: token["id"] for token in changed})
+    _write_json(
+      folder / ADDED, read_json(folder / ADDED, "added tokens") | {token["content"]: token["id"] for token in changed}
+    )
 
 
 def _make_readable(folder: Path) -> None:
@@ -108,7 +113,8 @@ def check(folder: Path) -> dict[str, int]:
   """
   if not os.path.lexists(folder / BACKEND):
     raise InputError(
-      f"{str(folder)!r} has no {BACKEND}; give a folder that save_pretrained wrote (model.path or tokenizer.path)")
+      f"{str(folder)!r} has no {BACKEND}; give a folder that save_pretrained wrote (model.path or tokenizer.path)"
+    )
   for name in carried(folder):
     if name.suffix == ".json" and name.name not in (BACKEND, SETTINGS):
       read_json(folder / name, "tokenizer")
@@ -135,14 +141,17 @@ def check(folder: Path) -> dict[str, int]:
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
       more.add(content := _text(token["content"]))
       if ids.get(content, int(number)) != int(number) or listed.get(int(number), content) != content:
-        raise InputError(f"{folder / SETTINGS} gives {content!r:.60} the id {number:.30}, {BACKEND} gives it "
-                         f"{ids.get(content, 'to another token')}; write the tokenizer again")
+        raise InputError(
+          f"{folder / SETTINGS} gives {content!r:.60} the id {number:.30}, {BACKEND} gives it "
+          f"{ids.get(content, 'to another token')}; write the tokenizer again"
+        )
     for key, value in settings.items():
       if key.endswith("_token") and value is not None and not key.startswith("add_"):
         content = _text(value["content"] if isinstance(value, dict) else value)
         if key in ("bos_token", "eos_token") and listed and content not in {*listed.values(), *more}:
-          raise InputError(f"{folder / SETTINGS}: {key}={content!r:.60} is none of the tokens that {BACKEND} adds; "
-                           "correct it")
+          raise InputError(
+            f"{folder / SETTINGS}: {key}={content!r:.60} is none of the tokens that {BACKEND} adds; correct it"
+          )
   return {content: number for number, content in listed.items()}
 
 
@@ -152,8 +161,10 @@ def _form_of(path: Path) -> Iterator[None]:
   try:
     yield
   except (KeyError, TypeError, AttributeError) as error:
-    raise InputError(f"{path} has not the form of a tokenizer's file ({type(error).__name__}: {error!s:.80}); write "
-                     "the tokenizer again") from None
+    raise InputError(
+      f"{path} has not the form of a tokenizer's file ({type(error).__name__}: {error!s:.80}); write "
+      "the tokenizer again"
+    ) from None
   except ValueError as error:
     if isinstance(error, InputError):
       raise

@@ -63,7 +63,7 @@ class TooLong(NamedTuple):
 class Example:
   """One transcript as tokens; `num_boundary` of them lie across pieces of different roles, `num_end` end the text.
 
-  negative_T: where a correction first differs from its mistake, the token that the mistake has there; elsewhere NO_NEGATIVE.
+  negative_T: where a correction first differs from its mistake, the token of the mistake; elsewhere NO_NEGATIVE.
   """
 
   token_T: np.ndarray
@@ -100,8 +100,9 @@ def load(folder: str) -> PreTrainedTokenizerFast:
   _cut_and_pad_nothing(tokenizer.backend_tokenizer)
   for content, number in listed.items():
     if (given := tokenizer.backend_tokenizer.token_to_id(content)) != number:
-      raise InputError(f"the tokenizer in {folder!r} says that {content!r:.60} is token {number}, it becomes "
-                       f"{given}; write it again")
+      raise InputError(
+        f"the tokenizer in {folder!r} says that {content!r:.60} is token {number}, it becomes {given}; write it again"
+      )
   return tokenizer
 
 
@@ -207,7 +208,10 @@ def tokenize(content: Transcript | Chat, where: str, tokenizer: PreTrainedTokeni
 
 
 def tokenize_all(
-  contents: Sequence[tuple[Transcript | Chat, str]], tokenizer: PreTrainedTokenizerFast, config: Config, *,
+  contents: Sequence[tuple[Transcript | Chat, str]],
+  tokenizer: PreTrainedTokenizerFast,
+  config: Config,
+  *,
   left_out: list[TooLong] | None = None,
 ) -> list[Example]:
   """Transcripts as tokens: each whole text is encoded once, as the model meets it when it generates.
@@ -225,8 +229,9 @@ def tokenize_all(
   parts_of_example = [layout.parts(content, where) for content, where in contents]
   wheres = [where for _, where in contents]
   try:
-    encoded = encode(parts_of_example, wheres, tokenizer, row_length=config.data.row_length,
-                     needs_number=left_out is not None)
+    encoded = encode(
+      parts_of_example, wheres, tokenizer, row_length=config.data.row_length, needs_number=left_out is not None
+    )
   except TooLongError as error:
     if left_out is None:
       raise
@@ -327,8 +332,10 @@ def stop_ids(eos_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast, *, voca
     ends += [known[token] for token in LLAMA_ENDS]
   found = tuple(dict.fromkeys(number for number in ends if number is not None))
   if found and max(found) >= vocab_size:
-    raise InputError(f"the tokenizer ends a text with token {max(found)}, and the model has {vocab_size}; use "
-                     "the tokenizer that belongs to the model")
+    raise InputError(
+      f"the tokenizer ends a text with token {max(found)}, and the model has {vocab_size}; use "
+      "the tokenizer that belongs to the model"
+    )
   return found
 
 

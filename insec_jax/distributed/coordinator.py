@@ -44,8 +44,10 @@ def parse_address(text: str, source: str) -> tuple[str, int]:
       return match[2], port
   except ValueError:
     pass
-  raise InputError(f"{source}={printable(text, 300)!r}; give HOST or HOST:PORT of process 0, an IPv6 address in "
-                   "brackets, a port from 1 to 65535")
+  raise InputError(
+    f"{source}={printable(text, 300)!r}; give HOST or HOST:PORT of process 0, an IPv6 address in "
+    "brackets, a port from 1 to 65535"
+  )
 
 
 def join_address(host: str, port: int) -> str:
@@ -73,18 +75,26 @@ def listen(host: str, port: int, *, seconds: float) -> list[socket.socket]:
   addresses = _resolve(host, port, min(seconds, RESOLVE_SECONDS))
   ips = [address[0] for _, address in addresses]
   with contextlib.ExitStack() as stack:
-    listeners = [stack.enter_context(listener) for family, address in addresses
-                 if (listener := _listen_at(family, address)) is not None]
+    listeners = [
+      stack.enter_context(listener)
+      for family, address in addresses
+      if (listener := _listen_at(family, address)) is not None
+    ]
     if not listeners:
-      raise InputError(f"{join_address(host, port)} ({', '.join(ips)}), where process 0 should listen, is no address "
-                       "of its machine; give --coordinator=HOST:PORT of the machine on which process 0 runs or, if "
-                       f"that address is forwarded to it, set {BIND_ADDRESS} there to the ADDRESS:PORT at which "
-                       "connections arrive")
+      raise InputError(
+        f"{join_address(host, port)} ({', '.join(ips)}), where process 0 should listen, is no address "
+        "of its machine; give --coordinator=HOST:PORT of the machine on which process 0 runs or, if "
+        f"that address is forwarded to it, set {BIND_ADDRESS} there to the ADDRESS:PORT at which "
+        "connections arrive"
+      )
     stack.pop_all()
   if all(_is_loopback(ip) for ip in ips) and host != "localhost" and not _is_loopback(host):
-    print(f"process 0 listens at {', '.join(ips)} only, which is what {host} means on this machine: no other host can "
-          f"connect; if there are others, set {BIND_ADDRESS} to an ADDRESS:PORT of this machine that they can reach",
-          file=sys.stderr, flush=True)
+    print(
+      f"process 0 listens at {', '.join(ips)} only, which is what {host} means on this machine: no other host can "
+      f"connect; if there are others, set {BIND_ADDRESS} to an ADDRESS:PORT of this machine that they can reach",
+      file=sys.stderr,
+      flush=True,
+    )
   return listeners
 
 
@@ -97,8 +107,10 @@ def _resolve(host: str, port: int, seconds: float) -> list[tuple[int, tuple]]:
       return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     except socket.gaierror as error:
       if time.monotonic() > deadline:
-        raise InputError(f"{host}, where process 0 should listen, cannot be resolved on its machine ({error}); give "
-                         "--coordinator=HOST:PORT with a name or an address that every host knows") from error
+        raise InputError(
+          f"{host}, where process 0 should listen, cannot be resolved on its machine ({error}); give "
+          "--coordinator=HOST:PORT with a name or an address that every host knows"
+        ) from error
     time.sleep(0.2)
 
 
@@ -118,8 +130,10 @@ def _listen_at(family: int, address: tuple) -> socket.socket | None:
   except OSError as error:
     if error.errno in NOT_HERE:
       return None
-    raise InputError(f"port {address[1]} cannot be opened at {address[0]} ({error}); another run may still be ending: "
-                     "wait for it, or give --coordinator=HOST:PORT with a free port") from error
+    raise InputError(
+      f"port {address[1]} cannot be opened at {address[0]} ({error}); another run may still be ending: "
+      "wait for it, or give --coordinator=HOST:PORT with a free port"
+    ) from error
 
 
 def _is_loopback(host: str) -> bool:
@@ -200,7 +214,7 @@ class Server:
       for key, _ in self._selector.select(left):
         peer = key.data
         try:
-          unsent[peer] = unsent[peer][peer.line.send(unsent[peer]):]
+          unsent[peer] = unsent[peer][peer.line.send(unsent[peer]) :]
         except BlockingIOError:
           continue
         except OSError:  # a process that has gone is missed later
@@ -281,7 +295,7 @@ class Server:
     if greeting is None:
       self._ignore(peer)
       return None
-    context = line[:handshake.MAC_LENGTH]
+    context = line[: handshake.MAC_LENGTH]
     try:
       peer.line.send(handshake.write_message("welcome", {}, key=self._key, context=context))
     except OSError:
@@ -298,8 +312,10 @@ class Server:
   def _conflict(self, came: Greeting) -> str | None:
     """Return the problem with a process that has just greeted; the one whose place it takes may have left unseen."""
     if came.num != self._num or came.index >= self._num:
-      return (f"process {came.index} ({came.name}) was told of {came.num} processes, process 0 "
-              f"({self._greeting.name}) of {self._num}; give all the same --num_processes")
+      return (
+        f"process {came.index} ({came.name}) was told of {came.num} processes, process 0 "
+        f"({self._greeting.name}) of {self._num}; give all the same --num_processes"
+      )
     first = self._known.get(came.index)
     if first is not None and _has_left(first.line):
       self._leave(first)
@@ -313,16 +329,20 @@ class Server:
     word = "process" if len(missing) == 1 else "processes"
     came = [f"{greeting.index} ({greeting.name})" for greeting in self.greetings()]
     ignored = f"; {ignored_text(count)}" if (count := self.ignored + len(self._unknown)) else ""
-    return (f"missing: {word} {_listed(list(map(str, missing)))} of {self._num}; waited {self._seconds:g} s at "
-            f"{join_address(*bind_address(*self._at))}, came: {_listed(came)}; start the same command on every host"
-            f"{ignored}")
+    return (
+      f"missing: {word} {_listed(list(map(str, missing)))} of {self._num}; waited {self._seconds:g} s at "
+      f"{join_address(*bind_address(*self._at))}, came: {_listed(came)}; start the same command on every host"
+      f"{ignored}"
+    )
 
 
 def ignored_text(count: int) -> str:
   """Return what to say about so many connections of strangers."""
   which = "1 connection that was" if count == 1 else f"{count} connections that were"
-  return (f"ignored {which} no process of this run (another program, another version of this one, or another "
-          f"{handshake.TOKEN})")
+  return (
+    f"ignored {which} no process of this run (another program, another version of this one, or another "
+    f"{handshake.TOKEN})"
+  )
 
 
 def _listed(texts: list[str]) -> str:

@@ -59,8 +59,8 @@ def run_key() -> bytes:
 
 def printable(text: str, limit: int) -> str:
   """Return the text as at most `limit` letters of printable ASCII on one line: the rest escaped, the end cut off."""
-  escaped = "".join(letter if " " <= letter <= "~" else ascii(letter)[1:-1] for letter in text[:limit + 1])
-  return escaped if len(escaped) <= limit else f"{escaped[:limit - 3]}..."
+  escaped = "".join(letter if " " <= letter <= "~" else ascii(letter)[1:-1] for letter in text[: limit + 1])
+  return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
 
 
 def fact_text(value: Any) -> str:
@@ -68,7 +68,7 @@ def fact_text(value: Any) -> str:
   text = json.dumps(value)
   if len(text) <= MAX_VALUE:
     return text
-  return f"{text[:MAX_VALUE - 50]}... (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
+  return f"{text[: MAX_VALUE - 50]}... (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
 def make_nonce() -> bytes:
@@ -115,8 +115,9 @@ def _refuse(constant: str):
 
 def write_greeting(greeting: Greeting, *, key: bytes, context: bytes) -> bytes:
   """Return the line of a greeting, with a nonce of its own."""
-  line = write_message("greeting", {**dataclasses.asdict(greeting), "nonce": make_nonce().decode()},
-                       key=key, context=context)
+  line = write_message(
+    "greeting", {**dataclasses.asdict(greeting), "nonce": make_nonce().decode()}, key=key, context=context
+  )
   assert len(line) <= MAX_MESSAGE_BYTES, f"a greeting of {len(line)} bytes"
   return line
 
@@ -152,5 +153,8 @@ def read_answer(line: bytes, num: int, *, key: bytes, context: bytes) -> Answer 
 
 def _is_text(value: Any, least: int, most: int) -> bool:
   """Return whether the value is a string of so many letters without lone surrogates."""
-  return (isinstance(value, str) and least <= len(value) <= most
-          and not any("\ud800" <= letter <= "\udfff" for letter in value))
+  return (
+    isinstance(value, str)
+    and least <= len(value) <= most
+    and not any("\ud800" <= letter <= "\udfff" for letter in value)
+  )

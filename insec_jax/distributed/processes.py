@@ -37,6 +37,7 @@ AGAIN = "start the same command again on every host: the run goes on from its la
 def _jax_client():
   """The client of the runtime's key-value store. Not public either; Orbax uses it as well."""
   from jax._src import distributed
+
   return distributed.global_state.client
 
 
@@ -118,8 +119,11 @@ def is_foreign(near_port: int, far_port: int) -> bool:
   """
   ends = [f"{port:04X}" for port in (near_port, far_port)]
   try:
-    rows = [row.split() for table in ("tcp", "tcp6") for row in pathlib.Path("/proc/self/net", table).read_text(
-      encoding="ascii").splitlines()[1:]]
+    rows = [
+      row.split()
+      for table in ("tcp", "tcp6")
+      for row in pathlib.Path("/proc/self/net", table).read_text(encoding="ascii").splitlines()[1:]
+    ]
     inodes = {f"socket:[{row[9]}]" for row in rows if [end.rpartition(":")[2] for end in row[1:3]] == ends}
     own = {_link(file) for file in os.scandir("/proc/self/fd")}
   except (OSError, ValueError, IndexError):
@@ -243,16 +247,32 @@ class Processes:
       relay = Relay(place.host, place.port, self._lost_process_0)
       address = f"127.0.0.1:{relay.port}"
     # When the time is up JAX aborts the process.
-    late = threading.Timer(JOIN_SECONDS, self._end, [ExitStatus(command.FAILED, (
-      f"all met, but not all joined the JAX runtime of {self._name(0)} at {place.host}:{place.port} in "
-      f"{JOIN_SECONDS} s; {AGAIN}"))])
+    late = threading.Timer(
+      JOIN_SECONDS,
+      self._end,
+      [
+        ExitStatus(
+          command.FAILED,
+          (
+            f"all met, but not all joined the JAX runtime of {self._name(0)} at {place.host}:{place.port} in "
+            f"{JOIN_SECONDS} s; {AGAIN}"
+          ),
+        )
+      ],
+    )
     late.daemon = True
     late.start()
     # Without a bind address JAX's coordinator, which has no authentication, listens on every interface.
-    jax.distributed.initialize(address, place.num, place.index, local_device_ids=place.local_devices,
-                               coordinator_bind_address=bind,
-                               cluster_detection_method="deactivate", initialization_timeout=JOIN_SECONDS + 10,
-                               shutdown_timeout_seconds=60)
+    jax.distributed.initialize(
+      address,
+      place.num,
+      place.index,
+      local_device_ids=place.local_devices,
+      coordinator_bind_address=bind,
+      cluster_detection_method="deactivate",
+      initialization_timeout=JOIN_SECONDS + 10,
+      shutdown_timeout_seconds=60,
+    )
     late.cancel()
     if not self.is_first:
       relay.holds = True
@@ -298,8 +318,9 @@ class Processes:
         return
       with contextlib.suppress(jax.errors.JaxRuntimeError):  # `_guard` ends this process when it happens too often
         self._client.key_value_set(f"insec/beat/{self.index}", str(beat), allow_overwrite=True)
-        if self.is_first and (status := detector.diagnose(self._read("insec/beat/"), self._read("insec/failed/"),
-                                                     time.monotonic())):
+        if self.is_first and (
+          status := detector.diagnose(self._read("insec/beat/"), self._read("insec/failed/"), time.monotonic())
+        ):
           self._client.key_value_set("insec/status/0", json.dumps(status))
         told = self._read("insec/status/")
         self._heard = time.monotonic()
@@ -330,8 +351,10 @@ class Processes:
       return
     with self._counting, contextlib.suppress(jax.errors.JaxRuntimeError):  # as above
       self._client.key_value_set(f"insec/step/{self.index}", str(self._step))
-      self._last = 1 + max(int(self._client.blocking_key_value_get(f"insec/step/{index}", 1000 * PATIENCE_SECONDS))
-                           for index in range(self.num))
+      self._last = 1 + max(
+        int(self._client.blocking_key_value_get(f"insec/step/{index}", 1000 * PATIENCE_SECONDS))
+        for index in range(self.num)
+      )
 
   def _acknowledge(self) -> None:
     """Nothing; process 0 knows that this process has read the status, and if this is process 0, it has waited: what

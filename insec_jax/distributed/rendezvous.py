@@ -35,34 +35,44 @@ def detect_processes(address: str | None, num: int | None, index: int | None, *,
   if missing := [flag for flag, value in given.items() if value is None]:
     if len(missing) < len(given):
       have = ", ".join(flag for flag in given if flag not in missing)
-      raise InputError(f"{have} without {', '.join(missing)}; give all three, or none of them: for a process alone, or "
-                       "on a cluster that tells")
+      raise InputError(
+        f"{have} without {', '.join(missing)}; give all three, or none of them: for a process alone, or "
+        "on a cluster that tells"
+      )
     return _detect_in_cluster(seconds)
   if not 1 <= num <= handshake.MAX_PROCESSES or not 0 <= index < num:
-    raise InputError(f"--process_id={index} of --num_processes={num}; ids run from 0 to one less than the number, "
-                     f"which is at most {handshake.MAX_PROCESSES}")
+    raise InputError(
+      f"--process_id={index} of --num_processes={num}; ids run from 0 to one less than the number, "
+      f"which is at most {handshake.MAX_PROCESSES}"
+    )
   host, port = coordinator.parse_address(address, "--coordinator")
   if host in coordinator.ANY_ADDRESS:
-    raise InputError(f"--coordinator={address} means every address of a machine; give the one of process 0 to which "
-                     "the other hosts connect")
+    raise InputError(
+      f"--coordinator={address} means every address of a machine; give the one of process 0 to which "
+      "the other hosts connect"
+    )
   return None if num == 1 else ProcessSpec(host, port, num, index, None)
 
 
 def _detect_in_cluster(seconds: int) -> ProcessSpec | None:
   os.environ.setdefault("JAX_COORDINATOR_PORT", str(coordinator.PORT))
   address, num, index, local_devices = _jax_clusters().auto_detect_unset_distributed_params(
-    None, None, None, None, None, seconds)
+    None, None, None, None, None, seconds
+  )
   if address is None or num == 1:
     return None
   host, _, port = address.rpartition(":")  # some clusters give an IPv6 address without brackets
-  host, port = coordinator.parse_address(f"[{host}]:{port}" if ":" in host and "[" not in host else address,
-                                         "the coordinator of the cluster (its port: JAX_COORDINATOR_PORT)")
+  host, port = coordinator.parse_address(
+    f"[{host}]:{port}" if ":" in host and "[" not in host else address,
+    "the coordinator of the cluster (its port: JAX_COORDINATOR_PORT)",
+  )
   return ProcessSpec(host, port, num, index, None if local_devices is None else list(local_devices))
 
 
 def _jax_clusters():
   """What JAX asks for its place in a cluster. Not public: a lone process must know before it asks to join."""
   from jax._src import clusters
+
   return clusters.ClusterEnv
 
 
@@ -72,8 +82,12 @@ def rendezvous(place: ProcessSpec, facts: dict[str, Any], *, seconds: float) -> 
   Raises InputError, the same on all that came, if a process is missing or has other facts. All names are printable.
   """
   key = handshake.run_key()
-  greeting = Greeting(place.index, place.num, printable(socket.gethostname() or "unnamed", handshake.MAX_NAME),
-                      {name: handshake.fact_text(value) for name, value in facts.items()})
+  greeting = Greeting(
+    place.index,
+    place.num,
+    printable(socket.gethostname() or "unnamed", handshake.MAX_NAME),
+    {name: handshake.fact_text(value) for name, value in facts.items()},
+  )
   answer = (_receive if place.index == 0 else _join)(place, greeting, key, seconds)
   if answer.problem is not None:
     raise InputError(answer.problem)
@@ -106,8 +120,10 @@ def _join(place: ProcessSpec, greeting: Greeting, key: bytes, seconds: float) ->
       reason = error
     if time.monotonic() > deadline:
       at = coordinator.join_address(place.host, place.port)
-      raise InputError(f"process 0 is missing: process {place.index} ({greeting.name}) waited {seconds:g} s for it at "
-                       f"{at} ({reason}); start it there, and let that port through")
+      raise InputError(
+        f"process 0 is missing: process {place.index} ({greeting.name}) waited {seconds:g} s for it at "
+        f"{at} ({reason}); start it there, and let that port through"
+      )
     time.sleep(0.2)
 
 
@@ -120,7 +136,7 @@ def _exchange(line: socket.socket, greeting: Greeting, key: bytes, seconds: floa
   said = handshake.write_greeting(greeting, key=key, context=nonce)
   line.settimeout(coordinator.GREETING_SECONDS)
   line.sendall(said)
-  seal = {"key": key, "context": said[:handshake.MAC_LENGTH]}
+  seal = {"key": key, "context": said[: handshake.MAC_LENGTH]}
   if handshake.read_message("welcome", lines.read(coordinator.GREETING_SECONDS, 1000), **seal) is None:
     raise ConnectionError(f"what answers there is not of this run: it does not know its {handshake.TOKEN}")
   # Process 0 may have started its clock last: it is the one to say who is missing.
@@ -152,7 +168,7 @@ class _Lines:
       if len(self._buffer) > most:
         raise ConnectionError("what answers there is another program")
     said = bytes(self._buffer[:end])
-    del self._buffer[:end + 1]
+    del self._buffer[: end + 1]
     return said
 
 
@@ -172,10 +188,15 @@ def _difference(facts: Sequence[dict[str, str]], names: Sequence[str]) -> str | 
     count = Counter(values)
     common = max(count, key=lambda value: (count[value], value == values[0]))
     shown = {value: printable(value, handshake.MAX_VALUE) for value in count}
-    differences += [f"process {index} ({names[index]}) has {printable(key, handshake.MAX_KEY)} {shown[value]}, the "
-                    f"others {shown[common]}" for index, value in enumerate(values) if value != common]
+    differences += [
+      f"process {index} ({names[index]}) has {printable(key, handshake.MAX_KEY)} {shown[value]}, the "
+      f"others {shown[common]}"
+      for index, value in enumerate(values)
+      if value != common
+    ]
   if not differences:
     return None
   more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-  return (f"the processes differ: {'; '.join(differences[:3])}{more}; start the same code with the same command on "
-          "every host")
+  return (
+    f"the processes differ: {'; '.join(differences[:3])}{more}; start the same code with the same command on every host"
+  )

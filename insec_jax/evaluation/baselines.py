@@ -15,8 +15,18 @@ from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens, Surpr
 SHORT = 48  # tokens that a later round draws of a solution: few are left by then, and one of them may never end
 
 
-def redraw(writer: TextGenerator, prompts: Sequence[np.ndarray], *, label: str, threshold: float, most: int, max_tokens: int,
-           temperature: float, seed: int, batch_size: int) -> tuple[list[Completion], list[int]]:
+def redraw(
+  writer: TextGenerator,
+  prompts: Sequence[np.ndarray],
+  *,
+  label: str,
+  threshold: float,
+  most: int,
+  max_tokens: int,
+  temperature: float,
+  seed: int,
+  batch_size: int,
+) -> tuple[list[Completion], list[int]]:
   """One solution a prompt in which steps with a score above `threshold` were drawn again, and the tokens each took.
 
       drawn   a4  b9?         b9? deleted after its score is seen: its tokens count
@@ -44,18 +54,32 @@ def redraw(writer: TextGenerator, prompts: Sequence[np.ndarray], *, label: str, 
         groups.setdefault(num if writer.has_room(begin, num) else max_tokens - len(kept[index]), {})[index] = begin
     drawn = {}
     for num, begins in groups.items():
-      drawn |= zip(begins, writer.write(
-          list(begins.values()), label=f"{label}, round {number + 1}", max_tokens=num, temperature=temperature,
-          seed=seed + number, flag_bias=0.0 if writer.flag_id is None else -math.inf, batch_size=batch_size),
-          strict=True)
+      drawn |= zip(
+        begins,
+        writer.write(
+          list(begins.values()),
+          label=f"{label}, round {number + 1}",
+          max_tokens=num,
+          temperature=temperature,
+          seed=seed + number,
+          flag_bias=0.0 if writer.flag_id is None else -math.inf,
+          batch_size=batch_size,
+        ),
+        strict=True,
+      )
     number += 1
     for index, one in drawn.items():
       generation = one.generation
       room = max_tokens - len(kept[index])
       found = step_scores(generation.tokens, generation.logprobs, watch, writer.flag_id)
-      above = next(((first, stop) for first, stop, said in found
-                    if said.score > threshold and stop <= room
-                    and not (first == 0 and tries[index] >= most)), None)
+      above = next(
+        (
+          (first, stop)
+          for first, stop, said in found
+          if said.score > threshold and stop <= room and not (first == 0 and tries[index] >= most)
+        ),
+        None,
+      )
       forced = bool(watch.confidence_ids)  # whether a token of confidence stands behind a step
       if above is None and generation.finish == "length" and len(generation.tokens) + forced < room:
         if found and forced and found[-1][1] == len(generation.tokens):
@@ -83,5 +107,8 @@ def redraw(writer: TextGenerator, prompts: Sequence[np.ndarray], *, label: str, 
 
 def _with_confidence(generation: SampledTokens, watch: ConfidenceTrigger, said: Surprisal) -> SampledTokens:
   """What was cut right before the token of confidence of its last step, with it; its log p is unknown, and put as 0."""
-  return dataclasses.replace(generation, tokens=np.append(generation.tokens, watch.confidence_ids[watch.bin(said)]),
-                             logprobs=np.append(generation.logprobs, 0.0))
+  return dataclasses.replace(
+    generation,
+    tokens=np.append(generation.tokens, watch.confidence_ids[watch.bin(said)]),
+    logprobs=np.append(generation.logprobs, 0.0),
+  )

@@ -69,12 +69,21 @@ class Measurements:
   votes: list[SolveResults]  # the solutions of each vote, flags banned
 
 
-def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems: Sequence[Problem],
-            validation: Sequence[Problem], larger: Sequence[Problem]) -> Measurements:
+def measure(
+  prober: Prober,
+  config: Config,
+  *,
+  probes: Sequence[Probe],
+  problems: Sequence[Problem],
+  validation: Sequence[Problem],
+  larger: Sequence[Problem],
+) -> Measurements:
   """All of the above."""
   measured = Measurements({}, {}, {}, [])
-  settings = {GREEDY: (0.0, config.evaluate.max_false_alarms),
-              SAMPLED: (config.evaluate.temperature, 2 * config.evaluate.max_false_alarms)}
+  settings = {
+    GREEDY: (0.0, config.evaluate.max_false_alarms),
+    SAMPLED: (config.evaluate.temperature, 2 * config.evaluate.max_false_alarms),
+  }
   for how, (temperature, most) in settings.items():
     solve = functools.partial(prober.solve, temperature=temperature)
     inject = functools.partial(prober.injected, probes, temperature=temperature)
@@ -89,8 +98,9 @@ def measure(prober: Prober, config: Config, *, probes: Sequence[Probe], problems
       measured.injected[at] = inject(label=f"injected{at}", flag_bias=chosen.bias)
       measured.solved[at] = solve(problems, label=f"solutions{at}", flag_bias=chosen.bias)
     if can_ban(prober) and can_watch(prober, chosen):
-      measured.solved[how + CONFIDENCE] = solve(problems, label=f"solutions{how}{CONFIDENCE}", flag_bias=NO_FLAG,
-                                                watch=prober.writer.watch(chosen.score))
+      measured.solved[how + CONFIDENCE] = solve(
+        problems, label=f"solutions{how}{CONFIDENCE}", flag_bias=NO_FLAG, watch=prober.writer.watch(chosen.score)
+      )
     if larger:
       measured.solved[how + LARGER] = solve(larger, label=f"solutions{how}{LARGER}")
   controls(measured, prober, config, problems)
@@ -110,13 +120,23 @@ def controls(measured: Measurements, prober: Prober, config: Config, problems: S
   chosen = measured.chosen[SAMPLED]
   if can_watch(prober, chosen):
     measured.solved[SAMPLED + REDRAW] = prober.redrawn(
-        problems, label=f"solutions{SAMPLED}{REDRAW}", temperature=chosen.temperature, threshold=chosen.score,
-        most=config.evaluate.redraws)
+      problems,
+      label=f"solutions{SAMPLED}{REDRAW}",
+      temperature=chosen.temperature,
+      threshold=chosen.score,
+      most=config.evaluate.redraws,
+    )
   measured.votes.append(measured.solved[SAMPLED + BANNED if can_ban(prober) else SAMPLED])
   for vote in range(1, config.evaluate.votes):
-    measured.votes.append(prober.solve(
-        problems, label=f"solutions{SAMPLED}, vote {vote + 1}", temperature=chosen.temperature,
-        flag_bias=NO_FLAG if can_ban(prober) else 0.0, seed=prober.seed + vote))
+    measured.votes.append(
+      prober.solve(
+        problems,
+        label=f"solutions{SAMPLED}, vote {vote + 1}",
+        temperature=chosen.temperature,
+        flag_bias=NO_FLAG if can_ban(prober) else 0.0,
+        seed=prober.seed + vote,
+      )
+    )
 
 
 def can_ban(prober: Prober) -> bool:

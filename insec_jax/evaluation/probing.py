@@ -57,7 +57,7 @@ class SolveResults:
 def solved_problems(task: Task, config: Config) -> list[Problem]:
   """The problems that the model solves: of the split "test", or the held-out records of data.path."""
   if task.name in FROM_FILE:
-    found = _held_out(config)[:config.evaluate.num_problems]
+    found = _held_out(config)[: config.evaluate.num_problems]
   else:
     found = tasks.problems(task, "test", num=config.evaluate.num_problems, seed=config.seed)
   return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
@@ -95,8 +95,7 @@ def injected_probes(task: Task, config: Config) -> list[Probe]:
   while there is another. A class for which too few places are found has fewer.
   """
   num = config.evaluate.num_probes
-  problems = (_held_out(config) if task.name in FROM_FILE
-              else tasks.problems(task, "probe", num=num, seed=config.seed))
+  problems = _held_out(config) if task.name in FROM_FILE else tasks.problems(task, "probe", num=num, seed=config.seed)
   uses = collections.Counter()
   found = []
   for number, error in enumerate(task.error_classes):
@@ -135,8 +134,9 @@ class Prober:
     self._encode = functools.cache(writer.encode)  # every pass asks for the same problems
     self._greedy: dict[bytes, list[tuple[float, Completion]]] = {}  # by prompt: what was written with which flag_bias
 
-  def injected(self, probes: Sequence[Probe], *, label: str, temperature: float, flag_bias: float = 0.0,
-               force: bool = False) -> ProbeResults:
+  def injected(
+    self, probes: Sequence[Probe], *, label: str, temperature: float, flag_bias: float = 0.0, force: bool = False
+  ) -> ProbeResults:
     """What the model does after injected mistakes, with `force` also after them and the flag.
 
     Its steps are left empty: those of `told_apart` are the same however the model goes on.
@@ -150,30 +150,57 @@ class Prober:
         flagged = self._begin([(probe, probe.wrong + self.markers.flag) for probe in probes])
       else:
         flagged = [np.append(begin_T, self.writer.flag_id) for begin_T in begins]
-      forced = [self._outcome(probe, one, forced=True) for probe, one in
-                zip(probes, self.writer.write(flagged, label=f"{label}, flag forced", **drawn), strict=True)]
+      forced = [
+        self._outcome(probe, one, forced=True)
+        for probe, one in zip(probes, self.writer.write(flagged, label=f"{label}, flag forced", **drawn), strict=True)
+      ]
     transcripts = [
-      (Piece(PROMPT, probe.problem.prompt), *pieces_of(TEXT, "".join(probe.before)), Piece(MISTAKE, probe.wrong),
-       *parse(one.text, self.markers, self.unit)) for probe, one in zip(probes, written, strict=True)]
+      (
+        Piece(PROMPT, probe.problem.prompt),
+        *pieces_of(TEXT, "".join(probe.before)),
+        Piece(MISTAKE, probe.wrong),
+        *parse(one.text, self.markers, self.unit),
+      )
+      for probe, one in zip(probes, written, strict=True)
+    ]
     return ProbeResults([self._outcome(*one) for one in zip(probes, written, strict=True)], forced, [], transcripts)
 
   def told_apart(self, probes: Sequence[Probe]) -> list[Step]:
     """The wrong steps of probes and the right ones in their places, as steps with one place for a flag: after them."""
-    set_before = [(number, last, kind, error) for number, probe in enumerate(probes)
-                  for last, kind, error in ((probe.wrong, "wrong", probe.error),
-                                            (probe.problem.steps[len(probe.before)], "right", ""))]
+    set_before = [
+      (number, last, kind, error)
+      for number, probe in enumerate(probes)
+      for last, kind, error in (
+        (probe.wrong, "wrong", probe.error),
+        (probe.problem.steps[len(probe.before)], "right", ""),
+      )
+    ]
     if self.writer.flag_id is None:
       near = [(None, None)] * len(set_before)
     else:
-      written = self.writer.write(self._begin([(probes[number], last) for number, last, _, _ in set_before]),
-                                  label="a flag after injected mistakes and right steps", max_tokens=1,
-                                  batch_size=self.limits["batch_size"])
+      written = self.writer.write(
+        self._begin([(probes[number], last) for number, last, _, _ in set_before]),
+        label="a flag after injected mistakes and right steps",
+        max_tokens=1,
+        batch_size=self.limits["batch_size"],
+      )
       near = [(one.generation.margins, one.generation.flag_logprobs) for one in written]
-    return [Step(number, kind, error, is_first_try=True, score=math.nan, margin_P=margin_P, flag_P=flag_P)
-            for (number, _, kind, error), (margin_P, flag_P) in zip(set_before, near, strict=True)]
+    return [
+      Step(number, kind, error, is_first_try=True, score=math.nan, margin_P=margin_P, flag_P=flag_P)
+      for (number, _, kind, error), (margin_P, flag_P) in zip(set_before, near, strict=True)
+    ]
 
-  def solve(self, problems: Sequence[Problem], *, label: str, temperature: float, flag_bias: float = 0.0,
-            watch: ConfidenceTrigger | None = None, seed: int | None = None, force: bool = False) -> SolveResults:
+  def solve(
+    self,
+    problems: Sequence[Problem],
+    *,
+    label: str,
+    temperature: float,
+    flag_bias: float = 0.0,
+    watch: ConfidenceTrigger | None = None,
+    seed: int | None = None,
+    force: bool = False,
+  ) -> SolveResults:
     """The model's solutions, and what it does after its own first wrong steps, with `force` after them and the flag."""
     drawn = {"temperature": temperature, "seed": self.seed if seed is None else seed, **self.limits}
     prompts = [self._encode(problem.prompt) for problem in problems]
@@ -181,43 +208,85 @@ class Prober:
     solved = self.read(problems, written)
     if not force:
       return solved
-    begins = {index: self._flagged_own(problems[index], prompts[index], written[index], score)
-              for index, score in enumerate(solved.scores) if score.own is not None}
+    begins = {
+      index: self._flagged_own(problems[index], prompts[index], written[index], score)
+      for index, score in enumerate(solved.scores)
+      if score.own is not None
+    }
     begins = {index: begin for index, begin in begins.items() if begin is not None}
     forced = self.writer.write(list(begins.values()), label=f"{label}, own mistakes, flag forced", **drawn)
-    outcomes = [self._outcome(own_probe(problems[index], solved.scores[index]), one, forced=True)
-                for index, one in zip(begins, forced, strict=True)]
+    outcomes = [
+      self._outcome(own_probe(problems[index], solved.scores[index]), one, forced=True)
+      for index, one in zip(begins, forced, strict=True)
+    ]
     return dataclasses.replace(solved, own=dataclasses.replace(solved.own, forced=outcomes))
 
-  def redrawn(self, problems: Sequence[Problem], *, label: str, temperature: float, threshold: float, most: int
-              ) -> SolveResults:
+  def redrawn(
+    self, problems: Sequence[Problem], *, label: str, temperature: float, threshold: float, most: int
+  ) -> SolveResults:
     """Solutions without flags in which a step whose score is above the threshold is drawn again, up to `most` times."""
     written, num_generated = redraw(
-        self.writer, [self._encode(problem.prompt) for problem in problems], label=label, threshold=threshold,
-        most=most, temperature=temperature, seed=self.seed, **self.limits)
+      self.writer,
+      [self._encode(problem.prompt) for problem in problems],
+      label=label,
+      threshold=threshold,
+      most=most,
+      temperature=temperature,
+      seed=self.seed,
+      **self.limits,
+    )
     return dataclasses.replace(self.read(problems, written), num_tokens=num_generated)
 
   def read(self, problems: Sequence[Problem], written: Sequence[Completion]) -> SolveResults:
     """What solutions are worth, however they were written."""
-    scores = [scoring.score_solution(problem, one.text, finished=one.finished, task=self.task, markers=self.markers,
-                                     unit=self.unit) for problem, one in zip(problems, written, strict=True)]
+    scores = [
+      scoring.score_solution(
+        problem, one.text, finished=one.finished, task=self.task, markers=self.markers, unit=self.unit
+      )
+      for problem, one in zip(problems, written, strict=True)
+    ]
     transcripts = [self._solution(*one) for one in zip(problems, written, scores, strict=True)]
-    steps = [step for number, (problem, one) in enumerate(zip(problems, written, strict=True))
-             for step in self._reader.steps(number, problem, one)]
+    steps = [
+      step
+      for number, (problem, one) in enumerate(zip(problems, written, strict=True))
+      for step in self._reader.steps(number, problem, one)
+    ]
     failed = [index for index, score in enumerate(scores) if score.own is not None]
-    own = ProbeResults([scores[index].own.outcome for index in failed], None, [step for step in steps if step.is_first_try],
-                 [transcripts[index] for index in failed])
+    own = ProbeResults(
+      [scores[index].own.outcome for index in failed],
+      None,
+      [step for step in steps if step.is_first_try],
+      [transcripts[index] for index in failed],
+    )
     return SolveResults(scores, [len(one.generation.tokens) for one in written], transcripts, steps, own)
 
-  def _write(self, prompts: Sequence[np.ndarray], *, label: str, temperature: float, flag_bias: float,
-             watch: ConfidenceTrigger | None = None, **options) -> list[Completion]:
-    """As TextGenerator.write; greedily, only where it would not say again what it said with another flag_bias and no watch."""
-    write = functools.partial(self.writer.write, label=label, temperature=temperature, flag_bias=flag_bias, watch=watch,
-                              **options)
+  def _write(
+    self,
+    prompts: Sequence[np.ndarray],
+    *,
+    label: str,
+    temperature: float,
+    flag_bias: float,
+    watch: ConfidenceTrigger | None = None,
+    **options,
+  ) -> list[Completion]:
+    """As TextGenerator.write; a greedy text that another flag_bias would not change is not written again."""
+    write = functools.partial(
+      self.writer.write, label=label, temperature=temperature, flag_bias=flag_bias, watch=watch, **options
+    )
     if temperature or self.writer.flag_id is None:
       return write(prompts)
-    found = [next((one for bias, one in self._greedy.get(prompt.tobytes(), ())
-                   if self._says_the_same(one, bias, flag_bias, watch)), None) for prompt in prompts]
+    found = [
+      next(
+        (
+          one
+          for bias, one in self._greedy.get(prompt.tobytes(), ())
+          if self._says_the_same(one, bias, flag_bias, watch)
+        ),
+        None,
+      )
+      for prompt in prompts
+    ]
     left = [index for index, one in enumerate(found) if one is None]
     for index, one in zip(left, write([prompts[index] for index in left]), strict=True):
       found[index] = one
@@ -230,19 +299,32 @@ class Prober:
     one = written.generation
     if ((one.margins + bias > 0) != (one.margins + flag_bias > 0)).any():
       return False
-    return watch is None or all(said.score <= watch.threshold
-                                for _, _, said in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id))
+    return watch is None or all(
+      said.score <= watch.threshold for _, _, said in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id)
+    )
 
   def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
     """For each probe what the model reads with this in place of the wrong step, and its own confidence in each step."""
     if self.writer.confidence_ids:
-      return self.writer.begin([probe.problem.prompt for probe, _ in asked],
-                               [(*probe.before, last) for probe, last in asked], batch_size=self.limits["batch_size"])
+      return self.writer.begin(
+        [probe.problem.prompt for probe, _ in asked],
+        [(*probe.before, last) for probe, last in asked],
+        batch_size=self.limits["batch_size"],
+      )
     return [self._encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in asked]
 
   def _outcome(self, probe: Probe, written: Completion, *, forced: bool = False) -> Outcome:
-    return scoring.read_probe(probe.problem, probe.before, probe.wrong, written.text, finished=written.finished,
-                              task=self.task, markers=self.markers, unit=self.unit, forced=forced)
+    return scoring.read_probe(
+      probe.problem,
+      probe.before,
+      probe.wrong,
+      written.text,
+      finished=written.finished,
+      task=self.task,
+      markers=self.markers,
+      unit=self.unit,
+      forced=forced,
+    )
 
   def _solution(self, problem: Problem, written: Completion, score: SolutionScore) -> Transcript:
     """The solution with its first wrong step shown as a mistake, flagged or not."""
@@ -251,18 +333,23 @@ class Prober:
       return (prompt, *parse(text, self.markers, self.unit))
     end = len(score.own.prefix)
     start = end - len(score.own.wrong)
-    return (prompt, *parse(text[:start], self.markers, self.unit), Piece(MISTAKE, score.own.wrong),
-            *parse(text[end:], self.markers, self.unit))
+    return (
+      prompt,
+      *parse(text[:start], self.markers, self.unit),
+      Piece(MISTAKE, score.own.wrong),
+      *parse(text[end:], self.markers, self.unit),
+    )
 
-  def _flagged_own(self, problem: Problem, prompt: np.ndarray, written: Completion, score: SolutionScore
-                   ) -> np.ndarray | None:
+  def _flagged_own(
+    self, problem: Problem, prompt: np.ndarray, written: Completion, score: SolutionScore
+  ) -> np.ndarray | None:
     """Prompt, own text up to the end of the wrong step, flag; None where that leaves no room to go on."""
     prefix = score.own.prefix
     num = self._reader.token_ends(written).get(len(prefix))
     if self.writer.flag_id is None:
       begin = self._encode(problem.prompt, answer=prefix + self.markers.flag)
     elif num is not None:
-      said = written.generation.tokens[:self.writer.past_confidence(written.generation.tokens, num)]
+      said = written.generation.tokens[: self.writer.past_confidence(written.generation.tokens, num)]
       begin = np.concatenate([prompt, said, [self.writer.flag_id]])
     elif self.markers.flag in prefix or self.markers.fix in prefix:
       return None  # neither a token ends here nor could the markers be encoded again as markers

@@ -37,23 +37,39 @@ def results(measured: Measurements, *, within: int) -> dict:
   operating, by_score = curves(measured)
   return {
     "counts": counts(solved, sources),
-    "rates": {source: {name: rate.to_json() if isinstance(rate, Rate) else rate for name, rate in some.items()}
-              for source, some in rates.items()},
+    "rates": {
+      source: {name: rate.to_json() if isinstance(rate, Rate) else rate for name, rate in some.items()}
+      for source, some in rates.items()
+    },
     "gap": gaps(rates),
     "first_tries": {source: first_tries(one) for source, one in solved.items()},
     "thresholds": chosen_thresholds(measured.chosen),
     "operating": operating,
     "operating_confidence": by_score,
-    "tokens_per_problem": {**{source: mean(one.num_tokens) for source, one in solved.items()},
-                           majority: mean(of_votes.num_tokens)},
-    "accuracy_at_tokens": {majority: [
-      {"votes": number, "accuracy": one.rates["accuracy_t2"].to_json(), "tokens_per_problem": mean(one.num_tokens)}
-      for number, one in votes.items()]},
-    "solved": {**{source: {"t1": [int(score.right_first) for score in one.scores],
-                           "t2": [int(score.right) for score in one.scores]} for source, one in solved.items()},
-               majority: {"t1": of_votes.first, "t2": of_votes.right}},
-    "transcripts": [*(shown for source, probed in sources.items() for shown in shown_probes(source, probed)),
-                    *(shown for source, one in solved.items() for shown in shown_alarms(source, one))],
+    "tokens_per_problem": {
+      **{source: mean(one.num_tokens) for source, one in solved.items()},
+      majority: mean(of_votes.num_tokens),
+    },
+    "accuracy_at_tokens": {
+      majority: [
+        {"votes": number, "accuracy": one.rates["accuracy_t2"].to_json(), "tokens_per_problem": mean(one.num_tokens)}
+        for number, one in votes.items()
+      ]
+    },
+    "solved": {
+      **{
+        source: {
+          "t1": [int(score.right_first) for score in one.scores],
+          "t2": [int(score.right) for score in one.scores],
+        }
+        for source, one in solved.items()
+      },
+      majority: {"t1": of_votes.first, "t2": of_votes.right},
+    },
+    "transcripts": [
+      *(shown for source, probed in sources.items() for shown in shown_probes(source, probed)),
+      *(shown for source, one in solved.items() for shown in shown_alarms(source, one)),
+    ],
   }
 
 
@@ -70,8 +86,9 @@ def source_rates(source: str, probed: ProbeResults, within: int) -> Iterator[tup
     yield f"{source}: {error}", _rates(outcomes, forced, probed.steps, error, within)
 
 
-def _rates(outcomes: Sequence[Outcome], forced: Sequence[Outcome] | None, steps: Sequence[Step], error: str, within: int
-           ) -> dict:
+def _rates(
+  outcomes: Sequence[Outcome], forced: Sequence[Outcome] | None, steps: Sequence[Step], error: str, within: int
+) -> dict:
   rates = scoring.probe_rates(outcomes, within=within)
   if forced is not None:
     of_forced = scoring.probe_rates(forced, within=within)
@@ -109,13 +126,18 @@ def vote(solutions: Sequence[SolveResults]) -> MajorityVote:
   first = [int(scores[0].right) for scores in by_problem]
   chosen = [scoring.majority(scores) for scores in by_problem]
   right = [int(score.right) for score in chosen]
-  return MajorityVote({
-    "accuracy_t1": scoring.rate(first),
-    "accuracy_t2": scoring.rate(right),
-    "wrong_to_right": scoring.rate(after > before for before, after in zip(first, right, strict=True)),
-    "right_to_wrong": scoring.rate(after < before for before, after in zip(first, right, strict=True)),
-    "answered": scoring.rate(score.answered for score in chosen),
-  }, [sum(nums) for nums in zip(*(one.num_tokens for one in solutions), strict=True)], first, right)
+  return MajorityVote(
+    {
+      "accuracy_t1": scoring.rate(first),
+      "accuracy_t2": scoring.rate(right),
+      "wrong_to_right": scoring.rate(after > before for before, after in zip(first, right, strict=True)),
+      "right_to_wrong": scoring.rate(after < before for before, after in zip(first, right, strict=True)),
+      "answered": scoring.rate(score.answered for score in chosen),
+    },
+    [sum(nums) for nums in zip(*(one.num_tokens for one in solutions), strict=True)],
+    first,
+    right,
+  )
 
 
 def vote_numbers(most: int) -> list[int]:
@@ -126,13 +148,17 @@ def vote_numbers(most: int) -> list[int]:
 def first_tries(solved: SolveResults) -> dict[str, dict]:
   """Of all steps up to the first marker or wrong step, those right, unverified, and wrong of each class, as rates."""
   steps = solved.own.steps
-  names = {"right": [], "unverified": [], **{step.error: [] for step in sorted(steps, key=lambda step: step.error)
-                                        if step.kind == "wrong"}}
+  names = {
+    "right": [],
+    "unverified": [],
+    **{step.error: [] for step in sorted(steps, key=lambda step: step.error) if step.kind == "wrong"},
+  }
   total = np.bincount([step.solution for step in steps], minlength=len(solved.scores)).tolist()
   for step in steps:
     names[step.error or step.kind].append(step.solution)
-  rates = scoring.grouped_rates([(np.bincount(of, minlength=len(solved.scores)).tolist(), total)
-                                 for of in names.values()])
+  rates = scoring.grouped_rates(
+    [(np.bincount(of, minlength=len(solved.scores)).tolist(), total) for of in names.values()]
+  )
   return {name: rate.to_json() for name, rate in zip(names, rates, strict=True)}
 
 
@@ -144,8 +170,10 @@ def chosen_thresholds(chosen: dict[str, Thresholds]) -> dict:
     "confidence": {name: one.score for name, one in named.items()},
     "max_false_alarms": {name: one.most for name, one in named.items()},
     "temperature": {name: one.temperature for name, one in named.items()},
-    "n": {name: {kind: len(thresholds.select_kind(one.steps, kind)) for kind in ("right", "wrong")}
-          for name, one in named.items()},
+    "n": {
+      name: {kind: len(thresholds.select_kind(one.steps, kind)) for kind in ("right", "wrong")}
+      for name, one in named.items()
+    },
   }
 
 
@@ -167,17 +195,22 @@ def gaps(rates: dict[str, dict]) -> dict:
   for source in rates:
     injected = source.replace("own", "injected", 1)
     if source.startswith("own") and injected in rates:
-      found[source] = {metric: newcombe(rates[injected][metric], rates[source][metric]) for metric in COMPARED
-                       if metric in rates[source] and rates[injected][metric].n and rates[source][metric].n}
+      found[source] = {
+        metric: newcombe(rates[injected][metric], rates[source][metric])
+        for metric in COMPARED
+        if metric in rates[source] and rates[injected][metric].n and rates[source][metric].n
+      }
   return found
 
 
 def newcombe(first: Rate, second: Rate) -> dict[str, float]:
   """first - second and its 95 % interval (Newcombe 1998, method 10: from the two Wilson intervals)."""
   difference = first.share - second.share
-  return {"difference": difference,
-          "low": difference - math.hypot(first.share - first.low, second.high - second.share),
-          "high": difference + math.hypot(first.high - first.share, second.share - second.low)}
+  return {
+    "difference": difference,
+    "low": difference - math.hypot(first.share - first.low, second.high - second.share),
+    "high": difference + math.hypot(first.high - first.share, second.share - second.low),
+  }
 
 
 def mean(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -190,9 +223,11 @@ def mean(values: Sequence[float]) -> dict[str, float | int | None]:
 
 def counts(solved: dict[str, SolveResults], sources: dict[str, ProbeResults]) -> dict:
   """How many solutions and probes there were; a forced probe is missing where it left no room to go on."""
-  return {"solutions": {source: len(one.scores) for source, one in solved.items()},
-          "probes": {source: len(probed.outcomes) for source, probed in sources.items()},
-          "forced": {source: len(probed.forced) for source, probed in sources.items() if probed.forced is not None}}
+  return {
+    "solutions": {source: len(one.scores) for source, one in solved.items()},
+    "probes": {source: len(probed.outcomes) for source, probed in sources.items()},
+    "forced": {source: len(probed.forced) for source, probed in sources.items() if probed.forced is not None},
+  }
 
 
 def shown_probes(source: str, probed: ProbeResults) -> Iterator[dict]:
@@ -203,8 +238,11 @@ def shown_probes(source: str, probed: ProbeResults) -> Iterator[dict]:
     turns.append((seen[outcome.error], index))
     seen[outcome.error] += 1
   for corrected in (True, False):
-    select_kind = [index for _, index in sorted(turns)
-               if (probed.outcomes[index].flagged and probed.outcomes[index].fix_kind == "right") == corrected]
+    select_kind = [
+      index
+      for _, index in sorted(turns)
+      if (probed.outcomes[index].flagged and probed.outcomes[index].fix_kind == "right") == corrected
+    ]
     for index in select_kind[:MOST_SHOWN]:
       outcome = probed.outcomes[index]
       yield shown(f"{source} mistake: {outcome.error}", in_words(outcome), probed.transcripts[index])
@@ -216,13 +254,19 @@ def shown_alarms(source: str, solved: SolveResults) -> Iterator[dict]:
   for index in alarms[:MOST_SHOWN]:
     score = solved.scores[index]
     what = "a right step flagged" + (" and changed to wrong" if score.harmful_edits else "")
-    yield shown(source.replace("solutions", "solution"), f"{what}, answer {'right' if score.right else 'wrong'}",
-                solved.transcripts[index])
+    yield shown(
+      source.replace("solutions", "solution"),
+      f"{what}, answer {'right' if score.right else 'wrong'}",
+      solved.transcripts[index],
+    )
 
 
 def shown(title: str, outcome: str, transcript: Transcript) -> dict:
-  return {"title": title, "outcome": outcome,
-          "pieces": [{"role": roles.NAMES[piece.role], "text": piece.text} for piece in transcript]}
+  return {
+    "title": title,
+    "outcome": outcome,
+    "pieces": [{"role": roles.NAMES[piece.role], "text": piece.text} for piece in transcript],
+  }
 
 
 def in_words(outcome: Outcome) -> str:
@@ -232,7 +276,11 @@ def in_words(outcome: Outcome) -> str:
   elif outcome.delay:
     said = f"flagged {outcome.delay} step{'s' if outcome.delay > 1 else ''} later"
   else:
-    fix = {"right": "corrected", "unverified": "replaced by a step that is not wrong", "none": "not replaced",
-           "wrong": "replaced by another wrong step"}[outcome.fix_kind]
+    fix = {
+      "right": "corrected",
+      "unverified": "replaced by a step that is not wrong",
+      "none": "not replaced",
+      "wrong": "replaced by another wrong step",
+    }[outcome.fix_kind]
     said = "flagged, " + ("the mistake repeated" if outcome.parroted else fix)
   return f"{said}, answer {'right' if outcome.recovered else 'wrong' if outcome.answered else 'missing'}"

@@ -91,8 +91,9 @@ def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> li
   kn_2CG = np.array([[k for k, _ in counts], [n for _, n in counts]], np.float64)
   groups = len(counts[0][0]) if counts else 0
   rng = np.random.default_rng(0)
-  drawn_D2C = np.array([kn_2CG @ np.bincount(rng.integers(groups, size=groups), minlength=groups)
-                        for _ in range(_DRAWS if groups else 0)])
+  drawn_D2C = np.array(
+    [kn_2CG @ np.bincount(rng.integers(groups, size=groups), minlength=groups) for _ in range(_DRAWS if groups else 0)]
+  )
   rates = []
   for column, (of_k, of_n) in enumerate(counts):
     k, n = sum(of_k), sum(of_n)
@@ -216,11 +217,11 @@ def _standing(attempts: list[_Attempt]) -> tuple[str, ...]:
 class Outcome:
   """What the model did after a probe, that is, after a prefix that ends in a wrong step.
 
-      wrong step   <flag> reason <fix> right step   ...   the end        flagged, fix "right", recovered
-      wrong step   <flag> reason <fix> wrong step                        flagged, fix "wrong": parroted
-      wrong step   <flag> reason                                         flagged, fix "none", one malformed marker
-      wrong step   a step   <flag> reason <fix> ...                      not flagged, delay 1
-      wrong step   a step   a step                                       not flagged, delay None
+  wrong step   <flag> reason <fix> right step   ...   the end        flagged, fix "right", recovered
+  wrong step   <flag> reason <fix> wrong step                        flagged, fix "wrong": parroted
+  wrong step   <flag> reason                                         flagged, fix "none", one malformed marker
+  wrong step   a step   <flag> reason <fix> ...                      not flagged, delay 1
+  wrong step   a step   a step                                       not flagged, delay None
   """
 
   error: str  # class of the wrong step; "" where the task cannot prove it wrong (a record may know better)
@@ -241,8 +242,16 @@ class Outcome:
 
 
 def read_probe(
-    problem: Problem, before: tuple[str, ...], wrong: str, continuation: str, *, finished: bool, task: Task,
-    markers: Markers, unit: str, forced: bool = False,
+  problem: Problem,
+  before: tuple[str, ...],
+  wrong: str,
+  continuation: str,
+  *,
+  finished: bool,
+  task: Task,
+  markers: Markers,
+  unit: str,
+  forced: bool = False,
 ) -> Outcome:
   """The outcome of one probe: `continuation` is what the model wrote after `wrong`, `finished` whether it ended itself.
 
@@ -255,8 +264,14 @@ def read_probe(
   delay = next((k for k, attempt in enumerate(attempts) if attempt.flagged), None)
   fix = attempts[1].step if first.closed else ""
   error = task.check(problem, before, wrong).error
-  told = [reason_of(problem, before, wrong, error, task=task, reason=reason, unit=unit)
-          for reason in ("label", "recompute", "paper")] if error else []
+  told = (
+    [
+      reason_of(problem, before, wrong, error, task=task, reason=reason, unit=unit)
+      for reason in ("label", "recompute", "paper")
+    ]
+    if error
+    else []
+  )
   answer = task.answer_of(problem, before + _standing(attempts))
   return Outcome(
     error=error,
@@ -275,16 +290,16 @@ def read_probe(
 def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
   """The rates of a set of probes.
 
-      detection          flag right after the wrong step                    of all probes
-      detection_within   flag after at most `within` further steps          of all probes
-      reason             the reason is right                                of those flagged right after
-      correction         the next step is right                             of those flagged right after, unverified apart
-      corrected          flagged right after and the next step is right     of all probes, unverified apart
-      parroting          the fix repeats the mistake                        of those flagged right after
-      parroting_failed   the fix repeats the mistake                        of failed fixes: wrong, or none at all
-      recovery           the final answer is right                          of all probes
-      malformed          at least one marker out of place                   of all probes
-      unverified_fix          the fix is unverified                                   of those flagged right after
+  detection          flag right after the wrong step                    of all probes
+  detection_within   flag after at most `within` further steps          of all probes
+  reason             the reason is right                                of those flagged right after
+  correction         the next step is right                             of those flagged right after, unverified apart
+  corrected          flagged right after and the next step is right     of all probes, unverified apart
+  parroting          the fix repeats the mistake                        of those flagged right after
+  parroting_failed   the fix repeats the mistake                        of failed fixes: wrong, or none at all
+  recovery           the final answer is right                          of all probes
+  malformed          at least one marker out of place                   of all probes
+  unverified_fix          the fix is unverified                                   of those flagged right after
   """
   outcomes = list(outcomes)
   flagged = [outcome for outcome in outcomes if outcome.flagged]
@@ -293,8 +308,11 @@ def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
     "detection_within": rate(outcome.delay is not None and outcome.delay <= within for outcome in outcomes),
     "reason": rate(outcome.reason_right for outcome in flagged),
     "correction": rate(outcome.fix_kind == "right" for outcome in flagged if outcome.fix_kind != "unverified"),
-    "corrected": rate(outcome.flagged and outcome.fix_kind == "right" for outcome in outcomes
-                      if not (outcome.flagged and outcome.fix_kind == "unverified")),
+    "corrected": rate(
+      outcome.flagged and outcome.fix_kind == "right"
+      for outcome in outcomes
+      if not (outcome.flagged and outcome.fix_kind == "unverified")
+    ),
     "parroting": rate(outcome.parroted for outcome in flagged),
     "parroting_failed": rate(outcome.parroted for outcome in flagged if outcome.fix_kind in ("wrong", "none")),
     "recovery": rate(outcome.recovered for outcome in outcomes),
@@ -346,7 +364,7 @@ class SolutionScore:
 
 
 def score_solution(
-    problem: Problem, text: str, *, finished: bool, task: Task, markers: Markers, unit: str
+  problem: Problem, text: str, *, finished: bool, task: Task, markers: Markers, unit: str
 ) -> SolutionScore:
   """The score of a solution generated from `problem.prompt`; `finished` says whether the model ended it itself.
 
@@ -369,32 +387,45 @@ def score_solution(
     verdicts.append(verdict)
     if verdict.kind == "wrong" and own is None:
       before = tuple(standing)
-      outcome = read_probe(problem, before, attempt.step, text[attempt.end:], finished=finished, task=task,
-                           markers=markers, unit=unit)
-      own = OwnMistake(text[:attempt.end], before, attempt.step, outcome)
+      outcome = read_probe(
+        problem, before, attempt.step, text[attempt.end :], finished=finished, task=task, markers=markers, unit=unit
+      )
+      own = OwnMistake(text[: attempt.end], before, attempt.step, outcome)
     if not attempt.closed:
       standing.append(attempt.step)
   answer = task.answer_of(problem, tuple(standing))
   right = answer == problem.answer
-  harmful = [k for k, attempt in enumerate(attempts)
-             if attempt.closed and verdicts[k].kind == "right" and verdicts[k + 1].kind == "wrong"]
+  harmful = [
+    k
+    for k, attempt in enumerate(attempts)
+    if attempt.closed and verdicts[k].kind == "right" and verdicts[k + 1].kind == "wrong"
+  ]
   kinds = [verdict.kind for verdict in verdicts]
   flagged = [kind for kind, attempt in zip(kinds, attempts, strict=True) if attempt.flagged]
   return SolutionScore(
-    num_right=kinds.count("right"), num_wrong=kinds.count("wrong"), num_unverified=kinds.count("unverified"),
-    false_alarms=flagged.count("right"), catches=flagged.count("wrong"), unverified_flagged=flagged.count("unverified"),
-    harmful_edits=len(harmful), own=own, right_first=_right_at_first(attempts, verdicts, harmful, right), right=right,
-    strict=right and all(verdict.kind != "wrong" for attempt, verdict in zip(attempts, verdicts, strict=True)
-                         if not attempt.closed),
-    answer=answer, malformed=malformed,
-    errors=dict(collections.Counter(verdict.error for verdict in verdicts if verdict.error)))
+    num_right=kinds.count("right"),
+    num_wrong=kinds.count("wrong"),
+    num_unverified=kinds.count("unverified"),
+    false_alarms=flagged.count("right"),
+    catches=flagged.count("wrong"),
+    unverified_flagged=flagged.count("unverified"),
+    harmful_edits=len(harmful),
+    own=own,
+    right_first=_right_at_first(attempts, verdicts, harmful, right),
+    right=right,
+    strict=right
+    and all(verdict.kind != "wrong" for attempt, verdict in zip(attempts, verdicts, strict=True) if not attempt.closed),
+    answer=answer,
+    malformed=malformed,
+    errors=dict(collections.Counter(verdict.error for verdict in verdicts if verdict.error)),
+  )
 
 
 def _right_at_first(attempts: list[_Attempt], verdicts: list[Verdict], harmful: list[int], right: bool) -> bool:
   """Whether the answer would be right with each first attempt kept, as `score_solution` infers it."""
   counted = [verdict if verdict.error != "repeat" else UNVERIFIED for verdict in verdicts]
   if harmful:
-    return all(verdict.kind != "wrong" for verdict in counted[:harmful[0]])
+    return all(verdict.kind != "wrong" for verdict in counted[: harmful[0]])
   withdrawn = [verdict for attempt, verdict in zip(attempts, counted, strict=True) if attempt.closed]
   return right and all(verdict.kind != "wrong" for verdict in withdrawn)
 
@@ -423,13 +454,15 @@ def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
   def each(*names: str) -> list[int]:
     return [sum(getattr(score, name) for name in names) for score in scores]
 
-  false_alarms, precision, harmful_edits, wrong_steps, unverified_steps = grouped_rates([
-    (each("false_alarms"), each("num_right")),
-    (each("catches"), each("catches", "false_alarms")),
-    (each("harmful_edits"), each("num_right")),
-    (each("num_wrong"), each("num_right", "num_wrong")),
-    (each("num_unverified"), each("num_right", "num_wrong", "num_unverified")),
-  ])
+  false_alarms, precision, harmful_edits, wrong_steps, unverified_steps = grouped_rates(
+    [
+      (each("false_alarms"), each("num_right")),
+      (each("catches"), each("catches", "false_alarms")),
+      (each("harmful_edits"), each("num_right")),
+      (each("num_wrong"), each("num_right", "num_wrong")),
+      (each("num_unverified"), each("num_right", "num_wrong", "num_unverified")),
+    ]
+  )
   return {
     "accuracy_t1": rate(score.right_first for score in scores),
     "accuracy_t2": rate(score.right for score in scores),

@@ -49,11 +49,16 @@ class Reader:
       stop = nums.get(end)
       after = None if stop is None else self.writer.past_confidence(one.tokens, stop)
       if start is not None and stop is not None and after < len(one.tokens):
-        places = np.r_[start + 1 if start else 0:stop, after]
-        yield Step(solution, verdict.kind, verdict.error, is_first_try,
-                   Surprisal.of(one.logprobs[start:stop]).score,
-                   None if one.margins is None else one.margins[places],
-                   None if one.flag_logprobs is None else one.flag_logprobs[places])
+        places = np.r_[start + 1 if start else 0 : stop, after]
+        yield Step(
+          solution,
+          verdict.kind,
+          verdict.error,
+          is_first_try,
+          Surprisal.of(one.logprobs[start:stop]).score,
+          None if one.margins is None else one.margins[places],
+          None if one.flag_logprobs is None else one.flag_logprobs[places],
+        )
       start = after
       is_first_try = is_first_try and verdict.kind != "wrong"
 
@@ -78,10 +83,10 @@ class Reader:
     return self._text_of[token]
 
 
-def judged(problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
-           ) -> Iterator[tuple[int, Verdict]]:
-  """(end in the text, verdict) of each step before any marker, after those that stand; not of one that was cut short.
-  """
+def judged(
+  problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
+) -> Iterator[tuple[int, Verdict]]:
+  """Return (end in the text, verdict) of each whole step before any marker, after the steps that stand."""
   head = min((written.text.split(marker, 1)[0] for marker in (markers.flag, markers.fix)), key=len)
   steps = split_steps(head, unit)
   if not written.finished and head == written.text and steps and not steps[-1][-1].isspace():

@@ -16,14 +16,26 @@ def table(found: dict) -> str:
   probes = [source for source in rates if not source.startswith("solutions")]
   blocks.append([("", *PROBES)] + [(source, *(cell(rates[source], name) for name in PROBES)) for source in probes])
   solutions = [source for source in rates if source.startswith("solutions")]
-  blocks.append([("", *SOLUTIONS, "tokens")] + [
-    (source, *(cell(rates[source], name) for name in SOLUTIONS), f"{tokens[source]['mean']:.1f}")
-    for source in solutions])
+  blocks.append(
+    [("", *SOLUTIONS, "tokens")]
+    + [
+      (source, *(cell(rates[source], name) for name in SOLUTIONS), f"{tokens[source]['mean']:.1f}")
+      for source in solutions
+    ]
+  )
   chosen = found["thresholds"]
   kinds = ("flag_bias", "confidence")
-  blocks.append([("chosen on validation", *kinds, "right steps")] + [
-    (name, *("-" if chosen[kind][name] is None else f"{chosen[kind][name]:.3f}" for kind in kinds),
-     str(chosen["n"][name]["right"])) for name in chosen["n"]])
+  blocks.append(
+    [("chosen on validation", *kinds, "right steps")]
+    + [
+      (
+        name,
+        *("-" if chosen[kind][name] is None else f"{chosen[kind][name]:.3f}" for kind in kinds),
+        str(chosen["n"][name]["right"]),
+      )
+      for name in chosen["n"]
+    ]
+  )
   return "\n\n".join(map(aligned, blocks))
 
 

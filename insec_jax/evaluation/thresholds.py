@@ -85,8 +85,14 @@ def operating(steps: Sequence[Step], *, temperature: float) -> list[dict]:
   """
   wrong, right = (Places(select_kind(steps, kind), temperature=temperature) for kind in ("wrong", "right"))
   biases = {0.0, *(_bias(right, level) for level in LEVELS if right.steps)}
-  return _curve("bias", sorted(biases), wrong.steps, lambda bias: wrong.chances(bias)[0], right.steps,
-                lambda bias: right.chances(bias)[1])
+  return _curve(
+    "bias",
+    sorted(biases),
+    wrong.steps,
+    lambda bias: wrong.chances(bias)[0],
+    right.steps,
+    lambda bias: right.chances(bias)[1],
+  )
 
 
 def operating_by_score(steps: Sequence[Step]) -> list[dict]:
@@ -94,8 +100,14 @@ def operating_by_score(steps: Sequence[Step]) -> list[dict]:
   wrong, right = select_kind(steps, "wrong"), select_kind(steps, "right")
   wrong_N, right_N = (np.array([step.score for step in some]) for some in (wrong, right))
   thresholds = {choose_score(right, most=level) for level in LEVELS if right}
-  return _curve("threshold", sorted(thresholds, reverse=True), wrong, lambda threshold: wrong_N > threshold, right,
-                lambda threshold: right_N > threshold)
+  return _curve(
+    "threshold",
+    sorted(thresholds, reverse=True),
+    wrong,
+    lambda threshold: wrong_N > threshold,
+    right,
+    lambda threshold: right_N > threshold,
+  )
 
 
 def select_kind(steps: Sequence[Step], kind: str) -> list[Step]:
@@ -103,8 +115,14 @@ def select_kind(steps: Sequence[Step], kind: str) -> list[Step]:
   return [step for step in steps if step.kind == kind]
 
 
-def _curve(name: str, settings: Sequence[float], wrong: Sequence[Step], caught: Callable[[float], np.ndarray],
-           right: Sequence[Step], alarmed: Callable[[float], np.ndarray]) -> list[dict]:
+def _curve(
+  name: str,
+  settings: Sequence[float],
+  wrong: Sequence[Step],
+  caught: Callable[[float], np.ndarray],
+  right: Sequence[Step],
+  alarmed: Callable[[float], np.ndarray],
+) -> list[dict]:
   """A point for each setting: the rates of wrong steps caught and of right ones alarmed, grouped by solution."""
   groups = 1 + max((step.solution for step in (*wrong, *right)), default=-1)
 
@@ -112,8 +130,11 @@ def _curve(name: str, settings: Sequence[float], wrong: Sequence[Step], caught: 
     solution_N = np.array([step.solution for step in steps], np.int64)
     return (np.bincount(solution_N, flagged_N, groups).tolist(), np.bincount(solution_N, minlength=groups).tolist())
 
-  counts = [counts for setting in settings
-            for counts in (counted(wrong, caught(setting)), counted(right, alarmed(setting)))]
+  counts = [
+    counts for setting in settings for counts in (counted(wrong, caught(setting)), counted(right, alarmed(setting)))
+  ]
   rates = scoring.grouped_rates(counts)
-  return [{name: setting, "detection": detection.to_json(), "false_alarms": alarms.to_json()}
-          for setting, detection, alarms in zip(settings, rates[::2], rates[1::2], strict=True)]
+  return [
+    {name: setting, "detection": detection.to_json(), "false_alarms": alarms.to_json()}
+    for setting, detection, alarms in zip(settings, rates[::2], rates[1::2], strict=True)
+  ]

@@ -34,8 +34,9 @@ def _prompt(values: dict[str, Any], where: str) -> Prompt:
   try:
     json.dumps(values, ensure_ascii=False).encode("utf-8")
   except UnicodeEncodeError:
-    raise InputError(f"{where}: half a surrogate pair (\\ud800 to \\udfff) is no character; write the character in "
-                     "full") from None
+    raise InputError(
+      f"{where}: half a surrogate pair (\\ud800 to \\udfff) is no character; write the character in full"
+    ) from None
   carried = {key: value for key, value in values.items() if key not in ("prompt", "tokens")}
   if taken := sorted(set(carried) & set(WRITTEN)):
     raise InputError(f"{where}: the key {taken[0]!r} is one that the output uses; rename it")

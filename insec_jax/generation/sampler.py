@@ -78,8 +78,9 @@ class ConfidenceTrigger:
 
   def bin(self, said: "Surprisal") -> int:
     """The bin of confidence of a step, 0 for the surest."""
-    return (sum(said.score > edge for edge in self.edges) * (len(self.first_edges) + 1)
-            + sum(said.first > edge for edge in self.first_edges))
+    return sum(said.score > edge for edge in self.edges) * (len(self.first_edges) + 1) + sum(
+      said.first > edge for edge in self.first_edges
+    )
 
 
 class Surprisal(NamedTuple):
@@ -103,10 +104,21 @@ class Sampler:
     self.params = _ready(params, config=config, compute=self.compute)
     self._room = 0  # for the most tokens asked for so far: fewer are written in it too, and compile nothing
 
-  def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
-               seed: int = 0, stop_ids: Sequence[int], flag_id: int | None = None, flag_bias: float = 0.0,
-               watch: ConfidenceTrigger | None = None, batch_size: int,
-               progress: Callable[[int, int], None] | None = None) -> list[SampledTokens]:
+  def generate(
+    self,
+    prompts: Sequence[np.ndarray],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop_ids: Sequence[int],
+    flag_id: int | None = None,
+    flag_bias: float = 0.0,
+    watch: ConfidenceTrigger | None = None,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> list[SampledTokens]:
     """One SampledTokens per prompt, in order; what a prompt gets does not depend on the prompts beside it.
 
     Temperature 0 is greedy. Otherwise the draw of step s of prompt i depends on (seed, i, s) only; it is from the
@@ -124,17 +136,25 @@ class Sampler:
     self._room = max(self._room, max_tokens)
     # Plain Python numbers: one of NumPy would be another type, and compile again.
     options = {
-        "stop_U": _padded(stop_ids, STOPS), "key": jax.random.key(seed), "temperature": float(temperature),
-        "top_p": float(top_p), "flag": NO_TOKEN if flag_id is None else int(flag_id), "flag_bias": float(flag_bias),
-        "end_E": _padded(watch.end_ids, STOPS), "fix": NO_TOKEN if watch.fix_id is None else int(watch.fix_id),
-        "threshold": float(watch.threshold), "edge_K": np.array(watch.edges, np.float32),
-        "first_edge_J": np.array(watch.first_edges, np.float32),
-        "confidence_K": np.array(watch.confidence_ids, np.int32)}
+      "stop_U": _padded(stop_ids, STOPS),
+      "key": jax.random.key(seed),
+      "temperature": float(temperature),
+      "top_p": float(top_p),
+      "flag": NO_TOKEN if flag_id is None else int(flag_id),
+      "flag_bias": float(flag_bias),
+      "end_E": _padded(watch.end_ids, STOPS),
+      "fix": NO_TOKEN if watch.fix_id is None else int(watch.fix_id),
+      "threshold": float(watch.threshold),
+      "edge_K": np.array(watch.edges, np.float32),
+      "first_edge_J": np.array(watch.first_edges, np.float32),
+      "confidence_K": np.array(watch.confidence_ids, np.int32),
+    }
     results: dict[int, SampledTokens] = {}
     for batch in _batches(prompts, batch_size):
       for index, generation in self._decode(*batch, options, max_tokens=max_tokens, cut=top_p < 1):
-        results[index] = generation if flag_id is not None else dataclasses.replace(
-            generation, flag_logprobs=None, margins=None)
+        results[index] = (
+          generation if flag_id is not None else dataclasses.replace(generation, flag_logprobs=None, margins=None)
+        )
       if progress is not None:
         progress(len(results), sum(len(result.tokens) for result in results.values()))
     return [results[index] for index in range(len(prompts))]
@@ -144,21 +164,30 @@ class Sampler:
     slot = first = token_BP.shape[1]
     end = first + max_tokens
     is_step_B = _is_step(token_BP, start_B, options["flag"], options["fix"])
-    state = _begin(self.params, token_BP, start_B, index_B, is_step_B, config=self.config, compute=self.compute,
-                   room=self._room)
+    state = _begin(
+      self.params, token_BP, start_B, index_B, is_step_B, config=self.config, compute=self.compute, room=self._room
+    )
     while True:
       sizes = _sizes(len(state["live_B"]))
-      slot, state = _write(self.params, state, options, first=first, slot=slot, end=end, few=[0, *sizes][-2],
-                           config=self.config, cut=cut)
+      slot, state = _write(
+        self.params, state, options, first=first, slot=slot, end=end, few=[0, *sizes][-2], config=self.config, cut=cut
+      )
       slot, told = jax.device_get((slot, {name: state[name] for name in HOST_FIELDS}))
       slot, live_B = int(slot), told["live_B"]
       ended_B = ~live_B | (slot == end)
       for row in np.flatnonzero(ended_B & (told["index_B"] != NO_TOKEN)):
         written = slice(first, first + told["num_B"][row])
         _check_finite(told["logprob_BS"][row, written], int(told["index_B"][row]))
-        yield int(told["index_B"][row]), SampledTokens(
-            told["token_BS"][row, written], told["logprob_BS"][row, written], "length" if live_B[row] else "stop",
-            told["flag_BS"][row, written], told["margin_BS"][row, written])
+        yield (
+          int(told["index_B"][row]),
+          SampledTokens(
+            told["token_BS"][row, written],
+            told["logprob_BS"][row, written],
+            "length" if live_B[row] else "stop",
+            told["flag_BS"][row, written],
+            told["margin_BS"][row, written],
+          ),
+        )
       if ended_B.all():
         return
       C = next(size for size in sizes if size >= live_B.sum())
@@ -171,8 +200,8 @@ class Sampler:
     for token_BP, start_B, index_B in _batches(texts, batch_size):
       logprob_BP = np.asarray(_of_text(self.params, token_BP, start_B, config=self.config, compute=self.compute))
       for row in np.flatnonzero(index_B != NO_TOKEN):
-        _check_finite(logprob_BP[row, start_B[row] + 1:], int(index_B[row]))
-        found[index_B[row]][1:] = logprob_BP[row, start_B[row] + 1:]
+        _check_finite(logprob_BP[row, start_B[row] + 1 :], int(index_B[row]))
+        found[index_B[row]][1:] = logprob_BP[row, start_B[row] + 1 :]
     return found
 
   def _check_prompts(self, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
@@ -191,16 +220,20 @@ def check_prompt(token_T: np.ndarray, config: llama.LlamaConfig, max_tokens: int
     if not 0 <= token < config.vocab_size:
       raise InputError(f"token id {token} is not in the vocabulary; ids go from 0 to {config.vocab_size - 1}")
   if len(token_T) + max_tokens > config.max_positions:
-    raise InputError(f"{len(token_T)} tokens and max_tokens={max_tokens} more do not fit in the model's "
-                     f"{config.max_positions} positions; shorten the prompt or lower max_tokens")
+    raise InputError(
+      f"{len(token_T)} tokens and max_tokens={max_tokens} more do not fit in the model's "
+      f"{config.max_positions} positions; shorten the prompt or lower max_tokens"
+    )
 
 
 def _check_finite(logprob_T: np.ndarray, index: int) -> None:
   """Raise DivergedError unless the log p of all tokens of this prompt are numbers."""
   if not np.isfinite(logprob_T).all():
     token = int(np.flatnonzero(~np.isfinite(logprob_T))[0])
-    raise DivergedError(f"the model's logits are not finite at token {token + 1} of prompt {index + 1}: its "
-                        "activations overflow; use another checkpoint, or precision.compute='float32'")
+    raise DivergedError(
+      f"the model's logits are not finite at token {token + 1} of prompt {index + 1}: its "
+      "activations overflow; use another checkpoint, or precision.compute='float32'"
+    )
 
 
 def _check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:
@@ -224,13 +257,16 @@ def _check_watch(watch: ConfidenceTrigger, flag_id: int | None) -> None:
       raise InputError(f"edges of confidence {edges}; must ascend")
   num = (len(watch.edges) + 1) * (len(watch.first_edges) + 1)
   if watch.confidence_ids and len(watch.confidence_ids) != num:
-    raise InputError(f"edges of confidence {watch.edges}, of first tokens {watch.first_edges}, need {num} tokens, not "
-                     f"{len(watch.confidence_ids)}")
+    raise InputError(
+      f"edges of confidence {watch.edges}, of first tokens {watch.first_edges}, need {num} tokens, not "
+      f"{len(watch.confidence_ids)}"
+    )
   if math.isnan(watch.threshold):
     raise InputError("the score above which a step is flagged is nan; must be a number, or inf for never")
   if watch.threshold < math.inf and flag_id is None:
-    raise InputError(f"flagging steps with a score above {watch.threshold} needs a model that has a flag token, and "
-                     "this one has none")
+    raise InputError(
+      f"flagging steps with a score above {watch.threshold} needs a model that has a flag token, and this one has none"
+    )
 
 
 def _padded(ids: Sequence[int], multiple: int) -> np.ndarray:
@@ -275,14 +311,14 @@ def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[tuple[n
     by_bucket.setdefault(bucket(len(prompt)), []).append(index)
   for P, indices in sorted(by_bucket.items()):
     for first in range(0, len(indices), batch_size):
-      of_batch = indices[first:first + batch_size]
+      of_batch = indices[first : first + batch_size]
       B = next(size for size in _sizes(batch_size) if size >= len(of_batch))
       token_BP = np.zeros((B, P), np.int32)
       start_B = np.full(B, P - 1, np.int32)  # a row that is not needed reads one token: reading none gives nan
       index_B = np.full(B, NO_TOKEN, np.int32)
       for row, index in enumerate(of_batch):
         start_B[row] = P - len(prompts[index])
-        token_BP[row, start_B[row]:] = prompts[index]
+        token_BP[row, start_B[row] :] = prompts[index]
         index_B[row] = index
       yield token_BP, start_B, index_B
 
@@ -290,8 +326,9 @@ def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[tuple[n
 def _is_step(token_BP: np.ndarray, start_B: np.ndarray, flag_id: int, fix_id: int) -> np.ndarray:
   """Whether no flag is open at the end of each prompt, bool [B]."""
   slot_P = np.arange(token_BP.shape[1])
-  flag_B, fix_B = (np.where((token_BP == token) & (slot_P >= start_B[:, None]), slot_P, -1).max(1)
-                   for token in (flag_id, fix_id))
+  flag_B, fix_B = (
+    np.where((token_BP == token) & (slot_P >= start_B[:, None]), slot_P, -1).max(1) for token in (flag_id, fix_id)
+  )
   return flag_B <= fix_B
 
 
@@ -332,8 +369,9 @@ def _of_text(params, token_BP, start_B, *, config, compute):
   def read(chunk, carried):
     cache, logprob_BP = carried
     first = chunk * width
-    token_BT, target_BT = (jax.lax.dynamic_slice_in_dim(array_BP, first, width, 1)
-                           for array_BP in (token_BP, target_BP))
+    token_BT, target_BT = (
+      jax.lax.dynamic_slice_in_dim(array_BP, first, width, 1) for array_BP in (token_BP, target_BP)
+    )
     stream_BTD, cache = llama.forward_cached(config, params, token_BT, start_B, first, cache)
     logprob_BTV = jax.nn.log_softmax(llama.logits(params, config, stream_BTD))
     of_target_BT = jnp.take_along_axis(logprob_BTV, target_BT[..., None], 2)[..., 0]
@@ -350,12 +388,25 @@ def _begin(params, token_BP, start_B, index_B, is_step_B, *, config, compute, ro
   B, P = token_BP.shape
   _, cache = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=room)
   none_BS = jnp.zeros((B, P + room))
-  return {"start_B": start_B, "index_B": index_B, "live_B": index_B != NO_TOKEN, "num_B": jnp.zeros(B, jnp.int32),
-          "token_BS": jnp.pad(token_BP, ((0, 0), (0, room))), "logprob_BS": none_BS, "flag_BS": none_BS,
-          "margin_BS": none_BS, "cache": cache,
-          "watch": {"num_B": jnp.zeros(B, jnp.int32), "first_B": jnp.zeros(B), "score_B": jnp.zeros(B),
-                    "is_step_B": is_step_B,
-                    "bin_B": jnp.full(B, NO_TOKEN, jnp.int32), "flags_B": jnp.full(B, False)}}
+  return {
+    "start_B": start_B,
+    "index_B": index_B,
+    "live_B": index_B != NO_TOKEN,
+    "num_B": jnp.zeros(B, jnp.int32),
+    "token_BS": jnp.pad(token_BP, ((0, 0), (0, room))),
+    "logprob_BS": none_BS,
+    "flag_BS": none_BS,
+    "margin_BS": none_BS,
+    "cache": cache,
+    "watch": {
+      "num_B": jnp.zeros(B, jnp.int32),
+      "first_B": jnp.zeros(B),
+      "score_B": jnp.zeros(B),
+      "is_step_B": is_step_B,
+      "bin_B": jnp.full(B, NO_TOKEN, jnp.int32),
+      "flags_B": jnp.full(B, False),
+    },
+  }
 
 
 @jax.jit
@@ -368,7 +419,7 @@ def _rows(state, row_C):
 def _write(params, state, options, *, first, slot, end, few, config, cut):
   """(slot, the state with all before it written): slot `end`, or the first where at most `few` rows are live.
 
-  `first` is the slot of the first token after the prompts. The state holds all that `SampledTokens` does, each number in
+  `first` is the slot of the first token after the prompts. The state holds what `SampledTokens` does, each number in
   the slot of its token; the tokens of the prompts, too; in `num_B` how many are written, and in `live_B` whether no
   stop token has ended them.
   """
@@ -385,25 +436,33 @@ def _write(params, state, options, *, first, slot, end, few, config, cut):
     stream_B1D, cache = llama.forward_cached(config, params, last_B1, state["start_B"], slot - 1, state["cache"])
     logprob_BV = _logprobs(params, stream_B1D[:, 0], config=config)
     bias_BV = jnp.where(state["watch"]["is_step_B"][:, None] & is_fix_1V, -jnp.inf, bias_1V)
-    token_B = _draw(logprob_BV + bias_BV, state["index_B"], slot - first, options["key"], options["temperature"],
-                    options["top_p"], cut=cut)
+    token_B = _draw(
+      logprob_BV + bias_BV,
+      state["index_B"],
+      slot - first,
+      options["key"],
+      options["temperature"],
+      options["top_p"],
+      cut=cut,
+    )
     token_B = _forced(state["watch"], token_B, options)
     chosen_B = jnp.take_along_axis(logprob_BV, token_B[:, None], 1)[:, 0]
     others_BV = jnp.where(jnp.arange(config.vocab_size) == flag_id, -jnp.inf, logprob_BV)
     return slot + 1, {
-        **state,
-        "cache": cache,
-        "token_BS": state["token_BS"].at[:, slot].set(token_B),
-        "logprob_BS": state["logprob_BS"].at[:, slot].set(chosen_B),
-        "flag_BS": state["flag_BS"].at[:, slot].set(logprob_BV[:, flag_id]),
-        "margin_BS": state["margin_BS"].at[:, slot].set(logprob_BV[:, flag_id] - others_BV.max(-1)),
-        "num_B": state["num_B"] + state["live_B"],
-        "live_B": state["live_B"] & ~(token_B[:, None] == options["stop_U"][None]).any(-1),
-        "watch": _watch(state["watch"], token_B, chosen_B, options),
+      **state,
+      "cache": cache,
+      "token_BS": state["token_BS"].at[:, slot].set(token_B),
+      "logprob_BS": state["logprob_BS"].at[:, slot].set(chosen_B),
+      "flag_BS": state["flag_BS"].at[:, slot].set(logprob_BV[:, flag_id]),
+      "margin_BS": state["margin_BS"].at[:, slot].set(logprob_BV[:, flag_id] - others_BV.max(-1)),
+      "num_B": state["num_B"] + state["live_B"],
+      "live_B": state["live_B"] & ~(token_B[:, None] == options["stop_U"][None]).any(-1),
+      "watch": _watch(state["watch"], token_B, chosen_B, options),
     }
 
-  return jax.lax.while_loop(lambda carried: (carried[0] < end) & (carried[1]["live_B"].sum() > few), write,
-                            (slot, state))
+  return jax.lax.while_loop(
+    lambda carried: (carried[0] < end) & (carried[1]["live_B"].sum() > few), write, (slot, state)
+  )
 
 
 def _forced(watch, token_B, options):
@@ -428,6 +487,7 @@ def _watch(watch, token_B, logprob_B, options):
   ends_B = is_own_B & (token_B[:, None] == options["end_E"][None]).any(-1)
   goes_on_B = is_own_B & ~ends_B
   if len(options["confidence_K"]):
+
     def bin_of(score_B, edge_K):
       return (score_B[:, None] > edge_K[None]).sum(-1)
 
@@ -437,17 +497,18 @@ def _watch(watch, token_B, logprob_B, options):
   else:
     bin_B = watch["bin_B"]
   return {
-      "num_B": jnp.where(goes_on_B, watch["num_B"] + 1, 0),
-      "first_B": jnp.where(goes_on_B, first_B, 0.0),
-      "score_B": jnp.where(goes_on_B, score_B, 0.0),
-      "is_step_B": jnp.where(is_flag_B, False, watch["is_step_B"] | is_fix_B),
-      "bin_B": bin_B,
-      "flags_B": (ends_B & (score_B > options["threshold"])) | (was_confidence_B & watch["flags_B"]),
+    "num_B": jnp.where(goes_on_B, watch["num_B"] + 1, 0),
+    "first_B": jnp.where(goes_on_B, first_B, 0.0),
+    "score_B": jnp.where(goes_on_B, score_B, 0.0),
+    "is_step_B": jnp.where(is_flag_B, False, watch["is_step_B"] | is_fix_B),
+    "bin_B": bin_B,
+    "flags_B": (ends_B & (score_B > options["threshold"])) | (was_confidence_B & watch["flags_B"]),
   }
 
 
-def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: ConfidenceTrigger, flag_id: int | None
-                ) -> list[tuple[int, int, Surprisal]]:
+def step_scores(
+  token_T: np.ndarray, logprob_T: np.ndarray, watch: ConfidenceTrigger, flag_id: int | None
+) -> list[tuple[int, int, Surprisal]]:
   """(first token, one past the last, surprise) of each step that was ended, as `ConfidenceTrigger` counts them."""
   found, first, is_step = [], 0, True
   for place, token in enumerate(token_T.tolist()):
@@ -455,13 +516,14 @@ def step_scores(token_T: np.ndarray, logprob_T: np.ndarray, watch: ConfidenceTri
       is_step = token == watch.fix_id or (is_step and token != flag_id)
       first = place + 1
     elif is_step and token in watch.end_ids:
-      found.append((first, place + 1, Surprisal.of(logprob_T[first:place + 1])))
+      found.append((first, place + 1, Surprisal.of(logprob_T[first : place + 1])))
       first = place + 1
   return found
 
 
 def _draw(logits_BV, index_B, step, key, temperature, top_p, *, cut):
   """The next token of each row, the likeliest at temperature 0."""
+
   def drawn_B():
     tempered_BV = logits_BV / temperature
     if cut:

@@ -18,10 +18,22 @@ _MOST_PLACES = 64  # of a solution that are tried, before it is given without mo
 _REDRAWS = 4  # of a wrong step that turned out right, unverified or of another class
 # What the paper's annotation calls a class; any other class is called by its own name.
 _PAPER = {
-  "calc": "wrong calculation", "operand": "wrong substitution", "carry": "wrong carry", "value": "wrong value",
-  "copy": "wrong copy", "answer": "wrong answer", "repeat": "said before", "early": "not known yet",
-  "unneeded": "not needed", "invalid": "invalid move", "open": "not certain yet", "malformed": "cannot be read",
-  "sentence": "does not follow", "number": "wrong number", "entity": "wrong name", "negation": "the opposite is true",
+  "calc": "wrong calculation",
+  "operand": "wrong substitution",
+  "carry": "wrong carry",
+  "value": "wrong value",
+  "copy": "wrong copy",
+  "answer": "wrong answer",
+  "repeat": "said before",
+  "early": "not known yet",
+  "unneeded": "not needed",
+  "invalid": "invalid move",
+  "open": "not certain yet",
+  "malformed": "cannot be read",
+  "sentence": "does not follow",
+  "number": "wrong number",
+  "entity": "wrong name",
+  "negation": "the opposite is true",
 }
 _T = TypeVar("_T")
 
@@ -60,8 +72,9 @@ def paper_reason(error: str, unit: str) -> str:
   return f"Found an error in the previous {unit}. Reason: {words}."
 
 
-def reason_of(problem: Problem, before: tuple[str, ...], wrong: str, error: str, *, task: Task, reason: str,
-              unit: str) -> str:
+def reason_of(
+  problem: Problem, before: tuple[str, ...], wrong: str, error: str, *, task: Task, reason: str, unit: str
+) -> str:
   """What stands between flag and fix, worded as `mistakes.reason` says; empty for "none"."""
   if reason == "none":
     return ""
@@ -69,7 +82,7 @@ def reason_of(problem: Problem, before: tuple[str, ...], wrong: str, error: str,
 
 
 def wrong_step(
-    problem: Problem, before: tuple[str, ...], task: Task, classes: tuple[str, ...], rng: np.random.Generator
+  problem: Problem, before: tuple[str, ...], task: Task, classes: tuple[str, ...], rng: np.random.Generator
 ) -> tuple[str, str] | None:
   """A wrong step in place of the next one and its class, drawn evenly from `classes`; None where none is possible.
 
@@ -112,7 +125,7 @@ def _draw(find: Callable[[int], _T | None], places: Sequence[int], num: int, rng
 
 
 def drawn(
-    problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator
+  problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator
 ) -> dict[int, tuple[str, str]]:
   """Wrong steps for a solution and their classes, by place: with probability `share`, 1 to `max_per_solution`."""
   num = _num_mistakes(mistakes, len(_places(len(problem.steps), mistakes.place)), rng)
@@ -122,8 +135,12 @@ def drawn(
 def _draw_checked(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str]]:
   """Up to `num` wrong steps of a checked problem and their classes, by place."""
   classes = classes_of(task, mistakes)
-  return _draw(lambda place: wrong_step(problem, problem.steps[:place], task, classes, rng),
-               _places(len(problem.steps), mistakes.place), num, rng)
+  return _draw(
+    lambda place: wrong_step(problem, problem.steps[:place], task, classes, rng),
+    _places(len(problem.steps), mistakes.place),
+    num,
+    rng,
+  )
 
 
 def pieces_of(steps: Sequence[str], wrong: Mapping[int, tuple[str, str]], markers: Markers) -> Transcript:
@@ -140,7 +157,7 @@ def pieces_of(steps: Sequence[str], wrong: Mapping[int, tuple[str, str]], marker
 
 
 def with_mistakes(
-    problem: Problem, task: Task, mistakes: MistakesConfig, markers: Markers, rng: np.random.Generator
+  problem: Problem, task: Task, mistakes: MistakesConfig, markers: Markers, rng: np.random.Generator
 ) -> Transcript:
   """The solution as a transcript; with probability `share` it carries 1 to `max_per_solution` corrected mistakes.
 
@@ -169,13 +186,15 @@ def prose_classes_of(mistakes: MistakesConfig) -> tuple[str, ...]:
   """The error classes to draw from in prose, all when the config names none; InputError for one that there is not."""
   for error in mistakes.classes:
     if error not in prose.CLASSES:
-      raise InputError(f"mistakes.classes has {error!r}; where nothing checks the steps (task.name='records') there "
-                       f"can be: {', '.join(prose.CLASSES)}")
+      raise InputError(
+        f"mistakes.classes has {error!r}; where nothing checks the steps (task.name='records') there "
+        f"can be: {', '.join(prose.CLASSES)}"
+      )
   return mistakes.classes or prose.CLASSES
 
 
 def in_prose(
-    corpus: Corpus, index: int, mistakes: MistakesConfig, rng: np.random.Generator
+  corpus: Corpus, index: int, mistakes: MistakesConfig, rng: np.random.Generator
 ) -> dict[int, tuple[str, str]] | None:
   """Wrong steps for a record and their reasons, by place; None for one that, by `share`, is to carry none.
 

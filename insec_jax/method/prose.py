@@ -56,17 +56,25 @@ _LOOSE = _any_of("""
 _UNDECIDED = _any_of("""
   if unless whether or either until suppose assume let may might could maybe perhaps possibly some several many most few
   often sometimes usually generally only just yet necessarily both any anyone anybody anything anywhere ever""")
-_NEGATIVE = re.compile(r"\b(?:not|cannot|never|no|none|nothing|nobody|nowhere|nor|neither|without|hardly|barely)\b"
-                       r"|\w+n['’]t\b", re.I)
+_NEGATIVE = re.compile(
+  r"\b(?:not|cannot|never|no|none|nothing|nobody|nowhere|nor|neither|without|hardly|barely)\b"
+  r"|\w+n['’]t\b",
+  re.I,
+)
 _NEGATED = re.compile(r"\b(is|are|was|were|will|would|can|should|must|does|do|did|has|have|had) not(?= \w)(?! do\b)")
 _CONTRACTED = re.compile(r"\b(is|are|was|were|would|should|does|do|did|has|have|had|ca|wo)n['’]t(?= \w)(?! do\b)")
 _FULL = {"ca": "can", "wo": "will"}
 # After an article "can" and "will" are things.
-_AUXILIARY = re.compile(r"(?i:(?<!\ba )(?<!\bthe )(?<!\bof )(?<!\bhis )(?<!\bher )(?<!\bmy )(?<!\btheir )(?<!\byour ))"
-                        r"\b(is|are|was|were|will|would|can|should|must)(?= [a-z0-9])")
+_AUXILIARY = re.compile(
+  r"(?i:(?<!\ba )(?<!\bthe )(?<!\bof )(?<!\bhis )(?<!\bher )(?<!\bmy )(?<!\btheir )(?<!\byour ))"
+  r"\b(is|are|was|were|will|would|can|should|must)(?= [a-z0-9])"
+)
 # A number after one of these only counts pages and points.
-_COUNTER = re.compile(r"\b(?:step|figure|table|chapter|section|equation|page|line|part|question|problem|answer|case|"
-                      r"rule|no\.)\s*\Z", re.I)
+_COUNTER = re.compile(
+  r"\b(?:step|figure|table|chapter|section|equation|page|line|part|question|problem|answer|case|"
+  r"rule|no\.)\s*\Z",
+  re.I,
+)
 _MOST_COUNTER = 40  # characters of such a word and the white space after it
 _PART = re.compile(r"\w|[.,]\d")
 _ITEM = re.compile(r"[.):](?:\s|\Z)")
@@ -97,9 +105,9 @@ class Corruption:
 def explain(found: Corruption, detail: str) -> str:
   """What is wrong: "label" names it, "recompute" also says the right words, where it is a matter of words.
 
-      class      label                           recompute
-      sentence   This does not belong here.      This does not belong here.
-      number     A number is wrong.              It should say "120", not "102".
+  class      label                           recompute
+  sentence   This does not belong here.      This does not belong here.
+  number     A number is wrong.              It should say "120", not "102".
   """
   if detail == "label" or not found.right:
     return _LABEL[found.error]
@@ -146,7 +154,7 @@ class Corpus:
       found = draw(text, body, rng)
       if found is None:
         return None
-      step = right[:start] + found[0] + right[start + len(body):]
+      step = right[:start] + found[0] + right[start + len(body) :]
       if _says_other(text, right, step):
         return Corruption(step, error, *found[1:])
     return None
@@ -234,8 +242,13 @@ class Corpus:
           name = re.sub(r"['’]s\Z", "", word[0])
           if name[0].islower():
             small.add(name.casefold())
-          elif (k and name[0].isupper() and len(name) > 1 and name[1] not in "'’"
-                and inside(sentence[max(word.start() - 2, 0):word.start()])):
+          elif (
+            k
+            and name[0].isupper()
+            and len(name) > 1
+            and name[1] not in "'’"
+            and inside(sentence[max(word.start() - 2, 0) : word.start()])
+          ):
             capital.add(name)
     return frozenset(name for name in capital if name.casefold() not in small and name not in ABBREVIATIONS)
 
@@ -260,9 +273,13 @@ def _says_other(text: ProseRecord, right: str, wrong: str) -> bool:
 def _number(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
   """One number of the step misread or miscalculated."""
   del text
-  spans = [(start + found.start(), start + found.end()) for start, claim in _placed_claims(body)
-           for first in [len(claim) - len(claim.lstrip())]
-           for found in NUMBER.finditer(claim) if _is_quantity(claim, *found.span(), first) and slips(found[0])]
+  spans = [
+    (start + found.start(), start + found.end())
+    for start, claim in _placed_claims(body)
+    for first in [len(claim) - len(claim.lstrip())]
+    for found in NUMBER.finditer(claim)
+    if _is_quantity(claim, *found.span(), first) and slips(found[0])
+  ]
   if not spans:
     return None
   start, stop = spans[rng.integers(len(spans))]
@@ -280,7 +297,9 @@ def _is_quantity(claim: str, start: int, stop: int, first: int) -> bool:
 
   `first` is the first character of the claim that is no white space.
   """
-  before = claim[max(start - _MOST_COUNTER, 0):start]  # not all of it: the time would grow with the square of the claim
+  before = claim[
+    max(start - _MOST_COUNTER, 0) : start
+  ]  # not all of it: the time would grow with the square of the claim
   part = re.search(r"[\w.,]\Z", before) or _PART.match(claim, stop)
   item = start <= first and _ITEM.match(claim, stop)
   zeros = re.match(r"0\d", claim[start:stop])
@@ -361,5 +380,5 @@ def _differ(old: str, new: str) -> bool:
 def _are_two(sentence: str, one: str, other: str) -> bool:
   """Whether words between two names in a sentence set them apart: not "Anna, the queen", "Bob, known as Duke"."""
   (start, first), (stop, _) = sorted((sentence.index(name), name) for name in (one, other))
-  between = sentence[start + len(first):stop]
+  between = sentence[start + len(first) : stop]
   return bool(_WORD.search(_ARTICLES.sub("", between))) and not _SAME.search(between)

@@ -53,8 +53,8 @@ def clean(transcript: Transcript) -> str:
 def mistake_pieces(markers: Markers, *, wrong: str, reason: str, right: str) -> Transcript:
   """A mistake with its correction.
 
-      text   c=5\\n    <err>  calc c  <fix>  c=7\\n
-      role   mistake  flag   reason  flag   correction      no reason piece when `reason` is empty
+  text   c=5\\n    <err>  calc c  <fix>  c=7\\n
+  role   mistake  flag   reason  flag   correction      no reason piece when `reason` is empty
   """
   told = (Piece(REASON, reason),) if reason else ()
   return (Piece(MISTAKE, wrong), Piece(FLAG, markers.flag), *told, Piece(FLAG, markers.fix), Piece(CORRECTION, right))
@@ -78,14 +78,17 @@ def check_marks(transcript: Transcript, markers: Markers) -> None:
   for pattern, seen, needed in (
     ("m(?![F?])", "the mistake {!r:.60} is not flagged", f"put a flag piece {markers.flag!r} right after it"),
     ("F(?!r?[X?])", "the flag {!r} is not closed", f"put a flag piece {markers.fix!r} after it, or after its reason"),
-    (r"(?<!F)(?<!Fr)(?<!\?)(?<!\?r)X", "the fix {!r} closes no flag",
-     f"put a flag piece {markers.flag!r} before it, or before its reason"),
+    (
+      r"(?<!F)(?<!Fr)(?<!\?)(?<!\?r)X",
+      "the fix {!r} closes no flag",
+      f"put a flag piece {markers.flag!r} before it, or before its reason",
+    ),
     ("X(?![mc?])", "after the fix {!r} there is no correction", "put a piece of role correction right after it"),
   ):
     if found := re.search(pattern, letters):
       raise InputError(f"{seen.format(runs[found.start()][1])}; {needed}")
   for found in re.finditer("m(?:Fr?X[mc])+", letters):
-    steps = [text for (_, text), kind in zip(runs[found.start():found.end()], found[0], strict=True) if kind in "mc"]
+    steps = [text for (_, text), kind in zip(runs[found.start() : found.end()], found[0], strict=True) if kind in "mc"]
     before = set()
     for step in steps:
       if step in before:
@@ -96,20 +99,20 @@ def check_marks(transcript: Transcript, markers: Markers) -> None:
 def split_steps(text: str, unit: str) -> tuple[str, ...]:
   """The steps of `text`, each with the white space that follows it; their concatenation is `text`.
 
-      line        He has 5. She has 7.\\n | Both have 12.\\n
-      sentence    He has 5. | She has 7.\\n | Both have 12.\\n    a line ends one too, "Mr. Lee" and "0.5" do not
-      paragraph   ends at a blank line
+  line        He has 5. She has 7.\\n | Both have 12.\\n
+  sentence    He has 5. | She has 7.\\n | Both have 12.\\n    a line ends one too, "Mr. Lee" and "0.5" do not
+  paragraph   ends at a blank line
   """
   if unit not in _BREAK:
     raise InputError(f"unit {unit!r} of a step; must be one of {', '.join(_BREAK)}")
   ends, seen = [0], 0  # from the last end to `seen` there is only white space
   for found in _BREAK[unit].finditer(text):
     # White space at the very beginning is no step of its own.
-    if text[seen:found.end()].strip():
+    if text[seen : found.end()].strip():
       ends.append(found.end())
     seen = found.end()
   if ends[-1] < len(text):
-    if text[ends[-1]:].strip() or len(ends) == 1:
+    if text[ends[-1] :].strip() or len(ends) == 1:
       ends.append(len(text))
     else:
       ends[-1] = len(text)

@@ -49,7 +49,7 @@ class ChunkStore:
     with open(self.folder / f"{process}.jsonl", "a+b") as file:
       file.seek(0)
       lines = file.read()
-      whole = lines[:lines.rfind(b"\n") + 1]
+      whole = lines[: lines.rfind(b"\n") + 1]
       file.truncate(len(whole))  # a kill may have cut the last line short
       if not whole:
         file.write(_line(self.header))
@@ -100,8 +100,10 @@ class ChunkStore:
       for name in sorted(header.keys() | self.header.keys()):
         was, now = header.get(name), self.header.get(name)
         if was != now:
-          raise InputError(f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
-                           f"begun with, or remove {self.folder}, or give another --output")
+          raise InputError(
+            f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
+            f"begun with, or remove {self.folder}, or give another --output"
+          )
       for number, done in enumerate(chunks, 2):
         if done.keys() != {"chunk", "value", "check"} or done["check"] != _check(done["chunk"], done["value"]):
           raise InputError(f"{path}:{number} is not what was written; {self._remedy}")

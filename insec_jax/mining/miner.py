@@ -55,8 +55,21 @@ SPECIAL = "a special token stands in its text"
 NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
 # What mining does not read (mistakes.share only where nothing but its records is trained on).
-NOT_READ = ("loss.", "optimizer.", "train.", "mistakes.mined", "mistakes.share", "data.num_records", "data.row_length",
-            "data.too_long", "data.rows_per_device", "data.accumulation", "model.remat", "mesh.", "evaluate.num")
+NOT_READ = (
+  "loss.",
+  "optimizer.",
+  "train.",
+  "mistakes.mined",
+  "mistakes.share",
+  "data.num_records",
+  "data.row_length",
+  "data.too_long",
+  "data.rows_per_device",
+  "data.accumulation",
+  "model.remat",
+  "mesh.",
+  "evaluate.num",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +112,34 @@ class MiningSummary:
     def part(count: int, whole: int) -> str:
       return f"{count / whole:.1%}" if whole else "-"
 
-    whole = [(f"{kind} samples", f"{counts[kind]:,}", part(counts[kind], num))
-             for kind in ("right", "wrong", "unverified", "incomplete")]
-    whole.append(("problems with a mistake", f"{counts['problems with a mistake']:,}",
-                  part(counts["problems with a mistake"], counts["problems"])))
-    classes = [(error, f"{first:,}", part(first, wrong), f"{self.mistakes.get(error, 0):,}")
-               for error in sorted({*self.samples, *self.mistakes}) for first in [self.samples.get(error, 0)]]
+    whole = [
+      (f"{kind} samples", f"{counts[kind]:,}", part(counts[kind], num))
+      for kind in ("right", "wrong", "unverified", "incomplete")
+    ]
+    whole.append(
+      (
+        "problems with a mistake",
+        f"{counts['problems with a mistake']:,}",
+        part(counts["problems with a mistake"], counts["problems"]),
+      )
+    )
+    classes = [
+      (error, f"{first:,}", part(first, wrong), f"{self.mistakes.get(error, 0):,}")
+      for error in sorted({*self.samples, *self.mistakes})
+      for first in [self.samples.get(error, 0)]
+    ]
     classes.append(("all", f"{wrong:,}", part(wrong, wrong), f"{sum(self.mistakes.values()):,}"))
-    lines = [aligned([(f"{num:,} samples of {counts['problems']:,} problems", "", ""), *whole]),
-             aligned([("mistakes", "first of sample", "of wrong", "in records"), *classes]),
-             f"{self.mistake_records:,} records of wrong solutions",
-             *([f"{self.injected_records:,} records of right solutions with {self.injected:,} injected mistakes"]
-               if self.injected_records else []),
-             f"{self.right_records:,} records of right solutions, of {self.distinct_right:,} different ones"]
+    lines = [
+      aligned([(f"{num:,} samples of {counts['problems']:,} problems", "", ""), *whole]),
+      aligned([("mistakes", "first of sample", "of wrong", "in records"), *classes]),
+      f"{self.mistake_records:,} records of wrong solutions",
+      *(
+        [f"{self.injected_records:,} records of right solutions with {self.injected:,} injected mistakes"]
+        if self.injected_records
+        else []
+      ),
+      f"{self.right_records:,} records of right solutions, of {self.distinct_right:,} different ones",
+    ]
     lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
     lines += [f"  {self.refusal}"] if self.refusal else []
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
@@ -147,8 +175,9 @@ def fingerprint(params) -> str:
   return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def judge(problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
-          ) -> Sample:
+def judge(
+  problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
+) -> Sample:
   """What is worth that which the model wrote after the steps that stand, these included."""
   steps, start, kind = stands, 0, "right"
   for end, verdict in judged(problem, written, task, markers, unit, stands=stands):
@@ -178,8 +207,8 @@ def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] |
 def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, reason: str) -> Transcript | None:
   """The solution with its mistakes corrected; None where the task cannot go on to the right answer by right steps.
 
-      text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   own steps, mistakes, the rest
-      role   prompt  text              mistake         flag    reason  flag   correction   text ...
+  text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   own steps, mistakes, the rest
+  role   prompt  text              mistake         flag    reason  flag   correction   text ...
   """
   stands = corrected(problem, sample, task)
   if stands is None:
@@ -192,10 +221,12 @@ def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, re
     return None
 
   def told(one: Mistake) -> str:
-    return "" if reason == "none" else task.explain(problem, stands[:one.place], one.step, reason)
+    return "" if reason == "none" else task.explain(problem, stands[: one.place], one.step, reason)
 
-  return (Piece(PROMPT, problem.prompt), *mistakes.pieces_of(
-    stands, {one.place: (one.step, told(one)) for one in sample.mistakes}, markers))
+  return (
+    Piece(PROMPT, problem.prompt),
+    *mistakes.pieces_of(stands, {one.place: (one.step, told(one)) for one in sample.mistakes}, markers),
+  )
 
 
 def with_trained_ends(pieces: Transcript) -> Transcript:
@@ -237,14 +268,19 @@ class Miner:
     self._per_chunk = max(1, math.ceil(SAMPLES_PER_CHUNK / batch) * batch // config.mine.samples)  # batches are full
     self.num_chunks = math.ceil(len(self._problems) / self._per_chunk)
     prompts = "\0".join(problem.prompt for problem in self._problems)
-    self.header = {"the weights": weights, "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
-                   "the seed of this mining": seed, "problems a chunk": self._per_chunk, **flat(config)}
+    self.header = {
+      "the weights": weights,
+      "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
+      "the seed of this mining": seed,
+      "problems a chunk": self._per_chunk,
+      **flat(config),
+    }
 
   def chunk(self, number: int) -> dict[str, Any]:
     """What one chunk gave, as JSON: its counts, its records of mistakes, and those of right solutions."""
     config = self._config
     first = number * self._per_chunk
-    problems = self._problems[first:first + self._per_chunk]
+    problems = self._problems[first : first + self._per_chunk]
     asked = [problem for problem in problems for _ in range(config.mine.samples)]
     samples = self._samples(asked, number)
     counts = collections.Counter(sample.kind for sample in samples)
@@ -262,11 +298,19 @@ class Miner:
       elif pieces is None:
         left_out[NO_CORRECTION] += 1
       else:
-        found.append((pieces, {
-          "classes": [one.error for one in sample.mistakes], "places": [one.place for one in sample.mistakes],
-          "injected": sample.kind == "right" and bool(sample.mistakes),
-          "seed": self._seed, "problem": first + index // config.mine.samples,
-          "sample": index % config.mine.samples}))
+        found.append(
+          (
+            pieces,
+            {
+              "classes": [one.error for one in sample.mistakes],
+              "places": [one.place for one in sample.mistakes],
+              "injected": sample.kind == "right" and bool(sample.mistakes),
+              "seed": self._seed,
+              "problem": first + index // config.mine.samples,
+              "sample": index % config.mine.samples,
+            },
+          )
+        )
     if self._names:
       sure = self._sure(found)
       if len(sure) < len(found):
@@ -275,15 +319,19 @@ class Miner:
     kept, refusal = self._accepted([(with_trained_ends(pieces), meta) for pieces, meta in found])
     if refusal:
       left_out[REFUSED] = len(found) - len(kept)
-    per_problem = [samples[k:k + config.mine.samples] for k in range(0, len(samples), config.mine.samples)]
+    per_problem = [samples[k : k + config.mine.samples] for k in range(0, len(samples), config.mine.samples)]
     return {
-      "counts": {**{kind: counts[kind] for kind in ("right", "wrong", "unverified", "incomplete")},
-                 "samples": len(samples), "problems": len(problems),
-                 "problems with a mistake": sum(any(sample.mistakes for sample in some) for some in per_problem)},
+      "counts": {
+        **{kind: counts[kind] for kind in ("right", "wrong", "unverified", "incomplete")},
+        "samples": len(samples),
+        "problems": len(problems),
+        "problems with a mistake": sum(any(sample.mistakes for sample in some) for some in per_problem),
+      },
       "classes": dict(collections.Counter(sample.mistakes[0].error for sample in samples if sample.mistakes)),
       "left out": dict(left_out),
       "refusal": refusal,
-      "records": [{"pieces": [_as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept]}
+      "records": [{"pieces": [_as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept],
+    }
 
   def _samples(self, asked: Sequence[Problem], number: int) -> list[Sample]:
     """A solution of each problem with the mistakes that the model made in it."""
@@ -294,8 +342,17 @@ class Miner:
     for turn in range(1, self._config.mistakes.max_per_solution):
       stands = {index: corrected(asked[index], samples[index], self._task) for index in going_on}
       stands = {index: steps for index, steps in stands.items() if steps is not None and self._readable(steps)}
-      begins = dict(zip(stands, self._writer.begin([asked[index].prompt for index in stands], list(stands.values()),
-                                                   batch_size=self._config.evaluate.batch_size), strict=True))
+      begins = dict(
+        zip(
+          stands,
+          self._writer.begin(
+            [asked[index].prompt for index in stands],
+            list(stands.values()),
+            batch_size=self._config.evaluate.batch_size,
+          ),
+          strict=True,
+        )
+      )
       begins = {index: begin for index, begin in begins.items() if self._writer.has_room(begin, self._max_tokens)}
       going_on = []
       for index, one in zip(begins, self._write(list(begins.values()), number, turn), strict=True):
@@ -310,22 +367,29 @@ class Miner:
     """The right solution, with mistakes of a rule before some of its steps where chance says so."""
     solved = dataclasses.replace(problem, steps=sample.steps)
     wrong = mistakes.drawn(solved, self._task, self._config.mistakes, rng)
-    return dataclasses.replace(sample, mistakes=tuple(
-      Mistake(place, step, error) for place, (step, error) in sorted(wrong.items())))
+    return dataclasses.replace(
+      sample, mistakes=tuple(Mistake(place, step, error) for place, (step, error) in sorted(wrong.items()))
+    )
 
   def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Completion]:
     """What the model writes after these beginnings, without a flag."""
     label = f"mining, {number + 1} of {self.num_chunks}" + (f", mistake {turn + 1}" if turn else "")
     return self._writer.write(
-        begins, label=label, max_tokens=self._max_tokens, batch_size=self._config.evaluate.batch_size,
-        temperature=self._config.mine.temperature, seed=seed_of(self._seed, number, turn),
-        flag_bias=0.0 if self._writer.flag_id is None else -math.inf)
+      begins,
+      label=label,
+      max_tokens=self._max_tokens,
+      batch_size=self._config.evaluate.batch_size,
+      temperature=self._config.mine.temperature,
+      seed=seed_of(self._seed, number, turn),
+      flag_bias=0.0 if self._writer.flag_id is None else -math.inf,
+    )
 
   def _readable(self, steps: Sequence[str]) -> bool:
     """Whether no special token comes out of them, and whoever reads confidence finds each of them to be a line."""
     return not self._special.search("".join(steps)) and (
-        not self._writer.confidence_ids or all(split_steps(step, "line") == (step,) and step.endswith("\n")
-                                               for step in steps))
+      not self._writer.confidence_ids
+      or all(split_steps(step, "line") == (step,) and step.endswith("\n") for step in steps)
+    )
 
   def _sure(self, found: list[tuple[Transcript, dict]]) -> list[tuple[Transcript, dict]]:
     """The records whose steps are lines, with the model's confidence after each step.
@@ -336,12 +400,15 @@ class Miner:
     for pieces, meta in found:
       stands = split_steps("".join(piece.text for piece in pieces if piece.role in (TEXT, CORRECTION)), "line")
       wrong = (piece.text for piece in pieces if piece.role == MISTAKE)
-      readings += [(pieces[0].text, steps) for steps in (
-        stands, *((*stands[:place], step) for place, step in zip(meta["places"], wrong, strict=True)))]
+      readings += [
+        (pieces[0].text, steps)
+        for steps in (stands, *((*stands[:place], step) for place, step in zip(meta["places"], wrong, strict=True)))
+      ]
     read = zip(readings, self._surprises(*zip(*readings, strict=True)), strict=True) if readings else iter(())
     # In the bins of the model that will be trained, whatever this one has.
-    watch = dataclasses.replace(self._writer.watch(), edges=self._config.tokenizer.confidence,
-                                first_edges=self._config.tokenizer.confidence_first)
+    watch = dataclasses.replace(
+      self._writer.watch(), edges=self._config.tokenizer.confidence, first_edges=self._config.tokenizer.confidence_first
+    )
     sure = []
     for pieces, meta in found:
       (_, stands), surprises = next(read)
@@ -360,6 +427,7 @@ class Miner:
 
   def _accepted(self, found: list[tuple[Transcript, dict]]) -> tuple[list[tuple[Transcript, dict]], str]:
     """Those that training takes, and what it says of the first other one."""
+
     def refusal(some: Sequence[tuple[Transcript, dict]]) -> str:
       try:
         tokens.tokenize_all([(pieces, _place(meta)) for pieces, meta in some], self._tokenizer, self._config)
@@ -382,8 +450,9 @@ def _place(meta: dict[str, Any]) -> str:
   return f"problem {meta['problem']}, sample {meta['sample']}"
 
 
-def mine_chunks(miner: Miner, parts: ChunkStore, *, process: int, num_processes: int,
-                stopped: Callable[[], bool] = lambda: False) -> bool:
+def mine_chunks(
+  miner: Miner, parts: ChunkStore, *, process: int, num_processes: int, stopped: Callable[[], bool] = lambda: False
+) -> bool:
   """Whether all chunks of this process are done, those that were done before included; False when `stopped` said so."""
   with parts.writer(process):
     done = parts.read()
@@ -425,6 +494,15 @@ def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: i
 
   own = [record["meta"]["classes"] for record in written if not record["meta"]["injected"]]
   injected = [record["meta"]["classes"] for record in written if record["meta"]["injected"]]
-  return MiningSummary(total("counts"), total("classes"), dict(collections.Counter(itertools.chain(*own))), len(own) - num, num,
-               len(right_K), total("left out"), next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""),
-               len(injected), sum(map(len, injected)))
+  return MiningSummary(
+    total("counts"),
+    total("classes"),
+    dict(collections.Counter(itertools.chain(*own))),
+    len(own) - num,
+    num,
+    len(right_K),
+    total("left out"),
+    next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""),
+    len(injected),
+    sum(map(len, injected)),
+  )

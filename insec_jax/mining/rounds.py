@@ -64,21 +64,34 @@ def round_config(config: Config, workdir: pathlib.Path, number: int | None) -> C
   if path.stat().st_size:
     mistakes = dataclasses.replace(config.mistakes, mined_path=str(path))
   elif config.mistakes.mined == 1:
-    raise InputError(f"round {number} found no mistake, and mistakes.mined=1 leaves nothing else to train on; raise "
-                     "mine.num_problems, or lower mistakes.mined")
+    raise InputError(
+      f"round {number} found no mistake, and mistakes.mined=1 leaves nothing else to train on; raise "
+      "mine.num_problems, or lower mistakes.mined"
+    )
   else:
     mistakes = dataclasses.replace(config.mistakes, mined=0.0)
   return dataclasses.replace(config, mistakes=mistakes)
 
 
-def mine(config: Config, workdir: pathlib.Path, number: int, params, model_config: LlamaConfig,
-         tokenizer: PreTrainedTokenizerFast, processes: Processes, *, stopped: Callable[[], bool]) -> str | None:
+def mine(
+  config: Config,
+  workdir: pathlib.Path,
+  number: int,
+  params,
+  model_config: LlamaConfig,
+  tokenizer: PreTrainedTokenizerFast,
+  processes: Processes,
+  *,
+  stopped: Callable[[], bool],
+) -> str | None:
   """What was found, as text; the records of the round are there, for every process of the run, which all call this.
 
   Each mines its share on its own first device, which must hold the model. None when `stopped` said so.
   """
   path, weights = mined_path(workdir, number), fingerprint(params)
-  told = processes.gather(f"the look for round {number}", _told_before(path, weights) if processes.is_first else None)[0]
+  told = processes.gather(f"the look for round {number}", _told_before(path, weights) if processes.is_first else None)[
+    0
+  ]
   if told is None:
     miner = _miner(config, number, params, weights, model_config, tokenizer)
     parts = ChunkStore(str(path), miner.header)
@@ -90,7 +103,9 @@ def mine(config: Config, workdir: pathlib.Path, number: int, params, model_confi
       return None
     processes.gather(f"the end of mining round {number}", None)
     told = _join(config, number, parts, miner.num_chunks, path, weights) if processes.is_first else None
-  told, digest = processes.gather(f"the records of round {number}", [told, _digest(path)] if processes.is_first else None)[0]
+  told, digest = processes.gather(
+    f"the records of round {number}", [told, _digest(path)] if processes.is_first else None
+  )[0]
   if not _soon(lambda: path.is_file() and _digest(path) == digest):
     raise RuntimeError(f"{path}, which process 0 wrote, cannot be seen here within {SHARED_SECONDS} s")
   return told
@@ -121,8 +136,9 @@ def _join(config: Config, number: int, parts: ChunkStore, num_chunks: int, path:
   return str(mined)
 
 
-def _miner(config: Config, number: int, params, weights: str, model_config: LlamaConfig,
-           tokenizer: PreTrainedTokenizerFast) -> Miner:
+def _miner(
+  config: Config, number: int, params, weights: str, model_config: LlamaConfig, tokenizer: PreTrainedTokenizerFast
+) -> Miner:
   """A miner with these parameters on the first device of this process."""
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)
@@ -130,13 +146,30 @@ def _miner(config: Config, number: int, params, weights: str, model_config: Llam
   marked = tokens.find_markers(tokenizer, config.tokenizer)
   # Before the first round no token of confidence has been read: the model writes as if it had none.
   confidence, confidence_first, ids = (
-    (config.tokenizer.confidence, config.tokenizer.confidence_first, marked.confidence_ids) if number > 1
-    else ((), (), ()))
-  opened = LoadedModel(model_config, params, tokenizer, Markers(config.tokenizer.flag, config.tokenizer.fix), marked.flag_id,
-                  marked.fix_id, config.mistakes.unit, config.data.template, confidence,
-                  confidence_first, ids)
-  return Miner(TextGenerator(opened, compute=config.precision.compute), tasks.get(config.task), config,
-               seed=seed_of(config.seed, number), weights=weights)
+    (config.tokenizer.confidence, config.tokenizer.confidence_first, marked.confidence_ids)
+    if number > 1
+    else ((), (), ())
+  )
+  opened = LoadedModel(
+    model_config,
+    params,
+    tokenizer,
+    Markers(config.tokenizer.flag, config.tokenizer.fix),
+    marked.flag_id,
+    marked.fix_id,
+    config.mistakes.unit,
+    config.data.template,
+    confidence,
+    confidence_first,
+    ids,
+  )
+  return Miner(
+    TextGenerator(opened, compute=config.precision.compute),
+    tasks.get(config.task),
+    config,
+    seed=seed_of(config.seed, number),
+    weights=weights,
+  )
 
 
 def _digest(path: pathlib.Path) -> str:

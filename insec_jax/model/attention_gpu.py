@@ -43,8 +43,11 @@ def prepare(segment_BT, *, block: int) -> Mask:
   same_BTS = segment_BT[:, :, None] == segment_BT[:, None]
   first_BT = same_BTS.argmax(-1).astype(jnp.int32)
   last_BT = T - 1 - same_BTS[:, :, ::-1].argmax(-1).astype(jnp.int32)
-  return Mask(segment_BT, first_BI=first_BT.reshape(B, -1, block).min(-1) // block,
-               last_BJ=last_BT.reshape(B, -1, block).max(-1) // block)
+  return Mask(
+    segment_BT,
+    first_BI=first_BT.reshape(B, -1, block).min(-1) // block,
+    last_BJ=last_BT.reshape(B, -1, block).max(-1) // block,
+  )
 
 
 def masked_scores(q_QH, k_SH, segment_ref, i, j):
@@ -53,7 +56,7 @@ def masked_scores(q_QH, k_SH, segment_ref, i, j):
   at_Q, at_S = i * block + jnp.arange(block), j * block + jnp.arange(block)
   segment_Q, segment_S = segment_ref[pl.ds(i * block, block)], segment_ref[pl.ds(j * block, block)]
   allowed_QS = (segment_Q[:, None] == segment_S[None]) & (at_Q[:, None] >= at_S[None])
-  return jnp.where(allowed_QS, triton.dot(q_QH, k_SH.T) * q_QH.shape[1]**-0.5, MASKED)
+  return jnp.where(allowed_QS, triton.dot(q_QH, k_SH.T) * q_QH.shape[1] ** -0.5, MASKED)
 
 
 def forward_kernel(segment_ref, first_ref, q_ref, k_ref, v_ref, context_ref, logsumexp_ref):
@@ -92,7 +95,7 @@ def query_kernel(segment_ref, first_ref, q_ref, k_ref, v_ref, d_context_ref, log
     return d_q_QH + triton.dot(d_score_QS.astype(k_SH.dtype), k_SH)
 
   d_q_QH = jax.lax.fori_loop(first_ref[...], i + 1, step, jnp.zeros(q_QH.shape, jnp.float32))
-  d_q_ref[...] = (d_q_QH * q_QH.shape[1]**-0.5).astype(d_q_ref.dtype)
+  d_q_ref[...] = (d_q_QH * q_QH.shape[1] ** -0.5).astype(d_q_ref.dtype)
 
 
 def key_kernel(segment_ref, last_ref, q_ref, k_ref, v_ref, d_context_ref, logsumexp_ref, delta_ref, d_k_ref, d_v_ref):
@@ -108,12 +111,14 @@ def key_kernel(segment_ref, last_ref, q_ref, k_ref, v_ref, d_context_ref, logsum
     q_QH, d_context_QH = q_ref[at, g, :], d_context_ref[at, g, :]
     weight_QS = jnp.exp(masked_scores(q_QH, k_SH, segment_ref, i, j) - logsumexp_ref[g, at][:, None])
     d_score_QS = weight_QS * (triton.dot(d_context_QH, v_SH.T) - delta_ref[g, at][:, None])
-    return (d_k_SH + triton.dot(d_score_QS.astype(q_QH.dtype).T, q_QH),
-            d_v_SH + triton.dot(weight_QS.astype(d_context_QH.dtype).T, d_context_QH))
+    return (
+      d_k_SH + triton.dot(d_score_QS.astype(q_QH.dtype).T, q_QH),
+      d_v_SH + triton.dot(weight_QS.astype(d_context_QH.dtype).T, d_context_QH),
+    )
 
   zero_SH = jnp.zeros(k_SH.shape, jnp.float32)
   d_k_SH, d_v_SH = jax.lax.fori_loop(0, (last_ref[...] + 1 - j) * G, step, (zero_SH, zero_SH))
-  d_k_ref[...] = (d_k_SH * k_SH.shape[1]**-0.5).astype(d_k_ref.dtype)
+  d_k_ref[...] = (d_k_SH * k_SH.shape[1] ** -0.5).astype(d_k_ref.dtype)
   d_v_ref[...] = d_v_SH.astype(d_v_ref.dtype)
 
 
@@ -135,9 +140,16 @@ def call(kernel, grid, sees, gives, like, interpret: bool):
   """`kernel` on the GPU: a step has `sees` of the inputs and `gives` of the outputs, which are shaped `like`."""
   H = like[0].shape[-1]
   params = triton.CompilerParams(num_warps=4 if H <= 64 else 8, num_stages=2)
-  return pl.pallas_call(kernel, grid=grid, in_specs=sees, out_specs=gives, interpret=interpret, compiler_params=params,
-                        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
-                        name=f"packed_attention_{kernel.__name__}")
+  return pl.pallas_call(
+    kernel,
+    grid=grid,
+    in_specs=sees,
+    out_specs=gives,
+    interpret=interpret,
+    compiler_params=params,
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
+    name=f"packed_attention_{kernel.__name__}",
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -152,9 +164,13 @@ def forward(q_BTNH, k_BTKH, v_BTKH, mask, block, interpret):
   seen = Seen(block, T, H, N // k_BTKH.shape[2])
   sees = [seen.segment, seen.bound, seen.block, seen.keys, seen.keys]
   context_BTNH, logsumexp_BNT = call(
-      forward_kernel, (T // block, B, N), sees, [seen.block, seen.block_sum],
-      [q_BTNH, jax.ShapeDtypeStruct((B, N, T), jnp.float32)], interpret)(
-          mask.segment_BT, mask.first_BI, q_BTNH, k_BTKH, v_BTKH)
+    forward_kernel,
+    (T // block, B, N),
+    sees,
+    [seen.block, seen.block_sum],
+    [q_BTNH, jax.ShapeDtypeStruct((B, N, T), jnp.float32)],
+    interpret,
+  )(mask.segment_BT, mask.first_BI, q_BTNH, k_BTKH, v_BTKH)
   context_BTNH, logsumexp_BNT = checkpoint_name((context_BTNH, logsumexp_BNT), SAVED)
   return context_BTNH, (q_BTNH, k_BTKH, v_BTKH, mask, context_BTNH, logsumexp_BNT)
 
@@ -169,11 +185,21 @@ def backward(block, interpret, kept, d_context_BTNH):
   arrays = q_BTNH, k_BTKH, v_BTKH, d_context_BTNH, logsumexp_BNT, delta_BTN.swapaxes(1, 2)
   sees = [seen.segment, seen.bound, seen.block, seen.keys, seen.keys, seen.block, seen.block_sum, seen.block_sum]
   [d_q_BTNH] = call(query_kernel, (T // block, B, N), sees, [seen.block], [q_BTNH], interpret)(
-      mask.segment_BT, mask.first_BI, *arrays)
-  sees = [seen.segment, seen.bound, seen.queries, seen.block, seen.block, seen.queries, seen.queries_sum,
-          seen.queries_sum]
-  d_k_BTKH, d_v_BTKH = call(key_kernel, (T // block, B, K), sees, [seen.block, seen.block], [k_BTKH, v_BTKH],
-                            interpret)(mask.segment_BT, mask.last_BJ, *arrays)
+    mask.segment_BT, mask.first_BI, *arrays
+  )
+  sees = [
+    seen.segment,
+    seen.bound,
+    seen.queries,
+    seen.block,
+    seen.block,
+    seen.queries,
+    seen.queries_sum,
+    seen.queries_sum,
+  ]
+  d_k_BTKH, d_v_BTKH = call(
+    key_kernel, (T // block, B, K), sees, [seen.block, seen.block], [k_BTKH, v_BTKH], interpret
+  )(mask.segment_BT, mask.last_BJ, *arrays)
   return d_q_BTNH, d_k_BTKH, d_v_BTKH, None
 
 

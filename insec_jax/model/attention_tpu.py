@@ -39,11 +39,19 @@ def block_of(row_length: int) -> int:
 
 def make_kernel(num_heads: int, row_length: int, block: int, *, interpret: bool):
   """Splash attention of one row, q [N, T, H], k and v [K, T, H]."""
-  sizes = splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
-                            block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True)
+  sizes = splash.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
+    use_fused_bwd_kernel=True,
+  )
   mask = masks.MultiHeadMask([masks.CausalMask((row_length, row_length))] * num_heads)
-  return splash.make_splash_mha_single_device(mask, block_sizes=sizes, residual_checkpoint_name=SAVED,
-                                              interpret=interpret)
+  return splash.make_splash_mha_single_device(
+    mask, block_sizes=sizes, residual_checkpoint_name=SAVED, interpret=interpret
+  )
 
 
 def needed_blocks(segment_BT, block: int):
@@ -87,8 +95,9 @@ def attend(q_BTNH, k_BTKH, v_BTKH, mask: Mask, *, block: int, interpret: bool = 
 
   def row(arrays):
     q_TNH, k_TKH, v_TKH, mask = arrays
-    needed = splash.SplashAttentionKernel(only(mask.needed_BIJ, kernel.fwd_mask_info), None,
-                                          only(mask.needed_BIJ, kernel.dkv_mask_info), **kernel.kwargs)
+    needed = splash.SplashAttentionKernel(
+      only(mask.needed_BIJ, kernel.fwd_mask_info), None, only(mask.needed_BIJ, kernel.dkv_mask_info), **kernel.kwargs
+    )
     q_NTH, k_KTH, v_KTH = (x.swapaxes(0, 1) for x in (q_TNH * H**-0.5, k_TKH, v_TKH))
     return needed(q_NTH, k_KTH, v_KTH, splash.SegmentIds(mask.segment_BT, mask.segment_BT)).swapaxes(0, 1)
 

@@ -27,7 +27,11 @@ from insec_jax.model.llama import LlamaConfig
 from insec_jax.model.safetensors_io import CODES, Source, open_tensors, some_of, write_tensors
 
 CONFIG, GENERATION, SINGLE, INDEX = (
-    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+  "config.json",
+  "generation_config.json",
+  "model.safetensors",
+  "model.safetensors.index.json",
+)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 VOCAB_MULTIPLE = 128
 SHARD_BYTES = 5 * 10**9  # of one file, as transformers has it
@@ -37,18 +41,18 @@ FINITE_CHUNK = 1 << 14  # elements looked at together
 
 # Ours -> the tensor of HF and its axes, outermost first: nn.Linear stores [out, in].
 NAMES = {
-    "embed": ("model.embed_tokens.weight", "V D"),
-    "layers/attn/norm": ("model.layers.{}.input_layernorm.weight", "D"),
-    "layers/attn/wq": ("model.layers.{}.self_attn.q_proj.weight", "NH D"),
-    "layers/attn/wk": ("model.layers.{}.self_attn.k_proj.weight", "KH D"),
-    "layers/attn/wv": ("model.layers.{}.self_attn.v_proj.weight", "KH D"),
-    "layers/attn/wo": ("model.layers.{}.self_attn.o_proj.weight", "D NH"),
-    "layers/mlp/norm": ("model.layers.{}.post_attention_layernorm.weight", "D"),
-    "layers/mlp/gate": ("model.layers.{}.mlp.gate_proj.weight", "F D"),
-    "layers/mlp/up": ("model.layers.{}.mlp.up_proj.weight", "F D"),
-    "layers/mlp/down": ("model.layers.{}.mlp.down_proj.weight", "D F"),
-    "norm": ("model.norm.weight", "D"),
-    "head": ("lm_head.weight", "V D"),
+  "embed": ("model.embed_tokens.weight", "V D"),
+  "layers/attn/norm": ("model.layers.{}.input_layernorm.weight", "D"),
+  "layers/attn/wq": ("model.layers.{}.self_attn.q_proj.weight", "NH D"),
+  "layers/attn/wk": ("model.layers.{}.self_attn.k_proj.weight", "KH D"),
+  "layers/attn/wv": ("model.layers.{}.self_attn.v_proj.weight", "KH D"),
+  "layers/attn/wo": ("model.layers.{}.self_attn.o_proj.weight", "D NH"),
+  "layers/mlp/norm": ("model.layers.{}.post_attention_layernorm.weight", "D"),
+  "layers/mlp/gate": ("model.layers.{}.mlp.gate_proj.weight", "F D"),
+  "layers/mlp/up": ("model.layers.{}.mlp.up_proj.weight", "F D"),
+  "layers/mlp/down": ("model.layers.{}.mlp.down_proj.weight", "D F"),
+  "norm": ("model.norm.weight", "D"),
+  "head": ("lm_head.weight", "V D"),
 }
 LETTERS = flatten_dict(llama.WEIGHTS, sep="/")
 IGNORED = ".rotary_emb.inv_freq"  # old files store what config.json says already
@@ -66,6 +70,7 @@ class Slot:
 
 def slots(config: LlamaConfig) -> Iterator[Slot]:
   """Every tensor of an HF checkpoint, in the order of the forward pass."""
+
   def slot(path, layer):
     name, axes = NAMES[path]
     shape = tuple(math.prod(config.size(letter) for letter in axis) for axis in axes.split())
@@ -100,11 +105,12 @@ def check_finite(array: np.ndarray, name: str) -> None:
   flat = array.reshape(-1)
   for start in range(0, flat.size, FINITE_CHUNK):
     with np.errstate(invalid="ignore"):  # so it greets a NaN
-      finite = np.isfinite(flat[start:start + FINITE_CHUNK])
+      finite = np.isfinite(flat[start : start + FINITE_CHUNK])
     if not finite.all():
       place = np.unravel_index(start + int(finite.argmin()), array.shape)
-      raise InputError(f"{name} holds NaN or infinity at {[int(axis) for axis in place]}; take a checkpoint whose "
-                       "weights are finite")
+      raise InputError(
+        f"{name} holds NaN or infinity at {[int(axis) for axis in place]}; take a checkpoint whose weights are finite"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +174,11 @@ def read_config(folder: pathlib.Path | str) -> LlamaConfig:
   path = pathlib.Path(folder) / CONFIG
   config = config_from_json(read_json(path, "config of the model"), str(path))
   generation = read_generation_config(folder)
-  ends = () if generation is None else token_ids(generation, "eos_token_id", str(path.with_name(GENERATION)),
-                                                 config.vocab_size)
+  ends = (
+    ()
+    if generation is None
+    else token_ids(generation, "eos_token_id", str(path.with_name(GENERATION)), config.vocab_size)
+  )
   return dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ends))))
 
 
@@ -187,8 +196,10 @@ def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> di
   folder = pathlib.Path(folder)
   tensors, problems = _open_all(folder)
   if config.num_layers > len(tensors):
-    raise InputError(f"{folder / CONFIG}: num_hidden_layers={config.num_layers}, but the weights hold only "
-                     f"{len(tensors)} tensors; take a complete checkpoint, or correct {CONFIG}")
+    raise InputError(
+      f"{folder / CONFIG}: num_hidden_layers={config.num_layers}, but the weights hold only "
+      f"{len(tensors)} tensors; take a complete checkpoint, or correct {CONFIG}"
+    )
   wanted = {slot.name: slot for slot in slots(config)}
   if config.tied and NAMES["head"][0] in tensors:
     problems += _check_tied_head(tensors)
@@ -201,16 +212,23 @@ def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> di
     elif name in tensors:
       found.setdefault(slot.path, []).append(slot)
   if dtype is None:
-    problems += [f"{NAMES[path][0]} in several dtypes ({', '.join(sorted(kinds))})" for path, of_path in found.items()
-                 if len(kinds := {tensors[slot.name].dtype.name for slot in of_path}) > 1]
+    problems += [
+      f"{NAMES[path][0]} in several dtypes ({', '.join(sorted(kinds))})"
+      for path, of_path in found.items()
+      if len(kinds := {tensors[slot.name].dtype.name for slot in of_path}) > 1
+    ]
   if problems:
     shown = some_of([f"{problem:.200}" for problem in problems], MOST_NAMED, "; ")
-    raise InputError(f"the weights in {folder} do not fit its {CONFIG}: {shown}; take a complete "
-                     f"checkpoint of this architecture, or correct {CONFIG}")
+    raise InputError(
+      f"the weights in {folder} do not fit its {CONFIG}: {shown}; take a complete "
+      f"checkpoint of this architecture, or correct {CONFIG}"
+    )
   weights = {}
   for path, of_path in found.items():
     views = tuple(tensors[slot.name] for slot in of_path)
-    weights[path] = LazyWeight(path, config, views, tuple(slot.name for slot in of_path), np.dtype(dtype or views[0].dtype))
+    weights[path] = LazyWeight(
+      path, config, views, tuple(slot.name for slot in of_path), np.dtype(dtype or views[0].dtype)
+    )
   return unflatten_dict(weights, sep="/")
 
 
@@ -236,7 +254,8 @@ def _place(weight: "LazyWeight | RandomWeight", sharding: jax.sharding.Sharding)
     return weight[tuple(slice(*bound) for bound in bounds)]
 
   placed = jax.make_array_from_callback(
-      weight.shape, sharding, lambda index: read(tuple((one.start, one.stop) for one in index)))
+    weight.shape, sharding, lambda index: read(tuple((one.start, one.stop) for one in index))
+  )
   return placed.block_until_ready()  # until it is there the host holds it too, and the next one would come on top
 
 
@@ -244,19 +263,25 @@ def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
   """Return every tensor of the folder's files, and what is wrong with the index of them."""
   single, index = (os.path.lexists(folder / name) for name in (SINGLE, INDEX))
   if single == index:
-    raise InputError(f"{folder} has {'both' if index else 'neither'} of {SINGLE} and {INDEX}; "
-                     "give a Hugging Face folder with safetensors weights, in one file or several")
+    raise InputError(
+      f"{folder} has {'both' if index else 'neither'} of {SINGLE} and {INDEX}; "
+      "give a Hugging Face folder with safetensors weights, in one file or several"
+    )
   if single:
     return open_tensors(folder / SINGLE), []
   file_of_tensor = read_json(folder / INDEX, "index of the weights").get("weight_map")
-  if (not isinstance(file_of_tensor, dict) or not file_of_tensor
-      or not all(isinstance(file, str) for file in file_of_tensor.values())):
+  if (
+    not isinstance(file_of_tensor, dict)
+    or not file_of_tensor
+    or not all(isinstance(file, str) for file in file_of_tensor.values())
+  ):
     raise InputError(f"{folder / INDEX} has no weight_map from tensors to files; fetch it again")
   files = sorted(set(file_of_tensor.values()))
   for file in files:
     if not SHARD.fullmatch(file):
-      raise InputError(f"{folder / INDEX} names {file!r:.100}, which is no .safetensors file of this folder; fetch it "
-                       "again")
+      raise InputError(
+        f"{folder / INDEX} names {file!r:.100}, which is no .safetensors file of this folder; fetch it again"
+      )
     if not os.path.lexists(folder / file):
       raise InputError(f"{folder / INDEX} names {file}, which is not there; fetch it")
   tensors: dict[str, np.ndarray] = {}
@@ -277,17 +302,31 @@ def _check_tied_head(tensors: dict[str, np.ndarray]) -> list[str]:
   if embed not in tensors:
     return []
   head = tensors.pop(name)
-  same = head.shape == tensors[embed].shape and head.dtype == tensors[embed].dtype and all(
-      np.array_equal(head[row:row + 1024].view(np.uint8), tensors[embed][row:row + 1024].view(np.uint8))
-      for row in range(0, len(head), 1024))
+  same = (
+    head.shape == tensors[embed].shape
+    and head.dtype == tensors[embed].dtype
+    and all(
+      np.array_equal(head[row : row + 1024].view(np.uint8), tensors[embed][row : row + 1024].view(np.uint8))
+      for row in range(0, len(head), 1024)
+    )
+  )
   if not same:
     return [f"unexpected {name}, which differs from {embed} although tie_word_embeddings is true"]
   logging.warning("%s repeats %s, to which tie_word_embeddings ties it: read once, and not written again", name, embed)
   return []
 
 
-def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None, max_shard_bytes: int = SHARD_BYTES,
-         tokenizer=None, generation: dict[str, Any] | None = None, card: str | None = None) -> None:
+def save(
+  folder: pathlib.Path | str,
+  params,
+  config: LlamaConfig,
+  *,
+  dtype=None,
+  max_shard_bytes: int = SHARD_BYTES,
+  tokenizer=None,
+  generation: dict[str, Any] | None = None,
+  card: str | None = None,
+) -> None:
   """Writes an HF folder: weights, index if they need several files, config.json, generation_config.json, and where
   given the tokenizer and the model card (README.md).
 
@@ -305,8 +344,13 @@ def save(folder: pathlib.Path | str, params, config: LlamaConfig, *, dtype=None,
       raise InputError(f"{folder} is there already and not empty; give a new folder, nothing is written over")
     weights = flatten_dict(params, sep="/")
     target = np.dtype(dtype or weights["embed"].dtype)
-    _write_weights(partial, [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype))
-                             for slot in slots(config)], max_shard_bytes)
+    _write_weights(
+      partial,
+      [
+        _source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype)) for slot in slots(config)
+      ],
+      max_shard_bytes,
+    )
     fields = readable_by_all(config_to_json(dataclasses.replace(config, stored_dtype=target.name)), config)
     ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
     write_json(partial / CONFIG, fields)
@@ -353,8 +397,13 @@ def _write_weights(folder: pathlib.Path, sources: list[Source], max_shard_bytes:
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     write_tensors(folder / file, shard)
     places |= dict.fromkeys((source.name for source in shard), file)
-  write_json(folder / INDEX, {"metadata": {"total_size": sum(source.num_bytes for source in sources)},
-                              "weight_map": dict(sorted(places.items()))})
+  write_json(
+    folder / INDEX,
+    {
+      "metadata": {"total_size": sum(source.num_bytes for source in sources)},
+      "weight_map": dict(sorted(places.items())),
+    },
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,8 +420,9 @@ class RandomWeight:
     """`self[index]`, one slice for each axis."""
     if not self.stacked:
       return self._draw(0, self.shape)[index].astype(self.dtype)
-    return np.stack([self._draw(layer, self.shape[1:])[index[1:]].astype(self.dtype)
-                     for layer in range(self.shape[0])[index[0]]])
+    return np.stack(
+      [self._draw(layer, self.shape[1:])[index[1:]].astype(self.dtype) for layer in range(self.shape[0])[index[0]]]
+    )
 
   def _draw(self, layer: int, shape: tuple[int, ...]) -> np.ndarray:
     if self.deviation is None:
@@ -410,8 +460,10 @@ def grow_vocabulary(params, config: LlamaConfig, new_size: int) -> tuple[dict, L
   multiple of 128, which divides over devices, and no less than now.
   """
   if new_size % VOCAB_MULTIPLE or new_size < config.vocab_size:
-    raise InputError(f"the vocabulary cannot go from {config.vocab_size} to {new_size} tokens; the new size must be a "
-                     f"multiple of {VOCAB_MULTIPLE} and no smaller")
+    raise InputError(
+      f"the vocabulary cannot go from {config.vocab_size} to {new_size} tokens; the new size must be a "
+      f"multiple of {VOCAB_MULTIPLE} and no smaller"
+    )
 
   def grown(matrix_VD):
     mean_D = matrix_VD.astype(jnp.float32).mean(0).astype(matrix_VD.dtype)

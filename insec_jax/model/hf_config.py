@@ -16,47 +16,51 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 # LlamaConfig's field -> the key of config.json.
 KEYS = {
-    "vocab_size": "vocab_size",
-    "width": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "mlp_width": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "tied": "tie_word_embeddings",
-    "max_positions": "max_position_embeddings",
+  "vocab_size": "vocab_size",
+  "width": "hidden_size",
+  "num_layers": "num_hidden_layers",
+  "num_heads": "num_attention_heads",
+  "num_kv_heads": "num_key_value_heads",
+  "mlp_width": "intermediate_size",
+  "norm_eps": "rms_norm_eps",
+  "tied": "tie_word_embeddings",
+  "max_positions": "max_position_embeddings",
 }
 OPTIONAL = {
-    "head_width": "head_dim",
-    "init_std": "initializer_range",
-    "bos_id": "bos_token_id",
-    "eos_ids": "eos_token_id",
-    "pad_id": "pad_token_id",
+  "head_width": "head_dim",
+  "init_std": "initializer_range",
+  "bos_id": "bos_token_id",
+  "eos_ids": "eos_token_id",
+  "pad_id": "pad_token_id",
 }
 ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 STORED_DTYPE = ("dtype", "torch_dtype")
-SCALING = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
-           "original_max_positions": "original_max_position_embeddings"}
+SCALING = {
+  "factor": "factor",
+  "low_freq_factor": "low_freq_factor",
+  "high_freq_factor": "high_freq_factor",
+  "original_max_positions": "original_max_position_embeddings",
+}
 
 # Other arithmetic than ours, unless absent or equal to the first value; the others say the same.
 FIXED = {
-    "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], None),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "attention_dropout": (0, None),
-    "partial_rotary_factor": (1, None),
-    "rope_interleaved": (False,),
-    "sliding_window": (None,),
-    "use_sliding_window": (False, None),
-    "quantization_config": (None,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "cross_attention_hidden_size": (None,),
-    "tie_encoder_decoder": (False,),
-    "pruned_heads": ({}, None),
-    "chunk_size_feed_forward": (0,),
+  "model_type": ("llama",),
+  "architectures": (["LlamaForCausalLM"], None),
+  "hidden_act": ("silu",),
+  "attention_bias": (False,),
+  "mlp_bias": (False,),
+  "attention_dropout": (0, None),
+  "partial_rotary_factor": (1, None),
+  "rope_interleaved": (False,),
+  "sliding_window": (None,),
+  "use_sliding_window": (False, None),
+  "quantization_config": (None,),
+  "is_encoder_decoder": (False,),
+  "add_cross_attention": (False,),
+  "cross_attention_hidden_size": (None,),
+  "tie_encoder_decoder": (False,),
+  "pruned_heads": ({}, None),
+  "chunk_size_feed_forward": (0,),
 }
 NEEDED = ("model_type", "hidden_act")  # of FIXED, the two without which the rest means nothing
 
@@ -65,23 +69,70 @@ MOST_LAYERS, MOST_PARAMS, MOST_SIZE = 10_000, 10**13, 2**31 - 1
 MOST_NAMED = 5  # fields in one error
 
 # Fields that no weight and no logit depends on.
-IRRELEVANT = frozenset((
+IRRELEVANT = frozenset(
+  (
     # how transformers runs the model
-    "use_cache", "pretraining_tp", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-    "use_bfloat16", "tf_legacy_loss", "is_decoder", "_attn_implementation_autoset", "attn_implementation",
+    "use_cache",
+    "pretraining_tp",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "torchscript",
+    "use_bfloat16",
+    "tf_legacy_loss",
+    "is_decoder",
+    "_attn_implementation_autoset",
+    "attn_implementation",
     # where the file comes from
-    "transformers_version", "_name_or_path", "_model_name_or_path", "name_or_path", "_commit_hash",
-    "_from_model_config", "is_llama_config", "transformers.js_config", "unsloth_version", "unsloth_fixed",
+    "transformers_version",
+    "_name_or_path",
+    "_model_name_or_path",
+    "name_or_path",
+    "_commit_hash",
+    "_from_model_config",
+    "is_llama_config",
+    "transformers.js_config",
+    "unsloth_version",
+    "unsloth_fixed",
     # other tasks than the next token, and ids that belong to the tokenizer
-    "finetuning_task", "id2label", "label2id", "problem_type", "task_specific_params", "tokenizer_class", "prefix",
-    "sep_token_id", "unk_token_id", "decoder_start_token_id",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "task_specific_params",
+    "tokenizer_class",
+    "prefix",
+    "sep_token_id",
+    "unk_token_id",
+    "decoder_start_token_id",
     # how to sample: generation_config.json says it now
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
-    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
-    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-    "suppress_tokens", "begin_suppress_tokens",
-))
+    "max_length",
+    "min_length",
+    "do_sample",
+    "early_stopping",
+    "num_beams",
+    "num_beam_groups",
+    "diversity_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "num_return_sequences",
+    "output_scores",
+    "return_dict_in_generate",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "remove_invalid_values",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+  )
+)
 KNOWN = {*KEYS.values(), *OPTIONAL.values(), *ROPE, *STORED_DTYPE, *FIXED, *IRRELEVANT}
 
 
@@ -91,10 +142,15 @@ def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
   Only these may be absent: head_dim (then hidden_size / num_attention_heads, as HF has it), initializer_range, token
   ids, dtype, and what is absent from a plain Llama. InputError for anything missing, wrong or not understood.
   """
-  if refused := [f"{key:.60}={value!r:.60}" for key, value in fields.items()
-                 if key not in KNOWN or (key in FIXED and not _is_one_of(value, FIXED[key]))]:
-    raise InputError(f"{where}: {some_of(refused, MOST_NAMED)}: this model does not compute that; only plain Llama 3 "
-                     "architectures can be used")
+  if refused := [
+    f"{key:.60}={value!r:.60}"
+    for key, value in fields.items()
+    if key not in KNOWN or (key in FIXED and not _is_one_of(value, FIXED[key]))
+  ]:
+    raise InputError(
+      f"{where}: {some_of(refused, MOST_NAMED)}: this model does not compute that; only plain Llama 3 "
+      "architectures can be used"
+    )
   if missing := [key for key in (*NEEDED, *KEYS.values()) if key not in fields]:
     raise InputError(f"{where} misses {', '.join(missing)}; give every field of an HF Llama config.json")
   tied = fields["tie_word_embeddings"]
@@ -105,13 +161,19 @@ def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
   no_init = _present(fields, "initializer_range") is None
   vocab_size = values["vocab_size"]
   config = LlamaConfig(
-      **values, tied=tied, norm_eps=_number(fields, "rms_norm_eps", where, float, above=1e-12, most=0.1),
-      head_width=_head_width(fields, values, where), rope_theta=theta, rope_scaling=scaling,
-      init_std=None if no_init else _number(fields, "initializer_range", where, float, most=10),
-      bos_id=_token_id(fields, "bos_token_id", where, vocab_size),
-      pad_id=_token_id(fields, "pad_token_id", where, vocab_size),
-      eos_ids=token_ids(fields, "eos_token_id", where, vocab_size), stored_dtype=_stored_dtype(fields, where),
-      source=json.dumps(fields))
+    **values,
+    tied=tied,
+    norm_eps=_number(fields, "rms_norm_eps", where, float, above=1e-12, most=0.1),
+    head_width=_head_width(fields, values, where),
+    rope_theta=theta,
+    rope_scaling=scaling,
+    init_std=None if no_init else _number(fields, "initializer_range", where, float, most=10),
+    bos_id=_token_id(fields, "bos_token_id", where, vocab_size),
+    pad_id=_token_id(fields, "pad_token_id", where, vocab_size),
+    eos_ids=token_ids(fields, "eos_token_id", where, vocab_size),
+    stored_dtype=_stored_dtype(fields, where),
+    source=json.dumps(fields),
+  )
   _check_size(config, where)
   return config
 
@@ -122,8 +184,10 @@ def _check_size(config: LlamaConfig, where: str) -> None:
   layer = attention + 3 * config.width * config.mlp_width + 2 * config.width
   num_params = config.num_layers * layer + (2 - config.tied) * config.vocab_size * config.width + config.width
   if config.num_layers > MOST_LAYERS or num_params > MOST_PARAMS:
-    raise InputError(f"{where} describes {config.num_layers:,} layers with {num_params:,} parameters; at most "
-                     f"{MOST_LAYERS:,} and {MOST_PARAMS:,} can be meant: correct its sizes")
+    raise InputError(
+      f"{where} describes {config.num_layers:,} layers with {num_params:,} parameters; at most "
+      f"{MOST_LAYERS:,} and {MOST_PARAMS:,} can be meant: correct its sizes"
+    )
 
 
 def _is_one_of(value, allowed: tuple) -> bool:
@@ -157,10 +221,16 @@ def readable_by_all(fields: dict[str, Any], config: LlamaConfig) -> dict[str, An
 
 
 def _new_fields(config: LlamaConfig) -> dict[str, Any]:
-  fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-            "attention_bias": False, "mlp_bias": False}
-  fields |= {key: _written(config, field) for field, key in (KEYS | OPTIONAL).items()
-             if _written(config, field) is not None}
+  fields = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+  }
+  fields |= {
+    key: _written(config, field) for field, key in (KEYS | OPTIONAL).items() if _written(config, field) is not None
+  }
   return fields | _rope_fields(config) | ({} if config.stored_dtype is None else {"torch_dtype": config.stored_dtype})
 
 
@@ -173,8 +243,12 @@ def _written(config: LlamaConfig, field: str):
 
 def _rope_fields(config: LlamaConfig) -> dict[str, Any]:
   scaling = config.rope_scaling
-  return {"rope_theta": config.rope_theta, "rope_scaling": None if scaling is None else {
-      "rope_type": "llama3", **{key: getattr(scaling, field) for field, key in SCALING.items()}}}
+  return {
+    "rope_theta": config.rope_theta,
+    "rope_scaling": None
+    if scaling is None
+    else {"rope_type": "llama3", **{key: getattr(scaling, field) for field, key in SCALING.items()}},
+  }
 
 
 def _present(fields: dict[str, Any], key: str):
@@ -215,16 +289,19 @@ def _head_width(fields: dict[str, Any], values: dict[str, int], where: str) -> i
   if _present(fields, "head_dim") is not None:
     return _number(fields, "head_dim", where, int)
   if values["width"] % values["num_heads"]:
-    raise InputError(f"{where}: hidden_size={values['width']} is no multiple of "
-                     f"num_attention_heads={values['num_heads']}; give head_dim")
+    raise InputError(
+      f"{where}: hidden_size={values['width']} is no multiple of "
+      f"num_attention_heads={values['num_heads']}; give head_dim"
+    )
   return values["width"] // values["num_heads"]
 
 
 def _stored_dtype(fields: dict[str, Any], where: str) -> str | None:
   given = [fields[key] for key in STORED_DTYPE if _present(fields, key) is not None]
   if any(value != given[0] or value not in DTYPES for value in given):
-    raise InputError(f"{where}: dtype {' and '.join(f'{value!r:.60}' for value in given)}; must be one of "
-                     f"{', '.join(DTYPES)}")
+    raise InputError(
+      f"{where}: dtype {' and '.join(f'{value!r:.60}' for value in given)}; must be one of {', '.join(DTYPES)}"
+    )
   return given[0] if given else None
 
 
@@ -235,8 +312,9 @@ def _rope(fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None
     readings.append(_rope_entry(fields["rope_parameters"], fields, f"{where}: rope_parameters"))
   if _present(fields, "rope_scaling") is not None or not readings:
     scaling = _present(fields, "rope_scaling")
-    readings.append(_rope_entry({"rope_type": "default"} if scaling is None else scaling, fields,
-                                f"{where}: rope_scaling"))
+    readings.append(
+      _rope_entry({"rope_type": "default"} if scaling is None else scaling, fields, f"{where}: rope_scaling")
+    )
   if len(set(readings)) > 1:
     raise InputError(f"{where}: rope_parameters and rope_scaling contradict each other; keep one")
   return readings[0]
@@ -253,21 +331,30 @@ def _rope_entry(entry: dict[str, Any], fields: dict[str, Any], where: str) -> tu
   theta = _number({"rope_theta": thetas[0]}, "rope_theta", where, float, above=10, most=1e11)
   kinds = [entry[key] for key in ("rope_type", "type") if key in entry]  # "type" before transformers 4.45
   if not kinds or any(kind not in ("default", "llama3") or kind != kinds[0] for kind in kinds):
-    raise InputError(f"{where}: rope_type {' and '.join(f'{kind!r:.60}' for kind in kinds) or 'is missing'}; "
-                     "'default' and 'llama3' are understood")
+    raise InputError(
+      f"{where}: rope_type {' and '.join(f'{kind!r:.60}' for kind in kinds) or 'is missing'}; "
+      "'default' and 'llama3' are understood"
+    )
   kind = kinds[0]
   needed = set(SCALING.values()) if kind == "llama3" else set()
   given = set(entry) - {"rope_type", "type", "rope_theta"}
   if given != needed:
-    raise InputError(f"{where}: rope_type {kind!r} takes {', '.join(sorted(needed)) or 'no other field'}, "
-                     f"got {', '.join(sorted(given))[:200] or 'none'}")
+    raise InputError(
+      f"{where}: rope_type {kind!r} takes {', '.join(sorted(needed)) or 'no other field'}, "
+      f"got {', '.join(sorted(given))[:200] or 'none'}"
+    )
   if kind == "default":
     return theta, None
-  scaling = RopeScaling(**{field: _number(entry, key, where, int if field == "original_max_positions" else float)
-                           for field, key in SCALING.items()})
+  scaling = RopeScaling(
+    **{
+      field: _number(entry, key, where, int if field == "original_max_positions" else float)
+      for field, key in SCALING.items()
+    }
+  )
   if scaling.factor < 1:
     raise InputError(f"{where}: factor={scaling.factor}; must be at least 1")
   if scaling.high_freq_factor <= scaling.low_freq_factor:
-    raise InputError(f"{where}: high_freq_factor={scaling.high_freq_factor} must be above "
-                     f"low_freq_factor={scaling.low_freq_factor}")
+    raise InputError(
+      f"{where}: high_freq_factor={scaling.high_freq_factor} must be above low_freq_factor={scaling.low_freq_factor}"
+    )
   return theta, scaling

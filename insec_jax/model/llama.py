@@ -24,10 +24,11 @@ from insec_jax.model.attention import XLA, Attention, attend_cached
 
 # What the backward pass keeps inside a layer, beside the stream between layers; what fsdp has gathered it never keeps.
 REMAT = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names(sharding.GATHERED),
-    "matmuls": jax.checkpoint_policies.save_only_these_names(
-      "query", "key", "value", "context", "residual", "gate", "up"),
-    "full": jax.checkpoint_policies.nothing_saveable,
+  "none": jax.checkpoint_policies.save_anything_except_these_names(sharding.GATHERED),
+  "matmuls": jax.checkpoint_policies.save_only_these_names(
+    "query", "key", "value", "context", "residual", "gate", "up"
+  ),
+  "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -68,26 +69,35 @@ class LlamaConfig:
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
-      raise InputError(f"num_attention_heads={self.num_heads} is not a multiple of num_key_value_heads="
-                       f"{self.num_kv_heads}; each key head serves the same number of query heads")
+      raise InputError(
+        f"num_attention_heads={self.num_heads} is not a multiple of num_key_value_heads="
+        f"{self.num_kv_heads}; each key head serves the same number of query heads"
+      )
     if self.head_width % 2:
       raise InputError(f"head_dim={self.head_width} is odd; rotary positions turn pairs, so it must be even")
 
   def size(self, letter: str) -> int:
     """Length of the axis that the letter names, of those a weight can have."""
-    return {"V": self.vocab_size, "D": self.width, "L": self.num_layers, "N": self.num_heads, "K": self.num_kv_heads,
-            "H": self.head_width, "F": self.mlp_width}[letter]
+    return {
+      "V": self.vocab_size,
+      "D": self.width,
+      "L": self.num_layers,
+      "N": self.num_heads,
+      "K": self.num_kv_heads,
+      "H": self.head_width,
+      "F": self.mlp_width,
+    }[letter]
 
 
 # Every weight and its axes; those under "layers" have L before them.
 WEIGHTS = {
-    "embed": "VD",
-    "layers": {
-        "attn": {"norm": "D", "wq": "DNH", "wk": "DKH", "wv": "DKH", "wo": "NHD"},
-        "mlp": {"norm": "D", "gate": "DF", "up": "DF", "down": "FD"},
-    },
-    "norm": "D",
-    "head": "VD",  # absent when tied: 3.2-1B reads its output matrix from the embedding, 3.1-8B has its own
+  "embed": "VD",
+  "layers": {
+    "attn": {"norm": "D", "wq": "DNH", "wk": "DKH", "wv": "DKH", "wo": "NHD"},
+    "mlp": {"norm": "D", "gate": "DF", "up": "DF", "down": "FD"},
+  },
+  "norm": "D",
+  "head": "VD",  # absent when tied: 3.2-1B reads its output matrix from the embedding, 3.1-8B has its own
 }
 AXES = {"V": "vocab", "D": "width", "L": "layers", "N": "heads", "K": "kv_heads", "H": "head_width", "F": "mlp_width"}
 
@@ -114,7 +124,8 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
   wavelength = np.float32(2 * math.pi) / frequency
   # 1 where a wave fits original_max_positions more than high_freq_factor times, 0 below low_freq_factor times.
   keep = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
-      scaling.high_freq_factor - scaling.low_freq_factor)
+    scaling.high_freq_factor - scaling.low_freq_factor
+  )
   keep = np.clip(keep, 0, 1).astype(np.float32)
   return ((1 - keep) * frequency / np.float32(scaling.factor) + keep * frequency).astype(np.float32)
 
@@ -166,8 +177,13 @@ def head(params, config: LlamaConfig):
 def logits(params, config: LlamaConfig, stream_BTD):
   """Float32 logits [B, T, V], all at once: for decoding and tests; training/loss.py never holds them."""
   weight_VD = head(params, config).astype(stream_BTD.dtype)
-  return jnp.einsum("BTD,VD->BTV", stream_BTD, weight_VD, preferred_element_type=jnp.float32,
-                    precision="highest" if stream_BTD.dtype == jnp.float32 else None)
+  return jnp.einsum(
+    "BTD,VD->BTV",
+    stream_BTD,
+    weight_VD,
+    preferred_element_type=jnp.float32,
+    precision="highest" if stream_BTD.dtype == jnp.float32 else None,
+  )
 
 
 def make_cache(config: LlamaConfig, batch: int, length: int, dtype) -> list:
@@ -180,8 +196,13 @@ def unstack(params, config: LlamaConfig):
   """The params with a list of layers in place of the stack: `forward_cached` then slices nothing at every token."""
   if isinstance(params["layers"], list):
     return params
-  return {**params, "layers": [jax.tree.map(lambda stacked: stacked[layer], params["layers"])  # noqa: B023, mapped at once
-                               for layer in range(config.num_layers)]}
+  return {
+    **params,
+    "layers": [
+      jax.tree.map(lambda stacked: stacked[layer], params["layers"])  # noqa: B023, mapped at once
+      for layer in range(config.num_layers)
+    ],
+  }
 
 
 def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
@@ -204,8 +225,10 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
   filled = []
 
   def attend(q_BTNH, k_BTKH, v_BTKH):
-    k_BKSH, v_BKSH = (jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), slot, 2)
-                      for old, new in zip(cache[len(filled)], (k_BTKH, v_BTKH), strict=True))
+    k_BKSH, v_BKSH = (
+      jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), slot, 2)
+      for old, new in zip(cache[len(filled)], (k_BTKH, v_BTKH), strict=True)
+    )
     filled.append((k_BKSH, v_BKSH))
     return attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
 
@@ -250,8 +273,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, stream_BTD, rope, mask):
     weights = {part: Weights(self.config, part, self.mesh, name=part)() for part in WEIGHTS["layers"]}
-    return block(weights, self.config, stream_BTD, rope, lambda q, k, v: self.attention.attend(q, k, v, mask),
-                 self.mesh), None
+    return block(
+      weights, self.config, stream_BTD, rope, lambda q, k, v: self.attention.attend(q, k, v, mask), self.mesh
+    ), None
 
 
 class Llama(nn.Module):
@@ -279,12 +303,18 @@ class Llama(nn.Module):
     layer = Block
     if self.remat != "none" or (self.mesh is not None and sharding.size_over(self.mesh, sharding.FSDP) > 1):
       layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)  # inside a scan nothing is merged anyway
-    layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True},
-                     in_axes=(nn.broadcast, nn.broadcast), length=config.num_layers,
-                     metadata_params={nn.PARTITION_NAME: AXES["L"]})
+    layers = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast, nn.broadcast),
+      length=config.num_layers,
+      metadata_params={nn.PARTITION_NAME: AXES["L"]},
+    )
     # Named: lifted transforms would change an automatic name, and with it the place of every weight.
     stream_BTD, _ = layers(config, self.attention, self.mesh, name="layers")(
-        stream_BTD, rope_angles(config, position_BT), self.attention.prepare(segment_BT))
+      stream_BTD, rope_angles(config, position_BT), self.attention.prepare(segment_BT)
+    )
     if not config.tied:
       declare(self, "head", WEIGHTS["head"])  # read by `head`
     return rms_norm(declare_whole(self, "norm", WEIGHTS["norm"]), stream_BTD, config.norm_eps)

@@ -1,8 +1,8 @@
 """One safetensors file: header checked and tensors mapped, or written one tensor at a time.
 
-  8 bytes   n, the length of the header, little-endian
-  n bytes   JSON {name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [start, end]}, ..., "__metadata__": {...}}
-  the rest  the tensors' bytes, row-major, without gaps; offsets count from here
+8 bytes   n, the length of the header, little-endian
+n bytes   JSON {name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [start, end]}, ..., "__metadata__": {...}}
+the rest  the tensors' bytes, row-major, without gaps; offsets count from here
 """
 
 import json
@@ -47,14 +47,16 @@ def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, LARGEST_HEADER):
-      raise InputError(f"{path} has {size:,} bytes, too few for its header; it is cut short or no safetensors file: "
-                       "fetch it again")
+      raise InputError(
+        f"{path} has {size:,} bytes, too few for its header; it is cut short or no safetensors file: fetch it again"
+      )
     header = _parse_header(path, file.read(length), size)
     begin = 8 + length
     end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end != size:
-      raise InputError(f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: "
-                       "fetch it again")
+      raise InputError(
+        f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: fetch it again"
+      )
     # Not closed by hand: the views keep the map alive, and it closes with the last of them.
     data = np.memmap(file, np.uint8, "r")
   tensors = {}
@@ -62,10 +64,12 @@ def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
     start, stop = entry["data_offsets"]
     if start != used:
-      raise InputError(f"{path}: {name:.100} starts at byte {start:,} of the data where {used:,} was due; tensors "
-                       "overlap or leave a gap, the file is damaged: fetch it again")
+      raise InputError(
+        f"{path}: {name:.100} starts at byte {start:,} of the data where {used:,} was due; tensors "
+        "overlap or leave a gap, the file is damaged: fetch it again"
+      )
     used = stop
-    tensors[name] = data[begin + start:begin + stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    tensors[name] = data[begin + start : begin + stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
   return tensors
 
 
@@ -78,32 +82,45 @@ def _parse_header(path: pathlib.Path, text: bytes, size: int) -> dict[str, dict]
   foreign, wrong = [], []
   for name, entry in header.items():
     if not _is_entry(entry, size):
-      raise InputError(f"{path}: its header says {entry!r:.100} of {name:.100}, which is no tensor of this file; fetch "
-                       "it again")
+      raise InputError(
+        f"{path}: its header says {entry!r:.100} of {name:.100}, which is no tensor of this file; fetch it again"
+      )
     start, stop = entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
       foreign.append(f"{name:.100} {entry['dtype']:.20}")
     elif stop - start != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
       wrong.append(f"{name:.100}")
   if foreign:
-    raise InputError(f"{path}: {some_of(foreign, MOST_NAMED)}: only {', '.join(DTYPES)} weights can be read; "
-                     "take the checkpoint that is not quantized")
+    raise InputError(
+      f"{path}: {some_of(foreign, MOST_NAMED)}: only {', '.join(DTYPES)} weights can be read; "
+      "take the checkpoint that is not quantized"
+    )
   if wrong:
-    raise InputError(f"{path}: the bytes of {some_of(wrong, MOST_NAMED)} do not hold their shape; the file is damaged: "
-                     "fetch it again")
+    raise InputError(
+      f"{path}: the bytes of {some_of(wrong, MOST_NAMED)} do not hold their shape; the file is damaged: fetch it again"
+    )
   return header
 
 
 def _is_entry(entry, size: int) -> bool:
   """Whether it has the form of a tensor, with axes and offsets that a file of `size` bytes can have."""
-  def are_sizes(values, most_values):
-    return isinstance(values, list) and len(values) <= most_values and all(
-        isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= size for value in values)
 
-  return (isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
-          and isinstance(entry["dtype"], str) and are_sizes(entry["shape"], MOST_AXES)
-          and are_sizes(entry["data_offsets"], 2) and len(entry["data_offsets"]) == 2
-          and entry["data_offsets"][0] <= entry["data_offsets"][1])
+  def are_sizes(values, most_values):
+    return (
+      isinstance(values, list)
+      and len(values) <= most_values
+      and all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= size for value in values)
+    )
+
+  return (
+    isinstance(entry, dict)
+    and entry.keys() == {"dtype", "shape", "data_offsets"}
+    and isinstance(entry["dtype"], str)
+    and are_sizes(entry["shape"], MOST_AXES)
+    and are_sizes(entry["data_offsets"], 2)
+    and len(entry["data_offsets"]) == 2
+    and entry["data_offsets"][0] <= entry["data_offsets"][1]
+  )
 
 
 def some_of(names: list[str], most: int, separator: str = ", ") -> str:
@@ -117,8 +134,11 @@ def write_tensors(path: pathlib.Path, sources: Iterable[Source]) -> None:
   header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without a format
   offset = 0
   for source in sources:
-    header[source.name] = {"dtype": CODES[source.dtype], "shape": list(source.shape),
-                           "data_offsets": [offset, offset + source.num_bytes]}
+    header[source.name] = {
+      "dtype": CODES[source.dtype],
+      "shape": list(source.shape),
+      "data_offsets": [offset, offset + source.num_bytes],
+    }
     offset += source.num_bytes
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # data starts on a multiple of 8

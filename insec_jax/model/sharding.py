@@ -26,15 +26,15 @@ BATCH = ("data", *FSDP)
 
 # Logical axes of parameters and of a batch.
 RULES = {
-    "batch": BATCH,
-    "position": None,
-    "width": FSDP,
-    "heads": TENSOR,
-    "kv_heads": TENSOR,
-    "mlp_width": TENSOR,
-    "vocab": TENSOR,
-    "head_width": None,
-    "layers": None,
+  "batch": BATCH,
+  "position": None,
+  "width": FSDP,
+  "heads": TENSOR,
+  "kv_heads": TENSOR,
+  "mlp_width": TENSOR,
+  "vocab": TENSOR,
+  "head_width": None,
+  "layers": None,
 }
 GATHERED = "gathered"  # checkpoint_name of a whole weight
 
@@ -45,11 +45,13 @@ def make_mesh(config: MeshConfig, devices) -> Mesh:
   shape = (data, *fsdp_axes(fsdp), tensor)
   slices = len(collections.Counter(getattr(device, "slice_index", 0) for device in devices))
   if data % slices:
-    raise InputError(f"mesh.data={data} over {slices} slices; between slices only `data` may lie: give a multiple of "
-                     f"{slices}")
+    raise InputError(
+      f"mesh.data={data} over {slices} slices; between slices only `data` may lie: give a multiple of {slices}"
+    )
   if slices > 1:
     placed = mesh_utils.create_hybrid_device_mesh(
-      (data // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1)), devices, allow_split_physical_axes=True)
+      (data // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1)), devices, allow_split_physical_axes=True
+    )
   else:
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   # Auto, said aloud: the default is Explicit since jax 0.9.
@@ -58,8 +60,13 @@ def make_mesh(config: MeshConfig, devices) -> Mesh:
 
 def fsdp_axes(size: int) -> tuple[int, int, int]:
   """`size` as the lengths of the three axes: none above 4 where that can be, then as few and as even as can be."""
-  triples = [(x, y, size // (x * y)) for x in range(1, size + 1) if size % x == 0
-             for y in range(x, size // x + 1) if size // x % y == 0 and y <= size // (x * y)]
+  triples = [
+    (x, y, size // (x * y))
+    for x in range(1, size + 1)
+    if size % x == 0
+    for y in range(x, size // x + 1)
+    if size // x % y == 0 and y <= size // (x * y)
+  ]
   return min(triples, key=lambda xyz: (max(*xyz, 4), sum(n > 1 for n in xyz), max(xyz), -min(xyz)))
 
 
@@ -97,11 +104,13 @@ def params_shardings(boxed, mesh: Mesh):
         misfits.append(f"{axis}={size} over {where}={size_over(mesh, names)}")
     return NamedSharding(mesh, mesh_axes)
 
-  shardings = jax.tree_util.tree_map_with_path(sharding, boxed,
-                                               is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+  shardings = jax.tree_util.tree_map_with_path(
+    sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+  )
   if misfits:
-    raise InputError(f"the mesh does not divide the model: {', '.join(dict.fromkeys(misfits))}; "
-                     "choose mesh sizes that divide these")
+    raise InputError(
+      f"the mesh does not divide the model: {', '.join(dict.fromkeys(misfits))}; choose mesh sizes that divide these"
+    )
   return shardings
 
 

@@ -18,7 +18,7 @@ def ticks(low: float, high: float, *, log: bool) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = [m * 10.0**e for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     whole = [10.0**e for e in decades if low <= 10.0**e <= high]
-    return few if len(few) <= 6 else whole[::math.ceil(len(whole) / 8)]
+    return few if len(few) <= 6 else whole[:: math.ceil(len(whole) / 8)]
   rough = (high - low) / 4
   scale = 10.0 ** math.floor(math.log10(rough))
   step = next(m * scale for m in (1, 2, 5, 10) if m * scale >= rough)
@@ -28,7 +28,7 @@ def ticks(low: float, high: float, *, log: bool) -> list[float]:
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
   """At most `most` points: means of neighbours, so that a noisy curve keeps its height."""
   size = max(1, math.ceil(len(points) / most))
-  groups = [points[k:k + size] for k in range(0, len(points), size)]
+  groups = [points[k : k + size] for k in range(0, len(points), size)]
   return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
@@ -41,8 +41,14 @@ def cut(curve: Sequence[tuple[float, float]], high: float) -> list[tuple[float, 
   return inside
 
 
-def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: str, *,
-          arms: Sequence[int] | None = None, box: tuple[float, float] | None = None) -> Element:
+def chart(
+  title: str,
+  curves: Sequence[Sequence[tuple[float, float]]],
+  x_label: str,
+  *,
+  arms: Sequence[int] | None = None,
+  box: tuple[float, float] | None = None,
+) -> Element:
   """The curves in the order of the arms, at least one with a point; y is logarithmic where values span much.
 
   `arms` is the number of each curve's arm, where an arm has several, one a seed. `box` gives the highest x and y of
@@ -53,7 +59,7 @@ def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: 
     x_values, y_values = zip(*(point for curve in curves for point in curve), strict=True)
     log = min(y_values) > 0 and max(y_values) > 8 * min(y_values)
     low_x, high_x = _ends(min(x_values), max(x_values), room=0, log=False)
-    low_y, high_y = _ends(min(y_values), max(y_values), room=.06, log=log)
+    low_y, high_y = _ends(min(y_values), max(y_values), room=0.06, log=log)
   else:
     log, low_x, low_y, (high_x, high_y) = False, 0.0, 0.0, box
     curves = [cut(curve, high_x) for curve in curves]
@@ -67,8 +73,10 @@ def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: 
 
   drawn = []
   for y in ticks(low_y, high_y, log=log):
-    drawn += [element("line", x1=LEFT, x2=W - RIGHT, y1=at_y(y), y2=at_y(y), class_="grid"),
-              element("text", f"{y:,.10g}", x=LEFT - 6, y=at_y(y) + 4, text_anchor="end")]
+    drawn += [
+      element("line", x1=LEFT, x2=W - RIGHT, y1=at_y(y), y2=at_y(y), class_="grid"),
+      element("text", f"{y:,.10g}", x=LEFT - 6, y=at_y(y) + 4, text_anchor="end"),
+    ]
   for x in ticks(low_x, high_x, log=False):
     drawn.append(element("text", f"{x:,.10g}", x=at_x(x), y=H - BOTTOM + 15, text_anchor="middle"))
   drawn.append(element("text", x_label, x=(LEFT + W - RIGHT) / 2, y=H - 4, text_anchor="middle"))
@@ -77,26 +85,45 @@ def chart(title: str, curves: Sequence[Sequence[tuple[float, float]]], x_label: 
     if len(places) <= 20:
       drawn += [element("circle", cx=x, cy=y, r=2.4, fill=COLOURS[number % len(COLOURS)]) for x, y in places]
     drawn.append(element("polyline", points=" ".join(f"{x},{y}" for x, y in places), **_stroke(number)))
-  return element("figure", element("figcaption", title, element("small", " (logarithmic)" if log else "")),
-                 element("svg", *drawn, viewBox=f"0 0 {W} {H}", role="img", aria_label=title))
+  return element(
+    "figure",
+    element("figcaption", title, element("small", " (logarithmic)" if log else "")),
+    element("svg", *drawn, viewBox=f"0 0 {W} {H}", role="img", aria_label=title),
+  )
 
 
 def legend(names: Sequence[str], arms: Sequence[int] | None = None) -> Element:
   """The name of each arm beside its line; `arms` are their numbers where these are not all arms of the page."""
-  return element("p", *(element("span", element(
-    "svg", element("line", x1=1, x2=31, y1=6, y2=6, **_stroke(number)), viewBox="0 0 32 12", width=32, height=12),
-    " " + name) for number, name in zip(range(len(names)) if arms is None else arms, names, strict=True)),
-    class_="legend")
+  return element(
+    "p",
+    *(
+      element(
+        "span",
+        element(
+          "svg", element("line", x1=1, x2=31, y1=6, y2=6, **_stroke(number)), viewBox="0 0 32 12", width=32, height=12
+        ),
+        " " + name,
+      )
+      for number, name in zip(range(len(names)) if arms is None else arms, names, strict=True)
+    ),
+    class_="legend",
+  )
 
 
 def interval(low: float, middle: float, high: float, *, ends: tuple[float, float]) -> Element:
   """A dot at `middle` on a bar from `low` to `high`, on a line between the two `ends` with a mark at 0."""
   low_x, middle_x, high_x = (round(100 * (value - ends[0]) / (ends[1] - ends[0]), 1) for value in (low, middle, high))
   zero = round(100 * (0 - ends[0]) / (ends[1] - ends[0]), 1)
-  return element("svg", element("line", x1=0, x2=100, y1=4, y2=4, class_="track"),
-                 element("line", x1=zero, x2=zero, y1=0, y2=8, class_="track"),
-                 element("line", x1=low_x, x2=high_x, y1=4, y2=4, class_="interval"),
-                 element("circle", cx=middle_x, cy=4, r=3), viewBox="-4 0 108 8", class_="bar", aria_hidden="true")
+  return element(
+    "svg",
+    element("line", x1=0, x2=100, y1=4, y2=4, class_="track"),
+    element("line", x1=zero, x2=zero, y1=0, y2=8, class_="track"),
+    element("line", x1=low_x, x2=high_x, y1=4, y2=4, class_="interval"),
+    element("circle", cx=middle_x, cy=4, r=3),
+    viewBox="-4 0 108 8",
+    class_="bar",
+    aria_hidden="true",
+  )
 
 
 def _ends(low: float, high: float, *, room: float, log: bool) -> tuple[float, float]:
@@ -104,11 +131,16 @@ def _ends(low: float, high: float, *, room: float, log: bool) -> tuple[float, fl
   if log:
     factor = (high / low) ** room
     return low / factor, high * factor
-  around = (high - low) * room if high > low else max(abs(high) / 2, .5)
+  around = (high - low) * room if high > low else max(abs(high) / 2, 0.5)
   return low - around, high + around
 
 
 def _stroke(number: int) -> dict[str, object]:
   # Colour and dashes together: arms stay apart in print, and past the sixth.
-  return {"fill": "none", "stroke": COLOURS[number % len(COLOURS)], "stroke_width": 1.8, "stroke_linejoin": "round",
-          "stroke_dasharray": DASHES[(number + number // len(COLOURS)) % len(DASHES)]}
+  return {
+    "fill": "none",
+    "stroke": COLOURS[number % len(COLOURS)],
+    "stroke_width": 1.8,
+    "stroke_linejoin": "round",
+    "stroke_dasharray": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
+  }

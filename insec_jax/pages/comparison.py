@@ -11,8 +11,12 @@ from insec_jax.pages.correction import NONE, SOURCES, in_seeds, metric_cell, poi
 from insec_jax.pages.elements import element, table
 
 # What wrote no flags; the last two are the rivals of a correction.
-CONTROLS = ("solutions, flags banned", "solutions sampled, flags banned", "solutions sampled, redraw",
-            "solutions sampled, majority")
+CONTROLS = (
+  "solutions, flags banned",
+  "solutions sampled, flags banned",
+  "solutions sampled, redraw",
+  "solutions sampled, majority",
+)
 BASELINES = CONTROLS[2:]
 OTHER_PROBLEMS = ("solutions, larger", "solutions sampled, larger")  # than those of the controls
 
@@ -25,8 +29,13 @@ def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: i
   parts = []
   for number in alone:
     key, one, two = seeds.met_otherwise(first[0], arms[number][0])
-    parts.append(element("p", f"Not compared, since they met other problems: {names[reference]} was evaluated with "
-                         f"{key}={one}, {names[number]} with {two}."))
+    parts.append(
+      element(
+        "p",
+        f"Not compared, since they met other problems: {names[reference]} was evaluated with "
+        f"{key}={one}, {names[number]} with {two}.",
+      )
+    )
   compared = [number for number in others if number not in alone]
   groups = {}
   for source, time in seeds.solved_sources(arms):
@@ -38,11 +47,18 @@ def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: i
   if groups:
     words = "In percentage points, with a 95 % bootstrap interval over problems and McNemar’s exact p."
     if any(len(arm) > 1 for arm in arms):
-      words += (" Problems of all seeds together; below, the difference of each seed and, after the colon, the 95 % "
-                "interval of their mean by Student’s t, which also holds for other seeds.")
-    parts += [element("p", words, class_="soft"),
-              table("", [f"{names[number]} − {names[reference]}" for number in compared],
-                    [(SOURCES[source], rows) for source, rows in groups.items()])]
+      words += (
+        " Problems of all seeds together; below, the difference of each seed and, after the colon, the 95 % "
+        "interval of their mean by Student’s t, which also holds for other seeds."
+      )
+    parts += [
+      element("p", words, class_="soft"),
+      table(
+        "",
+        [f"{names[number]} − {names[reference]}" for number in compared],
+        [(SOURCES[source], rows) for source, rows in groups.items()],
+      ),
+    ]
   return parts
 
 
@@ -50,10 +66,13 @@ def _difference_cell(found: dict | None) -> Element | str:
   """The difference; its interval over problems, p and n; where there are several, the seeds and their interval."""
   if found is None:
     return NONE
-  p = f"p {found['p']:.3f}" if found["p"] >= .001 else "p below 0.001"
-  cell = element("span", charts.interval(found["low"], found["difference"], found["high"], ends=(-1, 1)),
-                 element("span", points(found["difference"]), class_="number"),
-                 element("small", f"{points(found['low'])} to {points(found['high'])} · n {found['n']:,} · {p}"))
+  p = f"p {found['p']:.3f}" if found["p"] >= 0.001 else "p below 0.001"
+  cell = element(
+    "span",
+    charts.interval(found["low"], found["difference"], found["high"], ends=(-1, 1)),
+    element("span", points(found["difference"]), class_="number"),
+    element("small", f"{points(found['low'])} to {points(found['high'])} · n {found['n']:,} · {p}"),
+  )
   if found["spread"] is not None:
     low, high = found["spread"]
     cell.append(element("small", f"{in_seeds(found, points)}: {points(low)} to {points(high)}", class_="seeds"))
@@ -66,14 +85,21 @@ def controls(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference:
   The controls need no flag: what a correction claims must beat them at as many generated tokens.
   """
   merged = [seeds.pooled(arm) for arm in arms]
-  ways = [source for source in SOURCES if source.startswith("solutions")
-          and any("accuracy_t2" in result["rates"].get(source, {}) for result in merged)]
+  ways = [
+    source
+    for source in SOURCES
+    if source.startswith("solutions") and any("accuracy_t2" in result["rates"].get(source, {}) for result in merged)
+  ]
   if not any(", " in source for source in ways):
     return []
   cost = [(_short(source), *(_cost_cell(result, source) for result in merged)) for source in ways]
-  parts = [element("h3", "Accuracy and what it costs"),
-           element("p", "Right answers in the end, and tokens generated per problem (deleted and outvoted ones too).",
-                   class_="soft"), table("", names, [("", cost)])]
+  parts = [
+    element("h3", "Accuracy and what it costs"),
+    element(
+      "p", "Right answers in the end, and tokens generated per problem (deleted and outvoted ones too).", class_="soft"
+    ),
+    table("", names, [("", cost)]),
+  ]
   groups = []
   for control in CONTROLS:
     sampled = control.startswith("solutions sampled")
@@ -81,8 +107,12 @@ def controls(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference:
     for source in ways:
       if source.startswith("solutions sampled") != sampled or source in (*BASELINES, *OTHER_PROBLEMS):
         continue
-      cells = [_difference_cell(seeds.differences(arms[reference], arm, source, control, "t2"))
-               if (source, number) != (control, reference) else NONE for number, arm in enumerate(arms)]
+      cells = [
+        _difference_cell(seeds.differences(arms[reference], arm, source, control, "t2"))
+        if (source, number) != (control, reference)
+        else NONE
+        for number, arm in enumerate(arms)
+      ]
       if any(cell != NONE for cell in cells):
         rows.append((_short(source), *cells))
     if rows:

@@ -13,14 +13,25 @@ from insec_jax.pages import charts, seeds
 from insec_jax.pages.elements import element, table
 
 NONE = "–"  # in a cell: not measured, or out of nothing
-PLAIN = {"injected": "Injected mistakes, greedy", "injected sampled": "Injected mistakes, sampled",
-         "own": "Own mistakes, greedy", "own sampled": "Own mistakes, sampled",
-         "solutions": "Whole solutions, greedy", "solutions sampled": "Whole solutions, sampled"}
-VARIANTS = {"flags banned": "flags banned", "at threshold": "flag bias from validation",
-            "confidence": "flag forced by low confidence", "redraw": "low confidence redrawn, flags banned",
-            "majority": "majority vote, flags banned", "larger": "sizes beyond training"}
-SOURCES = PLAIN | {f"{source}, {variant}": f"{title}, {words}" for source, title in PLAIN.items()
-                   for variant, words in VARIANTS.items()}
+PLAIN = {
+  "injected": "Injected mistakes, greedy",
+  "injected sampled": "Injected mistakes, sampled",
+  "own": "Own mistakes, greedy",
+  "own sampled": "Own mistakes, sampled",
+  "solutions": "Whole solutions, greedy",
+  "solutions sampled": "Whole solutions, sampled",
+}
+VARIANTS = {
+  "flags banned": "flags banned",
+  "at threshold": "flag bias from validation",
+  "confidence": "flag forced by low confidence",
+  "redraw": "low confidence redrawn, flags banned",
+  "majority": "majority vote, flags banned",
+  "larger": "sizes beyond training",
+}
+SOURCES = PLAIN | {
+  f"{source}, {variant}": f"{title}, {words}" for source, title in PLAIN.items() for variant, words in VARIANTS.items()
+}
 METRICS = {
   "detection": ("Detection", "flag right after the wrong step"),
   "detection_within": ("Detection, or soon", "at most evaluate.within later"),
@@ -51,15 +62,28 @@ METRICS = {
   "own_mistakes": ("With a wrong step", "of solutions"),
   "answered": ("Answered", "of solutions"),
 }
-MAIN = (("injected", "detection"), ("injected", "corrected"), ("own", "detection"), ("own", "corrected"),
-        ("own", "correction, forced"), ("solutions", "false_alarms"), ("solutions", "accuracy_t1"),
-        ("solutions", "accuracy_t2"))
+MAIN = (
+  ("injected", "detection"),
+  ("injected", "corrected"),
+  ("own", "detection"),
+  ("own", "corrected"),
+  ("own", "correction, forced"),
+  ("solutions", "false_alarms"),
+  ("solutions", "accuracy_t1"),
+  ("solutions", "accuracy_t2"),
+)
 # In MAIN where some arm has them.
-MAIN_VARIANTS = (("own, at threshold", "detection"), ("own, at threshold", "correction"),
-                 ("own, at threshold", "parroting"), ("solutions, at threshold", "false_alarms"),
-                 ("own, confidence", "detection"), ("own, confidence", "correction"),
-                 ("solutions, confidence", "false_alarms"), ("solutions, larger", "accuracy_t2"),
-                 ("solutions sampled, larger", "accuracy_t2"))
+MAIN_VARIANTS = (
+  ("own, at threshold", "detection"),
+  ("own, at threshold", "correction"),
+  ("own, at threshold", "parroting"),
+  ("solutions, at threshold", "false_alarms"),
+  ("own, confidence", "detection"),
+  ("own, confidence", "correction"),
+  ("solutions, confidence", "false_alarms"),
+  ("solutions, larger", "accuracy_t2"),
+  ("solutions sampled, larger", "accuracy_t2"),
+)
 BY_CLASS = ("detection", "correction", "correction, forced", "recovery")
 NEEDED = ("model", "config", "seconds", "rates", "gap", "tokens_per_problem", "solved", "transcripts")
 
@@ -73,15 +97,21 @@ def check(results: dict, path: pathlib.Path) -> None:
     for source, metrics in values.items():
       for name, known in [(source.partition(": ")[0], SOURCES), *((metric, METRICS) for metric in metrics)]:
         if name not in known:
-          raise InputError(f"{path} has {name!r}, known are {', '.join(known)}; write it again with this version of "
-                           "evaluate")
+          raise InputError(
+            f"{path} has {name!r}, known are {', '.join(known)}; write it again with this version of evaluate"
+          )
 
 
 def main_rates(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
   """The table to read first, under a line that says what stands in its cells."""
   rates = [seeds.pooled(arm)["rates"] for arm in arms]
-  rows = [(element("span", METRICS[metric][0], element("small", SOURCES[source])),
-           *(_cell(value, source, metric, rate_cell) for value in rates)) for source, metric in main_rows(rates)]
+  rows = [
+    (
+      element("span", METRICS[metric][0], element("small", SOURCES[source])),
+      *(_cell(value, source, metric, rate_cell) for value in rates),
+    )
+    for source, metric in main_rows(rates)
+  ]
   return [element("p", intervals_in_words(arms), class_="soft"), table("", names, [("", rows)])]
 
 
@@ -94,29 +124,48 @@ def breakdown(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Elem
   by_class = _class_tables("", names, rates, rate_cell)
   if by_class:
     shown, folded = ([one for source, one in by_class if (source in PLAIN) == plain] for plain in (True, False))
-    parts += [element("h3", "By class of mistake"), element("div", *shown, class_="tables"), *(
-      [element("details", element("summary", "At thresholds and by confidence"),
-               element("div", *folded, class_="tables"))] if folded else [])]
-  every = [(source, _rows(rates, source, rate_cell) + _tokens(tokens, source)) for source in SOURCES
-           if source in _keys(rates)]
-  return [*parts, *_first_tries(names, arms), element("h3", "All rates"),
-          *(_folded_table(source, names, rows) for source, rows in every)]
+    parts += [
+      element("h3", "By class of mistake"),
+      element("div", *shown, class_="tables"),
+      *(
+        [
+          element(
+            "details", element("summary", "At thresholds and by confidence"), element("div", *folded, class_="tables")
+          )
+        ]
+        if folded
+        else []
+      ),
+    ]
+  every = [
+    (source, _rows(rates, source, rate_cell) + _tokens(tokens, source)) for source in SOURCES if source in _keys(rates)
+  ]
+  return [
+    *parts,
+    *_first_tries(names, arms),
+    element("h3", "All rates"),
+    *(_folded_table(source, names, rows) for source, rows in every),
+  ]
 
 
 def main_rows(rates: Sequence[dict]) -> list[tuple[str, str]]:
   """(source, metric) of the rates to read first; those of variants only where some arm has them."""
-  return [*MAIN, *((source, metric) for source, metric in MAIN_VARIANTS
-                   if any(metric in value.get(source, {}) for value in rates))]
+  return [
+    *MAIN,
+    *((source, metric) for source, metric in MAIN_VARIANTS if any(metric in value.get(source, {}) for value in rates)),
+  ]
 
 
 def intervals_in_words(arms: Sequence[Sequence[dict]]) -> str:
   """What stands in a cell."""
   if all(len(arm) == 1 for arm in arms):
     return "Below each rate: n, and the 95 % interval."
-  return ("Each rate is the mean over seeds. Below it: all k out of all n of the seeds, with the 95 % interval that "
-          "the choice of problems leaves (Wilson’s, or wider where steps of one solution are counted); n; and the rate "
-          "of each seed, which shows what the choice of seed does. An AUROC is not pooled: its interval is that of the "
-          "mean.")
+  return (
+    "Each rate is the mean over seeds. Below it: all k out of all n of the seeds, with the 95 % interval that "
+    "the choice of problems leaves (Wilson’s, or wider where steps of one solution are counted); n; and the rate "
+    "of each seed, which shows what the choice of seed does. An AUROC is not pooled: its interval is that of the "
+    "mean."
+  )
 
 
 def _first_tries(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
@@ -124,13 +173,20 @@ def _first_tries(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[E
   shares = [seeds.by_metric([result.get("first_tries", {}) for result in arm]) for arm in arms]
   tables = []
   for source in SOURCES:
-    rows = [(kind, *(_cell(share, source, kind, rate_cell) for share in shares))
-            for kind in _keys([share.get(source, {}) for share in shares])]
+    rows = [
+      (kind, *(_cell(share, source, kind, rate_cell) for share in shares))
+      for kind in _keys([share.get(source, {}) for share in shares])
+    ]
     tables += [_folded_table(source, names, rows)] if rows else []
   if not tables:
     return []
-  return [element("h3", "First tries"), element(
-    "p", "Of all steps up to the first wrong one or marker: right, unverified, and wrong by class.", class_="soft"), *tables]
+  return [
+    element("h3", "First tries"),
+    element(
+      "p", "Of all steps up to the first wrong one or marker: right, unverified, and wrong by class.", class_="soft"
+    ),
+    *tables,
+  ]
 
 
 def _folded_table(source: str, names: Sequence[str], rows: Sequence[tuple]) -> Element:
@@ -140,17 +196,30 @@ def _folded_table(source: str, names: Sequence[str], rows: Sequence[tuple]) -> E
 def _gap_tables(names: Sequence[str], gaps: Sequence[dict]) -> list[Element]:
   """Injected minus own, per source, and folded per class; nothing where no run has a gap."""
   minus = "Injected minus "
-  tables = [table(minus + SOURCES[source].lower(), names, [("", rows)]) for source in SOURCES
-            if (rows := _rows(gaps, source, gap_cell))]
+  tables = [
+    table(minus + SOURCES[source].lower(), names, [("", rows)])
+    for source in SOURCES
+    if (rows := _rows(gaps, source, gap_cell))
+  ]
   if not tables:
     return []
   by_class = [one for _, one in _class_tables(minus, names, gaps, gap_cell)]
-  return [element("h3", "The gap: injected minus own"),
-          element("p", "In percentage points. Large where a model has only learned the look of injected mistakes.",
-                  class_="soft"),
-          element("div", *tables, class_="tables"),
-          *([element("details", element("summary", "The gap by class of mistake"),
-                     element("div", *by_class, class_="tables"))] if by_class else [])]
+  return [
+    element("h3", "The gap: injected minus own"),
+    element(
+      "p", "In percentage points. Large where a model has only learned the look of injected mistakes.", class_="soft"
+    ),
+    element("div", *tables, class_="tables"),
+    *(
+      [
+        element(
+          "details", element("summary", "The gap by class of mistake"), element("div", *by_class, class_="tables")
+        )
+      ]
+      if by_class
+      else []
+    ),
+  ]
 
 
 def _keys(values: Sequence[dict]) -> list[str]:
@@ -163,8 +232,11 @@ def _cell(values: dict, source: str, metric: str, cell: Callable[[str, dict], El
 
 def _rows(values: Sequence[dict], source: str, cell: Callable[[str, dict], Element]) -> list[tuple]:
   """A row for each metric that some run has for this source."""
-  return [(metric_cell(metric), *(_cell(value, source, metric, cell) for value in values)) for metric in METRICS
-          if any(source in value and metric in value[source] for value in values)]
+  return [
+    (metric_cell(metric), *(_cell(value, source, metric, cell) for value in values))
+    for metric in METRICS
+    if any(source in value and metric in value[source] for value in values)
+  ]
 
 
 def metric_cell(metric: str) -> Element:
@@ -174,7 +246,10 @@ def metric_cell(metric: str) -> Element:
 
 
 def _class_tables(
-    prefix: str, names: Sequence[str], values: Sequence[dict], cell: Callable[[str, dict], Element],
+  prefix: str,
+  names: Sequence[str],
+  values: Sequence[dict],
+  cell: Callable[[str, dict], Element],
 ) -> list[tuple[str, Element]]:
   """(source, table) of each that is split by class: a group for each metric of BY_CLASS, a row for each class."""
   tables = []
@@ -182,8 +257,11 @@ def _class_tables(
     classed = [source for source in _keys(values) if source.startswith(f"{name}: ")]
     groups = []
     for metric in BY_CLASS:
-      rows = [(source.partition(": ")[2], *(_cell(value, source, metric, cell) for value in values))
-              for source in sorted(classed) if any(source in value and metric in value[source] for value in values)]
+      rows = [
+        (source.partition(": ")[2], *(_cell(value, source, metric, cell) for value in values))
+        for source in sorted(classed)
+        if any(source in value and metric in value[source] for value in values)
+      ]
       groups += [(METRICS[metric][0], rows)] if rows else []
     tables += [(name, table((prefix + title.lower()).capitalize(), names, groups))] if groups else []
   return tables
@@ -196,8 +274,11 @@ def rate_cell(metric: str, rate: dict) -> Element:
   share = metric.startswith("auroc")
   written = "{:.3f}".format if share else lambda value: f"{100 * value:.1f}"
   between = f"{written(rate['low'])} to {written(rate['high'])}"
-  drawn = element("span", charts.interval(rate["low"], rate["rate"], rate["high"], ends=(0, 1)),
-                  element("span", written(rate["rate"]) + ("" if share else " %"), class_="number"))
+  drawn = element(
+    "span",
+    charts.interval(rate["low"], rate["rate"], rate["high"], ends=(0, 1)),
+    element("span", written(rate["rate"]) + ("" if share else " %"), class_="number"),
+  )
   if "seeds" not in rate:
     drawn.append(element("small", f"n {rate['n']:,} · {between}"))
     return drawn
@@ -209,8 +290,12 @@ def rate_cell(metric: str, rate: dict) -> Element:
 def gap_cell(metric: str, gap: dict) -> Element:  # noqa: ARG001, the cells of a table are made alike
   """A difference of shares in percentage points, its interval, and the seeds."""
   low, middle, high = (points(gap[key]) for key in ("low", "difference", "high"))
-  drawn = element("span", charts.interval(gap["low"], gap["difference"], gap["high"], ends=(-1, 1)),
-                  element("span", middle, class_="number"), element("small", f"{low} to {high}"))
+  drawn = element(
+    "span",
+    charts.interval(gap["low"], gap["difference"], gap["high"], ends=(-1, 1)),
+    element("span", middle, class_="number"),
+    element("small", f"{low} to {high}"),
+  )
   if "seeds" in gap:
     drawn.append(element("small", in_seeds(gap, points), class_="seeds"))
   return drawn
@@ -230,8 +315,12 @@ def _tokens(means: Sequence[dict], source: str) -> list[tuple]:
   """The row of tokens generated per problem, where a source has it."""
   if not any(source in mean for mean in means):
     return []
-  return [(element("span", "Tokens per problem", element("small", "generated")),
-           *(tokens_cell(mean[source]) if source in mean else NONE for mean in means))]
+  return [
+    (
+      element("span", "Tokens per problem", element("small", "generated")),
+      *(tokens_cell(mean[source]) if source in mean else NONE for mean in means),
+    )
+  ]
 
 
 def tokens_cell(mean: dict) -> Element:

@@ -29,9 +29,16 @@ def table(title: str, head: Sequence[str], groups: Sequence[tuple[str, Sequence[
   bodies = []
   for name, rows in groups:
     over = element("tr", element("th", name, colspan=len(head) + 1), class_="group")
-    bodies.append(element("tbody", *([over] if name else []), *(
-      element("tr", element("th", row, scope="row"), *(element("td", cell) for cell in cells))
-      for row, *cells in rows)))
+    bodies.append(
+      element(
+        "tbody",
+        *([over] if name else []),
+        *(
+          element("tr", element("th", row, scope="row"), *(element("td", cell) for cell in cells))
+          for row, *cells in rows
+        ),
+      )
+    )
   return element("div", element("table", element("thead", top), *bodies), class_="scroll", tabindex=0)
 
 
@@ -47,11 +54,16 @@ def role_legend() -> Element:
 
 def document(title: str, *body: Element) -> str:
   """The whole page: self-contained, light or dark as the reader's system is."""
-  head = element("head", element("meta", charset="utf-8"),
-                 element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                 element("title", title), element("style", STYLE))
-  text = ElementTree.tostring(element("html", head, element("body", element("main", *body)), lang="en"),
-                              encoding="unicode", method="html")
+  head = element(
+    "head",
+    element("meta", charset="utf-8"),
+    element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+    element("title", title),
+    element("style", STYLE),
+  )
+  text = ElementTree.tostring(
+    element("html", head, element("body", element("main", *body)), lang="en"), encoding="unicode", method="html"
+  )
   return "<!doctype html>\n" + "".join(map(_visible, text)) + "\n"
 
 
@@ -60,10 +72,14 @@ def _visible(letter: str) -> str:
   return letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode("ascii")
 
 
-ROLE_STYLE = "\n".join(f".{name} {{ background: {colour}40; text-decoration: 2px underline {colour}; }}"
-                       for name, colour in zip(roles.NAMES, roles.COLOURS, strict=True) if colour)
+ROLE_STYLE = "\n".join(
+  f".{name} {{ background: {colour}40; text-decoration: 2px underline {colour}; }}"
+  for name, colour in zip(roles.NAMES, roles.COLOURS, strict=True)
+  if colour
+)
 
-STYLE = """
+STYLE = (
+  """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --soft: #5a636e; --line: #d5dae0; --panel: #f5f7f9; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14171b; --ink: #e4e8ec; --soft: #9aa5b1; --line: #343b44; --panel: #1c2127; }
@@ -121,7 +137,9 @@ article.failure { border-left: 4px solid #D55E00; }
 article .code { padding: .6rem .8rem; white-space: pre-wrap; }
 .legend > .prompt, .legend > .text, .legend > .mistake, .legend > .flag, .legend > .reason, .legend > .correction {
   padding: 0 .4rem; }
-""" + ROLE_STYLE + """
+"""
+  + ROLE_STYLE
+  + """
 .prompt, .mistake, .flag, .reason, .correction { border-radius: 3px; text-underline-offset: 3px;
   text-decoration-skip-ink: none; box-decoration-break: clone; -webkit-box-decoration-break: clone; }
 .mistake { text-decoration-style: wavy; text-decoration-thickness: 1px; }
@@ -129,3 +147,4 @@ article .code { padding: .6rem .8rem; white-space: pre-wrap; }
 .reason { font-style: italic; }
 .masked { opacity: .6; }
 """
+)

@@ -8,8 +8,10 @@ from insec_jax.pages.correction import NONE, SOURCES
 from insec_jax.pages.elements import element, table
 
 CLOSE = 5.0  # per cent of right steps flagged: beyond, a model is of no use
-CURVES = {"operating": "as the bias on the flag moves",
-          "operating_confidence": "as the confidence moves below which the flag is forced"}
+CURVES = {
+  "operating": "as the bias on the flag moves",
+  "operating_confidence": "as the confidence moves below which the flag is forced",
+}
 
 
 def operating(names: Sequence[str], arms: Sequence[Sequence[dict]], *, numbers: Sequence[int]) -> list[Element]:
@@ -23,25 +25,43 @@ def operating(names: Sequence[str], arms: Sequence[Sequence[dict]], *, numbers: 
   for key, words in CURVES.items():
     drawn = list(_caught(key, arms, numbers))
     if drawn:
-      parts += [element("h3", f"Operating curves, {words}"),
-                element("p", "Wrong steps flagged right away (up, in per cent) over right steps flagged. One line a "
-                        "seed, in the colour of its arm.", class_="soft"),
-                legend, element("div", *drawn, class_="charts")]
+      parts += [
+        element("h3", f"Operating curves, {words}"),
+        element(
+          "p",
+          "Wrong steps flagged right away (up, in per cent) over right steps flagged. One line a "
+          "seed, in the colour of its arm.",
+          class_="soft",
+        ),
+        legend,
+        element("div", *drawn, class_="charts"),
+      ]
   drawn = list(_at_tokens(arms, numbers))
   if drawn:
-    parts += [element("h3", "Accuracy for generated tokens"),
-              element("p", "Right answers (up, in per cent) of the majority of more and more votes, over the tokens of "
-                      "all of them.", class_="soft"),
-              legend, element("div", *drawn, class_="charts")]
+    parts += [
+      element("h3", "Accuracy for generated tokens"),
+      element(
+        "p",
+        "Right answers (up, in per cent) of the majority of more and more votes, over the tokens of all of them.",
+        class_="soft",
+      ),
+      legend,
+      element("div", *drawn, class_="charts"),
+    ]
   return parts + thresholds_table(names, arms)
 
 
-def _of_source(key: str, arms: Sequence[Sequence[dict]], numbers: Sequence[int]
-               ) -> Iterator[tuple[str, tuple[int, ...], tuple[list, ...]]]:
+def _of_source(
+  key: str, arms: Sequence[Sequence[dict]], numbers: Sequence[int]
+) -> Iterator[tuple[str, tuple[int, ...], tuple[list, ...]]]:
   """(source, the number of the arm of each seed, its points) of each source that some result has under `key`."""
   for source in dict.fromkeys(source for arm in arms for result in arm for source in result.get(key, {})):
-    found = [(number, result[key][source]) for number, arm in zip(numbers, arms, strict=True) for result in arm
-             if source in result.get(key, {})]
+    found = [
+      (number, result[key][source])
+      for number, arm in zip(numbers, arms, strict=True)
+      for result in arm
+      if source in result.get(key, {})
+    ]
     yield source, *zip(*found, strict=True)
 
 
@@ -56,26 +76,33 @@ def _caught(key: str, arms: Sequence[Sequence[dict]], numbers: Sequence[int]) ->
 
 def _at_tokens(arms: Sequence[Sequence[dict]], numbers: Sequence[int]) -> Iterator[Element]:
   for source, of, points in _of_source("accuracy_at_tokens", arms, numbers):
-    curves = [[(point["tokens_per_problem"]["mean"], 100 * point["accuracy"]["rate"]) for point in some]
-              for some in points]
+    curves = [
+      [(point["tokens_per_problem"]["mean"], 100 * point["accuracy"]["rate"]) for point in some] for some in points
+    ]
     yield charts.chart(SOURCES[source], curves, "tokens per problem", arms=of)
 
 
 def curve(points: Sequence[dict]) -> list[tuple[float, float]]:
   """(false alarms, detection) in per cent, from the fewest false alarms on; points out of nothing are left out."""
-  return sorted((100 * point["false_alarms"]["rate"], 100 * point["detection"]["rate"]) for point in points
-                if point["false_alarms"]["n"] and point["detection"]["n"])
+  return sorted(
+    (100 * point["false_alarms"]["rate"], 100 * point["detection"]["rate"])
+    for point in points
+    if point["false_alarms"]["n"] and point["detection"]["n"]
+  )
 
 
 def thresholds_table(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
   """The thresholds that validation chose, of each seed; nothing where no result has any."""
+
   def cell(arm: Sequence[dict], kind: str, how: str) -> str:
     found = [result["thresholds"][kind][how] for result in arm if "thresholds" in result]
     return ", ".join(NONE if value is None else f"{value:.2f}" for value in found) or NONE
 
   if not any("thresholds" in result for arm in arms for result in arm):
     return []
-  rows = [(element("span", title, element("small", how)), *(cell(arm, kind, how) for arm in arms))
-          for kind, title in (("flag_bias", "Flag bias"), ("confidence", "Score of a step above which it is flagged"))
-          for how in ("greedy", "sampled")]
+  rows = [
+    (element("span", title, element("small", how)), *(cell(arm, kind, how) for arm in arms))
+    for kind, title in (("flag_bias", "Flag bias"), ("confidence", "Score of a step above which it is flagged"))
+    for how in ("greedy", "sampled")
+  ]
   return [element("h3", "Thresholds chosen on validation problems"), table("", names, [("", rows)])]

@@ -57,8 +57,10 @@ def over_seeds(runs: Sequence[Run]) -> list[Arm]:
     distinct = len({run.config["seed"] for run in group}) == len(group)
     found += [tuple(group)] if distinct else [(run,) for run in group]
   last_names = [group[0].folder.resolve().name for group in found]
-  return [Arm(last if len(group) > 1 and last_names.count(last) == 1 else group[0].name, group)
-          for last, group in zip(last_names, found, strict=True)]
+  return [
+    Arm(last if len(group) > 1 and last_names.count(last) == 1 else group[0].name, group)
+    for last, group in zip(last_names, found, strict=True)
+  ]
 
 
 def _without_seed(config: dict) -> dict:
@@ -101,14 +103,21 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
     correction.check(results, folder / "results.json")
     step = results.get("step")  # older versions did not say
     if lines and step is not None and step != lines[-1]["step"]:
-      notes.append(f"results.json is of step {step:,}, the last line of metrics.jsonl of step {lines[-1]['step']:,}; "
-                   "run evaluate again")
-    elif lines and step is None and (
-        (folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime):
+      notes.append(
+        f"results.json is of step {step:,}, the last line of metrics.jsonl of step {lines[-1]['step']:,}; "
+        "run evaluate again"
+      )
+    elif (
+      lines
+      and step is None
+      and ((folder / "results.json").stat().st_mtime < (folder / "metrics.jsonl").stat().st_mtime)
+    ):
       notes.append("results.json is older than the last line of metrics.jsonl; run evaluate again")
   else:
-    notes.append("results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "
-                 f"--config CONFIG --model {folder} --output {folder / 'results.json'}")
+    notes.append(
+      "results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "
+      f"--config CONFIG --model {folder} --output {folder / 'results.json'}"
+    )
   return Run(name, folder, config, environment, lines, results, tuple(notes))
 
 

@@ -19,16 +19,19 @@ FROM_FILE = ("gsm8k", "records")
 
 
 def pooled(arm: Sequence[dict]) -> dict:
-  """"rates", "gap", "tokens_per_problem" of an arm in the form of one seed's, with "seeds": one value each, or None.
+  """ "rates", "gap", "tokens_per_problem" of an arm in the form of one seed's, with "seeds": one value each, or None.
 
   An arm of one seed is as results.json has it, without "seeds".
   """
   if len(arm) == 1:
     return arm[0]
-  return {"rates": by_metric([result["rates"] for result in arm]),
-          "gap": by_metric([result["gap"] for result in arm], lambda _, gaps: averaged("difference", gaps)),
-          "tokens_per_problem": _by_key([result["tokens_per_problem"] for result in arm],
-                                        lambda _, means: averaged("mean", means))}
+  return {
+    "rates": by_metric([result["rates"] for result in arm]),
+    "gap": by_metric([result["gap"] for result in arm], lambda _, gaps: averaged("difference", gaps)),
+    "tokens_per_problem": _by_key(
+      [result["tokens_per_problem"] for result in arm], lambda _, means: averaged("mean", means)
+    ),
+  }
 
 
 def _by_key(values: Sequence[dict], merge: Callable) -> dict:
@@ -66,8 +69,10 @@ def pooled_rate(metric: str, rates: Sequence[dict | None]) -> dict:
     low, high = scoring.wilson(k, n)
   else:
     weights = [1 / len(measured) if pairs else rate["n"] / n for rate in measured]
-    below, above = (math.hypot(*(weight * (rate["rate"] - rate[end])
-                                 for weight, rate in zip(weights, measured, strict=True))) for end in ("low", "high"))
+    below, above = (
+      math.hypot(*(weight * (rate["rate"] - rate[end]) for weight, rate in zip(weights, measured, strict=True)))
+      for end in ("low", "high")
+    )
     low, high = max(0.0, middle - below), min(1.0, middle + above)
     if not pairs:
       low, high = min(low, scoring.wilson(k, n)[0]), max(high, scoring.wilson(k, n)[1])
@@ -85,8 +90,9 @@ def averaged(middle: str, values: Sequence[dict | None]) -> dict:
   mean = sum(value[middle] for value in there) / len(there)
   merged = {middle: mean, "low": None, "high": None, "seeds": [value and value[middle] for value in values]}
   if all(value["low"] is not None for value in there):
-    below, above = (math.hypot(*(value[middle] - value[end] for value in there)) / len(there)
-                    for end in ("low", "high"))
+    below, above = (
+      math.hypot(*(value[middle] - value[end] for value in there)) / len(there) for end in ("low", "high")
+    )
     merged |= {"low": mean - below, "high": mean + above}
   if any("n" in value for value in there):
     merged["n"] = sum(value["n"] for value in there)
@@ -99,7 +105,7 @@ def spread(values: Sequence[float]) -> tuple[float, float] | None:
   if num < 2:
     return None
   mean = sum(values) / num
-  deviation = math.sqrt(sum((value - mean)**2 for value in values) / (num - 1))
+  deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (num - 1))
   half = float(special.stdtrit(num - 1, 0.975)) * deviation / math.sqrt(num)
   return mean - half, mean + half
 
@@ -141,18 +147,29 @@ def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) 
   one, two = ([right for seed in arm for right in seed] for arm in (first, second))
   mean, low, high = scoring.paired_difference(one, two, seed=0)
   seeds = [sum(after) / len(after) - sum(before) / len(before) for before, after in zip(first, second, strict=True)]
-  return {"difference": mean, "low": low, "high": high, "p": scoring.mcnemar(one, two), "n": len(one), "seeds": seeds,
-          "spread": spread(seeds)}
+  return {
+    "difference": mean,
+    "low": low,
+    "high": high,
+    "p": scoring.mcnemar(one, two),
+    "n": len(one),
+    "seeds": seeds,
+    "spread": spread(seeds),
+  }
 
 
 def differences(first: Sequence[dict], second: Sequence[dict], source: str, minus: str, time: str) -> dict | None:
   """`difference` of the second arm's `source` minus the first's `minus`; None where no seed has both."""
-  pairs = [(one["solved"][minus][time], two["solved"][source][time]) for one, two in matched(first, second)
-           if time in one["solved"].get(minus, {}) and time in two["solved"].get(source, {})]
+  pairs = [
+    (one["solved"][minus][time], two["solved"][source][time])
+    for one, two in matched(first, second)
+    if time in one["solved"].get(minus, {}) and time in two["solved"].get(source, {})
+  ]
   return difference(*zip(*pairs, strict=True)) if pairs else None
 
 
 def solved_sources(arms: Sequence[Sequence[dict]]) -> Iterator[tuple[str, str]]:
   """(source, "t1" or "t2") of all that some seed of some arm has in "solved", in its order."""
-  yield from dict.fromkeys((source, time) for arm in arms for result in arm
-                           for source, times in result["solved"].items() for time in times)
+  yield from dict.fromkeys(
+    (source, time) for arm in arms for result in arm for source, times in result["solved"].items() for time in times
+  )

@@ -5,13 +5,21 @@ from collections.abc import Sequence
 from insec_jax.pages import seeds
 from insec_jax.pages.correction import NONE, main_rows, points
 
-COMPARED = ("solutions", "solutions, at threshold", "solutions, confidence", "solutions sampled",
-            "solutions sampled, at threshold", "solutions sampled, confidence", "solutions, larger",
-            "solutions sampled, larger")
+COMPARED = (
+  "solutions",
+  "solutions, at threshold",
+  "solutions, confidence",
+  "solutions sampled",
+  "solutions sampled, at threshold",
+  "solutions sampled, confidence",
+  "solutions, larger",
+  "solutions sampled, larger",
+)
 
 
-def summary(names: Sequence[str], arms: Sequence[Sequence[dict]], trained: Sequence[Sequence[int]], *,
-            reference: int) -> str:
+def summary(
+  names: Sequence[str], arms: Sequence[Sequence[dict]], trained: Sequence[Sequence[int]], *, reference: int
+) -> str:
   """The main rates of every arm, the seeds beside each mean, and accuracies minus those of the reference.
 
   `trained` holds the trained tokens of every seed of each arm; an arm may be without results.
@@ -20,16 +28,30 @@ def summary(names: Sequence[str], arms: Sequence[Sequence[dict]], trained: Seque
   rates = [result["rates"] for result in merged]
   mean = [sum(tokens) / len(tokens) if tokens else None for tokens in trained]
   base = mean[reference]
-  rows = [("", *names), ("trained tokens", *(NONE if tokens is None else f"{tokens:,.0f}" for tokens in mean)),
-          (f"over those of {names[reference]}",
-           *(f"{tokens / base:.3f}" if tokens is not None and base else NONE for tokens in mean))]
-  rows += [(f"{source}: {metric}", *(_rate(value.get(source, {}).get(metric)) for value in rates))
-           for source, metric in main_rows(rates)]
-  rows += [(f"injected minus {source}: detection", *(_difference(result["gap"].get(source, {}).get("detection"))
-                                                     for result in merged)) for source in ("own", "own sampled")]
+  rows = [
+    ("", *names),
+    ("trained tokens", *(NONE if tokens is None else f"{tokens:,.0f}" for tokens in mean)),
+    (
+      f"over those of {names[reference]}",
+      *(f"{tokens / base:.3f}" if tokens is not None and base else NONE for tokens in mean),
+    ),
+  ]
+  rows += [
+    (f"{source}: {metric}", *(_rate(value.get(source, {}).get(metric)) for value in rates))
+    for source, metric in main_rows(rates)
+  ]
+  rows += [
+    (
+      f"injected minus {source}: detection",
+      *(_difference(result["gap"].get(source, {}).get("detection")) for result in merged),
+    )
+    for source in ("own", "own sampled")
+  ]
   for source in COMPARED:
-    found = [None if number == reference else seeds.differences(arms[reference], arm, source, source, "t2")
-             for number, arm in enumerate(arms)]
+    found = [
+      None if number == reference else seeds.differences(arms[reference], arm, source, source, "t2")
+      for number, arm in enumerate(arms)
+    ]
     if any(value is not None for value in found):
       rows.append((f"{source}: accuracy_t2 minus {names[reference]}", *map(_difference, found)))
   return aligned(rows)

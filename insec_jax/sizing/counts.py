@@ -50,8 +50,11 @@ class Counts:
     self.flops += times * other.flops
     self.rematerialised += times * other.rematerialised
     self.hbm_bytes += times * other.hbm_bytes
-    for mine, others in ((self.received, other.received), (self.kernels, other.kernels),
-                         (self.kernel_elements, other.kernel_elements)):
+    for mine, others in (
+      (self.received, other.received),
+      (self.kernels, other.kernels),
+      (self.kernel_elements, other.kernel_elements),
+    ):
       for key, number in others.items():
         mine[key] += times * number
 
@@ -89,9 +92,13 @@ class _Walk:
     self._evaluator = Evaluator(module)
     self._found: dict[tuple, Counts] = {}
     self.visited: set[str] = set()
-    self._in_flight = {_identity(one) for computation in module.computations.values()
-                       if _calls(computation, "AsyncCollectiveStart")
-                       for one in computation.instructions.values() if _kind(one)}
+    self._in_flight = {
+      _identity(one)
+      for computation in module.computations.values()
+      if _calls(computation, "AsyncCollectiveStart")
+      for one in computation.instructions.values()
+      if _kind(one)
+    }
 
   def computation(self, name: str, arguments: tuple[Value, ...], *, fused: bool, again: bool = False) -> Counts:
     self.visited.add(name)
@@ -114,8 +121,9 @@ class _Walk:
         counts.add(self._dearest_branch(one, values(one.operands[1:])), 1)
       elif called := _called(one):
         fuses = one.opcode in FUSIONS
-        inner = self.computation(called, values(one.operands), fused=fused or fuses,
-                                 again=fuses and _is_again(computation, one, again))
+        inner = self.computation(
+          called, values(one.operands), fused=fused or fuses, again=fuses and _is_again(computation, one, again)
+        )
         counts.add(inner, 1)
       else:
         counts.add(self._operation(computation, one, fused=fused, again=again), 1)
@@ -133,7 +141,8 @@ class _Walk:
     if trips is None:
       raise _DataDependentError(
         f"loop {loop.name} ({loop.op_name or 'without a name'}) runs as often as the data says; give its trips under "
-        f"the name of its scope (given: {', '.join(self._scopes) or 'none'})")
+        f"the name of its scope (given: {', '.join(self._scopes) or 'none'})"
+      )
     try:
       return self.computation(body, (self._evaluator.unchanged(loop, state),), fused=False), trips
     except _DataDependentError:
@@ -148,9 +157,10 @@ class _Walk:
 
   def _dearest_branch(self, one: Instruction, values: tuple[Value, ...]) -> Counts:
     branches = one.called("branch_computations") or one.called("true_computation", "false_computation")
-    return max((self.computation(branch, (value,), fused=False)
-                for branch, value in zip(branches, values, strict=True)),
-               key=lambda counts: (counts.flops, counts.received.total(), counts.hbm_bytes))
+    return max(
+      (self.computation(branch, (value,), fused=False) for branch, value in zip(branches, values, strict=True)),
+      key=lambda counts: (counts.flops, counts.received.total(), counts.hbm_bytes),
+    )
 
   def _operation(self, computation: Computation, one: Instruction, *, fused: bool, again: bool) -> Counts:
     counts = Counts()
@@ -161,8 +171,10 @@ class _Walk:
     elif one.opcode == "custom-call":
       if name := _kernel(one):
         counts.kernels[name] += 1
-        counts.kernel_elements[name] += max((math.prod(array.dims) for operand in one.operands
-                                             for array in computation.instructions[operand].arrays), default=0)
+        counts.kernel_elements[name] += max(
+          (math.prod(array.dims) for operand in one.operands for array in computation.instructions[operand].arrays),
+          default=0,
+        )
     elif (kind := _kind(one)) and not (fused and self._is_in_flight(computation, one)):
       counts.received.update(self._received(computation, one, kind, fused=fused))
     return counts
@@ -170,10 +182,12 @@ class _Walk:
   def _is_in_flight(self, computation: Computation, one: Instruction) -> bool:
     # An overlapped collective is written in every fusion from AsyncCollectiveStart to AsyncCollectiveDone.
     return not _calls(computation, "AsyncCollectiveStart") and (
-      _calls(computation, "AsyncCollectiveDone") or _identity(one) in self._in_flight)
+      _calls(computation, "AsyncCollectiveDone") or _identity(one) in self._in_flight
+    )
 
-  def _received(self, computation: Computation, one: Instruction, kind: str, *,
-                fused: bool) -> dict[tuple[str, str], float]:
+  def _received(
+    self, computation: Computation, one: Instruction, kind: str, *, fused: bool
+  ) -> dict[tuple[str, str], float]:
     operand = sum(array.num_bytes for name in one.operands for array in computation.instructions[name].arrays)
     if one.opcode == "send":
       return {(DCN, kind): ring_bytes(kind, operand, _slices(one))}
@@ -191,8 +205,16 @@ def ring_bytes(kind: str, operand: float, n: int) -> float:
   """Bytes that each of n devices receives when each brings `operand` bytes: the table at the top."""
   if n == 1:
     return 0.0
-  return operand * {"all-gather": n - 1, "reduce-scatter": (n - 1) / n, "all-reduce": 2 * (n - 1) / n,
-                    "all-to-all": (n - 1) / n, "collective-permute": 1}[kind]
+  return (
+    operand
+    * {
+      "all-gather": n - 1,
+      "reduce-scatter": (n - 1) / n,
+      "all-reduce": 2 * (n - 1) / n,
+      "all-to-all": (n - 1) / n,
+      "collective-permute": 1,
+    }[kind]
+  )
 
 
 FUSIONS = ("fusion", "fusion-start")
@@ -219,18 +241,31 @@ def _is_again(computation: Computation, one: Instruction, inherited: bool) -> bo
 
 
 def _calls(computation: Computation, target: str) -> bool:
-  return any(f'custom_call_target="{target}"' in one.attributes for one in computation.instructions.values()
-             if one.opcode == "custom-call")
+  return any(
+    f'custom_call_target="{target}"' in one.attributes
+    for one in computation.instructions.values()
+    if one.opcode == "custom-call"
+  )
 
 
 def _identity(one: Instruction) -> tuple:
-  return (one.opcode, one.shape.split("{")[0], one.attribute("channel_id"), one.attribute("replica_groups"),
-          one.attribute("frontend_attributes"))
+  return (
+    one.opcode,
+    one.shape.split("{")[0],
+    one.attribute("channel_id"),
+    one.attribute("replica_groups"),
+    one.attribute("frontend_attributes"),
+  )
 
 
 # Collectives between the slices of a pod, which a TPU hands to its host.
-BETWEEN_SLICES = {"ALL_REDUCE": "all-reduce", "ALL_GATHER": "all-gather", "REDUCE_SCATTER": "reduce-scatter",
-                  "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute"}
+BETWEEN_SLICES = {
+  "ALL_REDUCE": "all-reduce",
+  "ALL_GATHER": "all-gather",
+  "REDUCE_SCATTER": "reduce-scatter",
+  "ALL_TO_ALL": "all-to-all",
+  "ONE_TO_ONE": "collective-permute",
+}
 
 
 def _kind(one: Instruction) -> str | None:
@@ -287,7 +322,7 @@ MESH_AXIS = re.compile(r"'?([\w.\-]+)'?(?::\((\d+)\)(\d+))?$")
 def replica_groups(text: str | None, num_devices: int) -> tuple[tuple[int, ...], ...]:
   """The groups of devices, from any of the ways to write them; one group of all when none is given.
 
-      {{0,1},{2,3}}   [2,2]<=[4]   [2,2]<=[2,2]T(1,0)   mesh['a'=2,'b'=2] {'b'}   mesh['a'=4] {'a':(2)2}
+  {{0,1},{2,3}}   [2,2]<=[4]   [2,2]<=[2,2]T(1,0)   mesh['a'=2,'b'=2] {'b'}   mesh['a'=4] {'a':(2)2}
   """
   if text is None or text == "{}":
     return (tuple(range(num_devices)),)
@@ -328,9 +363,21 @@ def _mesh_groups(sizes: dict[str, int], ids: np.ndarray, chosen: str, text: str)
 
 GEMM = ("__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8", "__onednn$matmul")
 # Neither kernels nor moved bytes: notes of the compiler to itself.
-NOTES = ("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding",
-         "SPMDFullToShardShape", "SPMDShardToFullShape", "AssumeGatherIndicesInBound", "annotate_device_placement",
-         "LayoutConstraint", "SliceId", "ZeroCrop", "GatherSortedIndicesOrders")
+NOTES = (
+  "AllocateBuffer",
+  "ConcatBitcast",
+  "AsyncCollectiveStart",
+  "AsyncCollectiveDone",
+  "Sharding",
+  "SPMDFullToShardShape",
+  "SPMDShardToFullShape",
+  "AssumeGatherIndicesInBound",
+  "annotate_device_placement",
+  "LayoutConstraint",
+  "SliceId",
+  "ZeroCrop",
+  "GatherSortedIndicesOrders",
+)
 
 
 def _target(one: Instruction) -> str:
@@ -371,11 +418,20 @@ def _convolution_flops(one: Instruction, lhs: tuple[int, ...], rhs: tuple[int, .
   window = dict(part.split("=") for part in (one.attribute("window") or "{}").strip("{}").split())
   products = 1
   for number, label in enumerate(sorted(label for label in left if label.isdigit())):
+
     def of(name, default, number=number):
       return window[name].split("x")[number] if name in window else default
+
     low = of("pad", "0_0").split("_")[0]
-    products *= _products(lhs[left.index(label)], rhs[right.index(label)], result[out.index(label)],
-                          int(of("stride", 1)), int(low), int(of("lhs_dilate", 1)), int(of("rhs_dilate", 1)))
+    products *= _products(
+      lhs[left.index(label)],
+      rhs[right.index(label)],
+      result[out.index(label)],
+      int(of("stride", 1)),
+      int(low),
+      int(of("lhs_dilate", 1)),
+      int(of("rhs_dilate", 1)),
+    )
   features = lhs[left.index("f")] // int(one.attribute("feature_group_count") or 1)
   batch = lhs[left.index("b")] // int(one.attribute("batch_group_count") or 1)
   return 2.0 * products * features * batch * result[out.index("f")]
@@ -388,9 +444,27 @@ def _products(size: int, kernel: int, result: int, stride: int, low: int, dilate
   return int(((at >= 0) & (at % dilated == 0) & (at // dilated < size)).sum())
 
 
-FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-                  "after-all", "optimization-barrier", "opt-barrier", "partition-id", "replica-id", "add-dependency",
-                  "call-start", "custom-call-start", "async-start"))
+FREE = frozenset(
+  (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "optimization-barrier",
+    "opt-barrier",
+    "partition-id",
+    "replica-id",
+    "add-dependency",
+    "call-start",
+    "custom-call-start",
+    "async-start",
+  )
+)
 SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
 
 
@@ -437,8 +511,11 @@ def _read_bytes(module: Module, fused: Computation, one: Instruction) -> float:
       total += _read_bytes(module, fused, user)
     elif user.opcode == "fusion":
       inner = module.computations[user.called("calls")[0]]
-      total += sum(_read_bytes(module, inner, inner.parameter(number))
-                   for number, name in enumerate(user.operands) if name == one.name)
+      total += sum(
+        _read_bytes(module, inner, inner.parameter(number))
+        for number, name in enumerate(user.operands)
+        if name == one.name
+      )
     elif user.opcode in SLICES and user.operands[0] == one.name:
       total += sum(array.num_bytes for array in user.arrays)
     elif user.opcode != "dynamic-update-slice" or user.operands[0] != one.name:

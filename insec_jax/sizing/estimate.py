@@ -108,21 +108,36 @@ class Estimate:
     return self.work.model_flops / self.work.step_seconds / (self.topology.chip.tflops * 1e12)
 
 
-def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology, *, trained_share: float,
-             hlo_file: pathlib.Path | None) -> Estimate:
+def estimate(
+  config: Config,
+  model_config: llama.LlamaConfig,
+  topology: Topology,
+  *,
+  trained_share: float,
+  hlo_file: pathlib.Path | None,
+) -> Estimate:
   """The config's train step on the topology; its optimised HLO is written to `hlo_file` unless None."""
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   tx = optimizer.make(config.optimizer, config.train.steps)
   state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
   attend, reason = attention.choose(
-    topology.platform, device_kind=topology.devices[0].device_kind, head_width=model_config.head_width,
-    row_length=config.data.row_length, compute=config.precision.compute)
+    topology.platform,
+    device_kind=topology.devices[0].device_kind,
+    head_width=model_config.head_width,
+    row_length=config.data.row_length,
+    compute=config.precision.compute,
+  )
   model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend)
-  step = step_lib.make_train_step(model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state),
-                                  repeat=config.loss.repeat)
-  batch = step_lib.abstract_batch(mesh, accumulation=config.data.accumulation,
-                                  rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
-                                  negatives=config.loss.negatives)
+  step = step_lib.make_train_step(
+    model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state), repeat=config.loss.repeat
+  )
+  batch = step_lib.abstract_batch(
+    mesh,
+    accumulation=config.data.accumulation,
+    rows_per_device=config.data.rows_per_device,
+    row_length=config.data.row_length,
+    negatives=config.loss.negatives,
+  )
   start = time.perf_counter()
   with jax.set_mesh(mesh):
     lowered = step.lower(state, batch)
@@ -144,10 +159,18 @@ def estimate(config: Config, model_config: llama.LlamaConfig, topology: Topology
     work = _work(config, model_config, topology, mesh, text, trained_share)
   data, fsdp, tensor = config.mesh.shape(len(topology.devices))
   return Estimate(
-    topology=topology, mesh={"data": data, "fsdp": fsdp, "tensor": tensor}, remat=config.model.remat,
-    rows_per_device=config.data.rows_per_device, row_length=config.data.row_length,
-    accumulation=config.data.accumulation, attention=reason, memory=_memory(state, compiled, refusal, topology),
-    work=work, lower_seconds=lower_seconds, compile_seconds=compile_seconds)
+    topology=topology,
+    mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
+    remat=config.model.remat,
+    rows_per_device=config.data.rows_per_device,
+    row_length=config.data.row_length,
+    accumulation=config.data.accumulation,
+    attention=reason,
+    memory=_memory(state, compiled, refusal, topology),
+    work=work,
+    lower_seconds=lower_seconds,
+    compile_seconds=compile_seconds,
+  )
 
 
 def optimised_hlo(compiled) -> str:
@@ -155,14 +178,18 @@ def optimised_hlo(compiled) -> str:
   try:
     return compiled.as_text()
   except jax.errors.JaxRuntimeError as error:
-    raise InputError(f"jax {jax.__version__} cannot read what this compiler has written "
-                     f"({str(error).splitlines()[0]}); install the one that belongs to it, for a TPU with "
-                     f"pip install 'jax[tpu]=={jax.__version__}'") from error
+    raise InputError(
+      f"jax {jax.__version__} cannot read what this compiler has written "
+      f"({str(error).splitlines()[0]}); install the one that belongs to it, for a TPU with "
+      f"pip install 'jax[tpu]=={jax.__version__}'"
+    ) from error
 
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-REFUSALS = (re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
-            re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"))
+REFUSALS = (
+  re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+  re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+)
 
 
 def read_refusal(message: str) -> tuple[float, float] | None:
@@ -182,34 +209,51 @@ def _memory(state: step_lib.TrainState, compiled, refusal, topology: Topology) -
   else:
     peak = on_chip * compiled.memory_analysis().peak_memory_in_bytes / GIB
     limit = topology.chip and topology.chip.usable_gib
-  return Memory(weights=weights, optimizer=moments, temporary=peak - weights - moments, peak=peak, limit=limit,
-                refused=bool(refusal))
+  return Memory(
+    weights=weights,
+    optimizer=moments,
+    temporary=peak - weights - moments,
+    peak=peak,
+    limit=limit,
+    refused=bool(refusal),
+  )
 
 
 def _device_bytes(tree: Any) -> int:
   return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _work(config: Config, model: llama.LlamaConfig, topology: Topology, mesh: Mesh, text: str,
-          trained_share: float) -> Work:
+def _work(
+  config: Config, model: llama.LlamaConfig, topology: Topology, mesh: Mesh, text: str, trained_share: float
+) -> Work:
   local_tokens = config.data.rows_per_device * config.data.row_length
   trips = math.ceil(trained_share * local_tokens / loss.chunk_size(local_tokens))
   found = counts.count(hlo.parse(text), {CHUNK_LOOP: trips})
   on_chip = 1 if topology.chip is None else topology.chip.devices
   known = {name: _products_of(name, found.kernels) for name in found.kernels}
   # The largest operand of attention is the queries (rows, heads, positions, head width); causal, each reads half a row.
-  kernel_flops = on_chip * sum(products * found.kernel_elements[name] * config.data.row_length
-                               for name, products in known.items() if products)
+  kernel_flops = on_chip * sum(
+    products * found.kernel_elements[name] * config.data.row_length for name, products in known.items() if products
+  )
   tokens = local_tokens * config.data.accumulation * sharding.size_over(mesh, sharding.BATCH)
-  ici, dcn = ({kind: on_chip * number for kind, number in found.bytes_over(network).items()}
-              for network in (counts.ICI, counts.DCN))
+  ici, dcn = (
+    {kind: on_chip * number for kind, number in found.bytes_over(network).items()}
+    for network in (counts.ICI, counts.DCN)
+  )
   flops, hbm = on_chip * found.flops, on_chip * found.hbm_bytes
   return Work(
-    flops=flops, rematerialised=on_chip * found.rematerialised, kernel_flops=kernel_flops,
-    kernels=dict(found.kernels), unknown_kernels=sorted(name for name, products in known.items() if products is None),
-    ici_bytes=ici, dcn_bytes=dcn, hbm_bytes=hbm, tokens=tokens,
+    flops=flops,
+    rematerialised=on_chip * found.rematerialised,
+    kernel_flops=kernel_flops,
+    kernels=dict(found.kernels),
+    unknown_kernels=sorted(name for name, products in known.items() if products is None),
+    ici_bytes=ici,
+    dcn_bytes=dcn,
+    hbm_bytes=hbm,
+    tokens=tokens,
     model_flops=flops_per_token(model, config.data.row_length, trained_share) * tokens / topology.chips,
-    seconds=_seconds(topology, flops + kernel_flops, hbm, sum(ici.values()), sum(dcn.values())))
+    seconds=_seconds(topology, flops + kernel_flops, hbm, sum(ici.values()), sum(dcn.values())),
+  )
 
 
 def _products_of(name: str, kernels) -> int | None:
@@ -225,7 +269,9 @@ def flops_per_token(model: llama.LlamaConfig, row_length: int, trained_share: fl
 
   6 for each weight that multiplies it, 6 T / 2 for each query's width twice (scores and context).
   """
-  layer = model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.mlp_width
+  layer = (
+    model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.mlp_width
+  )
   causal = row_length * model.num_heads * model.head_width
   return 6 * (model.num_layers * (layer + causal) + trained_share * model.vocab_size * model.width)
 
@@ -234,8 +280,11 @@ def _seconds(topology: Topology, flops: float, hbm: float, ici: float, dcn: floa
   chip = topology.chip
   if chip is None:
     return {}
-  seconds = {"compute": flops / (chip.tflops * 1e12), "hbm": hbm / (chip.hbm_gb_s * 1e9),
-             "ici": ici / (chip.link_gb_s * 1e9 * max(topology.links, 1))}
+  seconds = {
+    "compute": flops / (chip.tflops * 1e12),
+    "hbm": hbm / (chip.hbm_gb_s * 1e9),
+    "ici": ici / (chip.link_gb_s * 1e9 * max(topology.links, 1)),
+  }
   if topology.slices > 1 and chip.dcn_gb_s:
     seconds["dcn"] = dcn / (chip.dcn_gb_s * 1e9)
   return seconds

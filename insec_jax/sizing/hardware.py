@@ -1,9 +1,9 @@
 """Chips and the slices made of them: what their makers say, and devices that compile for them without having them.
 
-    local          the devices of this machine
-    v5p:2x2x4      a slice, chips along each side of its torus (v4 v5e v5p v6e tpu7x)
-    2xv5e:8x8      two such slices, joined by the data centre's network
-    h100:8         GPUs of one host (h100 h200)
+local          the devices of this machine
+v5p:2x2x4      a slice, chips along each side of its torus (v4 v5e v5p v6e tpu7x)
+2xv5e:8x8      two such slices, joined by the data centre's network
+h100:8         GPUs of one host (h100 h200)
 """
 
 import dataclasses
@@ -43,20 +43,97 @@ class Chip:
 # usable_gib is the limit that libtpu 0.0.52 names when it refuses a program.
 # GPU: NVIDIA's data sheets of the SXM cards; usable_gib leaves 5 % of what the driver reports to CUDA and NCCL.
 CHIPS = {
-    "v4": Chip(platform="tpu", kinds=("TPU v4",), sides=3, devices=1, hbm_gib=32, usable_gib=30.75, tflops=275,
-               hbm_gb_s=1_228, link_gb_s=45, dcn_gb_s=6.25, options={"chip_config_name": "megacore"}),
-    "v5e": Chip(platform="tpu", kinds=("TPU v5 lite", "TPU v5e"), sides=2, devices=1, hbm_gib=16, usable_gib=15.75,
-                tflops=197, hbm_gb_s=819, link_gb_s=45, dcn_gb_s=3.125, options={}),
-    "v5p": Chip(platform="tpu", kinds=("TPU v5", "TPU v5p"), sides=3, devices=1, hbm_gib=96, usable_gib=95.73,
-                tflops=459, hbm_gb_s=2_765, link_gb_s=90, dcn_gb_s=6.25, options={}),
-    "v6e": Chip(platform="tpu", kinds=("TPU v6 lite", "TPU v6e"), sides=2, devices=1, hbm_gib=32, usable_gib=31.24,
-                tflops=918, hbm_gb_s=1_638, link_gb_s=90, dcn_gb_s=12.5, options={}),
-    "tpu7x": Chip(platform="tpu", kinds=("TPU7x",), sides=3, devices=2, hbm_gib=192, usable_gib=2 * 94.74,
-                  tflops=2_307, hbm_gb_s=7_380, link_gb_s=90, dcn_gb_s=12.5, options={}),
-    "h100": Chip(platform="gpu", kinds=("NVIDIA H100 80GB HBM3",), sides=0, devices=1, hbm_gib=79.1,
-                 usable_gib=75.1, tflops=989, hbm_gb_s=3_350, link_gb_s=450, dcn_gb_s=None, options={}),
-    "h200": Chip(platform="gpu", kinds=("NVIDIA H200", "NVIDIA H200 141GB HBM3e"), sides=0, devices=1, hbm_gib=141,
-                 usable_gib=134, tflops=989, hbm_gb_s=4_800, link_gb_s=450, dcn_gb_s=None, options={}),
+  "v4": Chip(
+    platform="tpu",
+    kinds=("TPU v4",),
+    sides=3,
+    devices=1,
+    hbm_gib=32,
+    usable_gib=30.75,
+    tflops=275,
+    hbm_gb_s=1_228,
+    link_gb_s=45,
+    dcn_gb_s=6.25,
+    options={"chip_config_name": "megacore"},
+  ),
+  "v5e": Chip(
+    platform="tpu",
+    kinds=("TPU v5 lite", "TPU v5e"),
+    sides=2,
+    devices=1,
+    hbm_gib=16,
+    usable_gib=15.75,
+    tflops=197,
+    hbm_gb_s=819,
+    link_gb_s=45,
+    dcn_gb_s=3.125,
+    options={},
+  ),
+  "v5p": Chip(
+    platform="tpu",
+    kinds=("TPU v5", "TPU v5p"),
+    sides=3,
+    devices=1,
+    hbm_gib=96,
+    usable_gib=95.73,
+    tflops=459,
+    hbm_gb_s=2_765,
+    link_gb_s=90,
+    dcn_gb_s=6.25,
+    options={},
+  ),
+  "v6e": Chip(
+    platform="tpu",
+    kinds=("TPU v6 lite", "TPU v6e"),
+    sides=2,
+    devices=1,
+    hbm_gib=32,
+    usable_gib=31.24,
+    tflops=918,
+    hbm_gb_s=1_638,
+    link_gb_s=90,
+    dcn_gb_s=12.5,
+    options={},
+  ),
+  "tpu7x": Chip(
+    platform="tpu",
+    kinds=("TPU7x",),
+    sides=3,
+    devices=2,
+    hbm_gib=192,
+    usable_gib=2 * 94.74,
+    tflops=2_307,
+    hbm_gb_s=7_380,
+    link_gb_s=90,
+    dcn_gb_s=12.5,
+    options={},
+  ),
+  "h100": Chip(
+    platform="gpu",
+    kinds=("NVIDIA H100 80GB HBM3",),
+    sides=0,
+    devices=1,
+    hbm_gib=79.1,
+    usable_gib=75.1,
+    tflops=989,
+    hbm_gb_s=3_350,
+    link_gb_s=450,
+    dcn_gb_s=None,
+    options={},
+  ),
+  "h200": Chip(
+    platform="gpu",
+    kinds=("NVIDIA H200", "NVIDIA H200 141GB HBM3e"),
+    sides=0,
+    devices=1,
+    hbm_gib=141,
+    usable_gib=134,
+    tflops=989,
+    hbm_gb_s=4_800,
+    link_gb_s=450,
+    dcn_gb_s=None,
+    options={},
+  ),
 }
 MOST_CHIPS = 65_536  # of a request
 GPUS_OF_A_HOST = 8
@@ -110,17 +187,20 @@ def _request(name: str) -> Request:
     return Request(name, None, (), 1)
   found = re.fullmatch(r"(?:(\d{1,6})x)?([a-z]\w*):(\d{1,6}(?:x\d{1,6}){0,9})", name, re.ASCII)
   if not found or found[2] not in CHIPS:
-    raise InputError(f"--topology: {name!r:.100} is not known; give local, or {', '.join(CHIPS)} with its chips, such "
-                     "as v5p:2x2x4, 2xv5e:8x8 (two slices) or h100:8")
+    raise InputError(
+      f"--topology: {name!r:.100} is not known; give local, or {', '.join(CHIPS)} with its chips, such "
+      "as v5p:2x2x4, 2xv5e:8x8 (two slices) or h100:8"
+    )
   chip, slices = CHIPS[found[2]], int(found[1] or 1)
   shape = tuple(int(side) for side in found[3].split("x"))
   if chip.sides == 0:
     if len(shape) > 1 or slices > 1 or not 1 <= shape[0] <= GPUS_OF_A_HOST:
       raise InputError(f"--topology: {name!r}; give 1 to {GPUS_OF_A_HOST} cards of one host, such as {found[2]}:8")
   elif len(shape) != chip.sides or 0 in shape or slices == 0:
-    example = "x".join("224"[:chip.sides])
-    raise InputError(f"--topology: {name!r}; a slice of {found[2]} has {chip.sides} sides, such as "
-                     f"{found[2]}:{example}")
+    example = "x".join("224"[: chip.sides])
+    raise InputError(
+      f"--topology: {name!r}; a slice of {found[2]} has {chip.sides} sides, such as {found[2]}:{example}"
+    )
   elif math.prod(shape) * slices > MOST_CHIPS:
     raise InputError(f"--topology: {name!r} has {math.prod(shape) * slices:,} chips; give at most {MOST_CHIPS:,}")
   return Request(name, found[2], shape, slices)
@@ -150,8 +230,10 @@ def describe(request: Request) -> Topology:
   devices = _tpu_devices(request, chip) if chip.platform == "tpu" else _gpu_devices(request, chip)
   chips = math.prod(request.shape) * request.slices
   if len(devices) != chips * chip.devices:
-    raise InputError(f"--topology: {request.name!r} gives {len(devices)} devices, expected {chips * chip.devices}; "
-                     "this libtpu describes that chip differently")
+    raise InputError(
+      f"--topology: {request.name!r} gives {len(devices)} devices, expected {chips * chip.devices}; "
+      "this libtpu describes that chip differently"
+    )
   return Topology(request.name, chip.platform, chip, devices, chips, request.slices, links(request.chip, request.shape))
 
 
@@ -171,8 +253,10 @@ def links(chip: str, shape: tuple[int, ...]) -> int:
 
 def _tpu_devices(request: Request, chip: Chip) -> tuple:
   if importlib.util.find_spec("libtpu") is None:
-    raise InputError(f"--topology: {request.name!r} needs the TPU compiler, which is not installed; "
-                     "pip install 'insec_jax[tpu]' (it works without a TPU)")
+    raise InputError(
+      f"--topology: {request.name!r} needs the TPU compiler, which is not installed; "
+      "pip install 'insec_jax[tpu]' (it works without a TPU)"
+    )
   name = f"{request.chip}:{'x'.join(map(str, request.shape))}"
   slices = {"num_slices": request.slices} if request.slices > 1 else {}
   try:
@@ -183,12 +267,15 @@ def _tpu_devices(request: Request, chip: Chip) -> tuple:
 
 def _gpu_devices(request: Request, chip: Chip) -> tuple:
   if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
-    raise InputError(f"--topology: {request.name!r} needs the compiler for NVIDIA cards, which is not installed; "
-                     "pip install 'insec_jax[cuda]' (it works without a card)")
+    raise InputError(
+      f"--topology: {request.name!r} needs the compiler for NVIDIA cards, which is not installed; "
+      "pip install 'insec_jax[cuda]' (it works without a card)"
+    )
   target = HOPPER.format(bandwidth=int(chip.hbm_gb_s * 1e9), memory=int(chip.hbm_gib * GIB), kind=chip.kinds[0])
   # Slices, hosts of a slice, cards of a host.
-  return tuple(topologies.get_topology_desc("described", "cuda", target_config=target,
-                                            topology=f"1x1x{request.shape[0]}").devices)
+  return tuple(
+    topologies.get_topology_desc("described", "cuda", target_config=target, topology=f"1x1x{request.shape[0]}").devices
+  )
 
 
 def _local() -> Topology:

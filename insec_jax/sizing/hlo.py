@@ -78,7 +78,7 @@ class Instruction(NamedTuple):
     if not found:
       return None
     end = _end_of_value(plain, found.end())
-    return self.attributes[found.end():end]
+    return self.attributes[found.end() : end]
 
   def called(self, *names: str) -> list[str]:
     """Computations that the attributes of these names hold."""
@@ -103,8 +103,7 @@ class Computation:
 
   def parameter(self, number: int) -> Instruction:
     """The instruction that holds this argument."""
-    return next(one for one in self.instructions.values()
-                if one.opcode == "parameter" and int(one.inside) == number)
+    return next(one for one in self.instructions.values() if one.opcode == "parameter" and int(one.inside) == number)
 
 
 class Module(NamedTuple):
@@ -120,8 +119,9 @@ def arrays_of(shape: str) -> list[Array]:
   found = []
   for dtype, dims, layout in ARRAY.findall(shape):
     space = SPACE.search(layout)
-    found.append(Array(dtype, tuple(int(dim.removeprefix("<=")) for dim in dims.split(",") if dim),
-                       int(space[1]) if space else 0))
+    found.append(
+      Array(dtype, tuple(int(dim.removeprefix("<=")) for dim in dims.split(",") if dim), int(space[1]) if space else 0)
+    )
   return found
 
 
@@ -179,14 +179,14 @@ def _instruction(statement: str) -> tuple[Instruction, bool]:
   found = INSTRUCTION.match(statement)
   if not found:
     raise HloError(f"not an instruction: {statement.strip()[:80]!r}")
-  rest = statement[found.end():]
+  rest = statement[found.end() :]
   # Layouts have round brackets too, but no space; a tuple has both.
   end = _closing(rest, 0) if rest.startswith("(") else re.match(r"\S*", rest).end()
   opcode = OPCODE.match(rest, end)
   if not opcode:
     raise HloError(f"no operation in {statement.strip()[:80]!r}")
   close = _closing(rest, opcode.end() - 1)
-  inside = rest[opcode.end():close - 1]
+  inside = rest[opcode.end() : close - 1]
   operands = tuple(NAME.findall(STRING.sub('""', inside)))
   return Instruction(found[2], rest[:end], opcode[1], operands, inside, rest[close:]), bool(found[1])
 
@@ -216,15 +216,32 @@ def _end_of_value(text: str, start: int) -> int:
 # A scalar integer, None for what is not known or no integer, or a tuple of these.
 Value = int | tuple | None
 
-DIRECTION = {"LT": operator.lt, "GT": operator.gt, "LE": operator.le, "GE": operator.ge, "EQ": operator.eq,
-             "NE": operator.ne}
+DIRECTION = {
+  "LT": operator.lt,
+  "GT": operator.gt,
+  "LE": operator.le,
+  "GE": operator.ge,
+  "EQ": operator.eq,
+  "NE": operator.ne,
+}
 ARITHMETIC: dict[str, Callable[..., int | None]] = {
-    "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "maximum": max, "minimum": min,
-    "and": operator.and_, "or": operator.or_, "xor": operator.xor, "negate": operator.neg, "abs": abs,
-    "divide": lambda a, b: _quotient(a, b), "remainder": lambda a, b: a - b * _quotient(a, b),
-    "shift-left": lambda a, b: a << b, "shift-right-logical": lambda a, b: a >> b if a >= 0 else None,
-    "shift-right-arithmetic": lambda a, b: a >> b, "clamp": lambda low, x, high: min(max(low, x), high),
-    "sign": lambda a: (a > 0) - (a < 0),
+  "add": operator.add,
+  "subtract": operator.sub,
+  "multiply": operator.mul,
+  "maximum": max,
+  "minimum": min,
+  "and": operator.and_,
+  "or": operator.or_,
+  "xor": operator.xor,
+  "negate": operator.neg,
+  "abs": abs,
+  "divide": lambda a, b: _quotient(a, b),
+  "remainder": lambda a, b: a - b * _quotient(a, b),
+  "shift-left": lambda a, b: a << b,
+  "shift-right-logical": lambda a, b: a >> b if a >= 0 else None,
+  "shift-right-arithmetic": lambda a, b: a >> b,
+  "clamp": lambda low, x, high: min(max(low, x), high),
+  "sign": lambda a: (a > 0) - (a < 0),
 }
 
 
@@ -248,8 +265,9 @@ class Evaluator:
   def value(self, computation: str, name: str, arguments: tuple[Value, ...], known: dict[str, Value]) -> Value:
     """Value of an instruction when its computation is called with `arguments`; `known` holds what was found before."""
     if name not in known:
-      known[name] = self._value(computation, self._module.computations[computation].instructions[name], arguments,
-                                known)
+      known[name] = self._value(
+        computation, self._module.computations[computation].instructions[name], arguments, known
+      )
     return known[name]
 
   def result(self, computation: str, arguments: tuple[Value, ...]) -> Value:
@@ -321,11 +339,14 @@ class Evaluator:
 
     def passes(number, name):
       one = body.instructions[name]
-      return (one.opcode == "get-tuple-element" and one.operands == (parameter,)
-              and int(one.attribute("index")) == number)
+      return (
+        one.opcode == "get-tuple-element" and one.operands == (parameter,) and int(one.attribute("index")) == number
+      )
 
-    return tuple(value if passes(number, name) else None
-                 for number, (name, value) in enumerate(zip(root.operands, state, strict=True)))
+    return tuple(
+      value if passes(number, name) else None
+      for number, (name, value) in enumerate(zip(root.operands, state, strict=True))
+    )
 
 
 def _wrapped(value: Value, dtype: str) -> Value:

@@ -48,16 +48,34 @@ MARKERS = "insec.json"  # of an exported folder: how its text is marked
 COVERED = (MODEL, hf.GENERATION)  # and all of TOKENIZER: what a checkpoint keeps the SHA-256 of
 EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
 # Of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
-MARKED = {"flag": str, "fix": str, "special": bool, "unit": str, "template": str, "step": int | None,
-          "confidence": list | None, "confidence_first": list | None}
+MARKED = {
+  "flag": str,
+  "fix": str,
+  "special": bool,
+  "unit": str,
+  "template": str,
+  "step": int | None,
+  "confidence": list | None,
+  "confidence_first": list | None,
+}
 FOLDERS = ("tb", "mined")  # of a workdir
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a checkpoint
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 VANISH_SECONDS = 10  # in which a checkpoint that a run is removing is gone
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 # What may change when a run goes on: what is learned does not hang on it. Rows per step are compared by themselves.
-FREE = ("model.remat", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep",
-        "data.rows_per_device", "data.accumulation", "mesh.", "evaluate.", "mine.")
+FREE = (
+  "model.remat",
+  "train.log_every",
+  "train.eval_every",
+  "train.checkpoint_every",
+  "train.keep",
+  "data.rows_per_device",
+  "data.accumulation",
+  "mesh.",
+  "evaluate.",
+  "mine.",
+)
 MINING = ("evaluate.max_tokens", "evaluate.batch_size", "mine.")  # these not, where a run mines what it learns from
 MINED = ("mine.",)  # nor these where it was mined before
 
@@ -75,8 +93,9 @@ def check_workdir(workdir: pathlib.Path, config: Config):
   path = workdir / CONFIG
   if not path.is_file():
     if taken := [name for name in (MODEL, "metrics.jsonl", TOKENIZER, CHECKPOINTS) if (workdir / name).exists()]:
-      raise InputError(f"{workdir} holds {taken[0]} but no {CONFIG}, so it is no workdir of a run; "
-                       "give another --workdir")
+      raise InputError(
+        f"{workdir} holds {taken[0]} but no {CONFIG}, so it is no workdir of a run; give another --workdir"
+      )
     return
   try:
     made = config_lib.build(read_json(path, "the config of a run"))
@@ -87,8 +106,9 @@ def check_workdir(workdir: pathlib.Path, config: Config):
   differ = [key for key in made if made[key] != given[key] and (not key.startswith(FREE) or key.startswith(held))]
   if differ:
     shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
-    raise InputError(f"{workdir} was made from another config: {shown}; give another --workdir, or the values it was "
-                     "made with")
+    raise InputError(
+      f"{workdir} was made from another config: {shown}; give another --workdir, or the values it was made with"
+    )
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -105,8 +125,11 @@ def steps(workdir: pathlib.Path) -> list[int]:
   What a kill left half written does not count: Orbax gives a checkpoint its name when it is whole.
   """
   folder = workdir / CHECKPOINTS
-  return sorted(int(path.name) for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir()
-                ) if folder.is_dir() else []
+  return (
+    sorted(int(path.name) for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
+    if folder.is_dir()
+    else []
+  )
 
 
 def check_kinds(workdir: pathlib.Path) -> None:
@@ -116,12 +139,15 @@ def check_kinds(workdir: pathlib.Path) -> None:
       open_to_read(workdir / name, f"the file {name} of a workdir").close()
   for name in (CHECKPOINTS, TOKENIZER, DAMAGED, *FOLDERS):
     if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
-      raise InputError(f"{workdir / name} is no folder, and a workdir has one there; move it away or bring the folder "
-                       "back")
+      raise InputError(
+        f"{workdir / name} is no folder, and a workdir has one there; move it away or bring the folder back"
+      )
   for path in (workdir / CHECKPOINTS).iterdir() if (workdir / CHECKPOINTS).is_dir() else ():
     if path.name.isnumeric() and not STEP.fullmatch(path.name):
-      raise InputError(f"{path} has no name that a checkpoint has, which is its step in digits without a leading zero; "
-                       "bring its name back, or move it away")
+      raise InputError(
+        f"{path} has no name that a checkpoint has, which is its step in digits without a leading zero; "
+        "bring its name back, or move it away"
+      )
   for path in (workdir / TOKENIZER).rglob("*"):
     if not path.is_dir():
       open_to_read(path, "a file of the tokenizer").close()
@@ -146,15 +172,19 @@ def _check_files(workdir: pathlib.Path, run: dict):
   saved, now = run["files"], file_digests(workdir)
   if differ := sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)):
     what = "was not there" if differ[0] not in saved else "is gone" if differ[0] not in now else "was another"
-    raise InputError(f"{workdir / differ[0]} {what} when {_where(workdir, run['step'])} was saved; bring back the "
-                     f"files as they were ({', '.join(differ)})")
+    raise InputError(
+      f"{workdir / differ[0]} {what} when {_where(workdir, run['step'])} was saved; bring back the "
+      f"files as they were ({', '.join(differ)})"
+    )
   if not (workdir / CONFIG).exists():  # whoever needs it says so
     return
   config = flat(config_lib.build(read_json(workdir / CONFIG, "the config of a run")))
   was = flat(config_lib.build(run["config"]))
   if differ := [key for key in was if was[key] != config[key] and not key.startswith(FREE)]:
-    raise InputError(f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {_where(workdir, run['step'])} "
-                     f"was saved with {was[differ[0]]!r}; bring it back as it was")
+    raise InputError(
+      f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {_where(workdir, run['step'])} "
+      f"was saved with {was[differ[0]]!r}; bring it back as it was"
+    )
 
 
 class Saver:
@@ -168,12 +198,21 @@ class Saver:
     self._files = file_digests(workdir)
     policies = ocp.training.preservation_policies
     stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-    self._orbax = ocp.training.Checkpointer(self._folder.absolute(), cleanup_tmp_directories=True,
-                                            preservation_policy=policies.AnyPreservationPolicy(stay))
+    self._orbax = ocp.training.Checkpointer(
+      self._folder.absolute(), cleanup_tmp_directories=True, preservation_policy=policies.AnyPreservationPolicy(stay)
+    )
     stop_signal.at_end(self._remove_unfinished)
 
-  def save(self, step: int, state: TrainState, *, config: Config, facts: dict[str, Any], totals: list,
-           log: dict[str, int] | None = None):
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    *,
+    config: Config,
+    facts: dict[str, Any],
+    totals: list,
+    log: dict[str, int] | None = None,
+  ):
     """Copy the state to the host and begin to write it.
 
     `facts` must be the same when the run goes on; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state().
@@ -181,11 +220,21 @@ class Saver:
     """
     arrays = {"params": state.params, "optimizer": state.optimizer}
     if names := not_finite(arrays):
-      raise DivergedError(f"{names[0]} is not finite after step {step}, which is not saved; lower "
-                          "optimizer.learning_rate or look at the data, and begin in another --workdir")
-    run = {"step": step, "facts": facts, "totals": totals, "log": log, "config": dataclasses.asdict(config),
-           "versions": versions(), "files": self._files, "arrays": _leaves(arrays),
-           "fingerprints": fingerprints(arrays)}
+      raise DivergedError(
+        f"{names[0]} is not finite after step {step}, which is not saved; lower "
+        "optimizer.learning_rate or look at the data, and begin in another --workdir"
+      )
+    run = {
+      "step": step,
+      "facts": facts,
+      "totals": totals,
+      "log": log,
+      "config": dataclasses.asdict(config),
+      "versions": versions(),
+      "files": self._files,
+      "arrays": _leaves(arrays),
+      "fingerprints": fingerprints(arrays),
+    }
     self._orbax.save_checkpointables_async(step, arrays, force=True, custom_metadata={"run": run, "check": _check(run)})
 
   def wait(self):
@@ -226,18 +275,29 @@ class RestoredRun(NamedTuple):
   damaged: list[int]
 
 
-def restore(workdir: pathlib.Path, among: Sequence[int], abstract: TrainState, *,
-            facts: Callable[[int], dict[str, Any]], advise: Callable[[str, Any], str], processes: Processes) -> RestoredRun:
+def restore(
+  workdir: pathlib.Path,
+  among: Sequence[int],
+  abstract: TrainState,
+  *,
+  facts: Callable[[int], dict[str, Any]],
+  advise: Callable[[str, Any], str],
+  processes: Processes,
+) -> RestoredRun:
   """The state after the newest of these steps whose checkpoint is sound, laid out as `abstract` says.
 
   InputError unless tree and facts (which may hang on the step) are exactly those saved, or when no checkpoint is sound;
   `advise` says for a fact and its saved value what to do when it differs.
   """
+
   def check_facts(run):
     _check_files(workdir, run)
     before, now = run["facts"], facts(run["step"])
-    if differ := [f"{name} is {now[name]}, was {before[name]}; {advise(name, before[name])}"
-                  for name in now if now[name] != before[name]]:
+    if differ := [
+      f"{name} is {now[name]}, was {before[name]}; {advise(name, before[name])}"
+      for name in now
+      if now[name] != before[name]
+    ]:
       raise InputError(f"{_where(workdir, run['step'])} cannot be continued: {', '.join(differ)}")
 
   expected = {"params": abstract.params, "optimizer": abstract.optimizer}
@@ -265,6 +325,7 @@ def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int,
   InputError when it is damaged: it names the steps that are sound. Also when other files of the workdir were changed
   since, or when there is no such checkpoint.
   """
+
   def expect(run):
     dtype = run["arrays"]["params/embed"].split("[")[0]
     return {"params": jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract)}
@@ -289,8 +350,11 @@ def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int,
     if _is_there(workdir, chosen):
       break
   sound = [number for number in found if number != chosen and read(number).problem is None]
-  remedy = (f"sound are the steps {', '.join(map(str, sound))}: give --step={sound[-1]}, or let train go on from there"
-            if sound else "no other one is sound: bring one back")
+  remedy = (
+    f"sound are the steps {', '.join(map(str, sound))}: give --step={sound[-1]}, or let train go on from there"
+    if sound
+    else "no other one is sound: bring one back"
+  )
   raise InputError(f"{_where(workdir, chosen)} is damaged ({reading.problem}); {remedy}")
 
 
@@ -322,7 +386,9 @@ class Reading(NamedTuple):
   problem: str | None
 
 
-def _read(workdir, step: int, expect: Callable[[dict], dict], check: Callable[[dict], None], processes: Processes) -> Reading:
+def _read(
+  workdir, step: int, expect: Callable[[dict], dict], check: Callable[[dict], None], processes: Processes
+) -> Reading:
   """Read a checkpoint and compare it with its fingerprints, all processes together.
 
   `expect` gives the arrays to read. A process reads its own shards: what one finds damaged, all leave out.
@@ -349,8 +415,9 @@ def _newest_sound(workdir, among, expect, check, processes: Processes):
     if processes.is_first:
       print(f"{_where(workdir, step)} is damaged ({reasons[step]}); it is left out", file=sys.stderr, flush=True)
   told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
-  raise InputError(f"{workdir} has no sound checkpoint ({told}); nothing was changed: bring one back, or begin in "
-                   "another --workdir")
+  raise InputError(
+    f"{workdir} has no sound checkpoint ({told}); nothing was changed: bring one back, or begin in another --workdir"
+  )
 
 
 def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
@@ -433,19 +500,27 @@ def _where(workdir: pathlib.Path, step: int) -> str:
 
 def compare_trees(where: str, *, saved: dict[str, str], expected: dict[str, str]):
   """Nothing; InputError that names the first array that is missing, unexpected or of another shape or dtype."""
-  differences = [f"{name} {saved.get(name, 'absent')}, needed {expected.get(name, 'absent')}"
-                 for name in sorted(saved.keys() | expected.keys()) if saved.get(name) != expected.get(name)]
+  differences = [
+    f"{name} {saved.get(name, 'absent')}, needed {expected.get(name, 'absent')}"
+    for name in sorted(saved.keys() | expected.keys())
+    if saved.get(name) != expected.get(name)
+  ]
   if differences:
-    raise InputError(f"{where} does not hold this model: {len(differences)} arrays differ, first {differences[0]}; "
-                     "use the config it was trained with, or another workdir")
+    raise InputError(
+      f"{where} does not hold this model: {len(differences)} arrays differ, first {differences[0]}; "
+      "use the config it was trained with, or another workdir"
+    )
 
 
 def _leaves(tree) -> dict[str, str]:
   def word(key):
     # The same node is a named field in an optax state and a plain key in what Orbax read back.
     return str(next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)))
-  return {"/".join(map(word, path)): f"{leaf.dtype}{list(leaf.shape)}"
-          for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+  return {
+    "/".join(map(word, path)): f"{leaf.dtype}{list(leaf.shape)}"
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
 
 
 class LoadedModel(NamedTuple):
@@ -494,19 +569,42 @@ def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
     config = read_model(path)
     tokenizer = tokens.load(str(path / TOKENIZER))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype, sharding=here),
-                            llama.shapes(config), is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    abstract = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype, sharding=here),
+      llama.shapes(config),
+      is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
     step, params = load_params(path, abstract, step)
     marked = marked_as(config_lib.build(read_json(path / CONFIG, "the config of a run")), step)
   if marked is None:
     return LoadedModel(config, params, tokenizer, None, None, None, None, None, step=step)
   # Version 0.2.0 wrote none.
   confidence, confidence_first = (tuple(marked.get(name) or ()) for name in ("confidence", "confidence_first"))
-  found = tokens.find_markers(tokenizer, TokenizerConfig(
-    path="", flag=marked["flag"], fix=marked["fix"], special=marked["special"], confidence=confidence,
-    confidence_first=confidence_first))
-  return LoadedModel(config, params, tokenizer, Markers(marked["flag"], marked["fix"]), found.flag_id, found.fix_id,
-                marked["unit"], marked["template"], confidence, confidence_first, found.confidence_ids, step)
+  found = tokens.find_markers(
+    tokenizer,
+    TokenizerConfig(
+      path="",
+      flag=marked["flag"],
+      fix=marked["fix"],
+      special=marked["special"],
+      confidence=confidence,
+      confidence_first=confidence_first,
+    ),
+  )
+  return LoadedModel(
+    config,
+    params,
+    tokenizer,
+    Markers(marked["flag"], marked["fix"]),
+    found.flag_id,
+    found.fix_id,
+    marked["unit"],
+    marked["template"],
+    confidence,
+    confidence_first,
+    found.confidence_ids,
+    step,
+  )
 
 
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
@@ -517,9 +615,16 @@ def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
 
 def marked_as(config: Config, step: int) -> dict[str, Any]:
   """Return what an exported folder must say of its text beside what HF says, and the step it was exported at."""
-  return {"step": step, "flag": config.tokenizer.flag, "fix": config.tokenizer.fix, "special": config.tokenizer.special,
-          "confidence": config.tokenizer.confidence, "confidence_first": config.tokenizer.confidence_first,
-          "unit": config.mistakes.unit, "template": config.data.template}
+  return {
+    "step": step,
+    "flag": config.tokenizer.flag,
+    "fix": config.tokenizer.fix,
+    "special": config.tokenizer.special,
+    "confidence": config.tokenizer.confidence,
+    "confidence_first": config.tokenizer.confidence_first,
+    "unit": config.mistakes.unit,
+    "template": config.data.template,
+  }
 
 
 def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:

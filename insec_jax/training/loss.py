@@ -46,8 +46,14 @@ class Sums(NamedTuple):
 def no_sums(*, negatives: bool) -> Sums:
   """The sums of no token."""
   zeros_R = jnp.zeros(NUM_ROLES)
-  return Sums(jnp.zeros(()), jnp.zeros(()), zeros_R, zeros_R, zeros_R,
-              Negatives(*(jnp.zeros(()) for _ in Negatives._fields)) if negatives else None)
+  return Sums(
+    jnp.zeros(()),
+    jnp.zeros(()),
+    zeros_R,
+    zeros_R,
+    zeros_R,
+    Negatives(*(jnp.zeros(()) for _ in Negatives._fields)) if negatives else None,
+  )
 
 
 def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None):
@@ -61,7 +67,8 @@ def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None):
   """
   T = token_BT.shape[1]
   target_BT, next_segment_BT, next_role_BT, next_weight_BT = (
-    jnp.roll(array_BT, -1, axis=1) for array_BT in (token_BT, segment_BT, role_BT, weight_BT))
+    jnp.roll(array_BT, -1, axis=1) for array_BT in (token_BT, segment_BT, role_BT, weight_BT)
+  )
   same_BT = (next_segment_BT == segment_BT) & (segment_BT > 0) & (jnp.arange(T) < T - 1)[None]
   if negative_BT is not None:
     negative_BT = jnp.where(same_BT, jnp.roll(negative_BT, -1, axis=1), NO_NEGATIVE)
@@ -69,7 +76,7 @@ def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None):
 
 
 def chunk_size(num_tokens: int) -> int:
-  """Trained tokens that token_axes the vocabulary at once.
+  """Trained tokens that are multiplied with the vocabulary at once.
 
   An eighth of a device's tokens, so that little of the last chunk is empty, and at most 1,024, so that the float32
   logits of 128,256 stay at half a GiB.
@@ -77,23 +84,35 @@ def chunk_size(num_tokens: int) -> int:
   return min(1024, 128 * math.ceil(num_tokens / 8 / 128))
 
 
-def loss_sums(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, *, repeat=0.0, mesh=None,
-              chunk=None) -> Sums:
+def loss_sums(
+  head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, *, repeat=0.0, mesh=None, chunk=None
+) -> Sums:
   """Sums of the weighted loss of every token of non-zero weight; `loss` alone has a gradient (to head and stream).
 
   Weight w > 0 costs w * -log p(token); w < 0 is unlikelihood, |w| * -log(max(1 - p(token), 1e-5)), flat where clamped.
-  A negative, whatever its token's own weight, adds unlikelihood of weight -repeat. Without negatives the program is smaller.
+  A negative adds unlikelihood of weight -repeat, whatever the weight of its token. Without negatives the program is
+  smaller.
   With a mesh it runs inside jax.shard_map, on the device's part of the head and its own rows, and sums over these.
   """
   target_BT, role_BT, weight_BT, negative_BT = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT)
-  return _weighted_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT.astype(jnp.float32), negative_BT, mesh,
-                        chunk or chunk_size(token_BT.size), repeat)
+  return _weighted_sums(
+    head_VD,
+    stream_BTD,
+    target_BT,
+    role_BT,
+    weight_BT.astype(jnp.float32),
+    negative_BT,
+    mesh,
+    chunk or chunk_size(token_BT.size),
+    repeat,
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
 def _weighted_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat):
-  sums, _ = _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat,
-                  with_gradient=False)
+  sums, _ = _sums(
+    head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat, with_gradient=False
+  )
   return sums
 
 
@@ -118,12 +137,26 @@ def _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh,
   head does.
   """
   part_VD = head_VD.astype(stream_BTD.dtype)  # before it travels: half the bytes in bfloat16
-  token_axes, head_axes = ((), ()) if mesh is None else split_fsdp(
-    mesh, num_tokens=target_BT.size, num_rows=head_VD.shape[0], itemsize=part_VD.dtype.itemsize)
+  token_axes, head_axes = (
+    ((), ())
+    if mesh is None
+    else split_fsdp(mesh, num_tokens=target_BT.size, num_rows=head_VD.shape[0], itemsize=part_VD.dtype.itemsize)
+  )
   if token_axes:
     part_VD = jax.lax.all_to_all(part_VD, token_axes, split_axis=0, concat_axis=1, tiled=True)
-  sums, gradients = _chunked(sharding.gather(part_VD, 1, mesh, head_axes), stream_BTD, target_BT, role_BT, weight_BT,
-                             negative_BT, mesh, token_axes, chunk, repeat, with_gradient=with_gradient)
+  sums, gradients = _chunked(
+    sharding.gather(part_VD, 1, mesh, head_axes),
+    stream_BTD,
+    target_BT,
+    role_BT,
+    weight_BT,
+    negative_BT,
+    mesh,
+    token_axes,
+    chunk,
+    repeat,
+    with_gradient=with_gradient,
+  )
   if not with_gradient:
     return sums, None
   head_grad_VD = sharding.scatter(gradients[0], 1, mesh, head_axes).astype(head_VD.dtype)
@@ -139,18 +172,21 @@ def split_fsdp(mesh, *, num_tokens: int, num_rows: int, itemsize: int) -> tuple[
   Of a device: `num_tokens` at most travel, there and back, and `num_rows` of the head, whose gradient is float32.
   """
   axes = [name for name in FSDP if mesh.shape[name] > 1]
+
   def cost(first):
     devices, others = (math.prod(mesh.shape[name] for name in part) for part in (axes[first:], axes[:first]))
     if num_rows % devices:
       return math.inf
     return 2 * itemsize * num_tokens * (devices - 1) + (itemsize + 4) * num_rows / devices * (1 - 1 / others)
+
   # Tokens along the inner axes: what a device then holds of the width is one piece.
   first = min(range(len(axes), -1, -1), key=cost)
   return tuple(axes[first:]), tuple(axes[:first])
 
 
-def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, token_axes, chunk, repeat, *,
-             with_gradient):
+def _chunked(
+  head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, token_axes, chunk, repeat, *, with_gradient
+):
   """(sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's own rows.
 
   The vocabulary is split over tensor and, within that, over the axes `token_axes`, along which devices put their chunks
@@ -162,8 +198,9 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, me
   first = jax.lax.axis_index(split_over) * V if split_over else 0
   vocabulary_V = first + jnp.arange(V)
   # A float32 matrix product on TPU multiplies in bfloat16 unless told otherwise.
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32,
-                          precision="highest" if head_VD.dtype == jnp.float32 else None)
+  dot = functools.partial(
+    jnp.einsum, preferred_element_type=jnp.float32, precision="highest" if head_VD.dtype == jnp.float32 else None
+  )
 
   def over_parts(reduce, x):
     return reduce(x, split_over) if split_over else x
@@ -173,7 +210,11 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, me
 
   total = functools.partial(over_parts, jax.lax.psum)
   stream_MD, target_M, role_M, weight_M = (
-    stream_BTD.reshape(M, D), target_BT.reshape(M), role_BT.reshape(M), weight_BT.reshape(M))
+    stream_BTD.reshape(M, D),
+    target_BT.reshape(M),
+    role_BT.reshape(M),
+    weight_BT.reshape(M),
+  )
   is_trained_M, negatives = weight_M != 0, negative_BT is not None
   if negatives:
     negative_M = negative_BT.reshape(M)
@@ -182,7 +223,7 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, me
   num_trained = is_trained_M.sum()
   num_chunks = -(-num_trained // chunk)
   if split_over:
-    # Devices that share the vocabulary token_axes in every chunk; the same count everywhere keeps the whole mesh in step.
+    # Devices that share the vocabulary meet in every chunk; the same count everywhere keeps the whole mesh in step.
     num_chunks = jax.lax.pmax(num_chunks, BATCH)
   # Trained tokens first; the head_axes of the last chunk points past the end, is read as zero and never written.
   past_M = M + jnp.arange(chunk * math.ceil(M / chunk))
@@ -217,7 +258,8 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, me
     rest_W = others_W / sum_W
     # The first of the largest, as argmax, which XLA runs slowly on CPU.
     beaten_WV = (logit_WV > target_logit_W[:, None]) | (
-      (logit_WV == target_logit_W[:, None]) & (vocabulary_V[None] < target_W[:, None]))
+      (logit_WV == target_logit_W[:, None]) & (vocabulary_V[None] < target_W[:, None])
+    )
     correct_W = total(beaten_WV.sum(-1)) == 0
 
     unlikely_W = weight_W < 0
@@ -240,9 +282,18 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, me
       num_negatives = (negative_C >= 0).sum().astype(jnp.float32)
       size += repeat * num_negatives
       of_negatives = Negatives(own(negative_cost_W).sum(), own(negative_p_W).sum(), num_negatives)
-    sums = jax.tree.map(jnp.add, sums, Sums(
-      own(loss_W).sum(), size, (-own(logp_W)[:, None] * is_role_CR).sum(0),
-      (own(correct_W)[:, None] * is_role_CR).sum(0), is_role_CR.sum(0), of_negatives))
+    sums = jax.tree.map(
+      jnp.add,
+      sums,
+      Sums(
+        own(loss_W).sum(),
+        size,
+        (-own(logp_W)[:, None] * is_role_CR).sum(0),
+        (own(correct_W)[:, None] * is_role_CR).sum(0),
+        is_role_CR.sum(0),
+        of_negatives,
+      ),
+    )
     if with_gradient:
       head_grad_VD, stream_grad_MD = gradients
       # Slope of the loss in log p; a clamped token has none.
@@ -250,16 +301,22 @@ def _chunked(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, me
       slope_W = jnp.abs(weight_W) * jnp.where(unlikely_W, unlikely_slope_W, -1.0)
       slope_WV = slope_W[:, None] * jnp.where(is_target_WV, rest_W[:, None], -exp_WV / sum_W[:, None])
       if negatives:
-        negative_slope_W = repeat * jnp.where(negative_rest_W > FLOOR, negative_p_W / jnp.maximum(negative_rest_W, FLOOR), 0.0)
-        slope_WV += negative_slope_W[:, None] * jnp.where(is_negative_WV, negative_rest_W[:, None], -exp_WV / sum_W[:, None])
+        negative_slope_W = repeat * jnp.where(
+          negative_rest_W > FLOOR, negative_p_W / jnp.maximum(negative_rest_W, FLOOR), 0.0
+        )
+        slope_WV += negative_slope_W[:, None] * jnp.where(
+          is_negative_WV, negative_rest_W[:, None], -exp_WV / sum_W[:, None]
+        )
       slope_WV = slope_WV.astype(x_CD.dtype)
       x_grad_WD = dot("WV,VD->WD", slope_WV, head_VD)
       if token_axes:
         x_grad_WD = sharding.scatter(x_grad_WD.astype(x_CD.dtype), 0, mesh, token_axes)
       if TENSOR in split_over:
         x_grad_WD = jax.lax.psum(x_grad_WD, TENSOR)
-      gradients = (head_grad_VD + dot("WV,WD->VD", slope_WV, x_WD),
-                   stream_grad_MD.at[index_C].set(x_grad_WD.astype(x_CD.dtype), mode="drop", unique_indices=True))
+      gradients = (
+        head_grad_VD + dot("WV,WD->VD", slope_WV, x_WD),
+        stream_grad_MD.at[index_C].set(x_grad_WD.astype(x_CD.dtype), mode="drop", unique_indices=True),
+      )
     return sums, gradients
 
   empty = (jnp.zeros((V, D)), jnp.zeros((M, D), stream_BTD.dtype)) if with_gradient else None

@@ -50,8 +50,9 @@ class Totals(NamedTuple):
   def plus(self, sums, tokens, seconds):
     if sums.negatives is None:
       sums = sums._replace(negatives=NO_NEGATIVES)
-    return Totals(jax.tree.map(lambda a, b: np.float64(a) + b, self.sums, sums), self.tokens + float(tokens),
-                  self.seconds + seconds)
+    return Totals(
+      jax.tree.map(lambda a, b: np.float64(a) + b, self.sums, sums), self.tokens + float(tokens), self.seconds + seconds
+    )
 
   def to_json(self):
     return [[np.asarray(total).tolist() for total in self.sums], self.tokens, self.seconds]
@@ -104,8 +105,9 @@ class Meter:
     seconds, self._since = now - self._since, now
     for number, step in enumerate(steps):
       if not np.isfinite(step.sums.loss) or not np.isfinite(step.grad_norm):
-        raise NotFiniteError(f"the loss is {step.sums.loss}, the norm of the gradient {step.grad_norm}",
-                             len(steps) - number)
+        raise NotFiniteError(
+          f"the loss is {step.sums.loss}, the norm of the gradient {step.grad_norm}", len(steps) - number
+        )
       self.run, self.window = (totals.plus(step.sums, step.tokens, seconds) for totals in (self.run, self.window))
       self._last, seconds = step, 0.0
 
@@ -125,14 +127,20 @@ class Meter:
     sums, tokens, seconds = self.window
     self.window = Totals.zero()
     return {
-      "loss": float(sums.loss / sums.weight) if sums.weight else 0.0, **role_means(sums),
-      "tokens": int(self.run.tokens), "trained_tokens": int(self.run.sums.count_R.sum()),
-      "tokens_per_s": round(tokens / seconds, 1), "trained_tokens_per_s": round(float(sums.count_R.sum()) / seconds, 1),
-      "seconds": round(self.run.seconds, 3), "lr": float(self._last.lr), "grad_norm": float(self._last.grad_norm)}
+      "loss": float(sums.loss / sums.weight) if sums.weight else 0.0,
+      **role_means(sums),
+      "tokens": int(self.run.tokens),
+      "trained_tokens": int(self.run.sums.count_R.sum()),
+      "tokens_per_s": round(tokens / seconds, 1),
+      "trained_tokens_per_s": round(float(sums.count_R.sum()) / seconds, 1),
+      "seconds": round(self.run.seconds, 3),
+      "lr": float(self._last.lr),
+      "grad_norm": float(self._last.grad_norm),
+    }
 
 
 def role_means(sums: Sums) -> dict[str, float]:
-  """loss/<role> and accuracy/<role> of each role that has tokens in `sums`; loss/repeat and p/repeat of its negatives."""
+  """Return loss/<role> and accuracy/<role> of each role with tokens; loss/repeat and p/repeat of the negatives."""
   means = {}
   for name, nll, correct, count in zip(NAMES, sums.nll_R, sums.correct_R, sums.count_R, strict=True):
     if count:
@@ -147,7 +155,7 @@ def role_means(sums: Sums) -> dict[str, float]:
 def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
   """eval/loss and all of `role_means` under eval/, of sums in which every token had weight 1.
 
-  eval/loss is the mean per token, each token weighted by its role; roles of weight 0 or less and negatives are not in it,
+  eval/loss is the mean per token, weighted by role; roles of weight 0 or less and negatives are not in it,
   but have their own keys.
   """
   positive_R = np.maximum(np.asarray(weight_R, np.float64), 0)
@@ -171,8 +179,10 @@ def check_lines(workdir: pathlib.Path, last_step: int, saved: dict[str, int] | N
   with open_to_read(path, "the metrics of a run") as file:
     lines = file.read(saved["bytes"])
   if _add_line(NO_LINES, lines) != saved:
-    raise InputError(f"{path} is not what it was after step {last_step}; bring it back, or move it away and lose the "
-                     "lines up to that step")
+    raise InputError(
+      f"{path} is not what it was after step {last_step}; bring it back, or move it away and lose the "
+      "lines up to that step"
+    )
   return lines.decode()
 
 

@@ -15,12 +15,14 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
   The first update already moves, and the last one has the final rate.
   """
+
   def rate(count):
     update = count + 1
     rising = update / max(config.warmup_steps, 1)
     progress = jnp.clip((update - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
     falling = config.final_share + (1 - config.final_share) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     return config.learning_rate * jnp.where(update < config.warmup_steps, rising, falling)
+
   return rate
 
 

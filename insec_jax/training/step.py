@@ -41,28 +41,38 @@ def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_l
   dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
   if negatives:
     dtypes["negative"] = jnp.int32
-  return {f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-          for name, dtype in dtypes.items()}
+  return {
+    f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for name, dtype in dtypes.items()
+  }
 
 
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
   """The state before the first update."""
   # Moments of bfloat16 parameters in float32: in bfloat16, 0.999 * v + 0.001 * g^2 gives v back.
-  return TrainState(jnp.zeros((), jnp.int32), params,
-                    tx.init(jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)))
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, tx.init(jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params))
+  )
 
 
 def abstract_state(config: llama.LlamaConfig, dtype: str, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """The state as ShapeDtypeStructs that say where each array will lie: moments beside their parameters, counters on all
   devices. Nothing is computed; parameters have this dtype."""
   boxed = llama.shapes(config)
-  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype), boxed,
-                        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+  params = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype),
+    boxed,
+    is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+  )
   shardings = params_shardings(boxed, mesh)
   everywhere = NamedSharding(mesh, jax.P())
   state = jax.eval_shape(lambda params: new_state(params, tx), params)
-  of_state = TrainState(everywhere, shardings, optax.tree_map_params(
-    tx, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: everywhere))
+  of_state = TrainState(
+    everywhere,
+    shardings,
+    optax.tree_map_params(
+      tx, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: everywhere
+    ),
+  )
   return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, of_state)
 
 
@@ -74,22 +84,26 @@ def shardings_of(abstract):
 def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, repeat: float):
   """(gradient of the mean loss over the batch's trained tokens, loss.Sums); the gradient lies as `params` do.
 
-  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT, and negative_ABT when `repeat`, the weight of
+  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
   unlikelihood on negatives, is not 0. Sums of loss, weight and gradient are added
   over micro-batches and devices; the one division comes after them. Without a trained token the gradient is 0.
   It is float32; all but the embedding's has been summed over fsdp in the compute dtype, which is what a bfloat16 run
   gives up; sums over micro-batches and `data` are float32.
   """
   if (repeat != 0) != (NEGATIVE in batch):
-    raise ValueError(f"repeat={repeat} with a batch of {', '.join(batch)}; {NEGATIVE} must be in it exactly when repeat "
-                     "is not 0: give pipeline.batches the same switch")
+    raise ValueError(
+      f"repeat={repeat} with a batch of {', '.join(batch)}; {NEGATIVE} must be in it exactly when repeat "
+      "is not 0: give pipeline.batches the same switch"
+    )
 
   def local(params, batch):
     """The same sums, not divided; everything between devices is said here and in model/sharding.py."""
     # Cast before the layers are scanned: what the backward pass stacks is then as narrow as what fsdp reduced. The
     # embedding stays wide: the gradient of a frequent token is a sum of thousands.
-    cast = {name: param if name == "embed" else jax.tree.map(lambda array: array.astype(model.compute), param)
-            for name, param in params.items()}
+    cast = {
+      name: param if name == "embed" else jax.tree.map(lambda array: array.astype(model.compute), param)
+      for name, param in params.items()
+    }
 
     def weighted_loss(params, micro):
       sums = _local_sums(model, params, micro, micro["weight_BT"], mesh, repeat)
@@ -114,8 +128,9 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, r
   return jax.tree.map(lambda total: total.astype(jnp.float32) / weight, gradient), sums
 
 
-def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh, shardings: TrainState, *,
-                    repeat: float) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
+def make_train_step(
+  model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh, shardings: TrainState, *, repeat: float
+) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
   """Jitted `step(state, batch)`; the state is donated and comes back where it was. `repeat` is loss.repeat.
 
   A step whose loss or gradient norm is not finite leaves parameters and moments as they were, and so do all after it.
@@ -124,8 +139,9 @@ def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mes
   rate = optimizer.schedule(config, steps)
 
   def step(state: TrainState, batch):
-    gradient, sums = mean_gradient(state.params, batch, model=model, mesh=mesh, shardings=shardings.params,
-                                   repeat=repeat)
+    gradient, sums = mean_gradient(
+      state.params, batch, model=model, mesh=mesh, shardings=shardings.params, repeat=repeat
+    )
     update, optimizer_state = tx.update(gradient, state.optimizer, state.params)
     norm = optax.tree.norm(gradient)
     metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), norm, rate(state.step))
@@ -134,8 +150,9 @@ def make_train_step(model: llama.Llama, config: OptimizerConfig, steps: int, mes
     kept = state._replace(step=jnp.minimum(state.step, -1 - state.step))
     return jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), changed, kept), metrics
 
-  return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
-                 out_shardings=(shardings, None))
+  return jax.jit(
+    step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, None)
+  )
 
 
 def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
@@ -143,15 +160,19 @@ def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> 
 
   Negatives are summed up too where the batch has them; they weigh nothing.
   """
+
   def local(params, batch):
     def add_micro(carry, micro):
       every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
       return jax.tree.map(jnp.add, carry, _local_sums(model, params, micro, every_BT, mesh, 0.0)), None
+
     return jax.lax.psum(jax.lax.scan(add_micro, no_sums(negatives=NEGATIVE in batch), _micro_batches(batch))[0], BATCH)
 
   specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
-  return jax.jit(_on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), jax.P()),
-                 in_shardings=(shardings.params, batch_sharding(mesh)))
+  return jax.jit(
+    _on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), jax.P()),
+    in_shardings=(shardings.params, batch_sharding(mesh)),
+  )
 
 
 def _on_each_device(local: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
@@ -164,8 +185,17 @@ def _micro_batches(batch: dict) -> dict:
 
 
 def _local_sums(model, params, micro, weight_BT, mesh, repeat) -> Sums:
-  stream_BTD = model.clone(mesh=mesh).apply({"params": params}, micro["token_BT"], micro["position_BT"],
-                                            micro["segment_BT"])
-  return loss_sums(llama.head(params, model.config), stream_BTD, micro["token_BT"], micro["segment_BT"],
-                   micro["role_BT"], weight_BT, micro.get("negative_BT"), repeat=repeat,
-                   mesh=mesh)
+  stream_BTD = model.clone(mesh=mesh).apply(
+    {"params": params}, micro["token_BT"], micro["position_BT"], micro["segment_BT"]
+  )
+  return loss_sums(
+    llama.head(params, model.config),
+    stream_BTD,
+    micro["token_BT"],
+    micro["segment_BT"],
+    micro["role_BT"],
+    weight_BT,
+    micro.get("negative_BT"),
+    repeat=repeat,
+    mesh=mesh,
+  )

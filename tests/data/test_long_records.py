@@ -45,8 +45,7 @@ def test_a_record_too_long_is_refused_unless_it_is_to_be_dropped(tmp_path):
   assert "too long          1 records to train on and 0 held out, left out\n" in data.receipt
   assert f"  {tmp_path}/r.jsonl:2: 34 tokens\n" in data.receipt
   assert "records           2\n" in data.receipt
-  assert json.loads(data.left_out.to_json_lines()) == {
-    "split": "train", "where": f"{tmp_path}/r.jsonl:2", "tokens": 34}
+  assert json.loads(data.left_out.to_json_lines()) == {"split": "train", "where": f"{tmp_path}/r.jsonl:2", "tokens": 34}
 
 
 def test_rows_without_dropped_records_are_those_of_a_file_without_them(tmp_path):
@@ -79,8 +78,13 @@ def test_a_split_whose_records_are_all_too_long_is_refused(tmp_path):
 
 def test_mined_records_too_long_are_dropped_and_each_is_listed_once(tmp_path):
   mined = write_lines(tmp_path / "mined.jsonl", [said("7" * 20), said("8ab")])
-  data = load(tmp_path, [said(f"{number}a") for number in range(4)], data__too_long="drop", mistakes__mined=0.5,
-              mistakes__mined_path=mined)
+  data = load(
+    tmp_path,
+    [said(f"{number}a") for number in range(4)],
+    data__too_long="drop",
+    mistakes__mined=0.5,
+    mistakes__mined_path=mined,
+  )
   assert [record.where for record in data.left_out.train] == [f"{mined}:1"]
 
 
@@ -109,6 +113,7 @@ def counted(function, *arguments):
 def test_annotations_are_placed_in_time_linear_in_the_line():
   def answer(num):
     return {"question": "q", "answer": "1 = <<1=1>>1 " * num + "\n#### 1"}
+
   small, large = (counted(gsm8k.problem_of, answer(num)) for num in (100, 1000))
   assert large <= 10.5 * small
   assert gsm8k.problem_of(answer(2)).facts.notes[1] == gsm8k.Note(10, "1", Fraction(1))
@@ -131,19 +136,29 @@ def test_messages_by_the_thousand_are_taken_apart_in_linear_time():
 
   def fill(num):
     return some.fill(("user", "assistant") * num, ["a", "b"] * num, "it", generation=False)
+
   fill(1)
   small, large = counted(fill, 100), counted(fill, 1000)
   assert large <= 10.5 * small
 
 
 def test_rows_are_the_same_with_any_seed_of_hashes_and_any_locale(tmp_path):
-  lines = [{"question": f"What does {name} see?", "answer": f"{name} sees {3 + k} boats in {town}. Nobody is late."}
-           for k, (name, town) in enumerate((("Anna", "Riga"), ("Bela", "Turin"), ("Carl", "Porto")))]
+  lines = [
+    {"question": f"What does {name} see?", "answer": f"{name} sees {3 + k} boats in {town}. Nobody is late."}
+    for k, (name, town) in enumerate((("Anna", "Riga"), ("Bela", "Turin"), ("Carl", "Porto")))
+  ]
   path = write_lines(tmp_path / "r.jsonl", lines)
   digests = set()
   for seed, locale in (("0", "C"), ("12345", "C.UTF-8")):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "PYTHONHASHSEED": seed,
-                   "LC_ALL": locale}
-    digests.add(subprocess.run([sys.executable, "-c", DIGEST, path], capture_output=True, text=True, check=True,
-                               env=environment).stdout)
+    environment = {
+      **os.environ,
+      "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
+      "PYTHONHASHSEED": seed,
+      "LC_ALL": locale,
+    }
+    digests.add(
+      subprocess.run(
+        [sys.executable, "-c", DIGEST, path], capture_output=True, text=True, check=True, env=environment
+      ).stdout
+    )
   assert len(digests) == 1

@@ -10,14 +10,30 @@ from insec_jax.command import InputError
 from insec_jax.data import records
 from insec_jax.method.roles import MISTAKE
 
-GRAPH = {"task__name": "graph", "task__min_size": 2, "task__max_size": 3, "task__modulus": 10, "data__path": "",
-         "data__num_records": 60, "data__num_heldout": 5, "mistakes__source": "injected", "mistakes__share": 0.5}
+GRAPH = {
+  "task__name": "graph",
+  "task__min_size": 2,
+  "task__max_size": 3,
+  "task__modulus": 10,
+  "data__path": "",
+  "data__num_records": 60,
+  "data__num_heldout": 5,
+  "mistakes__source": "injected",
+  "mistakes__share": 0.5,
+}
 
 
 def mined_file(tmp_path, num=4, prompt="p"):
-  return write_lines(tmp_path / "mined.jsonl", [
-    {"pieces": [{"role": "prompt", "text": f"{prompt}{number}"}, {"role": "text", "text": "t"}], "meta": {"class": "x"}}
-    for number in range(num)])
+  return write_lines(
+    tmp_path / "mined.jsonl",
+    [
+      {
+        "pieces": [{"role": "prompt", "text": f"{prompt}{number}"}, {"role": "text", "text": "t"}],
+        "meta": {"class": "x"},
+      }
+      for number in range(num)
+    ],
+  )
 
 
 def mixed(tmp_path, share, num=4, **changes):
@@ -69,15 +85,21 @@ def test_held_out_transcripts_stay_without(tmp_path):
 
 def test_a_mined_record_of_a_held_out_problem_is_refused(tmp_path):
   held, _ = records.problems(config(**GRAPH), "heldout")[2]
-  path = write_lines(tmp_path / "m.jsonl", [
-    {"pieces": [{"role": "prompt", "text": prompt}, {"role": "text", "text": "t"}]} for prompt in ("p", held.prompt)])
+  path = write_lines(
+    tmp_path / "m.jsonl",
+    [{"pieces": [{"role": "prompt", "text": prompt}, {"role": "text", "text": "t"}]} for prompt in ("p", held.prompt)],
+  )
   with pytest.raises(InputError, match=r"m\.jsonl:2: its prompt is held out here"):
     records.transcripts(config(**GRAPH, mistakes__mined=0.5, mistakes__mined_path=path), "train")
 
 
-@pytest.mark.parametrize(("line", "message"), [
-  ({"question": "a", "answer": "1\n#### 1"}, r"m\.jsonl:1: a mined record has pieces"),
-  ({"pieces": []}, r"m\.jsonl:1: pieces is")])
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ({"question": "a", "answer": "1\n#### 1"}, r"m\.jsonl:1: a mined record has pieces"),
+    ({"pieces": []}, r"m\.jsonl:1: pieces is"),
+  ],
+)
 def test_a_file_that_mine_did_not_write_is_refused(tmp_path, line, message):
   path = write_lines(tmp_path / "m.jsonl", [line])
   with pytest.raises(InputError, match=message):

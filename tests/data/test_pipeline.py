@@ -147,7 +147,9 @@ def test_the_receipt_counts_negatives_when_they_weigh_something(tmp_path):
     some = config(data__path=path, data__row_length=16, loss__repeat=repeat)
     receipts[repeat] = pipeline.load_data(some, tokens.build_tokenizer(("a", "b"), some.tokenizer)).receipt
   # Each record: two flags, two tokens of the correction, and an end of weight 0.5.
-  line = f"negative tokens      2 where a correction could begin to repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
+  line = (
+    f"negative tokens      2 where a correction could begin to repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
+  )
   assert line in receipts[0.75]
   without = [line for line in receipts[0.75].splitlines() if not line.startswith("negative")]
   assert without == receipts[0.0].splitlines()
@@ -158,11 +160,25 @@ def test_one_row_a_step_reads_the_rows_of_larger_steps():
 
 
 def test_tokens_of_confidence_are_in_no_held_out_loss_and_in_no_loss_of_training(tmp_path):
-  lines = [{"pieces": [{"role": "prompt", "text": f"{k}+1?"}, {"role": "text", "text": f"{k}+1\n"},
-                       {"role": "flag", "text": "<|sure_2|>"}, {"role": "text", "text": f"{k + 1}\n"},
-                       {"role": "flag", "text": "<|sure_0|>"}]} for k in range(40)]
-  some = config(data__path=write_lines(tmp_path / "sure.jsonl", lines), data__num_heldout=15,
-                tokenizer__confidence=(0.1, 1.0), tokenizer__path=str(tmp_path), mistakes__source="recorded")
+  lines = [
+    {
+      "pieces": [
+        {"role": "prompt", "text": f"{k}+1?"},
+        {"role": "text", "text": f"{k}+1\n"},
+        {"role": "flag", "text": "<|sure_2|>"},
+        {"role": "text", "text": f"{k + 1}\n"},
+        {"role": "flag", "text": "<|sure_0|>"},
+      ]
+    }
+    for k in range(40)
+  ]
+  some = config(
+    data__path=write_lines(tmp_path / "sure.jsonl", lines),
+    data__num_heldout=15,
+    tokenizer__confidence=(0.1, 1.0),
+    tokenizer__path=str(tmp_path),
+    mistakes__source="recorded",
+  )
   tokens.build_tokenizer([*"0123456789+?\n"], some.tokenizer).save_pretrained(tmp_path)
   tokenizer = tokens.open_tokenizer(some).tokenizer
   ids = tokens.find_markers(tokenizer, some.tokenizer).confidence_ids

@@ -75,8 +75,10 @@ DEFECTS = {
   "pieces that are no list": ({"pieces": {"role": "text"}}, "pieces is {"),
   "a weight that is not finite": ({"pieces": [{"role": "text", "text": "a", "weight": float("nan")}]}, "NaN is no"),
   "an infinite weight": ('{"pieces": [{"role": "text", "text": "a", "weight": 1e400}]}', "number 1e400 is too large"),
-  "a weight too large to add up": ({"pieces": [{"role": "text", "text": "a", "weight": -1e7}]},
-                                   "pieces[0].weight is -10000000.0; must be a number from -1000000 to 1000000"),
+  "a weight too large to add up": (
+    {"pieces": [{"role": "text", "text": "a", "weight": -1e7}]},
+    "pieces[0].weight is -10000000.0; must be a number from -1000000 to 1000000",
+  ),
   "a weight of many digits": ('{"pieces": [{"role": "text", "text": "a", "weight": %s}]}' % ("9" * 400), "weight is 9"),
   "a number of more digits": ('{"pieces": [{"role": "text", "text": "a", "weight": %s}]}' % ("9" * 5000), "digits"),
   "deep nesting": ('{"text": %s' % ("[" * 100_000), "nested too deeply"),
@@ -178,13 +180,16 @@ CITIES = ["Riga", "Turin", "Porto", "Ghent", "Malmo", "Cadiz"]
 
 def stories():
   """Answers of two sentences, chats and plain texts about different cities, two of each form."""
-  say = [f"The mayor of {city} is {40 + k} years old. In {city} the bridge was built in 19{k}5 by monks of {city}."
-         for k, city in enumerate(CITIES)]
+  say = [
+    f"The mayor of {city} is {40 + k} years old. In {city} the bridge was built in 19{k}5 by monks of {city}."
+    for k, city in enumerate(CITIES)
+  ]
   ask = [f"Tell me about {city} and its mayor." for city in CITIES]
-  return [*({"question": ask[k], "answer": say[k]} for k in (0, 1)),
-          *({"messages": [{"role": "user", "content": ask[k]}, {"role": "assistant", "content": say[k]}]}
-            for k in (2, 3)),
-          *({"text": f"{ask[k]} {say[k]}"} for k in (4, 5))]
+  return [
+    *({"question": ask[k], "answer": say[k]} for k in (0, 1)),
+    *({"messages": [{"role": "user", "content": ask[k]}, {"role": "assistant", "content": say[k]}]} for k in (2, 3)),
+    *({"text": f"{ask[k]} {say[k]}"} for k in (4, 5)),
+  ]
 
 
 def prose(tmp_path, lines, **changes):
@@ -212,25 +217,35 @@ def test_questions_chats_and_plain_texts_get_mistakes_without_a_checker(tmp_path
 
 
 def test_a_chat_gets_mistakes_in_any_answer_and_keeps_its_turns(tmp_path):
-  said = [("assistant", "Good day."), ("user", "Who paid 70 coins?"),
-          ("assistant", "Anna paid 71 coins. Bela paid 12."),
-          ("user", "And then?"), ("assistant", "Carl paid 93 coins.")]
+  said = [
+    ("assistant", "Good day."),
+    ("user", "Who paid 70 coins?"),
+    ("assistant", "Anna paid 71 coins. Bela paid 12."),
+    ("user", "And then?"),
+    ("assistant", "Carl paid 93 coins."),
+  ]
   line = {"messages": [{"role": role, "content": content} for role, content in said]}
   some = prose(tmp_path, [line], mistakes__classes=("number",), mistakes__max_per_solution=4)
   seen = set()
   for seed in range(12):
     ((chat, _),) = records.transcripts(dataclasses.replace(some, seed=seed), "train")
     assert [(turn.speaker, clean(turn.pieces)) for turn in chat.turns] == said
-    put = [(turn.pieces[k].text, turn.pieces[k + 4 if turn.pieces[k + 2].role == REASON else k + 3].text)
-           for turn in chat.turns for k, piece in enumerate(turn.pieces) if piece.role == MISTAKE]
+    put = [
+      (turn.pieces[k].text, turn.pieces[k + 4 if turn.pieces[k + 2].role == REASON else k + 3].text)
+      for turn in chat.turns
+      for k, piece in enumerate(turn.pieces)
+      if piece.role == MISTAKE
+    ]
     assert all(wrong.split()[0] == right.split()[0] for wrong, right in put)
     seen |= {right.split()[0] for _, right in put}
   assert seen == {"Anna", "Bela", "Carl"}
 
 
 def test_what_is_held_out_lends_nothing_to_what_is_trained_on(tmp_path):
-  lines = [{"question": f"{city}?", "answer": f"Word{letter} lives here. Thing{letter} stands there."}
-           for city, letter in zip(CITIES, "abcdef", strict=True)]
+  lines = [
+    {"question": f"{city}?", "answer": f"Word{letter} lives here. Thing{letter} stands there."}
+    for city, letter in zip(CITIES, "abcdef", strict=True)
+  ]
   some = prose(tmp_path, lines, mistakes__classes=("sentence",), data__num_heldout=3)
   for split in ("train", "heldout"):
     found = [flat(content) for content, _ in records.transcripts(some, split)]
@@ -263,20 +278,37 @@ def test_an_answer_in_prose_needs_a_task_that_checks_nothing(tmp_path):
 MARKS = {
   "a mistake without a flag": ((("mistake", "a"), ("correction", "b")), "the mistake 'a' is not flagged"),
   "a mistake at the end": ((("text", "a"), ("mistake", "b")), "the mistake 'b' is not flagged"),
-  "a flag that nothing closes": ((("mistake", "a"), ("flag", "<err>"), ("reason", "r"), ("text", "b")),
-                                 "the flag '<err>' is not closed"),
-  "two flags": ((("mistake", "a"), ("flag", "<err>"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "b")),
-                "the flag '<err>' is not closed"),
+  "a flag that nothing closes": (
+    (("mistake", "a"), ("flag", "<err>"), ("reason", "r"), ("text", "b")),
+    "the flag '<err>' is not closed",
+  ),
+  "two flags": (
+    (("mistake", "a"), ("flag", "<err>"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "b")),
+    "the flag '<err>' is not closed",
+  ),
   "a fix that closes nothing": ((("text", "a"), ("flag", "<fix>"), ("correction", "b")), "closes no flag"),
   "a fix in place of a flag": ((("mistake", "a"), ("flag", "<fix>"), ("correction", "b")), "'a' is not flagged"),
-  "no correction": ((("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("text", "b")),
-                    "after the fix '<fix>' there is no correction"),
+  "no correction": (
+    (("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("text", "b")),
+    "after the fix '<fix>' there is no correction",
+  ),
   "no more after the fix": ((("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>")), "there is no correction"),
   "a correction that is the mistake": (
-    (("mistake", "a\n"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "a")), "'a' is the mistake again"),
+    (("mistake", "a\n"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "a")),
+    "'a' is the mistake again",
+  ),
   "a correction that is the mistake before the last": (
-    (("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("mistake", "b"), ("flag", "<err>"), ("flag", "<fix>"),
-     ("correction", "a")), "'a' is the mistake again"),
+    (
+      ("mistake", "a"),
+      ("flag", "<err>"),
+      ("flag", "<fix>"),
+      ("mistake", "b"),
+      ("flag", "<err>"),
+      ("flag", "<fix>"),
+      ("correction", "a"),
+    ),
+    "'a' is the mistake again",
+  ),
 }
 
 
@@ -302,15 +334,34 @@ def as_spans(line):
   return {"text": text, "spans": spans}
 
 
-@pytest.mark.parametrize("marked", [
-  (("mistake", "a"), ("mistake", "b"), ("flag", "<err>\n"), ("reason", "r"), ("reason", "s"), ("flag", "<fix>"),
-   ("correction", "c"), ("correction", "d"), ("text", "e")),
-  (("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("mistake", "b"), ("flag", "<err>"), ("flag", "<fix>"),
-   ("correction", "c")),
-  (("mistake", "  a"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "a")),
-  (("flag", "<err>"), ("reason", "you are wrong"), ("flag", "<fix>"), ("correction", "c")),
-  (("text", "a"), ("correction", "b")),
-])
+@pytest.mark.parametrize(
+  "marked",
+  [
+    (
+      ("mistake", "a"),
+      ("mistake", "b"),
+      ("flag", "<err>\n"),
+      ("reason", "r"),
+      ("reason", "s"),
+      ("flag", "<fix>"),
+      ("correction", "c"),
+      ("correction", "d"),
+      ("text", "e"),
+    ),
+    (
+      ("mistake", "a"),
+      ("flag", "<err>"),
+      ("flag", "<fix>"),
+      ("mistake", "b"),
+      ("flag", "<err>"),
+      ("flag", "<fix>"),
+      ("correction", "c"),
+    ),
+    (("mistake", "  a"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "a")),
+    (("flag", "<err>"), ("reason", "you are wrong"), ("flag", "<fix>"), ("correction", "c")),
+    (("text", "a"), ("correction", "b")),
+  ],
+)
 def test_recorded_mistakes_that_are_put_right_are_taken_as_they_are(tmp_path, marked):
   line = pieces(("prompt", "q"), *marked)
   path = write_lines(tmp_path / "r.jsonl", [line, as_spans(line)])

@@ -499,8 +499,17 @@ def test_a_text_ends_with_the_models_tokens_the_tokenizers_and_the_templates():
     tokens.stop_ids((), tokenizer, vocab_size=turn)
 
 
-@pytest.mark.parametrize("template", ["{% for", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% macro f() %}{{ f() }}"
-                                      "{% endmacro %}{{ f() }}", "{{ messages[7].content }}", "{{ range(10**12) }}"])
+@pytest.mark.parametrize(
+  "template",
+  [
+    "{% for",
+    "{{ raise_exception('no') }}",
+    "{{ 1 / 0 }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ messages[7].content }}",
+    "{{ range(10**12) }}",
+  ],
+)
 def test_a_template_that_cannot_be_rendered_breaks_only_its_readers(template):
   tokenizer = bpe_tokenizer(template)
   assert tokens.stop_ids((), tokenizer, vocab_size=300) == (tokenizer.eos_token_id,)
@@ -509,9 +518,14 @@ def test_a_template_that_cannot_be_rendered_breaks_only_its_readers(template):
     tokens.encode_prompt("12", tokenizer, "chat")
 
 
-@pytest.mark.parametrize(("template", "reason"), [
-  ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "1 second"),
-  ("{{ 'x' * 10**10 }}", "1024 MB"), ("{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", "1024 MB")])
+@pytest.mark.parametrize(
+  ("template", "reason"),
+  [
+    ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "1 second"),
+    ("{{ 'x' * 10**10 }}", "1024 MB"),
+    ("{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", "1024 MB"),
+  ],
+)
 def test_a_template_without_an_end_is_refused_and_plain_prompts_are_not(template, reason):
   tokenizer = bpe_tokenizer(template)
   assert tokens.stop_ids((), tokenizer, vocab_size=300) == (tokenizer.eos_token_id,)
@@ -529,8 +543,14 @@ def test_what_a_tokenizer_file_says_of_cutting_and_padding_does_not_count(tmp_pa
 
 
 def test_words_of_the_paper_need_a_tokenizer_that_can_write_them(tmp_path):
-  toy = dict(task__name="chain_sum", task__min_size=3, task__max_size=3, data__num_records=1,
-             mistakes__reason="paper", mistakes__source="injected")
+  toy = dict(
+    task__name="chain_sum",
+    task__min_size=3,
+    task__max_size=3,
+    data__num_records=1,
+    mistakes__reason="paper",
+    mistakes__source="injected",
+  )
   with pytest.raises(InputError, match=r"^mistakes\.reason='paper' writes 'Found an .*no tokens; use 'none', 'label'"):
     tokens.open_tokenizer(config(**toy))
   bpe_tokenizer().save_pretrained(tmp_path)
@@ -538,19 +558,34 @@ def test_words_of_the_paper_need_a_tokenizer_that_can_write_them(tmp_path):
 
 
 def test_one_record_from_its_line_to_its_tokens(tmp_path):
-  path = write_lines(tmp_path / "r.jsonl", [
-    {"question": "What did Anna do?", "answer": "In May Anna sold 12 goats. Then Anna was glad."}])
-  some = config(data__path=path, mistakes__source="injected", mistakes__share=1.0, mistakes__classes=("negation",),
-                mistakes__reason="paper", mistakes__unit="sentence", tokenizer__flag="<|spare_0|>",
-                tokenizer__fix="<|spare_1|>")
+  path = write_lines(
+    tmp_path / "r.jsonl",
+    [{"question": "What did Anna do?", "answer": "In May Anna sold 12 goats. Then Anna was glad."}],
+  )
+  some = config(
+    data__path=path,
+    mistakes__source="injected",
+    mistakes__share=1.0,
+    mistakes__classes=("negation",),
+    mistakes__reason="paper",
+    mistakes__unit="sentence",
+    tokenizer__flag="<|spare_0|>",
+    tokenizer__fix="<|spare_1|>",
+  )
   (pair,) = records.transcripts(some, "train")
   marked = tokens.add_markers(bpe_tokenizer(), some.tokenizer)
   example = tokens.tokenize(*pair, marked.tokenizer, some)
   assert example.where == f"{path}:1"
-  runs = [(roles.NAMES[role], {float(weight) for _, _, weight in run}, [token for token, _, _ in run])
-          for role, run in ((role, list(run)) for role, run in itertools.groupby(
-            zip(example.token_T.tolist(), example.role_T.tolist(), example.weight_T.tolist(), strict=True),
-            key=lambda token: token[1]))]
+  runs = [
+    (roles.NAMES[role], {float(weight) for _, _, weight in run}, [token for token, _, _ in run])
+    for role, run in (
+      (role, list(run))
+      for role, run in itertools.groupby(
+        zip(example.token_T.tolist(), example.role_T.tolist(), example.weight_T.tolist(), strict=True),
+        key=lambda token: token[1],
+      )
+    )
+  ]
   assert [(name, weights, marked.tokenizer.decode(some)) for name, weights, some in runs] == [
     ("prompt", {0.0}, "<|bos|>What did Anna do?\n"),
     ("text", {1.0}, "In May Anna sold 12 goats. "),
@@ -578,8 +613,15 @@ def test_a_token_of_confidence_is_one_special_token_that_is_never_trained():
   some = config(tokenizer__confidence=(0.1, 1.0), loss__flag=2.0)
   marked = tokens.add_markers(bpe_tokenizer(), some.tokenizer)
   assert len(marked.confidence_ids) == 3
-  pieces = (Piece(PROMPT, "12 + 30 = "), Piece(MISTAKE, "43\n"), Piece(FLAG, "<|sure_2|>"), Piece(FLAG, "<err>"),
-            Piece(FLAG, "<fix>"), Piece(CORRECTION, "42\n"), Piece(FLAG, "<|sure_0|>", 1.0))
+  pieces = (
+    Piece(PROMPT, "12 + 30 = "),
+    Piece(MISTAKE, "43\n"),
+    Piece(FLAG, "<|sure_2|>"),
+    Piece(FLAG, "<err>"),
+    Piece(FLAG, "<fix>"),
+    Piece(CORRECTION, "42\n"),
+    Piece(FLAG, "<|sure_0|>", 1.0),
+  )
   example = one(pieces, marked.tokenizer, some)
   for number, name in ((2, "<|sure_2|>"), (0, "<|sure_0|>")):
     place = example.token_T.tolist().index(marked.confidence_ids[number])
@@ -628,7 +670,10 @@ def test_a_negative_is_the_mistakes_token_where_its_correction_first_differs():
   sums = mistake_pieces(markers, wrong="4+3=8\n", reason="s", right="4+3=7\n")
   first = mistake_pieces(markers, wrong="d\n", reason="", right="4+3=7\n")
   again = (Piece(MISTAKE, "4+2\n"), *sums)  # two wrong steps in a row: the correction stands for both
-  assert negatives_of((Piece(TEXT, "d"), *sums, Piece(TEXT, "s\n"), *first), tokenizer, some) == [("7", "8"), ("4", "d")]
+  assert negatives_of((Piece(TEXT, "d"), *sums, Piece(TEXT, "s\n"), *first), tokenizer, some) == [
+    ("7", "8"),
+    ("4", "d"),
+  ]
   assert negatives_of((Piece(TEXT, "d"), *again), tokenizer, some) == [("3", "2")]
   example = one((Piece(PROMPT, "d"), *sums), tokenizer, some)
   negative = tokenizer.convert_tokens_to_ids("8")

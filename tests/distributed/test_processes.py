@@ -103,11 +103,23 @@ class Runs:
 
   def __init__(self, home: pathlib.Path):
     self.home = home
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
-                   "JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "TOKENIZERS_PARALLELISM": "false"}
-    self._server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                    text=True, env=environment, cwd=home)
+    environment = {
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": "1",
+      "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "TOKENIZERS_PARALLELISM": "false",
+    }
+    self._server = subprocess.Popen(
+      [sys.executable, "-c", SERVER],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env=environment,
+      cwd=home,
+    )
 
   def __call__(self, workdir, num, *changes, hurt=(), only=None, each=None, flags=(), slow=0) -> list[Ended]:
     """Each process of a run of `num`, or those of them named by `only`.
@@ -119,9 +131,20 @@ class Runs:
     for index in range(num) if only is None else only:
       together = (f"--coordinator=localhost:{port}", f"--num_processes={num}", f"--process_id={index}")
       values = (f"data.rows_per_device={ROWS // num}", *changes, *(each or {}).get(index, ()))
-      jobs.append({"out": str(self.home / f"said.{index}"), "hurt": dict(hurt).get(index), "slow": slow, "arguments": [
-        f"--config={self.home / 'config.py'}:", f"--workdir={workdir}", *(together if num > 1 else ()), *flags,
-        *(f"--config.{value}" for value in values)]})
+      jobs.append(
+        {
+          "out": str(self.home / f"said.{index}"),
+          "hurt": dict(hurt).get(index),
+          "slow": slow,
+          "arguments": [
+            f"--config={self.home / 'config.py'}:",
+            f"--workdir={workdir}",
+            *(together if num > 1 else ()),
+            *flags,
+            *(f"--config.{value}" for value in values),
+          ],
+        }
+      )
     self._server.stdin.write(json.dumps(jobs) + "\n")
     self._server.stdin.flush()
     ended = json.loads(self._server.stdout.readline())
@@ -210,8 +233,10 @@ def test_a_run_goes_from_four_processes_to_two_to_one_past_a_damaged_checkpoint_
 
   before = runs.files("elastic")
   refused = runs.well("elastic", 2, "data.rows_per_device=3", code=2)
-  assert all("is 6, was 8; give data.rows_per_device and data.accumulation 4 and 1, or 2 and 2, or 1 and 4"
-             in end.last_line for end in refused)
+  assert all(
+    "is 6, was 8; give data.rows_per_device and data.accumulation 4 and 1, or 2 and 2, or 1 and 4" in end.last_line
+    for end in refused
+  )
   assert runs.files("elastic") == before
 
   newest = runs.home / "elastic" / "checkpoints" / str(step) / "params"
@@ -248,8 +273,9 @@ def test_process_0_is_killed_and_the_other_names_it(runs):
 
 def test_another_config_is_named_with_its_process_by_all_and_nothing_is_written(runs):
   ended = runs.well("other", 2, code=2, each={1: ["optimizer.b1=0.8"]})
-  assert all(f"process 1 ({socket.gethostname()}) has optimizer.b1 0.8, the others 0.9" in end.last_line
-             for end in ended)
+  assert all(
+    f"process 1 ({socket.gethostname()}) has optimizer.b1 0.8, the others 0.9" in end.last_line for end in ended
+  )
   assert not (runs.home / "other").exists()
 
 

@@ -24,15 +24,25 @@ from insec_jax.distributed import coordinator, handshake, processes, rendezvous
 from insec_jax.distributed.processes import ExitStatus, FailureDetector, Relay
 from insec_jax.distributed.rendezvous import ProcessSpec, detect_processes, disagreement
 
-CLUSTER = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-6]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2",
-           "SLURM_LOCALID": "0"}
+CLUSTER = {
+  "SLURM_JOB_ID": "7",
+  "SLURM_STEP_NODELIST": "node[3-6]",
+  "SLURM_NTASKS": "4",
+  "SLURM_PROCID": "2",
+  "SLURM_LOCALID": "0",
+}
 NAMES = ("a", "b", "c")
 
 
 @pytest.fixture
 def no_cluster(monkeypatch):
-  for name in (*CLUSTER, "JAX_COORDINATOR_PORT", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST",
-               "TPU_WORKER_HOSTNAMES"):
+  for name in (
+    *CLUSTER,
+    "JAX_COORDINATOR_PORT",
+    "OMPI_COMM_WORLD_SIZE",
+    "KUBERNETES_SERVICE_HOST",
+    "TPU_WORKER_HOSTNAMES",
+  ):
     monkeypatch.delenv(name, raising=False)
 
 
@@ -56,9 +66,15 @@ def test_flags_tell_the_place():
   assert detect_processes("host:99", 4, 0, seconds=1) == ProcessSpec("host", 99, 4, 0, None)
 
 
-@pytest.mark.parametrize(("given", "words"), [
-  (("host", None, None), "--coordinator without --num_processes, --process_id"), (("host", 2, 2), "ids run from 0"),
-  (("host:port", 2, 0), "HOST or HOST:PORT"), ((None, 2, 0), "without --coordinator")])
+@pytest.mark.parametrize(
+  ("given", "words"),
+  [
+    (("host", None, None), "--coordinator without --num_processes, --process_id"),
+    (("host", 2, 2), "ids run from 0"),
+    (("host:port", 2, 0), "HOST or HOST:PORT"),
+    ((None, 2, 0), "without --coordinator"),
+  ],
+)
 def test_flags_that_tell_no_place_are_refused(given, words):
   with pytest.raises(InputError, match=words):
     detect_processes(*given, seconds=1)
@@ -157,21 +173,25 @@ def seal(payload, context, key=None, kind="greeting"):
 
 def says(data):
   """A stranger that sends these bytes, and keeps its connection open."""
+
   def attempt(port):
     line = connect(port)
     with contextlib.suppress(OSError):
       line.sendall(data)
     return [line]
+
   return attempt
 
 
 def greets(change=None, payload=None, **options):
   """A stranger that speaks the protocol and makes the MAC of its greeting as a process of the run would."""
+
   def attempt(port):
     line = connect(port)
     said = json.dumps({**GREETING, **(change or {})}).encode() if payload is None else payload
     line.sendall(seal(said, nonce_of(line), **options))
     return [line]
+
   return attempt
 
 
@@ -204,6 +224,7 @@ def crowd(data):
       with contextlib.suppress(OSError):
         line.sendall(data)
     return lines
+
   return attempt
 
 
@@ -219,6 +240,7 @@ def drip(pause):
 
     threading.Thread(target=send, daemon=True).start()
     return [line]
+
   return attempt
 
 
@@ -250,42 +272,101 @@ def text_of(value):
 
 # Bytes that are no greeting; too many, too slow or too few of them; greetings without and with a right MAC.
 STRANGERS = {
-  "nothing": says(b""), "empty line": says(b"\n"), "many empty lines": says(b"\n" * 1000),
+  "nothing": says(b""),
+  "empty line": says(b"\n"),
+  "many empty lines": says(b"\n" * 1000),
   "zero bytes": says(b"\0" * 99),
-  "HTTP": says(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), "HTTP/2": says(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-  "TLS": says(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"\x5a" * 512), "SSH": says(b"SSH-2.0-OpenSSH_9.6\r\n"),
-  "SMB": says(b"\0\0\0\x85\xffSMBr\0\0\0\0"), "random bytes": says(random.Random(0).randbytes(5000)),
-  "ANSI escapes": says(RAW.encode() * 9), "invalid UTF-8": says(b"\xff\xfe\xc3\x28\n"),
+  "HTTP": says(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+  "HTTP/2": says(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+  "TLS": says(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"\x5a" * 512),
+  "SSH": says(b"SSH-2.0-OpenSSH_9.6\r\n"),
+  "SMB": says(b"\0\0\0\x85\xffSMBr\0\0\0\0"),
+  "random bytes": says(random.Random(0).randbytes(5000)),
+  "ANSI escapes": says(RAW.encode() * 9),
+  "invalid UTF-8": says(b"\xff\xfe\xc3\x28\n"),
   "UTF-16": says("{}\n".encode("utf-16")),
-  "empty object": says(b"{}\n"), "a list": says(b"[]\n"), "a number": says(b"7\n"), "null": says(b"null\n"),
+  "empty object": says(b"{}\n"),
+  "a list": says(b"[]\n"),
+  "a number": says(b"7\n"),
+  "null": says(b"null\n"),
   "the old greeting": says(b'{"index": 1, "num": 3, "name": "x", "facts": {}}\n'),
-  "the old greeting without num": says(b'{"index": 1}\n'), "the old greeting with a text": says(b'{"index": "1"}\n'),
-  "deep nesting": says(b"[" * 100_000 + b"\n"), "5,000 digits": says(b'{"index": ' + b"9" * 5000 + b"}\n"),
-  "NaN alone": says(b"NaN\n"), "huge line": says(b"a" * 2**21), "huge line of JSON": says(b'{"a": "' + b"a" * 2**21),
-  "silent crowd": crowd(b""), "crowd with a line each": crowd(b"{}\n"), "crowd without an end": crowd(b"x" * 999),
-  "drip": drip(0.05), "fast drip": drip(0.001), "half open": half_open, "reset": reset, "closes": closes,
-  "greets slowly": greets_slowly, "greets twice": greets_twice, "replay": replay,
-  "another key": greets(key=b"another"), "another kind": greets(kind="answer"), "the welcome": greets(kind="welcome"),
+  "the old greeting without num": says(b'{"index": 1}\n'),
+  "the old greeting with a text": says(b'{"index": "1"}\n'),
+  "deep nesting": says(b"[" * 100_000 + b"\n"),
+  "5,000 digits": says(b'{"index": ' + b"9" * 5000 + b"}\n"),
+  "NaN alone": says(b"NaN\n"),
+  "huge line": says(b"a" * 2**21),
+  "huge line of JSON": says(b'{"a": "' + b"a" * 2**21),
+  "silent crowd": crowd(b""),
+  "crowd with a line each": crowd(b"{}\n"),
+  "crowd without an end": crowd(b"x" * 999),
+  "drip": drip(0.05),
+  "fast drip": drip(0.001),
+  "half open": half_open,
+  "reset": reset,
+  "closes": closes,
+  "greets slowly": greets_slowly,
+  "greets twice": greets_twice,
+  "replay": replay,
+  "another key": greets(key=b"another"),
+  "another kind": greets(kind="answer"),
+  "the welcome": greets(kind="welcome"),
   "no MAC": says(json.dumps(GREETING).encode() + b"\n"),
   "a MAC of zeros": says(b"0" * 64 + b" " + json.dumps(GREETING).encode() + b"\n"),
   "a MAC that is no ASCII": says(b"\xff" * 64 + b" {}\n"),
   "the challenge back": says(handshake.write_challenge(b"0" * 32)),
   "another version": says(b"insec-rendezvous/9 " + b"0" * 32 + b"\n"),
-  "sealed: empty": greets(payload=b""), "sealed: list": greets(payload=b"[]"), "sealed: null": greets(payload=b"null"),
-  "sealed: deep list": greets(payload=b"[" * 100_000), "sealed: deep object": greets(payload=b'{"a":' * 30_000),
+  "sealed: empty": greets(payload=b""),
+  "sealed: list": greets(payload=b"[]"),
+  "sealed: null": greets(payload=b"null"),
+  "sealed: deep list": greets(payload=b"[" * 100_000),
+  "sealed: deep object": greets(payload=b'{"a":' * 30_000),
   "sealed: invalid UTF-8": greets(payload=b'{"index": "\xff"}'),
   "sealed: UTF-16": greets(payload="{}".encode("utf-16")),
-  "sealed: escapes": greets(payload=RAW.encode()), "sealed: two objects": greets(payload=b"{}{}"),
-  **{f"without {field}": lacks(field) for field in GREETING}, "with one more": greets({"more": 1}),
-  **{f"index {value[:9]}": text_of(value) for value in (
-    "true", "null", "1.0", "1e0", '"1"', "[1]", "{}", "-1", "1e999", "NaN", "Infinity", "65536", "9" * 4000,
-    "9" * 5000)},
+  "sealed: escapes": greets(payload=RAW.encode()),
+  "sealed: two objects": greets(payload=b"{}{}"),
+  **{f"without {field}": lacks(field) for field in GREETING},
+  "with one more": greets({"more": 1}),
+  **{
+    f"index {value[:9]}": text_of(value)
+    for value in (
+      "true",
+      "null",
+      "1.0",
+      "1e0",
+      '"1"',
+      "[1]",
+      "{}",
+      "-1",
+      "1e999",
+      "NaN",
+      "Infinity",
+      "65536",
+      "9" * 4000,
+      "9" * 5000,
+    )
+  },
   **{f"num {value!r:.9}": greets({"num": value}) for value in (True, None, 3.0, "3", [3], {}, 0, -3, 10**12, 10**4000)},
-  **{f"name {value!r:.9}": greets({"name": value}) for value in (
-    1, None, "", [], {"a": 1}, "a" * 256, "\ud800", True)},
-  **{f"facts {value!r:.20}": greets({"facts": value}) for value in (
-    None, [], "", 1, {"a": 1}, {"a": None}, {"a": {"a": {}}}, {"": "1"}, {"a": ""}, {"a": "a" * 301}, {"a" * 201: "1"},
-    {"\ud800": "1"}, {"a": "\udfff"}, {"a": ["1"]})},
+  **{f"name {value!r:.9}": greets({"name": value}) for value in (1, None, "", [], {"a": 1}, "a" * 256, "\ud800", True)},
+  **{
+    f"facts {value!r:.20}": greets({"facts": value})
+    for value in (
+      None,
+      [],
+      "",
+      1,
+      {"a": 1},
+      {"a": None},
+      {"a": {"a": {}}},
+      {"": "1"},
+      {"a": ""},
+      {"a": "a" * 301},
+      {"a" * 201: "1"},
+      {"\ud800": "1"},
+      {"a": "\udfff"},
+      {"a": ["1"]},
+    )
+  },
   **{f"nonce {value!r:.9}": greets({"nonce": value}) for value in (None, 0, "", "0" * 33)},
 }
 
@@ -321,7 +402,7 @@ def test_a_stranger_is_closed_when_its_time_is_up_however_it_spends_it(places, m
   meeting_of_0 = threading.Thread(target=meet_all, args=[places[:1]], kwargs={"seconds": 1.5})
   meeting_of_0.start()
   for attempt in (says(b""), drip(0.05), greets_slowly):
-    line, = attempt(places[0].port)
+    (line,) = attempt(places[0].port)
     began = time.monotonic()
     with contextlib.suppress(ConnectionResetError):
       while line.recv(1000):
@@ -333,7 +414,7 @@ def test_a_stranger_is_closed_when_its_time_is_up_however_it_spends_it(places, m
 def test_a_stranger_that_sends_more_than_a_greeting_holds_is_closed_at_once(places):
   meeting_of_0 = threading.Thread(target=meet_all, args=[places[:1]], kwargs={"seconds": 1})
   meeting_of_0.start()
-  line, = says(b"x" * (handshake.MAX_MESSAGE_BYTES + 1))(places[0].port)
+  (line,) = says(b"x" * (handshake.MAX_MESSAGE_BYTES + 1))(places[0].port)
   line.settimeout(0.5)
   with contextlib.suppress(ConnectionResetError):
     while line.recv(1000):
@@ -344,8 +425,10 @@ def test_a_stranger_that_sends_more_than_a_greeting_holds_is_closed_at_once(plac
 def test_of_too_many_connections_the_oldest_goes_and_a_process_stays(places, monkeypatch):
   monkeypatch.setattr(coordinator, "MAX_STRANGERS", 5)
   found = []
-  two = [threading.Thread(target=lambda index=index: found.append(rendezvous.rendezvous(places[index], {}, seconds=20)))
-         for index in (0, 1)]
+  two = [
+    threading.Thread(target=lambda index=index: found.append(rendezvous.rendezvous(places[index], {}, seconds=20)))
+    for index in (0, 1)
+  ]
   for thread in two:
     thread.start()
   time.sleep(0.4)  # process 1 has greeted
@@ -430,8 +513,9 @@ def test_the_token_and_what_derives_from_it_never_travel(places, monkeypatch):
   monkeypatch.setattr(socket.socket, "sendall", lambda line, data: (sent.append(bytes(data)), send(line, data)))
   assert meet_all(places) == [(socket.gethostname(),) * 3] * 3
   assert len(sent) == 2
-  assert not any(secret in data for data in sent for secret in (b"secret", handshake.run_key(),
-                                                                 handshake.run_key().hex().encode()))
+  assert not any(
+    secret in data for data in sent for secret in (b"secret", handshake.run_key(), handshake.run_key().hex().encode())
+  )
 
 
 def test_what_processes_say_of_themselves_is_printable_in_every_message(places, monkeypatch):
@@ -448,8 +532,12 @@ def test_what_processes_say_of_themselves_is_printable_in_every_message(places, 
   assert handshake.read_greeting(line, key=b"", context=b"").name == shown
   monkeypatch.setattr(socket, "gethostname", lambda: raw)
   assert meet_all(places) == [(shown,) * 3] * 3
-  for found in (meet_all([places[0], places[1], places[1]]), meet_all(places, [{raw: raw}, {raw: 1}, {}]),
-                meet_all([places[0], dataclasses.replace(places[1], num=2)]), meet_all(places[:2], seconds=0.3)):
+  for found in (
+    meet_all([places[0], places[1], places[1]]),
+    meet_all(places, [{raw: raw}, {raw: 1}, {}]),
+    meet_all([places[0], dataclasses.replace(places[1], num=2)]),
+    meet_all(places[:2], seconds=0.3),
+  ):
     assert all(isinstance(one, str) and re.fullmatch("[ -~]+", one) and len(one) < 3000 for one in found)
 
 
@@ -462,21 +550,25 @@ def test_a_long_value_that_differs_is_cut_and_told_by_its_digest():
 
 def answers(*lines, then=None):
   """What a stranger at the port of process 0 says to each that connects, nonces and greetings aside."""
+
   def serve(line):
     for data in lines:
       line.sendall(data)
     if then:
       then(line)
+
   return serve
 
 
 def squat(then):
   """A stranger that knows all but the token, up to its last line."""
+
   def serve(line):
     nonce = b"0" * 32
     line.sendall(handshake.write_challenge(nonce))
     said = line.makefile("rb").readline()
     then(line, said[:64])
+
   return serve
 
 
@@ -484,20 +576,44 @@ def squat_with(payload):
   return squat(lambda line, mac: line.sendall(seal(b"{}", mac, kind="welcome") + seal(payload, mac, kind="answer")))
 
 
-@pytest.mark.parametrize("serve", [
-  answers(b""), answers(b"HTTP/1.1 400 Bad Request\r\n\r\n"), answers(b"\n"), answers(b"x" * 2**20), answers(b"\xff\n"),
-  answers(b"insec-rendezvous/1\n"), answers(b'{"problem": null, "names": ["a"]}\n'), answers(RAW.encode()),
-  squat(lambda line, _: line.sendall(b"{}\n")), squat(lambda line, _: line.sendall(b"x" * 5000)),
-  squat(lambda line, mac: line.sendall(seal(b"{}", mac, b"another", "welcome"))), *(squat_with(payload) for payload in (
-    b"", b"[]", b"{}", b"[" * 99_999, b'{"problem": 1, "names": []}', b'{"problem": null, "names": null}',
-    b'{"problem": null, "names": ["a"]}', b'{"problem": null, "names": ["a", "b", 3]}',
-    b'{"problem": "", "names": []}',
-    b'{"problem": null, "names": ["a", "b", ""]}', b'{"problem": NaN, "names": []}',
-    b'{"problem": "\\ud800", "names": []}',
-    json.dumps({"problem": "a" * 10_001, "names": []}).encode(),
-    b'{"problem": null, "names": ["a", "b", "c"], "x": 1}'))])
+@pytest.mark.parametrize(
+  "serve",
+  [
+    answers(b""),
+    answers(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+    answers(b"\n"),
+    answers(b"x" * 2**20),
+    answers(b"\xff\n"),
+    answers(b"insec-rendezvous/1\n"),
+    answers(b'{"problem": null, "names": ["a"]}\n'),
+    answers(RAW.encode()),
+    squat(lambda line, _: line.sendall(b"{}\n")),
+    squat(lambda line, _: line.sendall(b"x" * 5000)),
+    squat(lambda line, mac: line.sendall(seal(b"{}", mac, b"another", "welcome"))),
+    *(
+      squat_with(payload)
+      for payload in (
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 99_999,
+        b'{"problem": 1, "names": []}',
+        b'{"problem": null, "names": null}',
+        b'{"problem": null, "names": ["a"]}',
+        b'{"problem": null, "names": ["a", "b", 3]}',
+        b'{"problem": "", "names": []}',
+        b'{"problem": null, "names": ["a", "b", ""]}',
+        b'{"problem": NaN, "names": []}',
+        b'{"problem": "\\ud800", "names": []}',
+        json.dumps({"problem": "a" * 10_001, "names": []}).encode(),
+        b'{"problem": null, "names": ["a", "b", "c"], "x": 1}',
+      )
+    ),
+  ],
+)
 def test_what_a_stranger_at_the_port_of_process_0_says_is_no_answer(places, serve, capfd):
   with socket.create_server(("127.0.0.1", places[0].port)) as server:
+
     def serve_all():
       with contextlib.suppress(OSError):
         while True:
@@ -506,7 +622,7 @@ def test_what_a_stranger_at_the_port_of_process_0_says_is_no_answer(places, serv
             serve(line)
 
     threading.Thread(target=serve_all, daemon=True).start()
-    found, = meet_all([dataclasses.replace(places[1], host="127.0.0.1")], seconds=0.05)
+    (found,) = meet_all([dataclasses.replace(places[1], host="127.0.0.1")], seconds=0.05)
     server.shutdown(socket.SHUT_RDWR)
   assert found.startswith("process 0 is missing: process 1 (")
   assert re.fullmatch("[ -~]+", found)
@@ -545,18 +661,57 @@ def test_a_process_that_left_may_come_again_and_one_that_stays_away_is_missing(p
   assert all(one.startswith("missing: process 1 of 3") for one in found)
 
 
-@pytest.mark.parametrize(("text", "host", "port"), [
-  ("host", "host", 8476), ("host:1", "host", 1), ("10.0.0.1:65535", "10.0.0.1", 65535), ("[::1]", "::1", 8476),
-  ("[::1]:8477", "::1", 8477), ("[FD00::0:2]:80", "fd00::2", 80), ("a-b.c_d:22", "a-b.c_d", 22)])
+@pytest.mark.parametrize(
+  ("text", "host", "port"),
+  [
+    ("host", "host", 8476),
+    ("host:1", "host", 1),
+    ("10.0.0.1:65535", "10.0.0.1", 65535),
+    ("[::1]", "::1", 8476),
+    ("[::1]:8477", "::1", 8477),
+    ("[FD00::0:2]:80", "fd00::2", 80),
+    ("a-b.c_d:22", "a-b.c_d", 22),
+  ],
+)
 def test_an_address_is_host_and_port_with_ipv6_in_brackets(text, host, port):
   assert coordinator.parse_address(text, "--coordinator") == (host, port)
   assert coordinator.parse_address(coordinator.join_address(host, port), "") == (host, port)
 
 
-@pytest.mark.parametrize("text", [
-  "", ":", ":80", "host:", "host:0", "host:65536", "host:-1", "host:1.5", "host:99999999", "host:８４７６", "::1",
-  "::1:8476", "[::1", "::1]", "[::1]8476", "[host]:80", "[10.0.0.1]:80", "[::g]", "a b", "a/b", "http://a:80",
-  "a:80:90", "a..b", "a" * 64 + ".b", "a\x1b[31m", "user@a", "a:80\n", "0.0.0.0", "[::]:80"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    "",
+    ":",
+    ":80",
+    "host:",
+    "host:0",
+    "host:65536",
+    "host:-1",
+    "host:1.5",
+    "host:99999999",
+    "host:８４７６",
+    "::1",
+    "::1:8476",
+    "[::1",
+    "::1]",
+    "[::1]8476",
+    "[host]:80",
+    "[10.0.0.1]:80",
+    "[::g]",
+    "a b",
+    "a/b",
+    "http://a:80",
+    "a:80:90",
+    "a..b",
+    "a" * 64 + ".b",
+    "a\x1b[31m",
+    "user@a",
+    "a:80\n",
+    "0.0.0.0",
+    "[::]:80",
+  ],
+)
 def test_what_is_no_address_is_refused_in_one_printable_line(text):
   with pytest.raises(InputError, match=r"^--coordinator=[ -~]+$"):
     detect_processes(text, 2, 0, seconds=1)
@@ -571,8 +726,14 @@ def listening(host, port):
 
 
 def resolve_to(monkeypatch, *ips):
-  monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, **options: options and [
-    (socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ips])
+  monkeypatch.setattr(
+    socket,
+    "getaddrinfo",
+    lambda _, port, **options: (
+      options
+      and [(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in ips]
+    ),
+  )
 
 
 def test_process_0_listens_at_the_addresses_of_the_coordinator_and_no_other(monkeypatch, capfd):
@@ -702,8 +863,11 @@ def test_a_silent_process_is_gone_after_30_seconds_or_soon_once_another_has_fail
   assert (time, status.code) == (40, FAILED)
   assert status.line.startswith("missing: process 1 (b), no sign of life for 31 s; start the same command again")
   time, status = judge_all(
-    FailureDetector(NAMES), *range(99), beats=lambda time: [time, min(time, 9), time],
-    failed=lambda time: {2: (FAILED, "Gloo: closed")} if time > 10 else {})
+    FailureDetector(NAMES),
+    *range(99),
+    beats=lambda time: [time, min(time, 9), time],
+    failed=lambda time: {2: (FAILED, "Gloo: closed")} if time > 10 else {},
+  )
   assert time == 15
   assert status.line.startswith("missing: process 1 (b)")
 
@@ -711,8 +875,11 @@ def test_a_silent_process_is_gone_after_30_seconds_or_soon_once_another_has_fail
 def test_a_failure_while_all_live_is_the_fault_of_the_first_that_failed():
   def failed(time):
     return {index: (FAILED, f"ValueError: {index}") for index in (0, 2) if time > (20 if index == 0 else 10)}
+
   assert judge_all(FailureDetector(NAMES), *range(99), failed=failed) == (
-    18, ExitStatus(FAILED, "process 2 (c): ValueError: 2"))
+    18,
+    ExitStatus(FAILED, "process 2 (c): ValueError: 2"),
+  )
 
 
 def test_what_all_find_wrong_is_said_once_without_a_name():
@@ -775,8 +942,15 @@ def test_the_way_to_process_0_stays_open_after_connections_that_fail(monkeypatch
     server.settimeout(5)
     failures = [OSError(24, "Too many open files"), ConnectionAbortedError()]
     real = socket.socket.accept
-    monkeypatch.setattr(socket.socket, "accept", lambda line: (_ for _ in ()).throw(failures.pop()) if (
-      failures and threading.current_thread().name == "relay") else real(line))
+    monkeypatch.setattr(
+      socket.socket,
+      "accept",
+      lambda line: (
+        (_ for _ in ()).throw(failures.pop())
+        if (failures and threading.current_thread().name == "relay")
+        else real(line)
+      ),
+    )
     relay = Relay("127.0.0.1", server.getsockname()[1], lambda: None)
     with socket.create_connection(("127.0.0.1", relay.port)) as near:
       far, _ = server.accept()

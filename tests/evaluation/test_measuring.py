@@ -21,12 +21,16 @@ def _scripted(monkeypatch):
 
 def test_every_source_is_measured_greedily_and_at_the_temperature():
   found = results_of(prober(Policy(slips=True)))
-  solutions = {*(f"solutions{how}{way}" for how in ("", " sampled") for way in WAYS),
-               "solutions sampled, redraw", "solutions sampled, majority"}
+  solutions = {
+    *(f"solutions{how}{way}" for how in ("", " sampled") for way in WAYS),
+    "solutions sampled, redraw",
+    "solutions sampled, majority",
+  }
   assert set(found["tokens_per_problem"]) == set(found["solved"]) == solutions
   assert {source for source in found["rates"] if ": " not in source} == solutions | {
-      *(f"own{how}{way}" for how in ("", " sampled") for way in ("", ", at threshold", ", confidence")),
-      *(f"injected{how}{way}" for how in ("", " sampled") for way in ("", ", at threshold"))}
+    *(f"own{how}{way}" for how in ("", " sampled") for way in ("", ", at threshold", ", confidence")),
+    *(f"injected{how}{way}" for how in ("", " sampled") for way in ("", ", at threshold")),
+  }
   assert set(found["first_tries"]) == solutions - {"solutions sampled, majority"}
   assert set(found["operating"]) == {"injected", "injected sampled", "own", "own sampled"}
   assert set(found["operating_confidence"]) == {"own", "own sampled"}
@@ -38,7 +42,9 @@ def test_every_source_is_measured_greedily_and_at_the_temperature():
 def test_larger_problems_are_solved_with_flags_as_they_come_and_their_own_mistakes_are_read():
   found = results_of(prober(Policy(slips=True)), LARGER)
   assert {source for source in found["solved"] if "larger" in source} == {
-      "solutions, larger", "solutions sampled, larger"}
+    "solutions, larger",
+    "solutions sampled, larger",
+  }
   for how in ("", " sampled"):
     assert fractions(found["rates"][f"own{how}, larger"], "detection") == ["0/24"]
     assert found["rates"][f"solutions{how}, larger"]["own_mistakes"]["k"] == 24
@@ -98,7 +104,10 @@ def test_the_redraw_mends_by_drawing_again_and_pays_for_what_it_deletes():
   rates, tokens = found["rates"], found["tokens_per_problem"]
   # A scripted model slips only when it writes from the beginning.
   assert fractions(rates["solutions sampled, redraw"], "accuracy_t2", "accuracy_strict", "own_mistakes") == [
-      "24/24", "24/24", "0/24"]
+    "24/24",
+    "24/24",
+    "0/24",
+  ]
   right = results_of(prober(Policy()))["tokens_per_problem"]["solutions sampled"]["mean"]
   deleted = len(probing.solved_problems(TASK, CONFIG)[0].steps[1])  # a token a character, as long in every problem
   assert tokens["solutions sampled, redraw"]["mean"] == pytest.approx(right + deleted)
@@ -153,8 +162,12 @@ def test_what_is_not_asked_for_again_is_what_would_have_been_written(policy, mon
 
 def test_plain_words_and_other_units_leave_out_only_what_they_cannot_have():
   plain = results_of(prober(Policy(slips=True), WORDS), WORDS)
-  assert set(plain["solved"]) == {"solutions", "solutions sampled", "solutions sampled, redraw",
-                                  "solutions sampled, majority"}
+  assert set(plain["solved"]) == {
+    "solutions",
+    "solutions sampled",
+    "solutions sampled, redraw",
+    "solutions sampled, majority",
+  }
   assert plain["operating"] == {}
   assert plain["thresholds"]["flag_bias"] == {"greedy": None, "sampled": None}
   assert plain["thresholds"]["confidence"]["greedy"] < UNSURE

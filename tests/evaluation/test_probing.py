@@ -21,12 +21,26 @@ def test_a_model_that_sees_and_mends_everything_scores_all_of_it():
   found = results_of(prober(Policy(flags=True)))
   for source in ("injected", "injected: calc"):
     n = found["rates"][source]["detection"]["n"]
-    assert fractions(found["rates"][source], "detection", "correction", "corrected", "reason", "recovery",
-                     "correction, forced", "recovery, forced") == [f"{n}/{n}"] * 7
+    assert (
+      fractions(
+        found["rates"][source],
+        "detection",
+        "correction",
+        "corrected",
+        "reason",
+        "recovery",
+        "correction, forced",
+        "recovery, forced",
+      )
+      == [f"{n}/{n}"] * 7
+    )
     assert fractions(found["rates"][source], "parroting", "parroting, forced", "malformed") == [f"0/{n}"] * 3
   assert found["rates"]["injected"]["auroc"] == {"rate": 1.0, "k": 400, "n": 400, "low": 1.0, "high": 1.0}
   assert fractions(found["rates"]["solutions"], "accuracy_t1", "accuracy_t2", "own_mistakes") == [
-      "24/24", "24/24", "0/24"]
+    "24/24",
+    "24/24",
+    "0/24",
+  ]
   assert found["rates"]["own"]["detection"]["n"] == 0
   assert set(found["gap"]) == {"own", "own, at threshold", "own sampled", "own sampled, at threshold"}
   assert not any(found["gap"].values())
@@ -36,7 +50,11 @@ def test_a_model_that_sees_and_mends_everything_scores_all_of_it():
 def test_a_blind_model_detects_nothing_and_shows_with_the_flag_forced_that_it_could_mend():
   found = results_of(prober(Policy()))["rates"]["injected"]
   assert fractions(found, "detection", "detection_within", "correction", "correction, forced") == [
-      "0/20", "0/20", "0/0", "20/20"]
+    "0/20",
+    "0/20",
+    "0/0",
+    "20/20",
+  ]
   assert found["recovery, forced"]["rate"] == 1.0 > found["recovery"]["rate"]
   assert found["auroc"]["rate"] == 1.0  # its p(flag) tells what its choice does not
 
@@ -44,7 +62,11 @@ def test_a_blind_model_detects_nothing_and_shows_with_the_flag_forced_that_it_co
 def test_a_parrot_is_called_one():
   found = results_of(prober(Policy(flags=True, parrots=True)))["rates"]["injected"]
   assert fractions(found, "detection", "correction", "parroting", "parroting, forced") == [
-      "20/20", "0/20", "20/20", "20/20"]
+    "20/20",
+    "0/20",
+    "20/20",
+    "20/20",
+  ]
 
 
 def test_own_mistakes_are_the_first_wrong_steps_of_the_models_own_solutions():
@@ -119,12 +141,20 @@ def test_a_size_that_the_task_does_not_have_is_refused_by_the_name_of_its_key():
 
 def test_the_share_of_a_class_that_is_found_nowhere_goes_to_no_other(monkeypatch):
   inject = TASK.inject
-  monkeypatch.setattr(TASK, "inject", lambda problem, before, error, rng: None if error == "value" else
-                      inject(problem, before, error, rng))
+  monkeypatch.setattr(
+    TASK,
+    "inject",
+    lambda problem, before, error, rng: None if error == "value" else inject(problem, before, error, rng),
+  )
   config = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, num_probes=22))
   errors = [probe.error for probe in probing.injected_probes(TASK, config)]
   assert {error: errors.count(error) for error in TASK.error_classes} == {
-      "early": 4, "value": 0, "calc": 4, "copy": 5, "repeat": 5}
+    "early": 4,
+    "value": 0,
+    "calc": 4,
+    "copy": 5,
+    "repeat": 5,
+  }
 
 
 def test_arms_meet_the_same_probes_and_problems():

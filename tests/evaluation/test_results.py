@@ -14,12 +14,33 @@ from insec_jax.evaluation.tables import table
 from insec_jax.method.roles import FLAG, MISTAKE, PROMPT
 from insec_jax.method.transcript import Piece
 
-SEEN = {"reason": "", "reason_right": False, "fix": "", "fix_kind": "none", "parroted": False, "recovered": False,
-        "answered": True, "malformed": 0}
+SEEN = {
+  "reason": "",
+  "reason_right": False,
+  "fix": "",
+  "fix_kind": "none",
+  "parroted": False,
+  "recovered": False,
+  "answered": True,
+  "malformed": 0,
+}
 TRANSCRIPT = (Piece(PROMPT, "p"), Piece(MISTAKE, "m"), Piece(FLAG, "f"))
 PERFECT = SolutionScore(
-    num_right=1, num_wrong=0, num_unverified=0, false_alarms=0, catches=0, unverified_flagged=0, harmful_edits=0, own=None,
-    right_first=True, right=True, strict=True, answer="7", malformed=0, errors={})
+  num_right=1,
+  num_wrong=0,
+  num_unverified=0,
+  false_alarms=0,
+  catches=0,
+  unverified_flagged=0,
+  harmful_edits=0,
+  own=None,
+  right_first=True,
+  right=True,
+  strict=True,
+  answer="7",
+  malformed=0,
+  errors={},
+)
 NOTHING = ProbeResults([], [], [], [])
 CHOSEN = Thresholds(temperature=0.0, most=0.01, bias=None, score=None, steps=[])
 
@@ -52,29 +73,46 @@ def test_transcripts_of_successes_and_failures_take_turns_among_the_classes():
   outcomes = [outcome("calc", 0, **good)] * 9 + [outcome("early", 0, **good)] * 2 + [outcome("calc", None)] * 2
   shown = list(results.shown_probes("injected", ProbeResults(outcomes, None, [], [TRANSCRIPT] * 13)))
   assert [one["title"].removeprefix("injected mistake: ") for one in shown] == [
-      "calc", "early", "calc", "early", "calc", "calc", "calc", "calc"]
+    "calc",
+    "early",
+    "calc",
+    "early",
+    "calc",
+    "calc",
+    "calc",
+    "calc",
+  ]
   assert [one["outcome"] for one in shown] == [
-      *["flagged, corrected, answer right"] * 6, *["not flagged, answer wrong"] * 2]
+    *["flagged, corrected, answer right"] * 6,
+    *["not flagged, answer wrong"] * 2,
+  ]
   assert shown[0]["pieces"] == [
-      {"role": "prompt", "text": "p"}, {"role": "mistake", "text": "m"}, {"role": "flag", "text": "f"}]
+    {"role": "prompt", "text": "p"},
+    {"role": "mistake", "text": "m"},
+    {"role": "flag", "text": "f"},
+  ]
 
 
-@pytest.mark.parametrize(("seen", "words"), [
+@pytest.mark.parametrize(
+  ("seen", "words"),
+  [
     (outcome("calc", None, answered=False), "not flagged, answer missing"),
     (outcome("calc", 1), "flagged 1 step later, answer wrong"),
     (outcome("calc", 3, recovered=True), "flagged 3 steps later, answer right"),
     (outcome("calc", 0), "flagged, not replaced, answer wrong"),
     (outcome("calc", 0, fix_kind="wrong", parroted=True), "flagged, the mistake repeated, answer wrong"),
     (outcome("calc", 0, fix_kind="unverified"), "flagged, replaced by a step that is not wrong, answer wrong"),
-])
+  ],
+)
 def test_an_outcome_is_told_in_words(seen, words):
   assert results.in_words(seen) == words
 
 
 def nothing_measured() -> Measurements:
   one = SolveResults([PERFECT], [3], [TRANSCRIPT], [], NOTHING)
-  return Measurements({GREEDY: NOTHING, SAMPLED: NOTHING}, {GREEDY: one, SAMPLED: one},
-                  {GREEDY: CHOSEN, SAMPLED: CHOSEN}, [one])
+  return Measurements(
+    {GREEDY: NOTHING, SAMPLED: NOTHING}, {GREEDY: one, SAMPLED: one}, {GREEDY: CHOSEN, SAMPLED: CHOSEN}, [one]
+  )
 
 
 def test_nothing_measured_is_a_dash_in_the_table_and_null_in_the_file():
@@ -109,30 +147,51 @@ def solved(*answers: str | None, right: str = "7", tokens: int = 10) -> SolveRes
 
 
 def test_the_majority_is_given_at_every_odd_number_of_votes_with_all_its_tokens():
-  measured = dataclasses.replace(nothing_measured(), votes=[
-    solved("7", "5", "5"), solved("5", "7", "5", tokens=20), solved("5", "7", None, tokens=30), solved("7", "7", "7")])
+  measured = dataclasses.replace(
+    nothing_measured(),
+    votes=[
+      solved("7", "5", "5"),
+      solved("5", "7", "5", tokens=20),
+      solved("5", "7", None, tokens=30),
+      solved("7", "7", "7"),
+    ],
+  )
   found = results.results(measured, within=2)
   source = "solutions sampled, majority"
   points = found["accuracy_at_tokens"][source]
   assert [(point["votes"], point["accuracy"]["k"], point["tokens_per_problem"]["mean"]) for point in points] == [
-      (1, 1, 10.0), (3, 1, 60.0), (4, 2, 70.0)]
+    (1, 1, 10.0),
+    (3, 1, 60.0),
+    (4, 2, 70.0),
+  ]
   assert found["solved"][source] == {"t1": [1, 0, 0], "t2": [1, 1, 0]}
   assert found["tokens_per_problem"][source]["mean"] == 70.0
   rates = found["rates"][source]
-  assert [rates[name]["k"] for name in ("accuracy_t1", "accuracy_t2", "wrong_to_right", "right_to_wrong", "answered")
-          ] == [1, 2, 1, 0, 3]
+  assert [
+    rates[name]["k"] for name in ("accuracy_t1", "accuracy_t2", "wrong_to_right", "right_to_wrong", "answered")
+  ] == [1, 2, 1, 0, 3]
 
 
 def test_first_tries_are_counted_by_kind_and_class_with_lucky_ones_apart():
   def step(solution: int, kind: str, error: str = "") -> Step:
     return Step(solution, kind, error, is_first_try=True, score=0.0, margin_P=None, flag_P=None)
 
-  steps = [step(0, "right"), step(0, "unverified"), step(0, "wrong", "calc"), step(1, "right"), step(1, "wrong", "calc"),
-           step(2, "wrong", "early")]
+  steps = [
+    step(0, "right"),
+    step(0, "unverified"),
+    step(0, "wrong", "calc"),
+    step(1, "right"),
+    step(1, "wrong", "calc"),
+    step(2, "wrong", "early"),
+  ]
   one = dataclasses.replace(solved("7", "7", "7"), own=ProbeResults([], None, steps, []))
   found = results.first_tries(one)
   assert {name: (rate["k"], rate["n"]) for name, rate in found.items()} == {
-      "right": (2, 6), "unverified": (1, 6), "calc": (2, 6), "early": (1, 6)}
+    "right": (2, 6),
+    "unverified": (1, 6),
+    "calc": (2, 6),
+    "early": (1, 6),
+  }
 
 
 def test_injected_minus_own_is_taken_between_sources_of_one_kind():

@@ -33,16 +33,25 @@ MARKERS = Markers("<err>", "<fix>")
 TASK = tasks.get(TaskConfig(name="graph", min_size=2, max_size=5, modulus=10, unneeded=0))
 # a4 and b3 are given; cab and dca are needed for the asked fdb; ecb is not.
 PROBLEM = tasks.Problem(
-  "cab;a4;dca;b3;ecb;fdb?f:\n", ("ca4b3c7\n", "dc7a4d1\n", "fd1b3f4\n"), "4", "k",
-  Facts("f", {"c": ("a", "b"), "d": ("c", "a"), "e": ("c", "b"), "f": ("d", "b")},
-        {"a": 4, "b": 3, "c": 7, "d": 1, "e": 0, "f": 4}, ("c", "d", "f")))
+  "cab;a4;dca;b3;ecb;fdb?f:\n",
+  ("ca4b3c7\n", "dc7a4d1\n", "fd1b3f4\n"),
+  "4",
+  "k",
+  Facts(
+    "f",
+    {"c": ("a", "b"), "d": ("c", "a"), "e": ("c", "b"), "f": ("d", "b")},
+    {"a": 4, "b": 3, "c": 7, "d": 1, "e": 0, "f": 4},
+    ("c", "d", "f"),
+  ),
+)
 C, D, F = PROBLEM.steps
 C8, D2, F5, E0 = "ca4b3c8\n", "dc7a4d2\n", "fd1b3f5\n", "ec7b3e0\n"
 
 
 def probed(continuation, before=(C,), wrong=D2, *, finished=True, forced=False):
-  return read_probe(PROBLEM, before, wrong, continuation, finished=finished, task=TASK, markers=MARKERS, unit="line",
-                    forced=forced)
+  return read_probe(
+    PROBLEM, before, wrong, continuation, finished=finished, task=TASK, markers=MARKERS, unit="line", forced=forced
+  )
 
 
 def scored(text, *, finished=True):
@@ -52,9 +61,16 @@ def scored(text, *, finished=True):
 # Rates
 
 
-@pytest.mark.parametrize(("k", "n", "low", "high"), [
-  (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (0, 0, 0.0, 1.0),
-])
+@pytest.mark.parametrize(
+  ("k", "n", "low", "high"),
+  [
+    (0, 10, 0.0, 0.2775),
+    (10, 10, 0.7225, 1.0),
+    (5, 10, 0.2366, 0.7634),
+    (81, 263, 0.2553, 0.3662),
+    (0, 0, 0.0, 1.0),
+  ],
+)
 def test_wilson_gives_the_published_intervals(k, n, low, high):
   assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
 
@@ -126,7 +142,7 @@ def test_the_interval_of_grouped_rates_covers_the_true_rate_where_wilsons_does_n
     p_G = rng.choice([0.0, 0.4], 80, p=[0.75, 0.25])  # most solutions have no alarm, some have many
     n_G = rng.integers(5, 15, 80)
     k_G = rng.binomial(n_G, p_G)
-    one, = grouped_rates([(k_G.tolist(), n_G.tolist())])
+    (one,) = grouped_rates([(k_G.tolist(), n_G.tolist())])
     assert (one.k, one.n) == (k_G.sum(), n_G.sum())
     inside += one.low <= 0.1 <= one.high
     low, high = wilson(one.k, one.n)
@@ -146,8 +162,13 @@ def test_groups_that_are_all_alike_leave_as_much_doubt_as_wilson():
 
 def test_the_majority_is_the_first_with_the_answer_given_most_often():
   six, five, none = "fd1b3f6\n", F5, "no idea\n"
-  for texts, expected in (([six, F, F], F), ([five, six, six, five], five), ([none, none, six], six),
-                          ([none, F, none], F), ([none, ""], none)):
+  for texts, expected in (
+    ([six, F, F], F),
+    ([five, six, six, five], five),
+    ([none, none, six], six),
+    ([none, F, none], F),
+    ([none, ""], none),
+  ):
     scores = [scored(text) for text in texts]
     assert majority(scores) is scores[texts.index(expected)]
 
@@ -155,28 +176,45 @@ def test_the_majority_is_the_first_with_the_answer_given_most_often():
 # One continuation
 
 
-@pytest.mark.parametrize(("continuation", "expected"), [
-  ("<err>calcd<fix>" + D + F, dict(delay=0, reason="calcd", reason_right=True, fix=D, fix_kind="right", parroted=False,
-                                   recovered=True, answered=True, malformed=0)),
-  ("<err>calc7+4=1<fix>" + D + F, dict(delay=0, reason_right=True, fix_kind="right")),
-  ("<err>earlyc<fix>" + D + F, dict(delay=0, reason_right=False, fix_kind="right", recovered=True)),
-  ("<err><fix>" + D + F, dict(delay=0, reason="", reason_right=False, fix_kind="right")),
-  ("<err>calcd<fix>" + D2 + F, dict(delay=0, fix_kind="wrong", parroted=True, recovered=True)),
-  ("<err>calcd<fix>" + D2, dict(delay=0, fix_kind="wrong", parroted=True, recovered=False, answered=False)),
-  ("<err>calcd<fix>" + E0 + D + F, dict(delay=0, fix_kind="unverified", parroted=False, recovered=True)),
-  ("<err>calcd<fix>rubbish\n", dict(delay=0, fix_kind="wrong", recovered=False)),
-  ("<err>calcd", dict(delay=0, fix="", fix_kind="none", malformed=1, recovered=False)),
-  ("<err>calcd<fix>", dict(delay=0, fix="", fix_kind="none", malformed=1)),
-  ("<err>calcd\n" + D + F, dict(delay=0, fix_kind="none", malformed=1, recovered=False)),
-  ("<err>calcd<fix>" + D2 + "<err>calcd<fix>" + D + F, dict(delay=0, fix=D2, fix_kind="wrong", parroted=True,
-                                                          recovered=True, malformed=0)),
-  (F5 + "<err>valued<fix>" + F, dict(delay=1, fix_kind="none", recovered=True)),
-  (E0 + F + "<err>", dict(delay=2, fix_kind="none", malformed=1, recovered=True)),
-  (F, dict(delay=None, reason="", fix="", fix_kind="none", recovered=True, malformed=0)),
-  (F5, dict(delay=None, recovered=False, answered=True)),
-  ("", dict(delay=None, recovered=False, answered=False, malformed=0)),
-  ("<fix>" + D + F, dict(delay=None, fix="", fix_kind="none", malformed=1, recovered=True)),
-])
+@pytest.mark.parametrize(
+  ("continuation", "expected"),
+  [
+    (
+      "<err>calcd<fix>" + D + F,
+      dict(
+        delay=0,
+        reason="calcd",
+        reason_right=True,
+        fix=D,
+        fix_kind="right",
+        parroted=False,
+        recovered=True,
+        answered=True,
+        malformed=0,
+      ),
+    ),
+    ("<err>calc7+4=1<fix>" + D + F, dict(delay=0, reason_right=True, fix_kind="right")),
+    ("<err>earlyc<fix>" + D + F, dict(delay=0, reason_right=False, fix_kind="right", recovered=True)),
+    ("<err><fix>" + D + F, dict(delay=0, reason="", reason_right=False, fix_kind="right")),
+    ("<err>calcd<fix>" + D2 + F, dict(delay=0, fix_kind="wrong", parroted=True, recovered=True)),
+    ("<err>calcd<fix>" + D2, dict(delay=0, fix_kind="wrong", parroted=True, recovered=False, answered=False)),
+    ("<err>calcd<fix>" + E0 + D + F, dict(delay=0, fix_kind="unverified", parroted=False, recovered=True)),
+    ("<err>calcd<fix>rubbish\n", dict(delay=0, fix_kind="wrong", recovered=False)),
+    ("<err>calcd", dict(delay=0, fix="", fix_kind="none", malformed=1, recovered=False)),
+    ("<err>calcd<fix>", dict(delay=0, fix="", fix_kind="none", malformed=1)),
+    ("<err>calcd\n" + D + F, dict(delay=0, fix_kind="none", malformed=1, recovered=False)),
+    (
+      "<err>calcd<fix>" + D2 + "<err>calcd<fix>" + D + F,
+      dict(delay=0, fix=D2, fix_kind="wrong", parroted=True, recovered=True, malformed=0),
+    ),
+    (F5 + "<err>valued<fix>" + F, dict(delay=1, fix_kind="none", recovered=True)),
+    (E0 + F + "<err>", dict(delay=2, fix_kind="none", malformed=1, recovered=True)),
+    (F, dict(delay=None, reason="", fix="", fix_kind="none", recovered=True, malformed=0)),
+    (F5, dict(delay=None, recovered=False, answered=True)),
+    ("", dict(delay=None, recovered=False, answered=False, malformed=0)),
+    ("<fix>" + D + F, dict(delay=None, fix="", fix_kind="none", malformed=1, recovered=True)),
+  ],
+)
 def test_what_the_model_did_after_a_wrong_step(continuation, expected):
   outcome = dataclasses.asdict(probed(continuation))
   assert outcome["error"] == "calc"
@@ -198,19 +236,30 @@ def test_a_fix_cut_short_is_no_fix():
 
 
 def test_rates_of_probes_have_the_right_numerators_and_denominators():
-  outcomes = [probed(text) for text in (
-    "<err>calcd<fix>" + D + F,        # flagged, right reason, right fix, recovered
-    "<err>valuea<fix>" + D2,          # flagged, wrong reason, parroted
-    "<err>calcd<fix>" + E0,           # flagged, unverified fix
-    "<err>calcd",                     # flagged, no fix
-    F5 + "<err>valued<fix>" + F,      # flagged one step later, recovered
-    F5,                               # never flagged
-  )]
+  outcomes = [
+    probed(text)
+    for text in (
+      "<err>calcd<fix>" + D + F,  # flagged, right reason, right fix, recovered
+      "<err>valuea<fix>" + D2,  # flagged, wrong reason, parroted
+      "<err>calcd<fix>" + E0,  # flagged, unverified fix
+      "<err>calcd",  # flagged, no fix
+      F5 + "<err>valued<fix>" + F,  # flagged one step later, recovered
+      F5,  # never flagged
+    )
+  ]
   rates = probe_rates(outcomes, within=1)
   assert rates == {
-    "detection": Rate(4, 6), "detection_within": Rate(5, 6), "reason": Rate(3, 4), "correction": Rate(1, 3),
-    "corrected": Rate(1, 5), "parroting": Rate(1, 4), "parroting_failed": Rate(1, 2), "recovery": Rate(2, 6),
-    "malformed": Rate(1, 6), "unverified_fix": Rate(1, 4)}
+    "detection": Rate(4, 6),
+    "detection_within": Rate(5, 6),
+    "reason": Rate(3, 4),
+    "correction": Rate(1, 3),
+    "corrected": Rate(1, 5),
+    "parroting": Rate(1, 4),
+    "parroting_failed": Rate(1, 2),
+    "recovery": Rate(2, 6),
+    "malformed": Rate(1, 6),
+    "unverified_fix": Rate(1, 4),
+  }
   assert probe_rates(outcomes, within=0)["detection_within"] == rates["detection"]
   assert all(each == Rate(0, 0) for each in probe_rates([], within=1).values())
 
@@ -223,33 +272,74 @@ def test_outcomes_come_by_class():
 # Whole solutions
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-  (C + D + F, dict(num_right=3, num_wrong=0, num_unverified=0, right_first=True, right=True, strict=True, malformed=0,
-                   false_alarms=0, catches=0, harmful_edits=0, own=None, errors={})),
-  # own mistake, caught and put right
-  (C + D2 + "<err>calcd<fix>" + D + F, dict(num_right=3, num_wrong=1, catches=1, right_first=False, right=True,
-                                            strict=True, errors={"calc": 1})),
-  # own mistake that stands, and what is built on it
-  (C + D2 + "fd2b3f5\n", dict(num_right=1, num_wrong=2, catches=0, right_first=False, right=False, strict=False,
-                                 answered=True, errors={"calc": 1, "value": 1})),
-  # a right step flagged and said again: a false alarm without harm
-  (C + "<err>calcc<fix>" + C + D + F, dict(num_right=4, false_alarms=1, harmful_edits=0, right_first=True, right=True)),
-  # a right step flagged and changed to a wrong one
-  (C + D + "<err>calcd<fix>" + D2 + "fd2b3f5\n", dict(num_right=2, num_wrong=2, false_alarms=1, harmful_edits=1,
-                                                        right_first=True, right=False)),
-  # right answer by another way round a wrong step that stands
-  (C + D2 + F, dict(num_right=2, num_wrong=1, right_first=True, right=True, strict=False)),
-  # an unneeded step is unverified, and so is its flag
-  (C + E0 + D + F, dict(num_right=3, num_unverified=1, strict=True, right=True)),
-  (C + E0 + "<err>copye<fix>" + D + F, dict(num_right=3, num_unverified=1, unverified_flagged=1, false_alarms=0, catches=0)),
-  # a repeat changes no answer, so withdrawing it gains none
-  (C + C + "<err>repeatc<fix>" + D + F, dict(num_right=3, num_wrong=1, catches=1, right_first=True, right=True,
-                                             errors={"repeat": 1})),
-  # a false alarm left open: the step stands, the marker is malformed
-  (C + D + F + "<err>", dict(num_right=3, false_alarms=1, malformed=1, right=True, right_first=True)),
-  ("", dict(num_right=0, right=False, right_first=False, answered=False, own=None)),
-  ("no idea\n", dict(num_wrong=1, errors={"malformed": 1}, answered=False)),
-])
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    (
+      C + D + F,
+      dict(
+        num_right=3,
+        num_wrong=0,
+        num_unverified=0,
+        right_first=True,
+        right=True,
+        strict=True,
+        malformed=0,
+        false_alarms=0,
+        catches=0,
+        harmful_edits=0,
+        own=None,
+        errors={},
+      ),
+    ),
+    # own mistake, caught and put right
+    (
+      C + D2 + "<err>calcd<fix>" + D + F,
+      dict(num_right=3, num_wrong=1, catches=1, right_first=False, right=True, strict=True, errors={"calc": 1}),
+    ),
+    # own mistake that stands, and what is built on it
+    (
+      C + D2 + "fd2b3f5\n",
+      dict(
+        num_right=1,
+        num_wrong=2,
+        catches=0,
+        right_first=False,
+        right=False,
+        strict=False,
+        answered=True,
+        errors={"calc": 1, "value": 1},
+      ),
+    ),
+    # a right step flagged and said again: a false alarm without harm
+    (
+      C + "<err>calcc<fix>" + C + D + F,
+      dict(num_right=4, false_alarms=1, harmful_edits=0, right_first=True, right=True),
+    ),
+    # a right step flagged and changed to a wrong one
+    (
+      C + D + "<err>calcd<fix>" + D2 + "fd2b3f5\n",
+      dict(num_right=2, num_wrong=2, false_alarms=1, harmful_edits=1, right_first=True, right=False),
+    ),
+    # right answer by another way round a wrong step that stands
+    (C + D2 + F, dict(num_right=2, num_wrong=1, right_first=True, right=True, strict=False)),
+    # an unneeded step is unverified, and so is its flag
+    (C + E0 + D + F, dict(num_right=3, num_unverified=1, strict=True, right=True)),
+    (
+      C + E0 + "<err>copye<fix>" + D + F,
+      dict(num_right=3, num_unverified=1, unverified_flagged=1, false_alarms=0, catches=0),
+    ),
+    # a repeat changes no answer, so withdrawing it gains none
+    (
+      C + C + "<err>repeatc<fix>" + D + F,
+      dict(num_right=3, num_wrong=1, catches=1, right_first=True, right=True, errors={"repeat": 1}),
+    ),
+    # a false alarm left open: the step stands, the marker is malformed
+    (C + D + F + "<err>", dict(num_right=3, false_alarms=1, malformed=1, right=True, right_first=True)),
+    ("", dict(num_right=0, right=False, right_first=False, answered=False, own=None)),
+    ("no idea\n", dict(num_wrong=1, errors={"malformed": 1}, answered=False)),
+  ],
+)
 def test_what_a_whole_solution_is_worth(text, expected):
   score = scored(text)
   assert {name: getattr(score, name) for name in expected} == expected
@@ -281,8 +371,38 @@ def test_any_text_can_be_scored():
   chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0, unneeded=0))
   record = {"question": "2 and 3?", "answer": "It has 2 * 3 = <<2*3=6>>6 parts, 50% are red.\n#### 6"}
   problems = [(TASK, PROBLEM), (chain, chain.make(rng)), (gsm8k, gsm8k.problem_of(record))]
-  words = ["<err>", "<fix>", "\n", "9" * 5000, "1,000,", "=", "+", "-", "*", "/", "/0", "(", ")", "%", "....", "x", "$",
-           "#", "#### ", "####", "apples", " ", "7", "ca4", "b3", "c7", "\u0663", "\u00b2", "\u2028", "It has 2 * 3 = "]
+  words = [
+    "<err>",
+    "<fix>",
+    "\n",
+    "9" * 5000,
+    "1,000,",
+    "=",
+    "+",
+    "-",
+    "*",
+    "/",
+    "/0",
+    "(",
+    ")",
+    "%",
+    "....",
+    "x",
+    "$",
+    "#",
+    "#### ",
+    "####",
+    "apples",
+    " ",
+    "7",
+    "ca4",
+    "b3",
+    "c7",
+    "\u0663",
+    "\u00b2",
+    "\u2028",
+    "It has 2 * 3 = ",
+  ]
   for _ in range(120):
     text = "".join(rng.choice(words, rng.integers(1, 30)))
     for task, problem in problems:
@@ -293,17 +413,31 @@ def test_any_text_can_be_scored():
 
 
 def test_rates_of_solutions_have_the_right_numerators_and_denominators():
-  scores = [scored(text) for text in (
-    C + D + F,
-    C + D2 + "<err>calcd<fix>" + D + F,
-    C + D + "<err>calcd<fix>" + D2 + "fd2b3f5\n",
-    C + E0 + D2 + "fd2b3f5\n" + "<err>",
-  )]
+  scores = [
+    scored(text)
+    for text in (
+      C + D + F,
+      C + D2 + "<err>calcd<fix>" + D + F,
+      C + D + "<err>calcd<fix>" + D2 + "fd2b3f5\n",
+      C + E0 + D2 + "fd2b3f5\n" + "<err>",
+    )
+  ]
   assert counted(solution_rates(scores)) == {
-    "accuracy_t1": (2, 4), "accuracy_t2": (2, 4), "accuracy_strict": (2, 4), "wrong_to_right": (1, 4),
-    "right_to_wrong": (1, 4), "false_alarms": (1, 9), "false_alarm_solutions": (1, 4), "precision": (2, 3),
-    "harmful_edits": (1, 9), "wrong_steps": (5, 14), "unverified_steps": (1, 15), "own_mistakes": (3, 4),
-    "answered": (4, 4), "malformed": (1, 4)}
+    "accuracy_t1": (2, 4),
+    "accuracy_t2": (2, 4),
+    "accuracy_strict": (2, 4),
+    "wrong_to_right": (1, 4),
+    "right_to_wrong": (1, 4),
+    "false_alarms": (1, 9),
+    "false_alarm_solutions": (1, 4),
+    "precision": (2, 3),
+    "harmful_edits": (1, 9),
+    "wrong_steps": (5, 14),
+    "unverified_steps": (1, 15),
+    "own_mistakes": (3, 4),
+    "answered": (4, 4),
+    "malformed": (1, 4),
+  }
   assert set(counted(solution_rates([])).values()) == {(0, 0)}
   assert all((each.low, each.high) == (0.0, 1.0) for each in solution_rates([]).values())
 
@@ -314,8 +448,17 @@ def counted(rates):
 
 def test_a_model_that_writes_our_transcripts_is_scored_perfect():
   rng = np.random.default_rng(0)
-  mistakes = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                            reason="recompute", unit="line", mined=0.0, mined_path="")
+  mistakes = MistakesConfig(
+    source="injected",
+    share=1.0,
+    max_per_solution=2,
+    place="anywhere",
+    classes=(),
+    reason="recompute",
+    unit="line",
+    mined=0.0,
+    mined_path="",
+  )
   scores, num = [], 0
   for _ in range(200):
     problem = TASK.make(rng)

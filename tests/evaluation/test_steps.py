@@ -25,11 +25,14 @@ def read_as(*words: str, finish: str = "length", tokens=None, **arrays) -> tuple
   """A reader to whom token k reads as word k, and a generation of all of them; a stop token comes after when asked."""
   decoder = types.SimpleNamespace(
     decode=lambda some: "".join(words[k] for k in some if words[k] != SURE),
-    past_confidence=lambda _, place: place + (place < len(words) and words[place] == SURE))
+    past_confidence=lambda _, place: place + (place < len(words) and words[place] == SURE),
+  )
   tokens = np.arange(len(words) + (finish == "stop"))
   given = {"logprobs": np.zeros(len(tokens)), "margins": None, "flag_logprobs": None, **arrays}
-  return (Reader(decoder, TASK, Markers("<err>", "<fix>"), "line"),
-          Completion("".join(word for word in words if word != SURE), SampledTokens(tokens=tokens, finish=finish, **given)))
+  return (
+    Reader(decoder, TASK, Markers("<err>", "<fix>"), "line"),
+    Completion("".join(word for word in words if word != SURE), SampledTokens(tokens=tokens, finish=finish, **given)),
+  )
 
 
 def kinds(reader: Reader, written: Completion) -> list[tuple]:
@@ -38,9 +41,17 @@ def kinds(reader: Reader, written: Completion) -> list[tuple]:
 
 def test_the_score_leaves_out_the_first_token_and_the_places_go_from_the_second_to_right_after_the_step():
   first, second = RIGHT[0], RIGHT[1]
-  reader, written = read_as(first[:2], first[2:-1], "\n", second[:1], second[1:], finish="stop",
-                            logprobs=-np.array([9.0, 1.0, 2.0, 8.0, 3.0, 7.0]), margins=np.arange(6.0),
-                            flag_logprobs=-np.arange(6.0))
+  reader, written = read_as(
+    first[:2],
+    first[2:-1],
+    "\n",
+    second[:1],
+    second[1:],
+    finish="stop",
+    logprobs=-np.array([9.0, 1.0, 2.0, 8.0, 3.0, 7.0]),
+    margins=np.arange(6.0),
+    flag_logprobs=-np.arange(6.0),
+  )
   one, two = reader.steps(4, PROBLEM, written)
   assert (one.score, two.score) == (2.0, 3.0)
   assert (one.margin_P.tolist(), two.margin_P.tolist()) == ([0.0, 1.0, 2.0, 3.0], [4.0, 5.0])
@@ -50,16 +61,25 @@ def test_the_score_leaves_out_the_first_token_and_the_places_go_from_the_second_
 
 def test_a_token_of_confidence_is_no_part_of_a_step_and_the_flag_has_its_place_after_it():
   first, second = RIGHT[0], RIGHT[1]
-  reader, written = read_as(first[:2], first[2:], SURE, second[:1], second[1:], SURE, finish="stop",
-                            logprobs=-np.array([9.0, 1.0, 7.0, 8.0, 3.0, 7.0, 0.0]), margins=np.arange(7.0),
-                            flag_logprobs=-np.arange(7.0))
+  reader, written = read_as(
+    first[:2],
+    first[2:],
+    SURE,
+    second[:1],
+    second[1:],
+    SURE,
+    finish="stop",
+    logprobs=-np.array([9.0, 1.0, 7.0, 8.0, 3.0, 7.0, 0.0]),
+    margins=np.arange(7.0),
+    flag_logprobs=-np.arange(7.0),
+  )
   one, two = reader.steps(0, PROBLEM, written)
   assert (one.score, two.score) == (1.0, 3.0)
   assert (one.margin_P.tolist(), two.margin_P.tolist()) == ([0.0, 1.0, 3.0], [4.0, 6.0])
 
 
 def test_a_step_of_one_token_has_the_score_0_and_plain_words_have_no_places():
-  one, = read_and_list(RIGHT[0], finish="stop", logprobs=-np.array([5.0, 4.0]))
+  (one,) = read_and_list(RIGHT[0], finish="stop", logprobs=-np.array([5.0, 4.0]))
   assert one.score == 0.0
   assert one.margin_P is one.flag_P is None
 
@@ -69,11 +89,14 @@ def read_and_list(*words, **given):
   return list(reader.steps(0, PROBLEM, written))
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-  ((RIGHT[0], WRONG, RIGHT[1]), [("right", "", True), ("wrong", "calc", True), ("right", "", False)]),
-  ((RIGHT[0], "<err>", "calc", "<fix>", RIGHT[0], WRONG), [("right", "", True)]),
-  (("<fix>", RIGHT[0]), []),
-])
+@pytest.mark.parametrize(
+  ("words", "expected"),
+  [
+    ((RIGHT[0], WRONG, RIGHT[1]), [("right", "", True), ("wrong", "calc", True), ("right", "", False)]),
+    ((RIGHT[0], "<err>", "calc", "<fix>", RIGHT[0], WRONG), [("right", "", True)]),
+    (("<fix>", RIGHT[0]), []),
+  ],
+)
 def test_steps_end_at_the_first_marker_and_first_tries_with_the_first_wrong_step(words, expected):
   got = kinds(*read_as(*words, finish="stop"))
   # After a wrong step that stands, the value it stated is known: stating it again is no repeat, but a correction.
@@ -101,10 +124,14 @@ def test_characters_and_tokens_are_matched_where_both_end():
 
 def test_a_character_of_two_tokens_ends_with_the_second():
   pieces = ["a", b"\xc3", b"\xa4", "b"]
-  decoder = types.SimpleNamespace(decode=lambda some: b"".join(
-      piece if isinstance(piece, bytes) else piece.encode() for piece in (pieces[k] for k in some)).decode(
-          errors="replace"))
+  decoder = types.SimpleNamespace(
+    decode=lambda some: b"".join(
+      piece if isinstance(piece, bytes) else piece.encode() for piece in (pieces[k] for k in some)
+    ).decode(errors="replace")
+  )
   reader = Reader(decoder, TASK, Markers("<err>", "<fix>"), "line")
-  written = Completion("a\u00e4b", SampledTokens(tokens=np.arange(4), logprobs=np.zeros(4), finish="length",
-                                          flag_logprobs=None, margins=None))
+  written = Completion(
+    "a\u00e4b",
+    SampledTokens(tokens=np.arange(4), logprobs=np.zeros(4), finish="length", flag_logprobs=None, margins=None),
+  )
   assert reader.token_ends(written) == {0: 0, 1: 1, 2: 3, 3: 4}

@@ -12,8 +12,9 @@ def step(kind: str, *margins: float, solution: int = 0, score: float = 0.0, othe
   """A step whose flag has these margins over each of `others` other tokens that are equally likely."""
   margin_P = np.array(margins)
   flag_P = margin_P - np.log(np.exp(margin_P) + others)
-  return Step(solution, kind, "calc" if kind == "wrong" else "", is_first_try=True, score=score, margin_P=margin_P,
-              flag_P=flag_P)
+  return Step(
+    solution, kind, "calc" if kind == "wrong" else "", is_first_try=True, score=score, margin_P=margin_P, flag_P=flag_P
+  )
 
 
 def drawn(margins: np.ndarray, bias: float, temperature: float, others: int) -> float:
@@ -53,7 +54,11 @@ def test_at_other_temperatures_the_chance_of_an_alarm_is_never_too_low(temperatu
 
 
 def test_the_bias_is_the_largest_that_keeps_the_bound():
-  steps = [*(step("right", -9.0, -float(margin)) for margin in range(1, 101)), step("wrong", 5.0), step("unverified", 5.0)]
+  steps = [
+    *(step("right", -9.0, -float(margin)) for margin in range(1, 101)),
+    step("wrong", 5.0),
+    step("unverified", 5.0),
+  ]
   for most, expected in ((0.0, 1.0), (0.01, 2.0), (0.05, 6.0), (0.059, 6.0)):
     bias = choose_bias(steps, temperature=0.0, most=most)
     assert bias == pytest.approx(expected, abs=1e-4)
@@ -86,15 +91,19 @@ def test_without_a_right_step_nothing_is_chosen_and_a_flag_that_always_comes_is_
 
 def test_the_operating_curve_counts_each_step_and_both_rates_rise_with_the_bias():
   rng = np.random.default_rng(0)
-  steps = [step("right" if number % 4 else "wrong", -20.0, rng.normal(-3 if number % 4 else -1), solution=number // 4)
-           for number in range(400)]
+  steps = [
+    step("right" if number % 4 else "wrong", -20.0, rng.normal(-3 if number % 4 else -1), solution=number // 4)
+    for number in range(400)
+  ]
   curve = operating(steps, temperature=0.0)
   biases = [point["bias"] for point in curve]
   assert biases == sorted(biases)
   assert 0.0 in biases
   for point in curve:
-    wrong, right = (np.mean([one.margin_P[-1] + point["bias"] > 0 for one in steps if one.kind == kind])
-                    for kind in ("wrong", "right"))
+    wrong, right = (
+      np.mean([one.margin_P[-1] + point["bias"] > 0 for one in steps if one.kind == kind])
+      for kind in ("wrong", "right")
+    )
     assert (point["detection"]["rate"], point["false_alarms"]["rate"]) == (wrong, right)
     assert (point["detection"]["n"], point["false_alarms"]["n"]) == (100, 300)
   assert curve[-1]["false_alarms"]["rate"] == 0.5

@@ -24,9 +24,15 @@ def home(tmp_path_factory):
   if (folder / "ready").exists():
     return folder
   (folder / "config.py").write_text(tries.CONFIG)
-  config = make_config(task__name="graph", task__min_size=2, task__max_size=3, task__modulus=10,
-                       data__path="", data__num_records=9,
-                       mistakes__source="injected")
+  config = make_config(
+    task__name="graph",
+    task__min_size=2,
+    task__max_size=3,
+    task__modulus=10,
+    data__path="",
+    data__num_records=9,
+    mistakes__source="injected",
+  )
   save_model(folder / "hf", tokens.open_tokenizer(config).tokenizer)
   (folder / "prompts.jsonl").write_text('{"tokens": [3, 4, 5]}\n')
   tries.attempt(folder, (*tries.TRAIN, "--workdir=trained", "--config.train.keep=9"), folder).check(0)
@@ -54,8 +60,9 @@ def small_disk(tmp_path):
   def mount(options: str) -> pathlib.Path:
     folder = tmp_path / f"disk{len(mounted)}"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
       pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
     mounted.append(folder)

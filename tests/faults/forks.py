@@ -65,14 +65,23 @@ class Run(NamedTuple):
 def run(cases: Sequence[tuple[str, list[str]]], home: pathlib.Path, out: pathlib.Path, *, seconds: int) -> list[Run]:
   """Run each case in the folder `home`, one after the other."""
   out.mkdir()
-  done = subprocess.run([sys.executable, "-c", SERVER], input=json.dumps([cases, str(out), seconds]), cwd=home,
-                        check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+  done = subprocess.run(
+    [sys.executable, "-c", SERVER],
+    input=json.dumps([cases, str(out), seconds]),
+    cwd=home,
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+    env=ENVIRONMENT,
+  )
 
   def read(number: int, stream: str) -> str:
     return (out / f"{number}.{stream}").read_text(encoding="utf-8", errors="backslashreplace")
 
-  return [Run(program, arguments, int(code), read(number, "out"), read(number, "err"))
-          for number, ((program, arguments), code) in enumerate(zip(cases, done.stdout.split(), strict=True))]
+  return [
+    Run(program, arguments, int(code), read(number, "out"), read(number, "err"))
+    for number, ((program, arguments), code) in enumerate(zip(cases, done.stdout.split(), strict=True))
+  ]
 
 
 def report(runs: Sequence[Run]) -> str:

@@ -9,16 +9,28 @@ from forks import lay_out, report, run
 from insec_jax import config
 
 pytestmark = pytest.mark.faults
-GRAPH = ["--config.task.name=graph", "--config.task.min_size=1", "--config.task.max_size=1", "--config.task.modulus=2",
-         "--config.data.num_records=2", "--config.model.path=", "--config.data.path=",
-         "--config.mistakes.source=injected"]
+GRAPH = [
+  "--config.task.name=graph",
+  "--config.task.min_size=1",
+  "--config.task.max_size=1",
+  "--config.task.modulus=2",
+  "--config.data.num_records=2",
+  "--config.model.path=",
+  "--config.data.path=",
+  "--config.mistakes.source=injected",
+]
 BASES = {"records": [], "records, injected": ["--config.mistakes.source=injected"], "graph": GRAPH}
-RELATED = {"mistakes.mined": ["--config.mistakes.mined_path=good.jsonl"],
-           "mistakes.mined_path": ["--config.mistakes.mined=0.5"], "rounds": ["--config.mistakes.mined=0.5"]}
-TEXTS = {"Marker": ["a", " ", "3", "é" * 200, "<|endoftext|>", "{{ 7 * 7 }}"],
-         "Path": ["good.jsonl", "hf", "/dev/null", "/dev/zero", "/", ".", "~/absent", "config.py", "absent", "a" * 300],
-         "Edges": ["(0.5,)", str(tuple(range(1, 65))), "(1e-300, 1e4)"],
-         "Names": ["('calc',)", "('a',)", "('number', 'negation')", str(("sentence",) * 64)]}
+RELATED = {
+  "mistakes.mined": ["--config.mistakes.mined_path=good.jsonl"],
+  "mistakes.mined_path": ["--config.mistakes.mined=0.5"],
+  "rounds": ["--config.mistakes.mined=0.5"],
+}
+TEXTS = {
+  "Marker": ["a", " ", "3", "é" * 200, "<|endoftext|>", "{{ 7 * 7 }}"],
+  "Path": ["good.jsonl", "hf", "/dev/null", "/dev/zero", "/", ".", "~/absent", "config.py", "absent", "a" * 300],
+  "Edges": ["(0.5,)", str(tuple(range(1, 65))), "(1e-300, 1e4)"],
+  "Names": ["('calc',)", "('a',)", "('number', 'negation')", str(("sentence",) * 64)],
+}
 
 
 def extremes(key: str, field) -> list[str]:
@@ -28,8 +40,10 @@ def extremes(key: str, field) -> list[str]:
   if field.annotation is bool:
     return ["true", "false"]
   if field.annotation in (int, float):
-    low, high = (next(getattr(bound, name) for bound in field.metadata for name in names if hasattr(bound, name))
-                 for names in (("ge",), ("le", "lt")))
+    low, high = (
+      next(getattr(bound, name) for bound in field.metadata for name in names if hasattr(bound, name))
+      for names in (("ge",), ("le", "lt"))
+    )
     some = [low, high, 0, 1, (low + high) / 2]
     return sorted({str(int(value) if field.annotation is int else float(value)) for value in some})
   if key.endswith("path"):
@@ -41,8 +55,12 @@ def extremes(key: str, field) -> list[str]:
 
 def cases() -> list[tuple[str, list[str]]]:
   found = []
-  fields = {f"{name}.{key}": field for name, section in config.SECTIONS.items()
-            for key, field in section.__pydantic_fields__.items() if key != "size"}
+  fields = {
+    f"{name}.{key}": field
+    for name, section in config.SECTIONS.items()
+    for key, field in section.__pydantic_fields__.items()
+    if key != "size"
+  }
   fields |= {name: config.Config.__pydantic_fields__[name] for name in ("seed", "rounds")}
   for base in BASES.values():
     for key, field in fields.items():
@@ -58,7 +76,12 @@ def test_preview_ends_well_with_every_extreme_value(tmp_path):
   text = (tmp_path / "home" / "config.py").read_text()
   size = '{"hidden_size": 32}'
   (tmp_path / "home" / "graph.py").write_text(text.replace("size=None", f"size={size}"))
-  some = [(program, [word.replace("config.py", "graph.py") if "--config.model.path=" in arguments else word
-                     for word in arguments]) for program, arguments in cases()]
+  some = [
+    (
+      program,
+      [word.replace("config.py", "graph.py") if "--config.model.path=" in arguments else word for word in arguments],
+    )
+    for program, arguments in cases()
+  ]
   runs = run(some, tmp_path / "home", tmp_path / "out", seconds=60)
   assert ", wrong 0" in report(runs)

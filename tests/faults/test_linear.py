@@ -38,12 +38,22 @@ def items(size, *unit):
 
 def spans(size):
   num = size // 60
-  return {"text": "ab " * num, "spans": [{"start": 3 * k, "end": 3 * k + 2, "role": "text", "weight": k % 5 + 1}
-                                         for k in range(num)]}
+  return {
+    "text": "ab " * num,
+    "spans": [{"start": 3 * k, "end": 3 * k + 2, "role": "text", "weight": k % 5 + 1} for k in range(num)],
+  }
 
 
-MISTAKE = [{"role": role, "text": text} for role, text in (
-  ("mistake", "1 + 1 = 3\n"), ("flag", "<err>"), ("reason", "sum"), ("flag", "<fix>"), ("correction", "1 + 1 = 2\n"))]
+MISTAKE = [
+  {"role": role, "text": text}
+  for role, text in (
+    ("mistake", "1 + 1 = 3\n"),
+    ("flag", "<err>"),
+    ("reason", "sum"),
+    ("flag", "<fix>"),
+    ("correction", "1 + 1 = 2\n"),
+  )
+]
 STORY = "Anna{k} paid {k} coins to Bela{k}. "
 FORMATS = {
   "sentences": lambda size: {"text": numbered(size, STORY)},
@@ -56,16 +66,27 @@ FORMATS = {
   "one sum": lambda size: {"text": filled(size, "1+") + "1=2"},
   "combining characters": lambda size: {"text": "a" + filled(size // 4, "\u0301\u0323")},
   "prose": lambda size: {"question": numbered(size // 2, STORY), "answer": numbered(size // 2, STORY)},
-  "problem of lines": lambda size: {"question": "q?", "answer": numbered(
-    size, "She has {k} + 1 = <<{k}+0={k}>>{k} clips now.\n") + "#### 4"},
-  "problem in a line": lambda size: {"question": "q?", "answer": numbered(
-    size, "She has {k} + 1 = <<{k}+0={k}>>{k} clips now. ") + "\n#### 4"},
+  "problem of lines": lambda size: {
+    "question": "q?",
+    "answer": numbered(size, "She has {k} + 1 = <<{k}+0={k}>>{k} clips now.\n") + "#### 4",
+  },
+  "problem in a line": lambda size: {
+    "question": "q?",
+    "answer": numbered(size, "She has {k} + 1 = <<{k}+0={k}>>{k} clips now. ") + "\n#### 4",
+  },
   "pieces": lambda size: {"pieces": [{"role": "prompt", "text": "q"}, *items(size, *MISTAKE)]},
   "spans": spans,
-  "messages": lambda size: {"messages": items(size, {"role": "user", "content": "What is 1 + 1?"},
-                                              {"role": "assistant", "content": "It is 2 for Anna. "})},
-  "two messages": lambda size: {"messages": [{"role": "user", "content": numbered(size // 2, STORY)},
-                                             {"role": "assistant", "content": numbered(size // 2, STORY)}]},
+  "messages": lambda size: {
+    "messages": items(
+      size, {"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "It is 2 for Anna. "}
+    )
+  },
+  "two messages": lambda size: {
+    "messages": [
+      {"role": "user", "content": numbered(size // 2, STORY)},
+      {"role": "assistant", "content": numbered(size // 2, STORY)},
+    ]
+  },
 }
 
 
@@ -75,23 +96,34 @@ def profiled(function):
   profile.runcall(function)
   stats = pstats.Stats(profile)
   # In list comprehensions of encoding.py the library hands out tokens and offsets.
-  return stats.total_tt - sum(values[2] for (file, _, name), values in stats.stats.items()
-                              if "encode_batch" in name or (name == "<listcomp>" and file.endswith("encoding.py")))
+  return stats.total_tt - sum(
+    values[2]
+    for (file, _, name), values in stats.stats.items()
+    if "encode_batch" in name or (name == "<listcomp>" and file.endswith("encoding.py"))
+  )
 
 
 def seconds(tmp_path, form, size, row_length):
   """Return the seconds for a record of the form, for those with mistakes of our own the sum over their classes."""
   checked = form.startswith("problem") or form in ("pieces", "spans")
-  return sum(seconds_with(tmp_path, form, size, row_length, classes)
-             for classes in ([()] if checked else [(error,) for error in CLASSES]))
+  return sum(
+    seconds_with(tmp_path, form, size, row_length, classes)
+    for classes in ([()] if checked else [(error,) for error in CLASSES])
+  )
 
 
 def seconds_with(tmp_path, form, size, row_length, classes):
   task = "gsm8k" if form.startswith("problem") else "records"
-  some = config(data__path=write_lines(tmp_path / "r.jsonl", [FORMATS[form](size), OTHER]), data__template="chat",
-                data__row_length=row_length, task__name=task, mistakes__unit="sentence",
-                mistakes__source="recorded" if form in ("pieces", "spans") else "injected", mistakes__share=1.0,
-                mistakes__classes=classes)
+  some = config(
+    data__path=write_lines(tmp_path / "r.jsonl", [FORMATS[form](size), OTHER]),
+    data__template="chat",
+    data__row_length=row_length,
+    task__name=task,
+    mistakes__unit="sentence",
+    mistakes__source="recorded" if form in ("pieces", "spans") else "injected",
+    mistakes__share=1.0,
+    mistakes__classes=classes,
+  )
   tokenizer = tokens.add_markers(bpe_tokenizer(IM_TEMPLATE), some.tokenizer).tokenizer
 
   def load():
@@ -101,6 +133,7 @@ def seconds_with(tmp_path, form, size, row_length, classes):
     else:
       with contextlib.suppress(InputError):  # too long, or no mistake of this class is possible in it
         pipeline.load_examples(some, tokenizer, "train")
+
   return profiled(load)
 
 
@@ -127,6 +160,7 @@ def test_a_prompt_of_10_mb_takes_ten_times_one_of_1_mb(tmp_path):
     def encode():
       for prompt in read_prompts(path):
         tokens.encode_prompt(prompt.text, tokenizer, "chat")
+
     return profiled(encode)
 
   small, large = (min(read(size) for _ in range(2)) for size in (10**6, 10**7))
@@ -136,11 +170,14 @@ def test_a_prompt_of_10_mb_takes_ten_times_one_of_1_mb(tmp_path):
 
 def test_ten_times_as_many_records_take_ten_times_as_long(tmp_path):
   def read(num):
-    lines = [{"pieces": [{"role": "prompt", "text": f"{k}?"}, {"role": "text", "text": "12 " * (k * 7919 % 60 + 1)}]}
-             for k in range(num)]
+    lines = [
+      {"pieces": [{"role": "prompt", "text": f"{k}?"}, {"role": "text", "text": "12 " * (k * 7919 % 60 + 1)}]}
+      for k in range(num)
+    ]
     some = config(data__path=write_lines(tmp_path / "r.jsonl", lines))
     tokenizer = tokens.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
     return profiled(lambda: pipeline.load_data(some, tokenizer))
+
   small, large = read(10_000), read(100_000)
   print(f"\nrecords: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
   assert large <= MOST * small

@@ -13,8 +13,13 @@ from tries import check_goes_on, copy_trained, forked, left_over
 pytestmark = pytest.mark.faults
 WRITERS = [name for name in tries.PROGRAMS if name not in ("train", "fit")]
 # As the shell's ulimit names them: resource, bytes in a unit.
-LIMITS = {"n": ("RLIMIT_NOFILE", 1), "f": ("RLIMIT_FSIZE", 1024), "v": ("RLIMIT_AS", 1024), "u": ("RLIMIT_NPROC", 1),
-          "s": ("RLIMIT_STACK", 1024)}
+LIMITS = {
+  "n": ("RLIMIT_NOFILE", 1),
+  "f": ("RLIMIT_FSIZE", 1024),
+  "v": ("RLIMIT_AS", 1024),
+  "u": ("RLIMIT_NPROC", 1),
+  "s": ("RLIMIT_STACK", 1024),
+}
 SIZES = ("4k", "12k", "40k", "100k", "200k", "300k", "450k", "600k", "800k", "1m", "1200k")
 
 
@@ -80,10 +85,29 @@ def test_every_program_names_a_disk_that_is_read_only(home, small_disk, program)
   assert "Read-only file system" in ending.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("limit", ["-n 8", "-n 16", "-n 32", "-n 63", "-n 64", "-n 80", "-S -n 16", "-S -n 40",
-                                   "-f 0", "-f 1",
-                                   "-f 8", "-f 100", "-v 900000", "-v 1900000", "-v 2100000",
-                                   "-v 3900000", "-u 20", "-s 64"])
+@pytest.mark.parametrize(
+  "limit",
+  [
+    "-n 8",
+    "-n 16",
+    "-n 32",
+    "-n 63",
+    "-n 64",
+    "-n 80",
+    "-S -n 16",
+    "-S -n 40",
+    "-f 0",
+    "-f 1",
+    "-f 8",
+    "-f 100",
+    "-v 900000",
+    "-v 1900000",
+    "-v 2100000",
+    "-v 3900000",
+    "-u 20",
+    "-s 64",
+  ],
+)
 def test_train_under_a_limit_ends_in_one_line_and_goes_on_without(home, tmp_path, limit):
   forked(home, "train", tmp_path, limits(limit)).check(0, 1)
   assert not left_over(tmp_path)

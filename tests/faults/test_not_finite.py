@@ -75,14 +75,15 @@ def saved_as(workdir, step):
 @pytest.mark.parametrize("part", ["params", "optimizer"])
 def test_arrays_of_a_checkpoint_that_are_not_finite_are_refused_by_name(home, programs, whole, part):
   tries = Tries()
-  for index in (range(1, 11, 3) if part == "params" else (2, 7)):
+  for index in range(1, 11, 3) if part == "params" else (2, 7):
     value = VALUES[index % 3]
     name = f"{part}{index}"
-    run = programs.start("train", "--config=config.py", f"--workdir={name}",
-                         BEFORE=fill(POISON, PART=part, INDEX=index, VALUE=value)).wait()
+    run = programs.start(
+      "train", "--config=config.py", f"--workdir={name}", BEFORE=fill(POISON, PART=part, INDEX=index, VALUE=value)
+    ).wait()
     assert run.code == 0, str(run)
     readers = [programs.export(name, "x"), programs.generate(name, "g"), programs.evaluate(name, "e")]
-    for reader in (readers if part == "params" else ()):
+    for reader in readers if part == "params" else ():
       reader.wait()
       right = (reader.code, reader.is_one_line) == (2, True) and "not finite" in reader.err and "params/" in reader.err
       tries.add(f"{reader.words} {value}", None if right and "--step=4" in reader.err else str(reader))
@@ -102,8 +103,14 @@ def test_after_a_loss_that_is_not_finite_the_state_before_is_saved_and_the_code_
   words = ["--config=config.py", "--config.train.keep=9"]
   if not (home / "clean").exists():
     assert programs.run("train", *words, "--workdir=clean", "--config.train.checkpoint_every=1").code == 0
-  run = programs.run("train", *words, f"--workdir={name}", "--config.train.checkpoint_every=6",
-                     "--config.train.log_every=3", BEFORE=fill(BATCH, VALUE=value, STEP=step))
+  run = programs.run(
+    "train",
+    *words,
+    f"--workdir={name}",
+    "--config.train.checkpoint_every=6",
+    "--config.train.log_every=3",
+    BEFORE=fill(BATCH, VALUE=value, STEP=step),
+  )
   assert (run.code, run.is_one_line) == (3, True), str(run)
   assert f"in step {step}; " in run.err
   if step > 1:
@@ -116,12 +123,14 @@ def test_after_a_loss_that_is_not_finite_the_state_before_is_saved_and_the_code_
 @pytest.mark.parametrize("name", ["norm", "head"])  # a large embedding is divided by its norm
 @pytest.mark.usefixtures("whole")
 def test_activations_that_overflow_end_with_code_3_and_no_output(home, programs, name):
-  run = programs.start("train", "--config=config.py", f"--workdir=large_{name}",
-                       BEFORE=fill(LARGE, NAME=name)).wait()
+  run = programs.start("train", "--config=config.py", f"--workdir=large_{name}", BEFORE=fill(LARGE, NAME=name)).wait()
   assert run.code == 0, str(run)
   tries = Tries()
-  for reader in (programs.generate(f"large_{name}", "lg"), programs.evaluate(f"large_{name}", "le"),
-                 programs.mine(f"large_{name}", "lm")):
+  for reader in (
+    programs.generate(f"large_{name}", "lg"),
+    programs.evaluate(f"large_{name}", "le"),
+    programs.mine(f"large_{name}", "lm"),
+  ):
     reader.wait()
     right = (reader.code, reader.is_one_line) == (3, True)
     tries.add(f"{reader.words}", None if right else str(reader))
@@ -141,8 +150,12 @@ def test_a_model_folder_with_weights_that_are_not_finite_is_refused(home, progra
     tensors[name] = tensors[name].copy()
     tensors[name].flat[number] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for reader in (programs.generate(folder.name, "hg"), programs.evaluate(folder.name, "he"),
-                   programs.mine(folder.name, "hm"), programs.export(folder.name, "hx")):
+    for reader in (
+      programs.generate(folder.name, "hg"),
+      programs.evaluate(folder.name, "he"),
+      programs.mine(folder.name, "hm"),
+      programs.export(folder.name, "hx"),
+    ):
       reader.wait()
       right = reader.code in (2, 3) and reader.is_one_line
       tries.add(f"{reader.words} {name} {value}", None if right else str(reader))

@@ -23,28 +23,116 @@ pytestmark = pytest.mark.faults
 LEAST_CASES = 2400
 BASES = {
   "question": {"question": "What is 2 + 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"},
-  "messages": {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3?"},
-                            {"role": "assistant", "content": "It is 5."}]},
+  "messages": {
+    "messages": [
+      {"role": "system", "content": "Be brief."},
+      {"role": "user", "content": "2 + 3?"},
+      {"role": "assistant", "content": "It is 5."},
+    ]
+  },
   "text": {"text": "Héllo wörld."},
-  "pieces": {"pieces": [{"role": "prompt", "text": "2 + 3?\n"}, {"role": "mistake", "text": "6\n", "weight": 0.5},
-                        {"role": "flag", "text": "<err>"}, {"role": "reason", "text": "sum"},
-                        {"role": "flag", "text": "<fix>"}, {"role": "correction", "text": "5\n"}],
-             "meta": {"by": "hand"}},
-  "spans": {"text": "2 + 3? It is 5.", "spans": [{"start": 0, "end": 6, "role": "prompt"},
-                                                 {"start": 7, "end": 15, "role": "text", "weight": 2}]},
+  "pieces": {
+    "pieces": [
+      {"role": "prompt", "text": "2 + 3?\n"},
+      {"role": "mistake", "text": "6\n", "weight": 0.5},
+      {"role": "flag", "text": "<err>"},
+      {"role": "reason", "text": "sum"},
+      {"role": "flag", "text": "<fix>"},
+      {"role": "correction", "text": "5\n"},
+    ],
+    "meta": {"by": "hand"},
+  },
+  "spans": {
+    "text": "2 + 3? It is 5.",
+    "spans": [{"start": 0, "end": 6, "role": "prompt"}, {"start": 7, "end": 15, "role": "text", "weight": 2}],
+  },
   "prompt": {"prompt": "2 + 3?", "id": 7},
   "tokens": {"tokens": [3, 17, 4], "id": {"a": [1, 2.5]}},
 }
 PROMPTS = ("prompt", "tokens")
-WRONG = [None, True, False, 0, -1, 1.5, 0.1, 10**9, 10**18, 10**400, -10**400, 2**31, 2**63, 1e308, -1e308, 1e-320,
-         "", " ", "\0", "\ufeff", "\ud800", "a" * 5000, "👩‍👩‍👧‍👦e\u0301\u200b", "\n\r\u2028\x1b[31m", "nan",
-         [], {}, [[]], [None], {"role": "text"}, [1] * 1000, {"a": {"b": {"c": 1}}}]
-MARKERS = ["<err>", "<fix>", "<|sure_0|>", "<|bos|>", "<|eos|>", "<|pad|>", "<|head|>", "<|/head|>", "<|eot|>",
-           "<|spare_0|>", "\ue0000\ue001"]
-RAW = [b"NaN", b"Infinity", b"-Infinity", b"1e400", b"-1e400", b"9" * 400, b"9" * 5000, b"[" * 100_000,
-       b'{"a":' * 50_000, b"01", b"+1", b".5", b"1.", b"0x10", b"'a'", b'"\\x41"', b'"\\ud800\\ud800"', b'"\\udc00"',
-       b'"\t"', b'"\x00"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b"undefined",
-       b"/* */ 1", b"1,", b"[1,]", b'{"a":1,}', b'{"a":1,"a":2}', b'"a" "b"', b"\xef\xbb\xbf1", b"true", b'"\\u0000"']
+WRONG = [
+  None,
+  True,
+  False,
+  0,
+  -1,
+  1.5,
+  0.1,
+  10**9,
+  10**18,
+  10**400,
+  -(10**400),
+  2**31,
+  2**63,
+  1e308,
+  -1e308,
+  1e-320,
+  "",
+  " ",
+  "\0",
+  "\ufeff",
+  "\ud800",
+  "a" * 5000,
+  "👩‍👩‍👧‍👦e\u0301\u200b",
+  "\n\r\u2028\x1b[31m",
+  "nan",
+  [],
+  {},
+  [[]],
+  [None],
+  {"role": "text"},
+  [1] * 1000,
+  {"a": {"b": {"c": 1}}},
+]
+MARKERS = [
+  "<err>",
+  "<fix>",
+  "<|sure_0|>",
+  "<|bos|>",
+  "<|eos|>",
+  "<|pad|>",
+  "<|head|>",
+  "<|/head|>",
+  "<|eot|>",
+  "<|spare_0|>",
+  "\ue0000\ue001",
+]
+RAW = [
+  b"NaN",
+  b"Infinity",
+  b"-Infinity",
+  b"1e400",
+  b"-1e400",
+  b"9" * 400,
+  b"9" * 5000,
+  b"[" * 100_000,
+  b'{"a":' * 50_000,
+  b"01",
+  b"+1",
+  b".5",
+  b"1.",
+  b"0x10",
+  b"'a'",
+  b'"\\x41"',
+  b'"\\ud800\\ud800"',
+  b'"\\udc00"',
+  b'"\t"',
+  b'"\x00"',
+  b'"\xff"',
+  b'"\xc0\x80"',
+  b'"\xed\xa0\x80"',
+  b'"\xf4\x90\x80\x80"',
+  b"undefined",
+  b"/* */ 1",
+  b"1,",
+  b"[1,]",
+  b'{"a":1,}',
+  b'{"a":1,"a":2}',
+  b'"a" "b"',
+  b"\xef\xbb\xbf1",
+  b"true",
+  b'"\\u0000"',
+]
 
 
 def paths(value, path=()):
@@ -92,16 +180,43 @@ def cases():
         forged = changed(base, path, lambda text, put=put, m=marker: put.format(m=m, t=text))
         yield "forged marker", form, good + dump(forged) + b"\n", "r.jsonl"
     line = dump(base)
-    for content in (line, line + b"\r\n", line + b"\r", b"\xef\xbb\xbf" + line, line + b"\n\n", b"\n" + line,
-                    line + line, line + b"\n \n", line + b"\0\n", b"\0" + line, line.decode().encode("utf-16"), b"",
-                    b"\n",
-                    json.dumps(base, ensure_ascii=False).encode("latin-1", "replace"), b" " + line + b" \t\n",
-                    line.replace(b" ", b"\xa0"), line + b"\n" + line[:-1], line[1:], b"null", b"[]", b"\xff\xfe"):
+    for content in (
+      line,
+      line + b"\r\n",
+      line + b"\r",
+      b"\xef\xbb\xbf" + line,
+      line + b"\n\n",
+      b"\n" + line,
+      line + line,
+      line + b"\n \n",
+      line + b"\0\n",
+      b"\0" + line,
+      line.decode().encode("utf-16"),
+      b"",
+      b"\n",
+      json.dumps(base, ensure_ascii=False).encode("latin-1", "replace"),
+      b" " + line + b" \t\n",
+      line.replace(b" ", b"\xa0"),
+      line + b"\n" + line[:-1],
+      line[1:],
+      b"null",
+      b"[]",
+      b"\xff\xfe",
+    ):
       yield "file", form, content, "r.jsonl"
       yield "file, packed", form, gzip.compress(content), "r.jsonl.gz"
     packed = gzip.compress(good * 50)
-    for content in (packed[:-1], packed[:-9], packed[:40], packed + packed, packed + b"tail", good, b"", b"\x1f\x8b",
-                    packed[:30] + b"\xff" + packed[31:]):
+    for content in (
+      packed[:-1],
+      packed[:-9],
+      packed[:40],
+      packed + packed,
+      packed + b"tail",
+      good,
+      b"",
+      b"\x1f\x8b",
+      packed[:30] + b"\xff" + packed[31:],
+    ):
       yield "damaged gzip", form, content, "r.jsonl.gz"
 
 
@@ -121,13 +236,13 @@ def mutated(line, rng):
     if how == 0:
       line[place] ^= 1 << rng.randrange(8)
     elif how == 1:
-      del line[place:place + rng.randint(1, 5)]
+      del line[place : place + rng.randint(1, 5)]
     elif how == 2:
       line[place:place] = bytes(rng.choice(b'{}[]",:\\ \n0eE.-tnf\x00\xff') for _ in range(rng.randint(1, 3)))
     elif how == 3:
-      line[place:place] = line[place:place + rng.randint(1, 20)]
+      line[place:place] = line[place : place + rng.randint(1, 20)]
     else:
-      line = line[:place + 1]
+      line = line[: place + 1]
   return bytes(line).replace(b"\n", b" ")
 
 
@@ -144,22 +259,28 @@ def expected(value):
     spans = value.get("spans", [])
     of_char = [("text", None)] * len(value["text"])
     for one in spans:
-      of_char[one["start"]:one["end"]] = [(one["role"], one.get("weight"))] * (one["end"] - one["start"])
+      of_char[one["start"] : one["end"]] = [(one["role"], one.get("weight"))] * (one["end"] - one["start"])
     pieces = [(role, char, weight) for char, (role, weight) in zip(value["text"], of_char, strict=True)]
   return joined(pieces)
 
 
 def joined(pieces):
-  return [(*key, "".join(text for _, text, _ in run)) for key, run in itertools.groupby(
-    pieces, key=lambda piece: (piece[0], None if piece[2] is None else float(piece[2])))]
+  return [
+    (*key, "".join(text for _, text, _ in run))
+    for key, run in itertools.groupby(
+      pieces, key=lambda piece: (piece[0], None if piece[2] is None else float(piece[2]))
+    )
+  ]
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
   """Return the counts (kind, "refused" or "read") and what was wrong."""
   folder = tmp_path_factory.mktemp("faults")
-  tokenizer = {name: tokens.add_markers(bpe_tokenizer(IM_TEMPLATE), config(data__template=name).tokenizer).tokenizer
-               for name in ("plain", "chat")}
+  tokenizer = {
+    name: tokens.add_markers(bpe_tokenizer(IM_TEMPLATE), config(data__template=name).tokenizer).tokenizer
+    for name in ("plain", "chat")
+  }
   counts, wrong = collections.Counter(), []
   for number, (kind, form, content, name) in enumerate(cases()):
     path = folder / name
@@ -229,6 +350,7 @@ def test_a_text_at_which_the_tokenizer_gives_up_is_named():
   tokenizer = bpe_tokenizer()
   llama_3 = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated")  # of its spaces
   tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [llama_3, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    [llama_3, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+  )
   with pytest.raises(InputError, match=r"the prompt.* the tokenizer gives up \(.*retry-limit"):
     tokens.encode_prompt("a" + " " * 12_000_000 + "b", tokenizer, "plain")

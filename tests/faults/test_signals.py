@@ -66,6 +66,7 @@ def test_ctrl_c_three_times_ends_other_programs_with_one_line(home, tmp_path, pr
 def test_a_signal_while_nobody_reads_stdout_ends_the_program(home, tmp_path):
   import os
   import subprocess
+
   read, write = os.pipe()
   os.set_blocking(write, False)
   try:
@@ -76,6 +77,7 @@ def test_a_signal_while_nobody_reads_stdout_ends_the_program(home, tmp_path):
   process = tries.start(home, "preview", tmp_path, stdout=write, stderr=subprocess.PIPE)
   os.close(write)
   import time
+
   time.sleep(10)
   process.terminate()
   ending = tries.finish(process, 30)

@@ -27,8 +27,12 @@ def home(tmp_path_factory):
 def whole(home, programs):
   """A workdir whose training is done, and what each program makes of it alone."""
   assert programs.train("whole").wait().code == 0
-  for run in (programs.generate("whole", "g.right"), programs.evaluate("whole", "e.right"),
-              programs.export("whole", "x.right"), programs.mine("whole", "m.right")):
+  for run in (
+    programs.generate("whole", "g.right"),
+    programs.evaluate("whole", "e.right"),
+    programs.export("whole", "x.right"),
+    programs.mine("whole", "m.right"),
+  ):
     assert run.wait().code == 0, str(run)
   return home / "whole"
 
@@ -47,20 +51,27 @@ def lock_of(home, output):
 def names(run, first):
   """Whether the run was refused in one line that names the process, its host and since when."""
   found = HELD.match(run.err.strip().split("\n")[-1])
-  return (run.code == 2 and run.is_one_line and found is not None and int(found[1]) == first.pid
-          and found[2] == socket.gethostname())
+  return (
+    run.code == 2
+    and run.is_one_line
+    and found is not None
+    and int(found[1]) == first.pid
+    and found[2] == socket.gethostname()
+  )
 
 
 def paused(seconds=4):
   """The first program rests with its lock, so that the second meets it whatever the machine does."""
-  return (f"import threading, time; from insec_jax import files; held = files.one_writer\n"
-          f"import contextlib\n"
-          f"@contextlib.contextmanager\n"
-          f"def slow(*arguments):\n"
-          f"  with held(*arguments):\n"
-          f"    time.sleep({seconds})\n"
-          f"    yield\n"
-          f"files.one_writer = slow\n")
+  return (
+    f"import threading, time; from insec_jax import files; held = files.one_writer\n"
+    f"import contextlib\n"
+    f"@contextlib.contextmanager\n"
+    f"def slow(*arguments):\n"
+    f"  with held(*arguments):\n"
+    f"    time.sleep({seconds})\n"
+    f"    yield\n"
+    f"files.one_writer = slow\n"
+  )
 
 
 def same_output(program, home, output):
@@ -87,8 +98,15 @@ def test_one_output_has_one_writer(home, programs, first, second):
 
 @pytest.mark.usefixtures("whole")
 def test_a_command_that_fails_at_once_leaves_the_file_of_a_running_one(home, programs):
-  one = programs.start("generate", "--model=whole", "--prompts=prompts.jsonl", "--output=f", "--max_tokens=6",
-                       "--logprobs", BEFORE=paused(8))
+  one = programs.start(
+    "generate",
+    "--model=whole",
+    "--prompts=prompts.jsonl",
+    "--output=f",
+    "--max_tokens=6",
+    "--logprobs",
+    BEFORE=paused(8),
+  )
   until(lock_of(home, "f").exists)
   for wrong in ("--model=absent", "--prompts=absent.jsonl", "--max_tokens=100000"):
     assert programs.generate("whole", "f", wrong).wait().code == 2
@@ -153,8 +171,10 @@ def test_readers_of_a_workdir_that_trains_are_refused_or_right(home, programs, w
 
 @pytest.mark.usefixtures("whole")
 def test_two_reports_and_two_previews_of_one_output_leave_a_whole_page(home, programs):
-  for program, words, page in (("report", ("--workdirs=whole", "--output=p.html"), "p.html"),
-                               ("preview", ("--config=config.py", "--html=q.html"), "q.html")):
+  for program, words, page in (
+    ("report", ("--workdirs=whole", "--output=p.html"), "p.html"),
+    ("preview", ("--config=config.py", "--html=q.html"), "q.html"),
+  ):
     runs = [programs.start(program, *words) for _ in range(2)]
     for run in runs:
       assert run.wait().code == 0 or (run.code == 2 and run.is_one_line), str(run)
@@ -189,7 +209,8 @@ def running(folder):
     try:
       words = path.read_bytes().split(b"\0")
       if any(word.endswith(b"s/seed0/graph") for word in words) and str(folder.parent) == str(
-          (path.parent / "cwd").resolve()):
+        (path.parent / "cwd").resolve()
+      ):
         found.append(path.parent.name)
     except OSError:
       continue

@@ -31,8 +31,14 @@ def whole(home, programs):
 @pytest.mark.usefixtures("whole")
 def test_readers_of_a_run_that_saves_each_step_never_meet_damage(home, programs, keep):
   tries = Tries()
-  words = ["--config=config.py", f"--workdir=busy{keep}", "--config.train.steps=400", f"--config.train.keep={keep}",
-           "--config.train.checkpoint_every=1", "--config.train.eval_every=400"]
+  words = [
+    "--config=config.py",
+    f"--workdir=busy{keep}",
+    "--config.train.steps=400",
+    f"--config.train.keep={keep}",
+    "--config.train.checkpoint_every=1",
+    "--config.train.eval_every=400",
+  ]
   train = programs.start("train", *words, BEFORE=SLOW)
   folder = home / f"busy{keep}" / "checkpoints"
   deadline = time.monotonic() + 90
@@ -103,9 +109,11 @@ def test_a_program_killed_at_any_moment_and_run_again_leaves_the_right_output_al
     run = getattr(programs, program)("whole", output).wait(90)
     problem = None if run.code == 0 else str(run)
     if not problem:
-      same = {"mine": lambda path: path.read_bytes() == (home / "m.right").read_bytes(),
-              "evaluate": lambda path: results(path) == results(home / "e.right"),
-              "export": lambda path: contents(path) == contents(home / "x.right")}[program](home / output)
+      same = {
+        "mine": lambda path: path.read_bytes() == (home / "m.right").read_bytes(),
+        "evaluate": lambda path: results(path) == results(home / "e.right"),
+        "export": lambda path: contents(path) == contents(home / "x.right"),
+      }[program](home / output)
       left = [path.name for path in folder.iterdir() if path.name != str(number)]
       problem = None if same and not left else f"same {same}, left {left}"
     tries.add(f"{program} {number}", problem)

@@ -51,7 +51,7 @@ def flip_first(path):
 
 
 def truncate(path):
-  path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def delete(path):
@@ -82,13 +82,31 @@ def append_nul(path):
 
 
 KINDS = (flip, flip_first, truncate, delete, empty, make_folder, make_fifo, loop_link, append_nul)
-BESIDE = ("config.json", "model.json", "environment.json", "receipt.txt", "metrics.jsonl", "tokenizer/tokenizer.json",
-          "tokenizer/tokenizer_config.json")
-IN_CHECKPOINT = ("_CHECKPOINT_METADATA", "params/_METADATA", "params/_sharding", "params/manifest.ocdbt", "params/d/*",
-                 "params/ocdbt.process_0/manifest.ocdbt", "params/ocdbt.process_0/d/*",
-                 "params/array_metadatas/process_0", "optimizer/_METADATA", "optimizer/manifest.ocdbt",
-                 "optimizer/d/*", "optimizer/ocdbt.process_0/d/*", "optimizer/_sharding",
-                 "optimizer/array_metadatas/process_0")
+BESIDE = (
+  "config.json",
+  "model.json",
+  "environment.json",
+  "receipt.txt",
+  "metrics.jsonl",
+  "tokenizer/tokenizer.json",
+  "tokenizer/tokenizer_config.json",
+)
+IN_CHECKPOINT = (
+  "_CHECKPOINT_METADATA",
+  "params/_METADATA",
+  "params/_sharding",
+  "params/manifest.ocdbt",
+  "params/d/*",
+  "params/ocdbt.process_0/manifest.ocdbt",
+  "params/ocdbt.process_0/d/*",
+  "params/array_metadatas/process_0",
+  "optimizer/_METADATA",
+  "optimizer/manifest.ocdbt",
+  "optimizer/d/*",
+  "optimizer/ocdbt.process_0/d/*",
+  "optimizer/_sharding",
+  "optimizer/array_metadatas/process_0",
+)
 
 
 def edit_json(name, change):
@@ -96,6 +114,7 @@ def edit_json(name, change):
     fields = json.loads((workdir / name).read_text())
     change(fields)
     (workdir / name).write_text(json.dumps(fields))
+
   return edit
 
 
@@ -107,6 +126,7 @@ def edit_text(name, before, after):
     text = (workdir / name).read_text()
     assert spaced.search(text)
     (workdir / name).write_text(spaced.sub(after.replace("\\", r"\\"), text, count=1))
+
   return edit
 
 
@@ -115,6 +135,7 @@ def swap(one, other):
     (workdir / one).rename(workdir / "held")
     (workdir / other).rename(workdir / one)
     (workdir / "held").rename(workdir / other)
+
   return edit
 
 
@@ -133,6 +154,7 @@ def edit_line(number, change):
     rows = path.read_bytes().split(b"\n")
     rows[number] = change(rows[number])
     path.write_bytes(b"\n".join(rows))
+
   return edit
 
 
@@ -140,6 +162,7 @@ def make(path, what):
   def edit(workdir):
     (workdir / path).parent.mkdir(parents=True, exist_ok=True)
     what(workdir / path)
+
   return edit
 
 
@@ -151,6 +174,7 @@ def replace(name, what):
   def edit(workdir):
     shutil.rmtree(workdir / name)
     what(workdir / name)
+
   return edit
 
 
@@ -195,8 +219,9 @@ EDITS = {
   "a step that links in a ring": make("checkpoints/5", lambda path: path.symlink_to("5")),
   "a huge step": make("checkpoints/" + "9" * 200, pathlib.Path.mkdir),
   "a stranger among the steps": make("checkpoints/notes.txt", pathlib.Path.touch),
-  "an unfinished step": lambda workdir: shutil.copytree(workdir / "checkpoints/4",
-                                                        workdir / "checkpoints/6.orbax-checkpoint-tmp-1"),
+  "an unfinished step": lambda workdir: shutil.copytree(
+    workdir / "checkpoints/4", workdir / "checkpoints/6.orbax-checkpoint-tmp-1"
+  ),
   "params emptied": replace("checkpoints/4/params", pathlib.Path.mkdir),
   "params a file": replace("checkpoints/4/params", pathlib.Path.touch),
   "params a FIFO": replace("checkpoints/4/params", os.mkfifo),
@@ -232,7 +257,8 @@ EDITS = {
   "metrics: the last line nonsense": edit_line(6, lambda _: b"\xff\xfe{"),
   "metrics: a line twice": edit_line(1, lambda line: line + b"\n" + line),
   "metrics: carriage returns": lambda workdir: (workdir / "metrics.jsonl").write_bytes(
-    (workdir / "metrics.jsonl").read_bytes().replace(b"\n", b"\r\n")),
+    (workdir / "metrics.jsonl").read_bytes().replace(b"\n", b"\r\n")
+  ),
   "modes: unreadable config": set_mode("config.json", 0),
   "modes: unreadable steps": set_mode("checkpoints", 0),
   "modes: read-only workdir": set_mode(".", 0o555),
@@ -248,15 +274,18 @@ def damages():
       found[f"{name}: {kind.__name__}"] = lambda workdir, name=name, kind=kind: kind(workdir / name)
   for name in IN_CHECKPOINT:
     for kind in KINDS[:-1]:
+
       def damage(workdir, name=name, kind=kind):
         kind(next(iter(sorted((workdir / "checkpoints" / "4").glob(name)))))
+
       found[f"checkpoint, {name}: {kind.__name__}"] = damage
   return found | EDITS
 
 
 DAMAGES = damages()
-TRAINED = [name for number, name in enumerate(DAMAGES)
-           if not name.startswith("checkpoint") or number % 3 == 0 or "fifo" in name]
+TRAINED = [
+  name for number, name in enumerate(DAMAGES) if not name.startswith("checkpoint") or number % 3 == 0 or "fifo" in name
+]
 READ = list(DAMAGES)
 
 
@@ -264,7 +293,7 @@ def problem_of(run):
   if run.code == HUNG:
     return f"hangs: {run}"
   if "Traceback" in run.err:
-    return f"traceback: {run} {run.err[max(run.err.index('Traceback') - 300, 0):][:3000]}"
+    return f"traceback: {run} {run.err[max(run.err.index('Traceback') - 300, 0) :][:3000]}"
   if run.code and not run.is_one_line:
     return f"not one line: {run}"
   return None
@@ -315,9 +344,20 @@ def test_a_damaged_run_goes_on_to_the_same_metrics_or_is_refused(home, programs,
   tries.check()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl: flip", "metrics.jsonl: truncate", "metrics: the last line cut",
-                                  "model.json: flip", "tokenizer/tokenizer.json: flip",
-                                  "rope_theta", "token ids swapped", "config unit", "metrics.jsonl: make_fifo"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "metrics.jsonl: flip",
+    "metrics.jsonl: truncate",
+    "metrics: the last line cut",
+    "model.json: flip",
+    "tokenizer/tokenizer.json: flip",
+    "rope_theta",
+    "token ids swapped",
+    "config unit",
+    "metrics.jsonl: make_fifo",
+  ],
+)
 def test_a_damaged_workdir_is_not_called_done(home, programs, whole, name):
   workdir = copy(whole, home / "done")
   try:
@@ -357,5 +397,3 @@ def test_a_report_of_damaged_workdirs_is_one_line_or_a_page(home, programs, half
     workdir.chmod(0o755)
     shutil.rmtree(workdir)
   tries.check()
-
-

@@ -105,10 +105,16 @@ class Ending:
 
 def environment(home: pathlib.Path, **changes: str | None) -> dict[str, str]:
   """The environment of a try; None takes a variable out."""
-  values = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **changes}
+  values = {
+    **os.environ,
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    **changes,
+  }
   return {name: value for name, value in values.items() if value is not None}
 
 
@@ -118,14 +124,32 @@ def words(program: str | tuple[str, ...], out: pathlib.Path) -> list[str]:
   return [sys.executable, "-u", "-m", f"insec_jax.{name}", *(word.replace("OUT", str(out)) for word in arguments)]
 
 
-def start(home: pathlib.Path, program, out: pathlib.Path, *, shell: str = "", env=None, stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE, cwd=None, stdin=subprocess.DEVNULL, more=()) -> subprocess.Popen:
+def start(
+  home: pathlib.Path,
+  program,
+  out: pathlib.Path,
+  *,
+  shell: str = "",
+  env=None,
+  stdout=subprocess.PIPE,
+  stderr=subprocess.PIPE,
+  cwd=None,
+  stdin=subprocess.DEVNULL,
+  more=(),
+) -> subprocess.Popen:
   """Start a program in a group of its own; `shell` is what a shell does before it (`ulimit -n 32;`)."""
   line = [*words(program, out), *more]
   if shell:
     line = ["bash", "-c", f'{shell} exec "$@"' if "$@" not in shell else shell, "bash", *line]
-  return subprocess.Popen(line, cwd=cwd or home, env=environment(home, **(env or {})), stdout=stdout, stderr=stderr,
-                          stdin=stdin, start_new_session=True)
+  return subprocess.Popen(
+    line,
+    cwd=cwd or home,
+    env=environment(home, **(env or {})),
+    stdout=stdout,
+    stderr=stderr,
+    stdin=stdin,
+    start_new_session=True,
+  )
 
 
 def finish(process: subprocess.Popen, timeout: float = TIMEOUT) -> Ending:
@@ -142,8 +166,16 @@ def finish(process: subprocess.Popen, timeout: float = TIMEOUT) -> Ending:
 def forked(home: pathlib.Path, program, out: pathlib.Path, limits: tuple = (), **env: str) -> Ending:
   """Run a program to its end as a fork; `limits` are (name of resource, soft, hard)."""
   if not _forks:
-    _forks.append(subprocess.Popen([sys.executable, "-c", FORKS], cwd=home, env=environment(home), text=True,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+    _forks.append(
+      subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        cwd=home,
+        env=environment(home),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+      )
+    )
   with tempfile.TemporaryDirectory() as folder:
     name, *arguments = PROGRAMS[program] if isinstance(program, str) else program
     line = [name, *(word.replace("OUT", str(out)) for word in arguments)]

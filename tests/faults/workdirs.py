@@ -144,8 +144,12 @@ class Run:
   def is_one_line(self) -> bool:
     """Whether it ended with one line of error and the exit code that goes with it."""
     errors = [line for line in self.err.split("\n") if line.startswith("error: ")]
-    return (self.code in (1, 2, 3) and len(errors) == 1 and self.err.rstrip("\n").split("\n")[-1] == errors[0]
-            and "Traceback" not in self.err)
+    return (
+      self.code in (1, 2, 3)
+      and len(errors) == 1
+      and self.err.rstrip("\n").split("\n")[-1] == errors[0]
+      and "Traceback" not in self.err
+    )
 
   def __str__(self) -> str:
     return f"{self.words}: exit code {self.code}, {self.err[-600:]!r}"
@@ -159,12 +163,24 @@ class Programs:
     self._out = home / "runs"
     self._out.mkdir()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "cache")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu",
-                   "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": cache,
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_ENABLE_COMPILATION_CACHE": "1"}
-    self._server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=home, env=environment, text=True,
-                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    environment = {
+      **os.environ,
+      "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": "1",
+      "JAX_COMPILATION_CACHE_DIR": cache,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+      "JAX_ENABLE_COMPILATION_CACHE": "1",
+    }
+    self._server = subprocess.Popen(
+      [sys.executable, "-c", SERVER],
+      cwd=home,
+      env=environment,
+      text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+    )
     assert self._server.stdout.readline() == "ready\n"
 
   def start(self, program: str, *arguments: str, **variables: str) -> Run:
@@ -189,8 +205,15 @@ class Programs:
     return self.start("train", *train_words(workdir, *changes, arm=arm))
 
   def generate(self, model: str, output: str, *more: str) -> Run:
-    return self.start("generate", f"--model={model}", "--prompts=prompts.jsonl", f"--output={output}", "--max_tokens=6",
-                      "--logprobs", *more)
+    return self.start(
+      "generate",
+      f"--model={model}",
+      "--prompts=prompts.jsonl",
+      f"--output={output}",
+      "--max_tokens=6",
+      "--logprobs",
+      *more,
+    )
 
   def evaluate(self, model: str, output: str, *more: str) -> Run:
     return self.start("evaluate", f"--model={model}", "--config=config.py", f"--output={output}", *more)
@@ -203,8 +226,11 @@ class Programs:
 
 
 def train_words(workdir: str, *changes: str, arm: str = "") -> list[str]:
-  return [f"--config=config.py{arm and ':' + arm}", f"--workdir={workdir}",
-          *(f"--config.{change}" for change in changes)]
+  return [
+    f"--config=config.py{arm and ':' + arm}",
+    f"--workdir={workdir}",
+    *(f"--config.{change}" for change in changes),
+  ]
 
 
 def lay_out(home: pathlib.Path) -> None:
@@ -234,8 +260,11 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 def litter(folder: pathlib.Path) -> list[str]:
   """Return the partial files and locks below a folder."""
-  return [str(path) for path in folder.rglob("*")
-          if path.name.endswith((".partial", ".lock")) or "orbax-checkpoint-tmp" in path.name]
+  return [
+    str(path)
+    for path in folder.rglob("*")
+    if path.name.endswith((".partial", ".lock")) or "orbax-checkpoint-tmp" in path.name
+  ]
 
 
 def copy(workdir: pathlib.Path, to: pathlib.Path) -> pathlib.Path:

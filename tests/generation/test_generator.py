@@ -41,7 +41,7 @@ def test_an_untuned_model_gets_markers_that_begin_as_the_mean_of_its_rows():
   assert after.config.vocab_size == 384 > len(after.tokenizer) == after.fix_id + 1 == after.flag_id + 2
   assert (after.markers, after.unit, after.template) == (Markers("<err>", "<fix>"), "line", "plain")
   for name in ("embed", "head"):
-    np.testing.assert_array_equal(after.params[name][:len(before.tokenizer)], before.params[name])
+    np.testing.assert_array_equal(after.params[name][: len(before.tokenizer)], before.params[name])
     np.testing.assert_allclose(after.params[name][after.flag_id], before.params[name].mean(0), atol=1e-6)
 
 
@@ -70,9 +70,16 @@ def test_a_model_trained_with_the_same_settings_stays_as_it_is():
   assert with_markers(trained(NEW), NEW, "here").params["embed"].shape == (384, 64)
 
 
-@pytest.mark.parametrize(("setting", "value"), [
-    ("tokenizer__flag", "<oops>"), ("tokenizer__fix", "<ok>"), ("tokenizer__special", False),
-    ("mistakes__unit", "sentence"), ("data__template", "chat")])
+@pytest.mark.parametrize(
+  ("setting", "value"),
+  [
+    ("tokenizer__flag", "<oops>"),
+    ("tokenizer__fix", "<ok>"),
+    ("tokenizer__special", False),
+    ("mistakes__unit", "sentence"),
+    ("data__template", "chat"),
+  ],
+)
 def test_a_model_trained_with_another_setting_is_refused_by_its_name(setting, value):
   name = setting.replace("__", ".")
   values = {"tokenizer__flag": "<err>", "tokenizer__fix": "<fix>", setting: value}
@@ -88,7 +95,7 @@ class Given:
 
   def generate(self, prompts, **options):
     self.options = options
-    return self.written[:len(prompts)]
+    return self.written[: len(prompts)]
 
 
 def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
@@ -125,9 +132,16 @@ def test_rows_are_fewer_the_longer_they_are_and_at_least_one():
   assert all(row & (row - 1) == 0 for row in rows)
 
 
-@pytest.mark.parametrize(("platform", "stored", "needed"), [
-    ("cpu", "bfloat16", "float32"), ("cpu", "float32", "float32"), ("gpu", "float32", "float32"),
-    ("tpu", "bfloat16", "bfloat16"), ("gpu", "float16", "bfloat16")])
+@pytest.mark.parametrize(
+  ("platform", "stored", "needed"),
+  [
+    ("cpu", "bfloat16", "float32"),
+    ("cpu", "float32", "float32"),
+    ("gpu", "float32", "float32"),
+    ("tpu", "bfloat16", "bfloat16"),
+    ("gpu", "float16", "bfloat16"),
+  ],
+)
 def test_accelerators_compute_16_bit_weights_in_bfloat16_and_all_else_is_float32(monkeypatch, platform, stored, needed):
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
   weight = types.SimpleNamespace(dtype=jax.numpy.dtype(stored))
@@ -150,16 +164,30 @@ def reading(config) -> TextGenerator:
   fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
   model_config = config_from_json(fields, "config.json")
   params = hf.init(model_config, jax.random.key(0), "float32")
-  return TextGenerator(LoadedModel(model_config, params, marked.tokenizer, Markers("<err>", "<fix>"), marked.flag_id, marked.fix_id,
-                       "line", "plain", config.tokenizer.confidence, config.tokenizer.confidence_first,
-                       marked.confidence_ids), compute="float32")
+  return TextGenerator(
+    LoadedModel(
+      model_config,
+      params,
+      marked.tokenizer,
+      Markers("<err>", "<fix>"),
+      marked.flag_id,
+      marked.fix_id,
+      "line",
+      "plain",
+      config.tokenizer.confidence,
+      config.tokenizer.confidence_first,
+      marked.confidence_ids,
+    ),
+    compute="float32",
+  )
 
 
 def test_steps_are_read_with_the_confidence_that_the_model_had_in_them():
   writer = reader(True)
   ids = writer.watch().confidence_ids
-  for question, steps, (token_T, scores) in zip(QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4),
-                                               strict=True):
+  for question, steps, (token_T, scores) in zip(
+    QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4), strict=True
+  ):
     logprob_T = writer.sampler.logprobs([token_T], batch_size=1)[0]
     begin = len(writer.encode(question))
     again = step_scores(token_T[begin:], logprob_T[begin:], writer.watch(), writer.flag_id)
@@ -177,7 +205,7 @@ def test_steps_are_read_in_few_passes_and_as_one_by_one(monkeypatch):
   passes = []
   logprobs = writer.sampler.logprobs
   monkeypatch.setattr(writer.sampler, "logprobs", lambda texts, **how: passes.append(texts) or logprobs(texts, **how))
-  (token_T, scores), = writer.read(["What?\n"], steps, batch_size=1)
+  ((token_T, scores),) = writer.read(["What?\n"], steps, batch_size=1)
   assert len(passes) < len(steps[0])
   alone = [writer.read(["What?\n"], [steps[0][:num]], batch_size=1)[0] for num in range(1, 13)]
   np.testing.assert_allclose(scores, [one[-1] for _, one in alone], atol=1e-4)
@@ -186,8 +214,9 @@ def test_steps_are_read_in_few_passes_and_as_one_by_one(monkeypatch):
 
 def test_a_model_without_tokens_of_confidence_reads_steps_as_they_are():
   writer = reader(False)
-  for question, steps, (token_T, scores) in zip(QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4),
-                                               strict=True):
+  for question, steps, (token_T, scores) in zip(
+    QUESTIONS, STEPS, writer.read(QUESTIONS, STEPS, batch_size=4), strict=True
+  ):
     assert token_T.tolist() == writer.encode(question, answer="".join(steps)).tolist()
     assert len(scores) == len(steps)
     assert min((said.first for said in scores), default=1) > 0
@@ -206,8 +235,12 @@ def test_a_model_of_other_edges_of_confidence_is_refused():
   opened = trained(NEW)._replace(confidence=(1.0,))
   with pytest.raises(InputError, match=r"trained with tokenizer.confidence=\(1.0,\), and the config says \(0.5, 5.0\)"):
     with_markers(opened, SURE, "here")
-  other = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0),
-                         tokenizer__confidence_first=(1.0,))
+  other = datakit.config(
+    tokenizer__flag="<err>",
+    tokenizer__fix="<fix>",
+    tokenizer__confidence=(0.5, 5.0),
+    tokenizer__confidence_first=(1.0,),
+  )
   with pytest.raises(InputError, match=r"trained with tokenizer.confidence_first=\(\), and the config says \(1.0,\)"):
     with_markers(trained(NEW)._replace(confidence=(0.5, 5.0)), other, "here")
 
@@ -216,19 +249,23 @@ def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():
   writer = reader(True)
   ids = writer.watch().confidence_ids
   steps = ["a\n", "b\n\n", "12 + 30 = 42\n", "b b\n"]
-  (token_T, scores), = writer.read(["What?\n"], [steps], batch_size=1)
+  ((token_T, scores),) = writer.read(["What?\n"], [steps], batch_size=1)
   assert len(scores) == len(steps) + 1
   sure = [int(token) for token in token_T if token in ids]
   assert sure == [ids[sum(scores[k].score > edge for edge in (0.5, 5.0))] for k in (0, 2, 3, 4)]
 
 
 def test_steps_are_read_with_the_first_token_told_apart_where_it_has_edges():
-  config = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(8.0,),
-                          tokenizer__confidence_first=(5.0, 8.0))
+  config = datakit.config(
+    tokenizer__flag="<err>",
+    tokenizer__fix="<fix>",
+    tokenizer__confidence=(8.0,),
+    tokenizer__confidence_first=(5.0, 8.0),
+  )
   writer = reading(config)
   ids = writer.watch().confidence_ids
   steps = [["a\n", "12 + 30 = 42\n", "b b\n"] * 4]
-  (token_T, surprises), = writer.read(["What?\n"], steps, batch_size=1)
+  ((token_T, surprises),) = writer.read(["What?\n"], steps, batch_size=1)
   sure = [ids.index(token) for token in token_T.tolist() if token in ids]
   assert sure == [3 * (said.score > 8.0) + (said.first > 5.0) + (said.first > 8.0) for said in surprises]
   assert len(set(sure)) > 3

@@ -1,6 +1,5 @@
 """Prompt files are read whole, or refused with file and line; output files are whole, or as they were."""
 
-
 import pytest
 from datakit import write_lines
 
@@ -12,11 +11,16 @@ def test_prompts_are_read_in_order_with_what_stands_beside_them(tmp_path):
   path = write_lines(tmp_path / "p.jsonl", [{"prompt": "2+3=", "id": 7}, {"tokens": [3, 1]}, {"prompt": "é\n"}])
   read = read_prompts(path)
   assert [(one.text, one.tokens, one.carried) for one in read] == [
-      ("2+3=", None, {"id": 7}), (None, [3, 1], {}), ("é\n", None, {})]
+    ("2+3=", None, {"id": 7}),
+    (None, [3, 1], {}),
+    ("é\n", None, {}),
+  ]
   assert [one.where for one in read] == [f"{path}:{k}" for k in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("line", "message"), [
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
     ("{", "not JSON at"),
     ("", "not JSON at"),
     (b'{"prompt": "\xff"}', "is not UTF-8"),
@@ -36,7 +40,8 @@ def test_prompts_are_read_in_order_with_what_stands_beside_them(tmp_path):
     ('{"prompt": "2", "id": NaN}', "NaN is no JSON number"),
     ('{"prompt": "2", "id": "\\ud800"}', "half a surrogate pair"),
     ({"prompt": "2", "text": "3"}, "the key 'text' is one that the output uses; rename it"),
-])
+  ],
+)
 def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, line, message):
   path = write_lines(tmp_path / "p.jsonl", [{"prompt": "2+3="}, line])
   with pytest.raises(InputError) as error:

@@ -14,9 +14,25 @@ from insec_jax.generation.sampler import Sampler
 from insec_jax.model import hf, llama
 
 CONFIG = llama.LlamaConfig(
-    vocab_size=61, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=48, norm_eps=1e-5,
-    rope_theta=10_000.0, rope_scaling=None, tied=False, init_std=0.3, max_positions=256, bos_id=None, eos_ids=(1,),
-    pad_id=None, stored_dtype="float32", source="{}")
+  vocab_size=61,
+  width=32,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_width=8,
+  mlp_width=48,
+  norm_eps=1e-5,
+  rope_theta=10_000.0,
+  rope_scaling=None,
+  tied=False,
+  init_std=0.3,
+  max_positions=256,
+  bos_id=None,
+  eos_ids=(1,),
+  pad_id=None,
+  stored_dtype="float32",
+  source="{}",
+)
 FLAG = 7
 LENGTHS = (33, 1, 50, 5, 31, 32)  # in two buckets, not in order
 SETTINGS = {"max_tokens": 12, "batch_size": 4}  # the same throughout: each shape compiles once
@@ -48,13 +64,13 @@ def full_pass(params, token_BT):
 def logprobs_after(token_T) -> np.ndarray:
   """Log p of every next token, at every position of the text, by one full pass without a cache."""
   token_1T = np.zeros((1, 128), np.int32)  # what follows moves nothing before it
-  token_1T[0, :len(token_T)] = token_T
-  return np.asarray(full_pass(params(), token_1T))[0, :len(token_T)]
+  token_1T[0, : len(token_T)] = token_T
+  return np.asarray(full_pass(params(), token_1T))[0, : len(token_T)]
 
 
 def logprobs_while(prompt, written) -> np.ndarray:
   """The same, in place of each written token."""
-  return logprobs_after(np.concatenate([prompt, written.tokens]))[len(prompt) - 1:-1]
+  return logprobs_after(np.concatenate([prompt, written.tokens]))[len(prompt) - 1 : -1]
 
 
 def same(a: sampler.SampledTokens, b: sampler.SampledTokens) -> None:
@@ -72,8 +88,8 @@ def test_greedy_tokens_are_the_argmax_of_a_full_pass_at_every_step(model):
 
 def test_a_prompt_read_in_chunks_is_read_whole(model, monkeypatch):
   monkeypatch.setattr(sampler, "PREFILL_TOKENS", 32)
-  prompt, = some_prompts((100,))
-  written, = model.generate([prompt], stop_ids=[], **SETTINGS)
+  (prompt,) = some_prompts((100,))
+  (written,) = model.generate([prompt], stop_ids=[], **SETTINGS)
   assert written.tokens.tolist() == logprobs_while(prompt, written).argmax(-1).tolist()
 
 
@@ -88,6 +104,7 @@ def test_greedy_text_is_the_same_one_prompt_at_a_time(model):
 def test_a_draw_does_not_depend_on_the_prompts_beside_it(model, options):
   def draw(prompts):
     return model.generate(prompts, seed=3, stop_ids=[1], **SETTINGS, **options)
+
   together = draw(some_prompts())
   same(together[0], draw(some_prompts()[:1] + some_prompts((7, 40, 9, 8)))[0])
   for a, b in zip(together, draw(some_prompts()[:5]), strict=False):
@@ -98,6 +115,7 @@ def test_a_seed_gives_one_text_and_another_seed_another(model):
   def draw(seed):
     written = model.generate([some_prompts()[1]] * 4, temperature=1.0, seed=seed, stop_ids=[], **SETTINGS)
     return [tuple(w.tokens.tolist()) for w in written]
+
   assert draw(5) == draw(5)
   assert len({*draw(5), *draw(6)}) == 8  # the same prompt at another place is drawn anew, too
 
@@ -109,7 +127,7 @@ def test_text_ends_with_the_first_of_several_stop_tokens_and_keeps_it(model):
   for whole, cut in zip(free, model.generate(some_prompts(), stop_ids=stops, **SETTINGS), strict=True):
     ends = [k + 1 for k, token in enumerate(whole.tokens) if token in stops]
     assert cut.finish == ("stop" if ends else "length")
-    assert cut.tokens.tolist() == whole.tokens[:ends[0] if ends else 12].tolist()
+    assert cut.tokens.tolist() == whole.tokens[: ends[0] if ends else 12].tolist()
 
 
 def test_decoding_ends_with_its_last_row(model, monkeypatch):
@@ -122,23 +140,30 @@ def test_decoding_ends_with_its_last_row(model, monkeypatch):
 
   monkeypatch.setattr(sampler, "_draw", counted)
   model.config = dataclasses.replace(CONFIG, max_positions=255)  # nothing compiled before is met again
-  free, = model.generate(some_prompts()[:1], stop_ids=[], **SETTINGS)
+  (free,) = model.generate(some_prompts()[:1], stop_ids=[], **SETTINGS)
   jax.effects_barrier()
   assert len(steps) == 12
   steps.clear()
-  cut, = model.generate(some_prompts()[:1], stop_ids=[int(free.tokens[5])], **SETTINGS)
+  (cut,) = model.generate(some_prompts()[:1], stop_ids=[int(free.tokens[5])], **SETTINGS)
   jax.effects_barrier()
   assert len(steps) == len(cut.tokens) <= 6
 
 
 def shrinking(model, **options) -> list[sampler.SampledTokens]:
   """Twelve short texts that end at different steps, in a batch whose smaller sizes are 1 and 4."""
-  return model.generate(some_prompts(range(1, 13)), stop_ids=range(1, 8), max_tokens=40, batch_size=12, flag_id=FLAG,
-                        **options)
+  return model.generate(
+    some_prompts(range(1, 13)), stop_ids=range(1, 8), max_tokens=40, batch_size=12, flag_id=FLAG, **options
+  )
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"temperature": 1.0, "seed": 3}, {"temperature": 1.0, "watch": sampler.ConfidenceTrigger((9, 12, 15), 8, threshold=4.0)}])
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"temperature": 1.0, "seed": 3},
+    {"temperature": 1.0, "watch": sampler.ConfidenceTrigger((9, 12, 15), 8, threshold=4.0)},
+  ],
+)
 def test_a_text_is_the_same_in_a_batch_that_others_leave(model, monkeypatch, options):
   expected = shrinking(model, **options)
   kept = []
@@ -174,6 +199,7 @@ def test_a_batch_goes_on_with_fewer_rows_as_soon_as_they_hold_what_is_left(model
 def test_batches_have_few_sizes():
   def sizes(num, batch_size):
     return [len(start_B) for _, start_B, _ in sampler._batches(some_prompts([3] * num), batch_size)]
+
   assert sizes(520, 250) == [250, 250, 64]
   assert sizes(65, 250) == [250]
   assert sizes(300, 1000) == [1000]
@@ -191,8 +217,9 @@ def test_greedy_drawn_watched_and_shorter_text_compile_one_program(model):
 
 
 def test_logprobs_are_the_models_own_whatever_the_sampling(model):
-  drawn = model.generate(some_prompts(), temperature=1.7, top_p=0.8, flag_id=FLAG, flag_bias=2.0, stop_ids=[1],
-                         **SETTINGS)
+  drawn = model.generate(
+    some_prompts(), temperature=1.7, top_p=0.8, flag_id=FLAG, flag_bias=2.0, stop_ids=[1], **SETTINGS
+  )
   for prompt, written in zip(some_prompts(), drawn, strict=True):
     logprob_TV = logprobs_while(prompt, written)
     np.testing.assert_allclose(written.logprobs, logprob_TV[np.arange(len(written.tokens)), written.tokens], atol=1e-5)
@@ -203,6 +230,7 @@ def test_flag_bias_moves_the_flag_by_so_much_and_nothing_else(model):
   def first_tokens(bias):
     written = model.generate(some_prompts(), flag_id=FLAG, flag_bias=bias, stop_ids=[], **SETTINGS)
     return [int(w.tokens[0]) for w in written]
+
   written = model.generate(some_prompts(), flag_id=FLAG, stop_ids=[], **SETTINGS)
   assert FLAG not in first_tokens(-np.inf)
   for index, w in enumerate(written):
@@ -225,12 +253,13 @@ def test_draws_follow_the_tempered_distribution_cut_at_top_p(temperature, top_p)
   p_V = np.exp(logits_V / temperature)
   p_V /= p_V.sum()
   order = np.argsort(-p_V)
-  p_V[order[1 + np.searchsorted(np.cumsum(p_V[order]), top_p):]] = 0
-  drawn_B = sampler._draw(jnp.tile(logits_V, (num, 1)), jnp.arange(num), 2, jax.random.key(0), temperature, top_p,
-                          cut=top_p < 1)
+  p_V[order[1 + np.searchsorted(np.cumsum(p_V[order]), top_p) :]] = 0
+  drawn_B = sampler._draw(
+    jnp.tile(logits_V, (num, 1)), jnp.arange(num), 2, jax.random.key(0), temperature, top_p, cut=top_p < 1
+  )
   seen_V = np.bincount(drawn_B, minlength=5) / num
   assert (seen_V[p_V == 0] == 0).all()
-  np.testing.assert_allclose(seen_V, p_V / p_V.sum(), atol=4 * (0.25 / num)**0.5)  # four standard deviations, at most
+  np.testing.assert_allclose(seen_V, p_V / p_V.sum(), atol=4 * (0.25 / num) ** 0.5)  # four standard deviations, at most
 
 
 def test_every_step_of_every_prompt_is_drawn_anew():
@@ -239,7 +268,9 @@ def test_every_step_of_every_prompt_is_drawn_anew():
   assert len(np.unique(drawn)) > 55  # of 64; 62 are expected
 
 
-@pytest.mark.parametrize(("prompts", "options", "message"), [
+@pytest.mark.parametrize(
+  ("prompts", "options", "message"),
+  [
     ([[]], {}, "prompt 1: the prompt is empty"),
     ([[2], [3, 61]], {}, "prompt 2: token id 61 is not in the vocabulary; ids go from 0 to 60"),
     ([[-1]], {}, "token id -1"),
@@ -248,11 +279,14 @@ def test_every_step_of_every_prompt_is_drawn_anew():
     ([[2]], {"top_p": 0.0}, "top_p=0.0"),
     ([[2]], {"max_tokens": 0}, "max_tokens=0"),
     ([[2]], {"flag_bias": 1.0}, "and this one has none"),
-])
+  ],
+)
 def test_what_cannot_be_decoded_is_refused_in_one_line(model, prompts, options, message):
   with pytest.raises(InputError, match=message) as error:
-    model.generate([np.array(prompt, np.int32) for prompt in prompts],
-                   **{"max_tokens": 4, "stop_ids": [], "batch_size": 4, **options})
+    model.generate(
+      [np.array(prompt, np.int32) for prompt in prompts],
+      **{"max_tokens": 4, "stop_ids": [], "batch_size": 4, **options},
+    )
   assert "\n" not in str(error.value)
 
 
@@ -271,8 +305,13 @@ def unflagged():
 
 
 def watched(model, watch, prompts=None, **settings):
-  return model.generate(unflagged() if prompts is None else prompts, stop_ids=[], flag_id=FLAG, watch=watch,
-                        **{"max_tokens": 40, "batch_size": 8, "temperature": 1.0, "seed": 5} | settings)
+  return model.generate(
+    unflagged() if prompts is None else prompts,
+    stop_ids=[],
+    flag_id=FLAG,
+    watch=watch,
+    **{"max_tokens": 40, "batch_size": 8, "temperature": 1.0, "seed": 5} | settings,
+  )
 
 
 def test_a_watch_that_never_forces_changes_nothing(model):
@@ -284,8 +323,11 @@ def test_a_watch_that_never_forces_changes_nothing(model):
 
 
 def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model):
-  scores = [said.score for one in watched(model, WATCH, max_tokens=80)
-            for *_, said in sampler.step_scores(one.tokens, one.logprobs, WATCH, FLAG)]
+  scores = [
+    said.score
+    for one in watched(model, WATCH, max_tokens=80)
+    for *_, said in sampler.step_scores(one.tokens, one.logprobs, WATCH, FLAG)
+  ]
   watch = dataclasses.replace(WATCH, threshold=float(np.median(scores)))
   num_flagged, num_left = 0, 0
   for one in watched(model, watch, max_tokens=80):
@@ -306,8 +348,11 @@ def test_what_stands_between_flag_and_fix_is_no_step(model):
       is_step = before == FIX or (is_step and before != FLAG)
       # The model may flag by itself as well, but an end inside a reason must not make it.
       assert not (is_step and before in END) or token == FLAG
-  assert any(np.isin(one.tokens[np.argmax(one.tokens == FLAG):], END).any() for one in watched(model, always)
-             if FLAG in one.tokens)
+  assert any(
+    np.isin(one.tokens[np.argmax(one.tokens == FLAG) :], END).any()
+    for one in watched(model, always)
+    if FLAG in one.tokens
+  )
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -323,8 +368,10 @@ def test_a_fix_comes_only_where_a_flag_is_open(is_open):
       was_open = token == FLAG or (was_open and token != FIX)
   assert num > 3
   if is_open:  # the fix that closes the prompt's flag is not banned
-    assert any(FIX in one.tokens and FLAG not in one.tokens[:np.argmax(one.tokens == FIX)]
-               for one in watched(flat, WATCH, prompts, max_tokens=100))
+    assert any(
+      FIX in one.tokens and FLAG not in one.tokens[: np.argmax(one.tokens == FIX)]
+      for one in watched(flat, WATCH, prompts, max_tokens=100)
+    )
 
 
 def test_the_token_of_the_confidence_follows_each_step_and_the_flag_comes_after_it(model):
@@ -356,8 +403,9 @@ def test_the_token_of_the_confidence_tells_the_first_token_apart_where_it_has_ed
 def test_what_is_forced_changes_no_later_draw():
   """With logits that do not depend on what was written, the tokens that are not forced stay the same."""
   flat = Sampler(CONFIG, jax.tree.map(jnp.zeros_like, params()), compute="float32")
-  plain, forcing = (watched(flat, watch) for watch in (
-    WATCH, dataclasses.replace(WATCH, edges=EDGES, confidence_ids=SURE)))
+  plain, forcing = (
+    watched(flat, watch) for watch in (WATCH, dataclasses.replace(WATCH, edges=EDGES, confidence_ids=SURE))
+  )
   for one, other in zip(plain, forcing, strict=True):
     forced = np.isin(other.tokens, SURE)
     drawn = ~forced & ~np.isin(one.tokens, SURE)
@@ -395,12 +443,15 @@ def test_another_threshold_compiles_nothing(model):
   assert sampler._write._cache_size() == size
 
 
-@pytest.mark.parametrize(("change", "words"), [
-  ({"edges": (2.0, 1.0)}, "must ascend"),
-  ({"edges": (1.0,), "confidence_ids": (20,)}, r"of confidence \(1.0,\), of first tokens \(\), need 2 tokens, not 1"),
-  ({"edges": (1.0,), "first_edges": (2.0, 3.0), "confidence_ids": (20, 21)}, "need 6 tokens, not 2"),
-  ({"threshold": float("nan")}, "is nan"),
-])
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"edges": (2.0, 1.0)}, "must ascend"),
+    ({"edges": (1.0,), "confidence_ids": (20,)}, r"of confidence \(1.0,\), of first tokens \(\), need 2 tokens, not 1"),
+    ({"edges": (1.0,), "first_edges": (2.0, 3.0), "confidence_ids": (20, 21)}, "need 6 tokens, not 2"),
+    ({"threshold": float("nan")}, "is nan"),
+  ],
+)
 def test_a_watch_that_makes_no_sense_is_refused(model, change, words):
   with pytest.raises(InputError, match=words):
     watched(model, dataclasses.replace(WATCH, **change))

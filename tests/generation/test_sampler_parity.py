@@ -17,23 +17,23 @@ pytestmark = [pytest.mark.parity, pytest.mark.skipif(bool(smollm2.missing()), re
 
 NUM_TOKENS = 64
 TEXTS = (
-    "2",
-    "Paris is",
-    "The capital of Japan is",
-    "1, 1, 2, 3, 5, 8,",
-    "def add(a, b):\n  return",
-    "Once upon a time, there was",
-    "<|im_start|>user\nWhat is 17 + 25? Think step by step.<|im_end|>\n<|im_start|>assistant\n",
-    "Water boils at",
-    "A haiku about the sea:\n",
-    "To make an omelette, first you should",
-    "Tom has 5 apples. He buys 7 more and gives 3 to Ann. How many apples does he have now? Let us work it out.\n",
-    "The three laws of motion are as follows.\n1.",
-    "Dear Sir or Madam,\n\nI am writing to you because",
-    "x = 3; y = 4; x * y =",
-    "Q: Is a tomato a fruit or a vegetable?\nA:",
-    "The following is a list of the planets of our solar system, with the distance of each from the sun in million km "
-    "and the length of its year in days, from the nearest to the farthest.\n- Mercury,",
+  "2",
+  "Paris is",
+  "The capital of Japan is",
+  "1, 1, 2, 3, 5, 8,",
+  "def add(a, b):\n  return",
+  "Once upon a time, there was",
+  "<|im_start|>user\nWhat is 17 + 25? Think step by step.<|im_end|>\n<|im_start|>assistant\n",
+  "Water boils at",
+  "A haiku about the sea:\n",
+  "To make an omelette, first you should",
+  "Tom has 5 apples. He buys 7 more and gives 3 to Ann. How many apples does he have now? Let us work it out.\n",
+  "The three laws of motion are as follows.\n1.",
+  "Dear Sir or Madam,\n\nI am writing to you because",
+  "x = 3; y = 4; x * y =",
+  "Q: Is a tomato a fruit or a vegetable?\nA:",
+  "The following is a list of the planets of our solar system, with the distance of each from the sun in million km "
+  "and the length of its year in days, from the nearest to the farthest.\n- Mercury,",
 )
 
 
@@ -49,9 +49,10 @@ def from_transformers() -> list[list[int]]:
   written = []
   for prompt in prompts():
     tokens_1T = torch.tensor(prompt[None].astype(np.int64))
-    out_1T = model.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T), do_sample=False,
-                            max_new_tokens=NUM_TOKENS, pad_token_id=0)
-    written.append(out_1T[0, len(prompt):].tolist())
+    out_1T = model.generate(
+      tokens_1T, attention_mask=torch.ones_like(tokens_1T), do_sample=False, max_new_tokens=NUM_TOKENS, pad_token_id=0
+    )
+    written.append(out_1T[0, len(prompt) :].tolist())
   return written
 
 

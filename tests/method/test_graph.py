@@ -79,8 +79,11 @@ def fixed_problem(unneeded=0):
   rng = np.random.default_rng(0)
   problem = task.make(rng)
   facts = type(problem.facts)(
-    asked="d", operands={"c": ("a", "b"), "d": ("c", "a"), "e": ("c", "b")},
-    value={"a": 4, "b": 3, "c": 7, "d": 1, "e": 0}, order=("c", "d"))
+    asked="d",
+    operands={"c": ("a", "b"), "d": ("c", "a"), "e": ("c", "b")},
+    value={"a": 4, "b": 3, "c": 7, "d": 1, "e": 0},
+    order=("c", "d"),
+  )
   return task, tasks.Problem("cab;a4;dca;b3;ecb?d:\n", ("ca4b3c7\n", "dc7a4d1\n"), "1", "k", facts)
 
 
@@ -101,7 +104,8 @@ def test_the_solution_is_what_the_prompt_says(modulus, unneeded):
     stated = {name for name, definition in definitions.items() if definition.isdigit()}
     for k, step in enumerate(problem.steps):
       name, first, x, second, y, again, result = re.fullmatch(
-        r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n", step).groups()
+        r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n", step
+      ).groups()
       assert definitions[name] == first + second
       assert name == again
       assert name not in stated
@@ -167,7 +171,7 @@ def test_check_agrees_with_an_independent_reading_on_any_step(unneeded):
   for problem in problems:
     names = re.findall("[a-z]", problem.prompt)
     for _ in range(40):
-      before = problem.steps[:rng.integers(len(problem.steps) + 1)]
+      before = problem.steps[: rng.integers(len(problem.steps) + 1)]
       name, first, second = rng.choice(names, 3)
       if rng.random() < 0.7:
         name = str(rng.choice(sorted(problem.facts.operands)))
@@ -176,21 +180,26 @@ def test_check_agrees_with_an_independent_reading_on_any_step(unneeded):
       step = f"{name}{first}{x}{second}{y}{name}{result}\n"
       verdict = task.check(problem, before, step)
       assert (verdict.kind == "wrong") == is_wrong(problem.prompt, 3, before, step, unneeded), (
-        problem.prompt, before, step)
+        problem.prompt,
+        before,
+        step,
+      )
       assert bool(verdict.error) == (verdict.kind == "wrong")
       kinds.add(verdict.kind)
   assert kinds == {"right", "unverified", "wrong"}
 
 
-@pytest.mark.parametrize(("error", "unneeded"), [
-  *((error, 0) for error in Graph.error_classes), *((error, 4) for error in graph(unneeded=1).error_classes)])
+@pytest.mark.parametrize(
+  ("error", "unneeded"),
+  [*((error, 0) for error in Graph.error_classes), *((error, 4) for error in graph(unneeded=1).error_classes)],
+)
 @pytest.mark.parametrize("modulus", [2, 10, 23])
 def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulus, unneeded):
   rng = np.random.default_rng(4)
   task, problems = made(400, modulus=modulus, unneeded=unneeded)
   accepted = 0
   for problem in problems:
-    before = problem.steps[:rng.integers(len(problem.steps))]
+    before = problem.steps[: rng.integers(len(problem.steps))]
     wrong = task.inject(problem, before, error, rng)
     if wrong is not None and task.check(problem, before, wrong).kind == "wrong":
       accepted += 1
@@ -199,50 +208,56 @@ def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulu
   assert accepted > 100
 
 
-@pytest.mark.parametrize(("before", "step", "kind", "error"), [
-  ((), "ca4b3c7\n", "right", ""),
-  ((), "cb3a4c7\n", "right", ""),                      # operands in the other order
-  ((), "dc7a4d1\n", "unverified", ""),                      # guessed: c is not stated yet
-  (("ca4b3c7\n",), "ec7b3e0\n", "unverified", ""),       # right, not needed
-  ((), "cd1b3c7\n", "wrong", "copy"),                  # every number is true, but 1 + 3 is not 7
-  ((), "ea4b3e7\n", "wrong", "copy"),
-  ((), "ce0c7c7\n", "unverified", ""),                      # another definition, by chance all is true
-  (("ca4b3c7\n",), "da4c7d1\n", "right", ""),
-  (("ca4b3c7\n",), "dc7b3d0\n", "wrong", "copy"),
-  ((), "dc8a4d2\n", "wrong", "early"),
-  ((), "dc7a4d2\n", "wrong", "early"),
-  ((), "ca5b3c8\n", "wrong", "value"),
-  ((), "ca5b2c7\n", "wrong", "value"),                 # two misread values, right sum: still not true
-  ((), "ca4b3c8\n", "wrong", "calc"),
-  (("ca4b3c7\n",), "ca4b3c7\n", "wrong", "repeat"),
-  (("ca4b3c8\n",), "ca4b3c7\n", "right", ""),       # a wrong statement put right is no repeat
-  (("ca4b3c8\n",), "dc8a4d2\n", "wrong", "value"),  # built on a wrong step that stands
-  ((), "ab3c7a0\n", "wrong", "copy"),                  # a given has no such definition
-  ((), "za4b3z7\n", "wrong", "copy"),                  # no such quantity
-  ((), "ca4z3c7\n", "wrong", "copy"),
-  ((), "ca4b3d7\n", "wrong", "malformed"),
-  ((), "ca4b3c07\n", "wrong", "malformed"),
-  ((), "ca4b3c17\n", "wrong", "malformed"),
-  ((), "ca4b3c7", "wrong", "malformed"),
-  ((), "ca\u0664b3c7\n", "wrong", "malformed"),
-  ((), "ca4b3c7\n\n", "wrong", "malformed"),
-  ((), "", "wrong", "malformed"),
-])
+@pytest.mark.parametrize(
+  ("before", "step", "kind", "error"),
+  [
+    ((), "ca4b3c7\n", "right", ""),
+    ((), "cb3a4c7\n", "right", ""),  # operands in the other order
+    ((), "dc7a4d1\n", "unverified", ""),  # guessed: c is not stated yet
+    (("ca4b3c7\n",), "ec7b3e0\n", "unverified", ""),  # right, not needed
+    ((), "cd1b3c7\n", "wrong", "copy"),  # every number is true, but 1 + 3 is not 7
+    ((), "ea4b3e7\n", "wrong", "copy"),
+    ((), "ce0c7c7\n", "unverified", ""),  # another definition, by chance all is true
+    (("ca4b3c7\n",), "da4c7d1\n", "right", ""),
+    (("ca4b3c7\n",), "dc7b3d0\n", "wrong", "copy"),
+    ((), "dc8a4d2\n", "wrong", "early"),
+    ((), "dc7a4d2\n", "wrong", "early"),
+    ((), "ca5b3c8\n", "wrong", "value"),
+    ((), "ca5b2c7\n", "wrong", "value"),  # two misread values, right sum: still not true
+    ((), "ca4b3c8\n", "wrong", "calc"),
+    (("ca4b3c7\n",), "ca4b3c7\n", "wrong", "repeat"),
+    (("ca4b3c8\n",), "ca4b3c7\n", "right", ""),  # a wrong statement put right is no repeat
+    (("ca4b3c8\n",), "dc8a4d2\n", "wrong", "value"),  # built on a wrong step that stands
+    ((), "ab3c7a0\n", "wrong", "copy"),  # a given has no such definition
+    ((), "za4b3z7\n", "wrong", "copy"),  # no such quantity
+    ((), "ca4z3c7\n", "wrong", "copy"),
+    ((), "ca4b3d7\n", "wrong", "malformed"),
+    ((), "ca4b3c07\n", "wrong", "malformed"),
+    ((), "ca4b3c17\n", "wrong", "malformed"),
+    ((), "ca4b3c7", "wrong", "malformed"),
+    ((), "ca\u0664b3c7\n", "wrong", "malformed"),
+    ((), "ca4b3c7\n\n", "wrong", "malformed"),
+    ((), "", "wrong", "malformed"),
+  ],
+)
 def test_verdicts_one_by_one(before, step, kind, error):
   task, problem = fixed_problem()
   verdict = task.check(problem, before, step)
   assert (verdict.kind, verdict.error) == (kind, error)
 
 
-@pytest.mark.parametrize(("before", "step", "kind", "error"), [
-  (("ca4b3c7\n",), "ec7b3e0\n", "wrong", "unneeded"),
-  (("ca4b3c7\n",), "eb3c7e0\n", "wrong", "unneeded"),
-  (("ca4b3c7\n", "dc7a4d1\n"), "ec7b3e0\n", "wrong", "unneeded"),  # solved already
-  ((), "ec7b3e0\n", "unverified", ""),                                    # guessed: c is not stated yet
-  (("ca4b3c7\n",), "ec7b3e1\n", "wrong", "calc"),                   # a wrong number says more
-  (("ca4b3c7\n", "ec7b3e0\n"), "ec7b3e0\n", "wrong", "repeat"),
-  (("ca4b3c7\n",), "dc7a4d1\n", "right", ""),
-])
+@pytest.mark.parametrize(
+  ("before", "step", "kind", "error"),
+  [
+    (("ca4b3c7\n",), "ec7b3e0\n", "wrong", "unneeded"),
+    (("ca4b3c7\n",), "eb3c7e0\n", "wrong", "unneeded"),
+    (("ca4b3c7\n", "dc7a4d1\n"), "ec7b3e0\n", "wrong", "unneeded"),  # solved already
+    ((), "ec7b3e0\n", "unverified", ""),  # guessed: c is not stated yet
+    (("ca4b3c7\n",), "ec7b3e1\n", "wrong", "calc"),  # a wrong number says more
+    (("ca4b3c7\n", "ec7b3e0\n"), "ec7b3e0\n", "wrong", "repeat"),
+    (("ca4b3c7\n",), "dc7a4d1\n", "right", ""),
+  ],
+)
 def test_a_right_sum_that_is_not_needed_is_a_mistake_where_there_are_such(before, step, kind, error):
   task, problem = fixed_problem(unneeded=1)
   verdict = task.check(problem, before, step)
@@ -264,20 +279,23 @@ def test_an_unneeded_quantity_is_a_class_only_where_there_are_such():
   assert task.correction(problem, problem.steps[:1], "ec7b3e0\n") == "dc7a4d1\n"
 
 
-@pytest.mark.parametrize(("before", "wrong", "label", "recompute"), [
-  ((), "dc5a4d9\n", "earlyc", "earlycab"),
-  ((), "ca5b3c8\n", "valuea", "valuea4"),
-  ((), "ca4b3c8\n", "calcc", "calc4+3=7"),
-  (("ca4b3c7\n",), "dc7b3d0\n", "copyd", "copydca"),
-  ((), "dc7a3d0\n", "earlyc", "earlycab"),                    # and the value of a is wrong
-  ((), "da4b3d7\n", "copyd", "copydcacab"),                    # nor can d be computed now
-  ((), "ab3c7a0\n", "copya", "copya4dcacab"),
-  ((), "za4b3z7\n", "copyz", "copyzdcacab"),
-  (("ca4b3c7\n",), "ca4b3c7\n", "repeatc", "repeatc7dca"),
-  (("ca4b3c7\n", "dc7a4d1\n"), "ca4b3c7\n", "repeatc", "repeatc7"),  # nothing is left to compute
-  ((), "ca4", "malformed", "malformeddcacab"),
-  (("ca4b3c7\n",), "ca4", "malformed", "malformeddca"),
-])
+@pytest.mark.parametrize(
+  ("before", "wrong", "label", "recompute"),
+  [
+    ((), "dc5a4d9\n", "earlyc", "earlycab"),
+    ((), "ca5b3c8\n", "valuea", "valuea4"),
+    ((), "ca4b3c8\n", "calcc", "calc4+3=7"),
+    (("ca4b3c7\n",), "dc7b3d0\n", "copyd", "copydca"),
+    ((), "dc7a3d0\n", "earlyc", "earlycab"),  # and the value of a is wrong
+    ((), "da4b3d7\n", "copyd", "copydcacab"),  # nor can d be computed now
+    ((), "ab3c7a0\n", "copya", "copya4dcacab"),
+    ((), "za4b3z7\n", "copyz", "copyzdcacab"),
+    (("ca4b3c7\n",), "ca4b3c7\n", "repeatc", "repeatc7dca"),
+    (("ca4b3c7\n", "dc7a4d1\n"), "ca4b3c7\n", "repeatc", "repeatc7"),  # nothing is left to compute
+    ((), "ca4", "malformed", "malformeddcacab"),
+    (("ca4b3c7\n",), "ca4", "malformed", "malformeddca"),
+  ],
+)
 def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recompute):
   task, problem = fixed_problem()
   assert task.explain(problem, before, wrong, "label") == label
@@ -287,8 +305,11 @@ def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recomp
 def test_the_reason_for_early_goes_back_to_what_can_be_computed_and_the_correction_computes_it():
   task = graph()
   facts = type(fixed_problem()[1].facts)(
-    asked="e", operands={"e": ("a", "d"), "d": ("c", "b"), "c": ("b", "a")},
-    value={"a": 4, "b": 3, "c": 7, "d": 0, "e": 4}, order=("c", "d", "e"))
+    asked="e",
+    operands={"e": ("a", "d"), "d": ("c", "b"), "c": ("b", "a")},
+    value={"a": 4, "b": 3, "c": 7, "d": 0, "e": 4},
+    order=("c", "d", "e"),
+  )
   problem = tasks.Problem("ead;a4;dcb;b3;cba?e:\n", ("cb3a4c7\n", "dc7b3d0\n", "ea4d0e4\n"), "4", "k", facts)
   assert task.explain(problem, (), "ea4d1e5\n", "recompute") == "earlydcbcba"
   assert task.explain(problem, (), "ea4d1e5\n", "label") == "earlyd"
@@ -301,7 +322,7 @@ def test_a_wrong_number_is_corrected_in_the_same_quantity_where_others_could_com
   rng = np.random.default_rng(8)
   task, problems = made(100, unneeded=4, min_size=4, max_size=8)
   for problem in problems:
-    before = problem.steps[:rng.integers(len(problem.steps) - 1)]
+    before = problem.steps[: rng.integers(len(problem.steps) - 1)]
     for error in ("value", "calc"):
       wrong = task.inject(problem, before, error, rng)
       assert task.correction(problem, before, wrong) == problem.steps[len(before)]
@@ -315,7 +336,7 @@ def test_the_correction_is_the_sum_that_the_reason_ends_with(error, unneeded):
   task, problems = made(300, unneeded=unneeded, min_size=3, max_size=8)
   seen = 0
   for problem in problems:
-    before = problem.steps[:rng.integers(len(problem.steps) - 1)]
+    before = problem.steps[: rng.integers(len(problem.steps) - 1)]
     wrong = "ca4" if error == "malformed" else task.inject(problem, before, error, rng)
     if wrong is None or task.check(problem, before, wrong).error != error:
       continue
@@ -327,12 +348,15 @@ def test_the_correction_is_the_sum_that_the_reason_ends_with(error, unneeded):
   assert seen > 150
 
 
-@pytest.mark.parametrize(("before", "wrong", "right"), [
-  ((), "ca4b3c8\n", "ca4b3c7\n"),
-  ((), "dc5a4d9\n", "ca4b3c7\n"),                    # too early for d: c comes first
-  (("ca4b3c7\n",), "ec7b3e1\n", "dc7a4d1\n"),     # e is not needed
-  (("ca4b3c7\n",), "rubbish", "dc7a4d1\n"),
-])
+@pytest.mark.parametrize(
+  ("before", "wrong", "right"),
+  [
+    ((), "ca4b3c8\n", "ca4b3c7\n"),
+    ((), "dc5a4d9\n", "ca4b3c7\n"),  # too early for d: c comes first
+    (("ca4b3c7\n",), "ec7b3e1\n", "dc7a4d1\n"),  # e is not needed
+    (("ca4b3c7\n",), "rubbish", "dc7a4d1\n"),
+  ],
+)
 def test_the_correction_is_about_the_same_quantity_where_it_can_come_now(before, wrong, right):
   task, problem = fixed_problem()
   assert task.correction(problem, before, wrong) == right
@@ -343,7 +367,7 @@ def test_an_injected_mistake_is_wrong_in_its_own_way_only(error):
   rng = np.random.default_rng(7)
   task, problems = made(200)
   for problem in problems:
-    before = problem.steps[:rng.integers(len(problem.steps))]
+    before = problem.steps[: rng.integers(len(problem.steps))]
     wrong = task.inject(problem, before, error, rng)
     if wrong is None:
       continue
@@ -359,8 +383,9 @@ def test_an_injected_mistake_is_wrong_in_its_own_way_only(error):
 
 
 def test_any_valid_order_is_right():
-  facts = Facts("e", {"c": ("a", "b"), "d": ("b", "b"), "e": ("c", "d")},
-                {"a": 4, "b": 3, "c": 7, "d": 6, "e": 3}, ("c", "d", "e"))
+  facts = Facts(
+    "e", {"c": ("a", "b"), "d": ("b", "b"), "e": ("c", "d")}, {"a": 4, "b": 3, "c": 7, "d": 6, "e": 3}, ("c", "d", "e")
+  )
   task, _ = made(0)
   problem = tasks.Problem("cab;a4;dbb;b3;ecd?e:\n", ("ca4b3c7\n", "db3b3d6\n", "ec7d6e3\n"), "3", "k", facts)
   for order in ((0, 1, 2), (1, 0, 2)):
@@ -406,11 +431,16 @@ def test_copies_with_other_names_or_order_share_a_key_and_other_values_do_not():
   assert _key([[], [], [0, 1], [2, 0]], [4, 3, 7, 1]) != _key([[], [], [0, 1], [2, 0]], [5, 3, 8, 3])
 
 
-@pytest.mark.parametrize("sizes", [
-  {"min_size": 0, "max_size": 3, "modulus": 10}, {"min_size": 1, "max_size": MAX_SIZE + 1, "modulus": 10},
-  {"min_size": 1, "max_size": MAX_SIZE - 2, "unneeded": 3}, {"min_size": 1, "max_size": 3, "modulus": 0},
-  {"min_size": 1, "max_size": 3, "modulus": 1},
-])
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"min_size": 0, "max_size": 3, "modulus": 10},
+    {"min_size": 1, "max_size": MAX_SIZE + 1, "modulus": 10},
+    {"min_size": 1, "max_size": MAX_SIZE - 2, "unneeded": 3},
+    {"min_size": 1, "max_size": 3, "modulus": 0},
+    {"min_size": 1, "max_size": 3, "modulus": 1},
+  ],
+)
 def test_sizes_and_moduli_it_cannot_have_are_refused(sizes):
   with pytest.raises(InputError):
     graph(**sizes)

@@ -15,21 +15,27 @@ from insec_jax.method.tasks.gsm8k import Gsm8k, problem_of
 from insec_jax.method.transcript import Markers, clean, clean_text, render
 
 RECORDS = [
-  {"question": "A baker fills 3 trays with 12 rolls each and sells 20 rolls. What do the rolls left bring at $2 each?",
-   "answer": "The baker makes 3 * 12 = <<3*12=36>>36 rolls in the morning.\n"
-             "After the sale there are 36 - 20 = <<36-20=16>>16 rolls left. "
-             "He then earns 16 x $2 = $<<16*2=32>>32 for them.\n"
-             "#### 32"},
-  {"question": "Tickets cost $1,200 for 48 guests, half of whom pay twice as much. What do two of the cheap half pay?",
-   "answer": "Half of the guests are 48 / 2 = <<48/2=24>>24 guests.\n"
-             "Counted by shares there are 24 * 2 + 24 = <<24*2+24=72>>72 shares to pay.\n"
-             "One share of the tickets is 1,200 / 72 = $<<1200/72=16.67>>16.67.\n"
-             "So two guests of the cheap half pay $33.34 in all.\n"
-             "#### 33.34"},
-  {"question": "Nora is 15 years younger than Max, who is 52. How old is she in 5 years?",
-   "answer": "Max is 52 years old, therefore Nora is <<37=37>>37 years old today.\n"
-             "In five years Nora will be 37 + 5 = <<37+5=42>>42 years old.\n\n"
-             "#### 42"},
+  {
+    "question": "A baker fills 3 trays with 12 rolls each and sells 20 rolls. What do the rolls left bring at $2 each?",
+    "answer": "The baker makes 3 * 12 = <<3*12=36>>36 rolls in the morning.\n"
+    "After the sale there are 36 - 20 = <<36-20=16>>16 rolls left. "
+    "He then earns 16 x $2 = $<<16*2=32>>32 for them.\n"
+    "#### 32",
+  },
+  {
+    "question": "Tickets cost $1,200 for 48 guests, half of whom pay twice as much. What do two of the cheap half pay?",
+    "answer": "Half of the guests are 48 / 2 = <<48/2=24>>24 guests.\n"
+    "Counted by shares there are 24 * 2 + 24 = <<24*2+24=72>>72 shares to pay.\n"
+    "One share of the tickets is 1,200 / 72 = $<<1200/72=16.67>>16.67.\n"
+    "So two guests of the cheap half pay $33.34 in all.\n"
+    "#### 33.34",
+  },
+  {
+    "question": "Nora is 15 years younger than Max, who is 52. How old is she in 5 years?",
+    "answer": "Max is 52 years old, therefore Nora is <<37=37>>37 years old today.\n"
+    "In five years Nora will be 37 + 5 = <<37+5=42>>42 years old.\n\n"
+    "#### 42",
+  },
 ]
 TASK = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0, unneeded=0))
 BAKER, TICKETS, NORA = map(problem_of, RECORDS)
@@ -47,19 +53,22 @@ def test_annotations_leave_the_text_and_become_facts():
   assert BAKER.answer == "32"
   solution = "".join(BAKER.steps)
   assert [(note.expression, note.result) for note in BAKER.facts.notes] == [("3*12", 36), ("36-20", 16), ("16*2", 32)]
-  assert [solution[note.place:note.place + 2] for note in BAKER.facts.notes] == ["36", "16", "32"]
+  assert [solution[note.place : note.place + 2] for note in BAKER.facts.notes] == ["36", "16", "32"]
   assert TICKETS.answer == "33.34"
   assert NORA.steps[1].endswith("old.\n\n")
 
 
-@pytest.mark.parametrize(("answer", "message"), [
-  ("It is 5.", "its last line must be '#### '"),
-  ("#### five", "its last line must be '#### '"),
-  ("so <<2+2=5>>5\n#### 5", "does not hold"),
-  ("so <<2+x=5>>5\n#### 5", "does not hold"),
-  ("so <<4>>4\n#### 4", "does not hold"),
-  ("", "its last line must be"),
-])
+@pytest.mark.parametrize(
+  ("answer", "message"),
+  [
+    ("It is 5.", "its last line must be '#### '"),
+    ("#### five", "its last line must be '#### '"),
+    ("so <<2+2=5>>5\n#### 5", "does not hold"),
+    ("so <<2+x=5>>5\n#### 5", "does not hold"),
+    ("so <<4>>4\n#### 4", "does not hold"),
+    ("", "its last line must be"),
+  ],
+)
 def test_a_record_that_cannot_be_checked_is_refused(answer, message):
   with pytest.raises(InputError, match=message):
     problem_of({"question": "q", "answer": answer})
@@ -87,33 +96,40 @@ def test_the_solution_is_right_step_by_step(problem, unit):
 def test_sentences_and_paragraphs_are_steps():
   assert len(BAKER.steps) == 3
   assert tasks.in_units(BAKER, "sentence").steps[1:3] == (
-    "After the sale there are 36 - 20 = 16 rolls left. ", "He then earns 16 x $2 = $32 for them.\n")
+    "After the sale there are 36 - 20 = 16 rolls left. ",
+    "He then earns 16 x $2 = $32 for them.\n",
+  )
   assert len(tasks.in_units(NORA, "paragraph").steps) == 2
 
 
-@pytest.mark.parametrize(("k", "step", "expected"), [
-  (0, "The baker makes 3 * 12 = 35 rolls in the morning.\n", ("wrong", "calc")),
-  (0, "The baker makes 3*12=36 rolls in the morning.", ("right", "")),
-  (0, "He has 3 * 12 = 35 rolls.\n", ("wrong", "calc")),                              # in other words too
-  (0, "The baker makes 12 * 3 = 36 rolls in the morning.\n", ("right", "")),          # the other way round
-  (0, "So there are 3 x 12 = 36 rolls!\n", ("right", "")),                            # a result of the solution's
-  (0, "He pays 12 + 3 = 15 for flour.\n", ("unverified", "")),                             # nobody can tell
-  (0, "The baker makes 3 * 12 rolls in the morning.\n", ("unverified", "")),
-  (0, "The baker makes 3 * 21 = 63 rolls in the morning.\n", ("wrong", "operand")),   # 21 comes from nowhere
-  (0, "The baker makes 2 * 12 = 24 rolls in the morning.\n", ("unverified", "")),          # 2 and 24 have a source
-  (2, "#### 23\n", ("wrong", "answer")),
-  (2, "#### 32.0\n", ("right", "")),
-  (2, "#### thirty-two\n", ("wrong", "malformed")),
-  (2, "#####\n", ("wrong", "malformed")),
-  (1, "The baker makes 3 * 12 = 36 rolls in the morning.", ("wrong", "repeat")),
-])
+@pytest.mark.parametrize(
+  ("k", "step", "expected"),
+  [
+    (0, "The baker makes 3 * 12 = 35 rolls in the morning.\n", ("wrong", "calc")),
+    (0, "The baker makes 3*12=36 rolls in the morning.", ("right", "")),
+    (0, "He has 3 * 12 = 35 rolls.\n", ("wrong", "calc")),  # in other words too
+    (0, "The baker makes 12 * 3 = 36 rolls in the morning.\n", ("right", "")),  # the other way round
+    (0, "So there are 3 x 12 = 36 rolls!\n", ("right", "")),  # a result of the solution's
+    (0, "He pays 12 + 3 = 15 for flour.\n", ("unverified", "")),  # nobody can tell
+    (0, "The baker makes 3 * 12 rolls in the morning.\n", ("unverified", "")),
+    (0, "The baker makes 3 * 21 = 63 rolls in the morning.\n", ("wrong", "operand")),  # 21 comes from nowhere
+    (0, "The baker makes 2 * 12 = 24 rolls in the morning.\n", ("unverified", "")),  # 2 and 24 have a source
+    (2, "#### 23\n", ("wrong", "answer")),
+    (2, "#### 32.0\n", ("right", "")),
+    (2, "#### thirty-two\n", ("wrong", "malformed")),
+    (2, "#####\n", ("wrong", "malformed")),
+    (1, "The baker makes 3 * 12 = 36 rolls in the morning.", ("wrong", "repeat")),
+  ],
+)
 def test_verdicts_one_by_one(k, step, expected):
   assert verdict(BAKER, k, step) == expected
 
 
 def test_a_misread_earlier_result_is_a_carry_mistake():
   assert verdict(tasks.in_units(BAKER, "sentence"), 1, "After the sale there are 63 - 20 = 43 rolls left. ") == (
-    "wrong", "carry")
+    "wrong",
+    "carry",
+  )
 
 
 def test_a_value_without_arithmetic_is_wrong_only_when_it_has_no_source():
@@ -130,16 +146,27 @@ def test_rounding_is_not_a_mistake():
   assert verdict(TICKETS, 2, "One share of the tickets is 1,200 / 72 = $18.\n") == ("wrong", "calc")
 
 
-@pytest.mark.parametrize(("k", "wrong", "label", "recompute"), [
-  (0, "The baker makes 3 * 12 = 35 rolls in the morning.\n", "3*12 is not 35.", "3*12 is 36, not 35."),
-  (0, "He has 4 + 4 = 9 rolls.\n", "4+4 is not 9.", "4+4 is 8, not 9."),
-  (0, "The baker makes 3 * 21 = 63 rolls in the morning.\n", "21 is not the right number.",
-   "The number is 12, not 21: 3*12 = 36."),
-  (1, "The baker makes 3 * 12 = 36 rolls in the morning.\n", "This was said before.",
-   "This was said before: 3*12 is 36."),
-  (2, "#### 23\n", "The answer is not 23.", "The answer is 32, not 23."),
-  (2, "#### many\n", "The answer is not a number.", "The answer is the number 32."),
-])
+@pytest.mark.parametrize(
+  ("k", "wrong", "label", "recompute"),
+  [
+    (0, "The baker makes 3 * 12 = 35 rolls in the morning.\n", "3*12 is not 35.", "3*12 is 36, not 35."),
+    (0, "He has 4 + 4 = 9 rolls.\n", "4+4 is not 9.", "4+4 is 8, not 9."),
+    (
+      0,
+      "The baker makes 3 * 21 = 63 rolls in the morning.\n",
+      "21 is not the right number.",
+      "The number is 12, not 21: 3*12 = 36.",
+    ),
+    (
+      1,
+      "The baker makes 3 * 12 = 36 rolls in the morning.\n",
+      "This was said before.",
+      "This was said before: 3*12 is 36.",
+    ),
+    (2, "#### 23\n", "The answer is not 23.", "The answer is 32, not 23."),
+    (2, "#### many\n", "The answer is not a number.", "The answer is the number 32."),
+  ],
+)
 def test_reasons_say_what_is_wrong_and_recompute_it(k, wrong, label, recompute):
   assert TASK.explain(BAKER, BAKER.steps[:k], wrong, "label") == label
   assert TASK.explain(BAKER, BAKER.steps[:k], wrong, "recompute") == recompute
@@ -200,8 +227,17 @@ def test_numbers_keep_their_style():
 def test_transcripts_of_any_unit_read_back_clean(unit):
   rng = np.random.default_rng(0)
   markers = Markers("<err>", "<fix>")
-  config = MistakesConfig(source="injected", share=1.0, max_per_solution=3, place="anywhere", classes=(),
-                          reason="recompute", unit=unit, mined=0.0, mined_path="")
+  config = MistakesConfig(
+    source="injected",
+    share=1.0,
+    max_per_solution=3,
+    place="anywhere",
+    classes=(),
+    reason="recompute",
+    unit=unit,
+    mined=0.0,
+    mined_path="",
+  )
   for problem in (BAKER, TICKETS, NORA) * 20:
     transcript = with_mistakes(problem, TASK, config, markers, rng)
     assert any(piece.role == MISTAKE for piece in transcript)

@@ -17,8 +17,17 @@ from insec_jax.method.transcript import Markers, Piece, clean, parse, render
 
 MARKERS = Markers("<err>", "<fix>")
 SIZES = TaskConfig(name="graph", min_size=4, max_size=4, modulus=10, unneeded=0)
-MISTAKES = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
-                          reason="label", unit="line", mined=0.0, mined_path="")
+MISTAKES = MistakesConfig(
+  source="injected",
+  share=1.0,
+  max_per_solution=2,
+  place="anywhere",
+  classes=(),
+  reason="label",
+  unit="line",
+  mined=0.0,
+  mined_path="",
+)
 
 
 def transcripts(task, num, seed=0, **changes):
@@ -47,7 +56,7 @@ def test_every_mistake_is_wrong_and_every_correction_right(name):
       if piece.role == MISTAKE:
         verdict = task.check(problem, tuple(before), piece.text)
         assert verdict.kind == "wrong"
-        assert [after.role for after in transcript[k + 1:k + 5]] == [FLAG, REASON, FLAG, CORRECTION]
+        assert [after.role for after in transcript[k + 1 : k + 5]] == [FLAG, REASON, FLAG, CORRECTION]
         assert transcript[k + 2].text == task.explain(problem, tuple(before), piece.text, "label")
         assert transcript[k + 2].text.startswith(verdict.error)
       elif piece.role in (TEXT, CORRECTION):
@@ -107,8 +116,10 @@ def test_the_share_of_solutions_with_mistakes_is_the_one_asked_for():
 
 
 def test_number_and_places_are_even():
-  found = [places_of(transcript) for _, transcript in transcripts(Graph(SIZES), 3000, classes=("calc", "value"),
-                                                                  max_per_solution=3)]
+  found = [
+    places_of(transcript)
+    for _, transcript in transcripts(Graph(SIZES), 3000, classes=("calc", "value"), max_per_solution=3)
+  ]
   number = collections.Counter(map(len, found))
   assert {1, 2, 3} == set(number)
   assert all(abs(count / 3000 - 1 / 3) < 0.04 for count in number.values())
@@ -125,18 +136,24 @@ def test_classes_are_even_where_all_are_possible():
   assert abs(found["calc"] / 1500 - 0.5) < 0.05
 
 
-@pytest.mark.parametrize(("place", "allowed"), [
-  ("first_half", {0, 1}), ("last_half", {2, 3}), ("anywhere", {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+  ("place", "allowed"), [("first_half", {0, 1}), ("last_half", {2, 3}), ("anywhere", {0, 1, 2, 3})]
+)
 def test_mistakes_stay_in_their_half(place, allowed):
   found = transcripts(Graph(SIZES), 200, classes=("calc",), place=place, max_per_solution=4)
   assert {k for _, transcript in found for k in places_of(transcript)} == allowed
 
 
 def test_the_reason_can_be_left_out_or_recompute():
-  assert not any(piece.role == REASON for _, transcript in transcripts(Graph(SIZES), 30, reason="none")
-                 for piece in transcript)
-  reasons = [piece.text for _, transcript in transcripts(Graph(SIZES), 30, classes=("calc",), reason="recompute")
-             for piece in transcript if piece.role == REASON]
+  assert not any(
+    piece.role == REASON for _, transcript in transcripts(Graph(SIZES), 30, reason="none") for piece in transcript
+  )
+  reasons = [
+    piece.text
+    for _, transcript in transcripts(Graph(SIZES), 30, classes=("calc",), reason="recompute")
+    for piece in transcript
+    if piece.role == REASON
+  ]
   assert reasons
   assert all("+" in reason and "=" in reason for reason in reasons)
 
@@ -152,7 +169,7 @@ def test_a_probe_is_a_right_prefix_and_a_wrong_step():
     problem = task.make(rng)
     found = probe(problem, task, MISTAKES, rng)
     assert found.text == problem.prompt + "".join(found.before) + found.wrong
-    assert found.before == problem.steps[:len(found.before)]
+    assert found.before == problem.steps[: len(found.before)]
     assert task.check(problem, found.before, found.wrong).error == found.error != ""
 
 
@@ -185,11 +202,16 @@ def test_a_reason_is_worded_as_the_config_says():
   k = next(k for k, piece in enumerate(transcript) if piece.role == MISTAKE)
   before, wrong = tuple("".join(each.text for each in transcript[1:k]).splitlines(keepends=True)), transcript[k].text
   error = task.check(problem, before, wrong).error
-  worded = {reason: reason_of(problem, before, wrong, error, task=task, reason=reason, unit="line")
-            for reason in ("none", "label", "recompute", "paper")}
-  assert worded == {"none": "", "label": task.explain(problem, before, wrong, "label"),
-                    "recompute": task.explain(problem, before, wrong, "recompute"),
-                    "paper": paper_reason(error, "line")}
+  worded = {
+    reason: reason_of(problem, before, wrong, error, task=task, reason=reason, unit="line")
+    for reason in ("none", "label", "recompute", "paper")
+  }
+  assert worded == {
+    "none": "",
+    "label": task.explain(problem, before, wrong, "label"),
+    "recompute": task.explain(problem, before, wrong, "recompute"),
+    "paper": paper_reason(error, "line"),
+  }
 
 
 def story(k, asked=True):
@@ -225,12 +247,20 @@ def test_nothing_is_wrong_before_anything_was_said():
   assert set(places) == {1, 2, 3, 4, 5}
 
 
-@pytest.mark.parametrize(("reason", "told"), [
-  ("none", {""}),
-  ("label", {"This does not belong here.", "A number is wrong.", "A name is wrong.", "The opposite is true."}),
-  ("paper", {f"Found an error in the previous sentence. Reason: {words}."
-             for words in ("does not follow", "wrong number", "wrong name", "the opposite is true")}),
-])
+@pytest.mark.parametrize(
+  ("reason", "told"),
+  [
+    ("none", {""}),
+    ("label", {"This does not belong here.", "A number is wrong.", "A name is wrong.", "The opposite is true."}),
+    (
+      "paper",
+      {
+        f"Found an error in the previous sentence. Reason: {words}."
+        for words in ("does not follow", "wrong number", "wrong name", "the opposite is true")
+      },
+    ),
+  ],
+)
 def test_mistakes_in_prose_come_evenly_from_all_classes_and_say_which(reason, told):
   texts, found = prose_mistakes(60, reason=reason, max_per_solution=1)
   seen = collections.Counter(said for _, wrong in found for _, said in wrong.values())
@@ -239,9 +269,9 @@ def test_mistakes_in_prose_come_evenly_from_all_classes_and_say_which(reason, to
   k, wrong = found[0]
   ((place, (step, _)),) = wrong.items()
   pieces = pieces_of(texts[k].steps, wrong, MARKERS)
-  flagged = pieces[1 if place else 0:]
+  flagged = pieces[1 if place else 0 :]
   assert flagged[:2] == (Piece(MISTAKE, step), Piece(FLAG, "<err>"))
-  assert flagged[-3 if place < 5 else -2:][:2] == (Piece(FLAG, "<fix>"), Piece(CORRECTION, texts[k].steps[place]))
+  assert flagged[-3 if place < 5 else -2 :][:2] == (Piece(FLAG, "<fix>"), Piece(CORRECTION, texts[k].steps[place]))
   assert clean(pieces) == "".join(texts[k].steps)
   assert parse(render(pieces), MARKERS, "sentence") == pieces
 

@@ -19,8 +19,11 @@ def text(answer, prompt="What happened?\n", unit="sentence"):
 def town(k):
   """A record whose middle step offers a number, a name and a place for a negation."""
   name, trade = NAMES[k], TRADES[k]
-  return text(f"Long ago {name} learned {trade} with {NAMES[k - 1]}. In all {name} was paid {120 + k} coins. "
-              f"So {trade} made a living.", prompt=f"How did {name} live?\n")
+  return text(
+    f"Long ago {name} learned {trade} with {NAMES[k - 1]}. In all {name} was paid {120 + k} coins. "
+    f"So {trade} made a living.",
+    prompt=f"How did {name} live?\n",
+  )
 
 
 def drawn(texts, place, error, num=60, index=0):
@@ -61,14 +64,19 @@ def test_the_next_sentence_comes_from_another_record():
   assert len(found) > 5
 
 
-@pytest.mark.parametrize(("why", "donor"), [
-  ("it stands in this record", text("He PAID, 5 coins!", prompt="Who?")),
-  ("its words all stand in this record", text("Rivers paid coins.", prompt="Who?")),
-  ("the same was asked", text("Eagles circled overhead.")),
-  ("it is of two sentences, of which one stands in this record",
-   ProseRecord("Who?", ("Eagles circled overhead. He paid 5 coins.",), led=True)),
-  ("nothing in it says what it is about", text("So it is. 3 + 4 = 7.", prompt="Who?")),
-])
+@pytest.mark.parametrize(
+  ("why", "donor"),
+  [
+    ("it stands in this record", text("He PAID, 5 coins!", prompt="Who?")),
+    ("its words all stand in this record", text("Rivers paid coins.", prompt="Who?")),
+    ("the same was asked", text("Eagles circled overhead.")),
+    (
+      "it is of two sentences, of which one stands in this record",
+      ProseRecord("Who?", ("Eagles circled overhead. He paid 5 coins.",), led=True),
+    ),
+    ("nothing in it says what it is about", text("So it is. 3 + 4 = 7.", prompt="Who?")),
+  ],
+)
 def test_a_sentence_from_elsewhere_is_refused_when(why, donor):
   own = text("Rivers froze. He paid 5 coins. He left.")
   assert steps_of([own, donor], 1, "sentence") == {None}, why
@@ -91,11 +99,24 @@ def test_a_changed_number_has_another_value_and_is_written_alike():
   assert all("," in one.wrong for one in found if int(one.wrong.replace(",", "")) >= 1000)
 
 
-@pytest.mark.parametrize("step", [
-  "It needs at least 3 coins.", "About 30 came.", "The 3rd house burned.", "H2O boiled away.", "Release 1.2.3 is out.",
-  "Is it 5 coins?", "For example, 3 works.", "See page 12.", "Step 4: pay.", "1) Pay them.", "Agent 007 came.",
-  "If 3 came, fine.", "3 is odd.",
-])
+@pytest.mark.parametrize(
+  "step",
+  [
+    "It needs at least 3 coins.",
+    "About 30 came.",
+    "The 3rd house burned.",
+    "H2O boiled away.",
+    "Release 1.2.3 is out.",
+    "Is it 5 coins?",
+    "For example, 3 works.",
+    "See page 12.",
+    "Step 4: pay.",
+    "1) Pay them.",
+    "Agent 007 came.",
+    "If 3 came, fine.",
+    "3 is odd.",
+  ],
+)
 def test_a_number_that_another_may_stand_for_as_well_is_left(step):
   assert steps_of([text(f"Wait. {step}")], len(split_steps(f"Wait. {step}", "sentence")) - 1, "number") == {None}
 
@@ -123,17 +144,24 @@ def test_a_name_gives_way_to_one_beside_which_it_stands_or_to_a_foreign_one():
   assert steps_of([quoted, text('We sang "Tosca" there.', prompt="Who?")], 1, "entity") == {'Then "Tosca" was lost. '}
 
 
-@pytest.mark.parametrize(("first", "name"), [
-  ("We saw Robert, known as Bob, there", "Robert"), ("We saw Bobby with Bob there", "Bobby"),
-  ("We saw Anna, Queen there", "Anna"), ("We saw Anna Lee and Ms Lee there", "Anna Lee"),
-  ("We flew from the United States with US pilots", "United States"), ("We saw that Clark is Superman there", "Clark"),
-])
+@pytest.mark.parametrize(
+  ("first", "name"),
+  [
+    ("We saw Robert, known as Bob, there", "Robert"),
+    ("We saw Bobby with Bob there", "Bobby"),
+    ("We saw Anna, Queen there", "Anna"),
+    ("We saw Anna Lee and Ms Lee there", "Anna Lee"),
+    ("We flew from the United States with US pilots", "United States"),
+    ("We saw that Clark is Superman there", "Clark"),
+  ],
+)
 def test_a_name_that_may_mean_the_same_is_no_mistake(first, name):
   assert steps_of([text(f"{first}. Then came {name}. All left.")], 1, "entity") == {None}
 
 
-@pytest.mark.parametrize(("name", "foreign"), [
-  ("Robert", "Rob"), ("United States", "US"), ("Anna Lee", "Ms Lee"), ("Anna", "Anna")])
+@pytest.mark.parametrize(
+  ("name", "foreign"), [("Robert", "Rob"), ("United States", "US"), ("Anna Lee", "Ms Lee"), ("Anna", "Anna")]
+)
 def test_a_foreign_name_that_may_mean_the_same_is_no_mistake(name, foreign):
   own = text(f"We saw trees. Then came {name}. All left.")
   assert steps_of([own, text(f"We saw {foreign} there.", prompt="Who?")], 1, "entity") == {None}
@@ -152,20 +180,40 @@ def test_a_capital_that_begins_a_sentence_makes_no_name():
   assert steps_of([text("We saw trees. Rivers froze. All left."), other], 1, "entity") == {None}
 
 
-@pytest.mark.parametrize(("right", "wrong"), [
-  ("The bridge is open.", "The bridge is not open."), ("It was not cold.", "It was cold."),
-  ("He can swim.", "He cannot swim."), ("He cannot swim.", "He can swim."), ("They won't come.", "They will come."),
-  ("He can't swim.", "He can swim."), ("She didn't pay.", "She did pay."), ("It does not work.", "It does work."),
-])
+@pytest.mark.parametrize(
+  ("right", "wrong"),
+  [
+    ("The bridge is open.", "The bridge is not open."),
+    ("It was not cold.", "It was cold."),
+    ("He can swim.", "He cannot swim."),
+    ("He cannot swim.", "He can swim."),
+    ("They won't come.", "They will come."),
+    ("He can't swim.", "He can swim."),
+    ("She didn't pay.", "She did pay."),
+    ("It does not work.", "It does work."),
+  ],
+)
 def test_a_negation_is_put_in_or_taken_out(right, wrong):
   assert steps_of([text(f"Wait. {right} Bye.")], 1, "negation") == {f"{wrong} "}
 
 
-@pytest.mark.parametrize("step", [
-  "It may be open.", "Some doors are open.", "Why is it open?", "If it is open, go.", "It is not without risk.",
-  "It is open or shut.", "The can rusted.", "He paid.", "It is never open.", "He doesn't pay any rent.",
-  "As it is, go.", "Always do not do it.",
-])
+@pytest.mark.parametrize(
+  "step",
+  [
+    "It may be open.",
+    "Some doors are open.",
+    "Why is it open?",
+    "If it is open, go.",
+    "It is not without risk.",
+    "It is open or shut.",
+    "The can rusted.",
+    "He paid.",
+    "It is never open.",
+    "He doesn't pay any rent.",
+    "As it is, go.",
+    "Always do not do it.",
+  ],
+)
 def test_a_negation_that_may_hold_as_well_is_left(step):
   assert steps_of([text(f"Wait. {step} Bye.")], 1, "negation") == {None}
 
@@ -178,8 +226,10 @@ def test_a_negation_is_refused_where_the_record_says_just_that():
 @pytest.mark.parametrize("error", CLASSES)
 def test_steps_may_be_lines_and_paragraphs(unit, error):
   gap = "\n" if unit == "line" else "\n\n"
-  texts = [ProseRecord("", split_steps(f"Hear this.{gap}{''.join(town(k).steps)}{gap}The end{k}.", unit), led=False)
-           for k in range(8)]
+  texts = [
+    ProseRecord("", split_steps(f"Hear this.{gap}{''.join(town(k).steps)}{gap}The end{k}.", unit), led=False)
+    for k in range(8)
+  ]
   wrong = [found for found in drawn(texts, 1, error) if found]
   assert wrong
   for found in wrong:
@@ -188,11 +238,14 @@ def test_steps_may_be_lines_and_paragraphs(unit, error):
     assert content_of(found.step) != content_of(texts[0].steps[1])
 
 
-@pytest.mark.parametrize(("error", "label", "recompute"), [
-  ("number", "A number is wrong.", 'It should say "12", not "13".'),
-  ("entity", "A name is wrong.", 'It should say "12", not "13".'),
-  ("negation", "The opposite is true.", 'It should say "12", not "13".'),
-])
+@pytest.mark.parametrize(
+  ("error", "label", "recompute"),
+  [
+    ("number", "A number is wrong.", 'It should say "12", not "13".'),
+    ("entity", "A name is wrong.", 'It should say "12", not "13".'),
+    ("negation", "The opposite is true.", 'It should say "12", not "13".'),
+  ],
+)
 def test_reasons_name_what_is_wrong_and_put_it_right(error, label, recompute):
   found = Corruption("13", error, "12", "13")
   assert explain(found, "label") == label

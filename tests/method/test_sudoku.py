@@ -24,8 +24,12 @@ PROBLEMS = tasks.problems(TASK, "train", num=100, seed=0)
 def peers(cell):
   """The other cells of its row, column and box, by counting."""
   row, column = divmod(cell, 4)
-  return {4 * r + c for r in range(4) for c in range(4)
-          if (r == row or c == column or (r // 2 == row // 2 and c // 2 == column // 2))} - {cell}
+  return {
+    4 * r + c
+    for r in range(4)
+    for c in range(4)
+    if (r == row or c == column or (r // 2 == row // 2 and c // 2 == column // 2))
+  } - {cell}
 
 
 def test_there_are_288_grids_and_in_each_rows_columns_and_boxes_hold_four_numbers():
@@ -138,9 +142,14 @@ def test_copies_with_moved_lines_and_other_numbers_share_a_key_and_other_puzzles
       assert sudoku._key(moved, frozenset(k for k, place in enumerate(places) if place in givens)) == problem.key
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-  ({"modulus": 10}, "sudoku takes modulus 0"), ({"min_size": 0}, "min_size of at least 1"),
-  ({"max_size": 13}, "a sudoku has 1 to 12 empty cells")])
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"modulus": 10}, "sudoku takes modulus 0"),
+    ({"min_size": 0}, "min_size of at least 1"),
+    ({"max_size": 13}, "a sudoku has 1 to 12 empty cells"),
+  ],
+)
 def test_sizes_that_it_cannot_have_are_refused(changes, words):
   with pytest.raises(InputError, match=words):
     make(**changes)

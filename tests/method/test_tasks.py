@@ -256,7 +256,13 @@ def test_the_task_that_the_readme_shows_is_one_file_of_40_lines_that_works(tmp_p
   arguments = shlex.split(command.replace("\\\n", " "))
   assert arguments[0] == "python"
   for said in (["-c", OWN], arguments[1:]):
-    done = subprocess.run([sys.executable, *said], cwd=tmp_path, capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+      [sys.executable, *said],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      check=False,
+      env={**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("collatz problem 0" if "insec_jax.preview" in said else str(tmp_path)) in done.stdout

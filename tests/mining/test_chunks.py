@@ -77,10 +77,18 @@ def test_of_two_that_end_together_one_joins(output):
   assert not os.path.exists(parts.folder)
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    (b'"whole"', b'"whale"'), (b'"value"', b'"valve"'), (b'{"chunk"', b'{"chunk'), (b"whole", b"\xff\xfe"),
-    (b'{"chunk": 0', b'{"chunk": 5'), (b'"whole"', b"NaN"), (b'{"the weights"', b'[{"the weights"'),
-])
+@pytest.mark.parametrize(
+  ("old", "new"),
+  [
+    (b'"whole"', b'"whale"'),
+    (b'"value"', b'"valve"'),
+    (b'{"chunk"', b'{"chunk'),
+    (b"whole", b"\xff\xfe"),
+    (b'{"chunk": 0', b'{"chunk": 5'),
+    (b'"whole"', b"NaN"),
+    (b'{"the weights"', b'[{"the weights"'),
+  ],
+)
 def test_damage_in_a_part_is_one_line_with_its_place_and_a_remedy(output, old, new):
   parts = ChunkStore(output, HEADER)
   parts.append(0, "whole", process=0)
@@ -97,8 +105,12 @@ def test_damage_in_a_part_is_one_line_with_its_place_and_a_remedy(output, old, n
 
 def test_a_process_id_has_one_process_at_a_time(output):
   parts = ChunkStore(output, HEADER)
-  with (parts.writer(0), parts.writer(1), pytest.raises(InputError, match=r"0\.jsonl is being written by process"),
-        ChunkStore(output, HEADER).writer(0)):
+  with (
+    parts.writer(0),
+    parts.writer(1),
+    pytest.raises(InputError, match=r"0\.jsonl is being written by process"),
+    ChunkStore(output, HEADER).writer(0),
+  ):
     pass
   with parts.writer(0):
     pass

@@ -25,8 +25,17 @@ from insec_jax.mining.chunks import ChunkStore
 from insec_jax.mining.miner import Miner, Mistake, join, judge, mine_chunks, record_of
 
 CONFIG = datakit.config(
-    task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
-    mistakes__source="injected", evaluate__batch_size=4, mine__num_problems=24, mine__samples=2)
+  task__name="graph",
+  task__min_size=3,
+  task__max_size=4,
+  task__modulus=10,
+  data__path="",
+  data__num_records=1,
+  mistakes__source="injected",
+  evaluate__batch_size=4,
+  mine__num_problems=24,
+  mine__samples=2,
+)
 TASK = tasks.get(CONFIG.task)
 MARKERS = Markers(CONFIG.tokenizer.flag, CONFIG.tokenizer.fix)
 TOKENIZER = tokens.open_tokenizer(CONFIG).tokenizer
@@ -79,7 +88,7 @@ def wrong(problem, sample, error=None):
   number = PROBLEMS.index(problem)
   only = dataclasses.replace(CONFIG.mistakes, classes=(error or CLASSES[number % 5],))
   probe = mistakes.probe(problem, TASK, only, np.random.default_rng((number, sample)))
-  return "".join((*probe.before, probe.wrong, *problem.steps[len(probe.before) + 1:]))
+  return "".join((*probe.before, probe.wrong, *problem.steps[len(probe.before) + 1 :]))
 
 
 def mined(answer, tmp_path, *, config=CONFIG, num_processes=1, problems=PROBLEMS, go_on=None):
@@ -116,17 +125,20 @@ FIRST, SECOND, THIRD = PROBLEM.steps
 CALC = wrong(PROBLEM, 0, "calc")
 
 
-@pytest.mark.parametrize(("text", "finish", "kind", "num_steps", "error"), [
-  (FIRST + SECOND + THIRD, "stop", "right", 3, ""),
-  (FIRST + FIRST + SECOND, "stop", "wrong", 1, "repeat"),
-  (FIRST + SECOND + "ab", "stop", "wrong", 2, "malformed"),
-  (FIRST + SECOND + "ab", "length", "incomplete", 2, ""),  # a step cut short was never said
-  (FIRST + SECOND, "stop", "incomplete", 2, ""),
-  (FIRST + SECOND + THIRD, "length", "incomplete", 3, ""),
-  (FIRST + MARKERS.flag + "calc" + MARKERS.fix + SECOND + THIRD, "stop", "incomplete", 1, ""),
-  (FIRST + FIRST[0] + MARKERS.fix + FIRST, "stop", "wrong", 1, "malformed"),
-  ("", "stop", "incomplete", 0, ""),
-])
+@pytest.mark.parametrize(
+  ("text", "finish", "kind", "num_steps", "error"),
+  [
+    (FIRST + SECOND + THIRD, "stop", "right", 3, ""),
+    (FIRST + FIRST + SECOND, "stop", "wrong", 1, "repeat"),
+    (FIRST + SECOND + "ab", "stop", "wrong", 2, "malformed"),
+    (FIRST + SECOND + "ab", "length", "incomplete", 2, ""),  # a step cut short was never said
+    (FIRST + SECOND, "stop", "incomplete", 2, ""),
+    (FIRST + SECOND + THIRD, "length", "incomplete", 3, ""),
+    (FIRST + MARKERS.flag + "calc" + MARKERS.fix + SECOND + THIRD, "stop", "incomplete", 1, ""),
+    (FIRST + FIRST[0] + MARKERS.fix + FIRST, "stop", "wrong", 1, "malformed"),
+    ("", "stop", "incomplete", 0, ""),
+  ],
+)
 def test_a_sample_is_judged_up_to_its_first_wrong_step_or_marker(text, finish, kind, num_steps, error):
   sample = judge(PROBLEM, said(text, finish), TASK, MARKERS, "line")
   assert (sample.kind, sample.steps) == (kind, PROBLEM.steps[:num_steps])
@@ -144,7 +156,7 @@ def test_steps_that_stand_are_known_to_what_is_written_after_them():
 def lucky_answer(problem):
   """A right solution with a step in it that reads a value too early, yet has every number right."""
   for k in range(1, len(problem.steps)):
-    early = (problem.steps[k], *problem.steps[:k], *problem.steps[k + 1:])
+    early = (problem.steps[k], *problem.steps[:k], *problem.steps[k + 1 :])
     if TASK.check(problem, (), early[0]).kind == "unverified":
       return "".join(early)
   return None
@@ -181,7 +193,7 @@ LONG = next(problem for problem in PROBLEMS if len(problem.steps) == 4)
 
 def repeats(problem, steps):
   """It says the step that was put right once more: a wrong step each time, as long as one is missing."""
-  return steps[-1] + "".join(problem.steps[len(steps):])
+  return steps[-1] + "".join(problem.steps[len(steps) :])
 
 
 def test_after_a_correction_the_model_goes_on_and_its_later_mistakes_are_corrected_in_the_same_record(tmp_path):
@@ -189,8 +201,15 @@ def test_after_a_correction_the_model_goes_on_and_its_later_mistakes_are_correct
   of_long = next(record for record in written if record["pieces"][0]["text"] == LONG.prompt)
   first, second, third, fourth = LONG.steps
   assert [(role, text) for role, text in whole(of_long) if role not in ("flag", "reason")] == [
-    ("prompt", LONG.prompt), ("mistake", "ab\n"), ("correction", first), ("mistake", first), ("correction", second),
-    ("mistake", second), ("correction", third), ("text", fourth)]
+    ("prompt", LONG.prompt),
+    ("mistake", "ab\n"),
+    ("correction", first),
+    ("mistake", first),
+    ("correction", second),
+    ("mistake", second),
+    ("correction", third),
+    ("text", fourth),
+  ]
   assert of_long["meta"]["classes"] == ["malformed", "repeat", "repeat"]
   assert of_long["meta"]["places"] == [0, 1, 2]
   assert found.samples == {"malformed": 48}
@@ -207,10 +226,13 @@ def test_a_record_has_at_most_as_many_mistakes_as_the_config_allows(tmp_path, mo
   assert max(len(record["meta"]["classes"]) for record in written) == num
 
 
-@pytest.mark.parametrize(("said_next", "own"), [
-  (lambda problem, steps: "".join(problem.steps[len(steps):]), 3),  # right to the end
-  (lambda problem, steps: problem.steps[len(steps)], 0),  # it stops too early
-])
+@pytest.mark.parametrize(
+  ("said_next", "own"),
+  [
+    (lambda problem, steps: "".join(problem.steps[len(steps) :]), 3),  # right to the end
+    (lambda problem, steps: problem.steps[len(steps)], 0),  # it stops too early
+  ],
+)
 def test_own_steps_after_a_correction_stay_only_where_they_end_in_a_mistake_or_the_answer(said_next, own):
   asked = []
 
@@ -291,22 +313,26 @@ def test_the_same_record_is_written_once(tmp_path):
 @pytest.mark.parametrize(("per_mistake", "num"), [(0.0, 0), (0.5, 4), (2.0, 16), (9.0, 16)])
 def test_own_right_solutions_are_kept_without_a_flag_as_many_per_mistake_as_asked_for(tmp_path, per_mistake, num):
   config = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, right=per_mistake))
-  found, written = mined(lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem),
-                         tmp_path, config=config)
+  found, written = mined(
+    lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem), tmp_path, config=config
+  )
   are_right = [content for content in read_back(tmp_path) if len(content) == 2]
   assert (len(are_right), found.right_records, found.distinct_right) == (num, num, 16)
   assert len(written) == 8 + num
   assert found.mistake_records == 8
   assert {content[0].text + content[1].text for content in are_right} <= {
-    problem.prompt + "".join(problem.steps) for problem in PROBLEMS[8:]}
+    problem.prompt + "".join(problem.steps) for problem in PROBLEMS[8:]
+  }
 
 
 @pytest.mark.parametrize(("share_of_mined", "share", "num"), [(1.0, 1.0, 32), (1.0, 0.0, 0), (0.5, 1.0, 0)])
 def test_right_solutions_get_injected_mistakes_where_nothing_else_brings_them(tmp_path, share_of_mined, share, num):
-  config = dataclasses.replace(CONFIG, mistakes=dataclasses.replace(
-    CONFIG.mistakes, mined=share_of_mined, mined_path="mined.jsonl", share=share))
-  found, written = mined(lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem),
-                         tmp_path, config=config)
+  config = dataclasses.replace(
+    CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, mined=share_of_mined, mined_path="mined.jsonl", share=share)
+  )
+  found, written = mined(
+    lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem), tmp_path, config=config
+  )
   injected = [record for record in written if record["meta"]["injected"]]
   assert (len(injected), found.injected_records) == (num, num)
   assert found.mistake_records == 8
@@ -325,8 +351,11 @@ def test_right_solutions_get_injected_mistakes_where_nothing_else_brings_them(tm
 
 def test_arms_that_differ_in_the_share_of_injected_mistakes_share_a_file_unless_mine_injects_them():
   def of_share(share, mined):
-    return miner.mined_by(dataclasses.replace(CONFIG, mistakes=dataclasses.replace(
-      CONFIG.mistakes, share=share, mined=mined, mined_path="mined.jsonl")))
+    return miner.mined_by(
+      dataclasses.replace(
+        CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, share=share, mined=mined, mined_path="mined.jsonl")
+      )
+    )
 
   assert of_share(0.2, 0.5) == of_share(0.4, 0.6)
   assert of_share(0.2, 1.0) != of_share(0.4, 1.0)
@@ -392,17 +421,31 @@ def test_other_weights_or_another_config_do_not_go_on_from_parts(tmp_path):
   parts = ChunkStore(str(tmp_path / "mined.jsonl"), miner.header)
   parts.append(0, miner.chunk(0), process=0)
   hot = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, temperature=0.5))
-  for other, name in ((Miner(Scripted(wrong), TASK, hot, seed=0, weights="w"), "mine.temperature"),
-                      (Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="v"), "the weights")):
+  for other, name in (
+    (Miner(Scripted(wrong), TASK, hot, seed=0, weights="w"), "mine.temperature"),
+    (Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="v"), "the weights"),
+  ):
     with pytest.raises(InputError, match=f"was begun with {name}="):
       ChunkStore(str(tmp_path / "mined.jsonl"), other.header).read()
 
 
 def gsm8k(tmp_path, **changes):
-  lines = [{"question": f"What is {a} + {a + 1}?", "answer": f"{a} + {a + 1} = <<{a}+{a + 1}={2 * a + 1}>>{2 * a + 1}\n"
-            f"#### {2 * a + 1}"} for a in range(1, 41)]
-  return datakit.config(**{"task__name": "gsm8k", "data__path": write_lines(tmp_path / "r.jsonl", lines),
-                           "mistakes__source": "injected", "data__num_heldout": 10, **changes})
+  lines = [
+    {
+      "question": f"What is {a} + {a + 1}?",
+      "answer": f"{a} + {a + 1} = <<{a}+{a + 1}={2 * a + 1}>>{2 * a + 1}\n#### {2 * a + 1}",
+    }
+    for a in range(1, 41)
+  ]
+  return datakit.config(
+    **{
+      "task__name": "gsm8k",
+      "data__path": write_lines(tmp_path / "r.jsonl", lines),
+      "mistakes__source": "injected",
+      "data__num_heldout": 10,
+      **changes,
+    }
+  )
 
 
 def test_problems_of_a_file_are_those_trained_on_and_never_held_out(tmp_path):
@@ -413,8 +456,9 @@ def test_problems_of_a_file_are_those_trained_on_and_never_held_out(tmp_path):
   assert len(held) == 10
   assert not held & {problem.prompt for problem in found}
   few = gsm8k(tmp_path, mine__num_problems=5)
-  drawn_by = [[problem.prompt for problem in miner.problems_to_mine(tasks.get(few.task), few, seed=seed)]
-              for seed in (0, 0, 1)]
+  drawn_by = [
+    [problem.prompt for problem in miner.problems_to_mine(tasks.get(few.task), few, seed=seed)] for seed in (0, 0, 1)
+  ]
   assert drawn_by[0] == drawn_by[1] != drawn_by[2]
   assert len(drawn_by[0]) == 5
 
@@ -432,10 +476,23 @@ def test_procedural_problems_are_of_the_split_mine():
 
 
 SURE = datakit.config(
-    task__name="graph", task__min_size=3, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
-    data__num_heldout=0, mistakes__source="injected", mistakes__mined=1.0, mistakes__mined_path="mined.jsonl",
-    mistakes__share=0.0, mistakes__max_per_solution=2, tokenizer__confidence=(0.5, 2.0), evaluate__batch_size=4,
-    mine__num_problems=24, mine__samples=2)
+  task__name="graph",
+  task__min_size=3,
+  task__max_size=4,
+  task__modulus=10,
+  data__path="",
+  data__num_records=1,
+  data__num_heldout=0,
+  mistakes__source="injected",
+  mistakes__mined=1.0,
+  mistakes__mined_path="mined.jsonl",
+  mistakes__share=0.0,
+  mistakes__max_per_solution=2,
+  tokenizer__confidence=(0.5, 2.0),
+  evaluate__batch_size=4,
+  mine__num_problems=24,
+  mine__samples=2,
+)
 
 
 class Reading(Scripted):
@@ -457,8 +514,9 @@ class Reading(Scripted):
 
 def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(monkeypatch, tmp_path):
   monkeypatch.setitem(globals(), "Scripted", Reading)
-  _, written = mined(lambda problem, sample: right(problem) if sample else wrong(problem, 0), tmp_path, config=SURE,
-                     go_on=repeats)
+  _, written = mined(
+    lambda problem, sample: right(problem) if sample else wrong(problem, 0), tmp_path, config=SURE, go_on=repeats
+  )
   assert 2 in [len(record["meta"]["classes"]) for record in written]
   seen = collections.Counter()
   for record in written:
@@ -479,8 +537,12 @@ def test_the_first_token_of_a_step_is_told_apart_where_it_has_edges(monkeypatch,
   monkeypatch.setitem(globals(), "Scripted", Reading)
   config = dataclasses.replace(SURE, tokenizer=dataclasses.replace(SURE.tokenizer, confidence_first=(0.5, 1.0, 2.0)))
   _, written = mined(lambda problem, _: wrong(problem, 1), tmp_path, config=config, go_on=repeats)
-  after = {(role, name) for record in written for (role, _), (_, name) in itertools.pairwise(whole(record))
-           if role in ("text", "mistake", "correction")}
+  after = {
+    (role, name)
+    for record in written
+    for (role, _), (_, name) in itertools.pairwise(whole(record))
+    if role in ("text", "mistake", "correction")
+  }
   # Of 3 x 4 bins: 3.0 is above both edges of the others, 0.7 above one of the first; 0.1 above none.
   assert after == {("text", "<|sure_0|>"), ("correction", "<|sure_0|>"), ("mistake", "<|sure_9|>")}
 
@@ -503,16 +565,28 @@ def test_a_wrong_step_that_is_no_line_gets_no_confidence_and_no_record(monkeypat
   assert found.left_out == {miner.NO_LINE: 48}
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-  ({"mistakes__mined": 0.5}, "mistakes.mined=0.5 leaves others"),
-  ({"data__num_heldout": 3}, "data.num_heldout=3 transcripts would be made without"),
-  ({"mistakes__unit": "sentence"}, "mistakes.unit='sentence'; set mistakes.unit='line'"),
-])
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"mistakes__mined": 0.5}, "mistakes.mined=0.5 leaves others"),
+    ({"data__num_heldout": 3}, "data.num_heldout=3 transcripts would be made without"),
+    ({"mistakes__unit": "sentence"}, "mistakes.unit='sentence'; set mistakes.unit='line'"),
+  ],
+)
 def test_confidence_must_be_known_of_every_transcript(changes, words):
   values = {
-    "task__name": "graph", "task__min_size": 3, "task__max_size": 4, "task__modulus": 10, "data__path": "",
-    "data__num_records": 1, "data__num_heldout": 0, "mistakes__source": "injected", "mistakes__mined": 1.0,
-    "mistakes__mined_path": "mined.jsonl", "tokenizer__confidence": (0.5,)}
+    "task__name": "graph",
+    "task__min_size": 3,
+    "task__max_size": 4,
+    "task__modulus": 10,
+    "data__path": "",
+    "data__num_records": 1,
+    "data__num_heldout": 0,
+    "mistakes__source": "injected",
+    "mistakes__mined": 1.0,
+    "mistakes__mined_path": "mined.jsonl",
+    "tokenizer__confidence": (0.5,),
+  }
   with pytest.raises(InputError, match=words.replace("(", r"\(")):
     datakit.config(**values | changes)
 

@@ -15,18 +15,29 @@ from test_train import CONFIG, ROOT, SIGNALLED, read_lines, train
 from insec_jax.training.checkpoint import load_model
 
 pytestmark = pytest.mark.processes
-GRAPH = CONFIG.replace(
-  'c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)',
-  'c.task = dict(name="graph", min_size=1, max_size=2, modulus=10, unneeded=0)').replace(
-  'path="tokenizer", flag', 'path="", flag').replace(
-  'path="records.jsonl", num_records=0, num_heldout=20', 'path="", num_records=150, num_heldout=10').replace(
-  'source="recorded", share=0.5', 'source="injected", share=0.3').replace(
-  "mined=0.0", "mined=0.4").replace("c.rounds = 0", "c.rounds = 3").replace(
-  "steps=40, log_every=2, eval_every=20, checkpoint_every=5", "steps=20, log_every=2, eval_every=10, checkpoint_every=4"
-  ).replace("max_tokens=8, batch_size=1", "max_tokens=24, batch_size=8").replace(
-  "num_problems=2, samples=2, temperature=1.0, right=1.0", "num_problems=24, samples=2, temperature=1.0, right=1.0")
+GRAPH = (
+  CONFIG.replace(
+    'c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)',
+    'c.task = dict(name="graph", min_size=1, max_size=2, modulus=10, unneeded=0)',
+  )
+  .replace('path="tokenizer", flag', 'path="", flag')
+  .replace('path="records.jsonl", num_records=0, num_heldout=20', 'path="", num_records=150, num_heldout=10')
+  .replace('source="recorded", share=0.5', 'source="injected", share=0.3')
+  .replace("mined=0.0", "mined=0.4")
+  .replace("c.rounds = 0", "c.rounds = 3")
+  .replace(
+    "steps=40, log_every=2, eval_every=20, checkpoint_every=5",
+    "steps=20, log_every=2, eval_every=10, checkpoint_every=4",
+  )
+  .replace("max_tokens=8, batch_size=1", "max_tokens=24, batch_size=8")
+  .replace(
+    "num_problems=2, samples=2, temperature=1.0, right=1.0", "num_problems=24, samples=2, temperature=1.0, right=1.0"
+  )
+)
 # Chunks of eight samples, and a signal to itself after so many of them.
-MINING = SIGNALLED.split("write = ")[0] + """
+MINING = (
+  SIGNALLED.split("write = ")[0]
+  + """
 from insec_jax.mining import chunks, miner
 miner.SAMPLES_PER_CHUNK = 8
 append, done = chunks.ChunkStore.append, []
@@ -39,6 +50,7 @@ def append_then_signal(self, *arguments, **options):
 chunks.ChunkStore.append = append_then_signal
 command.run(train.main)
 """
+)
 CHUNKS = 6  # of a round
 
 
@@ -76,16 +88,23 @@ def test_each_part_of_the_steps_is_trained_on_what_the_weights_before_it_got_wro
     assert "48 samples of 24 problems" in receipt
     assert "records           250" in receipt  # 150 and, as 40 % of all, 100 mined
     assert f"round {number} of 3" in said
-  places = [said.index(words) for words in ("round 1 of 3", "step 6/", "round 2 of 3", "step 8/", "step 12/",
-                                            "round 3 of 3", "step 14/")]
+  places = [
+    said.index(words)
+    for words in ("round 1 of 3", "step 6/", "round 2 of 3", "step 8/", "step 12/", "round 3 of 3", "step 14/")
+  ]
   assert places == sorted(places)
 
 
 @pytest.fixture(scope="module")
 def cut(home):
   """The workdir of a run that was stopped in every way and place, in its last round now."""
-  mining, after_line = ("-c", MINING), ("-c", SIGNALLED.replace("command.run", "from insec_jax.mining import miner\n"
-                                                                "miner.SAMPLES_PER_CHUNK = 8\ncommand.run"))
+  mining, after_line = (
+    ("-c", MINING),
+    (
+      "-c",
+      SIGNALLED.replace("command.run", "from insec_jax.mining import miner\nminer.SAMPLES_PER_CHUNK = 8\ncommand.run"),
+    ),
+  )
   train(home, "cut", program=mining, code=-9, SIGNAL=9, SIGNAL_AFTER=2)  # in the first round, before any step
   said = train(home, "cut", program=mining, code=42, SIGNAL=15, SIGNAL_AFTER=CHUNKS - 2 + 3)  # in the second
   assert "2 of 6 chunks were mined before" in said
@@ -108,9 +127,13 @@ def test_stopped_in_every_way_and_place_it_gives_the_same_losses_mined_records_a
   jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-  (lambda file: file.write_bytes(file.read_bytes().split(b"\n", 1)[1]), "the data (SHA-256 of the rows to train on)"),
-  (lambda file: file.unlink(), "round_3.jsonl is gone, and the run was trained on it")])
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda file: file.write_bytes(file.read_bytes().split(b"\n", 1)[1]), "the data (SHA-256 of the rows to train on)"),
+    (lambda file: file.unlink(), "round_3.jsonl is gone, and the run was trained on it"),
+  ],
+)
 def test_a_run_does_not_go_on_without_the_records_it_was_trained_on(home, cut, tmp_path, damage, message):
   shutil.copytree(cut, tmp_path / "broken")
   damage(tmp_path / "broken" / "mined" / "round_3.jsonl")
@@ -123,11 +146,25 @@ def test_two_processes_share_the_mining_and_see_the_same_records(home, whole):
     one.bind(("", 0))
     port = one.getsockname()[1]
   environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-  ran = [subprocess.Popen(
-    [sys.executable, "-c", MINING, f"--config={home / 'config.py'}:", f"--workdir={home / 'two'}",
-     "--config.data.rows_per_device=4", f"--coordinator=localhost:{port}", "--num_processes=2",
-     f"--process_id={index}"],
-    env=environment, stderr=subprocess.PIPE, text=True) for index in (0, 1)]
+  ran = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-c",
+        MINING,
+        f"--config={home / 'config.py'}:",
+        f"--workdir={home / 'two'}",
+        "--config.data.rows_per_device=4",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        f"--process_id={index}",
+      ],
+      env=environment,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in (0, 1)
+  ]
   said = [one.communicate(timeout=300)[1] for one in ran]
   assert [one.returncode for one in ran] == [0, 0], said
   assert mined(home / "two")[0] == mined(whole[0])[0]  # later weights differ in the last bits

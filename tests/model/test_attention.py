@@ -19,9 +19,9 @@ from insec_jax.model.hf_config import config_from_json
 
 T = 256
 WAYS = {
-    "xla": attention.XLA,
-    "tpu": attention.kernel("tpu", 128, interpret=True),
-    "gpu": attention.kernel("gpu", 64, interpret=True),
+  "xla": attention.XLA,
+  "tpu": attention.kernel("tpu", 128, interpret=True),
+  "gpu": attention.kernel("gpu", 64, interpret=True),
 }
 KERNELS = ["tpu", "gpu"]
 # A segment within a block, one over the border of two, one that ends in the second, padding.
@@ -61,8 +61,9 @@ def test_one_query_reads_a_cache_as_it_would_among_others(num_kv_heads, dtype):
   tolerance = TOLERANCE if dtype == "float32" else 0.02
   np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (got_BTNH, expected_BTNH)), rtol=0, atol=tolerance)
   by_cache_BTNH = attention.attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
-  np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (by_cache_BTNH, expected_BTNH)), rtol=0,
-                             atol=tolerance)
+  np.testing.assert_allclose(
+    *(np.asarray(x, np.float32) for x in (by_cache_BTNH, expected_BTNH)), rtol=0, atol=tolerance
+  )
 
 
 def test_a_position_that_may_read_nothing_gives_finite_numbers():
@@ -90,8 +91,10 @@ def check(way, arrays, segment_BT, tolerance):
   got = run(way, arrays, jnp.array(segment_BT))
   for row, segment_T in enumerate(segment_BT):
     q_TNH, k_TKH, v_TKH, d_context_TNH = (np.asarray(x[row], np.float64) for x in arrays)
-    expected = (context(q_TNH, k_TKH, v_TKH, segment_T),
-                *context_gradients(q_TNH, k_TKH, v_TKH, segment_T, d_context_TNH))
+    expected = (
+      context(q_TNH, k_TKH, v_TKH, segment_T),
+      *context_gradients(q_TNH, k_TKH, v_TKH, segment_T, d_context_TNH),
+    )
     for ours, theirs in zip(got, expected, strict=True):
       assert ours.dtype == arrays[0].dtype
       scale = np.abs(theirs).max()
@@ -105,8 +108,16 @@ def test_the_gradients_of_the_reference_are_the_slopes_of_its_context():
   gradients = context_gradients(*arrays, segment_T, d_context_TNH)
   for number, gradient in enumerate(gradients):
     direction = np.random.default_rng(number).normal(size=gradient.shape)
-    higher, lower = ((d_context_TNH * context(*(x + sign * 1e-6 * direction * (at == number) if at == number else x
-                                                for at, x in enumerate(arrays)), segment_T)).sum() for sign in (1, -1))
+    higher, lower = (
+      (
+        d_context_TNH
+        * context(
+          *(x + sign * 1e-6 * direction * (at == number) if at == number else x for at, x in enumerate(arrays)),
+          segment_T,
+        )
+      ).sum()
+      for sign in (1, -1)
+    )
     np.testing.assert_allclose((higher - lower) / 2e-6, (gradient * direction).sum(), rtol=1e-6)
 
 
@@ -140,7 +151,7 @@ def test_a_packed_row_gives_what_each_segment_gives_alone(way):
     alone_arrays = tuple(np.concatenate((x[:, inside], x[:, ~inside]), 1) for x in arrays)
     alone = run(WAYS[way], alone_arrays, jnp.array(np.where(np.arange(T) < inside.sum(), 1, 0))[None])
     for of_packed, of_alone in zip(packed, alone, strict=True):
-      np.testing.assert_allclose(of_packed[:, inside], of_alone[:, :inside.sum()], rtol=0, atol=TOLERANCE)
+      np.testing.assert_allclose(of_packed[:, inside], of_alone[:, : inside.sum()], rtol=0, atol=TOLERANCE)
 
 
 FIELDS = reference.FIELDS | {"num_hidden_layers": 1, "head_dim": 64, "hidden_size": 32, "intermediate_size": 32}
@@ -151,8 +162,9 @@ def test_logits_and_weight_gradients_of_a_packed_row_are_those_of_its_records(wa
   """Records of 70, 110 and 40 tokens, packed into one row and each in a row of its own."""
   config = config_from_json(FIELDS, "packed")
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda shape: jnp.array(rng.normal(0, 0.2, shape.shape), jnp.float32),
-                        nn.unbox(llama.shapes(config)))
+  params = jax.tree.map(
+    lambda shape: jnp.array(rng.normal(0, 0.2, shape.shape), jnp.float32), nn.unbox(llama.shapes(config))
+  )
   model = llama.Llama(config, "float32", "none", WAYS[way])
   token_1T = rng.integers(0, config.vocab_size, (1, T))
   pull_TV = rng.normal(size=(T, config.vocab_size)).astype(np.float32) * (PACKED > 0)[:, None]
@@ -172,9 +184,10 @@ def test_logits_and_weight_gradients_of_a_packed_row_are_those_of_its_records(wa
     inside = np.equal(PACKED, segment)
     first = np.argsort(~inside, stable=True)  # the record, then what is left, as padding
     alone = (np.arange(T) < inside.sum()).astype(np.int32)
-    alone_TV, gradients = logits_and_gradients(token_1T[:, first], np.arange(T)[None], jnp.array(alone)[None],
-                                               pull_TV[first] * alone[:, None])
-    np.testing.assert_allclose(packed_TV[inside], alone_TV[:inside.sum()], rtol=0, atol=10 * TOLERANCE)
+    alone_TV, gradients = logits_and_gradients(
+      token_1T[:, first], np.arange(T)[None], jnp.array(alone)[None], pull_TV[first] * alone[:, None]
+    )
+    np.testing.assert_allclose(packed_TV[inside], alone_TV[: inside.sum()], rtol=0, atol=10 * TOLERANCE)
     summed = jax.tree.map(jnp.add, summed, gradients)
   for of_packed, of_alone in zip(jax.tree.leaves(packed), jax.tree.leaves(summed), strict=True):
     scale = np.abs(of_alone).max()
@@ -187,8 +200,15 @@ def test_rows_and_heads_may_lie_on_different_devices(way):
   arrays, segment_BT = draw(B=2), jnp.array(np.stack([PACKED, np.ones(T, int)]))
   mesh = jax.make_mesh((2, 2), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   rows, heads = jax.P("rows"), jax.P("rows", None, "heads")
-  split = jax.jit(jax.shard_map(functools.partial(run, WAYS[way]), mesh=mesh, in_specs=((heads,) * 4, rows),
-                                out_specs=(heads,) * 4, check_vma=False))
+  split = jax.jit(
+    jax.shard_map(
+      functools.partial(run, WAYS[way]),
+      mesh=mesh,
+      in_specs=((heads,) * 4, rows),
+      out_specs=(heads,) * 4,
+      check_vma=False,
+    )
+  )
   for on_four, on_one in zip(split(arrays, segment_BT), run(WAYS[way], arrays, segment_BT), strict=True):
     np.testing.assert_allclose(on_four, on_one, rtol=0, atol=TOLERANCE)
 
@@ -246,8 +266,11 @@ def test_the_forward_kernel_runs_once_where_the_backward_pass_keeps_the_context(
       return WAYS[way].attend(q, k, v, WAYS[way].prepare(jnp.array(PACKED)[None]))
 
     traced = jax.make_jaxpr(jax.grad(lambda *arrays: attend(*arrays).sum(), (0, 1, 2)))(*draw()[:3])
-    return [equation.params["name"].startswith(forward) for equation in equations(traced.jaxpr)
-            if equation.primitive.name == "pallas_call"].count(True)
+    return [
+      equation.params["name"].startswith(forward)
+      for equation in equations(traced.jaxpr)
+      if equation.primitive.name == "pallas_call"
+    ].count(True)
 
   assert runs() == 2
   if way == "gpu" and jax.__version_info__ < (0, 11):
@@ -265,14 +288,17 @@ def test_a_tpu_gets_splash_attention_in_the_largest_blocks_that_divide_the_row()
     assert f"blocks of {block}" in reason
 
 
-@pytest.mark.parametrize(("platform", "changed", "reason"), [
+@pytest.mark.parametrize(
+  ("platform", "changed", "reason"),
+  [
     ("cpu", {}, "no kernel for it"),
     ("tpu", {"device_kind": "TPU v3"}, "'TPU v3'"),
     ("tpu", {"head_width": 96}, "heads of 64 and 128, not 96"),
     ("tpu", {"row_length": 1000}, "data.row_length=1000 is no multiple of the kernel's 128"),
     ("tpu", {"compute": "float32"}, "float32"),
     ("gpu", {"device_kind": "NVIDIA H100 80GB HBM3"}, "not known to work on 'NVIDIA H100 80GB HBM3'"),
-])
+  ],
+)
 def test_what_no_kernel_is_known_to_do_plain_xla_does_and_the_reason_is_given(platform, changed, reason):
   chosen, said = attention.choose(platform, **KNOWN | changed)
   assert chosen is attention.XLA
@@ -307,8 +333,9 @@ def test_the_tpu_compiler_takes_splash_attention(topology, name, head_width):
   chosen, _ = attention.choose("tpu", **KNOWN | dict(device_kind=device.device_kind, head_width=head_width))
   assert chosen is attention.kernel("tpu", 1024)
   here = jax.sharding.SingleDeviceSharding(device)
-  arrays = tuple(jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=here)
-                 for x in draw(N=8, K=2, H=head_width, B=2, T=2048))
+  arrays = tuple(
+    jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=here) for x in draw(N=8, K=2, H=head_width, B=2, T=2048)
+  )
   compiled = run.lower(chosen, arrays, jax.ShapeDtypeStruct((2, 2048), jnp.int32, sharding=here)).compile()
   text = compiled.as_text()
   assert "splash_mha_fwd_segmented" in text

@@ -32,8 +32,10 @@ def random_bits(dtype, fields=FIELDS):
   """HF tensors of random bit patterns that are finite, subnormal numbers among them."""
   rng = np.random.default_rng(0)
   size = np.dtype(DTYPES[dtype]).itemsize
-  tensors = {name: np.frombuffer(bytearray(rng.bytes(size * int(np.prod(shape)))), DTYPES[dtype]).reshape(shape)
-             for name, shape in reference.shapes(fields).items()}
+  tensors = {
+    name: np.frombuffer(bytearray(rng.bytes(size * int(np.prod(shape)))), DTYPES[dtype]).reshape(shape)
+    for name, shape in reference.shapes(fields).items()
+  }
   with np.errstate(invalid="ignore"):
     return {name: np.where(np.isfinite(tensor), tensor, DTYPES[dtype](1)) for name, tensor in tensors.items()}
 
@@ -106,7 +108,8 @@ def test_saving_in_another_dtype_rounds_once_and_says_so(dtype, tmp_path):
   for name, tensor in TENSORS.items():
     np.testing.assert_array_equal(saved[name], tensor.astype(DTYPES[dtype]))
   assert hf.read_config(tmp_path / "out") == dataclasses.replace(
-      CONFIG, stored_dtype=dtype, source=json.dumps(FIELDS | {"torch_dtype": dtype}))
+    CONFIG, stored_dtype=dtype, source=json.dumps(FIELDS | {"torch_dtype": dtype})
+  )
   again = hf.load(tmp_path / "out", CONFIG, dtype="float32")
   assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(np.float32)}
 
@@ -129,11 +132,11 @@ def test_missing_unexpected_and_misshapen_tensors_are_one_error_that_lists_them_
     hf.load(broken(tmp_path, change), CONFIG)
   listed = str(error.value).split(": ", 1)[1].split("; ")
   assert listed[:-1] == [
-      "missing model.layers.1.mlp.up_proj.weight",
-      "missing model.norm.weight",
-      "unexpected model.layers.0.self_attn.q_proj.bias",
-      "unexpected model.layers.2.mlp.up_proj.weight",
-      f"misshapen {Q} [64, 96] instead of [96, 64]",
+    "missing model.layers.1.mlp.up_proj.weight",
+    "missing model.norm.weight",
+    "unexpected model.layers.0.self_attn.q_proj.bias",
+    "unexpected model.layers.2.mlp.up_proj.weight",
+    f"misshapen {Q} [64, 96] instead of [96, 64]",
   ]
   assert "take a complete checkpoint" in listed[-1]
 
@@ -146,8 +149,13 @@ def test_an_untied_model_needs_its_output_matrix(tmp_path):
 def test_a_tensor_in_two_files_is_refused(tmp_path):
   source = reference.write_folder(tmp_path, FIELDS, TENSORS, files=2)
   second = source / "model-00002-of-00002.safetensors"
-  reference.write_file(second, {**{name: np.array(one) for name, one in open_tensors(second).items()},
-                                "lm_head.weight": TENSORS["lm_head.weight"]})
+  reference.write_file(
+    second,
+    {
+      **{name: np.array(one) for name, one in open_tensors(second).items()},
+      "lm_head.weight": TENSORS["lm_head.weight"],
+    },
+  )
   with pytest.raises(InputError, match=r"lm_head.weight twice, the second time in model-00002-of-00002.safetensors"):
     hf.load(source, CONFIG)
 
@@ -165,11 +173,11 @@ def test_bytes_used_by_two_tensors_are_refused(tmp_path):
   path = source / "model.safetensors"
   data = path.read_bytes()
   length = int.from_bytes(data[:8], "little")
-  header = json.loads(data[8:8 + length])
+  header = json.loads(data[8 : 8 + length])
   one, other = (header[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (0, 1))
   other["data_offsets"] = one["data_offsets"]
   text = json.dumps(header).encode()
-  path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length:])
+  path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
   with pytest.raises(InputError, match="tensors overlap or leave a gap"):
     hf.load(source, CONFIG)
 
@@ -190,9 +198,18 @@ def test_a_file_cut_short_is_one_line_that_names_it(kept, tmp_path):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("header", [b"[]", b"{", b'{"x": 1}', b'{"x": NaN}', b"[" * 10_000,
-                                    b'{"x": {"dtype": "F32", "shape": [2]}}',
-                                    b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'])
+@pytest.mark.parametrize(
+  "header",
+  [
+    b"[]",
+    b"{",
+    b'{"x": 1}',
+    b'{"x": NaN}',
+    b"[" * 10_000,
+    b'{"x": {"dtype": "F32", "shape": [2]}}',
+    b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+  ],
+)
 def test_a_damaged_header_is_one_line_that_names_the_file(header, tmp_path):
   reference.write_folder(tmp_path, FIELDS, {})
   (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
@@ -200,12 +217,21 @@ def test_a_damaged_header_is_one_line_that_names_the_file(header, tmp_path):
     hf.load(tmp_path, CONFIG)
 
 
-@pytest.mark.parametrize("entry", [
-  {"shape": [-1], "data_offsets": [0, 4]}, {"shape": [True], "data_offsets": [0, 4]},
-  {"shape": [1.0], "data_offsets": [0, 4]}, {"shape": [0, 10**30], "data_offsets": [0, 0]},
-  {"shape": [1] * 1000, "data_offsets": [0, 4]}, {"shape": [1], "data_offsets": [-4, 0]},
-  {"shape": [1], "data_offsets": [4, 0]}, {"shape": [1], "data_offsets": [0, True]},
-  {"shape": [1], "data_offsets": [0, 4], "more": 1}, {"shape": [1], "data_offsets": [0, 4], "dtype": ["F32"]}])
+@pytest.mark.parametrize(
+  "entry",
+  [
+    {"shape": [-1], "data_offsets": [0, 4]},
+    {"shape": [True], "data_offsets": [0, 4]},
+    {"shape": [1.0], "data_offsets": [0, 4]},
+    {"shape": [0, 10**30], "data_offsets": [0, 0]},
+    {"shape": [1] * 1000, "data_offsets": [0, 4]},
+    {"shape": [1], "data_offsets": [-4, 0]},
+    {"shape": [1], "data_offsets": [4, 0]},
+    {"shape": [1], "data_offsets": [0, True]},
+    {"shape": [1], "data_offsets": [0, 4], "more": 1},
+    {"shape": [1], "data_offsets": [0, 4], "dtype": ["F32"]},
+  ],
+)
 def test_a_header_with_an_entry_that_no_file_can_have_is_refused(entry, tmp_path):
   reference.write_folder(tmp_path, FIELDS, {})
   header = json.dumps({"x": {"dtype": "F32"} | entry}).encode()
@@ -245,8 +271,9 @@ def test_more_layers_than_the_files_can_hold_are_refused_unlisted(tmp_path):
     hf.stored(source, dataclasses.replace(CONFIG, num_layers=10**9))
 
 
-@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "..", "", "x\0.safetensors", "\ud800",
-                                  "model.bin"])
+@pytest.mark.parametrize(
+  "file", ["../model.safetensors", "/etc/passwd", "..", "", "x\0.safetensors", "\ud800", "model.bin"]
+)
 def test_an_index_names_files_of_its_own_folder_alone(file, tmp_path):
   source = reference.write_folder(tmp_path, FIELDS, TENSORS, files=2)
   path = source / "model.safetensors.index.json"
@@ -423,7 +450,12 @@ def test_save_writes_token_ids_card_and_tokenizer(tmp_path):
   params = hf.stored(reference.write_folder(tmp_path / "in", FIELDS, TENSORS), CONFIG)
   hf.save(tmp_path / "out", params, CONFIG, tokenizer=Tokenizer(), card="# A card\n")
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-      "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+  ]
   assert hf.read_generation_config(tmp_path / "out") == {"bos_token_id": 1, "eos_token_id": [2, 3]}
   assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
   hf.save(tmp_path / "again", params, CONFIG, generation={"temperature": 0.6, "eos_token_id": 3})
@@ -454,8 +486,9 @@ def test_random_weights_have_the_deviation_of_the_config_and_are_the_same_on_any
   with jax.set_mesh(mesh):
     spread = hf.init(CONFIG, jax.random.key(0), "float32", shardings=shardings)
   one = hf.init(CONFIG, jax.random.key(0), "float32")
-  for (path, weight), other, where in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(spread),
-                                          jax.tree.leaves(shardings), strict=True):
+  for (path, weight), other, where in zip(
+    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(spread), jax.tree.leaves(shardings), strict=True
+  ):
     assert other.sharding == where
     np.testing.assert_array_equal(weight, other)
     if "norm" in str(path):

@@ -36,8 +36,9 @@ def test_3_1_8b_is_read_as_published():
   assert (config.width, config.mlp_width, config.num_layers, config.head_width) == (4096, 14336, 32, 128)
   assert (config.num_heads, config.num_kv_heads, config.vocab_size, config.tied) == (32, 8, 128_256, False)
   assert (config.norm_eps, config.rope_theta, config.max_positions) == (1e-5, 500_000.0, 131_072)
-  assert config.rope_scaling == RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                            original_max_positions=8192)
+  assert config.rope_scaling == RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
+  )
   assert (config.bos_id, config.eos_ids, config.pad_id) == (128_000, (128_001, 128_008, 128_009), None)
   assert config.stored_dtype == "bfloat16"
 
@@ -58,9 +59,17 @@ def test_a_file_in_both_dialects_must_say_the_same_twice():
     config_from_json(both | {"rope_theta": 20000.0}, "both")
 
 
-@pytest.mark.parametrize("fields", [FIELDS, new_dialect(FIELDS), without(rope_scaling=None), without("head_dim"),
-                                    without("torch_dtype", eos_token_id=5)],
-                         ids=["old", "new", "default rope", "no head_dim", "no dtype"])
+@pytest.mark.parametrize(
+  "fields",
+  [
+    FIELDS,
+    new_dialect(FIELDS),
+    without(rope_scaling=None),
+    without("head_dim"),
+    without("torch_dtype", eos_token_id=5),
+  ],
+  ids=["old", "new", "default rope", "no head_dim", "no dtype"],
+)
 def test_what_was_read_is_written_field_by_field_in_its_order(fields):
   written = config_to_json(config_from_json(fields, "read"))
   assert json.dumps(written) == json.dumps(fields)
@@ -85,12 +94,27 @@ def test_a_config_without_a_source_is_written_in_the_dialect_that_every_reader_u
 
 
 REFUSED = {
-    "attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "model_type": "mistral", "sliding_window": 4096,
-    "architectures": ["LlamaForSequenceClassification"], "attention_dropout": 0.1, "partial_rotary_factor": 0.5,
-    "rope_interleaved": True, "use_sliding_window": True, "quantization_config": {"bits": 4},
-    "is_encoder_decoder": True, "add_cross_attention": True, "cross_attention_hidden_size": 64,
-    "tie_encoder_decoder": True, "pruned_heads": {"0": [1]}, "chunk_size_feed_forward": 4,
-    "num_experts": 8, "layer_types": ["sliding_attention"], "attn_logit_softcapping": 30.0, "qk_norm": True,
+  "attention_bias": True,
+  "mlp_bias": True,
+  "hidden_act": "gelu",
+  "model_type": "mistral",
+  "sliding_window": 4096,
+  "architectures": ["LlamaForSequenceClassification"],
+  "attention_dropout": 0.1,
+  "partial_rotary_factor": 0.5,
+  "rope_interleaved": True,
+  "use_sliding_window": True,
+  "quantization_config": {"bits": 4},
+  "is_encoder_decoder": True,
+  "add_cross_attention": True,
+  "cross_attention_hidden_size": 64,
+  "tie_encoder_decoder": True,
+  "pruned_heads": {"0": [1]},
+  "chunk_size_feed_forward": 4,
+  "num_experts": 8,
+  "layer_types": ["sliding_attention"],
+  "attn_logit_softcapping": 30.0,
+  "qk_norm": True,
 }
 
 
@@ -115,8 +139,19 @@ def test_a_field_known_not_to_matter_changes_nothing(key):
   assert arithmetic(config_from_json(FIELDS | {key: "anything"}, "x")) == arithmetic(config_from_json(FIELDS, "x"))
 
 
-OPTIONAL = {"architectures", "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "head_dim",
-            "initializer_range", "mlp_bias", "rope_scaling", "torch_dtype", "use_cache"}
+OPTIONAL = {
+  "architectures",
+  "attention_bias",
+  "attention_dropout",
+  "bos_token_id",
+  "eos_token_id",
+  "head_dim",
+  "initializer_range",
+  "mlp_bias",
+  "rope_scaling",
+  "torch_dtype",
+  "use_cache",
+}
 
 
 @pytest.mark.parametrize("key", FIELDS)
@@ -129,13 +164,26 @@ def test_a_needed_field_has_no_default(key):
 
 
 BAD = {
-    "vocab_size": [0, -1, 1.5, True, "80", None], "rms_norm_eps": [0, float("inf"), "1e-5"], "rope_theta": [0.0, None],
-    "tie_word_embeddings": [None, "true", 1], "torch_dtype": ["float64", "auto"], "head_dim": [0, 23],
-    "num_key_value_heads": [3], "eos_token_id": ["</s>", [1, None]], "bos_token_id": [[1, 2], 1.0],
-    "initializer_range": [0, -0.02],
-    "rope_scaling": [{"rope_type": "yarn", "factor": 2.0}, {"factor": 2.0}, 8.0, {"rope_type": "llama3", "factor": 8.0},
-                     FIELDS["rope_scaling"] | {"beta_fast": 32}, FIELDS["rope_scaling"] | {"high_freq_factor": 1.0},
-                     FIELDS["rope_scaling"] | {"factor": 0}, FIELDS["rope_scaling"] | {"type": "linear"}],
+  "vocab_size": [0, -1, 1.5, True, "80", None],
+  "rms_norm_eps": [0, float("inf"), "1e-5"],
+  "rope_theta": [0.0, None],
+  "tie_word_embeddings": [None, "true", 1],
+  "torch_dtype": ["float64", "auto"],
+  "head_dim": [0, 23],
+  "num_key_value_heads": [3],
+  "eos_token_id": ["</s>", [1, None]],
+  "bos_token_id": [[1, 2], 1.0],
+  "initializer_range": [0, -0.02],
+  "rope_scaling": [
+    {"rope_type": "yarn", "factor": 2.0},
+    {"factor": 2.0},
+    8.0,
+    {"rope_type": "llama3", "factor": 8.0},
+    FIELDS["rope_scaling"] | {"beta_fast": 32},
+    FIELDS["rope_scaling"] | {"high_freq_factor": 1.0},
+    FIELDS["rope_scaling"] | {"factor": 0},
+    FIELDS["rope_scaling"] | {"type": "linear"},
+  ],
 }
 
 
@@ -164,9 +212,18 @@ def test_a_file_of_the_newer_dialect_is_exported_in_both():
   assert readable_by_all(FIELDS, config) == FIELDS
 
 
-@pytest.mark.parametrize("changes", [{"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**12},
-                                     {"num_attention_heads": 10**12}, {"num_hidden_layers": 10_001},
-                                     {"hidden_size": 2**30, "intermediate_size": 2**30}], ids=str)
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"num_hidden_layers": 10**9},
+    {"vocab_size": 10**12},
+    {"hidden_size": 10**12},
+    {"num_attention_heads": 10**12},
+    {"num_hidden_layers": 10_001},
+    {"hidden_size": 2**30, "intermediate_size": 2**30},
+  ],
+  ids=str,
+)
 def test_sizes_that_no_model_has_are_refused_by_their_number(changes):
   with pytest.raises(InputError, match=r"here(: .* at most 2,147,483,647| describes .* can be meant)"):
     config_from_json(FIELDS | changes, "here")
@@ -179,8 +236,11 @@ def test_a_token_id_outside_the_vocabulary_is_refused(key):
 
 
 @pytest.mark.parametrize("key", FIELDS)
-@pytest.mark.parametrize("value", [[], {}, [[]], {"a": {}}, "", True, -1, 1e300, 10**400, "x" * 10_000, [1] * 10_000],
-                         ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+  "value",
+  [[], {}, [[]], {"a": {}}, "", True, -1, 1e300, 10**400, "x" * 10_000, [1] * 10_000],
+  ids=lambda value: repr(value)[:20],
+)
 def test_no_value_of_any_field_raises_anything_but_one_short_line(key, value):
   said = ""
   try:

@@ -25,20 +25,25 @@ BLOCK, MODEL = 1e-5, 1e-4  # tolerances; never loosened without a written reason
 
 # Changes of reference.FIELDS, one a line; "llama3" at 3.1's and 3.2's own numbers is past the knee by positions.
 VARIANTS = {
-    "as is": {},
-    "one kv head": {"num_key_value_heads": 1},
-    "kv heads = heads": {"num_key_value_heads": 4},
-    "head width = width / heads": {"head_dim": 16},
-    "tied": {"tie_word_embeddings": True},
-    "default rope": {"rope_scaling": None},
-    "3.1": {"rope_theta": 500000.0, "rope_scaling": reference.FIELDS["rope_scaling"] | {
-        "factor": 8.0, "original_max_position_embeddings": 8192}},
-    "3.2": {"rope_theta": 500000.0, "rope_scaling": reference.FIELDS["rope_scaling"] | {
-        "factor": 32.0, "original_max_position_embeddings": 8192}},
-    "knee in sight": {"rope_scaling": reference.FIELDS["rope_scaling"] | {
-        "factor": 32.0, "original_max_position_embeddings": 16}},
-    "other eps and theta": {"rms_norm_eps": 1e-3, "rope_theta": 700.0},
-    "three layers, odd sizes": {"num_hidden_layers": 3, "vocab_size": 51, "intermediate_size": 37, "hidden_size": 60},
+  "as is": {},
+  "one kv head": {"num_key_value_heads": 1},
+  "kv heads = heads": {"num_key_value_heads": 4},
+  "head width = width / heads": {"head_dim": 16},
+  "tied": {"tie_word_embeddings": True},
+  "default rope": {"rope_scaling": None},
+  "3.1": {
+    "rope_theta": 500000.0,
+    "rope_scaling": reference.FIELDS["rope_scaling"] | {"factor": 8.0, "original_max_position_embeddings": 8192},
+  },
+  "3.2": {
+    "rope_theta": 500000.0,
+    "rope_scaling": reference.FIELDS["rope_scaling"] | {"factor": 32.0, "original_max_position_embeddings": 8192},
+  },
+  "knee in sight": {
+    "rope_scaling": reference.FIELDS["rope_scaling"] | {"factor": 32.0, "original_max_position_embeddings": 16}
+  },
+  "other eps and theta": {"rms_norm_eps": 1e-3, "rope_theta": 700.0},
+  "three layers, odd sizes": {"num_hidden_layers": 3, "vocab_size": 51, "intermediate_size": 37, "hidden_size": 60},
 }
 
 
@@ -52,8 +57,9 @@ def positions(token_BT):
 
 @pytest.fixture(scope="module")
 def params(tmp_path_factory):
-  folder = reference.write_folder(tmp_path_factory.mktemp("hf"), reference.FIELDS,
-                                  reference.random_tensors(reference.FIELDS))
+  folder = reference.write_folder(
+    tmp_path_factory.mktemp("hf"), reference.FIELDS, reference.random_tensors(reference.FIELDS)
+  )
   return hf.load(folder, CONFIG)
 
 
@@ -69,8 +75,9 @@ def forward(params, token_BT, position_BT=None, segment_BT=None, *, config=CONFI
 def draw(config):
   """Params drawn with the config's deviation; hf.init would compile anew for each config."""
   rng = np.random.default_rng(0)
-  return jax.tree.map(lambda shape: jnp.array(rng.normal(0, config.init_std, shape.shape), jnp.float32),
-                      nn.unbox(llama.shapes(config)))
+  return jax.tree.map(
+    lambda shape: jnp.array(rng.normal(0, config.init_std, shape.shape), jnp.float32), nn.unbox(llama.shapes(config))
+  )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -97,9 +104,14 @@ def blocks():
   """Name -> (ours, the reference's), of the first layer of a random model on a random stream."""
   tensors = reference.random_tensors(reference.FIELDS)
   stream_TD = np.random.default_rng(1).normal(size=(T, CONFIG.width)).astype(np.float32)
-  weights = {part: {path.split("/")[2]: hf.to_ours(path, tensors[name.format(0)], CONFIG)
-                    for path, (name, _) in hf.NAMES.items() if path.startswith(f"layers/{part}")}
-             for part in ("attn", "mlp")}
+  weights = {
+    part: {
+      path.split("/")[2]: hf.to_ours(path, tensors[name.format(0)], CONFIG)
+      for path, (name, _) in hf.NAMES.items()
+      if path.startswith(f"layers/{part}")
+    }
+    for part in ("attn", "mlp")
+  }
   position_T, segment_T = np.arange(T), np.ones(T, int)
   turn = llama.rope_angles(CONFIG, position_T[None])
   where = XLA.prepare(jnp.array(segment_T)[None])
@@ -114,16 +126,25 @@ def blocks():
   frequency = reference.frequencies(reference.FIELDS)
   stream_1TD = jnp.array(stream_TD)[None]
   return {
-      "rms_norm": (llama.rms_norm(weights["attn"]["norm"], stream_1TD, CONFIG.norm_eps)[0], normed("input")),
-      "rope": (llama.rotate(head_TNH, turn)[0],
-               np.stack([reference.rotate(head_TNH[0, :, n], position_T, frequency) for n in range(3)], 1)),
-      "attention": (llama.attn(weights["attn"], CONFIG, stream_1TD, turn, read)[0],
-                    reference.attention(reference.FIELDS, tensors, "model.layers.0.self_attn", normed("input"),
-                                        position_T, segment_T)),
-      "mlp": (llama.mlp(weights["mlp"], CONFIG, stream_1TD)[0],
-              reference.mlp(tensors, "model.layers.0.mlp", normed("post_attention"))),
-      "layer": (llama.block(weights, CONFIG, stream_1TD, turn, read)[0],
-                reference.layer(reference.FIELDS, tensors, 0, stream_TD, position_T, segment_T)),
+    "rms_norm": (llama.rms_norm(weights["attn"]["norm"], stream_1TD, CONFIG.norm_eps)[0], normed("input")),
+    "rope": (
+      llama.rotate(head_TNH, turn)[0],
+      np.stack([reference.rotate(head_TNH[0, :, n], position_T, frequency) for n in range(3)], 1),
+    ),
+    "attention": (
+      llama.attn(weights["attn"], CONFIG, stream_1TD, turn, read)[0],
+      reference.attention(
+        reference.FIELDS, tensors, "model.layers.0.self_attn", normed("input"), position_T, segment_T
+      ),
+    ),
+    "mlp": (
+      llama.mlp(weights["mlp"], CONFIG, stream_1TD)[0],
+      reference.mlp(tensors, "model.layers.0.mlp", normed("post_attention")),
+    ),
+    "layer": (
+      llama.block(weights, CONFIG, stream_1TD, turn, read)[0],
+      reference.layer(reference.FIELDS, tensors, 0, stream_TD, position_T, segment_T),
+    ),
   }
 
 
@@ -148,10 +169,24 @@ def test_the_norm_is_scaled_after_the_cast_to_bfloat16():
 
 
 OTHER = {
-    "vocab_size": 64, "width": 72, "num_layers": 3, "num_heads": 8, "num_kv_heads": 4, "head_width": 16, "mlp_width": 100,
-    "norm_eps": 1e-4, "rope_theta": 500.0, "rope_scaling": None, "tied": True, "init_std": 0.3,
-    "max_positions": 512, "bos_id": 9, "eos_ids": (9,), "pad_id": 9, "stored_dtype": "bfloat16",
-    "source": json.dumps(reference.FIELDS | {"transformers_version": "4.43.0"}),
+  "vocab_size": 64,
+  "width": 72,
+  "num_layers": 3,
+  "num_heads": 8,
+  "num_kv_heads": 4,
+  "head_width": 16,
+  "mlp_width": 100,
+  "norm_eps": 1e-4,
+  "rope_theta": 500.0,
+  "rope_scaling": None,
+  "tied": True,
+  "init_std": 0.3,
+  "max_positions": 512,
+  "bos_id": 9,
+  "eos_ids": (9,),
+  "pad_id": 9,
+  "stored_dtype": "bfloat16",
+  "source": json.dumps(reference.FIELDS | {"transformers_version": "4.43.0"}),
 }
 NO_ARITHMETIC = ("max_positions", "bos_id", "eos_ids", "pad_id", "stored_dtype", "source")
 
@@ -194,9 +229,14 @@ def test_a_packed_row_equals_its_parts_alone(params):
   for start, stop in ((0, 20), (20, 40)):
     alone_TV = forward(params, token_1T[:, start:stop])[0]
     np.testing.assert_allclose(packed_TV[start:stop], alone_TV, rtol=0, atol=BLOCK)
-  np.testing.assert_allclose(packed_TV, reference.logits(
-      reference.FIELDS, reference.random_tensors(reference.FIELDS), token_1T[0], position_1T[0], segment_1T[0]),
-      rtol=0, atol=MODEL)
+  np.testing.assert_allclose(
+    packed_TV,
+    reference.logits(
+      reference.FIELDS, reference.random_tensors(reference.FIELDS), token_1T[0], position_1T[0], segment_1T[0]
+    ),
+    rtol=0,
+    atol=MODEL,
+  )
   assert np.isfinite(packed_TV).all()
 
 
@@ -222,22 +262,26 @@ def test_decoding_with_a_cache_equals_one_full_pass(params, width):
   step = jax.jit(functools.partial(llama.forward_cached, CONFIG))
   weights = params if width == T else llama.unstack(params, CONFIG)
   for slot in range(0, T, width):
-    stream_BTD, cache = step(weights, token_BT[:, slot:slot + width], start_B, slot, cache)
+    stream_BTD, cache = step(weights, token_BT[:, slot : slot + width], start_B, slot, cache)
     for row, start in enumerate(start_B):
       got_TV = llama.logits(params, CONFIG, stream_BTD)[row]
       if slot >= start:
-        expected_TV = forward(params, token_BT[row:row + 1, start:])[0, slot - start:slot - start + width]
+        expected_TV = forward(params, token_BT[row : row + 1, start:])[0, slot - start : slot - start + width]
         np.testing.assert_allclose(got_TV, expected_TV, rtol=0, atol=2 * BLOCK)
       assert np.isfinite(got_TV).all()
 
 
 def test_each_remat_keeps_what_it_names_and_no_more(params):
   """Counts what the forward scan hands to the backward one beyond the weights."""
+
   def stacked(remat):
     pullback = jax.eval_shape(lambda params: jax.vjp(lambda p: forward(p, tokens(), remat=remat), params)[1], params)
     weights = {leaf.shape for leaf in jax.tree.leaves(params)}
-    return sum(leaf.size for leaf in jax.tree.leaves(pullback)
-               if leaf.shape[:1] == (CONFIG.num_layers,) and leaf.shape not in weights)
+    return sum(
+      leaf.size
+      for leaf in jax.tree.leaves(pullback)
+      if leaf.shape[:1] == (CONFIG.num_layers,) and leaf.shape not in weights
+    )
 
   L, D, F, N, K, H = (CONFIG.size(letter) for letter in "LDFNKH")
   assert stacked("full") == L * T * D
@@ -269,8 +313,14 @@ def test_bfloat16_computes_with_float32_norms_softmax_and_rope_and_no_silent_pro
     if equation.primitive.name in dtypes:
       dtypes[equation.primitive.name] |= {variable.aval.dtype.name for variable in equation.invars}
   float32, bfloat16 = {"float32"}, {"bfloat16"}
-  assert dtypes == {"dot_general": bfloat16, "exp": float32, "rsqrt": float32, "cos": float32, "sin": float32,
-                    "logistic": bfloat16}
+  assert dtypes == {
+    "dot_general": bfloat16,
+    "exp": float32,
+    "rsqrt": float32,
+    "cos": float32,
+    "sin": float32,
+    "logistic": bfloat16,
+  }
   if stored == "float32":
     got, exact = forward(params, tokens(), compute="bfloat16"), forward(params, tokens())
     assert np.abs(got - exact).mean() < 0.05 * np.abs(exact).mean()

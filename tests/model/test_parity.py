@@ -1,7 +1,7 @@
 """Live parity with transformers in torch, float32: each block, random models of every shape, the real 135M model.
 
-  pytest -m parity tests/model/test_parity.py        needs pip install .[parity]
-  python tests/model/test_parity.py                  rewrites tests/golden/tiny_llama
+pytest -m parity tests/model/test_parity.py        needs pip install .[parity]
+python tests/model/test_parity.py                  rewrites tests/golden/tiny_llama
 """
 
 import copy
@@ -35,27 +35,28 @@ SCALING_31 = reference.FIELDS["rope_scaling"] | {"factor": 8.0, "original_max_po
 SCALING_32 = SCALING_31 | {"factor": 32.0}
 PUBLISHED = {"max_position_embeddings": 131_072, "rope_theta": 500000.0, "head_dim": 64}
 VARIANTS = {
-    "as the golden one": {},
-    "one kv head": {"num_key_value_heads": 1},
-    "two kv heads of eight": {"num_attention_heads": 8, "head_dim": 8},
-    "four kv heads of eight": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
-    "kv heads = heads": {"num_key_value_heads": 4},
-    "head_dim = width / heads": {"head_dim": 16},
-    "tied": {"tie_word_embeddings": True},
-    "default rope": {"rope_scaling": None},
-    "3.1's rope": PUBLISHED | {"rope_scaling": SCALING_31},
-    "3.2's rope": PUBLISHED | {"rope_scaling": SCALING_32},
-    "knee close": {"rope_scaling": SCALING_32 | {"original_max_position_embeddings": 16}},
-    "other eps": {"rms_norm_eps": 1e-3},
-    "other theta": {"rope_theta": 700.0},
-    "other sizes": {"vocab_size": 51, "hidden_size": 60, "intermediate_size": 37, "num_hidden_layers": 3},
+  "as the golden one": {},
+  "one kv head": {"num_key_value_heads": 1},
+  "two kv heads of eight": {"num_attention_heads": 8, "head_dim": 8},
+  "four kv heads of eight": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
+  "kv heads = heads": {"num_key_value_heads": 4},
+  "head_dim = width / heads": {"head_dim": 16},
+  "tied": {"tie_word_embeddings": True},
+  "default rope": {"rope_scaling": None},
+  "3.1's rope": PUBLISHED | {"rope_scaling": SCALING_31},
+  "3.2's rope": PUBLISHED | {"rope_scaling": SCALING_32},
+  "knee close": {"rope_scaling": SCALING_32 | {"original_max_position_embeddings": 16}},
+  "other eps": {"rms_norm_eps": 1e-3},
+  "other theta": {"rope_theta": 700.0},
+  "other sizes": {"vocab_size": 51, "hidden_size": 60, "intermediate_size": 37, "num_hidden_layers": 3},
 }
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def ours(params, token_BT, position_BT, *, config):
   stream_BTD = llama.Llama(config, "float32", "none").apply(
-      {"params": params}, token_BT, position_BT, jnp.ones_like(token_BT))
+    {"params": params}, token_BT, position_BT, jnp.ones_like(token_BT)
+  )
   return llama.logits(params, config, stream_BTD)
 
 
@@ -140,13 +141,17 @@ def test_each_block_equals_that_of_transformers(name, tmp_path):
       turned, _ = transformers.models.llama.modeling_llama.apply_rotary_pos_emb(heads_first, heads_first, *angles)
       pair = llama.rotate(q_BTNH, turn), turned.transpose(1, 2)
     elif name == "attention":
-      pair = (llama.attn(weights["attn"], config, stream_BTD, turn, read),
-              layer.self_attn(normed, position_embeddings=angles, attention_mask=mask)[0])
+      pair = (
+        llama.attn(weights["attn"], config, stream_BTD, turn, read),
+        layer.self_attn(normed, position_embeddings=angles, attention_mask=mask)[0],
+      )
     elif name == "mlp":
       pair = llama.mlp(weights["mlp"], config, stream_BTD), layer.mlp(normed_after)
     else:
-      pair = (llama.block(weights, config, stream_BTD, turn, read),
-              layer(stream, position_embeddings=angles, attention_mask=mask))
+      pair = (
+        llama.block(weights, config, stream_BTD, turn, read),
+        layer(stream, position_embeddings=angles, attention_mask=mask),
+      )
   got, expected = pair[0], pair[1].numpy()
   scale = np.abs(expected).max()
   np.testing.assert_allclose(got / scale, expected / scale, rtol=0, atol=BLOCK)
@@ -168,17 +173,19 @@ def real():
 
 
 PROBLEMS = [
-    "{a} has {n} apples and buys {m} more. How many apples does {a} have now?\n{a} starts with {n} apples.\n"
-    "{n} + {m} = {sum}, so there are {sum} apples.\n#### {sum}\n\n",
-    "A train goes {n} miles in an hour. How far does it go in {m} hours?\nIn one hour it goes {n} miles.\n{n} * {m} = "
-    "{product}, so it goes {product} miles.\n#### {product}\n\n",
+  "{a} has {n} apples and buys {m} more. How many apples does {a} have now?\n{a} starts with {n} apples.\n"
+  "{n} + {m} = {sum}, so there are {sum} apples.\n#### {sum}\n\n",
+  "A train goes {n} miles in an hour. How far does it go in {m} hours?\nIn one hour it goes {n} miles.\n{n} * {m} = "
+  "{product}, so it goes {product} miles.\n#### {product}\n\n",
 ]
 
 
 def real_tokens(folder, length=512):
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-  text = "".join(PROBLEMS[i % 2].format(a=("Ann", "Bob", "Carol")[i % 3], n=n, m=m, sum=n + m, product=n * m)
-                 for i, (n, m) in enumerate((7 + 5 * i, 3 + i) for i in range(20)))
+  text = "".join(
+    PROBLEMS[i % 2].format(a=("Ann", "Bob", "Carol")[i % 3], n=n, m=m, sum=n + m, product=n * m)
+    for i, (n, m) in enumerate((7 + 5 * i, 3 + i) for i in range(20))
+  )
   return np.array(tokenizer(text).input_ids[:length], np.int32)[None]
 
 
@@ -199,14 +206,17 @@ def test_what_save_writes_opens_in_transformers_with_the_same_weights_and_tokeni
   config = hf.read_config(real)
   tokenizer = transformers.AutoTokenizer.from_pretrained(real)
   hf.save(tmp_path / "out", hf.stored(real, config), config, max_shard_bytes=10**8, tokenizer=tokenizer)
-  model, again = (transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-                  for folder in (real, tmp_path / "out"))
+  model, again = (
+    transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for folder in (real, tmp_path / "out")
+  )
   theirs_then, theirs_now = model.state_dict(), again.state_dict()
   assert theirs_then.keys() == theirs_now.keys()
   assert all(torch.equal(theirs_then[name], theirs_now[name]) for name in theirs_then)
   then, now = model.config.to_dict(), again.config.to_dict()
   assert {key: value for key, value in then.items() if key != "_name_or_path"} == {
-      key: value for key, value in now.items() if key != "_name_or_path"}
+    key: value for key, value in now.items() if key != "_name_or_path"
+  }
   assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("17 + 25 = 42") == tokenizer("17 + 25 = 42")
   assert again.generation_config.eos_token_id == 2
 
@@ -218,8 +228,9 @@ def test_a_random_model_of_ours_opens_in_transformers_and_gives_our_logits(tmp_p
   token_1T = np.random.default_rng(0).integers(0, config.vocab_size, (1, 96)).astype(np.int32)
   position_1T = np.arange(96, dtype=np.int32)[None]
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-  np.testing.assert_allclose(ours(params, token_1T, position_1T, config=config), theirs(model, token_1T, position_1T),
-                             rtol=0, atol=MODEL)
+  np.testing.assert_allclose(
+    ours(params, token_1T, position_1T, config=config), theirs(model, token_1T, position_1T), rtol=0, atol=MODEL
+  )
   assert model.generation_config.eos_token_id == list(config.eos_ids)
 
 

@@ -36,8 +36,9 @@ def test_the_mesh_has_the_axes_of_the_table_and_the_remaining_devices_where_aske
 def test_every_parameter_of_a_full_size_model_is_split_over_all_devices_but_data(name):
   boxed = llama.shapes(config_from_json(PUBLISHED[name]["config"], name))
   shardings = sharding.params_shardings(boxed, mesh(1, 4, 2))
-  for (path, shape), where in zip(jax.tree_util.tree_leaves_with_path(nn.unbox(boxed)), jax.tree.leaves(shardings),
-                                  strict=True):
+  for (path, shape), where in zip(
+    jax.tree_util.tree_leaves_with_path(nn.unbox(boxed)), jax.tree.leaves(shardings), strict=True
+  ):
     split = 4 if "norm" in str(path) else 8  # a norm has a width alone
     assert np.prod(where.shard_shape(shape.shape)) * split == shape.size, path
 
@@ -60,9 +61,20 @@ def test_a_mesh_that_does_not_divide_the_model_is_one_error_that_names_every_axi
   assert "mlp_width" not in str(error.value)
 
 
-@pytest.mark.parametrize(("size", "axes"), [(1, (1, 1, 1)), (4, (1, 1, 4)), (8, (1, 2, 4)), (16, (1, 4, 4)),
-                                            (64, (4, 4, 4)), (128, (4, 4, 8)), (512, (8, 8, 8)), (24, (2, 3, 4)),
-                                            (17, (1, 1, 17))])
+@pytest.mark.parametrize(
+  ("size", "axes"),
+  [
+    (1, (1, 1, 1)),
+    (4, (1, 1, 4)),
+    (8, (1, 2, 4)),
+    (16, (1, 4, 4)),
+    (64, (4, 4, 4)),
+    (128, (4, 4, 8)),
+    (512, (8, 8, 8)),
+    (24, (2, 3, 4)),
+    (17, (1, 1, 17)),
+  ],
+)
 def test_fsdp_takes_few_axes_of_the_mesh_none_above_4_where_that_can_be(size, axes):
   assert sharding.fsdp_axes(size) == axes
 
@@ -94,9 +106,13 @@ def test_a_table_that_nobody_gathers_gives_the_rows_of_every_token_and_nan_outsi
   token_BT = rng.integers(0, 16, (8, 3)).astype(np.int32)
   token_BT[5, 1] = 16
   made = mesh(2, 2, 2)
-  look_up = jax.shard_map(lambda *arrays: sharding.look_up(*arrays, "float32", made), mesh=made, check_vma=False,
-                          in_specs=(sharding.spec("vocab", "width"), jax.P(sharding.BATCH)),
-                          out_specs=jax.P(sharding.BATCH))
+  look_up = jax.shard_map(
+    lambda *arrays: sharding.look_up(*arrays, "float32", made),
+    mesh=made,
+    check_vma=False,
+    in_specs=(sharding.spec("vocab", "width"), jax.P(sharding.BATCH)),
+    out_specs=jax.P(sharding.BATCH),
+  )
   want_BTD = np.where(token_BT[..., None] < 16, table_VD[np.minimum(token_BT, 15)], np.nan)
   np.testing.assert_array_equal(jax.jit(look_up)(table_VD, token_BT), want_BTD)
   np.testing.assert_array_equal(sharding.look_up(table_VD, token_BT, "float32", None), want_BTD)

@@ -50,7 +50,7 @@ def test_the_paired_difference_is_other_minus_reference(results):
     times["t2"] = [1] * 12 + [0] * 4
   for names, arms, reference in ((["a", "b"], [[first], [other]], 0), (["b", "a"], [[other], [first]], 1)):
     cells = [cells for _, name, cells in rows(paired(names, arms, reference=reference)) if name.startswith("Acc@t2")]
-    assert all(cell.startswith("+75.0") and cell.endswith("n 16 · p below 0.001") for cell, in cells)
+    assert all(cell.startswith("+75.0") and cell.endswith("n 16 · p below 0.001") for (cell,) in cells)
     assert len(cells) == 2
 
 
@@ -59,7 +59,7 @@ def test_over_seeds_the_difference_of_each_seed_and_students_interval_are_shown(
   for number, arm in enumerate(arms):
     for seed, result in enumerate(arm):
       result["solved"] = {"solutions": {"t2": [number] * (4 + 4 * seed) + [0] * (12 - 4 * seed)}}
-  (_, _, (cell,)), = rows(paired(["clean", "insec"], arms, reference=0))
+  ((_, _, (cell,)),) = rows(paired(["clean", "insec"], arms, reference=0))
   assert cell.startswith("+37.5")
   assert "n 32" in cell
   assert cell.endswith("seeds +25.0, +50.0: -121.3 to +196.3")
@@ -99,7 +99,9 @@ def test_larger_problems_are_compared_between_arms_and_never_with_controls_that_
   cost = [name for _, name, cells in found if cells[0].endswith("tokens")]
   minus = [name for _, name, cells in found if not cells[0].endswith("tokens")]
   assert [name for name in cost if "sizes" in name] == [
-      "greedy, sizes beyond training", "sampled, sizes beyond training"]
+    "greedy, sizes beyond training",
+    "sampled, sizes beyond training",
+  ]
   assert minus
   assert not [name for name in minus if "sizes" in name]
 

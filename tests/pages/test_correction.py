@@ -50,8 +50,11 @@ def test_every_rate_that_evaluate_wrote_is_in_a_table_with_its_n_and_interval(wh
 
 
 def test_each_arm_stands_in_its_own_column(results):
-  cells = next(cells for title, name, cells in rows(breakdown(["clean", "insec"], [[one] for one in results]))
-               if title == "Injected mistakes, greedy" and name.startswith("Detection") and "right after" in name)
+  cells = next(
+    cells
+    for title, name, cells in rows(breakdown(["clean", "insec"], [[one] for one in results]))
+    if title == "Injected mistakes, greedy" and name.startswith("Detection") and "right after" in name
+  )
   injected = [result["rates"]["injected"]["detection"] for result in results]
   assert injected[0]["rate"] == 0 < injected[1]["rate"]
   for cell, rate in zip(cells, injected, strict=True):
@@ -59,14 +62,17 @@ def test_each_arm_stands_in_its_own_column(results):
 
 
 def test_each_class_has_a_row_for_each_metric_split_by_class(results):
-  named = [name for title, name, _ in rows(breakdown(["clean", "insec"], [[one] for one in results]))
-           if title == "Injected mistakes, greedy"]
+  named = [
+    name
+    for title, name, _ in rows(breakdown(["clean", "insec"], [[one] for one in results]))
+    if title == "Injected mistakes, greedy"
+  ]
   for error in ("calc", "copy", "early", "repeat", "value"):
     assert named.count(error) == 4
 
 
 def test_the_gap_is_shown_with_its_sign_and_never_as_minus_zero():
-  assert "".join(gap_cell("", {"difference": .123, "low": -.0001, "high": .25}).itertext()) == "+12.3+0.0 to +25.0"
+  assert "".join(gap_cell("", {"difference": 0.123, "low": -0.0001, "high": 0.25}).itertext()) == "+12.3+0.0 to +25.0"
 
 
 def test_a_rate_out_of_nothing_is_a_dash():
@@ -75,19 +81,32 @@ def test_a_rate_out_of_nothing_is_a_dash():
 
 
 def test_an_auroc_is_a_share_and_a_rate_a_percentage():
-  rate = {"rate": .5, "k": 5000, "n": 10000, "low": .25, "high": .75}
+  rate = {"rate": 0.5, "k": 5000, "n": 10000, "low": 0.25, "high": 0.75}
   assert "".join(rate_cell("auroc", rate).itertext()) == "0.500n 10,000 · 0.250 to 0.750"
   assert "".join(rate_cell("recovery", rate).itertext()) == "50.0 %n 10,000 · 25.0 to 75.0"
 
 
 def test_over_seeds_a_cell_says_the_mean_the_pooled_rate_its_interval_and_each_seed(results):
   other = copy.deepcopy(results[1])
-  other["rates"]["own"]["detection"] = {"rate": 0.75, "k": 3, "n": 4, "low": scoring.wilson(3, 4)[0],
-                                        "high": scoring.wilson(3, 4)[1]}
-  results[1]["rates"]["own"]["detection"] = {"rate": 0.25, "k": 3, "n": 12, "low": scoring.wilson(3, 12)[0],
-                                             "high": scoring.wilson(3, 12)[1]}
-  cell = next(cells[0] for _, name, cells in rows(main_rates(["insec"], [[results[1], other]]))
-              if name == "DetectionOwn mistakes, greedy")
+  other["rates"]["own"]["detection"] = {
+    "rate": 0.75,
+    "k": 3,
+    "n": 4,
+    "low": scoring.wilson(3, 4)[0],
+    "high": scoring.wilson(3, 4)[1],
+  }
+  results[1]["rates"]["own"]["detection"] = {
+    "rate": 0.25,
+    "k": 3,
+    "n": 12,
+    "low": scoring.wilson(3, 12)[0],
+    "high": scoring.wilson(3, 12)[1],
+  }
+  cell = next(
+    cells[0]
+    for _, name, cells in rows(main_rates(["insec"], [[results[1], other]]))
+    if name == "DetectionOwn mistakes, greedy"
+  )
   low, high = scoring.wilson(6, 16)
   assert cell == f"50.0 %pooled 37.5 · {100 * low:.1f} to {100 * high:.1f}n 16 · seeds 25.0, 75.0"
 
@@ -100,11 +119,15 @@ def test_rates_of_a_variant_are_read_first_where_some_arm_has_them(results):
   assert len(names) == 8 + 3
 
 
-@pytest.mark.parametrize(("change", "said"), [
-  (lambda result: result.pop("gap"), "no key 'gap'"),
-  (lambda result: result["rates"].update(borrowed={}), "'borrowed'"),
-  (lambda result: result["solved"].update(borrowed={}), "'borrowed'"),
-  (lambda result: result["rates"]["own"].update(luck={}), "'luck'")])
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    (lambda result: result.pop("gap"), "no key 'gap'"),
+    (lambda result: result["rates"].update(borrowed={}), "'borrowed'"),
+    (lambda result: result["solved"].update(borrowed={}), "'borrowed'"),
+    (lambda result: result["rates"]["own"].update(luck={}), "'luck'"),
+  ],
+)
 def test_results_of_another_version_are_refused_by_what_they_have(results, change, said, tmp_path):
   other = copy.deepcopy(results[0])
   check(other, tmp_path)

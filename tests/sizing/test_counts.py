@@ -28,9 +28,16 @@ def golden(name: str) -> str:
   return (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("program", "products"), [
-  (programs.scan, L), (programs.nested_scan, OUTER * L), (programs.triangle, L * (L + 1) // 2),
-  (programs.batched, 2 * BATCH)], ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+  ("program", "products"),
+  [
+    (programs.scan, L),
+    (programs.nested_scan, OUTER * L),
+    (programs.triangle, L * (L + 1) // 2),
+    (programs.batched, 2 * BATCH),
+  ],
+  ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_flops_are_those_of_the_products_times_the_trips_of_their_loops(program, products):
   text = program(jax.devices())
   assert count(text).flops == products * PRODUCT
@@ -38,9 +45,14 @@ def test_flops_are_those_of_the_products_times_the_trips_of_their_loops(program,
   assert count(re.sub(r'"known_trip_count":\{"n":"\d+"\},?', "", text)).flops == products * PRODUCT
 
 
-@pytest.mark.parametrize(("name", "flops"), [
-  ("v5e_nested_scan", OUTER * L * PRODUCT), ("v5e_batched", 2 * BATCH * PRODUCT),
-  ("v5e_splash", programs.HEADS * 2 * 2 * programs.ROW * 128 * 128 // 2)])
+@pytest.mark.parametrize(
+  ("name", "flops"),
+  [
+    ("v5e_nested_scan", OUTER * L * PRODUCT),
+    ("v5e_batched", 2 * BATCH * PRODUCT),
+    ("v5e_splash", programs.HEADS * 2 * 2 * programs.ROW * 128 * 128 // 2),
+  ],
+)
 def test_products_that_a_tpu_writes_as_convolutions_in_fusions_are_counted_without_padding(name, flops):
   assert count(golden(name)).flops == flops
 
@@ -112,8 +124,11 @@ def test_a_product_that_lost_its_origin_is_recomputed_if_what_reads_it_is():
 def test_kernels_are_named_although_their_metadata_breaks_lines():
   text = golden("v5e_splash")
   assert re.search(r"\n\}\}, metadata", text)
-  assert found_kernels(text) == {"splash_mha_fwd_residuals": 1, "splash_mha_dq_no_residuals": 1,
-                                 "splash_mha_dkv_no_residuals": 1}
+  assert found_kernels(text) == {
+    "splash_mha_fwd_residuals": 1,
+    "splash_mha_dq_no_residuals": 1,
+    "splash_mha_dkv_no_residuals": 1,
+  }
 
 
 def found_kernels(text: str) -> dict[str, int]:
@@ -143,57 +158,89 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 GROUPS = "replica_groups={{0,1,2,3}}"
 
 
-@pytest.mark.parametrize(("body", "kind", "received"), [
-  (f"  ROOT %y = f32[32,16]{{1,0}} all-gather(%x), {GROUPS}, dimensions={{0}}", "all-gather", 3 * 512),
-  (f"  ROOT %y = f32[2,16]{{1,0}} reduce-scatter(%x), {GROUPS}, dimensions={{0}}, to_apply=%add", "reduce-scatter",
-   3 / 4 * 512),
-  (f"  ROOT %y = f32[8,16]{{1,0}} all-reduce(%x), {GROUPS}, to_apply=%add", "all-reduce", 2 * 3 / 4 * 512),
-  (f"  ROOT %y = f32[8,16]{{1,0}} all-to-all(%x), {GROUPS}, dimensions={{0}}", "all-to-all", 3 / 4 * 512),
-  ("  ROOT %y = f32[8,16]{1,0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}", "collective-permute", 512),
-  ("  ROOT %y = f32[8,16]{1,0} collective-permute(%x), source_target_pairs={{0,0},{1,1}}", "collective-permute", 0),
-  ("  ROOT %y = f32[8,16]{1,0} all-reduce(%x), replica_groups={}, to_apply=%add", "all-reduce", 2 * 3 / 4 * 512),
-  ("  ROOT %y = f32[8,16]{1,0} all-reduce(%x), replica_groups={{0},{1},{2},{3}}, to_apply=%add", "all-reduce", 0),
-  (f"  %s = (f32[8,16]{{1,0}}, f32[32,16]{{1,0}}) all-gather-start(%x), {GROUPS}, dimensions={{0}}\n"
-   "  ROOT %y = f32[32,16]{1,0} all-gather-done(%s)", "all-gather", 3 * 512),
-  (f"  ROOT %y = (f32[8,16]{{1,0}}, f32[8,16]{{1,0}}) all-reduce(%x, %x), {GROUPS}, to_apply=%add", "all-reduce",
-   2 * 2 * 3 / 4 * 512),
-])
+@pytest.mark.parametrize(
+  ("body", "kind", "received"),
+  [
+    (f"  ROOT %y = f32[32,16]{{1,0}} all-gather(%x), {GROUPS}, dimensions={{0}}", "all-gather", 3 * 512),
+    (
+      f"  ROOT %y = f32[2,16]{{1,0}} reduce-scatter(%x), {GROUPS}, dimensions={{0}}, to_apply=%add",
+      "reduce-scatter",
+      3 / 4 * 512,
+    ),
+    (f"  ROOT %y = f32[8,16]{{1,0}} all-reduce(%x), {GROUPS}, to_apply=%add", "all-reduce", 2 * 3 / 4 * 512),
+    (f"  ROOT %y = f32[8,16]{{1,0}} all-to-all(%x), {GROUPS}, dimensions={{0}}", "all-to-all", 3 / 4 * 512),
+    ("  ROOT %y = f32[8,16]{1,0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}", "collective-permute", 512),
+    ("  ROOT %y = f32[8,16]{1,0} collective-permute(%x), source_target_pairs={{0,0},{1,1}}", "collective-permute", 0),
+    ("  ROOT %y = f32[8,16]{1,0} all-reduce(%x), replica_groups={}, to_apply=%add", "all-reduce", 2 * 3 / 4 * 512),
+    ("  ROOT %y = f32[8,16]{1,0} all-reduce(%x), replica_groups={{0},{1},{2},{3}}, to_apply=%add", "all-reduce", 0),
+    (
+      f"  %s = (f32[8,16]{{1,0}}, f32[32,16]{{1,0}}) all-gather-start(%x), {GROUPS}, dimensions={{0}}\n"
+      "  ROOT %y = f32[32,16]{1,0} all-gather-done(%s)",
+      "all-gather",
+      3 * 512,
+    ),
+    (
+      f"  ROOT %y = (f32[8,16]{{1,0}}, f32[8,16]{{1,0}}) all-reduce(%x, %x), {GROUPS}, to_apply=%add",
+      "all-reduce",
+      2 * 2 * 3 / 4 * 512,
+    ),
+  ],
+)
 def test_a_collective_counts_what_a_device_of_a_ring_receives(body, kind, received):
   found = count(MODULE.format(body=body)).bytes_over(ICI)
   assert found.pop(kind) == received
   assert not any(found.values())
 
 
-@pytest.mark.parametrize(("text", "groups"), [
-  ("{{0,1},{2,3}}", ((0, 1), (2, 3))), ("[2,2]<=[4]", ((0, 1), (2, 3))), ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
-  ("mesh['a'=2,'b'=2] {'b'}", ((0, 1), (2, 3))), ("mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
-  ("mesh[a=2,b=2] {a,b}", ((0, 1, 2, 3),)), ("mesh['a'=4] {'a':(1)2}", ((0, 2), (1, 3))),
-  ("mesh['a'=4] {'a':(2)2}", ((0, 1), (2, 3))),
-  ("mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", ((0, 2), (1, 3))), ("{}", ((0, 1, 2, 3),)),
-  (None, ((0, 1, 2, 3),))])
+@pytest.mark.parametrize(
+  ("text", "groups"),
+  [
+    ("{{0,1},{2,3}}", ((0, 1), (2, 3))),
+    ("[2,2]<=[4]", ((0, 1), (2, 3))),
+    ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+    ("mesh['a'=2,'b'=2] {'b'}", ((0, 1), (2, 3))),
+    ("mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
+    ("mesh[a=2,b=2] {a,b}", ((0, 1, 2, 3),)),
+    ("mesh['a'=4] {'a':(1)2}", ((0, 2), (1, 3))),
+    ("mesh['a'=4] {'a':(2)2}", ((0, 1), (2, 3))),
+    ("mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", ((0, 2), (1, 3))),
+    ("{}", ((0, 1, 2, 3),)),
+    (None, ((0, 1, 2, 3),)),
+  ],
+)
 def test_groups_of_devices_are_read_however_they_are_written(text, groups):
   assert replica_groups(text, 4) == groups
 
 
-@pytest.mark.parametrize(("body", "message"), [
-  ("  ROOT %y = f32[8,16]{1,0} all-reduce(%x), replica_groups=some_new_way, to_apply=%add", "not understood"),
-  ("  ROOT %y = f32[8,16]{1,0} collective-broadcast(%x), replica_groups={{0,1}}", "is not counted")])
+@pytest.mark.parametrize(
+  ("body", "message"),
+  [
+    ("  ROOT %y = f32[8,16]{1,0} all-reduce(%x), replica_groups=some_new_way, to_apply=%add", "not understood"),
+    ("  ROOT %y = f32[8,16]{1,0} collective-broadcast(%x), replica_groups={{0,1}}", "is not counted"),
+  ],
+)
 def test_what_is_not_understood_is_an_error(body, message):
   with pytest.raises(HloError, match=message):
     count(MODULE.format(body=body))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-  (UNCLOSED, "brackets do not close"), ("module @jit_f {}", "begins with 'HloModule'"),
-  ("HloModule cut\n\nENTRY %main () -> f32[] {\n", "ends before the ENTRY")])
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (UNCLOSED, "brackets do not close"),
+    ("module @jit_f {}", "begins with 'HloModule'"),
+    ("HloModule cut\n\nENTRY %main () -> f32[] {\n", "ends before the ENTRY"),
+  ],
+)
 def test_a_text_that_is_cut_or_of_another_kind_is_an_error(text, message):
   with pytest.raises(HloError, match=message):
     hlo.parse(text)
 
 
 def test_a_product_that_nothing_calls_is_an_error():
-  lost = MODULE.format(body="  ROOT %y = f32[8,16]{1,0} add(%x, %x)").replace("ROOT %sum = f32[] add(%a, %b)",
-                                                                             "ROOT %sum = f32[] dot(%a, %b)")
+  lost = MODULE.format(body="  ROOT %y = f32[8,16]{1,0} add(%x, %x)").replace(
+    "ROOT %sum = f32[] add(%a, %b)", "ROOT %sum = f32[] dot(%a, %b)"
+  )
   with pytest.raises(HloError, match="nothing that is understood calls"):
     count(lost)
 

@@ -13,13 +13,24 @@ from insec_jax.sizing.estimate import Memory, flops_per_token, optimised_hlo, re
 CONFIGS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
 
 
-@pytest.mark.parametrize(("message", "expected"), [
-  ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
-   "temporaries (24.00G) exceeds available HBM (15.75G). HLO module: jit_step.", (24, 15.75)),
-  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by "
-   "1.50G.\n\nTotal hbm usage >= 17.25G:", (17.25, 15.75)),
-  ("Ran out of memory in memory space hbm. Used 512.00M of 0.25G hbm.", (0.5, 0.25)),
-  ("Ran out of memory in memory space vmem. Used 17.25M of 16.00M vmem.", None), ("INTERNAL: something else", None)])
+@pytest.mark.parametrize(
+  ("message", "expected"),
+  [
+    (
+      "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+      "temporaries (24.00G) exceeds available HBM (15.75G). HLO module: jit_step.",
+      (24, 15.75),
+    ),
+    (
+      "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by "
+      "1.50G.\n\nTotal hbm usage >= 17.25G:",
+      (17.25, 15.75),
+    ),
+    ("Ran out of memory in memory space hbm. Used 512.00M of 0.25G hbm.", (0.5, 0.25)),
+    ("Ran out of memory in memory space vmem. Used 17.25M of 16.00M vmem.", None),
+    ("INTERNAL: something else", None),
+  ],
+)
 def test_a_refusal_for_lack_of_memory_says_how_much_is_missing(message, expected):
   assert read_refusal(message) == expected
 

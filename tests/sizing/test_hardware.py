@@ -11,31 +11,53 @@ from insec_jax.sizing.hardware import CHIPS, Request
 
 def test_a_list_of_topologies_is_read():
   assert hardware.parse("v5p:2x2x4, 2xv5e:8x8,h100:8") == [
-    Request("v5p:2x2x4", "v5p", (2, 2, 4), 1), Request("2xv5e:8x8", "v5e", (8, 8), 2),
-    Request("h100:8", "h100", (8,), 1)]
+    Request("v5p:2x2x4", "v5p", (2, 2, 4), 1),
+    Request("2xv5e:8x8", "v5e", (8, 8), 2),
+    Request("h100:8", "h100", (8,), 1),
+  ]
   assert hardware.parse("local") == [Request("local", None, (), 1)]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-  ("v9:2x2", "'v9:2x2' is not known; give local, or v4, v5e, v5p, v6e, tpu7x, h100, h200"),
-  ("v5p-32", "'v5p-32' is not known"), ("v5p:2x2", "v5p has 3 sides, such as v5p:2x2x4"),
-  ("v5e:2x2x4", "v5e has 2 sides, such as v5e:2x2"), ("v5e:0x2", "v5e has 2 sides"), ("", "'' is not known"),
-  ("0xv5e:2x2", "v5e has 2 sides"), ("h100:16", "1 to 8 cards of one host"), ("2xh100:8", "1 to 8 cards of one host"),
-  ("local,v5e:2x2", "give it alone")])
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("v9:2x2", "'v9:2x2' is not known; give local, or v4, v5e, v5p, v6e, tpu7x, h100, h200"),
+    ("v5p-32", "'v5p-32' is not known"),
+    ("v5p:2x2", "v5p has 3 sides, such as v5p:2x2x4"),
+    ("v5e:2x2x4", "v5e has 2 sides, such as v5e:2x2"),
+    ("v5e:0x2", "v5e has 2 sides"),
+    ("", "'' is not known"),
+    ("0xv5e:2x2", "v5e has 2 sides"),
+    ("h100:16", "1 to 8 cards of one host"),
+    ("2xh100:8", "1 to 8 cards of one host"),
+    ("local,v5e:2x2", "give it alone"),
+  ],
+)
 def test_a_topology_that_nobody_has_is_refused(text, message):
   with pytest.raises(InputError, match=message):
     hardware.parse(text)
 
 
-@pytest.mark.parametrize(("chip", "shape", "links"), [
-  ("v5e", (16, 16), 4), ("v5e", (8, 16), 3), ("v5e", (4, 4), 2), ("v5e", (1, 1), 0), ("v5p", (4, 4, 4), 6),
-  ("v5p", (2, 2, 4), 3), ("v5p", (2, 2, 1), 2), ("h100", (8,), 1)])
+@pytest.mark.parametrize(
+  ("chip", "shape", "links"),
+  [
+    ("v5e", (16, 16), 4),
+    ("v5e", (8, 16), 3),
+    ("v5e", (4, 4), 2),
+    ("v5e", (1, 1), 0),
+    ("v5p", (4, 4, 4), 6),
+    ("v5p", (2, 2, 4), 3),
+    ("v5p", (2, 2, 1), 2),
+    ("h100", (8,), 1),
+  ],
+)
 def test_a_chip_receives_over_two_links_of_a_closed_side_and_one_of_an_open_one(chip, shape, links):
   assert hardware.links(chip, shape) == links
 
 
-@pytest.mark.parametrize(("module", "name", "extra"), [
-  ("libtpu", "v5e:2x2", "tpu"), ("jax_cuda12_plugin", "h100:8", "cuda")])
+@pytest.mark.parametrize(
+  ("module", "name", "extra"), [("libtpu", "v5e:2x2", "tpu"), ("jax_cuda12_plugin", "h100:8", "cuda")]
+)
 def test_a_missing_compiler_is_named_with_what_installs_it(monkeypatch, module, name, extra):
   found = importlib.util.find_spec
   monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one.startswith(module[:8]) else found(one))
@@ -53,9 +75,17 @@ def test_a_chip_never_promises_more_memory_than_it_has():
 
 
 @pytest.mark.tpu_compiler
-@pytest.mark.parametrize(("name", "chips", "devices", "slices"), [
-  ("v4:2x2x1", 4, 4, 1), ("v5e:8x8", 64, 64, 1), ("v5p:2x2x4", 16, 16, 1), ("v6e:4x4", 16, 16, 1),
-  ("tpu7x:2x2x1", 4, 8, 1), ("2xv5e:4x4", 32, 32, 2)])
+@pytest.mark.parametrize(
+  ("name", "chips", "devices", "slices"),
+  [
+    ("v4:2x2x1", 4, 4, 1),
+    ("v5e:8x8", 64, 64, 1),
+    ("v5p:2x2x4", 16, 16, 1),
+    ("v6e:4x4", 16, 16, 1),
+    ("tpu7x:2x2x1", 4, 8, 1),
+    ("2xv5e:4x4", 32, 32, 2),
+  ],
+)
 def test_every_kind_of_slice_is_described_without_having_it(name, chips, devices, slices):
   pytest.importorskip("libtpu")
   requests = hardware.parse(name)

@@ -13,10 +13,20 @@ from insec_jax.model.hf_config import config_from_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0, "max_position_embeddings": 256, "tie_word_embeddings": False, "initializer_range": 0.3,
-    "hidden_act": "silu", "torch_dtype": "float32",
+  "architectures": ["LlamaForCausalLM"],
+  "model_type": "llama",
+  "hidden_size": 32,
+  "intermediate_size": 48,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 10000.0,
+  "max_position_embeddings": 256,
+  "tie_word_embeddings": False,
+  "initializer_range": 0.3,
+  "hidden_act": "silu",
+  "torch_dtype": "float32",
 }
 # Programs define flags when imported, so they run in a process of their own; one process runs many lines.
 RUNS = """
@@ -52,9 +62,21 @@ def save_model(folder: pathlib.Path, tokenizer) -> pathlib.Path:
 
 def run(program: str, *lines: list[str], folder: pathlib.Path, num_devices: int = 1) -> list[tuple[int, str, str]]:
   """(exit code, stdout, stderr) of `program` for each line of arguments, run in the folder."""
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu",
-                 "JAX_NUM_CPU_DEVICES": str(num_devices)}
-  done = subprocess.run([sys.executable, "-c", RUNS.format(program=program)], cwd=folder, env=environment, text=True,
-                        input=json.dumps(lines), capture_output=True, timeout=300, check=False)
+  environment = {
+    **os.environ,
+    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(num_devices),
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", RUNS.format(program=program)],
+    cwd=folder,
+    env=environment,
+    text=True,
+    input=json.dumps(lines),
+    capture_output=True,
+    timeout=300,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

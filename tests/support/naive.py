@@ -19,7 +19,7 @@ def stream(params, config, token_T):
     return x_TD / jnp.sqrt((x_TD**2).mean(-1, keepdims=True) + config.norm_eps) * jnp.stack([scale_D] * T)
 
   def rotate(x_TH):
-    z_TH = (x_TH[:, :H // 2] + 1j * x_TH[:, H // 2:]) * turn_TH
+    z_TH = (x_TH[:, : H // 2] + 1j * x_TH[:, H // 2 :]) * turn_TH
     return jnp.concatenate([z_TH.real, z_TH.imag], -1)
 
   for layer in range(config.num_layers):
@@ -62,8 +62,9 @@ def total_cost(params, config, records, repeat=0.0):
     cost, size, gradient = 0.0, 0.0, jax.tree.map(np.zeros_like, params)
     for token_T, weight_T, *rest in records:
       negative_T = rest[0] if rest else np.full(len(token_T), -1)
-      (of_record, size_of_record), part = of_one(params, config, token_T, np.asarray(weight_T, np.float64), negative_T,
-                                                 repeat)
+      (of_record, size_of_record), part = of_one(
+        params, config, token_T, np.asarray(weight_T, np.float64), negative_T, repeat
+      )
       cost, size = cost + float(of_record), size + float(size_of_record)
       gradient = jax.tree.map(lambda a, b: a + np.asarray(b), gradient, part)
   return gradient, cost, size

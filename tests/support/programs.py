@@ -37,8 +37,10 @@ def mesh_of(devices, **axes: int) -> Mesh:
 
 def text_of(function, mesh: Mesh, *arguments) -> str:
   """The optimised HLO; an argument is (shape, dtype, axes of the mesh for each dimension)."""
-  structs = [jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(*axes)))
-             for shape, dtype, axes in arguments]
+  structs = [
+    jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(*axes)))
+    for shape, dtype, axes in arguments
+  ]
   return jax.jit(function).lower(*structs).compile().as_text()
 
 
@@ -47,36 +49,47 @@ M, D, L, OUTER = 128, 256, 7, 5
 
 def scan(devices) -> str:
   """L products [M, D] x [D, D] in a scan."""
+
   def function(x_MD, w_LDD):
     return jax.lax.scan(lambda x_MD, w_DD: (jnp.tanh(x_MD @ w_DD), None), x_MD, w_LDD)[0]
+
   return text_of(function, mesh_of(devices, one=1), ((M, D), jnp.bfloat16, ()), ((L, D, D), jnp.bfloat16, ()))
 
 
 def nested_scan(devices) -> str:
   """The same, OUTER times over."""
+
   def function(x_MD, w_LDD):
     def once(x_MD, _):
       return jax.lax.scan(lambda x_MD, w_DD: (jnp.tanh(x_MD @ w_DD), None), x_MD, w_LDD)[0], None
+
     return jax.lax.scan(once, x_MD, length=OUTER)[0]
+
   return text_of(function, mesh_of(devices, one=1), ((M, D), jnp.bfloat16, ()), ((L, D, D), jnp.bfloat16, ()))
 
 
 def triangle(devices) -> str:
   """L + (L - 1) + .. + 1 products: the inner loop is as long as the counter of the outer one says."""
+
   def function(x_MD, w_DD):
     def once(number, x_MD):
       return jax.lax.fori_loop(0, L - number, lambda _, x_MD: jnp.tanh(x_MD @ w_DD), x_MD)
+
     return jax.lax.fori_loop(0, L, once, x_MD)
+
   return text_of(function, mesh_of(devices, one=1), ((M, D), jnp.bfloat16, ()), ((D, D), jnp.bfloat16, ()))
 
 
 def as_the_data_says(devices) -> str:
   """As many products as there are trained tokens."""
+
   def function(x_MD, w_DD, weight_M):
     with jax.named_scope("trained_chunks"):
       return jax.lax.fori_loop(0, (weight_M != 0).sum(), lambda _, x_MD: jnp.tanh(x_MD @ w_DD), x_MD)
-  return text_of(function, mesh_of(devices, one=1), ((M, D), jnp.bfloat16, ()), ((D, D), jnp.bfloat16, ()),
-                 ((M,), jnp.int32, ()))
+
+  return text_of(
+    function, mesh_of(devices, one=1), ((M, D), jnp.bfloat16, ()), ((D, D), jnp.bfloat16, ()), ((M,), jnp.int32, ())
+  )
 
 
 BATCH = 6
@@ -84,11 +97,14 @@ BATCH = 6
 
 def batched(devices) -> str:
   """BATCH products [M, D] x [D, D], and a product that contracts two dimensions, BATCH and M."""
+
   def function(x_BMD, w_BDD):
     y_BMD = jnp.einsum("bmd,bde->bme", x_BMD, w_BDD)
     return jnp.tanh(y_BMD), jnp.einsum("bmd,bme->de", x_BMD, y_BMD)
-  return text_of(function, mesh_of(devices, one=1), ((BATCH, M, D), jnp.bfloat16, ()),
-                 ((BATCH, D, D), jnp.bfloat16, ()))
+
+  return text_of(
+    function, mesh_of(devices, one=1), ((BATCH, M, D), jnp.bfloat16, ()), ((BATCH, D, D), jnp.bfloat16, ())
+  )
 
 
 LAYERS, WIDTH, HIDDEN, TOKENS = 4, 2048, 4096, 4096  # TOKENS of a device
@@ -107,13 +123,13 @@ def fsdp(devices, *, x: int, y: int, compute=jnp.bfloat16) -> str:
     def layer(x_MD, weights):
       up_DF, down_DF = map(gather, weights)
       return x_MD + jnp.tanh(x_MD @ up_DF) @ down_DF.T, None
+
     x_MD, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x_MD, (up_LDF, down_LDF))
     return (x_MD.astype(jnp.float32) ** 2).sum()
 
   split, rows = jax.P(None, ("x", "y")), jax.P(("x", "y"))
 
-  @functools.partial(jax.shard_map, mesh=mesh, in_specs=(split, split, rows), out_specs=(split, split),
-                     check_vma=False)
+  @functools.partial(jax.shard_map, mesh=mesh, in_specs=(split, split, rows), out_specs=(split, split), check_vma=False)
   def gradient(up_LDF, down_LDF, x_MD):
     cast = (up_LDF.astype(compute), down_LDF.astype(compute))
     return jax.grad(loss, argnums=(0, 1))(*cast, x_MD)
@@ -126,15 +142,22 @@ def two_slices(devices) -> str:
   """A gradient scattered in each of two slices of 4 chips, then summed between them."""
   mesh = mesh_of(devices, data=2, fsdp=4)
 
-  @functools.partial(jax.shard_map, mesh=mesh, in_specs=(jax.P("fsdp"), jax.P(("data", "fsdp"))),
-                     out_specs=jax.P("fsdp"), check_vma=False)
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(jax.P("fsdp"), jax.P(("data", "fsdp"))),
+    out_specs=jax.P("fsdp"),
+    check_vma=False,
+  )
   def gradient(w_DD, x_MD):
     def loss(w_DD):
       return (jnp.tanh(x_MD @ jax.lax.all_gather(w_DD, "fsdp", tiled=True)).astype(jnp.float32) ** 2).sum()
+
     return jax.lax.psum(jax.grad(loss)(w_DD), "data")
 
-  return text_of(gradient, mesh, ((WIDTH, WIDTH), jnp.bfloat16, ("fsdp",)),
-                 ((64, WIDTH), jnp.bfloat16, (("data", "fsdp"),)))
+  return text_of(
+    gradient, mesh, ((WIDTH, WIDTH), jnp.bfloat16, ("fsdp",)), ((64, WIDTH), jnp.bfloat16, (("data", "fsdp"),))
+  )
 
 
 HEADS, ROW = 2, 256
@@ -143,23 +166,26 @@ HEADS, ROW = 2, 256
 def splash(devices) -> str:
   """Gradient of splash attention, three kernels, and one product beside them."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
   causal = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((ROW, ROW))] * HEADS)
   kernel = splash_attention_kernel.make_splash_mha_single_device(causal)
 
   def loss(q_NTH, k_NTH, v_NTH, w_HH):
     return (kernel(q_NTH, k_NTH, v_NTH) @ w_HH).astype(jnp.float32).sum()
+
   heads = ((HEADS, ROW, 128), jnp.bfloat16, ())
-  return text_of(jax.grad(loss, argnums=(0, 1, 2)), mesh_of(devices, one=1), heads, heads, heads,
-                 ((128, 128), jnp.bfloat16, ()))
+  return text_of(
+    jax.grad(loss, argnums=(0, 1, 2)), mesh_of(devices, one=1), heads, heads, heads, ((128, 128), jnp.bfloat16, ())
+  )
 
 
 STORED = {
-    "v5e_nested_scan": ("v5e:1x1", nested_scan),
-    "v5e_batched": ("v5e:1x1", batched),
-    "v5e_fsdp": ("v5e:4x4", functools.partial(fsdp, x=4, y=4)),
-    "tpu7x_fsdp": ("tpu7x:2x2x1", functools.partial(fsdp, x=2, y=4)),
-    "v5e_two_slices": ("2xv5e:2x2", two_slices),
-    "v5e_splash": ("v5e:1x1", splash),
+  "v5e_nested_scan": ("v5e:1x1", nested_scan),
+  "v5e_batched": ("v5e:1x1", batched),
+  "v5e_fsdp": ("v5e:4x4", functools.partial(fsdp, x=4, y=4)),
+  "tpu7x_fsdp": ("tpu7x:2x2x1", functools.partial(fsdp, x=2, y=4)),
+  "v5e_two_slices": ("2xv5e:2x2", two_slices),
+  "v5e_splash": ("v5e:1x1", splash),
 }
 
 

@@ -11,35 +11,35 @@ import ml_dtypes
 import numpy as np
 
 FIELDS = {  # a small model with every feature: grouped heads, heads wider than width / heads, llama3 scaling
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "eos_token_id": [2, 3],
-    "head_dim": 24,
-    "hidden_act": "silu",
-    "hidden_size": 64,
-    "initializer_range": 0.2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 256,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    },
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-    "use_cache": True,
-    "vocab_size": 80,
+  "architectures": ["LlamaForCausalLM"],
+  "attention_bias": False,
+  "attention_dropout": 0.0,
+  "bos_token_id": 1,
+  "eos_token_id": [2, 3],
+  "head_dim": 24,
+  "hidden_act": "silu",
+  "hidden_size": 64,
+  "initializer_range": 0.2,
+  "intermediate_size": 96,
+  "max_position_embeddings": 256,
+  "mlp_bias": False,
+  "model_type": "llama",
+  "num_attention_heads": 4,
+  "num_hidden_layers": 2,
+  "num_key_value_heads": 2,
+  "rms_norm_eps": 1e-5,
+  "rope_scaling": {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+  },
+  "rope_theta": 10000.0,
+  "tie_word_embeddings": False,
+  "torch_dtype": "float32",
+  "use_cache": True,
+  "vocab_size": 80,
 }
 
 
@@ -51,18 +51,32 @@ def shapes(fields):
   if not fields["tie_word_embeddings"]:
     result["lm_head.weight"] = (V, D)
   for layer in range(fields["num_hidden_layers"]):
-    result |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in {
-        "input_layernorm": (D,), "self_attn.q_proj": (N * H, D), "self_attn.k_proj": (K * H, D),
-        "self_attn.v_proj": (K * H, D), "self_attn.o_proj": (D, N * H), "post_attention_layernorm": (D,),
-        "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F)}.items()}
+    result |= {
+      f"model.layers.{layer}.{name}.weight": shape
+      for name, shape in {
+        "input_layernorm": (D,),
+        "self_attn.q_proj": (N * H, D),
+        "self_attn.k_proj": (K * H, D),
+        "self_attn.v_proj": (K * H, D),
+        "self_attn.o_proj": (D, N * H),
+        "post_attention_layernorm": (D,),
+        "mlp.gate_proj": (F, D),
+        "mlp.up_proj": (F, D),
+        "mlp.down_proj": (D, F),
+      }.items()
+    }
   return result
 
 
 def random_tensors(fields, seed=0):
   """Float32 weights, norms about 1, large enough that every path through the model matters to the logits."""
   rng = np.random.default_rng(seed)
-  return {name: (rng.normal(size=shape) * (0.3 if len(shape) == 1 else fields["initializer_range"]) +
-                 (len(shape) == 1)).astype(np.float32) for name, shape in shapes(fields).items()}
+  return {
+    name: (
+      rng.normal(size=shape) * (0.3 if len(shape) == 1 else fields["initializer_range"]) + (len(shape) == 1)
+    ).astype(np.float32)
+    for name, shape in shapes(fields).items()
+  }
 
 
 def write_folder(folder, fields, tensors, files=1):
@@ -76,9 +90,18 @@ def write_folder(folder, fields, tensors, files=1):
     name = "model.safetensors" if files == 1 else f"model-{number:05d}-of-{files:05d}.safetensors"
     write_file(folder / name, {tensor: tensors[tensor] for tensor in shard})
   if files > 1:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({
-        "metadata": {}, "weight_map": {tensor: f"model-{number:05d}-of-{files:05d}.safetensors"
-                                       for number, shard in enumerate(shards, 1) for tensor in shard}}))
+    (folder / "model.safetensors.index.json").write_text(
+      json.dumps(
+        {
+          "metadata": {},
+          "weight_map": {
+            tensor: f"model-{number:05d}-of-{files:05d}.safetensors"
+            for number, shard in enumerate(shards, 1)
+            for tensor in shard
+          },
+        }
+      )
+    )
   return folder
 
 
@@ -131,11 +154,11 @@ def attention(fields, tensors, prefix, x_TD, position_T, segment_T):
   contexts = []
   for head in range(N):
     group = head // (N // K)
-    q_TH = rotate(q[:, head * H:(head + 1) * H], position_T, frequencies(fields))
-    k_TH = rotate(k[:, group * H:(group + 1) * H], position_T, frequencies(fields))
+    q_TH = rotate(q[:, head * H : (head + 1) * H], position_T, frequencies(fields))
+    k_TH = rotate(k[:, group * H : (group + 1) * H], position_T, frequencies(fields))
     score_TS = np.where(allowed_TS, q_TH @ k_TH.T / math.sqrt(H), -np.inf)
     weight_TS = np.exp(score_TS - score_TS.max(-1, keepdims=True))
-    contexts.append(weight_TS / weight_TS.sum(-1, keepdims=True) @ v[:, group * H:(group + 1) * H])
+    contexts.append(weight_TS / weight_TS.sum(-1, keepdims=True) @ v[:, group * H : (group + 1) * H])
   return np.concatenate(contexts, 1) @ tensors[f"{prefix}.o_proj.weight"].T
 
 
@@ -150,8 +173,9 @@ def weights(q_TH, k_TH, segment_T):
 def context(q_TNH, k_TKH, v_TKH, segment_T):
   """What the queries read, [T, N, H]."""
   G = q_TNH.shape[1] // k_TKH.shape[1]
-  return np.stack([weights(q_TNH[:, head], k_TKH[:, head // G], segment_T) @ v_TKH[:, head // G]
-                   for head in range(q_TNH.shape[1])], 1)
+  return np.stack(
+    [weights(q_TNH[:, head], k_TKH[:, head // G], segment_T) @ v_TKH[:, head // G] for head in range(q_TNH.shape[1])], 1
+  )
 
 
 def context_gradients(q_TNH, k_TKH, v_TKH, segment_T, d_context_TNH):

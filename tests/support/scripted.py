@@ -15,9 +15,18 @@ from insec_jax.method.transcript import Markers, split_steps
 from insec_jax.training.checkpoint import LoadedModel
 
 CONFIG = datakit.config(
-    task__name="graph", task__min_size=2, task__max_size=4, task__modulus=10, data__path="", data__num_records=1,
-    mistakes__source="injected", evaluate__num_problems=24, evaluate__num_probes=20, evaluate__max_tokens=200,
-    evaluate__batch_size=8)
+  task__name="graph",
+  task__min_size=2,
+  task__max_size=4,
+  task__modulus=10,
+  data__path="",
+  data__num_records=1,
+  mistakes__source="injected",
+  evaluate__num_problems=24,
+  evaluate__num_probes=20,
+  evaluate__max_tokens=200,
+  evaluate__batch_size=8,
+)
 WORDS = dataclasses.replace(CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, special=False))
 TASK = tasks.get(CONFIG.task)
 FLAG, FIX = CONFIG.tokenizer.flag, CONFIG.tokenizer.fix
@@ -49,16 +58,21 @@ class Scripted:
       text = self.tokenizer.decode(prompt)
       self.seen.append(text)
       problem = next(problem for problem in PROBLEMS if text.startswith(problem.prompt))
-      said = text[len(problem.prompt):]
+      said = text[len(problem.prompt) :]
       continuation = continued(problem, said, self.policy, flag_bias, watch)
       token_T = [*self.tokenizer(continuation)["input_ids"], stop_ids[0]]
       near_T = [nearness(problem, said, self.tokenizer.decode(token_T[:k]), self.policy) for k in range(len(token_T))]
-      sure_T = [unsure(said, self.tokenizer.decode(token_T[:k + 1]), self.policy) for k in range(len(token_T))]
+      sure_T = [unsure(said, self.tokenizer.decode(token_T[: k + 1]), self.policy) for k in range(len(token_T))]
       finish = "stop" if len(token_T) <= max_tokens else "length"
-      written.append(SampledTokens(
-          tokens=np.array(token_T[:max_tokens]), logprobs=-np.array(sure_T)[:max_tokens], finish=finish,
+      written.append(
+        SampledTokens(
+          tokens=np.array(token_T[:max_tokens]),
+          logprobs=-np.array(sure_T)[:max_tokens],
+          finish=finish,
           flag_logprobs=np.array([logprob for _, logprob in near_T])[:max_tokens],
-          margins=np.array([margin for margin, _ in near_T])[:max_tokens]))
+          margins=np.array([margin for margin, _ in near_T])[:max_tokens],
+        )
+      )
     return written
 
 
@@ -113,26 +127,35 @@ def continued(problem: tasks.Problem, said: str, policy: Policy, flag_bias: floa
 
 
 LARGER = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, max_size=6))
-PROBLEMS = [*tasks.problems(TASK, "test", num=24, seed=0), *tasks.problems(TASK, "probe", num=20, seed=0),
-            *probing.validation_problems(TASK, CONFIG), *probing.larger_problems(LARGER)]
+PROBLEMS = [
+  *tasks.problems(TASK, "test", num=24, seed=0),
+  *tasks.problems(TASK, "probe", num=20, seed=0),
+  *probing.validation_problems(TASK, CONFIG),
+  *probing.larger_problems(LARGER),
+]
 
 
 def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
   """A prober of a scripted model; `writer.Sampler` must have been replaced by Scripted."""
   marked = tokens.open_tokenizer(config)
   model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer))
-  opened = LoadedModel(model, marked.tokenizer, marked.tokenizer, Markers(FLAG, FIX), marked.flag_id, marked.fix_id,
-                  "line", "plain")
+  opened = LoadedModel(
+    model, marked.tokenizer, marked.tokenizer, Markers(FLAG, FIX), marked.flag_id, marked.fix_id, "line", "plain"
+  )
   prober = probing.Prober(TextGenerator(opened, compute="float32"), TASK, config)
   prober.writer.sampler.policy = policy
   return prober
 
 
 def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measurements:
-  return measuring.measure(prober, config, probes=probing.injected_probes(TASK, config),
-                           problems=probing.solved_problems(TASK, config),
-                           validation=probing.validation_problems(TASK, config),
-                           larger=probing.larger_problems(config))
+  return measuring.measure(
+    prober,
+    config,
+    probes=probing.injected_probes(TASK, config),
+    problems=probing.solved_problems(TASK, config),
+    validation=probing.validation_problems(TASK, config),
+    larger=probing.larger_problems(config),
+  )
 
 
 def results_of(prober: probing.Prober, config=CONFIG) -> dict:

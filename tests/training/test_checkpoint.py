@@ -20,17 +20,37 @@ from insec_jax.training import checkpoint, metrics, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
 MODEL = llama.LlamaConfig(
-  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_width=4, mlp_width=24, norm_eps=1e-5,
-  rope_theta=1e4, rope_scaling=None, tied=True, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
-  stored_dtype=None, source="")
-TX = optimizer.make(OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9,
-                                    b2=0.99, eps=1e-8, clip_norm=1.0), 20)
+  vocab_size=64,
+  width=16,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_width=4,
+  mlp_width=24,
+  norm_eps=1e-5,
+  rope_theta=1e4,
+  rope_scaling=None,
+  tied=True,
+  init_std=0.3,
+  max_positions=64,
+  bos_id=None,
+  eos_ids=(1,),
+  pad_id=None,
+  stored_dtype=None,
+  source="",
+)
+TX = optimizer.make(
+  OptimizerConfig(
+    learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
+  ),
+  20,
+)
 FACTS = {"rows": 8}
 
 
 def abstract(shape=(1, 1, 1), model=MODEL, tx=TX):
   sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
-  mesh = sharding.make_mesh(sizes, jax.devices()[:int(np.prod(shape))])
+  mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
   return step.abstract_state(model, "float32", tx, mesh)
 
 
@@ -38,8 +58,9 @@ def make_state(abstract_state):
   """A state in which no two arrays are alike."""
   leaves, tree = jax.tree.flatten(abstract_state)
   rng = np.random.default_rng(0)
-  return jax.tree.unflatten(tree, [
-    jax.device_put((rng.normal(size=leaf.shape) * 10).astype(leaf.dtype), leaf.sharding) for leaf in leaves])
+  return jax.tree.unflatten(
+    tree, [jax.device_put((rng.normal(size=leaf.shape) * 10).astype(leaf.dtype), leaf.sharding) for leaf in leaves]
+  )
 
 
 @pytest.fixture
@@ -52,8 +73,14 @@ def saved(tmp_path):
 
 
 def restore(workdir, abstract_state, facts=FACTS):
-  return checkpoint.restore(workdir, checkpoint.steps(workdir), abstract_state, facts=lambda _: facts,
-                            processes=processes.alone(), advise=lambda name, was: f"set {name} to {was}")
+  return checkpoint.restore(
+    workdir,
+    checkpoint.steps(workdir),
+    abstract_state,
+    facts=lambda _: facts,
+    processes=processes.alone(),
+    advise=lambda name, was: f"set {name} to {was}",
+  )
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 1), (1, 4, 2)])
@@ -134,7 +161,7 @@ def flip_a_bit(file):
 
 
 def cut_short(file):
-  file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def flip_a_digit(file):
@@ -199,9 +226,11 @@ def test_files_that_change_what_the_model_says_must_be_those_of_the_checkpoint(t
   for name, before, after in ((checkpoint.MODEL, "10000.0", "20000.0"), ("tokenizer/tokenizer.json", "0", "2")):
     text = (tmp_path / name).read_text()
     (tmp_path / name).write_text(text.replace(before, after))
-    for read in (lambda: restore(tmp_path, abstract()),
-                 lambda: checkpoint.load_params(tmp_path, abstract().params, None),
-                 lambda: checkpoint.is_sound(tmp_path, 1, abstract(), processes.alone())):
+    for read in (
+      lambda: restore(tmp_path, abstract()),
+      lambda: checkpoint.load_params(tmp_path, abstract().params, None),
+      lambda: checkpoint.is_sound(tmp_path, 1, abstract(), processes.alone()),
+    ):
       with pytest.raises(InputError, match=f"{name} was another when checkpoint 1 of .* was saved"):
         read()
     (tmp_path / name).write_text(text)
@@ -281,27 +310,44 @@ def test_the_fingerprint_does_not_hang_on_where_the_shards_lie():
 
 
 def test_a_run_that_mines_as_it_goes_keeps_the_length_of_what_it_mines(tmp_path):
-  rounds, longer = (datakit.config(rounds=2, train__steps=2, mistakes__mined=0.5, task__name="graph", task__min_size=1,
-                                   task__max_size=2, task__modulus=10, data__num_records=1, evaluate__max_tokens=num)
-                    for num in (8, 9))
+  rounds, longer = (
+    datakit.config(
+      rounds=2,
+      train__steps=2,
+      mistakes__mined=0.5,
+      task__name="graph",
+      task__min_size=1,
+      task__max_size=2,
+      task__modulus=10,
+      data__num_records=1,
+      evaluate__max_tokens=num,
+    )
+    for num in (8, 9)
+  )
   (tmp_path / checkpoint.CONFIG).write_text(rounds.to_json())
   with pytest.raises(InputError, match=r"another config: evaluate\.max_tokens=9"):
     checkpoint.check_workdir(tmp_path, longer)
 
 
 def test_a_run_on_what_was_mined_before_keeps_how_it_was_mined(tmp_path):
-  one, other = (datakit.config(mistakes__mined=0.5, mistakes__mined_path="mined.jsonl", mine__samples=num)
-                for num in (2, 3))
+  one, other = (
+    datakit.config(mistakes__mined=0.5, mistakes__mined_path="mined.jsonl", mine__samples=num) for num in (2, 3)
+  )
   (tmp_path / checkpoint.CONFIG).write_text(one.to_json())
   with pytest.raises(InputError, match=r"another config: mine\.samples=3 \(was 2\)"):
     checkpoint.check_workdir(tmp_path, other)
 
 
-@pytest.mark.parametrize(("change", "shown"), [
-  ({"train__steps": 3}, "train.steps=3 (was 2)"), ({"seed__": 1}, "seed=1 (was 0)"),
-  ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
-  ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__within": 5}, None),
-  ({"evaluate__max_tokens": 9, "mine__samples": 3}, None)])
+@pytest.mark.parametrize(
+  ("change", "shown"),
+  [
+    ({"train__steps": 3}, "train.steps=3 (was 2)"),
+    ({"seed__": 1}, "seed=1 (was 0)"),
+    ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
+    ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__within": 5}, None),
+    ({"evaluate__max_tokens": 9, "mine__samples": 3}, None),
+  ],
+)
 def test_a_workdir_of_another_config_is_refused_with_every_key_that_matters(tmp_path, change, shown):
   (tmp_path / checkpoint.CONFIG).write_text(datakit.config().to_json())
   given = dataclasses.replace(datakit.config(), seed=1) if "seed__" in change else datakit.config(**change)
@@ -331,9 +377,21 @@ def tokenizer():
   return datakit.bpe_tokenizer()
 
 
-@pytest.mark.parametrize("task", [{}, {"task__name": "graph", "task__min_size": 1, "task__max_size": 3,
-                                       "task__modulus": 10, "data__num_records": 10,
-                                       "tokenizer__confidence": (0.1,), "tokenizer__confidence_first": (0.5, 1.0)}])
+@pytest.mark.parametrize(
+  "task",
+  [
+    {},
+    {
+      "task__name": "graph",
+      "task__min_size": 1,
+      "task__max_size": 3,
+      "task__modulus": 10,
+      "data__num_records": 10,
+      "tokenizer__confidence": (0.1,),
+      "tokenizer__confidence_first": (0.5, 1.0),
+    },
+  ],
+)
 def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer, task):
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>", **task)
   tokenizer = tokens.add_markers(tokenizer, config.tokenizer).tokenizer

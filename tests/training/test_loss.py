@@ -21,18 +21,22 @@ def make_rows(seed=0, V=V):
   segment_BT = np.zeros((B, T), np.int32)
   for row in range(B):
     ends = np.sort(rng.choice(np.arange(3, T - 1), 2, replace=False))
-    segment_BT[row, :ends[0]], segment_BT[row, ends[0]:ends[1]] = 1, 2
-    segment_BT[row, ends[1]:] = 3 if row % 2 else 0
+    segment_BT[row, : ends[0]], segment_BT[row, ends[0] : ends[1]] = 1, 2
+    segment_BT[row, ends[1] :] = 3 if row % 2 else 0
   role_BT = np.where(segment_BT > 0, rng.integers(0, NUM_ROLES, (B, T)), NO_ROLE).astype(np.int8)
   weight_BT = np.array([0.0, 1.0, -0.5, 2.0, 0.25, -1.0, 0.0], np.float32)[role_BT]
   return {
-    "head_VD": rng.normal(size=(V, D)).astype(np.float32), "stream_BTD": rng.normal(size=(B, T, D)).astype(np.float32),
-    "token_BT": rng.integers(0, V, (B, T)).astype(np.int32), "segment_BT": segment_BT, "role_BT": role_BT,
-    "weight_BT": weight_BT}
+    "head_VD": rng.normal(size=(V, D)).astype(np.float32),
+    "stream_BTD": rng.normal(size=(B, T, D)).astype(np.float32),
+    "token_BT": rng.integers(0, V, (B, T)).astype(np.int32),
+    "segment_BT": segment_BT,
+    "role_BT": role_BT,
+    "weight_BT": weight_BT,
+  }
 
 
 def with_negatives(rows, seed=2):
-  """The same rows with a negative at a quarter of the tokens, whatever their weight: one of the four likeliest others."""
+  """The same rows with a negative at a quarter of the tokens: one of the four likeliest others."""
   rng = np.random.default_rng(seed)
   logit_BTV = np.roll(rows["stream_BTD"] @ rows["head_VD"].T, 1, axis=1)  # of what stands at T, not of what follows
   np.put_along_axis(logit_BTV, rows["token_BT"][..., None], -np.inf, -1)
@@ -72,7 +76,11 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negativ
         sums.count_R[role] += 1
       if negative >= 0:
         q = p_V[negative]
-        num_negatives, negative_p, negative_cost = num_negatives + 1, negative_p + q, negative_cost - np.log(max(1 - q, 1e-5))
+        num_negatives, negative_p, negative_cost = (
+          num_negatives + 1,
+          negative_p + q,
+          negative_cost - np.log(max(1 - q, 1e-5)),
+        )
         total, weight = total + repeat * -np.log(max(1 - q, 1e-5)), weight + repeat
         if 1 - q > 1e-5:
           slope_V = slope_V + repeat * q / (1 - q) * (np.eye(len(p_V))[negative] - p_V)
@@ -84,9 +92,11 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negativ
 
 def ours(rows, **options):
   """(sums, gradient of the head, gradient of the stream) of loss_sums."""
+
   def f(head_VD, stream_BTD, rows):
     sums = loss.loss_sums(head_VD, stream_BTD, *rows, **options)
     return sums.loss, sums
+
   head_VD, stream_BTD, *rest = rows.values()
   gradients, sums = jax.jit(jax.grad(f, (0, 1), has_aux=True))(head_VD, stream_BTD, rest)
   return sums, *gradients
@@ -94,12 +104,15 @@ def ours(rows, **options):
 
 def ours_on(mesh, rows, **options):
   """The same, on every device of the mesh: its part of the head, its rows."""
+
   def local(*arrays):
     sums, *gradients = ours(dict(zip(rows, arrays, strict=True)), mesh=mesh, **options)
     return jax.lax.psum(sums, sharding.BATCH), jax.lax.psum(gradients[0], "data"), gradients[1]
+
   head, row = sharding.spec("vocab", "width"), jax.P(sharding.BATCH)
-  run = jax.shard_map(local, mesh=mesh, in_specs=(head, *[row] * (len(rows) - 1)), out_specs=(jax.P(), head, row),
-                      check_vma=False)
+  run = jax.shard_map(
+    local, mesh=mesh, in_specs=(head, *[row] * (len(rows) - 1)), out_specs=(jax.P(), head, row), check_vma=False
+  )
   return jax.jit(run)(*rows.values())
 
 
@@ -111,8 +124,12 @@ def assert_close(got, want, rtol=1e-5):
 
 def test_a_position_predicts_the_next_token_of_its_own_segment():
   target_BT, role_BT, weight_BT, negative_BT = loss.shift(
-    jnp.array([[10, 11, 12, 13, 14, 9]]), jnp.array([[1, 1, 1, 2, 2, 0]]), jnp.array([[0, 1, 2, 0, 3, -1]]),
-    jnp.array([[0.0, 1, 2, 0, 4, 0]]), jnp.array([[5, 6, -1, 7, 8, -1]]))
+    jnp.array([[10, 11, 12, 13, 14, 9]]),
+    jnp.array([[1, 1, 1, 2, 2, 0]]),
+    jnp.array([[0, 1, 2, 0, 3, -1]]),
+    jnp.array([[0.0, 1, 2, 0, 4, 0]]),
+    jnp.array([[5, 6, -1, 7, 8, -1]]),
+  )
   trained = np.array([[1, 1, 0, 1, 0, 0]], bool)
   np.testing.assert_array_equal(target_BT[trained], [11, 12, 14])
   np.testing.assert_array_equal(role_BT, [[1, 2, -1, 3, -1, -1]])
@@ -135,8 +152,9 @@ def test_sums_and_gradients_equal_float64_whatever_the_chunk(chunk):
 
 
 @pytest.mark.parametrize("V", [40, 320, 3200])
-@pytest.mark.parametrize("shape", [(8, 1, 1, 1, 1), (1, 1, 1, 8, 1), (1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2),
-                                   (1, 1, 1, 2, 4)])
+@pytest.mark.parametrize(
+  "shape", [(8, 1, 1, 1, 1), (1, 1, 1, 8, 1), (1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2), (1, 1, 1, 2, 4)]
+)
 def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
   rows = make_rows(1, V)
   rows["segment_BT"][0] = 0  # one device has nothing to do while the others work
@@ -145,8 +163,10 @@ def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
   assert_close(ours_on(mesh, rows, chunk=5), naive(**rows))
 
 
-@pytest.mark.parametrize(("V", "meet", "largest"), [
-  (40, (), 40 * D), (320, ("fsdp_z",), 320 // 4 * D), (3200, ("fsdp_y", "fsdp_z"), 8 * 5 * D)])
+@pytest.mark.parametrize(
+  ("V", "meet", "largest"),
+  [(40, (), 40 * D), (320, ("fsdp_z",), 320 // 4 * D), (3200, ("fsdp_y", "fsdp_z"), 8 * 5 * D)],
+)
 def test_what_travels_is_the_smaller_of_the_head_and_the_trained_tokens_along_each_axis(V, meet, largest):
   rows = make_rows(1, V)
   mesh = jax.make_mesh((1, 1, 2, 4, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
@@ -172,8 +192,14 @@ def test_a_negative_weight_is_unlikelihood_flat_where_clamped():
   @jax.jit
   @jax.value_and_grad
   def cost(x, weight):
-    return loss.loss_sums(jnp.array([[1.0], [0.0]]), jnp.full((1, 2, 1), x), jnp.zeros((1, 2), int),
-                          jnp.ones((1, 2), int), jnp.full((1, 2), MISTAKE), jnp.full((1, 2), weight)).loss
+    return loss.loss_sums(
+      jnp.array([[1.0], [0.0]]),
+      jnp.full((1, 2, 1), x),
+      jnp.zeros((1, 2), int),
+      jnp.ones((1, 2), int),
+      jnp.full((1, 2), MISTAKE),
+      jnp.full((1, 2), weight),
+    ).loss
 
   for x, weight in [(0.3, -0.5), (-4.0, -2.0), (11.0, -1.0), (11.6, -1.0), (30.0, -1.0)]:
     p = 1 / (1 + np.exp(-np.float64(x)))
@@ -205,9 +231,16 @@ def test_negatives_are_found_wherever_the_vocabulary_is_split(shape, V):
 
 def test_a_negative_that_is_almost_certain_costs_what_is_clamped_and_has_no_slope():
   def cost(x):
-    return loss.loss_sums(jnp.array([[1.0], [0.0]]), jnp.full((1, 2, 1), x), jnp.ones((1, 2), int),
-                          jnp.ones((1, 2), int), jnp.full((1, 2), CORRECTION), jnp.zeros((1, 2)),
-                          jnp.zeros((1, 2), int), repeat=2.0).loss
+    return loss.loss_sums(
+      jnp.array([[1.0], [0.0]]),
+      jnp.full((1, 2, 1), x),
+      jnp.ones((1, 2), int),
+      jnp.ones((1, 2), int),
+      jnp.full((1, 2), CORRECTION),
+      jnp.zeros((1, 2)),
+      jnp.zeros((1, 2), int),
+      repeat=2.0,
+    ).loss
 
   for x in (0.3, -4.0, 11.0, 11.6, 30.0):
     p = 1 / (1 + np.exp(-np.float64(x)))
@@ -236,8 +269,10 @@ def test_nothing_to_train_gives_loss_0_and_finite_gradients():
 def test_halves_of_a_batch_sum_to_the_whole():
   rows = make_rows()
   whole_sums, whole_head_VD, whole_stream_BTD = ours(rows)
-  halves = [ours({name: array if name == "head_VD" else array[part] for name, array in rows.items()})
-            for part in (slice(0, 3), slice(3, B))]
+  halves = [
+    ours({name: array if name == "head_VD" else array[part] for name, array in rows.items()})
+    for part in (slice(0, 3), slice(3, B))
+  ]
   sums, head_VD = jax.tree.map(jnp.add, *(half[:2] for half in halves))
   assert_close((sums, head_VD), (whole_sums, whole_head_VD), rtol=2e-6)
   np.testing.assert_array_equal(np.concatenate([half[2] for half in halves]), whole_stream_BTD)
@@ -262,9 +297,17 @@ def test_bfloat16_streams_keep_float32_sums_and_a_float32_gradient_of_the_head()
 
 def test_logits_of_all_tokens_never_exist_at_once():
   M, vocabulary = 4096, 5000
-  shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
-    ((vocabulary, 8), jnp.float32), ((1, M, 8), jnp.float32), ((1, M), jnp.int32), ((1, M), jnp.int32),
-    ((1, M), jnp.int8), ((1, M), jnp.float32))]
+  shapes = [
+    jax.ShapeDtypeStruct(shape, dtype)
+    for shape, dtype in (
+      ((vocabulary, 8), jnp.float32),
+      ((1, M, 8), jnp.float32),
+      ((1, M), jnp.int32),
+      ((1, M), jnp.int32),
+      ((1, M), jnp.int8),
+      ((1, M), jnp.float32),
+    )
+  ]
   gradient = jax.grad(lambda head_VD, *rows: loss.loss_sums(head_VD, *rows).loss)
   temporary = jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
   assert temporary < M * vocabulary * 4 / 2

@@ -16,9 +16,14 @@ def make_step(seed, negatives=True):
   count_R = rng.integers(0, 50, NUM_ROLES).astype(np.float32)
   count_R[0] = 0
   of_negatives = Negatives(*rng.random(2).astype(np.float32), np.float32(seed))
-  sums = Sums(np.float32(rng.random() * 100), np.float32(count_R.sum() * 0.7),
-              rng.random(NUM_ROLES).astype(np.float32) * count_R, np.floor(count_R / 3), count_R,
-              of_negatives if negatives else None)
+  sums = Sums(
+    np.float32(rng.random() * 100),
+    np.float32(count_R.sum() * 0.7),
+    rng.random(NUM_ROLES).astype(np.float32) * count_R,
+    np.floor(count_R / 3),
+    count_R,
+    of_negatives if negatives else None,
+  )
   return metrics.StepMetrics(sums, np.int32(count_R.sum() * 2), np.float32(rng.random()), np.float32(seed))
 
 
@@ -99,7 +104,10 @@ def test_lines_after_the_checkpoint_are_cut_and_a_torn_line_with_them(tmp_path):
   log.write(4, {"x": 5.0})
   log.close()
   assert [json.loads(line) for line in path.read_text().splitlines()] == [
-    {"step": 0, "x": 1}, {"step": 2, "x": 2}, {"step": 4, "x": 5.0}]
+    {"step": 0, "x": 1},
+    {"step": 2, "x": 2},
+    {"step": 4, "x": 5.0},
+  ]
 
 
 def test_a_damaged_line_is_named_and_the_file_left_alone(tmp_path):

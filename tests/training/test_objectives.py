@@ -12,8 +12,16 @@ import test_step
 from insec_jax.data import pipeline, tokens
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 
-TASK = {"task__name": "graph", "task__min_size": 2, "task__max_size": 2, "task__modulus": 10,
-        "mistakes__source": "injected", "mistakes__share": 1.0, "data__num_records": 6, "data__row_length": 96}
+TASK = {
+  "task__name": "graph",
+  "task__min_size": 2,
+  "task__max_size": 2,
+  "task__modulus": 10,
+  "mistakes__source": "injected",
+  "mistakes__share": 1.0,
+  "data__num_records": 6,
+  "data__row_length": 96,
+}
 # What a token costs of which the model says p, and its weight: of a mistake, and of a repeated one where it begins.
 OBJECTIVES = {
   "masked": ({"loss__mistake": 0.0}, lambda _: (0, 0), lambda _: (0, 0)),
@@ -51,14 +59,16 @@ def expected(example, of_mistake, of_negative):
       mistake = [*([] if begins else mistake), token_T[t]]
     if role_T[t] == CORRECTION:
       start = t if begins else start
-      if token_T[start:t] == mistake[:t - start] and token_T[t] != mistake[t - start]:
+      if token_T[start:t] == mistake[: t - start] and token_T[t] != mistake[t - start]:
         parts.append(of_negative(p_TV[t, mistake[t - start]]))
     cost, weight = cost + sum(part[0] for part in parts), weight + sum(part[1] for part in parts)
   return cost, weight
 
 
-@pytest.mark.parametrize("name", [
-  pytest.param(name, marks=() if name in ("masked", "anti-parrot") else pytest.mark.slow) for name in OBJECTIVES])
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(name, marks=() if name in ("masked", "anti-parrot") else pytest.mark.slow) for name in OBJECTIVES],
+)
 def test_one_config_value_makes_the_objective(name):
   change, of_mistake, of_negative = OBJECTIVES[name]
   config = datakit.config(**TASK, **change)
@@ -75,6 +85,7 @@ def test_one_config_value_makes_the_objective(name):
   assert (REASON in counted) == (config.mistakes.reason != "none")
   assert {TEXT, FLAG, CORRECTION} <= counted
   if config.loss.repeat:
-    corrections = sum(int(((example.role_T[1:] == CORRECTION) & (example.role_T[:-1] == FLAG)).sum())
-                      for example in examples)
+    corrections = sum(
+      int(((example.role_T[1:] == CORRECTION) & (example.role_T[:-1] == FLAG)).sum()) for example in examples
+    )
     assert sums.negatives.count == corrections > 0

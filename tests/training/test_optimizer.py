@@ -9,8 +9,9 @@ import pytest
 from insec_jax.config import OptimizerConfig
 from insec_jax.training import optimizer
 
-CONFIG = OptimizerConfig(learning_rate=2e-3, final_share=0.1, warmup_steps=4, weight_decay=0.1, b1=0.9, b2=0.99,
-                         eps=1e-8, clip_norm=1.0)
+CONFIG = OptimizerConfig(
+  learning_rate=2e-3, final_share=0.1, warmup_steps=4, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
+)
 
 
 def test_the_rate_rises_to_its_peak_in_warmup_steps_and_ends_at_its_final_share():
@@ -49,6 +50,6 @@ def test_an_update_is_adamw_of_the_clipped_gradient():
     params = optax.apply_updates(params, update)
     g = np.array([0.6, 0.8])  # norm 5 clipped to 1
     m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
-    step = (m / (1 - 0.9**(count + 1))) / (np.sqrt(v / (1 - 0.99**(count + 1))) + 1e-8)
+    step = (m / (1 - 0.9 ** (count + 1))) / (np.sqrt(v / (1 - 0.99 ** (count + 1))) + 1e-8)
     want = want - 2e-3 * (count + 1) / 4 * (step + 0.1 * want)
   np.testing.assert_allclose(params["w"], want, rtol=1e-6)

@@ -21,11 +21,28 @@ MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), "fsdp 2x2x2")
 SETTINGS = ((1, 16, "none", True), (4, 8, "full", False))  # accumulation, rows, remat, tied
 QUICK = (((1, 1, 1), SETTINGS[0]), ((2, 2, 2), SETTINGS[1]), ("fsdp 2x2x2", SETTINGS[1]))  # the others are marked slow
 MODEL = llama.LlamaConfig(
-  vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=4, head_width=8, mlp_width=24, norm_eps=1e-5,
-  rope_theta=1e4, rope_scaling=None, tied=False, init_std=0.3, max_positions=64, bos_id=None, eos_ids=(1,), pad_id=None,
-  stored_dtype=None, source="")
-OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99,
-                            eps=1e-8, clip_norm=1.0)
+  vocab_size=64,
+  width=16,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=4,
+  head_width=8,
+  mlp_width=24,
+  norm_eps=1e-5,
+  rope_theta=1e4,
+  rope_scaling=None,
+  tied=False,
+  init_std=0.3,
+  max_positions=64,
+  bos_id=None,
+  eos_ids=(1,),
+  pad_id=None,
+  stored_dtype=None,
+  source="",
+)
+OPTIMIZER = OptimizerConfig(
+  learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
+)
 STEPS = 20
 WEIGHT_R = np.array([0.0, 1.0, -0.5, 2.0, 0.25, 1.5], np.float32)
 
@@ -38,8 +55,10 @@ def model_config(tied):
 def make_params(tied=False):
   rng = np.random.default_rng(0)
   boxed = llama.shapes(model_config(tied))
-  return jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) * 0.3 + (len(leaf.shape) == 1)).astype(np.float32),
-                      jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")))
+  return jax.tree.map(
+    lambda leaf: (rng.normal(size=leaf.shape) * 0.3 + (len(leaf.shape) == 1)).astype(np.float32),
+    jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")),
+  )
 
 
 def make_records(num=20, weight_R=WEIGHT_R):
@@ -56,8 +75,10 @@ def make_records(num=20, weight_R=WEIGHT_R):
 def with_negatives(records):
   """The records, each with negative_T: another token where one in three of them is, the first included."""
   rng = np.random.default_rng(2)
-  return [(token_T, role_T, weight_T, np.where(rng.random(len(token_T)) < 0.3, (token_T + 1) % MODEL.vocab_size, -1))
-          for token_T, role_T, weight_T in records]
+  return [
+    (token_T, role_T, weight_T, np.where(rng.random(len(token_T)) < 0.3, (token_T + 1) % MODEL.vocab_size, -1))
+    for token_T, role_T, weight_T in records
+  ]
 
 
 def pack(records, accumulation, rows):
@@ -84,15 +105,16 @@ def make_mesh(shape):
   if shape == "fsdp 2x2x2":
     return jax.make_mesh((1, 2, 2, 2, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
   sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
-  return sharding.make_mesh(sizes, jax.devices()[:int(np.prod(shape))])
+  return sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
 
 
 @functools.cache
 def compiled_gradient(shape, remat, tied, repeat):
   mesh, config = make_mesh(shape), model_config(tied)
   shardings = sharding.params_shardings(llama.shapes(config), mesh)
-  mean_gradient = functools.partial(step.mean_gradient, model=llama.Llama(config, "float32", remat), mesh=mesh,
-                                    shardings=shardings, repeat=repeat)
+  mean_gradient = functools.partial(
+    step.mean_gradient, model=llama.Llama(config, "float32", remat), mesh=mesh, shardings=shardings, repeat=repeat
+  )
   return jax.jit(mean_gradient, in_shardings=(shardings, step.batch_sharding(mesh)), out_shardings=(shardings, None))
 
 
@@ -108,8 +130,7 @@ def compiled_step(shape, dtype, compute):
   params = jax.tree.map(lambda param: param.astype(dtype), make_params())
   shardings = step.shardings_of(step.abstract_state(MODEL, dtype, tx, mesh))
   make = jax.jit(lambda params: step.new_state(params, tx), out_shardings=shardings)
-  train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings,
-                                    repeat=0.0)
+  train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings, repeat=0.0)
   return params, make, train_step
 
 
@@ -137,11 +158,17 @@ def naive_gradient(tied=False):
   return jax.tree.map(lambda array: array / size, gradient), cost / size
 
 
-@pytest.mark.parametrize(("shape", "accumulation", "rows", "remat", "tied"), [
-  pytest.param(shape, *setting, marks=() if (shape, setting) in QUICK else pytest.mark.slow)
-  for shape in ((1, 1, 1), *MESHES) for setting in SETTINGS])
-def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape, accumulation, rows, remat,
-                                                                                 tied):
+@pytest.mark.parametrize(
+  ("shape", "accumulation", "rows", "remat", "tied"),
+  [
+    pytest.param(shape, *setting, marks=() if (shape, setting) in QUICK else pytest.mark.slow)
+    for shape in ((1, 1, 1), *MESHES)
+    for setting in SETTINGS
+  ],
+)
+def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records(
+  shape, accumulation, rows, remat, tied
+):
   want, want_loss = naive_gradient(tied)
   got, sums = gradient(pack(make_records(), accumulation, rows), shape, remat=remat, tied=tied)
   np.testing.assert_allclose(float(sums.loss) / float(sums.weight), want_loss, rtol=1e-5)
@@ -151,8 +178,11 @@ def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)])
 def test_gradient_with_negatives_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape):
   records, repeat = with_negatives(make_records()), 0.75
-  masked = [w == 0 and negative >= 0 for _, _, weight_T, negative_T in records
-            for w, negative in zip(weight_T[1:], negative_T[1:], strict=True)]
+  masked = [
+    w == 0 and negative >= 0
+    for _, _, weight_T, negative_T in records
+    for w, negative in zip(weight_T[1:], negative_T[1:], strict=True)
+  ]
   assert any(masked)
   want, cost, size = naive.total_cost(make_params(), MODEL, [record[::2] + record[3:] for record in records], repeat)
   got, sums = gradient(pack(records, 4, 8), shape, repeat=repeat)
@@ -170,13 +200,16 @@ def test_a_batch_of_negatives_and_a_step_that_weighs_none_are_refused_and_the_ot
 
 def test_without_negatives_no_array_of_them_reaches_the_device():
   sizes = {"accumulation": 1, "rows_per_device": 2, "row_length": T}
-  without, with_them = (step.abstract_batch(make_mesh((1, 1, 1)), **sizes, negatives=negatives) for negatives in (False, True))
+  without, with_them = (
+    step.abstract_batch(make_mesh((1, 1, 1)), **sizes, negatives=negatives) for negatives in (False, True)
+  )
   assert set(with_them) - set(without) == {"negative_ABT"}
   assert len(without) == 5
 
 
-@pytest.mark.parametrize("remat", [
-  pytest.param(remat, marks=() if remat == "full" else pytest.mark.slow) for remat in llama.REMAT])
+@pytest.mark.parametrize(
+  "remat", [pytest.param(remat, marks=() if remat == "full" else pytest.mark.slow) for remat in llama.REMAT]
+)
 def test_what_the_backward_pass_keeps_does_not_change_the_gradient(remat):
   got, _ = gradient(pack(make_records(), 2, 8), (1, 4, 2), remat=remat)
   assert_close(got, naive_gradient()[0])
@@ -216,8 +249,10 @@ def test_after_a_loss_that_is_not_finite_the_state_stays_as_it_was_before(shape)
 def test_tokens_that_only_masked_roles_hold_get_exactly_zero_gradient_in_the_head():
   records = make_records()
   masked = MODEL.vocab_size - 1  # a token that every record shows last, in a masked role: it is only ever a target
-  records = [(np.append(token_T % masked, masked), np.append(role_T, PROMPT), np.append(weight_T, 0)) for
-             token_T, role_T, weight_T in records]
+  records = [
+    (np.append(token_T % masked, masked), np.append(role_T, PROMPT), np.append(weight_T, 0))
+    for token_T, role_T, weight_T in records
+  ]
   with_masked, sums = gradient(pack(records, 2, 8))
   changed = [(np.append(token_T[:-1], 3), role_T, weight_T) for token_T, role_T, weight_T in records]
   without, _ = gradient(pack(changed, 2, 8))
@@ -237,8 +272,9 @@ def test_role_sums_and_trained_tokens_are_those_of_the_records():
 
 def test_every_mesh_trains_alike():
   batch = pack(make_records(), 2, 8)
-  losses = [[float(m.sums.loss / m.sums.weight) for m in run_steps([batch] * 6, shape)[1]]
-            for shape in ((1, 1, 1), (2, 2, 2))]
+  losses = [
+    [float(m.sums.loss / m.sums.weight) for m in run_steps([batch] * 6, shape)[1]] for shape in ((1, 1, 1), (2, 2, 2))
+  ]
   assert losses[0][-1] < losses[0][0] - 0.3
   np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 

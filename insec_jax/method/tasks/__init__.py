@@ -38,10 +38,10 @@ class Problem:
 class Verdict:
   """What a step is worth.
 
-      right   true, and of use for the answer
-      unverified   not wrong, but nothing vouches for it: true by chance, unneeded, or beyond what the task can check.
-              Set apart everywhere: never injected as a mistake, never a false alarm when flagged, counted on its own
-      wrong   numerically wrong, malformed or a repeat; `error` is the class, "" for the other two kinds
+  right   true, and of use for the answer
+  unverified   not wrong, but nothing vouches for it: true by chance, unneeded, or beyond what the task can check.
+          Set apart everywhere: never injected as a mistake, never a false alarm when flagged, counted on its own
+  wrong   numerically wrong, malformed or a repeat; `error` is the class, "" for the other two kinds
   """
 
   kind: str
@@ -65,8 +65,10 @@ class Task(abc.ABC):
   def __init__(self, task: TaskConfig):
     """For a task that has sizes and no more; one that has other settings, or bounds for them, checks them itself."""
     if task.modulus or task.unneeded or task.min_size < 1:
-      raise InputError(f"task.modulus={task.modulus} task.unneeded={task.unneeded} task.min_size={task.min_size}; "
-                       f"{self.name} takes modulus 0, unneeded 0 and a min_size of at least 1")
+      raise InputError(
+        f"task.modulus={task.modulus} task.unneeded={task.unneeded} task.min_size={task.min_size}; "
+        f"{self.name} takes modulus 0, unneeded 0 and a min_size of at least 1"
+      )
     self.min_size, self.max_size = task.min_size, task.max_size
 
   @abc.abstractmethod
@@ -144,8 +146,10 @@ def problems(task: Task, split: str, *, num: int, seed: int) -> list[Problem]:
       found[problem.prompt] = problem
       misses = 0
   if len(found) < num:
-    raise InputError(f"task {task.name} gave only {len(found)} different problems of split {split!r}, {num} are "
-                     "needed; ask for fewer, or for larger sizes or numbers")
+    raise InputError(
+      f"task {task.name} gave only {len(found)} different problems of split {split!r}, {num} are "
+      "needed; ask for fewer, or for larger sizes or numbers"
+    )
   return list(found.values())
 
 

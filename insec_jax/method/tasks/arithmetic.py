@@ -14,26 +14,39 @@ NUMBER = re.compile(r"\d{1,3}(?:,\d{3}){1,4}(?!\d)(?:\.\d{1,12})?|\d{1,12}(?:\.\
 MOST_CHARACTERS = 40  # more than a number and what its end depends on can have
 _MOST_OPERATORS = 20
 _MOST_TOKENS = 200  # of an expression
-_TOKEN = re.compile(rf"""
+_TOKEN = re.compile(
+  rf"""
     (?P<number>{NUMBER.pattern})
   | (?P<letter>(?<=[\d)])[^\W\d_]+(?!\s*[\d($.]))   # 5x, 5kg, 3rd: may be a variable
   | (?P<times>[xX×*∗·](?=\s*[$(]*[\d.]))
   | (?P<unit>[-/]?[^\W\d_][\w'’]*)
   | (?P<operator>[-+/÷−–])
   | (?P<open>\() | (?P<close>\)) | (?P<equal>=) | (?P<percent>%) | (?P<money>[$€£])
-  | (?P<other>\S)""", re.VERBOSE)
+  | (?P<other>\S)""",
+  re.VERBOSE,
+)
 _SIGN = str.maketrans("xX×∗·÷−–", "*****/--")
 # Where one of these stands anywhere, 5 * 3 may well be 15,000, and 8.33... no end.
 _SCALE = re.compile(r"\b(?:(?:dozen|hundred|thousand|million|billion|cent|nickel|dime)s?|pennies)\b|¢|\.\.\.|…", re.I)
 # Words that do arithmetic themselves: an equation beside one of them may mean something else.
-_TELLING = frozenset(re.findall("[a-z]+", """
+_TELLING = frozenset(
+  re.findall(
+    "[a-z]+",
+    """
   of times twice thrice half halves third thirds fourth quarter quarters double triple percent plus minus by and to from
-  divided multiplied less more than remainder a an"""))
+  divided multiplied less more than remainder a an""",
+  )
+)
 _HARMLESS_AFTER = frozenset(("less", "more", "than", "by", "to", "from", "a", "an"))  # 90 - 80 = 10 more dollars
 # Two different ones in an equation: 2 hours + 30 minutes = 150 minutes.
-_MEASURES = frozenset(re.findall("[a-z]+", """
+_MEASURES = frozenset(
+  re.findall(
+    "[a-z]+",
+    """
   hour minute second day week month year foot feet inch inche yard mile pound ounce cup pint quart gallon gram kilogram
-  kg liter litre ml meter metre km cm"""))
+  kg liter litre ml meter metre km cm""",
+  )
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +105,10 @@ def slips(written: str) -> list[Fraction]:
   number, unit = value_of(written), Fraction(1, 10 ** decimals(written))
   digits = str(int(number / unit))
   near = {number + k * unit for k in (-10, -2, -1, 1, 2, 10)} | {number * 10}
-  near |= {int(digits[:k] + str((int(digits[k]) + 1 + 3 * k) % 10) + digits[k + 1:]) * unit for k in range(len(digits))}
-  near |= {int(digits[:k] + digits[k + 1] + digits[k] + digits[k + 2:]) * unit for k in range(len(digits) - 1)}
+  near |= {
+    int(digits[:k] + str((int(digits[k]) + 1 + 3 * k) % 10) + digits[k + 1 :]) * unit for k in range(len(digits))
+  }
+  near |= {int(digits[:k] + digits[k + 1] + digits[k] + digits[k + 2 :]) * unit for k in range(len(digits) - 1)}
   return [value for value in sorted(near) if value not in (0, number) and written_like(value, written)]
 
 
@@ -152,8 +167,9 @@ def equations(text: str) -> tuple[Equation, ...]:
   """
   if "=" not in text or _SCALE.search(text):
     return ()
-  tokens = [(found.lastgroup, found.group(), found.start()) for found in _TOKEN.finditer(text)
-            if found.lastgroup != "money"]
+  tokens = [
+    (found.lastgroup, found.group(), found.start()) for found in _TOKEN.finditer(text) if found.lastgroup != "money"
+  ]
   found = []
   for k, (kind, _, _) in enumerate(tokens):
     if kind == "equal":
@@ -169,8 +185,11 @@ def _compare(left: list[str], rights: list[list[str]]) -> list[Equation]:
   stated = [(evaluate(reading), _tolerance(reading)) for right in rights for reading in _percent_readings(right)]
   if None in values or any(value is None for value, _ in stated):
     return []
-  holds = any(value == said or (abs(value - said) < tolerance and (tolerance < 1 or value.denominator > 1))
-              for value in values for said, tolerance in stated)
+  holds = any(
+    value == said or (abs(value - said) < tolerance and (tolerance < 1 or value.denominator > 1))
+    for value in values
+    for said, tolerance in stated
+  )
   return [Equation("".join(left), values[-1], stated[0][0], holds)]
 
 
@@ -247,7 +266,7 @@ def _begins(text: str, tokens: list[tuple], i: int) -> bool:
   if kind == "unit":
     if _telling(token) or _measures([token]):
       return False
-  elif kind != "equal" and (token not in "(,.;!?\"“:" or text[start - 1:start].isdigit()):
+  elif kind != "equal" and (token not in '(,.;!?"“:' or text[start - 1 : start].isdigit()):
     return False
   while i >= 0 and tokens[i][0] != "equal" and tokens[i][1] not in (".", "!", "?"):
     if tokens[i][0] in ("operator", "times"):

@@ -1,8 +1,8 @@
 """Chain sum: numbers added up one after the other, a small task to try things on.
 
-    prompt   17+25+8=\\n
-    steps    17+25=42\\n
-             42+8=50\\n
+prompt   17+25+8=\\n
+steps    17+25=42\\n
+         42+8=50\\n
 """
 
 import re
@@ -98,12 +98,12 @@ class ChainSum(Task):
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the wrong number; with "recompute" also what is right.
 
-        class      wrong step   label      recompute
-        calc       17+25=43     calc43     calc17+25=42
-        value      43+8=51      value43    value42not43
-        copy       42+9=51      copy9      copy8not9
-        repeat     17+25=42     repeat42   repeat17+25=42
-        malformed  17+=42       malformed in both
+    class      wrong step   label      recompute
+    calc       17+25=43     calc43     calc17+25=42
+    value      43+8=51      value43    value42not43
+    copy       42+9=51      copy9      copy8not9
+    repeat     17+25=42     repeat42   repeat17+25=42
+    malformed  17+=42       malformed in both
     """
     error = self.check(problem, before, wrong).error
     assert error, f"{wrong!r} is not wrong; there is nothing to explain"

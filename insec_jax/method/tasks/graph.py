@@ -74,8 +74,11 @@ def _read(step: str, modulus: int) -> Sum | None:
   name, first, first_value, second, second_value, again, result = found.groups()
   values = (int(first_value), int(second_value))
   # Numbers are single symbols: 07 or one above the modulus is no number.
-  malformed = (again != name or max(*values, int(result)) >= modulus
-               or len(f"{values[0]}{values[1]}{int(result)}") != len(first_value + second_value + result))
+  malformed = (
+    again != name
+    or max(*values, int(result)) >= modulus
+    or len(f"{values[0]}{values[1]}{int(result)}") != len(first_value + second_value + result)
+  )
   return None if malformed else Sum(name, (first, second), values, int(result))
 
 
@@ -144,9 +147,11 @@ class Graph(Task):
     if task.modulus < 2:
       raise InputError(f"task.modulus={task.modulus}; the graph task counts modulo at least 2")
     if not 1 <= task.min_size <= task.max_size <= MAX_SIZE - task.unneeded:
-      raise InputError(f"task.min_size={task.min_size} to task.max_size={task.max_size} with "
-                       f"task.unneeded={task.unneeded}; the graph task has names for 1 to {MAX_SIZE} sums, unneeded "
-                       "ones included")
+      raise InputError(
+        f"task.min_size={task.min_size} to task.max_size={task.max_size} with "
+        f"task.unneeded={task.unneeded}; the graph task has names for 1 to {MAX_SIZE} sums, unneeded "
+        "ones included"
+      )
     self.min_size, self.max_size, self.modulus = task.min_size, task.max_size, task.modulus
     self.unneeded = task.unneeded
     if self.unneeded:
@@ -174,9 +179,13 @@ class Graph(Task):
     definitions += [_format_derived(name, pair) for name, pair in operands.items()]
     draw.shuffle(definitions)
     facts = Facts(names[asked], operands, value, tuple(names[k] for k in order))
-    return Problem(_format_prompt(definitions, facts.asked),
-                   tuple(self._right_step(facts, name) for name in facts.order),
-                   str(values[asked]), _key(reads[:asked + 1], values[:asked + 1]), facts)
+    return Problem(
+      _format_prompt(definitions, facts.asked),
+      tuple(self._right_step(facts, name) for name in facts.order),
+      str(values[asked]),
+      _key(reads[: asked + 1], values[: asked + 1]),
+      facts,
+    )
 
   def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
     facts = problem.facts
@@ -213,12 +222,16 @@ class Graph(Task):
     if name is None:
       return None
     if error == UNNEEDED:
-      ready = [other for other, pair in facts.operands.items()
-               if other not in facts.order and other not in stated and not self._missing(facts, stated, pair)]
+      ready = [
+        other
+        for other, pair in facts.operands.items()
+        if other not in facts.order and other not in stated and not self._missing(facts, stated, pair)
+      ]
       return self._right_step(facts, ready[rng.integers(len(ready))]) if ready else None
     if error == "early":
-      waiting = [other for other, pair in facts.operands.items()
-                 if other not in stated and self._missing(facts, stated, pair)]
+      waiting = [
+        other for other, pair in facts.operands.items() if other not in stated and self._missing(facts, stated, pair)
+      ]
       if not waiting:
         return None
       name = waiting[rng.integers(len(waiting))]
@@ -233,8 +246,13 @@ class Graph(Task):
       values[place] = self._other(values[place], rng)
     elif error == "copy":
       place = rng.integers(2)
-      known = [other for other in facts.value if (other not in facts.operands or other in stated)
-               and other not in operands and facts.value[other] != values[place]]
+      known = [
+        other
+        for other in facts.value
+        if (other not in facts.operands or other in stated)
+        and other not in operands
+        and facts.value[other] != values[place]
+      ]
       if not known:
         return None
       other = known[rng.integers(len(known))]

@@ -58,10 +58,37 @@ _MOST_SOURCES = 500  # different numbers of a record; with more of them nearly e
 _LEAST_WORDS = 3  # a step of fewer words says too little for another number in it to be called wrong
 # Numbers in words, and those that everybody knows without being told.
 _WORDS = {
-  "half": 0.5, "quarter": 0.25, "twice": 2, "double": 2, "couple": 2, "triple": 3, "dozen": 12, "one": 1, "two": 2,
-  "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12,
-  "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "hundred": 100, "thousand": 1000, "third": 3,
-  "fourth": 4, "fifth": 5, "week": 7, "year": 12,
+  "half": 0.5,
+  "quarter": 0.25,
+  "twice": 2,
+  "double": 2,
+  "couple": 2,
+  "triple": 3,
+  "dozen": 12,
+  "one": 1,
+  "two": 2,
+  "three": 3,
+  "four": 4,
+  "five": 5,
+  "six": 6,
+  "seven": 7,
+  "eight": 8,
+  "nine": 9,
+  "ten": 10,
+  "eleven": 11,
+  "twelve": 12,
+  "fifteen": 15,
+  "twenty": 20,
+  "thirty": 30,
+  "forty": 40,
+  "fifty": 50,
+  "hundred": 100,
+  "thousand": 1000,
+  "third": 3,
+  "fourth": 4,
+  "fifth": 5,
+  "week": 7,
+  "year": 12,
 }
 _KNOWN = (1, 2, 4, 7, 10, 12, 24, 30, 31, 52, 60, 100, 365, 1000)
 
@@ -130,7 +157,7 @@ def problem_of(record: dict) -> Problem:
     value, result = evaluate(expression), evaluate(stated)
     if value is None or result is None or abs(value - result) >= Fraction(1, 10 ** max(decimals(stated), 1)):
       raise InputError(f"annotation {found[0]:.200} does not hold; write <<arithmetic=result>>, or take it out")
-    kept.append(annotated[start:found.start()])
+    kept.append(annotated[start : found.start()])
     num_kept += len(kept[-1])
     start = found.end()
     notes.append(Note(num_kept, expression, result))
@@ -201,8 +228,11 @@ def _golds(steps: tuple[str, ...], notes: tuple[Note, ...]) -> tuple[Gold, ...]:
     notes_at[note.place].append((number, note))
   golds, start = [], 0
   for step in steps:
-    inside = [(number, k, note) for k, found in enumerate(NUMBER.finditer(step))
-              for number, note in notes_at.get(start + found.start(), ())]
+    inside = [
+      (number, k, note)
+      for k, found in enumerate(NUMBER.finditer(step))
+      for number, note in notes_at.get(start + found.start(), ())
+    ]
     golds.append(Gold(step, words_of(step), numbers_of(step), tuple(pair[1:] for pair in sorted(inside, key=_first))))
     start += len(step)
   return tuple(golds)
@@ -239,8 +269,13 @@ def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray | None:
   if len(told) > _MOST_SOURCES:
     return None
   with np.errstate(divide="ignore", invalid="ignore"):
-    pairs = (told[:, None] + told[None], told[:, None] - told[None], told[:, None] * told[None],
-             told[:, None] / told[None], told[:, None] * told[None] / 100)
+    pairs = (
+      told[:, None] + told[None],
+      told[:, None] - told[None],
+      told[:, None] * told[None],
+      told[:, None] / told[None],
+      told[:, None] * told[None] / 100,
+    )
   found = np.concatenate([told, np.array(_KNOWN, float), *(pair.ravel() for pair in pairs)])
   return np.unique(np.abs(found[np.isfinite(found)]))
 
@@ -250,14 +285,16 @@ def _has_source(number: Fraction, problem: Problem) -> bool:
   if sourced is None:
     return True
   place = np.searchsorted(sourced, float(number))
-  return bool(np.any(np.abs(sourced[max(place - 1, 0):place + 1] - float(number)) < 1e-6))
+  return bool(np.any(np.abs(sourced[max(place - 1, 0) : place + 1] - float(number)) < 1e-6))
 
 
 def _new_value(note: Note, changed: dict[Fraction, Fraction]) -> Fraction | None:
   """What the annotated expression comes to with these numbers in place of those."""
+
   def swap(found: re.Match) -> str:
     value = value_of(found[0])
     return f"({changed[value]})" if value in changed else found[0]
+
   return evaluate(NUMBER.sub(swap, note.expression))
 
 
@@ -276,8 +313,10 @@ class Gsm8k(Task):
 
   def __init__(self, task: TaskConfig):
     if task.min_size or task.max_size or task.modulus or task.unneeded:
-      raise InputError(f"task.min_size={task.min_size} max_size={task.max_size} modulus={task.modulus} "
-                       f"unneeded={task.unneeded}; gsm8k reads its problems from data.path, all four must be 0")
+      raise InputError(
+        f"task.min_size={task.min_size} max_size={task.max_size} modulus={task.modulus} "
+        f"unneeded={task.unneeded}; gsm8k reads its problems from data.path, all four must be 0"
+      )
 
   def make(self, rng: np.random.Generator) -> Problem:
     del rng
@@ -289,12 +328,12 @@ class Gsm8k(Task):
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """What is wrong, in words.
 
-        class     label                        recompute
-        calc      48/2 is not 26.              48/2 is 24, not 26.
-        operand   18 is not the right number.  The number is 16, not 18: 2*16 = 32.
-        value     17 is not the right value.   The value is 15, not 17.
-        answer    The answer is not 71.        The answer is 72, not 71.
-        repeat    This was said before.        This was said before: 30+4 is 34.
+    class     label                        recompute
+    calc      48/2 is not 26.              48/2 is 24, not 26.
+    operand   18 is not the right number.  The number is 16, not 18: 2*16 = 32.
+    value     17 is not the right value.   The value is 15, not 17.
+    answer    The answer is not 71.        The answer is 72, not 71.
+    repeat    This was said before.        This was said before: 30+4 is 34.
     """
     finding = self._find(problem, before, wrong)
     assert finding.verdict.error, f"{wrong!r} is not wrong; there is nothing to explain"
@@ -325,15 +364,24 @@ class Gsm8k(Task):
     results = {place, *(j for j in near if again and gold.numbers[j] == note.result)}
     if error in ("calc", "value"):
       return _replace(gold, spans, dict.fromkeys(results, _slip(gold, spans[place], rng)))
-    chosen = [j for j in near if j < place and gold.numbers[j] in operands and gold.numbers[j] != note.result
-              and self._is_earlier(problem, k, gold.numbers[j]) == (error == "carry")]
+    chosen = [
+      j
+      for j in near
+      if j < place
+      and gold.numbers[j] in operands
+      and gold.numbers[j] != note.result
+      and self._is_earlier(problem, k, gold.numbers[j]) == (error == "carry")
+    ]
     if not chosen:
       return None
     j = chosen[rng.integers(len(chosen))]
     new = _slip(gold, spans[j], rng, lambda number: not _has_source(number, problem))
     result = None if new is None else _new_value(note, {gold.numbers[j]: new})
-    return _replace(gold, spans, dict.fromkeys((i for i in near if gold.numbers[i] == gold.numbers[j]), new)
-                    | dict.fromkeys(results, result))
+    return _replace(
+      gold,
+      spans,
+      dict.fromkeys((i for i in near if gold.numbers[i] == gold.numbers[j]), new) | dict.fromkeys(results, result),
+    )
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     k = self._place(problem, before)
@@ -346,7 +394,7 @@ class Gsm8k(Task):
 
   def _place(self, problem: Problem, before: tuple[str, ...]) -> int:
     """The step of the solution that comes next: the one after the last that `before` states, in words or in result."""
-    if before == problem.steps[:len(before)]:
+    if before == problem.steps[: len(before)]:
       return len(before)
     golds = _golds(problem.steps, problem.facts.notes)
     place = 0
@@ -380,8 +428,9 @@ class Gsm8k(Task):
       if stated is None:
         return _wrong(MALFORMED, "The answer is not a number.", f"The answer is the number {problem.answer}.")
       if stated != problem.facts.answer:
-        return _wrong("answer", f"The answer is not {show(stated)}.",
-                      f"The answer is {problem.answer}, not {show(stated)}.")
+        return _wrong(
+          "answer", f"The answer is not {show(stated)}.", f"The answer is {problem.answer}, not {show(stated)}."
+        )
     written = equations(step)
     for equation in written:
       if not equation.holds:
@@ -396,7 +445,7 @@ class Gsm8k(Task):
     return Finding(RIGHT if vouched else UNVERIFIED)
 
   def _altered(self, problem: Problem, k: int, numbers: tuple[Fraction, ...]) -> Finding:
-    """The finding on a step with the words of the k-th of the solution and other numbers; unverified unless proved wrong."""
+    """Return the finding on a step with the words of step k and other numbers; unverified unless proved wrong."""
     gold = _golds(problem.steps, problem.facts.notes)[k]
     if len(re.findall(r"[^\W\d_]{2,}", gold.text)) < _LEAST_WORDS:
       return Finding(UNVERIFIED)
@@ -413,15 +462,19 @@ class Gsm8k(Task):
         if _has_operator(note):
           return _miscalculated(note.expression, value=note.result, stated=result)
         if not _has_source(result, problem):
-          return _wrong("value", f"{show(result)} is not the right value.",
-                        f"The value is {show(note.result)}, not {show(result)}.")
+          return _wrong(
+            "value", f"{show(result)} is not the right value.", f"The value is {show(note.result)}, not {show(result)}."
+          )
         continue
       stray = [old for old, new in operands.items() if not _has_source(new, problem)]
       if stray and operands.keys() <= set(numbers_of(note.expression)) and _new_value(note, operands) == result:
         old, new = show(stray[0]), show(operands[stray[0]])
         error = "carry" if self._is_earlier(problem, k, stray[0]) else "operand"
-        return _wrong(error, f"{new} is not the right number.",
-                      f"The number is {old}, not {new}: {note.expression} = {show(note.result)}.")
+        return _wrong(
+          error,
+          f"{new} is not the right number.",
+          f"The number is {old}, not {new}: {note.expression} = {show(note.result)}.",
+        )
     return Finding(UNVERIFIED)
 
 

@@ -92,8 +92,8 @@ def _within(number: int, whole: int) -> bool:
 def _columns(first: int, sign: str, second: int) -> list[tuple[int, int]]:
   """(place, what the column comes to) from the last place on, the carry of the column before included.
 
-      47*80      (1, 56) (2, 37)                7*8 = 56, 4*8 + 5 = 37
-      282+3760   (0, 2) (1, 14) (2, 10) (3, 4)
+  47*80      (1, 56) (2, 37)                7*8 = 56, 4*8 + 5 = 37
+  282+3760   (0, 2) (1, 14) (2, 10) (3, 4)
   """
   ones = [int(digit) for digit in reversed(str(first))]
   if sign == "*":
@@ -118,12 +118,12 @@ def _forgotten(step: Step) -> list[int]:
 def _class_of(step: Step) -> str:
   """The class of a wrong result: the first of these that fits, else CALC.
 
-      carry      one carry is forgotten
-      ten        10 too much or too little
-      hundred    100 too much or too little
-      near       one digit is 2 off
-      digit      one digit is another
-      adjacent   two digits side by side are others
+  carry      one carry is forgotten
+  ten        10 too much or too little
+  hundred    100 too much or too little
+  near       one digit is 2 off
+  digit      one digit is another
+  adjacent   two digits side by side are others
   """
   if step.result in _forgotten(step):
     return "carry"
@@ -144,7 +144,7 @@ def _digits_changed(number: int, num: int, rng: np.random.Generator) -> int:
   if len(text) < num:
     return number
   place = rng.integers(len(text) - num + 1)
-  return int(text[:place] + "".join(map(str, rng.integers(10, size=num))) + text[place + num:])
+  return int(text[:place] + "".join(map(str, rng.integers(10, size=num))) + text[place + num :])
 
 
 def _slip(error: str, step: Step, rng: np.random.Generator) -> int:
@@ -215,11 +215,11 @@ class Multiplication(Task):
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the wrong number; with "recompute" the columns from the last on, or what is right.
 
-        class       wrong step    short       recompute
-        one of six  47*80=3260    carry3260   carry56,37   7*8 = 56, 4*8 + 5 = 37
-        copy        47*8=376      copy8       copy47*6     what comes next
-        repeat      47*6=282      repeat282   repeat47*6=282
-        malformed   47*=282       malformed in both
+    class       wrong step    short       recompute
+    one of six  47*80=3260    carry3260   carry56,37   7*8 = 56, 4*8 + 5 = 37
+    copy        47*8=376      copy8       copy47*6     what comes next
+    repeat      47*6=282      repeat282   repeat47*6=282
+    malformed   47*=282       malformed in both
     """
     error = self.check(problem, before, wrong).error
     assert error, f"{wrong!r} is not wrong; there is nothing to explain"
@@ -296,7 +296,9 @@ class Multiplication(Task):
           return True
       elif read.first % number == read.second % number == 0:
         shares = (read.first // number, read.second // number)
-        if all(_within(share, whole) for share in shares) and not set(_partial_products(shares[0])) & set(_partial_products(shares[1])):
+        if all(_within(share, whole) for share in shares) and not set(_partial_products(shares[0])) & set(
+          _partial_products(shares[1])
+        ):
           return True
     return False
 

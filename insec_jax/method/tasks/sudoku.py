@@ -26,15 +26,27 @@ FEWEST_GIVENS = 4  # fewer leave more than one solution
 _STEP = re.compile(r"([a-p])([1-4])\n")
 _PLACES = tuple(itertools.product(range(4), range(4)))
 PEERS = tuple(
-  tuple(other for other, (r, c) in enumerate(_PLACES)
-        if (r, c) != (row, column) and (r == row or c == column or (r // 2, c // 2) == (row // 2, column // 2)))
-  for row, column in _PLACES)
-_LINES = tuple(tuple(2 * band + line for band in bands for line in (order[band], 1 - order[band]))
-               for bands in ((0, 1), (1, 0)) for order in itertools.product((0, 1), repeat=2))
+  tuple(
+    other
+    for other, (r, c) in enumerate(_PLACES)
+    if (r, c) != (row, column) and (r == row or c == column or (r // 2, c // 2) == (row // 2, column // 2))
+  )
+  for row, column in _PLACES
+)
+_LINES = tuple(
+  tuple(2 * band + line for band in bands for line in (order[band], 1 - order[band]))
+  for bands in ((0, 1), (1, 0))
+  for order in itertools.product((0, 1), repeat=2)
+)
 # Every way to move the cells of a grid such that rows, columns and boxes stay rows, columns and boxes.
-_MOVES = np.array([[4 * rows[k % 4] + columns[k // 4] if turned else 4 * rows[k // 4] + columns[k % 4]
-                    for k in range(16)]
-                   for rows in _LINES for columns in _LINES for turned in (False, True)])
+_MOVES = np.array(
+  [
+    [4 * rows[k % 4] + columns[k // 4] if turned else 4 * rows[k // 4] + columns[k % 4] for k in range(16)]
+    for rows in _LINES
+    for columns in _LINES
+    for turned in (False, True)
+  ]
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +112,15 @@ class Sudoku(Task):
   name = "sudoku"
   error_classes = CLASSES
   units = ("line", "sentence")
-  symbols = (*CLASSES, MALFORMED, *CELLS, *map(str, sorted(NUMBERS)), *(f"!{number}" for number in sorted(NUMBERS)),
-             "?", "\n")
+  symbols = (
+    *CLASSES,
+    MALFORMED,
+    *CELLS,
+    *map(str, sorted(NUMBERS)),
+    *(f"!{number}" for number in sorted(NUMBERS)),
+    "?",
+    "\n",
+  )
 
   def __init__(self, task: TaskConfig):
     super().__init__(task)
@@ -116,8 +135,13 @@ class Sudoku(Task):
       if order := self._solve(grid, givens, rng):
         break
     prompt = "".join(f"{CELLS[cell]}{grid[cell]}" for cell in sorted(givens)) + "?\n"
-    return Problem(prompt, tuple(_format_step(cell, grid[cell]) for cell in order), "".join(map(str, grid)),
-                   _key(np.array(grid), givens), Facts(grid, givens))
+    return Problem(
+      prompt,
+      tuple(_format_step(cell, grid[cell]) for cell in order),
+      "".join(map(str, grid)),
+      _key(np.array(grid), givens),
+      Facts(grid, givens),
+    )
 
   def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
     facts, read = problem.facts, _read(step)
@@ -145,12 +169,12 @@ class Sudoku(Task):
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
     """The class and the cell; with "recompute" why, and that the number no longer stands there.
 
-        class      wrong step  label      recompute
-        invalid    e2          invalide   invalidh2e!2    the peer h has 2
-        invalid    e2          invalide   invalide4e!2    e itself has 4
-        invalid    e4          invalide   invalide4       e has it already
-        open       e3          opene      open34e!3       3 and 4 fit
-        malformed  malformed in both
+    class      wrong step  label      recompute
+    invalid    e2          invalide   invalidh2e!2    the peer h has 2
+    invalid    e2          invalide   invalide4e!2    e itself has 4
+    invalid    e4          invalide   invalide4       e has it already
+    open       e3          opene      open34e!3       3 and 4 fit
+    malformed  malformed in both
     """
     facts = problem.facts
     error = self.check(problem, before, wrong).error
@@ -164,8 +188,9 @@ class Sudoku(Task):
     withdrawn = f"{CELLS[cell]}!{number}"
     if error == "open":
       return error + "".join(map(str, sorted(_fits(facts.grid, known, cell)))) + withdrawn
-    clash = cell if cell in known else next(
-      peer for peer in PEERS[cell] if peer in known and facts.grid[peer] == number)
+    clash = (
+      cell if cell in known else next(peer for peer in PEERS[cell] if peer in known and facts.grid[peer] == number)
+    )
     why = f"{error}{CELLS[clash]}{facts.grid[clash]}"
     return why if cell in known and facts.grid[cell] == number else why + withdrawn
 
