@@ -165,19 +165,38 @@ def _parse_flags() -> None:
   try:
     extra = flags.FLAGS(sys.argv)[1:]
   except flags.Error as error:
-    said = one_line(error).partition(" Currently supported types")[0]
-    raise InputError(_cut(said)) from error
+    raise InputError(_cut(_in_plain_words(one_line(error)))) from error
   except Exception as error:  # ml_collections lets through whatever setting a key raises ("Did you mean")
     reason = error
     while reason.args and isinstance(reason.args[0], Exception):
       reason = reason.args[0]
     said = reason.args[0] if isinstance(reason, KeyError) and reason.args else reason
-    overrides = ", ".join(word.partition("=")[0] for word in sys.argv[1:] if re.match(r"--?(no)?config\.", word))
     said = one_line(Exception(said)).partition(", and its type")[0]
-    raise InputError(_cut(f"{overrides:.200}: {said}")) from error
+    key = re.match(r"'(\w+)'|Override ([\w.]+)", said)
+    ending = f".{key[1] or key[2]}" if key else ""
+    given = [word.partition("=")[0] for word in sys.argv[1:] if re.match(r"--?(no)?config\.", word)]
+    named = [flag for flag in given if flag.endswith(ending)] or given  # not those that nothing is wrong with
+    if key and said == key[0]:
+      said = f"the config has no key {key[0]} there; give one that it has"
+    raise InputError(_cut(f"{', '.join(named):.200}: {said}")) from error
   if extra:
     raise InputError(f"unexpected argument {extra[0]!r}; every value is given as --name=value")
   _check_flags()
+
+
+def _in_plain_words(said: str) -> str:
+  """Return what absl says of a flag, with what is needed instead of how Python failed."""
+  said = said.partition(" Currently supported types")[0]
+  if missing := re.findall(r"flag (--\S+)=None: Flag \S+ must have a value other than None", said):
+    return f"{', '.join(missing)}: not given; give a value"
+  for failure, needed in (
+    ("invalid literal for int", "whole number, in digits"),
+    ("could not convert string to float", "number"),
+    ("Non-boolean argument to boolean flag", "truth value, true or false"),
+  ):
+    if found := re.match(rf"flag (--\S+)=(.*): {failure}.*", said):
+      return f"{found[1]}={found[2]:.100} is no {needed}; give one"
+  return said
 
 
 def _cut(line: str) -> str:

@@ -3,6 +3,7 @@
 Whatever is wrong with one is an InputError with file and line.
 """
 
+import os
 import pathlib
 import re
 import sys
@@ -37,6 +38,12 @@ def define_flag(help_string: str = "The experiment: a file of values.") -> flags
   )
   flags.FLAGS["config"].parser = _Parser()  # ml_collections applies the overrides to what it returns
   return holder
+
+
+def files_read(config: config_lib.Config) -> list[str]:
+  """Return the config file and the records of a config, which no output may replace."""
+  given = config_flags.get_config_filename(flags.FLAGS["config"])
+  return [given if os.path.exists(given) else given.partition(":")[0], config.data.path]
 
 
 def load(file: str, *arm: str) -> ml_collections.ConfigDict:

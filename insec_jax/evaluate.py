@@ -66,7 +66,7 @@ flags.mark_flags_as_required(["model", "config", "output"])
 def main() -> None:
   config = config_lib.build(CONFIG.value)
   task = tasks.get(config.task)
-  with written_whole(OUTPUT.value) as file:
+  with written_whole(OUTPUT.value, inputs=config_file.files_read(config)) as file:
     opened = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
     found = {"model": MODEL.value, "step": opened.step, **evaluate(opened, task, config)}
     json.dump(found, file, indent=1, allow_nan=False)

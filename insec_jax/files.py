@@ -4,6 +4,7 @@ A path or a content that is wrong is an InputError. What the machine refuses (a 
 stays an OSError.
 """
 
+import codecs
 import contextlib
 import errno
 import gzip
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, TextIO
 
@@ -185,6 +186,14 @@ def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
     if os.fspath(path).endswith(".gz"):
       file = stack.enter_context(gzip.GzipFile(fileobj=file))
     try:
+      begin = file.read(3) if file.seekable() else b""
+      if begin[:2] == b"\x1f\x8b":
+        raise InputError(
+          f"{path} is compressed by gzip{' twice' if os.fspath(path).endswith('.gz') else ''}; give it "
+          "a name that ends in .gz, or decompress it"
+        )
+      if begin and begin != codecs.BOM_UTF8:  # which some editors put in front
+        file.seek(0)
       while line := file.readline(MOST_LINE_BYTES + 1):
         if len(line) > MOST_LINE_BYTES:
           raise InputError(f"{path}: a line has more than {MOST_LINE_BYTES >> 20} MiB; give one JSON object a line")
@@ -196,11 +205,16 @@ def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
 # Writing.
 
 
-def check_output(text: str, name: str) -> pathlib.Path:
-  """Return the path of a file to be written; InputError when no file can appear there. Nothing is left on disk."""
+def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Path:
+  """Return the path of a file to be written; nothing is left on disk.
+
+  Raises InputError when no file can appear there, or when it is one of the files `inputs` that the program reads.
+  """
   path = local_path(text, name)
   if _is_stream(path):
     return path
+  if path.is_file() and any(given and os.path.isfile(given) and os.path.samefile(path, given) for given in inputs):
+    raise InputError(f"{name}={text} is a file that the program reads; give another path")
   target = pathlib.Path(os.path.realpath(path))
   if text.endswith("/") or target.is_dir():
     raise InputError(f"{name}={text} is a folder; give the path of a file")
@@ -224,13 +238,13 @@ def _is_stream(path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def written_whole(text: str, name: str = "--output") -> Iterator[TextIO]:
+def written_whole(text: str, name: str = "--output", inputs: Sequence[str] = ()) -> Iterator[TextIO]:
   """Yield a text file that appears under the path when the block ends well; otherwise what was there before stays.
 
   The path has one writer at a time. InputError at once, before any work is lost, when the file could not be written. A
   device (/dev/null, a terminal) is written to.
   """
-  path = check_output(text, name)
+  path = check_output(text, name, inputs)
   if _is_stream(path):
     with open(path, "w", encoding="utf-8") as file:
       yield file
@@ -350,6 +364,8 @@ def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
 
   InputError as `one_writer`, or when there can be no such folder.
   """
+  if os.path.realpath(folder) == os.path.sep:
+    raise InputError(f"{name}={folder} is the root of the file system; give a folder of its own")
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   try:
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def main() -> None:
   config = config_lib.build(CONFIG.value)
   requests = hardware.parse(TOPOLOGY.value)
   if OUTPUT.value is not None:
-    check_output(OUTPUT.value, "--output")
+    check_output(OUTPUT.value, "--output", config_file.files_read(config))
   hlo = hlo_folder()
   if hlo is not None and (not hlo.absolute().parent.is_dir() or (hlo.exists() and not hlo.is_dir())):
     raise InputError(f"--hlo={hlo} is no folder, or there is none to make it in; give a folder")

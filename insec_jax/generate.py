@@ -64,7 +64,7 @@ def main() -> None:
   if 0 < TEMPERATURE.value < 0.001:
     raise InputError(f"--temperature={TEMPERATURE.value}; must be 0 (the likeliest token) or at least 0.001")
   prompts = read_prompts(PROMPTS.value)
-  with written_whole(OUTPUT.value) as file:
+  with written_whole(OUTPUT.value, inputs=[PROMPTS.value]) as file:
     opened = load_model(MODEL.value, step=STEP.value)
     compute = compute_dtype(opened)
     writer = TextGenerator(opened, compute=compute)

@@ -47,7 +47,7 @@ def main() -> None:
       f"{NUM_PROCESSES.value - 1}"
     )
   task = tasks.get(config.task)
-  check_output(OUTPUT.value, "--output")
+  check_output(OUTPUT.value, "--output", config_file.files_read(config))
   opened = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
   miner = Miner(
     TextGenerator(opened, compute=config.precision.compute),

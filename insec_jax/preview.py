@@ -31,7 +31,7 @@ BYTES_OF_CHARACTER = 4  # at most, in UTF-8
 def main() -> None:
   config = config_lib.build(CONFIG.value)
   if HTML.value is not None:
-    check_output(HTML.value, "--html")
+    check_output(HTML.value, "--html", config_file.files_read(config))
   tokenizer = tokens.open_tokenizer(config).tokenizer
   template.fix_date(tokenizer, template.today())
   examples, long_train = pipeline.load_examples(config, tokenizer, "train")

@@ -10,11 +10,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 PREEMPTED = 42  # `train` and `sweep`: the same command goes on
 RESUMABLE = ("train", "sweep")
 LAST_LINE_SECONDS = 2
+SAME_SECONDS = 0.02  # `timeout` and some shells send one Ctrl-C to the process and again to its group
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _cleanups: list[Callable[[], None]] = []
@@ -32,9 +34,11 @@ class StopSignal(threading.Event):
   def __init__(self, callback: Callable[[], None] = lambda: None):
     super().__init__()
     self._callback = callback
+    self.time = 0.0  # of the first signal
 
   def receive(self) -> None:
     """Set the event and call the callback."""
+    self.time = self.time or time.monotonic()
     self.set()
     self._callback()
 
@@ -181,6 +185,8 @@ def _receive(number: int) -> None:
     end(0)
   if _deferred and not (number == signal.SIGINT and _deferred[-1].is_set()):
     _deferred[-1].receive()
+    return
+  if _deferred and time.monotonic() - _deferred[-1].time < SAME_SECONDS:
     return
   again = "; run the same command to go on" if exit_code(number) == PREEMPTED else ""
   if _deferred:

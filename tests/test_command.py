@@ -91,3 +91,42 @@ def test_what_is_logged_and_raised_too_is_printed_once(path, error, news):
   trace = (type(error), error, None) if error else None
   record = logging.LogRecord("absl", logging.ERROR, path, 1, "failed", (), trace)
   assert command._is_news(record) == news
+
+
+@pytest.mark.parametrize(
+  ("said", "line"),
+  [
+    (
+      "flag --step=abc: invalid literal for int() with base 10: 'abc'",
+      "--step=abc is no whole number, in digits; give one",
+    ),
+    ("flag --t=hot: could not convert string to float: 'hot'", "--t=hot is no number; give one"),
+    (
+      "flag --model=None: Flag --model must have a value other than None. flag --output=None: Flag --output must have a "
+      "value other than None.",
+      "--model, --output: not given; give a value",
+    ),
+    ("another", "another"),
+  ],
+)
+def test_what_absl_says_of_a_flag_is_put_in_plain_words(said, line):
+  assert command._in_plain_words(said) == line
+
+
+def test_of_several_overrides_the_wrong_one_alone_is_named():
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "insec_jax.preview",
+      "--config=configs/toy.py",
+      "--config.train.steps=5",
+      "--config.train.warmup_steps=1",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  said = "error: --config.train.warmup_steps: the config has no key 'warmup_steps' there; give one that it has\n"
+  assert (done.returncode, done.stderr) == (2, said)

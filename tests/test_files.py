@@ -275,3 +275,28 @@ def test_the_writer_of_a_folder_leaves_what_another_writes_into_it(tmp_path):
     with files.folder_writer(tmp_path, "--workdir"):
       assert not (tmp_path / ".config.json.1-0123abcd.partial").exists()
   assert results.read_text() == "1"
+
+
+def test_an_output_never_replaces_an_input_and_the_root_is_no_folder_of_a_run(tmp_path):
+  path = tmp_path / "p.jsonl"
+  path.write_text("{}\n")
+  (tmp_path / "link").symlink_to(path)
+  for output in (path, tmp_path / "link"):
+    with pytest.raises(InputError, match="is a file that the program reads"):
+      files.check_output(str(output), "--output", ["", str(tmp_path / "none"), str(path)])
+  assert files.check_output(str(path), "--output", [str(tmp_path / "none")]) == path
+  with pytest.raises(InputError, match="root of the file system"), files.folder_writer(pathlib.Path("/"), "--workdir"):
+    pass
+
+
+def test_a_byte_order_mark_is_read_over_and_gzip_data_under_another_name_is_named(tmp_path):
+  path = tmp_path / "p.jsonl"
+  path.write_bytes(b"\xef\xbb\xbf" + b'{"a": 1}\n{"a": 2}\n')
+  assert [values for values, _ in files.read_json_lines(path, "records")] == [{"a": 1}, {"a": 2}]
+  path.write_bytes(gzip.compress(b"{}\n"))
+  with pytest.raises(InputError, match=r"p\.jsonl is compressed by gzip; give it a name that ends in \.gz"):
+    list(files.read_json_lines(path, "records"))
+  again = tmp_path / "q.jsonl.gz"
+  again.write_bytes(gzip.compress(path.read_bytes()))
+  with pytest.raises(InputError, match="gzip twice"):
+    list(files.read_json_lines(again, "records"))

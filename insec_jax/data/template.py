@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import jinja2
+import jinja2.ext
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -56,6 +58,27 @@ def _fix_chance(source: str, date: datetime) -> None:
   environment = chat_template_utils._compile_jinja_template(source).environment
   environment.globals["strftime_now"] = date.strftime
   environment.globals["lipsum"] = environment.filters["random"] = refuse
+
+
+class _Generation(jinja2.ext.Extension):
+  """The tag with which transformers finds what an assistant says."""
+
+  tags: ClassVar = {"generation"}
+
+  def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def check_syntax(tokenizer: PreTrainedTokenizerFast) -> None:
+  """Raise InputError when the chat template is not in the language of templates; nothing of it is run."""
+  try:
+    jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(tokenizer.chat_template)
+  except jinja2.TemplateSyntaxError as error:
+    raise InputError(
+      f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} cannot be read: line {error.lineno}: "
+      f"{error.message}; mend chat_template.jinja or tokenizer_config.json there"
+    ) from None
 
 
 class Template:

@@ -32,7 +32,7 @@ from insec_jax.data.encoding import (
 )
 from insec_jax.data.negatives import negatives
 from insec_jax.data.records import Chat, Turn
-from insec_jax.data.template import Template
+from insec_jax.data.template import Template, check_syntax
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import paper_reason
 from insec_jax.method.transcript import Piece, Transcript
@@ -345,8 +345,9 @@ def _template_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return None
   try:
     return end_token(tokenizer, "chat")
-  except InputError:  # who means to use the template gets the error then
-    return None
+  except InputError:
+    check_syntax(tokenizer)  # as it was written, the template may well have had an end
+    return None  # who means to use the template gets the error then
 
 
 def _last_of_end(after: list[Span], where: str) -> int:

@@ -36,7 +36,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 VOCAB_MULTIPLE = 128
 SHARD_BYTES = 5 * 10**9  # of one file, as transformers has it
 SHARD = re.compile(r"[\w.+=-]{1,200}\.safetensors", re.ASCII)  # a file of the folder itself
-MOST_NAMED = 20  # problems in one error
+MOST_NAMED = 5  # problems in one error
 FINITE_CHUNK = 1 << 14  # elements looked at together
 
 # Ours -> the tensor of HF and its axes, outermost first: nn.Linear stores [out, in].

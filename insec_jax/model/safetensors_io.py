@@ -18,6 +18,7 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.files import open_to_read, parse_json
 
+LARGEST = 1 << 60  # bytes that an entry of a header may claim to have
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
@@ -81,6 +82,11 @@ def _parse_header(path: pathlib.Path, text: bytes, size: int) -> dict[str, dict]
   header.pop("__metadata__", None)
   foreign, wrong = [], []
   for name, entry in header.items():
+    if isinstance(entry, dict) and _is_entry(entry, LARGEST) and entry["data_offsets"][1] > size:
+      raise InputError(
+        f"{path}: {name:.100} ends at byte {entry['data_offsets'][1]:,} of the data, and the whole file "
+        f"has {size:,} bytes; it is cut short: fetch it again"
+      )
     if not _is_entry(entry, size):
       raise InputError(
         f"{path}: its header says {entry!r:.100} of {name:.100}, which is no tensor of this file; fetch it again"

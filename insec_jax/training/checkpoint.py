@@ -100,7 +100,9 @@ def check_workdir(workdir: pathlib.Path, config: Config):
   try:
     made = config_lib.build(read_json(path, "the config of a run"))
   except InputError as error:
-    raise InputError(f"{path} is not the config of a run ({error}); give another --workdir") from error
+    raise InputError(
+      f"{path} is not the config of a run ({error}); bring it back, or give another --workdir"
+    ) from error
   made, given = flat(made), flat(config)
   held = MINING if config.rounds else MINED if config.mistakes.mined else ()
   differ = [key for key in made if made[key] != given[key] and (not key.startswith(FREE) or key.startswith(held))]
@@ -447,8 +449,8 @@ def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
   except Exception as error:  # there is no saying what Orbax, tensorstore and JSON raise for damaged files
     if is_refusal(error):
       raise
-    line = next(iter(str(error).splitlines()), "")
-    return Reading(None, None, line if isinstance(error, _DamageError) else f"{type(error).__name__}: {line[:200]}")
+    problem = str(error) if isinstance(error, _DamageError) else f"its files cannot be read: {type(error).__name__}"
+    return Reading(None, None, problem)
 
 
 def _check_regular(folder: pathlib.Path) -> None:
@@ -549,6 +551,8 @@ def is_workdir(folder: pathlib.Path) -> bool:
       raise InputError(f"{folder} is a workdir without a checkpoint; let train run until it has saved one")
     return True
   if not (folder / hf.CONFIG).is_file():
+    if unusable := [name for name in (MODEL, hf.CONFIG) if os.path.lexists(folder / name)]:
+      raise InputError(f"{folder / unusable[0]} is no file that can be read; bring the file back")
     raise InputError(f"{folder} holds neither {MODEL} (a workdir) nor {hf.CONFIG} (an HF folder); give one of these")
   return False
 

@@ -147,9 +147,7 @@ def test_the_receipt_counts_negatives_when_they_weigh_something(tmp_path):
     some = config(data__path=path, data__row_length=16, loss__repeat=repeat)
     receipts[repeat] = pipeline.load_data(some, tokens.build_tokenizer(("a", "b"), some.tokenizer)).receipt
   # Each record: two flags, two tokens of the correction, and an end of weight 0.5.
-  line = (
-    f"negative tokens      2 where a correction could begin to repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
-  )
+  line = f"negative tokens   2 where a correction could repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
   assert line in receipts[0.75]
   without = [line for line in receipts[0.75].splitlines() if not line.startswith("negative")]
   assert without == receipts[0.0].splitlines()

@@ -502,7 +502,6 @@ def test_a_text_ends_with_the_models_tokens_the_tokenizers_and_the_templates():
 @pytest.mark.parametrize(
   "template",
   [
-    "{% for",
     "{{ raise_exception('no') }}",
     "{{ 1 / 0 }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -729,3 +728,11 @@ def test_the_negatives_of_many_transcripts_are_those_of_each_alone_also_in_a_cha
   for together, (content, where) in zip(tokens.tokenize_all(contents, tokenizer, some), contents, strict=True):
     np.testing.assert_array_equal(together.negative_T, tokens.tokenize(content, where, tokenizer, some).negative_T)
   assert negatives_of(SOLUTION, tokenizer, some) == [(" 42", " 43")]
+
+
+def test_a_chat_template_that_cannot_be_read_is_refused_though_only_its_end_is_needed():
+  tokenizer = bpe_tokenizer(IM_TEMPLATE.replace("endfor", "endfr"))
+  with pytest.raises(InputError, match=r"the chat template of .* cannot be read: line 1: .*endfr.*; mend "):
+    tokens.stop_ids((), tokenizer, vocab_size=1000)
+  marked = "{% generation %}" + IM_TEMPLATE + "{% endgeneration %}{% break %}"  # tags of transformers
+  tokens.stop_ids((), bpe_tokenizer(marked), vocab_size=1000)
