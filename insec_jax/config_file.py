@@ -56,6 +56,8 @@ def load(file: str, *arm: str) -> ml_collections.ConfigDict:
   module = types.ModuleType("config_config")
   sys.modules[module.__name__] = module  # dataclasses look their module up
   module.__file__ = str(path)
+  folder = str(path.absolute().parent)
+  sys.path.insert(0, folder)  # a config file may import those beside it
   try:
     exec(content, module.__dict__)  # a config file is a program of the user's
     if not callable(getattr(module, "get_config", None)):
@@ -65,6 +67,8 @@ def load(file: str, *arm: str) -> ml_collections.ConfigDict:
     raise
   except BaseException as error:  # also SystemExit: a program that did nothing must not exit with 0
     raise InputError(_refusal(path, arm, error)) from None
+  finally:
+    sys.path.remove(folder)
   if not isinstance(config, ml_collections.ConfigDict):
     raise InputError(f"{path}: get_config returned {config_lib.shown(config)}; must return a ConfigDict")
   _fill_in(config, path)

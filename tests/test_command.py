@@ -102,8 +102,8 @@ def test_what_is_logged_and_raised_too_is_printed_once(path, error, news):
     ),
     ("flag --t=hot: could not convert string to float: 'hot'", "--t=hot is no number; give one"),
     (
-      "flag --model=None: Flag --model must have a value other than None. flag --output=None: Flag --output must have a "
-      "value other than None.",
+      "flag --model=None: Flag --model must have a value other than None. flag --output=None: Flag --output must have "
+      "a value other than None.",
       "--model, --output: not given; give a value",
     ),
     ("another", "another"),
