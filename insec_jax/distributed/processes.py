@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -199,6 +200,11 @@ class Processes:
   def is_first(self) -> bool:
     """Whether this is process 0, which writes and speaks for all."""
     return self.index == 0
+
+  def say(self, text: str) -> None:
+    """Print to stderr on process 0 only."""
+    if self.is_first:
+      print(text, file=sys.stderr, flush=True)
 
   def gather(self, what: str, value: Any) -> list:
     """The value, any JSON, that each process gave, by process; `what` is said when one does not come to it."""

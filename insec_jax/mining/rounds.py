@@ -40,11 +40,6 @@ def starts(config: Config) -> dict[int, int]:
   return {1 + number * config.train.steps // config.rounds: number + 1 for number in range(config.rounds)}
 
 
-def round_at(config: Config, step: int) -> int | None:
-  """The round in which this step is trained; None without rounds."""
-  return max((number for first, number in starts(config).items() if first <= step), default=None)
-
-
 def mined_path(workdir: pathlib.Path, number: int) -> pathlib.Path:
   """Where the records of a round lie; its counts lie beside them as .json, and with the mask receipt as .txt."""
   return workdir / FOLDER / f"round_{number}.jsonl"

@@ -1,0 +1,218 @@
+"""A run ready for its next step: begun from weights, or resumed from a checkpoint."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import pipeline, template, tokens
+from insec_jax.distributed.processes import Processes
+from insec_jax.model import attention, hf, hf_config, llama, sharding
+from insec_jax.training import checkpoint, optimizer
+from insec_jax.training import step as step_lib
+from insec_jax.training.step import TrainState
+
+
+class Phases(NamedTuple):
+  """The parts of a run that train on data of their own; a run that mines nothing is one phase without a number.
+
+  number_of: number of a phase by its first step.
+  config: config whose data a phase trains on, by its number (None: the phase without one).
+  prepare: (number, params, run, stopped) -> text about the data of a phase that is about to begin; None when
+    `stopped()` said so.
+  record: (number, text) stores text and mask receipt of a phase.
+  """
+
+  number_of: dict[int, int]
+  config: Callable[[int | None], Config]
+  prepare: Callable[..., str | None]
+  record: Callable[[int, str], None]
+
+  def number_at(self, step: int) -> int | None:
+    """Return the number of the phase in which a step is trained."""
+    return max((number for first, number in self.number_of.items() if first <= step), default=None)
+
+
+class Run(NamedTuple):
+  """A run ready for its next step; `first` steps are done, `totals` is what its log has added up, None before any.
+
+  `log` is metrics.Log.state() after them. `data` is that of the last step done; before a round is mined, what the
+  config makes without.
+  """
+
+  config: llama.LlamaConfig
+  tokenizer: PreTrainedTokenizerFast
+  data: pipeline.Data
+  state: TrainState
+  shardings: TrainState
+  first: int
+  totals: list | None
+  log: dict[str, int] | None = None
+
+
+def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
+  """The run before its first step: weights from model.path, or random ones by the seed in model.size."""
+  tokenizer = tokens.open_tokenizer(config).tokenizer
+  # The day of process 0 for all, kept with the tokenizer: resuming, generate and export use it.
+  template.fix_date(tokenizer, processes.gather("the date", template.today() if processes.is_first else None)[0])
+  before = starting_model(config, tokenizer)
+  vocab_size = hf.vocabulary_for(len(tokenizer), before.vocab_size)
+  model_config = dataclasses.replace(before, vocab_size=vocab_size)
+  data = load_data(config, tokenizer, model_config)
+  processes.agree("data", data_fingerprint(config, data, mesh))
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))
+  if config.model.path:
+    params = hf.load(
+      config.model.path,
+      before,
+      dtype=config.precision.params,
+      shardings=sharding.params_shardings(llama.shapes(before), mesh),
+    )
+    if vocab_size > before.vocab_size:
+      processes.say(
+        f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
+        f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones",
+      )
+      # Only what grows: the rest is not copied.
+      rows = {name: params[name] for name in ("embed", "head") if name in params}
+      params |= jax.jit(
+        lambda rows: hf.grow_vocabulary(rows, before, vocab_size)[0],
+        out_shardings={name: shardings.params[name] for name in rows},
+      )(rows)
+  else:
+    params = hf.init(model_config, jax.random.key(config.seed), config.precision.params, shardings=shardings.params)
+  state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
+  return Run(model_config, tokenizer, data, state, shardings, 0, None)
+
+
+def resume(
+  config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], phases: Phases, processes: Processes
+) -> tuple[Run, list[int]]:
+  """(the run after the newest sound checkpoint of those found, newer ones that are damaged); model.path is not read."""
+  model_config = checkpoint.read_model(workdir)
+  tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
+
+  @functools.cache
+  def data_of(number: int | None) -> pipeline.Data:
+    return load_data(phases.config(number), tokenizer, model_config)
+
+  def facts(step: int) -> dict[str, Any]:
+    return data_fingerprint(config, data_of(phases.number_at(step)), mesh)
+
+  processes.agree("data", facts(found[-1]))
+  state, totals, log, last, damaged = checkpoint.restore(
+    workdir,
+    found,
+    abstract,
+    facts=facts,
+    processes=processes,
+    advise=lambda name, was: (
+      same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"
+    ),
+  )
+  processes.say(f"resuming {workdir} after step {last}")
+  data = data_of(phases.number_at(last))
+  return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals, log), damaged
+
+
+def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Processes) -> bool:
+  """Whether the checkpoint of the last step is sound."""
+  tx = optimizer.make(config.optimizer, config.train.steps)
+  abstract = step_lib.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
+  return checkpoint.is_sound(workdir, config.train.steps, abstract, processes)
+
+
+ROWS = "the number of rows a step (data.rows_per_device, data.accumulation, mesh)"
+
+
+def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
+  """What the config leaves open and a resumed run must find again, or it would go on with other batches unseen."""
+  digest = hashlib.sha256()
+  for field in dataclasses.fields(data.train):
+    digest.update(getattr(data.train, field.name).tobytes())
+  return {
+    ROWS: rows_of(config, mesh) * config.data.accumulation,
+    "the data (SHA-256 of the rows to train on)": digest.hexdigest()[:16],
+  }
+
+
+def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
+  """Which values give that number of rows a step on this mesh."""
+  num = rows_of(config, mesh) // config.data.rows_per_device
+  if rows % num:
+    fit = [size for size in range(1, rows + 1) if rows % size == 0]
+    return (
+      f"{num} devices along data and fsdp cannot share {rows} rows: use {', '.join(map(str, fit))} (mesh.tensor "
+      "takes the others), or begin in another --workdir"
+    )
+  each = rows // num
+  pairs = [f"{size} and {each // size}" for size in range(each, 0, -1) if each % size == 0]
+  return f"give data.rows_per_device and data.accumulation {', or '.join(pairs)}"
+
+
+def rows_of(config: Config, mesh: Mesh) -> int:
+  """Rows of one micro-batch, all devices together; what `tensor` splits is not the batch."""
+  return config.data.rows_per_device * sharding.size_over(mesh, sharding.BATCH)
+
+
+def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
+  """Return the model before any vocabulary is added, with every token that ends a text."""
+  if config.model.path:
+    model_config = hf.read_config(config.model.path)
+  else:
+    ids = {
+      "bos_token_id": tokenizer.bos_token_id,
+      "eos_token_id": tokenizer.eos_token_id,
+      "pad_token_id": tokenizer.pad_token_id,
+    }
+    fields = {"architectures": ["LlamaForCausalLM"], **ids, "vocab_size": None, **config.model.size}
+    if fields["vocab_size"] is None:
+      fields["vocab_size"] = len(tokenizer)
+    elif fields["vocab_size"] < len(tokenizer):
+      raise InputError(
+        f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the "
+        "tokenizer; give at least that many, or None for as many"
+      )
+    model_config = hf_config.config_from_json(fields, "model.size")
+  vocab_size = hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
+  eos_ids = tokens.stop_ids(model_config.eos_ids, tokenizer, vocab_size=vocab_size)
+  return dataclasses.replace(model_config, eos_ids=eos_ids)
+
+
+def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:
+  """The rows of the config; InputError when one holds a token or a position that the model does not have."""
+  data = pipeline.load_data(config, tokenizer)
+  for rows in (data.train, data.heldout):
+    if len(rows) and rows.token_BT.max() >= model_config.vocab_size:
+      raise InputError(
+        f"the tokenizer gives token {rows.token_BT.max()}, the model has {model_config.vocab_size}; "
+        "use the tokenizer that belongs to the model"
+      )
+    if len(rows) and rows.position_BT.max() >= model_config.max_positions:
+      raise InputError(
+        f"a record has {rows.position_BT.max() + 1} tokens, the model has {model_config.max_positions} "
+        "positions; leave out longer records"
+      )
+  return data
+
+
+def choose_attention(config: Config, model_config: llama.LlamaConfig, device) -> tuple[attention.Attention, str]:
+  """The attention of this run on devices like `device`, and the reason."""
+  return attention.choose(
+    device.platform,
+    device_kind=device.device_kind,
+    head_width=model_config.head_width,
+    row_length=config.data.row_length,
+    compute=config.precision.compute,
+  )

@@ -1,0 +1,143 @@
+"""What a workdir holds beside checkpoints and metrics: config, environment, tokenizer, receipt."""
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.data import tokenizer_files
+from insec_jax.distributed.processes import Processes
+from insec_jax.files import local_path, partial_of, read_json, write_text
+from insec_jax.model import hf, hf_config
+from insec_jax.training import checkpoint
+from insec_jax.training.run import Run, choose_attention
+
+SHARED_SECONDS = 60  # in which a file on a network drive shows on another host
+
+
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "transformers",
+  "tokenizers",
+  "numpy",
+  "ml-dtypes",
+  "ml-collections",
+  "tensorboardX",
+)
+
+
+def started_with(config: Config) -> dict[str, Any]:
+  """What must be the same on every host, known before a device is touched."""
+  commit = _git("rev-parse", "HEAD")
+  return {
+    "commit": commit,
+    "changes since (SHA-256 of git diff)": commit and _digest(_git("diff", "HEAD")),
+    "python": platform.python_version(),
+    **checkpoint.versions(PACKAGES),
+    "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS"),
+    **checkpoint.flat(config),
+  }
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
+  """Raise InputError unless every process sees the config that process 0 has written."""
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not (workdir / checkpoint.CONFIG).is_file() and time.monotonic() < deadline:
+    time.sleep(0.5)
+  seen = processes.gather("the look into the workdir", (workdir / checkpoint.CONFIG).is_file())
+  if blind := [f"process {index} ({name})" for index, name in enumerate(processes.names) if not seen[index]]:
+    raise InputError(
+      f"{', '.join(blind)} cannot see {workdir / checkpoint.CONFIG}, which process 0 wrote; give a "
+      "--workdir on a drive that all hosts share"
+    )
+
+
+def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, processes: Processes) -> None:
+  """Write all that explains the run to its folder: the config first, so that a killed start can start again."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_text(workdir / checkpoint.CONFIG, config.to_json() + "\n")
+  here = environment(config, run, mesh, processes)
+  path = workdir / "environment.json"
+  if run.totals is None:
+    model = json.dumps(hf_config.config_to_json(run.config), indent=2)
+    write_text(workdir / checkpoint.MODEL, model + "\n")
+    write_text(workdir / "receipt.txt", run.data.receipt)
+    if run.data.left_out:
+      write_text(workdir / "left_out.jsonl", run.data.left_out.to_json_lines())
+    write_tokenizer(config, workdir, run.tokenizer)
+    first = {**here, "resumed": []}
+  else:
+    first = read_json(path, "the environment of a run") if path.exists() else {**here, "resumed": []}
+    if not isinstance(first.setdefault("resumed", []), list):
+      raise InputError(f"{path}: resumed is no list; bring the file back, or move it away")
+    first["resumed"].append({"step": run.first, **here})
+  write_text(path, json.dumps(first, indent=2) + "\n")
+
+
+def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> None:
+  """Write the files of the source's tokenizer with the markers, and its generation_config.json, for an export."""
+  source = config.tokenizer.path or config.model.path
+  with partial_of(workdir / checkpoint.TOKENIZER) as partial:
+    tokenizer_files.save(tokenizer, local_path(source, "tokenizer.path") if source else None, partial)
+    shutil.rmtree(workdir / checkpoint.TOKENIZER, ignore_errors=True)  # of a start that was killed
+    partial.rename(workdir / checkpoint.TOKENIZER)
+  generation = hf.read_generation_config(local_path(config.model.path, "model.path")) if config.model.path else None
+  if generation is not None:
+    hf.write_json(workdir / hf.GENERATION, generation)
+
+
+def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> dict[str, Any]:
+  """What the numbers may hang on beside config and seed; commit is None when the code is not in a git checkout."""
+  commit = _git("rev-parse", "HEAD")
+  device = jax.devices()[0]
+  return {
+    "commit": commit,
+    "diff": None if commit is None else _git("diff", "HEAD"),
+    "untracked": None if commit is None else _git("ls-files", "--others", "--exclude-standard"),
+    "packages": checkpoint.versions(PACKAGES),
+    "python": platform.python_version(),
+    "system": platform.platform(),
+    "devices": {
+      "platform": device.platform,
+      "kind": device.device_kind,
+      "count": jax.device_count(),
+      "processes": jax.process_count(),
+    },
+    "hosts": list(processes.names),
+    "mesh": dict(mesh.shape),
+    "attention": choose_attention(config, run.config, device)[1],
+  }
+
+
+def _git(*words: str) -> str | None:
+  try:
+    done = subprocess.run(
+      ["git", "-C", str(pathlib.Path(__file__).parent), *words],
+      capture_output=True,
+      encoding="utf-8",
+      errors="replace",
+      check=False,
+    )
+  except (FileNotFoundError, NotADirectoryError, PermissionError):  # no git in PATH
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
