@@ -1,10 +1,15 @@
 """Packaging of insec_jax; lower bounds only, the tested sets are launch/constraints-*.txt."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+PACKAGE = pathlib.Path(__file__).parent / "insec_jax" / "__init__.py"
 
 setup(
   name="insec_jax",
-  version="0.4.0",
+  version=re.search(r'__version__ = "(.+)"', PACKAGE.read_text())[1],
   description="Fine-tune Llama 3 to notice, explain and correct its own mistakes, in JAX",
   license="Apache-2.0",
   python_requires=">=3.11",

@@ -3,6 +3,8 @@
 import os
 import sys
 
+__version__ = "0.4.0"
+
 # transformers prints at import that PyTorch is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
