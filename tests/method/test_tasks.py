@@ -246,7 +246,7 @@ print(tasks.__file__)
 
 
 def test_the_task_that_the_readme_shows_is_one_file_of_40_lines_that_works(tmp_path):
-  section = (ROOT / "README.md").read_text().split("\n## A task of your own\n")[1].split("\n## ")[0]
+  section = (ROOT / "insec_jax" / "README.md").read_text().split("\n## A task of your own\n")[1].split("\n## ")[0]
   (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
   (command,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
   assert code.count("\n") <= 40
