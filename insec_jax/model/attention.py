@@ -1,4 +1,4 @@
-"""Attention within packed rows, and the one place that chooses how it is computed. Letters: model/llama.py."""
+"""Attention within packed rows, and the choice of its implementation. Letters: model/llama.py."""
 
 import functools
 import importlib
@@ -9,16 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-MASKED = -1e30  # a score; finite, so a row that may read nothing gives finite numbers
+BLOCK = 128  # queries of a block, or a multiple of it in a long row
+MOST_BLOCKS = 32  # of a row: each is compiled by itself
+MASKED = -1e30  # a score; finite, so that a position without any allowed key gives finite numbers
 
 
 class Attention(NamedTuple):
-  """One way to compute attention.
+  """Implementation of attention.
 
-  prepare(segment_BT) -> mask     once per batch: what every layer needs to know about who reads whom
+  prepare(segment_BT) -> mask     once per batch: the mask that all layers share
   attend(q_BTNH, k_BSKH, v_BSKH, mask) -> context_BTNH
 
-  What its backward pass needs from the forward one, it names "context" (jax.ad_checkpoint): a kernel also logsumexp.
+  The residuals of its backward pass have the checkpoint name "context" (jax.ad_checkpoint); a kernel's include
+  logsumexp.
   """
 
   prepare: Callable[[jax.Array], Any]
@@ -26,14 +29,14 @@ class Attention(NamedTuple):
 
 
 def causal_within_segments(segment_BT):
-  """Boolean [B, T, S]: position t reads position s of its own segment, up to itself.
+  """Return a boolean [B, T, S]: position t reads position s of its own segment, up to itself.
 
   segment      1  1  2  2  0
   t = 0 reads  x
   t = 1        x  x
   t = 2              x
   t = 3              x  x
-  t = 4                    x     padding reads padding; nobody reads the result
+  t = 4                    x     padding reads padding; the result is not used
   """
   T = segment_BT.shape[1]
   causal_TS = jnp.tri(T, dtype=bool)
@@ -41,7 +44,7 @@ def causal_within_segments(segment_BT):
 
 
 def attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
-  """Grouped-query attention; scores and softmax in float32, result in the dtype of `v`."""
+  """Apply grouped-query attention; scores and softmax in float32, result in the dtype of `v`."""
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
   precision = "highest" if v_BSKH.dtype == jnp.float32 else None  # TPU would multiply float32 in bfloat16
@@ -56,7 +59,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
 
 
 def attend_one(q_B1NH, k_BKSH, v_BKSH, allowed_B1S):
-  """`attend` for a single query: the same products, added up without a dot."""
+  """Apply `attend` to a single query: the same products, summed without a dot."""
   B, _, N, H = q_B1NH.shape
   K = k_BKSH.shape[1]
   q_BKG1H = q_B1NH.reshape(B, K, N // K, 1, H).astype(jnp.float32)
@@ -68,26 +71,63 @@ def attend_one(q_B1NH, k_BKSH, v_BKSH, allowed_B1S):
 
 
 def attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
-  """`attend`, with keys and values as a cache holds them."""
+  """Apply `attend` to keys and values in the layout of the cache."""
 
   def with_dots(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
     return attend(q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
 
-  # On CPU a dot of one query goes through the heads of the rows one by one.
+  # On CPU a dot of one query loops over the heads of each row.
   one_by_one = {"cpu": attend_one} if q_BTNH.shape[1] == 1 else {}
   return jax.lax.platform_dependent(q_BTNH, k_BKSH, v_BKSH, allowed_BTS, **one_by_one, default=with_dots)
 
 
+def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, segment_BT):
+  """Grouped-query attention a block of queries at a time, as `attend` with `causal_within_segments`.
+
+  A block of queries reads the keys up to its own end, which halves the products. The backward pass computes the scores
+  of a block again, so that no array of T x T scores is ever whole.
+  """
+  T = q_BTNH.shape[1]
+  block = BLOCK * -(-T // (BLOCK * MOST_BLOCKS))
+
+  @jax.checkpoint
+  def attend_block(q_BQNH, k_BSKH, v_BSKH, segment_BQ, segment_BS):
+    B, Q, N, H = q_BQNH.shape
+    S, K = k_BSKH.shape[1:3]
+    G = N // K
+    precision = "highest" if v_BSKH.dtype == jnp.float32 else None
+    at_Q, at_S = S - Q + jnp.arange(Q), jnp.arange(S)
+    allowed_BQS = (segment_BQ[:, :, None] == segment_BS[:, None]) & (at_Q[:, None] >= at_S[None])[None]
+    # The query heads of a key head in one product; M = G * Q.
+    q_BKMH = q_BQNH.reshape(B, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * Q, H)
+    score_BKMS = jnp.einsum("BKMH,BSKH->BKMS", q_BKMH, k_BSKH, precision=precision, preferred_element_type=jnp.float32)
+    score_BKGQS = jnp.where(allowed_BQS[:, None, None], score_BKMS.reshape(B, K, G, Q, S) * H**-0.5, MASKED)
+    weight_BKMS = jax.nn.softmax(score_BKGQS).astype(v_BSKH.dtype).reshape(B, K, G * Q, S)
+    context_BKMH = jnp.einsum("BKMS,BSKH->BKMH", weight_BKMS, v_BSKH, precision=precision)
+    return context_BKMH.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
+
+  contexts = []
+  for start in range(0, T, block):
+    rows, keys = slice(start, min(start + block, T)), slice(0, min(start + block, T))
+    q_BQNH = q_BTNH[:, rows]
+    if contexts:  # one block after the other, in the backward pass too: scores of two need not be held at once
+      q_BQNH, contexts[-1] = jax.lax.optimization_barrier((q_BQNH, contexts[-1]))
+    contexts.append(
+      attend_block(q_BQNH, k_BTKH[:, keys], v_BTKH[:, keys], segment_BT[:, rows], segment_BT[:, keys])
+    )
+  return checkpoint_name(jnp.concatenate(contexts, 1), "context")
+
+
 XLA = Attention(prepare=causal_within_segments, attend=attend)
+BLOCKS = Attention(prepare=lambda segment_BT: segment_BT, attend=attend_in_blocks)
+
+# Modules with the kernels of a platform, imported only where chosen: they use parts of jax that change often.
+KERNELS = {"tpu": "attention_tpu"}
 
 
-# The kernels of a platform, imported where they are chosen: they stand on corners of jax that come and go.
-KERNELS = {"tpu": "attention_tpu", "gpu": "attention_gpu"}
-
-
-@functools.cache  # one object for one way: what is jitted over it is compiled once
+@functools.cache  # the same object for the same arguments: functions jitted over it are compiled once
 def kernel(platform: str, block: int, *, interpret: bool = False) -> Attention:
-  """The kernel of "tpu" or "gpu"; rows are a multiple of `block`, arrays local to the device."""
+  """Return the kernel of "tpu"; rows are a multiple of `block`, arrays local to the device."""
   module = importlib.import_module(f"insec_jax.model.{KERNELS[platform]}")
   return Attention(
     prepare=functools.partial(module.prepare, block=block),
@@ -96,23 +136,26 @@ def kernel(platform: str, block: int, *, interpret: bool = False) -> Attention:
 
 
 def choose(platform: str, *, device_kind: str, head_width: int, row_length: int, compute: str) -> tuple[Attention, str]:
-  """The attention for devices that may be elsewhere, and the reason, to be printed.
+  """Return the attention for devices, which need not be present, and the reason for it, to be printed.
 
-  platform and device_kind are jax.Device's. What a kernel cannot do, or has not been seen to do, plain XLA does.
+  platform and device_kind are jax.Device's. Where a kernel cannot be used, or has not been tested, it is plain XLA.
   """
   if platform not in KERNELS:
-    return XLA, plain(platform, "no kernel for it")
+    return without_kernel(platform, row_length, "no kernel for it")
   module = importlib.import_module(f"insec_jax.model.{KERNELS[platform]}")
   if compute != "bfloat16":
-    return XLA, plain(platform, f"the kernel would multiply {compute} in fewer bits")
+    return without_kernel(platform, row_length, f"the kernel would multiply {compute} in fewer bits")
   if head_width not in module.HEAD_WIDTHS:
-    return XLA, plain(
-      platform, f"the kernel is tested for heads of {' and '.join(map(str, module.HEAD_WIDTHS))}, not {head_width}"
-    )
+    widths = " and ".join(map(str, module.HEAD_WIDTHS))
+    return without_kernel(platform, row_length, f"the kernel is tested for heads of {widths}, not {head_width}")
   if row_length % module.MULTIPLE:
-    return XLA, plain(platform, f"data.row_length={row_length} is no multiple of the kernel's {module.MULTIPLE}")
+    return without_kernel(
+      platform, row_length, f"data.row_length={row_length} is no multiple of the kernel's {module.MULTIPLE}"
+    )
   if device_kind not in module.DEVICE_KINDS:
-    return XLA, plain(platform, f"the kernel (model/{KERNELS[platform]}.py) is not known to work on {device_kind!r}")
+    return without_kernel(
+      platform, row_length, f"the kernel (model/{KERNELS[platform]}.py) is not known to work on {device_kind!r}"
+    )
   block = module.block_of(row_length)
   return kernel(platform, block), (
     f"{module.NAME} attention on {platform} ({device_kind}): blocks of {block} "
@@ -120,5 +163,8 @@ def choose(platform: str, *, device_kind: str, head_width: int, row_length: int,
   )
 
 
-def plain(platform: str, why: str) -> str:
-  return f"plain XLA attention on {platform}: {why}; exact with segments on every platform, keeps T x T scores per head"
+def without_kernel(platform: str, row_length: int, why: str) -> tuple[Attention, str]:
+  """Return attention in plain JAX, in blocks where a row has more than two of them, and the reason."""
+  if row_length > 2 * BLOCK:
+    return BLOCKS, f"attention in blocks of queries on {platform}: {why}; keeps no scores"
+  return XLA, f"plain XLA attention on {platform}: {why}; keeps T x T scores per head"

@@ -1,6 +1,6 @@
-"""Hugging Face folders, in and out: config.json, and weights by one table of names for both directions.
+"""Hugging Face folders, read and written: config.json, and weights by one table of names for both directions.
 
-No value changes on the way: weights are only reshaped and transposed, and cast where the caller asks for another dtype.
+Values do not change: weights are only reshaped and transposed, and cast where the caller gives another dtype.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ CONFIG, GENERATION, SINGLE, INDEX = (
 )
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 VOCAB_MULTIPLE = 128
-SHARD_BYTES = 5 * 10**9  # of one file, as transformers has it
-SHARD = re.compile(r"[\w.+=-]{1,200}\.safetensors", re.ASCII)  # a file of the folder itself
-MOST_NAMED = 5  # problems in one error
-FINITE_CHUNK = 1 << 14  # elements looked at together
+SHARD_BYTES = 5 * 10**9  # of one file, the default of transformers
+SHARD = re.compile(r"[\w.+=-]{1,200}\.safetensors", re.ASCII)  # a file of the folder itself, not of another
+MOST_NAMED = 5  # problems listed in one error
+FINITE_CHUNK = 1 << 14  # elements checked together
 
-# Ours -> the tensor of HF and its axes, outermost first: nn.Linear stores [out, in].
+# Our name -> HF's name and axes, outermost first: nn.Linear stores [out, in].
 NAMES = {
   "embed": ("model.embed_tokens.weight", "V D"),
   "layers/attn/norm": ("model.layers.{}.input_layernorm.weight", "D"),
@@ -55,12 +55,12 @@ NAMES = {
   "head": ("lm_head.weight", "V D"),
 }
 LETTERS = flatten_dict(llama.WEIGHTS, sep="/")
-IGNORED = ".rotary_emb.inv_freq"  # old files store what config.json says already
+IGNORED = ".rotary_emb.inv_freq"  # stored in old files, and determined by config.json
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-  """The place of one HF tensor: `layer` of our weight `path`, or all of it when it is not stacked."""
+  """Location of one HF tensor: `layer` of our weight `path`, or all of it when the weight is not stacked."""
 
   path: str
   layer: int | None
@@ -69,7 +69,7 @@ class Slot:
 
 
 def slots(config: LlamaConfig) -> Iterator[Slot]:
-  """Every tensor of an HF checkpoint, in the order of the forward pass."""
+  """Yield the slot of every tensor of an HF checkpoint, in the order of the forward pass."""
 
   def slot(path, layer):
     name, axes = NAMES[path]
@@ -87,35 +87,35 @@ def slots(config: LlamaConfig) -> Iterator[Slot]:
 
 
 def to_ours(path: str, tensor, config: LlamaConfig):
-  """HF's tensor with our axes; a view."""
+  """Return a view of HF's tensor with our axes."""
   order = NAMES[path][1].replace(" ", "")
   split = tensor.reshape([config.size(letter) for letter in order])
   return split.transpose([order.index(letter) for letter in LETTERS[path]])
 
 
 def to_hf(path: str, array, config: LlamaConfig):
-  """Our weight (of one layer) with HF's axes: the inverse of `to_ours`."""
+  """Return our weight (of one layer) with HF's axes: the inverse of `to_ours`."""
   axes = NAMES[path][1]
   moved = array.transpose([LETTERS[path].index(letter) for letter in axes.replace(" ", "")])
   return moved.reshape([int(np.prod([config.size(letter) for letter in axis])) for axis in axes.split()])
 
 
 def check_finite(array: np.ndarray, name: str) -> None:
-  """Raise InputError with the first place that holds NaN or infinity; a chunk at a time is looked at."""
+  """Raise InputError with the index of the first NaN or infinity; the array is checked in chunks."""
   flat = array.reshape(-1)
   for start in range(0, flat.size, FINITE_CHUNK):
-    with np.errstate(invalid="ignore"):  # so it greets a NaN
+    with np.errstate(invalid="ignore"):  # numpy warns about a NaN
       finite = np.isfinite(flat[start : start + FINITE_CHUNK])
     if not finite.all():
-      place = np.unravel_index(start + int(finite.argmin()), array.shape)
+      index = np.unravel_index(start + int(finite.argmin()), array.shape)
       raise InputError(
-        f"{name} holds NaN or infinity at {[int(axis) for axis in place]}; take a checkpoint whose weights are finite"
+        f"{name} holds NaN or infinity at {[int(axis) for axis in index]}; take a checkpoint whose weights are finite"
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyWeight:
-  """A weight of ours that still lies in its files: indexing reads the bytes asked for and no others.
+  """Weight that stays in its files: indexing reads only the bytes of the result.
 
   `tensors` are mapped from the files, one for each layer; a weight that is not stacked has one and no layer axis.
   """
@@ -140,9 +140,9 @@ class LazyWeight:
     return (len(self.parts),) * self.stacked + self.parts[0].shape
 
   def __getitem__(self, index) -> np.ndarray:
-    """Return a copy of `self[index]`: a whole number for a layer, or one slice for each axis.
+    """Return a copy of `self[index]`; `index` is a whole number for a layer, or one slice for each axis.
 
-    InputError when it holds NaN or infinity.
+    Raises InputError when it holds NaN or infinity.
     """
     if not self.stacked:
       return self._read(0, index)
@@ -155,8 +155,8 @@ class LazyWeight:
     return out
 
   def _read(self, layer: int, index, out: np.ndarray | None = None) -> np.ndarray:
-    """Return `index` of the layer, in `out` where given; the place in an error is that in the file."""
-    with np.errstate(over="ignore"):  # what overflows is refused below
+    """Return `index` of the layer, in `out` where given; errors give the position in the file."""
+    with np.errstate(over="ignore"):  # overflow is an error below
       if out is None:
         out = np.array(self.parts[layer][index], self.dtype, order="C")
       else:
@@ -170,7 +170,7 @@ class LazyWeight:
 
 
 def read_config(folder: pathlib.Path | str) -> LlamaConfig:
-  """Return the model that the folder's config.json describes; generation_config.json adds tokens that end a text."""
+  """Return the model of the folder's config.json; generation_config.json may add tokens that end a text."""
   path = pathlib.Path(folder) / CONFIG
   config = config_from_json(read_json(path, "config of the model"), str(path))
   generation = read_generation_config(folder)
@@ -189,9 +189,9 @@ def read_generation_config(folder: pathlib.Path | str) -> dict[str, Any] | None:
 
 
 def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> dict:
-  """The params, each a `LazyWeight`, cast to `dtype` as it is read (None: as it lies in the file).
+  """Return the params, each a `LazyWeight`, cast to `dtype` when it is read (None: the dtype of the file).
 
-  InputError, one for all of them, that names every tensor that is missing, unexpected, misshapen or there twice.
+  Raises one InputError for all tensors that are missing, unexpected, misshapen or there twice.
   """
   folder = pathlib.Path(folder)
   tensors, problems = _open_all(folder)
@@ -205,17 +205,17 @@ def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> di
     problems += _check_tied_head(tensors)
   problems += [f"missing {name}" for name in wanted if name not in tensors]
   problems += [f"unexpected {name}" for name in tensors if name not in wanted and not name.endswith(IGNORED)]
-  found: dict[str, list[Slot]] = {}
+  slots_of_path: dict[str, list[Slot]] = {}
   for name, slot in wanted.items():
     if name in tensors and tensors[name].shape != slot.shape:
       problems.append(f"misshapen {name} {list(tensors[name].shape)} instead of {list(slot.shape)}")
     elif name in tensors:
-      found.setdefault(slot.path, []).append(slot)
+      slots_of_path.setdefault(slot.path, []).append(slot)
   if dtype is None:
     problems += [
       f"{NAMES[path][0]} in several dtypes ({', '.join(sorted(kinds))})"
-      for path, of_path in found.items()
-      if len(kinds := {tensors[slot.name].dtype.name for slot in of_path}) > 1
+      for path, path_slots in slots_of_path.items()
+      if len(kinds := {tensors[slot.name].dtype.name for slot in path_slots}) > 1
     ]
   if problems:
     shown = some_of([f"{problem:.200}" for problem in problems], MOST_NAMED, "; ")
@@ -224,16 +224,16 @@ def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> di
       f"checkpoint of this architecture, or correct {CONFIG}"
     )
   weights = {}
-  for path, of_path in found.items():
-    views = tuple(tensors[slot.name] for slot in of_path)
+  for path, path_slots in slots_of_path.items():
+    views = tuple(tensors[slot.name] for slot in path_slots)
     weights[path] = LazyWeight(
-      path, config, views, tuple(slot.name for slot in of_path), np.dtype(dtype or views[0].dtype)
+      path, config, views, tuple(slot.name for slot in path_slots), np.dtype(dtype or views[0].dtype)
     )
   return unflatten_dict(weights, sep="/")
 
 
 def load(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None, shardings=None) -> dict:
-  """The params on their devices; each process reads the bytes of its own shards, one weight at a time.
+  """Load the params onto their devices; each process reads the bytes of its own shards, one weight at a time.
 
   `shardings` is a tree like the params (model/sharding.py), None for the first device; `dtype` and errors as `stored`.
   """
@@ -241,26 +241,26 @@ def load(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None, shardin
 
 
 def _place_all(weights: dict, shardings) -> dict:
-  """The same tree on devices; without shardings on the first device."""
+  """Return the same tree of arrays on devices; without shardings on the first device."""
   if shardings is None:
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = jax.tree.map(lambda _: one, weights)
+    first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: first_device, weights)
   return jax.tree.map(_place, weights, shardings)
 
 
 def _place(weight: "LazyWeight | RandomWeight", sharding: jax.sharding.Sharding) -> jax.Array:
-  @functools.cache  # devices that hold the same shard share one reading of it
+  @functools.cache  # a shard that several devices hold is read once
   def read(bounds):
     return weight[tuple(slice(*bound) for bound in bounds)]
 
   placed = jax.make_array_from_callback(
-    weight.shape, sharding, lambda index: read(tuple((one.start, one.stop) for one in index))
+    weight.shape, sharding, lambda index: read(tuple((piece.start, piece.stop) for piece in index))
   )
-  return placed.block_until_ready()  # until it is there the host holds it too, and the next one would come on top
+  return placed.block_until_ready()  # the host holds a copy until then: wait, so that it holds one weight at a time
 
 
 def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Return every tensor of the folder's files, and what is wrong with the index of them."""
+  """Return every tensor of the folder's files, and a list of the problems of the index."""
   single, index = (os.path.lexists(folder / name) for name in (SINGLE, INDEX))
   if single == index:
     raise InputError(
@@ -297,7 +297,10 @@ def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def _check_tied_head(tensors: dict[str, np.ndarray]) -> list[str]:
-  """Takes the output matrix that a tied model should not have out of `tensors`, if it is the embedding, and says so."""
+  """Remove the output matrix, which a tied model should not have, from `tensors`; return the problem if it differs.
+
+  One that equals the embedding is accepted with a warning.
+  """
   name, embed = NAMES["head"][0], NAMES["embed"][0]
   if embed not in tensors:
     return []
@@ -327,12 +330,11 @@ def save(
   generation: dict[str, Any] | None = None,
   card: str | None = None,
 ) -> None:
-  """Writes an HF folder: weights, index if they need several files, config.json, generation_config.json, and where
-  given the tokenizer and the model card (README.md).
+  """Write an HF folder, which appears only when it is complete.
 
-  `params` may come from `stored`: then one HF tensor (and its transpose) at a time is in memory. `generation` None: the
-  config's token ids.
-  InputError when the folder holds anything; it appears only when it is complete.
+  It holds the weights, an index if they need several files, config.json, generation_config.json (`generation`, or the
+  config's token ids if None), and where given the tokenizer and the model card (README.md). With `params` from
+  `stored`, one HF tensor and its transpose are in memory at a time. Raises InputError when the folder is not empty.
   """
   folder = pathlib.Path(folder)
   try:
@@ -372,7 +374,7 @@ def _source(slot: Slot, weight, config: LlamaConfig, dtype: np.dtype) -> Source:
 
   def read():
     array = np.asarray(weight[...] if slot.layer is None else weight[slot.layer])
-    with np.errstate(over="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore"):  # overflow is an error below
       moved = np.ascontiguousarray(to_hf(slot.path, array, config)).astype(dtype, copy=False)
     check_finite(moved, f"{slot.name} as {dtype}")
     return moved
@@ -408,7 +410,7 @@ def _write_weights(folder: pathlib.Path, sources: list[Source], max_shard_bytes:
 
 @dataclasses.dataclass(frozen=True)
 class RandomWeight:
-  """A random weight, drawn where it is indexed: each layer from its own seed, so a part is the same in any company."""
+  """Random weight, drawn when it is indexed; each layer has its own seed, so values do not depend on the sharding."""
 
   seed: tuple[int, ...]
   deviation: float | None  # None: all ones
@@ -417,7 +419,7 @@ class RandomWeight:
   dtype: np.dtype
 
   def __getitem__(self, index) -> np.ndarray:
-    """`self[index]`, one slice for each axis."""
+    """Return `self[index]`; `index` is one slice for each axis."""
     if not self.stacked:
       return self._draw(0, self.shape)[index].astype(self.dtype)
     return np.stack(
@@ -431,9 +433,10 @@ class RandomWeight:
 
 
 def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
-  """Random params: norms 1, the others normal with the config's deviation; the same on any mesh, born where they lie.
+  """Return random params: norms 1, the others normal with the config's standard deviation; the same on any mesh.
 
-  Drawn by NumPy: compiling threefry for every weight takes longer than the toy's first hundred steps.
+  Each device's shard is made on its host. NumPy draws them: compiling threefry for every weight takes longer than the
+  toy's first hundred steps.
   """
   if config.init_std is None:
     raise InputError("the model has no initializer_range, the deviation of random weights; give one, such as 0.02")
@@ -449,15 +452,15 @@ def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
 
 
 def vocabulary_for(num_tokens: int, vocab_size: int) -> int:
-  """The vocabulary that a model needs for a tokenizer: its own if it holds all tokens, else a VOCAB_MULTIPLE."""
+  """Return the vocabulary size for a tokenizer: the model's own if it holds all tokens, else a VOCAB_MULTIPLE."""
   return vocab_size if num_tokens <= vocab_size else -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def grow_vocabulary(params, config: LlamaConfig, new_size: int) -> tuple[dict, LlamaConfig]:
-  """(params, config) with rows added to the embedding and the output matrix, each the mean of the old rows.
+  """Return (params, config) with rows added to the embedding and the output matrix, each the mean of the old rows.
 
-  The mean, so that a new token starts no likelier and no rarer than the average one; InputError unless `new_size` is a
-  multiple of 128, which divides over devices, and no less than now.
+  With the mean, a new token starts as likely as an average one. Raises InputError unless `new_size` is a multiple of
+  128, which divides over devices, and at least the present size.
   """
   if new_size % VOCAB_MULTIPLE or new_size < config.vocab_size:
     raise InputError(

@@ -1,8 +1,8 @@
-"""config.json of a Llama, read and written: every field is used, fixed, known not to matter, or refused by name.
+"""config.json of a Llama, read and written: every field is used, fixed, known to be irrelevant, or refused by name.
 
-Two dialects are read: transformers 5 writes `rope_parameters` and `dtype`, older files `rope_theta`, `rope_scaling` and
-`torch_dtype`. A config without a source is written in the older one, which both understand: transformers 4 would pass
-over `rope_parameters` in silence and turn by theta 10,000.
+Two dialects are read: transformers 5 writes `rope_parameters` and `dtype`, older files have `rope_theta`,
+`rope_scaling` and `torch_dtype`. A config without a source is written in the older one, which both versions read:
+transformers 4 silently ignores `rope_parameters` and uses theta 10,000.
 """
 
 import json
@@ -42,7 +42,7 @@ SCALING = {
   "original_max_positions": "original_max_position_embeddings",
 }
 
-# Other arithmetic than ours, unless absent or equal to the first value; the others say the same.
+# Fields that change the arithmetic unless absent or equal to one of these values, which all mean the same.
 FIXED = {
   "model_type": ("llama",),
   "architectures": (["LlamaForCausalLM"], None),
@@ -62,11 +62,11 @@ FIXED = {
   "pruned_heads": ({}, None),
   "chunk_size_feed_forward": (0,),
 }
-NEEDED = ("model_type", "hidden_act")  # of FIXED, the two without which the rest means nothing
+NEEDED = ("model_type", "hidden_act")  # fields of FIXED that must be present
 
-# Above these no model can be meant.
+# Limits beyond which a config must be a mistake.
 MOST_LAYERS, MOST_PARAMS, MOST_SIZE = 10_000, 10**13, 2**31 - 1
-MOST_NAMED = 5  # fields in one error
+MOST_NAMED = 5  # fields listed in one error
 
 # Fields that no weight and no logit depends on.
 IRRELEVANT = frozenset(
@@ -137,10 +137,10 @@ KNOWN = {*KEYS.values(), *OPTIONAL.values(), *ROPE, *STORED_DTYPE, *FIXED, *IRRE
 
 
 def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
-  """The model that the fields of a config.json describe; `where` names it in errors.
+  """Return the model that the fields of a config.json describe; `where` names the file in errors.
 
-  Only these may be absent: head_dim (then hidden_size / num_attention_heads, as HF has it), initializer_range, token
-  ids, dtype, and what is absent from a plain Llama. InputError for anything missing, wrong or not understood.
+  Only these may be absent: head_dim (then hidden_size / num_attention_heads, as in HF), initializer_range, token ids,
+  dtype, and fields that a plain Llama lacks. Raises InputError for a field that is missing, wrong or not understood.
   """
   if refused := [
     f"{key:.60}={value!r:.60}"
@@ -179,7 +179,7 @@ def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
 
 
 def _check_size(config: LlamaConfig, where: str) -> None:
-  """Raise InputError for a model that is larger than any there is, before anything is allocated or enumerated."""
+  """Raise InputError for a model beyond the limits above, before anything is allocated or enumerated."""
   attention = 2 * config.width * config.head_width * (config.num_heads + config.num_kv_heads)
   layer = attention + 3 * config.width * config.mlp_width + 2 * config.width
   num_params = config.num_layers * layer + (2 - config.tied) * config.vocab_size * config.width + config.width
@@ -191,12 +191,12 @@ def _check_size(config: LlamaConfig, where: str) -> None:
 
 
 def _is_one_of(value, allowed: tuple) -> bool:
-  """Whether the value is one of these; a truth value is no number."""
-  return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
+  """Return whether the value is one of these; a bool does not equal a number."""
+  return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed)
 
 
 def config_to_json(config: LlamaConfig) -> dict[str, Any]:
-  """The fields of config.json: those that were read, in their order, with what has changed since."""
+  """Return the fields of config.json: those that were read, in their order, with later changes applied."""
   if not config.source:
     return _new_fields(config)
   fields = json.loads(config.source)
@@ -215,7 +215,7 @@ def config_to_json(config: LlamaConfig) -> dict[str, Any]:
 def readable_by_all(fields: dict[str, Any], config: LlamaConfig) -> dict[str, Any]:
   """Return the fields of config.json with the rotary base in the older dialect too, where only the newer one has it.
 
-  transformers 4 passes over `rope_parameters` in silence.
+  transformers 4 silently ignores `rope_parameters`.
   """
   return fields if "rope_theta" in fields else fields | _rope_fields(config)
 
@@ -252,7 +252,7 @@ def _rope_fields(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _present(fields: dict[str, Any], key: str):
-  """The value; None when absent, for fields where config.json means the same by null."""
+  """Return the value; None when absent, for fields where null has the same meaning."""
   return fields.get(key)
 
 
@@ -278,7 +278,7 @@ def token_ids(fields: dict[str, Any], key: str, where: str, vocab_size: int) -> 
 
 def _token_id(fields: dict[str, Any], key: str, where: str, vocab_size: int) -> int | None:
   if _present(fields, key) == -1 and key == "pad_token_id":
-    return None  # so the first Llama said that there is none
+    return None  # as the first Llama wrote that there is none
   ids = token_ids(fields, key, where, vocab_size)
   if len(ids) > 1:
     raise InputError(f"{where}: {key}={list(ids)!r:.60}; must be one token id, or null")
@@ -306,7 +306,7 @@ def _stored_dtype(fields: dict[str, Any], where: str) -> str | None:
 
 
 def _rope(fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-  """(theta, scaling) from either dialect; a file with both must say the same twice."""
+  """Return (theta, scaling) from either dialect; InputError if both are present and differ."""
   readings = []
   if _present(fields, "rope_parameters") is not None:
     readings.append(_rope_entry(fields["rope_parameters"], fields, f"{where}: rope_parameters"))
@@ -327,7 +327,7 @@ def _rope_entry(entry: dict[str, Any], fields: dict[str, Any], where: str) -> tu
   if not thetas or thetas[0] != thetas[-1]:
     seen = f"is given as {' and '.join(f'{theta!r:.60}' for theta in thetas)}" if thetas else "is missing"
     raise InputError(f"{where}: rope_theta {seen}; write once the base of the rotary positions, such as 500000.0")
-  # In float32 the angles of a larger base are no numbers.
+  # In float32 the angles of a larger base are not finite.
   theta = _number({"rope_theta": thetas[0]}, "rope_theta", where, float, above=10, most=1e11)
   kinds = [entry[key] for key in ("rope_type", "type") if key in entry]  # "type" before transformers 4.45
   if not kinds or any(kind not in ("default", "llama3") or kind != kinds[0] for kind in kinds):

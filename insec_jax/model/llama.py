@@ -4,8 +4,8 @@ Letters that end array names and fill every einsum:
   B row of the batch   T position that reads   S position that is read   L layer   V token of the vocabulary
   D width of the stream   F width of the MLP   N query head   K key head   G = N // K   H width of a head   R role
 
-The arithmetic is written once, in functions of plain arrays; the Linen modules below it declare the weights, scan the
-layers and choose what the backward pass keeps, and `forward_cached` walks the same functions with a cache.
+The arithmetic is written once, in functions of plain arrays. The Linen modules below it declare the weights, scan the
+layers and choose what the backward pass keeps; `forward_cached` calls the same functions with a cache.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from insec_jax.command import InputError
 from insec_jax.model import sharding
 from insec_jax.model.attention import XLA, Attention, attend_cached
 
-# What the backward pass keeps inside a layer, beside the stream between layers; what fsdp has gathered it never keeps.
+# Activations of a layer that the backward pass keeps, beside the stream between layers. Gathered weights never are.
 REMAT = {
   "none": jax.checkpoint_policies.save_anything_except_these_names(sharding.GATHERED),
   "matmuls": jax.checkpoint_policies.save_only_these_names(
@@ -34,8 +34,11 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-  """Llama 3's stretch of slow rotations: wavelengths above original_max_positions / low_freq_factor grow by `factor`,
-  those below original_max_positions / high_freq_factor stay, between them the two are blended."""
+  """Scaling of slow rotations of Llama 3.
+
+  Wavelengths above original_max_positions / low_freq_factor are multiplied by `factor`, those below
+  original_max_positions / high_freq_factor are unchanged, and frequencies between are interpolated.
+  """
 
   factor: float
   low_freq_factor: float
@@ -45,7 +48,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-  """A model's shape and arithmetic, and what config.json says beside them (hf.py reads and writes it)."""
+  """Shape and arithmetic of a model, and other fields of its config.json (hf_config.py reads and writes it)."""
 
   vocab_size: int
   width: int
@@ -58,8 +61,8 @@ class LlamaConfig:
   rope_theta: float
   rope_scaling: RopeScaling | None
   tied: bool
-  init_std: float | None  # of random weights; None: the file does not say
-  # No logit depends on what follows.
+  init_std: float | None  # of random weights; None: not in the file
+  # No logit depends on the fields below.
   max_positions: int
   bos_id: int | None
   eos_ids: tuple[int, ...]
@@ -77,7 +80,7 @@ class LlamaConfig:
       raise InputError(f"head_dim={self.head_width} is odd; rotary positions turn pairs, so it must be even")
 
   def size(self, letter: str) -> int:
-    """Length of the axis that the letter names, of those a weight can have."""
+    """Return the length of a weight's axis by its letter."""
     return {
       "V": self.vocab_size,
       "D": self.width,
@@ -89,7 +92,7 @@ class LlamaConfig:
     }[letter]
 
 
-# Every weight and its axes; those under "layers" have L before them.
+# Every weight and its axes; those under "layers" have a leading axis L.
 WEIGHTS = {
   "embed": "VD",
   "layers": {
@@ -103,19 +106,19 @@ AXES = {"V": "vocab", "D": "width", "L": "layers", "N": "heads", "K": "kv_heads"
 
 
 def dot(letters: str, x, weight):
-  """The einsum in the dtype of `x`; a float32 product is a true one, on TPU too (its default is bfloat16)."""
+  """Return the einsum in the dtype of `x`; float32 is multiplied in float32, also on TPU (its default is bfloat16)."""
   return jnp.einsum(letters, x, weight.astype(x.dtype), precision="highest" if x.dtype == jnp.float32 else None)
 
 
 def rms_norm(scale_D, x_BTD, eps: float):
-  """`x` over its root mean square in float32, cast back, then scaled: HF's order; the other differs in the last bit."""
+  """Divide `x` by its root mean square in float32, cast back, then scale: HF's order, to the last bit."""
   x32_BTD = x_BTD.astype(jnp.float32)
   rms_BT1 = jax.lax.rsqrt(jnp.mean(x32_BTD * x32_BTD, -1, keepdims=True) + eps)
   return scale_D.astype(x_BTD.dtype)[None, None] * (x32_BTD * rms_BT1).astype(x_BTD.dtype)
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-  """Radians per position of each pair of a head, float32 [H / 2], computed in float32 as HF does."""
+  """Return the radians per position of each pair of a head, float32 [H / 2], computed in float32 as HF does."""
   exponent = np.arange(0, config.head_width, 2, dtype=np.float32) / np.float32(config.head_width)
   frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent
   if config.rope_scaling is None:
@@ -131,14 +134,14 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rope_angles(config: LlamaConfig, position_BT):
-  """(cos, sin), each float32 [B, T, 1, H / 2]."""
+  """Return (cos, sin) of the rotary angles, each float32 [B, T, 1, H / 2]."""
   # Angles in float32: bfloat16 rounds position 257 to 256.
   angle_BTH = position_BT[..., None].astype(jnp.float32) * rope_frequencies(config)[None, None]
   return jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
 
 
 def rotate(x_BTNH, rope):
-  """`x` with pair (i, i + H / 2) of each head turned by its angle, as HF pairs them; float32 inside."""
+  """Rotate pair (i, i + H / 2) of each head by its angle, paired as in HF; computed in float32."""
   cos_BT1H, sin_BT1H = rope
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
   turned = jnp.concatenate((first * cos_BT1H - second * sin_BT1H, second * cos_BT1H + first * sin_BT1H), -1)
@@ -146,7 +149,10 @@ def rotate(x_BTNH, rope):
 
 
 def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
-  """What attention adds to the stream; `attend(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query, named."""
+  """Return attention's contribution to the stream.
+
+  `attend(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query, with a checkpoint name.
+  """
   x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
   q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), rope), "query")
   k_BTKH = checkpoint_name(rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), rope), "key")
@@ -155,7 +161,7 @@ def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
 
 
 def mlp(weights, config: LlamaConfig, stream_BTD, mesh=None):
-  """What SwiGLU adds to the stream."""
+  """Return the contribution of the SwiGLU MLP to the stream."""
   x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
   gate_BTF = checkpoint_name(dot("BTD,DF->BTF", x_BTD, weights["gate"]), "gate")
   up_BTF = checkpoint_name(dot("BTD,DF->BTF", x_BTD, weights["up"]), "up")
@@ -163,19 +169,19 @@ def mlp(weights, config: LlamaConfig, stream_BTD, mesh=None):
 
 
 def block(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
-  """The stream after one layer; with a mesh, `weights` hold the device's heads and its part of the hidden width."""
+  """Return the stream after one layer; with a mesh, `weights` hold the device's heads and its part of the MLP width."""
   stream_BTD = stream_BTD + attn(weights["attn"], config, stream_BTD, rope, attend, mesh)
   stream_BTD = checkpoint_name(stream_BTD, "residual")
   return stream_BTD + mlp(weights["mlp"], config, stream_BTD, mesh)
 
 
 def head(params, config: LlamaConfig):
-  """The output matrix [V, D]."""
+  """Return the output matrix [V, D]."""
   return params["embed"] if config.tied else params["head"]
 
 
 def logits(params, config: LlamaConfig, stream_BTD):
-  """Float32 logits [B, T, V], all at once: for decoding and tests; training/loss.py never holds them."""
+  """Return all float32 logits [B, T, V]: for decoding and tests; training/loss.py computes them in chunks."""
   weight_VD = head(params, config).astype(stream_BTD.dtype)
   return jnp.einsum(
     "BTD,VD->BTV",
@@ -187,13 +193,13 @@ def logits(params, config: LlamaConfig, stream_BTD):
 
 
 def make_cache(config: LlamaConfig, batch: int, length: int, dtype) -> list:
-  """Empty keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype."""
-  shape = (batch, config.num_kv_heads, length, config.head_width)  # as attention reads it: turned at no token
+  """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype."""
+  shape = (batch, config.num_kv_heads, length, config.head_width)  # the layout attention reads: no transpose per token
   return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
 def unstack(params, config: LlamaConfig):
-  """The params with a list of layers in place of the stack: `forward_cached` then slices nothing at every token."""
+  """Return the params with a list of layers in place of the stack, so that `forward_cached` slices none per token."""
   if isinstance(params["layers"], list):
     return params
   return {
@@ -206,15 +212,15 @@ def unstack(params, config: LlamaConfig):
 
 
 def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
-  """(stream_BTD after the last norm, cache with T more slots filled), the same numbers as the full pass.
+  """Return (stream_BTD after the last norm, cache with T more slots filled), the same numbers as the full pass.
 
       slot        0   1   2 | 3   4        slot = 3, T = 2, start 1
       token       .   A   B | c   d        slots before a row's start are padding
       position   -1   0   1 | 2   3
       c reads         x   x   x
-      d reads         x   x   x   x        of the cache, nobody reads the slots not yet filled
+      d reads         x   x   x   x        slots not yet filled are never read
 
-  Computes in the dtype of the cache; `slot` may be traced. What padding itself computes is finite and meaningless.
+  It computes in the dtype of the cache; `slot` may be traced. The stream at padding is finite and meaningless.
   """
   T = token_BT.shape[1]
   slot_T = slot + jnp.arange(T)
@@ -239,7 +245,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
 
 
 def declare(module: nn.Module, name: str, letters: str):
-  """The device's part of the parameter, axes named; `init` gives nan: weights come from hf.load or hf.init."""
+  """Declare the device's part of a parameter, axes named; `init` gives nan: weights come from hf.load or hf.init."""
   axes = tuple(AXES[letter] for letter in letters)
   init = nn.with_logical_partitioning(nn.initializers.constant(math.nan), axes)
   shape = (sharding.local_size(AXES[letter], module.config.size(letter), module.mesh) for letter in letters)
@@ -247,12 +253,12 @@ def declare(module: nn.Module, name: str, letters: str):
 
 
 def declare_whole(module: nn.Module, name: str, letters: str):
-  """The same, gathered along fsdp."""
+  """Declare a parameter as `declare` does, and return it gathered along fsdp."""
   return sharding.whole(declare(module, name, letters), tuple(AXES[letter] for letter in letters), module.mesh)
 
 
 class Weights(nn.Module):
-  """The weights of one part of a layer, gathered along fsdp, as a dict."""
+  """Weights of one part of a layer, gathered along fsdp, as a dict."""
 
   config: LlamaConfig
   part: str
@@ -264,7 +270,7 @@ class Weights(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer, as nn.scan wants it: carries the stream."""
+  """One layer in the form that nn.scan needs: the stream is its carry."""
 
   config: LlamaConfig
   attention: Attention
@@ -279,7 +285,9 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-  """apply({"params": params}, token_BT, position_BT, segment_BT) -> stream_BTD after the last norm, in `compute`.
+  """Llama decoder without the output matrix.
+
+  apply({"params": params}, token_BT, position_BT, segment_BT) -> stream_BTD after the last norm, in `compute`
 
   Positions restart with each segment of a packed row; segments never read each other. With a mesh, `apply` runs on each
   device inside jax.shard_map, on its rows and its parts of the parameters (sharding.py).
@@ -302,7 +310,7 @@ class Llama(nn.Module):
     stream_BTD = sharding.look_up(declare(self, "embed", WEIGHTS["embed"]), token_BT, self.compute, self.mesh)
     layer = Block
     if self.remat != "none" or (self.mesh is not None and sharding.size_over(self.mesh, sharding.FSDP) > 1):
-      layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)  # inside a scan nothing is merged anyway
+      layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)  # a scan prevents CSE by itself
     layers = nn.scan(
       layer,
       variable_axes={"params": 0},
@@ -311,7 +319,7 @@ class Llama(nn.Module):
       length=config.num_layers,
       metadata_params={nn.PARTITION_NAME: AXES["L"]},
     )
-    # Named: lifted transforms would change an automatic name, and with it the place of every weight.
+    # Named: lifted transforms would change an automatic name, and with it the path of every weight.
     stream_BTD, _ = layers(config, self.attention, self.mesh, name="layers")(
       stream_BTD, rope_angles(config, position_BT), self.attention.prepare(segment_BT)
     )
@@ -321,7 +329,7 @@ class Llama(nn.Module):
 
 
 def shapes(config: LlamaConfig):
-  """The params as float32 ShapeDtypeStructs, each boxed with the names of its axes; nothing is computed."""
+  """Return the params as float32 ShapeDtypeStructs, each boxed with the names of its axes; nothing is computed."""
   token_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   model = Llama(config, "float32", "none")
   return jax.eval_shape(model.init, jax.random.key(0), token_BT, token_BT, token_BT)["params"]

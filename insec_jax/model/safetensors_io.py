@@ -1,4 +1,4 @@
-"""One safetensors file: header checked and tensors mapped, or written one tensor at a time.
+"""Reading and writing of one safetensors file: a checked header and mapped tensors, or one tensor written at a time.
 
 8 bytes   n, the length of the header, little-endian
 n bytes   JSON {name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [start, end]}, ..., "__metadata__": {...}}
@@ -23,11 +23,11 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 MOST_AXES = 8  # of a tensor
-MOST_NAMED = 5  # tensors in one error
+MOST_NAMED = 5  # tensors listed in one error
 
 
 class Source(NamedTuple):
-  """A tensor to be written: `read` returns it, in this shape and dtype, and is called once, when its turn comes."""
+  """Tensor to be written: `read` returns it, in this shape and dtype, and is called once, when it is written."""
 
   name: str
   dtype: np.dtype
@@ -42,7 +42,8 @@ class Source(NamedTuple):
 def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Return every tensor of the file as a read-only view of the mapped file: only bytes that are used are read.
 
-  InputError when the file is cut short, has a damaged header, names a tensor twice, or holds a dtype other than DTYPES.
+  Raises InputError when the file is cut short, has a damaged header, names a tensor twice, or has a dtype other than
+  DTYPES.
   """
   with open_to_read(path, "weights") as file:
     size = os.fstat(file.fileno()).st_size
@@ -58,7 +59,7 @@ def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       raise InputError(
         f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: fetch it again"
       )
-    # Not closed by hand: the views keep the map alive, and it closes with the last of them.
+    # Not closed explicitly: the views keep the map open until the last of them is deleted.
     data = np.memmap(file, np.uint8, "r")
   tensors = {}
   used = 0
@@ -75,7 +76,7 @@ def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _parse_header(path: pathlib.Path, text: bytes, size: int) -> dict[str, dict]:
-  """Return name -> {"dtype", "shape", "data_offsets"}, each entry right by itself for a file of `size` bytes."""
+  """Return name -> {"dtype", "shape", "data_offsets"}, each entry valid in itself for a file of `size` bytes."""
   header = parse_json(text, f"{path}: its header")
   if not isinstance(header, dict):
     raise InputError(f"{path}: its header is no JSON object; fetch it again")
@@ -109,7 +110,7 @@ def _parse_header(path: pathlib.Path, text: bytes, size: int) -> dict[str, dict]
 
 
 def _is_entry(entry, size: int) -> bool:
-  """Whether it has the form of a tensor, with axes and offsets that a file of `size` bytes can have."""
+  """Return whether the entry has the form of a tensor, with axes and offsets that a file of `size` bytes can have."""
 
   def are_sizes(values, most_values):
     return (
@@ -130,14 +131,14 @@ def _is_entry(entry, size: int) -> bool:
 
 
 def some_of(names: list[str], most: int, separator: str = ", ") -> str:
-  """Return the first of the names and the number of the others, for an error."""
+  """Return the first `most` names and the number of the others, as text for an error."""
   return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def write_tensors(path: pathlib.Path, sources: Iterable[Source]) -> None:
-  """Writes the file; at most one tensor is in memory at a time."""
+  """Write the file; at most one tensor is in memory at a time."""
   sources = list(sources)
-  header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without a format
+  header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers rejects a file without a format
   offset = 0
   for source in sources:
     header[source.name] = {
@@ -152,10 +153,10 @@ def write_tensors(path: pathlib.Path, sources: Iterable[Source]) -> None:
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for source in sources:
-      file.write(_bytes_of(source))
+      file.write(_read_bytes(source))
 
 
-def _bytes_of(source: Source) -> np.ndarray:
+def _read_bytes(source: Source) -> np.ndarray:
   array = np.ascontiguousarray(source.read())
   assert (array.shape, array.dtype) == (source.shape, source.dtype), source.name
   return array.reshape(-1).view(np.uint8)

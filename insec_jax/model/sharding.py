@@ -1,8 +1,8 @@
-"""Where arrays lie on the mesh, in one table, and how a device gets what others hold.
+"""Sharding of all arrays over the mesh, in one table, and the communication between devices.
 
 The user's `fsdp` is up to three axes of the mesh: gathers and reduce-scatters run over one after the other. The TPU
-compiler turns a reduce-scatter over one axis of 16 chips (on v5p of 8) into an all-reduce of the whole, twice the
-bytes.
+compiler turns a reduce-scatter over one axis of 16 chips (on v5p of 8) into an all-reduce of the whole, which sends
+twice the bytes.
 """
 
 import collections
@@ -36,11 +36,11 @@ RULES = {
   "head_width": None,
   "layers": None,
 }
-GATHERED = "gathered"  # checkpoint_name of a whole weight
+GATHERED = "gathered"  # checkpoint name of a gathered weight
 
 
 def make_mesh(config: MeshConfig, devices) -> Mesh:
-  """The mesh over `devices`, slices of a pod along `data` outermost; InputError if the sizes do not fit them."""
+  """Return the mesh over `devices`, slices of a pod outermost along `data`; InputError if the sizes do not fit."""
   data, fsdp, tensor = config.shape(len(devices))
   shape = (data, *fsdp_axes(fsdp), tensor)
   slices = len(collections.Counter(getattr(device, "slice_index", 0) for device in devices))
@@ -54,12 +54,12 @@ def make_mesh(config: MeshConfig, devices) -> Mesh:
     )
   else:
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  # Auto, said aloud: the default is Explicit since jax 0.9.
+  # Auto must be given: the default is Explicit since jax 0.9.
   return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def fsdp_axes(size: int) -> tuple[int, int, int]:
-  """`size` as the lengths of the three axes: none above 4 where that can be, then as few and as even as can be."""
+  """Return the lengths of the three axes: none above 4 where possible, then as few and as even as possible."""
   triples = [
     (x, y, size // (x * y))
     for x in range(1, size + 1)
@@ -71,25 +71,25 @@ def fsdp_axes(size: int) -> tuple[int, int, int]:
 
 
 def size_over(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
-  """Over how many devices an array is split that lies along these axes of the mesh."""
+  """Return the number of devices over which an array along these axes of the mesh is split."""
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)
 
 
 def spec(*axes: str) -> PartitionSpec:
-  """The mesh axes of an array with these logical axes; KeyError for an axis that the table does not have."""
+  """Return the mesh axes of an array with these logical axes; KeyError for an axis that is not in RULES."""
   return PartitionSpec(*(RULES[axis] for axis in axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over data and fsdp, for arrays [B, T]; what tensor splits is not the batch."""
+  """Return the sharding of arrays [B, T]: rows over data and fsdp; tensor does not split the batch."""
   return NamedSharding(mesh, spec("batch", "position"))
 
 
 def params_shardings(boxed, mesh: Mesh):
-  """Tree of NamedSharding for the tree that `llama.shapes` returns.
+  """Return the tree of NamedSharding for the tree that `llama.shapes` returns.
 
-  ValueError for a parameter that names no axes; one InputError for all that the mesh does not divide.
+  Raises ValueError for a parameter that names no axes, and one InputError for all axes that the mesh does not divide.
   """
   misfits = []
 
@@ -114,17 +114,17 @@ def params_shardings(boxed, mesh: Mesh):
   return shardings
 
 
-# What follows runs on each device, inside jax.shard_map over all axes of the mesh with check_vma=False: there a psum is
-# differentiated as a psum, so `enter` and `leave` say the right gradient. `mesh` None: one device holds everything.
+# The functions below run on each device, inside jax.shard_map over all axes of the mesh with check_vma=False: there
+# the gradient of a psum is a psum, so `enter` and `leave` define their own. `mesh` None: one device holds everything.
 
 
 def local_size(axis: str, size: int, mesh: Mesh | None) -> int:
-  """Length of a parameter's logical axis on each device."""
+  """Return the length of a parameter's logical axis on each device."""
   return size if mesh is None else size // size_over(mesh, RULES[axis])
 
 
 def whole(shard, axes: tuple[str, ...], mesh: Mesh | None):
-  """The parameter with these logical axes, gathered along fsdp; its gradient is summed over fsdp and split again."""
+  """Return the parameter with these logical axes gathered along fsdp; its gradient is reduce-scattered over fsdp."""
   for dimension, axis in enumerate(axes):
     if RULES[axis] == FSDP:
       shard = gather(shard, dimension, mesh)
@@ -132,17 +132,17 @@ def whole(shard, axes: tuple[str, ...], mesh: Mesh | None):
 
 
 def gather(shard, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = FSDP):
-  """What the devices along these axes hold, put together along that dimension."""
+  """Return the shards of the devices along these axes, concatenated along the dimension."""
   for name in reversed(names):
     if mesh is not None and mesh.shape[name] > 1:
       shard = jax.lax.all_gather(shard, name, axis=dimension, tiled=True)
-      # Each stage named: a policy that does not keep the whole must not keep half of it either.
+      # Every stage has the name: a policy that does not keep the gathered weight must not keep a partial one either.
       shard = checkpoint_name(shard, GATHERED)
   return shard
 
 
 def scatter(array, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = FSDP):
-  """The device's part of the sum of `array` over these axes, split along that dimension: the transpose of `gather`."""
+  """Return the device's part, along the dimension, of the sum of `array` over these axes: the transpose of `gather`."""
   for name in names:
     if mesh is not None and mesh.shape[name] > 1:
       array = jax.lax.psum_scatter(array, name, scatter_dimension=dimension, tiled=True)
@@ -150,13 +150,15 @@ def scatter(array, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = F
 
 
 def enter(x, mesh: Mesh | None):
-  """`x`, which every device of `tensor` holds, on its way into that device's part of the heads or of the hidden width;
-  the gradient is summed over the parts (`f` of arXiv 1909.08053)."""
+  """Return `x`, replicated over `tensor`, as input of the device's part of the heads or of the MLP width.
+
+  The gradient is summed over the parts (`f` of arXiv 1909.08053).
+  """
   return x if mesh is None or mesh.shape[TENSOR] == 1 else _enter(x)
 
 
 def leave(x, mesh: Mesh | None):
-  """The sum over `tensor` of each device's part of `x`; every part gets the whole gradient (`g` of the same)."""
+  """Return the sum of `x` over `tensor`; each device receives the whole gradient (`g` of arXiv 1909.08053)."""
   return x if mesh is None or mesh.shape[TENSOR] == 1 else _leave(x)
 
 
@@ -177,10 +179,10 @@ _leave.defvjp(lambda x: (jax.lax.psum(x, TENSOR), None), lambda _, cotangent: (c
 
 
 def look_up(table_VD, token_BT, dtype, mesh: Mesh | None):
-  """Rows of the table in `dtype`, [B, T, D]; nan for a token outside it.
+  """Return the rows of the table for the tokens, in `dtype`, [B, T, D]; nan for a token outside it.
 
-  With a mesh nobody gathers the table: each device looks up its part of the width for the tokens of all, and sends
-  the rows home.
+  With a mesh the table is not gathered: each device looks up its part of the width for the tokens of all devices, and
+  returns the rows to them.
   """
   take = functools.partial(jnp.take, axis=0, mode="fill")
   if mesh is None:

@@ -14,16 +14,16 @@ import reference
 from jax.extend.core import jaxprs_in_params
 from reference import context, context_gradients
 
-from insec_jax.model import attention, attention_gpu, attention_tpu, llama
+from insec_jax.model import attention, attention_tpu, llama
 from insec_jax.model.hf_config import config_from_json
 
 T = 256
 WAYS = {
   "xla": attention.XLA,
   "tpu": attention.kernel("tpu", 128, interpret=True),
-  "gpu": attention.kernel("gpu", 64, interpret=True),
+  "blocks": attention.BLOCKS,
 }
-KERNELS = ["tpu", "gpu"]
+LEAN = ["tpu", "blocks"]  # keep no T x T scores
 # A segment within a block, one over the border of two, one that ends in the second, padding.
 PACKED = np.repeat([1, 2, 3, 0], [70, 110, 40, 36])
 TOLERANCE = 1e-5
@@ -122,7 +122,7 @@ def test_the_gradients_of_the_reference_are_the_slopes_of_its_context():
 
 
 @pytest.mark.parametrize(("head_width", "num_kv_heads"), [(64, 2), (64, 32), (128, 1), (128, 8)])
-@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize("way", LEAN)
 def test_context_and_gradients_of_a_packed_row_equal_the_float64_reference(way, head_width, num_kv_heads):
   arrays = draw(N=max(4, num_kv_heads), K=num_kv_heads, H=head_width)
   check(WAYS[way], arrays, PACKED[None], TOLERANCE)
@@ -157,7 +157,7 @@ def test_a_packed_row_gives_what_each_segment_gives_alone(way):
 FIELDS = reference.FIELDS | {"num_hidden_layers": 1, "head_dim": 64, "hidden_size": 32, "intermediate_size": 32}
 
 
-@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize("way", LEAN)
 def test_logits_and_weight_gradients_of_a_packed_row_are_those_of_its_records(way):
   """Records of 70, 110 and 40 tokens, packed into one row and each in a row of its own."""
   config = config_from_json(FIELDS, "packed")
@@ -194,7 +194,7 @@ def test_logits_and_weight_gradients_of_a_packed_row_are_those_of_its_records(wa
     np.testing.assert_allclose(of_packed / scale, of_alone / scale, rtol=0, atol=10 * TOLERANCE)
 
 
-@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize("way", LEAN)
 def test_rows_and_heads_may_lie_on_different_devices(way):
   """In a manual shard_map, as the train step has it; float sums may differ in their last bit."""
   arrays, segment_BT = draw(B=2), jnp.array(np.stack([PACKED, np.ones(T, int)]))
@@ -228,7 +228,7 @@ def test_what_one_segment_holds_changes_not_a_bit_of_another(way, changed):
     assert np.isfinite(new).all()
 
 
-@pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.parametrize("way", ["tpu"])
 def test_a_block_of_other_segments_is_not_visited(way):
   """nan in it would reach whoever multiplies it, by a weight of 0 too."""
   segment_T = np.repeat([1, 2, 0], [128, 180, 76])
@@ -258,24 +258,34 @@ def equations(jaxpr):
       yield from equations(inner)
 
 
-@pytest.mark.parametrize(("way", "forward"), [("tpu", "splash_mha_fwd"), ("gpu", "packed_attention_forward")])
-def test_the_forward_kernel_runs_once_where_the_backward_pass_keeps_the_context(way, forward):
+def test_the_forward_kernel_runs_once_where_the_backward_pass_keeps_the_context():
   def runs(*names):
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*names))
     def attend(q, k, v):
-      return WAYS[way].attend(q, k, v, WAYS[way].prepare(jnp.array(PACKED)[None]))
+      return WAYS["tpu"].attend(q, k, v, WAYS["tpu"].prepare(jnp.array(PACKED)[None]))
 
     traced = jax.make_jaxpr(jax.grad(lambda *arrays: attend(*arrays).sum(), (0, 1, 2)))(*draw()[:3])
     return [
-      equation.params["name"].startswith(forward)
+      equation.params["name"].startswith("splash_mha_fwd")
       for equation in equations(traced.jaxpr)
       if equation.primitive.name == "pallas_call"
     ].count(True)
 
   assert runs() == 2
-  if way == "gpu" and jax.__version_info__ < (0, 11):
-    return  # jax 0.10 runs it again for the context that it has kept; under a scan, as for TPU, it does not
   assert runs("context") == 1
+
+
+def test_attention_in_blocks_takes_less_than_half_of_the_memory():
+  arrays = tuple(jax.ShapeDtypeStruct((1, 2048, 4, 16), jnp.float32) for _ in range(3))
+
+  def bytes_of(way):
+    def loss(q, k, v):
+      return way.attend(q, k, v, way.prepare(jnp.ones((1, 2048), jnp.int32))).sum()
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert 2 * bytes_of(attention.BLOCKS) < bytes_of(attention.XLA)
 
 
 KNOWN = dict(device_kind="TPU v5p", head_width=128, row_length=4096, compute="bfloat16")
@@ -296,21 +306,27 @@ def test_a_tpu_gets_splash_attention_in_the_largest_blocks_that_divide_the_row()
     ("tpu", {"head_width": 96}, "heads of 64 and 128, not 96"),
     ("tpu", {"row_length": 1000}, "data.row_length=1000 is no multiple of the kernel's 128"),
     ("tpu", {"compute": "float32"}, "float32"),
-    ("gpu", {"device_kind": "NVIDIA H100 80GB HBM3"}, "not known to work on 'NVIDIA H100 80GB HBM3'"),
+    ("gpu", {"device_kind": "NVIDIA H100 80GB HBM3"}, "no kernel for it"),
   ],
 )
-def test_what_no_kernel_is_known_to_do_plain_xla_does_and_the_reason_is_given(platform, changed, reason):
+def test_what_no_kernel_is_known_to_do_is_done_in_blocks_and_the_reason_is_given(platform, changed, reason):
   chosen, said = attention.choose(platform, **KNOWN | changed)
-  assert chosen is attention.XLA
-  assert f"plain XLA attention on {platform}" in said
+  assert chosen is attention.BLOCKS
+  assert f"attention in blocks of queries on {platform}" in said
   assert reason in said
+  short, said = attention.choose(platform, **KNOWN | changed | {"row_length": 200})
+  assert short is attention.XLA
+  assert f"plain XLA attention on {platform}" in said
 
 
-def test_a_gpu_on_which_the_kernels_are_known_to_be_right_gets_them(monkeypatch):
-  monkeypatch.setattr(attention_gpu, "DEVICE_KINDS", ("card",))
-  chosen, reason = attention.choose("gpu", **KNOWN | {"device_kind": "card"})
-  assert chosen is attention.kernel("gpu", 64)
-  assert "Pallas attention on gpu (card)" in reason
+@pytest.mark.parametrize("T", [1, 127, 300, 128 * 32 + 1])
+def test_blocks_of_a_row_of_any_length_give_what_plain_attention_gives(T):
+  rng = np.random.default_rng(T)
+  q, k, v = (jnp.array(rng.normal(size=(1, T, heads, 4)), jnp.float32) for heads in (2, 1, 1))
+  segment_BT = jnp.array(np.sort(rng.integers(1, 4, (1, T))))
+  got = attention.BLOCKS.attend(q, k, v, attention.BLOCKS.prepare(segment_BT))
+  expected = attention.attend(q, k, v, attention.causal_within_segments(segment_BT))
+  np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.fixture
@@ -345,10 +361,9 @@ def test_the_tpu_compiler_takes_splash_attention(topology, name, head_width):
 @pytest.mark.device
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 8, 32])
 @pytest.mark.parametrize("head_width", [64, 128])
-def test_the_kernel_is_right_on_this_device(head_width, num_kv_heads):
-  """Passing on a GPU is what enters its kind in attention_gpu.DEVICE_KINDS."""
-  block = {"tpu": 128, "gpu": 64}.get(jax.default_backend())
-  if block is None:
-    pytest.skip(f"no kernel for {jax.default_backend()}; set INSEC_TEST_PLATFORM to cuda or tpu")
+def test_the_attention_that_is_chosen_is_right_on_this_device(head_width, num_kv_heads):
+  if jax.default_backend() == "cpu":
+    pytest.skip("no accelerator; set INSEC_TEST_PLATFORM to cuda or tpu")
+  way = attention.kernel("tpu", 128) if jax.default_backend() == "tpu" else attention.BLOCKS
   arrays = tuple(jnp.array(x, jnp.bfloat16) for x in draw(N=32, K=num_kv_heads, H=head_width, B=2))
-  check(attention.kernel(jax.default_backend(), block), arrays, np.stack([PACKED, np.ones(T, int)]), 2**-7)
+  check(way, arrays, np.stack([PACKED, np.ones(T, int)]), 2**-7)
