@@ -1,4 +1,4 @@
-"""Encoding: texts and special tokens, side by side, as token ids with character offsets.
+"""Encoding: texts and special tokens, in sequence, as token ids with character offsets.
 
 Letters that end array names, beside those of model/llama.py:
   E example   P part: one special token, or a text   N token of all examples, one after the other
@@ -27,12 +27,12 @@ class Span(NamedTuple):
   role: int
   weight: float
   token: int | None = None
-  must_own: bool = False  # it is an error when no token takes its role from this part
-  is_end: bool = False  # teaches the model to stop
+  must_own: bool = False  # raise when no token takes its role from this part
+  is_end: bool = False  # trains the model to stop
 
 
 class EncodedRecords(NamedTuple):
-  """Tokens of all parts; `start_N`, `stop_N` and `end_P` (where each part ends) count characters of all parts."""
+  """Tokens of all parts; `start_N`, `stop_N` and `end_P` (end of each part) count characters over all parts."""
 
   token_N: np.ndarray
   start_N: np.ndarray
@@ -43,7 +43,7 @@ class EncodedRecords(NamedTuple):
 
 
 class TooLongError(InputError):
-  """Examples do not fit in a row; `num_tokens` is their number of tokens, by the index of the example."""
+  """Error for examples that do not fit in a row; `num_tokens` is their number of tokens, by index of the example."""
 
   def __init__(self, num_tokens: dict[int, int], message: str):
     super().__init__(message)
@@ -51,7 +51,7 @@ class TooLongError(InputError):
 
 
 def owner_of_tokens(start_N, stop_N, end_P, role_P, weight_P):
-  """Part whose role and weight each token takes, and whether the token lies across parts that differ in either.
+  """Return the part whose role and weight each token takes, and whether a token spans parts that differ in either.
 
   chars    7   =   9   \\n  <err>         end_P     2, 4, 9
   part     0   0   1   1    2            weight_P  1.0, 0.0, 1.0
@@ -62,15 +62,15 @@ def owner_of_tokens(start_N, stop_N, end_P, role_P, weight_P):
   last_N = np.searchsorted(end_P, stop_N - 1, side="right")
   is_boundary_N = np.zeros(len(owner_N), bool)
   for token in np.flatnonzero(owner_N != last_N):
-    some = slice(owner_N[token], last_N[token] + 1)
-    is_boundary_N[token] = len({*zip(role_P[some].tolist(), weight_P[some].tolist(), strict=True)}) > 1
-    owner_N[token] += int(np.argmin(weight_P[some]))
+    touched = slice(owner_N[token], last_N[token] + 1)
+    is_boundary_N[token] = len({*zip(role_P[touched].tolist(), weight_P[touched].tolist(), strict=True)}) > 1
+    owner_N[token] += int(np.argmin(weight_P[touched]))
   return owner_N, is_boundary_N
 
 
 @contextlib.contextmanager
 def _all_plain(backend: tokenizers.Tokenizer) -> Iterator[None]:
-  """Inside, no special token comes out of a text, and offsets count the white space in front of a word."""
+  """Encode no text as a special token inside the block, and let offsets include the white space before a word."""
   processor, special = backend.post_processor, backend.encode_special_tokens
   backend.post_processor, backend.encode_special_tokens = None, True
   try:
@@ -89,8 +89,8 @@ def encode(
 ) -> EncodedRecords:
   """Return the tokens of all parts; neighbouring texts are encoded as one, and cut only at special tokens.
 
-  With `row_length`, TooLongError when examples have more tokens than that: without `needs_number` before any text is
-  encoded, where its characters are certainly too many.
+  With `row_length`, raises TooLongError when examples have more tokens than that; without `needs_number` this happens
+  before any text is encoded if its characters alone are certainly too many.
   """
   texts, stretches, num_stretches = [], [], []  # a stretch is a special part, or the number of a text
   for parts in parts_of_example:
@@ -112,7 +112,7 @@ def encode(
     with _all_plain(tokenizer.backend_tokenizer):
       encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
   except BaseException as error:
-    if type(error).__name__ != "PanicException":  # no Exception, and no public name
+    if type(error).__name__ != "PanicException":  # a BaseException without a public name
       raise
     longest = wheres[example_S[stretches.index(max(range(len(texts)), key=lambda number: len(texts[number])))]]
     raise InputError(
@@ -121,7 +121,7 @@ def encode(
     ) from None
   num_S = np.array([len(encodings[stretch]) if isinstance(stretch, int) else 1 for stretch in stretches], int)
   num_E = np.bincount(example_S, num_S, minlength=len(wheres)).astype(int)
-  if row_length is not None:  # before the tokens are looked at, which takes most of the time and memory
+  if row_length is not None:  # before the tokens are processed, which takes most of the time and memory
     _check_lengths(num_E, wheres, row_length)
   is_text_S = np.array([isinstance(stretch, int) for stretch in stretches], bool)
   ids = [encodings[stretch].ids if isinstance(stretch, int) else (stretch.token,) for stretch in stretches]
@@ -147,10 +147,10 @@ def encode(
 
 
 def _least_tokens(text: str, row_length: int, tokenizer: PreTrainedTokenizerFast) -> int:
-  """Return a number of tokens that the text has at least; 0 for one short enough to be encoded without a doubt.
+  """Return a lower bound on the number of tokens of the text; 0 for a text short enough to encode directly.
 
-  A token stands for no more characters than its name has, and each character that is no white space has a token, or
-  `_check_encoded` refuses the text. A normalizer may make one character of several.
+  A token covers at most as many characters as its name has, and each character that is no white space has a token, or
+  `_check_encoded` raises. A normalizer may merge several characters into one.
   """
   backend = tokenizer.backend_tokenizer
   if len(text) <= 16 * row_length or backend.normalizer is not None:
@@ -172,7 +172,7 @@ def _check_lengths(num_E: np.ndarray, wheres: list[str], row_length: int, least:
 
 
 def _check_encoded(encoded: EncodedRecords, example_N, parts_of_example, wheres, tokenizer) -> None:
-  """InputError for a character that the tokenizer does not know or drops, and for a special token out of text."""
+  """Raise InputError for a character that the tokenizer lacks or drops, and for a special token made from text."""
 
   @functools.cache
   def text() -> str:
@@ -202,7 +202,7 @@ def _check_encoded(encoded: EncodedRecords, example_N, parts_of_example, wheres,
   for c in np.flatnonzero(depth_C[:num_C] == 0):
     if not chars(c, c + 1).isspace():
       where = wheres[example_P[np.searchsorted(encoded.end_P, c, side="right")]]
-      # Offsets behind a dropped character are shifted, so the place is only near.
+      # Offsets after a dropped character are shifted, so the place is approximate.
       raise InputError(
         f"{where}: the tokenizer drops a character at or before {chars(c, c + 1)!r}; change the text or the tokenizer"
       )
@@ -216,7 +216,7 @@ def _check_encoded(encoded: EncodedRecords, example_N, parts_of_example, wheres,
 def check_like_whole_text(
   parts_of_example: list[list[Span]], encoded: EncodedRecords, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-  """InputError if cutting at special tokens gives other tokens than the whole text would; one example is tried."""
+  """Raise InputError if cutting at special tokens changes the tokens of the whole text; one example is tried."""
   pattern = special_pattern(tokenizer)
   begins = np.cumsum(encoded.num_E) - encoded.num_E
   for parts, begin, num in zip(parts_of_example, begins, encoded.num_E, strict=True):
@@ -233,14 +233,14 @@ def check_like_whole_text(
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
-  """Finds every special token of the tokenizer in a text that is trusted."""
+  """Return a pattern that finds every special token of the tokenizer in a trusted text."""
   names = [token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values() if token.special]
   longest_first = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
   return re.compile(f"({longest_first or '(?!)'})")
 
 
 def template_parts(text: str, pattern: re.Pattern, tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Span]:
-  """What a chat template says, as prompt: its special tokens and the text between them."""
+  """Return the text of a chat template as prompt parts: its special tokens and the text between them."""
   return [
     Span(piece, roles.PROMPT, weight, tokenizer.convert_tokens_to_ids(piece) if number % 2 else None)
     for number, piece in enumerate(pattern.split(text))
@@ -249,7 +249,7 @@ def template_parts(text: str, pattern: re.Pattern, tokenizer: PreTrainedTokenize
 
 
 def begin_parts(tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Span]:
-  """The tokens that the tokenizer itself puts in front of every text."""
+  """Return the tokens that the tokenizer puts in front of every text."""
   backend = tokenizer.backend_tokenizer
   bare = backend.encode("a", add_special_tokens=False).ids
   if not bare:

@@ -20,22 +20,22 @@ class _Repeat(NamedTuple):
   parts: list[Span]
   place: int
   where: str
-  text: slice  # parts of all examples: what `parts` stands for
-  correction: slice  # and of these the correction
+  text: slice  # the range of `parts` among the parts of all examples
+  correction: slice  # the correction among these
 
 
 def negatives(
   parts_of_example: list[list[Span]], wheres: list[str], encoded: EncodedRecords, tokenizer: PreTrainedTokenizerFast
 ) -> np.ndarray:
-  """int32 [N]: at the first token in which a correction differs from its mistake, the token that the mistake has there.
+  """Return int32 [N]: the mistake's token at the first token where its correction differs from it, else NO_NEGATIVE.
 
       text     4 + 3 = 8 \\n   <err>   sum   <fix>   4 + 3 = 7 \\n   d
       role     mistake        flag   reason  flag   correction     text
-      negative    . . . . . .     .       .      .     . . . . 8 .     .       . is NO_NEGATIVE
+      negative . . . . . .     .       .      .     . . . . 8 .     .       . is NO_NEGATIVE
 
   A correction corrects the last mistake before it, and a mistake is corrected once. The mistake is encoded in the place
-  of its correction, so a negative is the token that a model would write there. None where one of the two goes on as
-  the other ends: either the mistake has no token there or the correction none.
+  of its correction, so a negative is the token that a model would write there. There is none where the mistake is a
+  prefix of the correction or the reverse: one of the two has no token at that place.
   """
   negative_N = np.full(len(encoded.token_N), NO_NEGATIVE, np.int32)
   repeats = list(_repeats(parts_of_example, wheres))
@@ -43,23 +43,23 @@ def negatives(
     return negative_N
   repeated = encode([repeat.parts for repeat in repeats], [repeat.where for repeat in repeats], tokenizer)
   begin_P = np.concatenate([[0], encoded.end_P])
-  token, part = 0, 0  # of `repeated`, where the repeat begins
+  token, part = 0, 0  # where the repeat begins in `repeated`
   for repeat, num_tokens in zip(repeats, repeated.num_E.tolist(), strict=True):
     first, stop = np.searchsorted(encoded.start_N, begin_P[[repeat.text.start, repeat.text.stop]])
     num = min(stop - first, num_tokens)
     differs = np.flatnonzero(encoded.token_N[first : first + num] != repeated.token_N[token : token + num])
     if len(differs):
-      own, other = first + differs[0], token + differs[0]
+      index, index_repeated = first + differs[0], token + differs[0]
       start, end = begin_P[[repeat.correction.start, repeat.correction.stop]]
-      in_correction = start < encoded.stop_N[own] and encoded.start_N[own] < end
-      if in_correction and repeated.start_N[other] < repeated.end_P[part + repeat.place]:
-        negative_N[own] = repeated.token_N[other]
+      in_correction = start < encoded.stop_N[index] and encoded.start_N[index] < end
+      if in_correction and repeated.start_N[index_repeated] < repeated.end_P[part + repeat.place]:
+        negative_N[index] = repeated.token_N[index_repeated]
     token, part = token + num_tokens, part + len(repeat.parts)
   return negative_N
 
 
 def _repeats(parts_of_example: list[list[Span]], wheres: list[str]) -> Iterator[_Repeat]:
-  """One for every correction of a mistake, in order."""
+  """Yield one repeat for every correction of a mistake, in order."""
   first = 0
   for parts, where in zip(parts_of_example, wheres, strict=True):
     mistake, start = "", 0

@@ -1,13 +1,13 @@
-"""Packing: examples into rows of one length, none of them split.
+"""Packing: examples packed into rows of one length, none of them split.
 
       token     a  b  c  |  d  e  |  .        letters as in model/llama.py
       segment   1  1  1     2  2     0        0 is padding
       position  0  1  2     0  1     0        restarts with each segment
       role      0  1  1     0  1    -1        roles.NO_ROLE is padding
       weight    0  1  1     0  1     0
-      negative    -1 -1  8    -1 -1    -1        roles.NO_NEGATIVE where there is none
+      negative -1 -1  8    -1 -1    -1        roles.NO_NEGATIVE where there is none
 
-Nothing predicts the first token of a segment: its weight does not count, which training/loss.py enforces by segment.
+The first token of a segment is never a target, so its weight does not count; training/loss.py enforces this by segment.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Rows:
     return len(self.token_BT)
 
   def of(self, index) -> dict[str, np.ndarray]:
-    """The rows that an array of any shape points at, by field name without axes; index -1 gives an empty row."""
+    """Return the rows at `index`, an array of any shape, by field name without axes; index -1 gives an empty row."""
     taken = {}
     for field, empty in zip(dataclasses.fields(self), (0, 0, 0, NO_ROLE, 0, NO_NEGATIVE), strict=True):
       value_BT = getattr(self, field.name)
@@ -46,7 +46,7 @@ class Rows:
 
 
 def pack(examples: Sequence[Example], row_length: int) -> Rows:
-  """Rows with every example whole, each in the first row that has room for it, in order: the same rows every time."""
+  """Return rows with every example whole, each in the first row with room for it, in order; deterministic."""
   row_of_example, num_rows = _first_fit([len(example.token_T) for example in examples], row_length)
   shape = (num_rows, row_length)
   rows = Rows(
@@ -60,20 +60,20 @@ def pack(examples: Sequence[Example], row_length: int) -> Rows:
   used, segment = np.zeros(num_rows, int), np.zeros(num_rows, int)
   for example, row in zip(examples, row_of_example, strict=True):
     length = len(example.token_T)
-    some = slice(used[row], used[row] + length)
+    span = slice(used[row], used[row] + length)
     used[row] += length
     segment[row] += 1
-    rows.token_BT[row, some] = example.token_T
-    rows.segment_BT[row, some] = segment[row]
-    rows.position_BT[row, some] = np.arange(length)
-    rows.role_BT[row, some] = example.role_T
-    rows.weight_BT[row, some] = example.weight_T
-    rows.negative_BT[row, some] = example.negative_T
+    rows.token_BT[row, span] = example.token_T
+    rows.segment_BT[row, span] = segment[row]
+    rows.position_BT[row, span] = np.arange(length)
+    rows.role_BT[row, span] = example.role_T
+    rows.weight_BT[row, span] = example.weight_T
+    rows.negative_BT[row, span] = example.negative_T
   return rows
 
 
 def _first_fit(lengths: Sequence[int], row_length: int) -> tuple[list[int], int]:
-  """Row of each length, and the number of rows."""
+  """Return the row of each length, and the number of rows."""
   if too_long := [length for length in lengths if not 0 < length <= row_length]:
     raise InputError(f"an example of {too_long[0]} tokens does not fit in a row of {row_length}; raise data.row_length")
   shortest = min(lengths, default=1)

@@ -1,4 +1,4 @@
-"""The way from a config to batches: examples, rows, the mask receipt, and the order in which rows are read.
+"""Data pipeline from a config to batches: examples, rows, the mask receipt, and the order in which rows are read.
 
 Letters that end array names, beside those of model/llama.py: A micro-batch of a step.
 """
@@ -20,19 +20,19 @@ from insec_jax.data.tokens import Example, TooLong
 from insec_jax.method import roles
 from insec_jax.progress import Progress
 
-MOST_SHOWN = 20  # of the records left out, in the receipt
+MOST_SHOWN = 20  # left-out records listed in the receipt
 TRANSCRIPTS_PER_CHUNK = 1000  # transcripts tokenised at once
-# Reading a row is a copy from memory: two threads keep ahead of any device.
-# More than any run reads, and not endless: grain cannot count batches of one row of an endless set.
+# More than any run reads, but finite: grain cannot count batches of one row of an infinite dataset.
 EPOCHS = 2**31
+# Reading a row is a copy from memory: two threads are faster than any device.
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Rows to train on, rows held out (there may be none), the mask receipt of those to train on, and what is left out.
+  """Training rows, held-out rows (may be none), the mask receipt of the training rows, and the records left out.
 
-  `left_out` is in no row because of data.too_long="drop".
+  Records in `left_out` are in no row because of data.too_long="drop".
   """
 
   train: Rows
@@ -43,7 +43,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-  """Records longer than a row, each once, of those to train on and of those held out."""
+  """Records longer than a row, each once, of the training and the held-out split."""
 
   train: tuple[TooLong, ...] = ()
   heldout: tuple[TooLong, ...] = ()
@@ -52,7 +52,7 @@ class LeftOut:
     return bool(self.train or self.heldout)
 
   def to_json_lines(self) -> str:
-    """Return one JSON object a line: split, where ("file:line") and tokens of each."""
+    """Return one JSON object a line: split, where ("file:line") and tokens of each record."""
     return "".join(
       json.dumps({"split": split, "where": record.where, "tokens": record.num_tokens}) + "\n"
       for split in ("train", "heldout")
@@ -60,7 +60,7 @@ class LeftOut:
     )
 
   def __str__(self) -> str:
-    """Return the lines of the receipt: how many, and the first of them."""
+    """Return the lines of the receipt: the number of records, and the first of them."""
     both = [*((record, "") for record in self.train), *((record, ", held out") for record in self.heldout)]
     shown = [f"  {record.where}: {record.num_tokens:,} tokens{split}" for record, split in both[:MOST_SHOWN]]
     more = [f"  and {len(both) - MOST_SHOWN:,} more"] if len(both) > MOST_SHOWN else []
@@ -74,13 +74,13 @@ class LeftOut:
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
-  """All data of a config as rows; InputError when any record is wrong or there is nothing to train on."""
+  """Return all data of a config as rows; raise InputError when a record is wrong or none is left to train on."""
   examples, long_train = load_examples(config, tokenizer, "train")
   train = pack(examples, config.data.row_length)
   heldout_examples, long_heldout = load_examples(config, tokenizer, "heldout")
   heldout = pack(heldout_examples, config.data.row_length)
   left_out = LeftOut(long_train, long_heldout)
-  # A held-out loss weighs whatever has a role; the tokens of confidence are read and never said.
+  # The held-out loss counts every token with a role; confidence tokens are input only, never a target.
   ids = tokens.find_markers(tokenizer, config.tokenizer).confidence_ids
   heldout.role_BT[np.isin(heldout.token_BT, ids)] = roles.NO_ROLE
   return Data(train, heldout, receipt(examples, train, config, left_out), left_out)
@@ -91,7 +91,7 @@ def load_examples(
 ) -> tuple[list[Example], tuple[TooLong, ...]]:
   """Return the examples of the split "train" or "heldout", in a fixed order, and the records left out as too long.
 
-  InputError when there are records and all are too long.
+  Raises InputError when there are records and all are too long.
   """
   contents = records.transcripts(config, split)
   examples = []
@@ -121,9 +121,10 @@ def batches(
   share: np.ndarray | slice,
   negatives: bool,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Endless batches from `start_step` on; batch k holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT.
+  """Return endless batches from `start_step` on.
 
-  With `negatives` also negative_ABT.
+  Batch k holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT.
+  With `negatives` it also holds negative_ABT.
 
       rows of epoch 0   4 6 2 0 5 1 3 | rows of epoch 1   2 5 0 ...
       batch             0 0 0 1 1 1 2                     2 2 3          with 3 rows a batch: none is dropped
@@ -144,7 +145,7 @@ def batches(
 def in_order(
   rows: Rows, *, rows_per_step: int, share: np.ndarray | slice, negatives: bool
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Every row once, in order, as batches with one micro-batch each; the last is filled up with rows of padding."""
+  """Yield every row once, in order, as batches with one micro-batch each; padding rows fill up the last batch."""
   for start in range(0, len(rows), rows_per_step):
     index_B = np.arange(start, start + rows_per_step)
     yield _arrays(rows, np.where(index_B < len(rows), index_B, -1)[None, share], negatives)
@@ -155,10 +156,10 @@ def _arrays(rows: Rows, index_AB: np.ndarray, negatives: bool) -> dict[str, np.n
 
 
 def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: LeftOut) -> str:
-  """The mask receipt: what is trained on, role by role, in a few lines for people.
+  """Return the mask receipt: what is trained on, role by role, as a few lines of text.
 
   A token is trained when it has weight and is not the first of its segment. `weight` is the mean over the role's tokens
-  that something predicts; `share of weight` counts the size of negative weights.
+  that are targets; `of weight` is the role's fraction of all weight, by absolute value.
   """
   if not examples:
     raise InputError("there is no record to train on; lower data.num_heldout or give more records")

@@ -6,7 +6,7 @@
   {"pieces": [{"role", "text"[, "weight"]}, ...]}              roles already known
   {"text", "spans": [{"start", "end", "role"[, "weight"]}]}    character offsets, end exclusive; the rest is text
 
-A key "meta" may stand beside any of them; it is for people and is not read. Any other key is an error.
+A key "meta" may be added to any of them; it is a comment and is not read. Any other key is an error.
 One file may mix the formats.
 """
 
@@ -33,7 +33,7 @@ MOST_WEIGHT = 1_000_000  # so that float32 can add up the weights of any batch
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """What one speaker says."""
+  """A message of one speaker."""
 
   speaker: str
   pieces: Transcript
@@ -41,14 +41,14 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-  """A record of messages: what the system and the user say is prompt, what the assistant says is text."""
+  """A record of messages: those of the system and the user are prompt, those of the assistant are text."""
 
   turns: tuple[Turn, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class PlainRecord:
-  """A prompt, which may be empty, and what is said to it; nothing can check its steps."""
+  """A prompt, which may be empty, and the answer to it, whose steps cannot be checked."""
 
   prompt: str
   text: str
@@ -59,7 +59,7 @@ Content = Problem | PlainRecord | Transcript | Chat
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What one line holds, and `where` it stands: "file:line"."""
+  """The content of one line, and its place `where`: "file:line"."""
 
   content: Content
   where: str
@@ -68,41 +68,41 @@ class Record:
 def read(path: str, *, limit: int, checked: bool = True, name: str = "data.path") -> Iterator[Record]:
   """Yield the records of a .jsonl or .jsonl.gz file in order, at most `limit` of them (0: all).
 
-  With `checked`, each question's answer must end as GSM8K's do; else it may be any text. InputError with file and line
-  for every defect, and for a file without records; `name` is the config key that gave the path.
+  With `checked`, each question's answer must end as GSM8K's do; else it may be any text. Raises InputError with file
+  and line for every defect, and for a file without records; `name` is the config key that gave the path.
   """
   for values, where in itertools.islice(read_json_lines(local_path(path, name), name), limit or None):
     yield Record(_content(values, where, checked), where)
 
 
 def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
-  """Transcripts of the split "train" or "heldout", each with where it comes from, in a fixed order.
+  """Return the transcripts of the split "train" or "heldout", each with its source, in a fixed order.
 
-  A problem gets its mistakes here when they are injected, and so does any prose where task.name="records"; a record
-  that has its roles is taken as it is, InputError where its mistakes are not flagged and put right. To the split
-  "train" records of mistakes.mined_path are added, the only ones to know how sure a model was.
+  A problem gets its mistakes here when they are injected, and so does any prose where task.name="records". A record
+  that has its roles is used unchanged; raises InputError where its mistakes are not flagged and corrected. Records of
+  mistakes.mined_path are added to the split "train"; only they have confidence tokens.
   """
   contents = _transcripts(config, split)
   return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
 
 
 def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
-  """The same without mined records."""
+  """Return the same without mined records."""
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-  some = _of_split(config, split)
-  for _, record in some:
+  indexed = _split_records(config, split)
+  for _, record in indexed:
     if isinstance(record.content, tuple):
       _check_marks(record, markers)
   if config.mistakes.source != "injected":
-    return [(_without_mistakes(record.content), record.where) for _, record in some]
+    return [(_without_mistakes(record.content), record.where) for _, record in indexed]
   if config.task.name == "records":
-    return _with_prose_mistakes(some, config, markers)
+    return _with_prose_mistakes(indexed, config, markers)
   task = tasks.get(config.task)
   contents = []
-  for index, record in some:
+  for index, record in indexed:
     content = _without_mistakes(record.content)
     if isinstance(record.content, Problem):
-      # One generator a problem: what a problem becomes does not hang on which others are read.
+      # One generator a problem: its mistakes do not depend on which other problems are read.
       rng = np.random.default_rng((config.seed, index))
       content = with_mistakes(record.content, task, config.mistakes, markers, rng)
     contents.append((content, record.where))
@@ -110,17 +110,17 @@ def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, st
 
 
 def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) -> list[tuple[Transcript | Chat, str]]:
-  """The contents with records of mistakes.mined_path spread evenly among them, mistakes.mined of the whole.
+  """Return the contents with records of mistakes.mined_path spread evenly among them, mistakes.mined of the whole.
 
       c c c  and mined  m n  at 0.4     m c c n c
-      c c c  and mined  m n  at 0.25    c n c c        which of them is drawn by the seed
+      c c c  and mined  m n  at 0.25    c n c c        which one is drawn by the seed
       c c c  and mined  m n  at 1       m n
 
-  Of the contents none is left out, except at 1. Each mined record comes equally often, or once more than another.
-  InputError for a record that is not in pieces, or whose prompt is held out.
+  All contents are kept, except at 1. The counts of two mined records differ by at most one.
+  Raises InputError for a record that is not in pieces, or whose prompt is held out.
   """
-  path, share = config.mistakes.mined_path, config.mistakes.mined
-  held = {_prompt(record.content) for _, record in _of_split(config, "heldout")}
+  path, fraction = config.mistakes.mined_path, config.mistakes.mined
+  held = {_prompt(record.content) for _, record in _split_records(config, "heldout")}
   mined = []
   for record in read(path, limit=0, name="mistakes.mined_path"):
     if not isinstance(record.content, tuple):
@@ -128,9 +128,9 @@ def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) ->
     if _prompt(record.content) in held:
       raise InputError(f"{record.where}: its prompt is held out here; mine with this config's data section")
     mined.append((record.content, record.where))
-  if share == 1:
+  if fraction == 1:
     return mined
-  num = round(len(contents) * share / (1 - share))
+  num = round(len(contents) * fraction / (1 - fraction))
   order = np.random.default_rng((config.seed, *b"mined")).permutation(len(mined))
   both = contents + [mined[order[k % len(mined)]] for k in range(num)]
   place = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in (len(contents), num)])
@@ -145,7 +145,7 @@ def _check_marks(record: Record, markers: Markers) -> None:
 
 
 def _without_mistakes(content: Content) -> Transcript | Chat:
-  """What is trained on where no mistake is put in."""
+  """Return the content to train on where no mistake is injected."""
   if isinstance(content, Problem):
     content = PlainRecord(content.prompt, "".join(content.steps))
   if isinstance(content, PlainRecord):
@@ -154,23 +154,23 @@ def _without_mistakes(content: Content) -> Transcript | Chat:
 
 
 def _with_prose_mistakes(
-  some: list[tuple[int, Record]], config: Config, markers: Markers
+  indexed: list[tuple[int, Record]], config: Config, markers: Markers
 ) -> list[tuple[Transcript | Chat, str]]:
-  """The transcripts, mistakes put in where they can be known to be mistakes; InputError where that is nowhere.
+  """Return the transcripts, with mistakes wherever they can be verified; raise InputError where that is nowhere.
 
-  A mistake borrows from other records of the same split, so that nothing held out is trained on.
+  A mistake uses text of other records of the same split only, so held-out text is never trained on.
   """
   unit, classes = config.mistakes.unit, prose_classes_of(config.mistakes)
-  contents = [(_without_mistakes(record.content), record.where) for _, record in some]
-  open_to = [number for number, (_, record) in enumerate(some) if not isinstance(record.content, tuple)]
-  corpus = Corpus([_text_of(contents[number][0], unit) for number in open_to])
+  contents = [(_without_mistakes(record.content), record.where) for _, record in indexed]
+  open_to = [number for number, (_, record) in enumerate(indexed) if not isinstance(record.content, tuple)]
+  corpus = Corpus([_prose_record(contents[number][0], unit) for number in open_to])
   num_drawn = num_put = 0
   for place, number in enumerate(open_to):
-    wrong = in_prose(corpus, place, config.mistakes, np.random.default_rng((config.seed, some[number][0])))
+    wrong = in_prose(corpus, place, config.mistakes, np.random.default_rng((config.seed, indexed[number][0])))
     if wrong is None:
       continue
     content, where = contents[number]
-    contents[number] = (_put(content, wrong, markers, unit), where)
+    contents[number] = (_insert_mistakes(content, wrong, markers, unit), where)
     num_drawn += 1
     num_put += bool(wrong)
   if num_drawn and not num_put:
@@ -182,20 +182,20 @@ def _with_prose_mistakes(
 
 
 def _runs(content: Transcript | Chat) -> list[Transcript]:
-  """The pieces turn by turn."""
+  """Return the pieces turn by turn."""
   return [turn.pieces for turn in content.turns] if isinstance(content, Chat) else [content]
 
 
-def _text_of(content: Transcript | Chat, unit: str) -> ProseRecord:
-  """What is asked, and the steps of what is said."""
+def _prose_record(content: Transcript | Chat, unit: str) -> ProseRecord:
+  """Return the prompt and the steps of the answer as a ProseRecord."""
   pieces = [piece for run in _runs(content) for piece in run]
   steps = [step for piece in pieces if piece.role == roles.TEXT for step in split_steps(piece.text, unit)]
   prompt = "\n".join(piece.text for piece in pieces if piece.role == roles.PROMPT)
   return ProseRecord(prompt, tuple(steps), led=pieces[0].role == roles.PROMPT)
 
 
-def _put(content: Transcript | Chat, wrong: dict[int, tuple[str, str]], markers: Markers, unit: str):
-  """The same content with wrong steps (and reasons) before steps, which are counted over all that is said."""
+def _insert_mistakes(content: Transcript | Chat, wrong: dict[int, tuple[str, str]], markers: Markers, unit: str):
+  """Return the content with wrong steps (and reasons) before steps, whose numbers count over all answers."""
   runs, num = [], 0
   for run in _runs(content):
     pieces = []
@@ -214,13 +214,13 @@ def _put(content: Transcript | Chat, wrong: dict[int, tuple[str, str]], markers:
 
 
 def problems(config: Config, split: str) -> list[tuple[Problem, str]]:
-  """The problems among the records of the split "train" or "heldout", without mistakes, each with its place."""
+  """Return the problems among the records of the split "train" or "heldout", without mistakes, each with its place."""
   return [
-    (record.content, record.where) for _, record in _of_split(config, split) if isinstance(record.content, Problem)
+    (record.content, record.where) for _, record in _split_records(config, split) if isinstance(record.content, Problem)
   ]
 
 
-def _of_split(config: Config, split: str) -> list[tuple[int, Record]]:
+def _split_records(config: Config, split: str) -> list[tuple[int, Record]]:
   if split not in ("train", "heldout"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'heldout'")
   if config.task.name in ("gsm8k", "records") or config.mistakes.source != "injected":
@@ -239,7 +239,7 @@ def _of_split(config: Config, split: str) -> list[tuple[int, Record]]:
 
 
 def _held_out(records: list[Record], config: Config) -> list[bool]:
-  """Which records are held out: those whose prompts come first by hash, until data.num_heldout records are reached.
+  """Return which records are held out: prompts in order of their hash until data.num_heldout records are reached.
 
   Records with the same prompt stay together, so a held-out prompt is never trained on.
   """
@@ -281,7 +281,7 @@ def _content(record: dict[str, Any], where: str, checked: bool) -> Content:
 
 
 def _question(record: dict, where: str) -> Problem | PlainRecord:
-  """A problem where the answer ends as one of GSM8K's, whose annotations are taken out; else prose as it stands."""
+  """Return a problem where the answer ends as in GSM8K (annotations are removed), else prose as given."""
   question, answer = (_text(record[key], where, key).strip() for key in ("question", "answer"))
   if not question or not answer:
     raise InputError(f"{where}: {'answer' if question else 'question'} is white space; must be text")

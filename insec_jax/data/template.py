@@ -1,4 +1,4 @@
-"""Chat templates: a tokenizer's own, taken apart into what it puts around the contents."""
+"""Chat templates: a tokenizer's template, split into the texts that it puts around the contents."""
 
 import re
 from collections.abc import Sequence
@@ -13,30 +13,30 @@ from transformers.utils import chat_template_utils
 from insec_jax.command import InputError
 from insec_jax.data.template_limits import check_template
 
-# Rows must not depend on the day. Templates that take a date are given this one, which is Llama 3.1's own default;
-# those that ask the clock are told the day on which the run began, or this one where no run of ours did.
+# Rows must not depend on the day. Templates that take a date get this one, which is Llama 3.1's own default;
+# those that read the clock get the day on which the run began, or this one without such a run.
 DATE = datetime(2024, 7, 26)
-DATE_KEY = "chat_template_date"  # of the run, in tokenizer_config.json, which goes wherever the template goes
-# Stands in for a content while a template is rendered: private-use characters that no template knows.
+DATE_KEY = "chat_template_date"  # of the run, in tokenizer_config.json, which is copied with the template
+# Stands in for a content while a template is rendered: private-use characters that no template contains.
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("(\ue000[0-9]+\ue001)")
 
 
 def today() -> str:
-  """Return the day of now in UTC, as `fix_date` takes it."""
+  """Return the current day in UTC, as `fix_date` takes it."""
   return datetime.now(UTC).date().isoformat()
 
 
 def fix_date(tokenizer: PreTrainedTokenizerFast, day: str) -> None:
-  """Store the day that the tokenizer's chat template is told, where it asks the clock; it is saved with the tokenizer.
+  """Store the day that the chat template gets when it reads the clock; it is saved with the tokenizer.
 
-  The time of day is midnight.
+  The time of day is midnight. Other templates are left unchanged.
   """
   if "strftime_now" in str(tokenizer.chat_template):
     tokenizer.init_kwargs[DATE_KEY] = day
 
 
-def _date_of(tokenizer: PreTrainedTokenizerFast) -> datetime:
+def _read_date(tokenizer: PreTrainedTokenizerFast) -> datetime:
   if DATE_KEY not in tokenizer.init_kwargs:
     return DATE
   day = tokenizer.init_kwargs[DATE_KEY]
@@ -47,9 +47,9 @@ def _date_of(tokenizer: PreTrainedTokenizerFast) -> datetime:
 
 
 def _fix_chance(source: str, date: datetime) -> None:
-  """Make a chat template give the same text every time: its clock stands still, and it cannot draw.
+  """Make a chat template deterministic: its clock is fixed, and drawing at random raises.
 
-  transformers keeps one environment for each template; arguments of a template cannot carry a function.
+  transformers keeps one environment for each template; arguments of a template cannot be functions.
   """
 
   def refuse(*_) -> str:
@@ -61,7 +61,7 @@ def _fix_chance(source: str, date: datetime) -> None:
 
 
 class _Generation(jinja2.ext.Extension):
-  """The tag with which transformers finds what an assistant says."""
+  """The tag with which transformers finds the assistant's text."""
 
   tags: ClassVar = {"generation"}
 
@@ -71,7 +71,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def check_syntax(tokenizer: PreTrainedTokenizerFast) -> None:
-  """Raise InputError when the chat template is not in the language of templates; nothing of it is run."""
+  """Raise InputError when the chat template has a syntax error; the template is not run."""
   try:
     jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(tokenizer.chat_template)
   except jinja2.TemplateSyntaxError as error:
@@ -82,7 +82,7 @@ def check_syntax(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 class Template:
-  """The tokenizer's chat template, taken apart into the texts that it puts around the contents."""
+  """A tokenizer's chat template, split into the texts that it puts around the contents."""
 
   def __init__(self, tokenizer: PreTrainedTokenizerFast):
     if not tokenizer.chat_template:
@@ -91,15 +91,16 @@ class Template:
       )
     check_template(tokenizer.chat_template)
     self._tokenizer = tokenizer
-    self._date = _date_of(tokenizer)
+    self._date = _read_date(tokenizer)
     self._gaps = {}
 
   def fill(
     self, speakers: tuple[str, ...], contents: list[str], where: str, *, generation: bool
   ) -> tuple[list[str], list[str]]:
-    """The template's texts before, between and after the contents, and the contents as rendered: as given, or trimmed.
+    """Return the template's texts before, between and after the contents, and the contents as rendered.
 
-    With `generation` the last text opens the assistant's turn. InputError when a content is changed in any other way.
+    A rendered content is as given, or trimmed. With `generation` the last text opens the assistant's turn.
+    Raises InputError when a content is changed in any other way.
     """
     if (speakers, generation) not in self._gaps:
       self._gaps[speakers, generation] = self._find_gaps(speakers, where, generation)
@@ -140,7 +141,7 @@ class Template:
       text.encode()
     except (OSError, MemoryError):
       raise
-    except Exception as error:  # the template is a program of its own, which may raise anything
+    except Exception as error:  # the template is a program and may raise anything
       raise InputError(
         f"{where}: the chat template refuses these messages: {error!s:.200}; change their order or speakers"
       ) from error

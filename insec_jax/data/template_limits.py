@@ -1,4 +1,4 @@
-"""Limits of a chat template, which is a program: it is tried in a process of its own before it is rendered here."""
+"""Limits of a chat template, which is a program: it is tried in a separate process before it is rendered here."""
 
 import functools
 import json
@@ -10,14 +10,14 @@ from insec_jax.command import InputError
 
 CPU_SECONDS = 1
 MEMORY_BYTES = 1 << 30
-WALL_SECONDS = 20  # on a machine that has other things to do
+WALL_SECONDS = 20  # on a busy machine
 TRIAL = pathlib.Path(__file__).with_name("template_trial.py")
 
 
 def check_template(template) -> None:
   """Raise InputError for a chat template that is no text, or takes more time or memory than a conversation can need.
 
-  Tried are conversations of up to eight turns; what else is wrong with a template is said when it is rendered.
+  Conversations of up to eight turns are tried; other errors of a template are raised when it is rendered.
   """
   if isinstance(template, dict):
     template = template.get("default")
@@ -35,11 +35,11 @@ def check_template(template) -> None:
 
 @functools.lru_cache(8)
 def _excess(template: str) -> str | None:
-  """What the template takes too much of; None for one that ends, well or with an error."""
+  """Return the limit that the template exceeds; None for one that ends, with or without an error."""
   limits = {"cpu": CPU_SECONDS, "memory": MEMORY_BYTES, "template": template}
-  # -P: the folder of the file holds modules of ours, which must not hide others.
+  # -P: modules in the script's folder must not shadow others.
   try:
-    done = subprocess.run(
+    trial = subprocess.run(
       [sys.executable, "-P", str(TRIAL)],
       input=json.dumps(limits).encode(),
       capture_output=True,
@@ -48,6 +48,6 @@ def _excess(template: str) -> str | None:
     )
   except subprocess.TimeoutExpired:
     return f"{WALL_SECONDS} seconds"
-  if done.returncode < 0:
+  if trial.returncode < 0:
     return f"{CPU_SECONDS} second"
-  return f"{MEMORY_BYTES >> 20} MB" if done.stdout.strip() == b"memory" else None
+  return f"{MEMORY_BYTES >> 20} MB" if trial.stdout.strip() == b"memory" else None

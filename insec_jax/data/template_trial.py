@@ -1,6 +1,6 @@
 """A trial of one chat template under limits of CPU time and memory, run by template_limits.py as a process.
 
-Imports nothing of the package: the start would take longer than the trial.
+It imports nothing of the package: the imports would take longer than the trial.
 """
 
 import json
@@ -36,7 +36,7 @@ def render(template: str, speakers: tuple[str, ...]) -> None:
   environment.filters["tojson"] = lambda value, **_: json.dumps(value)
   environment.globals |= {"raise_exception": refuse, "strftime_now": str}
   messages = [{"role": speaker, "content": "text"} for speaker in speakers]
-  # The blocks that mark what an assistant says change neither.
+  # The generation tags change neither time nor memory.
   template = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)
   try:
     num = 0
@@ -48,7 +48,7 @@ def render(template: str, speakers: tuple[str, ...]) -> None:
         raise MemoryError
   except MemoryError:
     raise
-  except Exception:  # said when it is rendered for its reader
+  except Exception:  # raised with its message when it is rendered for use
     return
 
 

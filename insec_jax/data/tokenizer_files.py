@@ -1,4 +1,4 @@
-"""Files of a tokenizer: carried along byte for byte, changed only by added markers and by what transformers 4 needs.
+"""Files of a tokenizer: copied byte for byte, changed only for added markers and for what transformers 4 needs.
 
 transformers 5 writes a class name, keys of its own and a list of extra tokens that 4.57 cannot read.
 """
@@ -25,9 +25,9 @@ BACKEND, SETTINGS, ADDED, SPECIAL = (
 )
 PATTERNS = ("tokenizer*", ADDED, SPECIAL, "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*")
 TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
-# Reads tokenizer.json as it is, in transformers 4.57 and 5; other classes may build another tokenizer from it.
+# Loads tokenizer.json unchanged in transformers 4.57 and 5; other classes may build another tokenizer from it.
 CLASS = "PreTrainedTokenizerFast"
-OF_THE_READER = ("is_local", "local_files_only", "auto_map")  # say where it was read from, or name code left behind
+OF_THE_READER = ("is_local", "local_files_only", "auto_map")  # name the source folder, or code that is not copied
 
 
 def carried(folder: Path) -> Iterator[Path]:
@@ -49,9 +49,9 @@ def copy(source: Path, folder: Path) -> None:
 
 
 def save(tokenizer: PreTrainedTokenizerFast, source: Path | None, folder: Path) -> None:
-  """Write the tokenizer's files: those of the folder `source` that it was read from, with the tokens added since.
+  """Write the tokenizer's files: those of the folder `source` that it was loaded from, with the tokens added since.
 
-  Where nothing was added the copies have the same bytes. None: the tokenizer was built here.
+  Where nothing was added the copies have the same bytes. With `source` None the tokenizer was built here.
   """
   folder.mkdir(parents=True, exist_ok=True)
   if source is None:
@@ -64,14 +64,14 @@ def save(tokenizer: PreTrainedTokenizerFast, source: Path | None, folder: Path) 
   before = {token["content"]: token for token in fields.get("added_tokens") or []}
   if changed := [token for token in added if before.get(token["content"]) != token]:
     _write_json(folder / BACKEND, {**fields, "added_tokens": added})
-    _tell_others(folder, changed)
+    _update_token_lists(folder, changed)
   settings = read_settings(folder)
   if settings.get(DATE_KEY) != (day := tokenizer.init_kwargs.get(DATE_KEY)):
     _write_json(folder / SETTINGS, {**settings, DATE_KEY: day})
 
 
-def _tell_others(folder: Path, changed: list[dict[str, Any]]) -> None:
-  """Enter tokens of tokenizer.json into those other files that list such tokens."""
+def _update_token_lists(folder: Path, changed: list[dict[str, Any]]) -> None:
+  """Enter tokens of tokenizer.json into the other files that list such tokens."""
   settings = read_settings(folder)
   if settings.get("added_tokens_decoder"):
     entries = {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in changed}
@@ -83,7 +83,7 @@ def _tell_others(folder: Path, changed: list[dict[str, Any]]) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-  """Change what transformers 4.57 cannot read in tokenizer_config.json; nothing when there is no such thing."""
+  """Change what transformers 4.57 cannot read in tokenizer_config.json, if there is any."""
   settings = read_settings(folder)
   changed = {key: value for key, value in settings.items() if key not in OF_THE_READER} | {"tokenizer_class": CLASS}
   if isinstance(extra := changed.get("extra_special_tokens"), list):  # 4.57 takes names for such tokens, or none
@@ -103,13 +103,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
   return read_json(folder / SETTINGS, "tokenizer config") if os.path.lexists(folder / SETTINGS) else {}
 
 
-# Reading.
-
-
 def check(folder: Path) -> dict[str, int]:
-  """Return the id of every added token, as tokenizer.json says.
+  """Return the id of every added token, as tokenizer.json gives it.
 
-  InputError unless the files of a tokenizer's folder can be read and agree on the tokens they list.
+  Raises InputError unless the files of a tokenizer's folder can be read and agree on the tokens they list.
   """
   if not os.path.lexists(folder / BACKEND):
     raise InputError(
@@ -123,7 +120,7 @@ def check(folder: Path) -> dict[str, int]:
     if name.suffix == ".jinja":
       _check_text(folder / name)
   fields, settings = read_json(folder / BACKEND, "tokenizer"), read_settings(folder)
-  with _form_of(folder / BACKEND):
+  with _input_errors(folder / BACKEND):
     ids = {}
     for token in fields.get("added_tokens") or []:
       ids[_text(token["content"])] = _id(token["id"])
@@ -136,7 +133,7 @@ def check(folder: Path) -> dict[str, int]:
       if len(set(numbers)) < len(numbers):
         raise InputError(f"{folder / BACKEND}: two tokens of the vocabulary have one id; write the tokenizer again")
       ids = vocabulary | ids
-  with _form_of(folder / SETTINGS):
+  with _input_errors(folder / SETTINGS):
     more = set(read_json(folder / ADDED, "added tokens")) if os.path.lexists(folder / ADDED) else set()
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
       more.add(content := _text(token["content"]))
@@ -156,8 +153,8 @@ def check(folder: Path) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _form_of(path: Path) -> Iterator[None]:
-  """Turn what a value of another form raises into an InputError that names the file."""
+def _input_errors(path: Path) -> Iterator[None]:
+  """Turn the errors of a malformed value into an InputError that names the file."""
   try:
     yield
   except (KeyError, TypeError, AttributeError) as error:

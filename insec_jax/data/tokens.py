@@ -38,12 +38,12 @@ from insec_jax.method.mistakes import paper_reason
 from insec_jax.method.transcript import Piece, Transcript
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
-# Llama 3.1 ends a text, a call of a tool or a turn with these.
+# End tokens of Llama 3.1: of a text, of a tool call and of a turn.
 LLAMA_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 
 
 class MarkedTokenizer(NamedTuple):
-  """A tokenizer with its markers; ids are None for plain words, the vocabulary grew by `num_added` tokens."""
+  """A tokenizer with its markers; ids are None for plain words, `num_added` is the growth of the vocabulary."""
 
   tokenizer: PreTrainedTokenizerFast
   flag_id: int | None
@@ -53,7 +53,7 @@ class MarkedTokenizer(NamedTuple):
 
 
 class TooLong(NamedTuple):
-  """A record that was left out, by "file:line" and number of tokens."""
+  """A record that was left out: "file:line" and number of tokens."""
 
   where: str
   num_tokens: int
@@ -61,9 +61,9 @@ class TooLong(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One transcript as tokens; `num_boundary` of them lie across pieces of different roles, `num_end` end the text.
+  """One transcript as tokens; `num_boundary` of them span pieces of different roles, `num_end` end the text.
 
-  negative_T: where a correction first differs from its mistake, the token of the mistake; elsewhere NO_NEGATIVE.
+  negative_T: the mistake's token where a correction first differs from it; elsewhere NO_NEGATIVE.
   """
 
   token_T: np.ndarray
@@ -76,14 +76,14 @@ class Example:
 
 
 def load(folder: str) -> PreTrainedTokenizerFast:
-  """Return the tokenizer of an HF folder, as its tokenizer.json says; nothing is fetched.
+  """Return the tokenizer of an HF folder, as its tokenizer.json defines it, without downloads.
 
-  It neither cuts nor pads, whatever the file says. InputError when it cannot be opened.
+  It neither truncates nor pads, whatever the file says. Raises InputError when it cannot be opened.
   """
   path = Path(folder)
   listed = tokenizer_files.check(path)
   try:
-    with _without_panics():  # first by itself: of a damaged file the library says more than transformers does
+    with _without_panics():  # directly first: the library reports a damaged file in more detail than transformers
       backend = tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND))
       _cut_and_pad_nothing(backend)
       backend.encode("a b")
@@ -91,7 +91,7 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
   except (OSError, MemoryError):
     raise
-  except BaseException as error:  # there is no saying what two libraries raise; a panic of Rust is no Exception
+  except BaseException as error:  # the two libraries may raise anything; a Rust panic is no Exception
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
     raise InputError(
@@ -113,7 +113,7 @@ def _cut_and_pad_nothing(backend: tokenizers.Tokenizer) -> None:
 
 @contextlib.contextmanager
 def _without_panics() -> Iterator[None]:
-  """Keep what Rust writes of a panic off stderr; the exception that follows says the same in one line."""
+  """Keep Rust's panic message off stderr; the exception that follows says the same in one line."""
   kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
   os.dup2(null, 2)
   try:
@@ -125,9 +125,9 @@ def _without_panics() -> Iterator[None]:
 
 
 def build_tokenizer(symbols: Sequence[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-  """A tokenizer with one token for each symbol, pad, end, unknown and the two markers; decoding gives the text back.
+  """Return a tokenizer with one token for each symbol, pad, end, unknown and the two markers; decoding is exact.
 
-  Longer symbols are found first. A character of no symbol becomes the unknown token, which `tokenize` refuses.
+  Longer symbols match first. A character of no symbol becomes the unknown token, for which `tokenize` raises.
   """
   markers = (config.flag, config.fix)
   words = list(symbols) + ([] if config.special else [marker for marker in markers if marker not in symbols])
@@ -143,9 +143,9 @@ def build_tokenizer(symbols: Sequence[str], config: TokenizerConfig) -> PreTrain
 
 
 def add_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
-  """The same tokenizer, changed so that both markers are special tokens; with special=False nothing changes.
+  """Make both markers special tokens of the tokenizer, in place, and return it; with special=False nothing changes.
 
-  The tokens of confidence, where the config has any, are special tokens as well.
+  Confidence tokens, where the config has any, become special tokens as well.
   """
   if not config.special:
     return MarkedTokenizer(tokenizer, None, None, (), 0)
@@ -156,7 +156,7 @@ def add_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> 
 
 
 def find_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
-  """The tokenizer of a trained model with the markers it already has; InputError when it lacks one."""
+  """Return the tokenizer of a trained model with the markers it already has; raise InputError if one is missing."""
   return MarkedTokenizer(tokenizer, None, None, (), 0) if not config.special else _marked(tokenizer, config, 0)
 
 
@@ -177,7 +177,7 @@ def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig, num_add
 
 
 def open_tokenizer(config: Config) -> MarkedTokenizer:
-  """The config's tokenizer with markers: from tokenizer.path, from model.path, or built from the task's symbols."""
+  """Return the config's tokenizer with markers: from tokenizer.path, model.path, or built from the task's symbols."""
   marked = _open_tokenizer(config)
   if config.mistakes.reason == "paper":
     _check_can_write(paper_reason("calc", config.mistakes.unit), marked.tokenizer)
@@ -185,7 +185,7 @@ def open_tokenizer(config: Config) -> MarkedTokenizer:
 
 
 def _check_can_write(words: str, tokenizer: PreTrainedTokenizerFast) -> None:
-  """InputError where the tokenizer has no tokens for the words of the paper's annotation."""
+  """Raise InputError where the tokenizer has no tokens for the words of the paper's annotation."""
   if tokenizer.unk_token_id in tokenizer.backend_tokenizer.encode(words, add_special_tokens=False).ids:
     raise InputError(
       f"mistakes.reason='paper' writes {words!r}, for which the tokenizer has no tokens; "
@@ -203,7 +203,7 @@ def _open_tokenizer(config: Config) -> MarkedTokenizer:
 
 
 def tokenize(content: Transcript | Chat, where: str, tokenizer: PreTrainedTokenizerFast, config: Config) -> Example:
-  """One transcript as tokens; see `tokenize_all`."""
+  """Return one transcript as tokens; see `tokenize_all`."""
   return tokenize_all([(content, where)], tokenizer, config)[0]
 
 
@@ -214,16 +214,16 @@ def tokenize_all(
   *,
   left_out: list[TooLong] | None = None,
 ) -> list[Example]:
-  """Transcripts as tokens: each whole text is encoded once, as the model meets it when it generates.
+  """Return transcripts as tokens: each whole text is encoded once, as the model reads it when it generates.
 
       text    <bos> 7 + 5 =   <err>  a d d  <fix>  12   <end>
       role      p     mistake   f    reason   f  correct.  t       bos and a chat template are prompt, <end> is text
 
-  A token takes its role from the characters that it covers: `owner_of_tokens`. Only pieces of role flag, the template
-  and the end become special tokens; no other text does, whatever it says. InputError, which names the record, when
-  text holds a marker (data.marker_text="refuse"), a flag piece is no marker, a piece gets no token, the tokenizer has
-  no token for a character, nothing is trained, no end of text is trained, or the tokens do not fit in a row: with
-  `left_out`, transcripts of too many tokens are added to it instead.
+  A token takes its role from the characters that it covers (`owner_of_tokens`). Only pieces of role flag, the template
+  and the end become special tokens; other text never does. Raises InputError, which names the record, when text holds
+  a marker (data.marker_text="refuse"), a flag piece is no marker, a piece gets no token, the tokenizer has no token for
+  a character, nothing is trained, no end of text is trained, or the tokens do not fit in a row. With `left_out`,
+  transcripts of too many tokens are appended to it instead.
   """
   layout = _Layout(tokenizer, config)
   parts_of_example = [layout.parts(content, where) for content, where in contents]
@@ -241,7 +241,7 @@ def tokenize_all(
   check_like_whole_text(parts_of_example, encoded, tokenizer)
   negative_N = negatives(parts_of_example, wheres, encoded, tokenizer)
   parts = list(itertools.chain.from_iterable(parts_of_example))
-  example_P = np.repeat(np.arange(len(contents)), [len(some) for some in parts_of_example])
+  example_P = np.repeat(np.arange(len(contents)), [len(example_parts) for example_parts in parts_of_example])
   weight_P = np.array([part.weight for part in parts], np.float32)
   role_P = np.array([part.role for part in parts], np.int8)
   owner_N, is_boundary_N = owner_of_tokens(encoded.start_N, encoded.stop_N, encoded.end_P, role_P, weight_P)
@@ -261,25 +261,25 @@ def tokenize_all(
   first_E = np.searchsorted(example_N, np.arange(len(contents) + 1))
   examples = []
   for number, where in enumerate(wheres):
-    some = slice(first_E[number], first_E[number + 1])
+    span = slice(first_E[number], first_E[number + 1])
     example = Example(
-      encoded.token_N[some],
-      role_N[some],
-      weight_N[some],
-      negative_N[some],
+      encoded.token_N[span],
+      role_N[span],
+      weight_N[span],
+      negative_N[span],
       where,
-      int(is_boundary_N[some].sum()),
-      int((is_end_N[some] & (encoded.special_N[some])).sum()),
+      int(is_boundary_N[span].sum()),
+      int((is_end_N[span] & (encoded.special_N[span])).sum()),
     )
-    _check_example(example, is_end_N[some])
+    _check_example(example, is_end_N[span])
     examples.append(example)
   return examples
 
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, *, answer: str = "") -> np.ndarray:
-  """int32 tokens of a prompt and of the beginning of its `answer`, exactly as `tokenize` would begin a transcript.
+  """Return the int32 tokens of a prompt and the start of its `answer`, exactly as `tokenize` begins a transcript.
 
-  No special token comes out of `text` or `answer`; those of the chat template (template="chat") and bos stay.
+  `text` and `answer` never become special tokens; those of the chat template (template="chat") and bos are kept.
   """
   if template not in ("plain", "chat"):
     raise ValueError(f"template {template!r} is neither 'plain' nor 'chat'")
@@ -300,16 +300,16 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, 
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-  """int32 tokens of a text that follows a special token, as `tokenize` encodes it; no special token comes out of it."""
+  """Return the int32 tokens of a text after a special token, as in `tokenize`; none of them is special."""
   return encode([[Span(text, roles.TEXT, 0.0)]], ["the text"], tokenizer).token_N
 
 
 def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
-  """Id of the token that `tokenize` puts at the end of an answer, and at which generation has to stop."""
+  """Return the id of the token that `tokenize` puts at the end of an answer, at which generation has to stop."""
   if template == "chat":
     gaps, _ = Template(tokenizer).fill(("user", "assistant"), ["a", "b"], "an example", generation=False)
     after = template_parts(gaps[-1], special_pattern(tokenizer), tokenizer, 0.0)
-    return after[_last_of_end(after, "an example")].token
+    return after[_end_index(after, "an example")].token
   if tokenizer.eos_token_id is None:
     raise InputError(
       "the tokenizer names no end-of-text token, so the model would never learn to stop; "
@@ -322,21 +322,21 @@ def stop_ids(eos_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast, *, voca
   """Return every token that ends a text.
 
   These are the model's `eos_ids` (of config.json and generation_config.json), the tokenizer's, the one with which its
-  chat template ends an assistant's turn, and all three of Llama 3.1 where it has them.
+  chat template ends an assistant's turn, and all three of Llama 3.1 where the tokenizer has them.
 
-  InputError when one of them is not among the `vocab_size` tokens of the model.
+  Raises InputError when one of them is not among the `vocab_size` tokens of the model.
   """
   known = tokenizer.get_added_vocab()
   ends = [*eos_ids, tokenizer.eos_token_id, _template_end(tokenizer)]
   if all(token in known for token in LLAMA_ENDS):
     ends += [known[token] for token in LLAMA_ENDS]
-  found = tuple(dict.fromkeys(number for number in ends if number is not None))
-  if found and max(found) >= vocab_size:
+  ids = tuple(dict.fromkeys(number for number in ends if number is not None))
+  if ids and max(ids) >= vocab_size:
     raise InputError(
-      f"the tokenizer ends a text with token {max(found)}, and the model has {vocab_size}; use "
+      f"the tokenizer ends a text with token {max(ids)}, and the model has {vocab_size}; use "
       "the tokenizer that belongs to the model"
     )
-  return found
+  return ids
 
 
 def _template_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
@@ -346,12 +346,12 @@ def _template_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
   try:
     return end_token(tokenizer, "chat")
   except InputError:
-    check_syntax(tokenizer)  # as it was written, the template may well have had an end
-    return None  # who means to use the template gets the error then
+    check_syntax(tokenizer)  # a template with a syntax error may still have an end token
+    return None  # using the template raises later
 
 
-def _last_of_end(after: list[Span], where: str) -> int:
-  """Index of the first special token after an answer: up to there the template ends the assistant's turn."""
+def _end_index(after: list[Span], where: str) -> int:
+  """Return the index of the first special token after an answer, where the template ends the assistant's turn."""
   for number, part in enumerate(after):
     if part.token is not None:
       return number
@@ -362,7 +362,7 @@ def _last_of_end(after: list[Span], where: str) -> int:
 
 
 class _Layout:
-  """Transcripts as parts: what is text, what is one special token, and what each is worth."""
+  """Conversion of transcripts to parts: text or one special token, each with its weight."""
 
   def __init__(self, tokenizer: PreTrainedTokenizerFast, config: Config):
     self._config = config
@@ -414,7 +414,7 @@ class _Layout:
       )
     weight, token = self._weight(piece), self._marker_ids[marker]
     if marker in self._confidence_ids:
-      weight = 0.0  # the decoder writes it, the model only reads it
+      weight = 0.0  # written by the decoder, only read by the model
     if token is None:
       return [Span(piece.text, roles.FLAG, weight, must_own=True)]
     before, after = piece.text.split(marker)
@@ -442,20 +442,20 @@ class _Layout:
       )
       after = template_parts(gap, self._pattern, self._tokenizer, prompt)
       if turn.speaker == "assistant":
-        last = _last_of_end(after, where)
+        last = _end_index(after, where)
         after[: last + 1] = [part._replace(role=roles.TEXT, weight=end, is_end=True) for part in after[: last + 1]]
       parts += after
     return parts
 
 
 def _turns(transcript: Transcript) -> tuple[Turn, ...]:
-  """Each run of prompt pieces as a turn of the user, what is between as turns of the assistant."""
+  """Return each run of prompt pieces as a turn of the user, and the pieces between as turns of the assistant."""
   runs = itertools.groupby(transcript, key=lambda piece: piece.role == roles.PROMPT)
   return tuple(Turn("user" if is_prompt else "assistant", tuple(run)) for is_prompt, run in runs)
 
 
 def _stripped(pieces: Transcript) -> Transcript:
-  """The pieces without the white space at both ends of their text, as a template that trims renders them."""
+  """Return the pieces without white space at both ends of their text, as a template that trims renders them."""
   text = "".join(piece.text for piece in pieces)
   first, last = len(text) - len(text.lstrip()), len(text.rstrip())
   kept, end = [], 0
@@ -471,7 +471,7 @@ def _check_example(example: Example, is_end_T: np.ndarray) -> None:
     raise InputError(
       f"{example.where}: no end of text is trained, because nothing is said by the assistant; add an answer"
     )
-  # Nothing predicts the first token.
+  # The first token is never a target.
   if not (example.weight_T[1:] * ~is_end_T[1:]).any():
     raise InputError(
       f"{example.where}: no token is trained, because every role or span in it weighs 0; "

@@ -1,11 +1,11 @@
-"""Everything that is measured of a model, in as few passes of the decoder as that takes.
+"""All measurements of a model, in as few passes of the decoder as possible.
 
 Greedily, then at evaluate.temperature:
 
     injected              after injected mistakes; again with the flag forced
     solutions             and own, their first wrong steps; again with the flag forced after these
-    , flags banned        whole solutions without a flag: what corrections are held against
-    (validation)          the same on other problems: there the two thresholds are chosen
+    , flags banned        whole solutions without a flag: the baseline for corrections
+    (validation)          the same on other problems, on which the two thresholds are chosen
     , at threshold        injected and solutions with the bias on the flag that keeps false alarms per right step within
                           evaluate.max_false_alarms (at the temperature twice that)
     , larger              solutions of problems larger than any trained on, where evaluate.max_size asks for them
@@ -14,20 +14,20 @@ Greedily, then at evaluate.temperature:
 
 Only at the temperature:
 
-    , redraw              the control: those steps deleted and drawn again, flags banned
-    , majority            the control: most frequent answer of evaluate.votes solutions, flags banned; the first of them
+    , redraw              control: steps above the threshold deleted and sampled again, flags banned
+    , majority            control: most frequent answer of evaluate.votes solutions, flags banned; the first solutions
                           are those of ", flags banned"
 
-That is 9 passes greedily, in which only what a bias or a forced flag changes is written again (of 5 over all problems
-2 are whole); 8 + votes at the temperature, and for the redraw a round until no step is left to redraw, at most
+These are 9 greedy passes, which rewrite only texts that a bias or a forced flag changes (2 of the 5 over all problems
+are whole); 8 + votes at the temperature; for the redraw one a round until no step is left to redraw, at most
 redraws * steps + 1; one more each with larger problems; and one of a single token. AUROCs, curves and thresholds are
-read from these and cost none.
+computed from these and need no further pass.
 
-The bound holds for the steps of validation solutions as written without flags. Corrections add steps of their own,
-which may be flagged again: measured false alarms can be above it.
+The bound holds for the steps of validation solutions written without flags. Corrections add steps, which may be flagged
+again: measured false alarms can be above it.
 
-Where markers are plain words no flag can be banned, biased or forced: what needs that is left out, and the rest is
-written without a ban. Where steps are not lines, what needs scores while writing is left out.
+Where markers are plain words no flag can be banned, biased or forced: sources that need this are left out, and the rest
+is written without a ban. Where steps are not lines, sources that need scores while decoding are left out.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from insec_jax.evaluation.steps import Step
 from insec_jax.method.mistakes import Probe
 from insec_jax.method.tasks import Problem
 
-# What stands behind "injected", "own" or "solutions" in the name of a source: one of the first two, then maybe another.
+# Suffixes of "injected", "own" or "solutions" in the name of a source: one of the first two, then at most one other.
 GREEDY, SAMPLED = "", " sampled"
 BANNED, AT_THRESHOLD, CONFIDENCE = ", flags banned", ", at threshold", ", confidence"
 REDRAW, MAJORITY = ", redraw", ", majority"
@@ -54,14 +54,14 @@ class Thresholds:
 
   temperature: float
   most: float  # false alarms per right step
-  bias: float | None  # also None where the flag is no token
+  bias: float | None  # also None where the flag is no special token
   score: float | None
   steps: list[Step]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-  """Sources by what stands behind "injected", or behind "own" and "solutions", in their names."""
+  """Sources by the suffix of "injected", or of "own" and "solutions", in their names."""
 
   injected: dict[str, ProbeResults]
   solved: dict[str, SolveResults]
@@ -78,7 +78,7 @@ def measure(
   validation: Sequence[Problem],
   larger: Sequence[Problem],
 ) -> Measurements:
-  """All of the above."""
+  """Return all measurements listed above."""
   measured = Measurements({}, {}, {}, [])
   settings = {
     GREEDY: (0.0, config.evaluate.max_false_alarms),
@@ -88,7 +88,7 @@ def measure(
     solve = functools.partial(prober.solve, temperature=temperature)
     inject = functools.partial(prober.injected, probes, temperature=temperature)
     measured.injected[how] = inject(label=f"injected{how}", force=True)
-    if can_ban(prober):  # first: most greedy solutions are the same with flags
+    if can_ban(prober):  # first, since most greedy solutions are the same with flags
       measured.solved[how + BANNED] = solve(problems, label=f"solutions{how}{BANNED}", flag_bias=NO_FLAG)
     measured.solved[how] = solve(problems, label=f"solutions{how}", force=True)
     steps = solve(validation, label=f"validation{how}", flag_bias=NO_FLAG if can_ban(prober) else 0.0).steps
@@ -104,19 +104,19 @@ def measure(
     if larger:
       measured.solved[how + LARGER] = solve(larger, label=f"solutions{how}{LARGER}")
   controls(measured, prober, config, problems)
-  told_apart = prober.told_apart(probes)
-  injected = {how: dataclasses.replace(probed, steps=told_apart) for how, probed in measured.injected.items()}
+  probe_steps = prober.told_apart(probes)
+  injected = {how: dataclasses.replace(probed, steps=probe_steps) for how, probed in measured.injected.items()}
   return dataclasses.replace(measured, injected=injected)
 
 
 def choose(prober: Prober, steps: list[Step], temperature: float, most: float) -> Thresholds:
-  """The thresholds that keep false alarms within `most` on these steps."""
+  """Return the thresholds that keep false alarms within `most` on these steps."""
   bias = thresholds.choose_bias(steps, temperature=temperature, most=most) if can_ban(prober) else None
   return Thresholds(temperature, most, bias, thresholds.choose_score(steps, most=most), steps)
 
 
 def controls(measured: Measurements, prober: Prober, config: Config, problems: Sequence[Problem]) -> None:
-  """Puts the redraw and the votes into `measured`."""
+  """Add the redraw and the votes to `measured`."""
   chosen = measured.chosen[SAMPLED]
   if can_watch(prober, chosen):
     measured.solved[SAMPLED + REDRAW] = prober.redrawn(
@@ -140,10 +140,10 @@ def controls(measured: Measurements, prober: Prober, config: Config, problems: S
 
 
 def can_ban(prober: Prober) -> bool:
-  """Whether the flag is a token."""
+  """Return whether the flag is a special token."""
   return prober.writer.flag_id is not None
 
 
 def can_watch(prober: Prober, chosen: Thresholds) -> bool:
-  """Whether scores are known while writing, and which of them are too high."""
+  """Return whether scores are known while decoding, and a threshold for them was chosen."""
   return prober.unit == "line" and chosen.score is not None

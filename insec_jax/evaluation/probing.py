@@ -1,7 +1,7 @@
-"""Probing: wrong steps set before a model, by a rule or by itself, and what it does after each.
+"""Probing: a model's behaviour after wrong steps, injected by a rule or its own (self-made).
 
 A source of mistakes is `injected` (a rule's wrong step after right ones) or `own` (the first wrong step of a solution
-that the model wrote). Each is measured as it comes, and where asked once more with the flag forced right after it.
+that the model wrote). Each is measured with flags unconstrained and, on request, with the flag forced right after it.
 """
 
 import collections
@@ -28,18 +28,18 @@ from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse
 
 FROM_FILE = ("gsm8k",)  # tasks whose problems are records of data.path
-NO_FLAG = -math.inf  # the flag_bias that bans it
-# Added to the seed of the problems that thresholds are chosen on: mining draws from the same split.
+NO_FLAG = -math.inf  # the flag_bias that bans the flag
+# Added to the seed of the validation problems: mining draws from the same split.
 _VALIDATION = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResults:
-  """One source of mistakes, measured; `outcomes` and `transcripts` run over its probes."""
+  """Measurements of one source of mistakes; `outcomes` and `transcripts` have one entry per probe."""
 
   outcomes: list[Outcome]
-  forced: list[Outcome] | None  # of those that leave room to go on; None where not asked for
-  steps: list[Step]  # the wrong ones and the right ones that they are told from
+  forced: list[Outcome] | None  # of probes that leave room to go on; None when not requested
+  steps: list[Step]  # the wrong ones and the right ones that they are compared with
   transcripts: list[Transcript]
 
 
@@ -50,23 +50,23 @@ class SolveResults:
   scores: list[SolutionScore]
   num_tokens: list[int]
   transcripts: list[Transcript]
-  steps: list[Step]  # those before any marker
+  steps: list[Step]  # before any marker
   own: ProbeResults
 
 
 def solved_problems(task: Task, config: Config) -> list[Problem]:
-  """The problems that the model solves: of the split "test", or the held-out records of data.path."""
+  """Return the problems that the model solves: of the split "test", or the held-out records of data.path."""
   if task.name in FROM_FILE:
-    found = _held_out(config)[: config.evaluate.num_problems]
+    problems = _held_out(config)[: config.evaluate.num_problems]
   else:
-    found = tasks.problems(task, "test", num=config.evaluate.num_problems, seed=config.seed)
-  return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+    problems = tasks.problems(task, "test", num=config.evaluate.num_problems, seed=config.seed)
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in problems]
 
 
 def larger_problems(config: Config) -> list[Problem]:
-  """Problems of the sizes above task.max_size, up to evaluate.max_size; none where that is 0.
+  """Return problems of the sizes above task.max_size, up to evaluate.max_size; none where that is 0.
 
-  InputError for a size that the task does not have.
+  Raises InputError for a size that the task does not support.
   """
   if not config.evaluate.max_size:
     return []
@@ -79,39 +79,39 @@ def larger_problems(config: Config) -> list[Problem]:
 
 
 def validation_problems(task: Task, config: Config) -> list[Problem]:
-  """The problems that thresholds are chosen on: of the split "mine", or the training records of data.path."""
+  """Return the problems to choose thresholds on: of the split "mine", or the training records of data.path."""
   num = config.evaluate.num_problems
   if task.name in FROM_FILE:
-    found = [problem for problem, _ in records.problems(config, "train")][:num]
+    problems = [problem for problem, _ in records.problems(config, "train")][:num]
   else:
-    found = tasks.problems(task, "mine", num=num, seed=config.seed + _VALIDATION)
-  return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+    problems = tasks.problems(task, "mine", num=num, seed=config.seed + _VALIDATION)
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in problems]
 
 
 def injected_probes(task: Task, config: Config) -> list[Probe]:
-  """evaluate.num_probes probes in equal shares of every error class of the task, whichever classes were trained.
+  """Return evaluate.num_probes probes, equally many of every error class of the task, whichever were trained.
 
-  They stand anywhere in problems of the split "probe", or in the held-out records of data.path; no problem serves twice
-  while there is another. A class for which too few places are found has fewer.
+  They are at any place in problems of the split "probe", or in the held-out records of data.path; no problem is used
+  again while another is unused. A class for which too few places are found has fewer probes.
   """
   num = config.evaluate.num_probes
   problems = _held_out(config) if task.name in FROM_FILE else tasks.problems(task, "probe", num=num, seed=config.seed)
   uses = collections.Counter()
-  found = []
+  probes = []
   for number, error in enumerate(task.error_classes):
     rng = np.random.default_rng((config.seed, number))
     only = dataclasses.replace(config.mistakes, classes=(error,), place="anywhere")
-    share = (num + number) // len(task.error_classes)  # over the classes these add up to num
-    of_class = []
+    num_per_class = (num + number) // len(task.error_classes)  # over the classes these add up to num
+    class_probes = []
     for index in sorted(range(len(problems)), key=lambda index: uses[index]):
-      if len(of_class) == share:
+      if len(class_probes) == num_per_class:
         break
       probe = mistakes.probe(problems[index], task, only, rng)
       if probe is not None:
-        of_class.append(probe)
+        class_probes.append(probe)
         uses[index] += 1
-    found += of_class
-  return found
+    probes += class_probes
+  return probes
 
 
 def _held_out(config: Config) -> list[Problem]:
@@ -122,7 +122,7 @@ def _held_out(config: Config) -> list[Problem]:
 
 
 class Prober:
-  """A model, a task and how long to write: does the probing."""
+  """A model, a task and limits of generation; runs the probing."""
 
   def __init__(self, writer: TextGenerator, task: Task, config: Config):
     self.writer, self.task = writer, task
@@ -131,15 +131,15 @@ class Prober:
     self.limits = {"max_tokens": config.evaluate.max_tokens, "batch_size": config.evaluate.batch_size}
     self.seed = config.seed
     self._reader = Reader(writer, task, self.markers, self.unit)
-    self._encode = functools.cache(writer.encode)  # every pass asks for the same problems
-    self._greedy: dict[bytes, list[tuple[float, Completion]]] = {}  # by prompt: what was written with which flag_bias
+    self._encode = functools.cache(writer.encode)  # every pass encodes the same problems
+    self._greedy: dict[bytes, list[tuple[float, Completion]]] = {}  # by prompt: (flag_bias, completion) pairs
 
   def injected(
     self, probes: Sequence[Probe], *, label: str, temperature: float, flag_bias: float = 0.0, force: bool = False
   ) -> ProbeResults:
-    """What the model does after injected mistakes, with `force` also after them and the flag.
+    """Return what the model writes after injected mistakes; with `force` also after the mistakes and the flag.
 
-    Its steps are left empty: those of `told_apart` are the same however the model goes on.
+    `steps` is left empty: those of `told_apart` do not depend on the continuation.
     """
     drawn = {"temperature": temperature, "seed": self.seed, **self.limits}
     begins = self._begin([(probe, probe.wrong) for probe in probes])
@@ -151,23 +151,26 @@ class Prober:
       else:
         flagged = [np.append(begin_T, self.writer.flag_id) for begin_T in begins]
       forced = [
-        self._outcome(probe, one, forced=True)
-        for probe, one in zip(probes, self.writer.write(flagged, label=f"{label}, flag forced", **drawn), strict=True)
+        self._outcome(probe, completion, forced=True)
+        for probe, completion in zip(
+          probes, self.writer.write(flagged, label=f"{label}, flag forced", **drawn), strict=True
+        )
       ]
     transcripts = [
       (
         Piece(PROMPT, probe.problem.prompt),
         *pieces_of(TEXT, "".join(probe.before)),
         Piece(MISTAKE, probe.wrong),
-        *parse(one.text, self.markers, self.unit),
+        *parse(completion.text, self.markers, self.unit),
       )
-      for probe, one in zip(probes, written, strict=True)
+      for probe, completion in zip(probes, written, strict=True)
     ]
-    return ProbeResults([self._outcome(*one) for one in zip(probes, written, strict=True)], forced, [], transcripts)
+    outcomes = [self._outcome(probe, completion) for probe, completion in zip(probes, written, strict=True)]
+    return ProbeResults(outcomes, forced, [], transcripts)
 
   def told_apart(self, probes: Sequence[Probe]) -> list[Step]:
-    """The wrong steps of probes and the right ones in their places, as steps with one place for a flag: after them."""
-    set_before = [
+    """Return the wrong steps of probes and the right ones in their places, each with one place for a flag: after it."""
+    candidates = [
       (number, last, kind, error)
       for number, probe in enumerate(probes)
       for last, kind, error in (
@@ -176,18 +179,18 @@ class Prober:
       )
     ]
     if self.writer.flag_id is None:
-      near = [(None, None)] * len(set_before)
+      flag_scores = [(None, None)] * len(candidates)
     else:
       written = self.writer.write(
-        self._begin([(probes[number], last) for number, last, _, _ in set_before]),
+        self._begin([(probes[number], last) for number, last, _, _ in candidates]),
         label="a flag after injected mistakes and right steps",
         max_tokens=1,
         batch_size=self.limits["batch_size"],
       )
-      near = [(one.generation.margins, one.generation.flag_logprobs) for one in written]
+      flag_scores = [(completion.generation.margins, completion.generation.flag_logprobs) for completion in written]
     return [
       Step(number, kind, error, is_first_try=True, score=math.nan, margin_P=margin_P, flag_P=flag_P)
-      for (number, _, kind, error), (margin_P, flag_P) in zip(set_before, near, strict=True)
+      for (number, _, kind, error), (margin_P, flag_P) in zip(candidates, flag_scores, strict=True)
     ]
 
   def solve(
@@ -201,7 +204,7 @@ class Prober:
     seed: int | None = None,
     force: bool = False,
   ) -> SolveResults:
-    """The model's solutions, and what it does after its own first wrong steps, with `force` after them and the flag."""
+    """Return solutions and what follows the model's own first wrong steps; with `force` also with the flag forced."""
     drawn = {"temperature": temperature, "seed": self.seed if seed is None else seed, **self.limits}
     prompts = [self._encode(problem.prompt) for problem in problems]
     written = self._write(prompts, label=label, flag_bias=flag_bias, watch=watch, **drawn)
@@ -216,15 +219,15 @@ class Prober:
     begins = {index: begin for index, begin in begins.items() if begin is not None}
     forced = self.writer.write(list(begins.values()), label=f"{label}, own mistakes, flag forced", **drawn)
     outcomes = [
-      self._outcome(own_probe(problems[index], solved.scores[index]), one, forced=True)
-      for index, one in zip(begins, forced, strict=True)
+      self._outcome(own_probe(problems[index], solved.scores[index]), completion, forced=True)
+      for index, completion in zip(begins, forced, strict=True)
     ]
     return dataclasses.replace(solved, own=dataclasses.replace(solved.own, forced=outcomes))
 
   def redrawn(
     self, problems: Sequence[Problem], *, label: str, temperature: float, threshold: float, most: int
   ) -> SolveResults:
-    """Solutions without flags in which a step whose score is above the threshold is drawn again, up to `most` times."""
+    """Return solutions without flags, steps with a score above the threshold sampled again, up to `most` times each."""
     written, num_generated = redraw(
       self.writer,
       [self._encode(problem.prompt) for problem in problems],
@@ -238,18 +241,18 @@ class Prober:
     return dataclasses.replace(self.read(problems, written), num_tokens=num_generated)
 
   def read(self, problems: Sequence[Problem], written: Sequence[Completion]) -> SolveResults:
-    """What solutions are worth, however they were written."""
+    """Return the scores, steps and transcripts of solutions, however they were generated."""
     scores = [
       scoring.score_solution(
-        problem, one.text, finished=one.finished, task=self.task, markers=self.markers, unit=self.unit
+        problem, completion.text, finished=completion.finished, task=self.task, markers=self.markers, unit=self.unit
       )
-      for problem, one in zip(problems, written, strict=True)
+      for problem, completion in zip(problems, written, strict=True)
     ]
-    transcripts = [self._solution(*one) for one in zip(problems, written, scores, strict=True)]
+    transcripts = [self._solution(*solution) for solution in zip(problems, written, scores, strict=True)]
     steps = [
       step
-      for number, (problem, one) in enumerate(zip(problems, written, strict=True))
-      for step in self._reader.steps(number, problem, one)
+      for number, (problem, completion) in enumerate(zip(problems, written, strict=True))
+      for step in self._reader.steps(number, problem, completion)
     ]
     failed = [index for index, score in enumerate(scores) if score.own is not None]
     own = ProbeResults(
@@ -258,7 +261,7 @@ class Prober:
       [step for step in steps if step.is_first_try],
       [transcripts[index] for index in failed],
     )
-    return SolveResults(scores, [len(one.generation.tokens) for one in written], transcripts, steps, own)
+    return SolveResults(scores, [len(completion.generation.tokens) for completion in written], transcripts, steps, own)
 
   def _write(
     self,
@@ -270,48 +273,49 @@ class Prober:
     watch: ConfidenceTrigger | None = None,
     **options,
   ) -> list[Completion]:
-    """As TextGenerator.write; a greedy text that another flag_bias would not change is not written again."""
+    """Return completions as `TextGenerator.write` does; reuse a greedy text that the new flag_bias would not change."""
     write = functools.partial(
       self.writer.write, label=label, temperature=temperature, flag_bias=flag_bias, watch=watch, **options
     )
     if temperature or self.writer.flag_id is None:
       return write(prompts)
-    found = [
+    completions = [
       next(
         (
-          one
-          for bias, one in self._greedy.get(prompt.tobytes(), ())
-          if self._says_the_same(one, bias, flag_bias, watch)
+          completion
+          for bias, completion in self._greedy.get(prompt.tobytes(), ())
+          if self._says_the_same(completion, bias, flag_bias, watch)
         ),
         None,
       )
       for prompt in prompts
     ]
-    left = [index for index, one in enumerate(found) if one is None]
-    for index, one in zip(left, write([prompts[index] for index in left]), strict=True):
-      found[index] = one
+    left = [index for index, completion in enumerate(completions) if completion is None]
+    for index, completion in zip(left, write([prompts[index] for index in left]), strict=True):
+      completions[index] = completion
       if watch is None:
-        self._greedy.setdefault(prompts[index].tobytes(), []).append((flag_bias, one))
-    return found
+        self._greedy.setdefault(prompts[index].tobytes(), []).append((flag_bias, completion))
+    return completions
 
   def _says_the_same(self, written: Completion, bias: float, flag_bias: float, watch: ConfidenceTrigger | None) -> bool:
-    """Whether a greedy model that wrote this with `bias` writes it again with `flag_bias` and this watch."""
-    one = written.generation
-    if ((one.margins + bias > 0) != (one.margins + flag_bias > 0)).any():
+    """Return whether greedy decoding that gave this with `bias` gives it again with `flag_bias` and this watch."""
+    generation = written.generation
+    if ((generation.margins + bias > 0) != (generation.margins + flag_bias > 0)).any():
       return False
     return watch is None or all(
-      said.score <= watch.threshold for _, _, said in step_scores(one.tokens, one.logprobs, watch, self.writer.flag_id)
+      surprisal.score <= watch.threshold
+      for _, _, surprisal in step_scores(generation.tokens, generation.logprobs, watch, self.writer.flag_id)
     )
 
-  def _begin(self, asked: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
-    """For each probe what the model reads with this in place of the wrong step, and its own confidence in each step."""
+  def _begin(self, probe_steps: Sequence[tuple[Probe, str]]) -> list[np.ndarray]:
+    """Return the model's input for each probe with the given step last, its confidence tokens included."""
     if self.writer.confidence_ids:
       return self.writer.begin(
-        [probe.problem.prompt for probe, _ in asked],
-        [(*probe.before, last) for probe, last in asked],
+        [probe.problem.prompt for probe, _ in probe_steps],
+        [(*probe.before, last) for probe, last in probe_steps],
         batch_size=self.limits["batch_size"],
       )
-    return [self._encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in asked]
+    return [self._encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in probe_steps]
 
   def _outcome(self, probe: Probe, written: Completion, *, forced: bool = False) -> Outcome:
     return scoring.read_probe(
@@ -327,7 +331,7 @@ class Prober:
     )
 
   def _solution(self, problem: Problem, written: Completion, score: SolutionScore) -> Transcript:
-    """The solution with its first wrong step shown as a mistake, flagged or not."""
+    """Return the solution with its first wrong step as a mistake piece, flagged or not."""
     prompt, text = Piece(PROMPT, problem.prompt), written.text
     if score.own is None:
       return (prompt, *parse(text, self.markers, self.unit))
@@ -343,26 +347,26 @@ class Prober:
   def _flagged_own(
     self, problem: Problem, prompt: np.ndarray, written: Completion, score: SolutionScore
   ) -> np.ndarray | None:
-    """Prompt, own text up to the end of the wrong step, flag; None where that leaves no room to go on."""
+    """Return prompt, own text up to the end of the wrong step, and flag; None where that leaves no room to go on."""
     prefix = score.own.prefix
     num = self._reader.token_ends(written).get(len(prefix))
     if self.writer.flag_id is None:
       begin = self._encode(problem.prompt, answer=prefix + self.markers.flag)
     elif num is not None:
-      said = written.generation.tokens[: self.writer.past_confidence(written.generation.tokens, num)]
-      begin = np.concatenate([prompt, said, [self.writer.flag_id]])
+      own_tokens = written.generation.tokens[: self.writer.past_confidence(written.generation.tokens, num)]
+      begin = np.concatenate([prompt, own_tokens, [self.writer.flag_id]])
     elif self.markers.flag in prefix or self.markers.fix in prefix:
-      return None  # neither a token ends here nor could the markers be encoded again as markers
+      return None  # no token ends here, and the markers cannot be encoded again as markers
     else:
       begin = np.append(self._encode(problem.prompt, answer=prefix), self.writer.flag_id)
     return begin.astype(np.int32) if self.writer.has_room(begin, self.limits["max_tokens"]) else None
 
 
 def own_probe(problem: Problem, score: SolutionScore) -> Probe:
-  """The first wrong step of a solution that has one, as a probe."""
+  """Return the first wrong step of a solution that has one, as a probe."""
   return Probe(problem, score.own.before, score.own.wrong, score.own.outcome.error)
 
 
 def pieces_of(role: int, text: str) -> Transcript:
-  """One piece, or none when there is no text."""
+  """Return one piece, or none when there is no text."""
   return (Piece(role, text),) if text else ()

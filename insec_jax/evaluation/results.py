@@ -1,4 +1,4 @@
-"""What was measured, as the numbers and transcripts of results.json."""
+"""The numbers and transcripts of results.json, from the measurements."""
 
 import collections
 import dataclasses
@@ -21,65 +21,69 @@ MOST_SHOWN = 6  # transcripts of each kind
 
 
 def results(measured: Measurements, *, within: int) -> dict:
-  """The measured part of results.json, as evaluate.py describes it."""
-  own = {"own" + how: one.own for how, one in measured.solved.items() if how in own_sources(measured)}
-  sources = {**{"injected" + how: one for how, one in measured.injected.items()}, **own}
-  solved = {"solutions" + how: one for how, one in measured.solved.items()}
+  """Return the measured part of results.json, as evaluate.py describes it."""
+  own = {"own" + how: solved.own for how, solved in measured.solved.items() if how in own_sources(measured)}
+  sources = {**{"injected" + how: probed for how, probed in measured.injected.items()}, **own}
+  solved = {"solutions" + how: solutions for how, solutions in measured.solved.items()}
   rates = {}
   for source, probed in sources.items():
     rates |= source_rates(source, probed, within)
-  for source, one in solved.items():
-    rates[source] = scoring.solution_rates(one.scores)
+  for source, solutions in solved.items():
+    rates[source] = scoring.solution_rates(solutions.scores)
   votes = {number: vote(measured.votes[:number]) for number in vote_numbers(len(measured.votes))}
-  of_votes = votes[len(measured.votes)]
+  all_votes = votes[len(measured.votes)]
   majority = f"solutions{SAMPLED}{MAJORITY}"
-  rates[majority] = of_votes.rates
+  rates[majority] = all_votes.rates
   operating, by_score = curves(measured)
   return {
     "counts": counts(solved, sources),
     "rates": {
-      source: {name: rate.to_json() if isinstance(rate, Rate) else rate for name, rate in some.items()}
-      for source, some in rates.items()
+      source: {name: rate.to_json() if isinstance(rate, Rate) else rate for name, rate in named.items()}
+      for source, named in rates.items()
     },
     "gap": gaps(rates),
-    "first_tries": {source: first_tries(one) for source, one in solved.items()},
+    "first_tries": {source: first_tries(solutions) for source, solutions in solved.items()},
     "thresholds": chosen_thresholds(measured.chosen),
     "operating": operating,
     "operating_confidence": by_score,
     "tokens_per_problem": {
-      **{source: mean(one.num_tokens) for source, one in solved.items()},
-      majority: mean(of_votes.num_tokens),
+      **{source: mean(solutions.num_tokens) for source, solutions in solved.items()},
+      majority: mean(all_votes.num_tokens),
     },
     "accuracy_at_tokens": {
       majority: [
-        {"votes": number, "accuracy": one.rates["accuracy_t2"].to_json(), "tokens_per_problem": mean(one.num_tokens)}
-        for number, one in votes.items()
+        {
+          "votes": number,
+          "accuracy": majority_vote.rates["accuracy_t2"].to_json(),
+          "tokens_per_problem": mean(majority_vote.num_tokens),
+        }
+        for number, majority_vote in votes.items()
       ]
     },
     "solved": {
       **{
         source: {
-          "t1": [int(score.right_first) for score in one.scores],
-          "t2": [int(score.right) for score in one.scores],
+          "t1": [int(score.right_first) for score in solutions.scores],
+          "t2": [int(score.right) for score in solutions.scores],
         }
-        for source, one in solved.items()
+        for source, solutions in solved.items()
       },
-      majority: {"t1": of_votes.first, "t2": of_votes.right},
+      majority: {"t1": all_votes.first, "t2": all_votes.right},
     },
     "transcripts": [
       *(shown for source, probed in sources.items() for shown in shown_probes(source, probed)),
-      *(shown for source, one in solved.items() for shown in shown_alarms(source, one)),
+      *(shown for source, solutions in solved.items() for shown in shown_alarms(source, solutions)),
     ],
   }
 
 
 def own_sources(measured: Measurements) -> list[str]:
-  """The ways of solving in which the model may flag its own mistakes."""
+  """Return the ways of solving in which the model may flag its own mistakes."""
   return [how for how in measured.solved if not how.endswith((BANNED, measuring.REDRAW))]
 
 
 def source_rates(source: str, probed: ProbeResults, within: int) -> Iterator[tuple[str, dict]]:
-  """(source, its rates), then ("source: CLASS", those of that class)."""
+  """Yield (source, its rates), then ("source: CLASS", the rates of that class)."""
   yield source, _rates(probed.outcomes, probed.forced, probed.steps, "", within)
   for error, outcomes in scoring.by_class(probed.outcomes).items():
     forced = None if probed.forced is None else [outcome for outcome in probed.forced if outcome.error == error]
@@ -91,8 +95,8 @@ def _rates(
 ) -> dict:
   rates = scoring.probe_rates(outcomes, within=within)
   if forced is not None:
-    of_forced = scoring.probe_rates(forced, within=within)
-    rates |= {f"{name}, forced": of_forced[name] for name in FORCED}
+    forced_rates = scoring.probe_rates(forced, within=within)
+    rates |= {f"{name}, forced": forced_rates[name] for name in FORCED}
   wrong = [step for step in steps if step.kind == "wrong" and error in ("", step.error)]
   right = thresholds.select_kind(steps, "right")
   if all(step.flag_P is not None for step in steps):
@@ -103,16 +107,16 @@ def _rates(
 
 
 def auroc(wrong: Sequence[float], right: Sequence[float]) -> dict[str, float | int | None]:
-  """The share of pairs in which the wrong step has the higher score, as a rate is written."""
+  """Return the fraction of pairs in which the wrong step has the higher score, in the form of a rate."""
   n = len(wrong) * len(right)
-  share = scoring.auroc(wrong, right)
+  value = scoring.auroc(wrong, right)
   low, high = scoring.auroc_interval(wrong, right)
-  return {"rate": share if n else None, "k": share * n if n else 0, "n": n, "low": low, "high": high}
+  return {"rate": value if n else None, "k": value * n if n else 0, "n": n, "low": low, "high": high}
 
 
 @dataclasses.dataclass(frozen=True)
 class MajorityVote:
-  """What the majority of some solutions of each problem is worth."""
+  """The results of a majority vote over some solutions of each problem."""
 
   rates: dict[str, Rate]
   num_tokens: list[int]  # of all solutions of a problem together
@@ -121,8 +125,8 @@ class MajorityVote:
 
 
 def vote(solutions: Sequence[SolveResults]) -> MajorityVote:
-  """The majority over these, problem by problem; t1 is the first solution alone."""
-  by_problem = list(zip(*(one.scores for one in solutions), strict=True))
+  """Return the majority over these solutions, problem by problem; t1 is the first solution alone."""
+  by_problem = list(zip(*(solved.scores for solved in solutions), strict=True))
   first = [int(scores[0].right) for scores in by_problem]
   chosen = [scoring.majority(scores) for scores in by_problem]
   right = [int(score.right) for score in chosen]
@@ -134,19 +138,19 @@ def vote(solutions: Sequence[SolveResults]) -> MajorityVote:
       "right_to_wrong": scoring.rate(after < before for before, after in zip(first, right, strict=True)),
       "answered": scoring.rate(score.answered for score in chosen),
     },
-    [sum(nums) for nums in zip(*(one.num_tokens for one in solutions), strict=True)],
+    [sum(nums) for nums in zip(*(solved.num_tokens for solved in solutions), strict=True)],
     first,
     right,
   )
 
 
 def vote_numbers(most: int) -> list[int]:
-  """1, 3, 5 and so on, and `most` itself."""
+  """Return 1, 3, 5 and so on, and `most` itself."""
   return [*range(1, most, 2), most]
 
 
 def first_tries(solved: SolveResults) -> dict[str, dict]:
-  """Of all steps up to the first marker or wrong step, those right, unverified, and wrong of each class, as rates."""
+  """Return the rates of right, unverified and wrong steps (by class) among all up to the first marker or wrong step."""
   steps = solved.own.steps
   names = {
     "right": [],
@@ -157,28 +161,28 @@ def first_tries(solved: SolveResults) -> dict[str, dict]:
   for step in steps:
     names[step.error or step.kind].append(step.solution)
   rates = scoring.grouped_rates(
-    [(np.bincount(of, minlength=len(solved.scores)).tolist(), total) for of in names.values()]
+    [(np.bincount(solutions, minlength=len(solved.scores)).tolist(), total) for solutions in names.values()]
   )
   return {name: rate.to_json() for name, rate in zip(names, rates, strict=True)}
 
 
 def chosen_thresholds(chosen: dict[str, Thresholds]) -> dict:
-  """The thresholds, the bounds they keep, and how many steps of validation problems they were chosen on."""
-  named = {{GREEDY: "greedy", SAMPLED: "sampled"}[how]: one for how, one in chosen.items()}
+  """Return the thresholds, the bounds they keep, and how many steps of validation problems they were chosen on."""
+  named = {{GREEDY: "greedy", SAMPLED: "sampled"}[how]: threshold for how, threshold in chosen.items()}
   return {
-    "flag_bias": {name: one.bias for name, one in named.items()},
-    "confidence": {name: one.score for name, one in named.items()},
-    "max_false_alarms": {name: one.most for name, one in named.items()},
-    "temperature": {name: one.temperature for name, one in named.items()},
+    "flag_bias": {name: threshold.bias for name, threshold in named.items()},
+    "confidence": {name: threshold.score for name, threshold in named.items()},
+    "max_false_alarms": {name: threshold.most for name, threshold in named.items()},
+    "temperature": {name: threshold.temperature for name, threshold in named.items()},
     "n": {
-      name: {kind: len(thresholds.select_kind(one.steps, kind)) for kind in ("right", "wrong")}
-      for name, one in named.items()
+      name: {kind: len(thresholds.select_kind(threshold.steps, kind)) for kind in ("right", "wrong")}
+      for name, threshold in named.items()
     },
   }
 
 
 def curves(measured: Measurements) -> tuple[dict, dict]:
-  """{source: operating curve} over the bias on the flag, and over the confidence threshold."""
+  """Return {source: operating curve} over the bias on the flag, and over the confidence threshold."""
   over_bias, over_score = {}, {}
   for how, chosen in measured.chosen.items():
     unflagged = measured.solved.get(how + BANNED)
@@ -190,21 +194,21 @@ def curves(measured: Measurements) -> tuple[dict, dict]:
 
 
 def gaps(rates: dict[str, dict]) -> dict:
-  """Injected minus own of the same kind, overall and for each class that both have; rates with n 0 have no gap."""
-  found = {}
+  """Return injected minus own of the same kind, overall and for each class that both have; rates with n 0 have none."""
+  differences = {}
   for source in rates:
     injected = source.replace("own", "injected", 1)
     if source.startswith("own") and injected in rates:
-      found[source] = {
+      differences[source] = {
         metric: newcombe(rates[injected][metric], rates[source][metric])
         for metric in COMPARED
         if metric in rates[source] and rates[injected][metric].n and rates[source][metric].n
       }
-  return found
+  return differences
 
 
 def newcombe(first: Rate, second: Rate) -> dict[str, float]:
-  """first - second and its 95 % interval (Newcombe 1998, method 10: from the two Wilson intervals)."""
+  """Return first - second and its 95 % interval (Newcombe 1998, method 10: from the two Wilson intervals)."""
   difference = first.share - second.share
   return {
     "difference": difference,
@@ -214,7 +218,7 @@ def newcombe(first: Rate, second: Rate) -> dict[str, float]:
 
 
 def mean(values: Sequence[float]) -> dict[str, float | int | None]:
-  """The mean, its 95 % interval (1.96 standard errors; None for fewer than two values) and n."""
+  """Return the mean, its 95 % interval (1.96 standard errors; None for fewer than two values) and n."""
   middle, n = float(np.mean(values)), len(values)
   half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
   low, high = (None, None) if half is None else (middle - half, middle + half)
@@ -222,34 +226,34 @@ def mean(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def counts(solved: dict[str, SolveResults], sources: dict[str, ProbeResults]) -> dict:
-  """How many solutions and probes there were; a forced probe is missing where it left no room to go on."""
+  """Return the numbers of solutions and probes; a forced probe is missing where it left no room to go on."""
   return {
-    "solutions": {source: len(one.scores) for source, one in solved.items()},
+    "solutions": {source: len(solutions.scores) for source, solutions in solved.items()},
     "probes": {source: len(probed.outcomes) for source, probed in sources.items()},
     "forced": {source: len(probed.forced) for source, probed in sources.items() if probed.forced is not None},
   }
 
 
 def shown_probes(source: str, probed: ProbeResults) -> Iterator[dict]:
-  """Up to MOST_SHOWN probes that were corrected at once, then as many that were not, taking turns among the classes."""
+  """Yield up to MOST_SHOWN probes that were corrected at once, then as many that were not, alternating over classes."""
   seen = collections.Counter()
   turns = []
   for index, outcome in enumerate(probed.outcomes):
     turns.append((seen[outcome.error], index))
     seen[outcome.error] += 1
   for corrected in (True, False):
-    select_kind = [
+    indices = [
       index
       for _, index in sorted(turns)
       if (probed.outcomes[index].flagged and probed.outcomes[index].fix_kind == "right") == corrected
     ]
-    for index in select_kind[:MOST_SHOWN]:
+    for index in indices[:MOST_SHOWN]:
       outcome = probed.outcomes[index]
       yield shown(f"{source} mistake: {outcome.error}", in_words(outcome), probed.transcripts[index])
 
 
 def shown_alarms(source: str, solved: SolveResults) -> Iterator[dict]:
-  """Up to MOST_SHOWN solutions in which a right step was flagged."""
+  """Yield up to MOST_SHOWN solutions in which a right step was flagged."""
   alarms = [index for index, score in enumerate(solved.scores) if score.false_alarms]
   for index in alarms[:MOST_SHOWN]:
     score = solved.scores[index]
@@ -270,11 +274,11 @@ def shown(title: str, outcome: str, transcript: Transcript) -> dict:
 
 
 def in_words(outcome: Outcome) -> str:
-  """What became of a probe, to be read above its transcript."""
+  """Return the outcome of a probe in words, as a caption of its transcript."""
   if outcome.delay is None:
-    said = "not flagged"
+    text = "not flagged"
   elif outcome.delay:
-    said = f"flagged {outcome.delay} step{'s' if outcome.delay > 1 else ''} later"
+    text = f"flagged {outcome.delay} step{'s' if outcome.delay > 1 else ''} later"
   else:
     fix = {
       "right": "corrected",
@@ -282,5 +286,5 @@ def in_words(outcome: Outcome) -> str:
       "none": "not replaced",
       "wrong": "replaced by another wrong step",
     }[outcome.fix_kind]
-    said = "flagged, " + ("the mistake repeated" if outcome.parroted else fix)
-  return f"{said}, answer {'right' if outcome.recovered else 'wrong' if outcome.answered else 'missing'}"
+    text = "flagged, " + ("the mistake repeated" if outcome.parroted else fix)
+  return f"{text}, answer {'right' if outcome.recovered else 'wrong' if outcome.answered else 'missing'}"

@@ -1,7 +1,7 @@
-"""Scoring: what a model did after a wrong step, and in a whole solution; rates with their n and 95 % intervals.
+"""Scoring of the text after a wrong step and of whole solutions; rates with their n and 95 % intervals.
 
-Pure text in: a generation, the problem, the task whose `check` says what each step is worth. Three kinds of step are
-kept apart everywhere: right, wrong, and unverified (not wrong, but nobody vouches for it), which counts for nothing.
+Inputs are text: a generation, the problem, and the task whose `check` grades each step. Three kinds of step are
+counted separately: right, wrong, and unverified (not wrong, but not confirmed), which counts as neither.
 """
 
 import collections
@@ -22,9 +22,9 @@ _DRAWS = 2000  # of a bootstrap
 
 @dataclass(frozen=True)
 class Rate:
-  """k out of n; `share` is nan and the interval [0, 1] when n is 0. The interval takes the n as independent.
+  """k out of n; `share` is nan and the interval [0, 1] when n is 0. The interval assumes that the n are independent.
 
-  Where each of the n counts with a chance (whether a flag would be drawn), `k` is the sum of these and no whole number.
+  Where each of the n counts with a chance (whether a flag would be drawn), `k` is the sum of the chances.
   """
 
   k: float
@@ -43,7 +43,7 @@ class Rate:
     return wilson(self.k, self.n)[1]
 
   def to_json(self) -> dict[str, float | int | None]:
-    """The rate with its n and interval; "rate" is None when n is 0, since JSON has no nan."""
+    """Return the rate with its n and interval; "rate" is None when n is 0, since JSON has no nan."""
     return {"rate": self.share if self.n else None, "k": self.k, "n": self.n, "low": self.low, "high": self.high}
 
   def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class GroupedRate(Rate):
-  """A rate whose n come in groups, as steps come in solutions: its interval is that of `grouped_rates`."""
+  """A rate whose n come in groups, as steps come in solutions; its interval is from `grouped_rates`."""
 
   interval: tuple[float, float]
 
@@ -66,7 +66,7 @@ class GroupedRate(Rate):
 
 
 def wilson(k: float, n: int) -> tuple[float, float]:
-  """Wilson's 95 % interval of k out of n; (0, 1) when n is 0."""
+  """Return Wilson's 95 % interval of k out of n; (0, 1) when n is 0."""
   if not 0 <= k <= n:
     raise ValueError(f"{k} out of {n} is no rate")
   if n == 0:
@@ -77,16 +77,16 @@ def wilson(k: float, n: int) -> tuple[float, float]:
 
 
 def rate(flags: Iterable[bool]) -> Rate:
-  """How many of the flags are true, out of all."""
+  """Return the fraction of true flags."""
   flags = list(flags)
   return Rate(sum(map(bool, flags)), len(flags))
 
 
 def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[GroupedRate]:
-  """For each (k of every group, n of every group) the rate over all, with a 95 % interval by bootstrap over the groups.
+  """Return for each (k of every group, n of every group) the rate over all, with a 95 % interval.
 
-  The groups are the same for all of `counts`. No end of an interval is nearer than Wilson's: groups that are all alike,
-  as where k is 0, would otherwise seem to leave no doubt.
+  The interval is a bootstrap over the groups, which are the same for all of `counts`. It is at least as wide as
+  Wilson's: with identical groups, for example where k is 0, the bootstrap alone would have no width.
   """
   kn_2CG = np.array([[k for k, _ in counts], [n for _, n in counts]], np.float64)
   groups = len(counts[0][0]) if counts else 0
@@ -95,8 +95,8 @@ def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> li
     [kn_2CG @ np.bincount(rng.integers(groups, size=groups), minlength=groups) for _ in range(_DRAWS if groups else 0)]
   )
   rates = []
-  for column, (of_k, of_n) in enumerate(counts):
-    k, n = sum(of_k), sum(of_n)
+  for column, (group_k, group_n) in enumerate(counts):
+    k, n = sum(group_k), sum(group_n)
     low, high = wilson(k, n)
     if n:
       k_D, n_D = drawn_D2C[:, 0, column], drawn_D2C[:, 1, column]
@@ -107,13 +107,13 @@ def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> li
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-  """P(score of a positive > score of a negative), ties counting half; nan when one of the two is empty."""
+  """Return P(score of a positive > score of a negative), ties counting half; nan when either is empty."""
   above_P, _ = _placements(positive, negative)
   return float(above_P.mean()) if len(above_P) and len(negative) else math.nan
 
 
 def auroc_interval(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
-  """DeLong's 95 % interval of `auroc`, cut at 0 and 1; (0, 1) with fewer than two scores on a side."""
+  """Return DeLong's 95 % interval of `auroc`, cut at 0 and 1; (0, 1) with fewer than two scores on a side."""
   above_P, below_N = _placements(positive, negative)
   if min(len(above_P), len(below_N)) < 2:
     return 0.0, 1.0
@@ -123,7 +123,7 @@ def auroc_interval(positive: np.ndarray, negative: np.ndarray) -> tuple[float, f
 
 
 def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Share of negatives below each positive, and of positives above each negative; ties count half."""
+  """Return the fraction of negatives below each positive and of positives above each negative; ties count half."""
   positive_P, negative_N = np.asarray(positive, np.float64), np.asarray(negative, np.float64)
   if np.isnan(positive_P).any() or np.isnan(negative_N).any():
     raise ValueError("a score is nan; scores must be numbers")
@@ -134,18 +134,18 @@ def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray,
 
 
 def mcnemar(first: Iterable[bool], second: Iterable[bool]) -> float:
-  """Exact two-sided p-value that two arms are equally often right on the same problems; 1 when they never differ."""
+  """Return the exact two-sided p-value that two arms are right equally often; 1 when they never differ."""
   pairs = list(zip(first, second, strict=True))
   only_first = sum(a and not b for a, b in pairs)
   only_second = sum(b and not a for a, b in pairs)
   n = only_first + only_second
-  # Halved in whole numbers: 2**n is beyond a float from 1,024 differences on.
+  # Divided as integers: 2**n overflows a float from 1,024 differences on.
   tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
   return min(1.0, 2 * tail / 2**n)
 
 
 def paired_difference(first: Iterable[float], second: Iterable[float], *, seed: int) -> tuple[float, float, float]:
-  """Mean of second minus first over the same problems, and its 95 % interval by bootstrap over the problems."""
+  """Return the mean of second minus first over the same problems, and its 95 % interval by bootstrap over them."""
   difference_N = np.array([float(b) - float(a) for a, b in zip(first, second, strict=True)])
   if not len(difference_N):
     return math.nan, -math.inf, math.inf
@@ -157,7 +157,7 @@ def paired_difference(first: Iterable[float], second: Iterable[float], *, seed: 
 
 @dataclass
 class _Attempt:
-  """A step as written: whether a flag follows at once, the reason, whether a fix and a step complete the correction."""
+  """A step as written: whether a flag follows at once, its reason, whether a complete correction follows."""
 
   step: str
   end: int  # of the step, in the text
@@ -167,7 +167,7 @@ class _Attempt:
 
 
 def _read(text: str, markers: Markers, unit: str, *, finished: bool) -> Transcript:
-  """The pieces of a generation, without the last step of an unfinished one where it is cut short: it was never said."""
+  """Return the pieces of a generation; an unfinished one loses a last step that is cut short."""
   pieces = parse(text, markers, unit)
   if finished or not pieces or pieces[-1].role not in (TEXT, CORRECTION) or pieces[-1].text[-1].isspace():
     return pieces
@@ -176,7 +176,7 @@ def _read(text: str, markers: Markers, unit: str, *, finished: bool) -> Transcri
 
 
 def _attempts(pieces: Transcript, markers: Markers, unit: str) -> tuple[list[_Attempt], int]:
-  """Every step written, and the number of malformed markers: out of place, or a flag that no fix and step follow."""
+  """Return every step written and the number of malformed markers: misplaced, or a flag without fix and step."""
   attempts, malformed, end = [], 0, 0
   pending = None  # the flagged attempt whose correction is being written
   fixed = False  # its fix marker was just written
@@ -208,14 +208,14 @@ def _attempts(pieces: Transcript, markers: Markers, unit: str) -> tuple[list[_At
   return attempts, malformed + (pending is not None)
 
 
-def _standing(attempts: list[_Attempt]) -> tuple[str, ...]:
-  """The steps that stand in the end: all but those with a complete correction."""
+def _final_steps(attempts: list[_Attempt]) -> tuple[str, ...]:
+  """Return the steps that remain in the end: all but those with a complete correction."""
   return tuple(attempt.step for attempt in attempts if not attempt.closed)
 
 
 @dataclass(frozen=True)
 class Outcome:
-  """What the model did after a probe, that is, after a prefix that ends in a wrong step.
+  """The model's behaviour after a probe, that is, after a prefix that ends in a wrong step.
 
   wrong step   <flag> reason <fix> right step   ...   the end        flagged, fix "right", recovered
   wrong step   <flag> reason <fix> wrong step                        flagged, fix "wrong": parroted
@@ -224,10 +224,10 @@ class Outcome:
   wrong step   a step   a step                                       not flagged, delay None
   """
 
-  error: str  # class of the wrong step; "" where the task cannot prove it wrong (a record may know better)
+  error: str  # class of the wrong step; "" where the task cannot prove it wrong (a record may mark it)
   delay: int | None  # steps between the wrong step and the first flag; 0 right after it; None: no flag
   reason: str
-  reason_right: bool  # the reason is, in words, what the task says about this step (in any of its wordings)
+  reason_right: bool  # the reason is the task's explanation of this step (in any of its wordings)
   fix: str  # the step after the fix; "" when there is none
   fix_kind: str  # "right", "unverified" or "wrong"; "none" without a complete correction
   parroted: bool  # the fix is the wrong step again
@@ -237,7 +237,7 @@ class Outcome:
 
   @property
   def flagged(self) -> bool:
-    """Whether the flag comes right after the wrong step."""
+    """Return whether the flag comes right after the wrong step."""
     return self.delay == 0
 
 
@@ -253,7 +253,7 @@ def read_probe(
   unit: str,
   forced: bool = False,
 ) -> Outcome:
-  """The outcome of one probe: `continuation` is what the model wrote after `wrong`, `finished` whether it ended itself.
+  """Return the outcome of one probe: the model wrote `continuation` after `wrong` and, if `finished`, ended it itself.
 
   With `forced` the prefix ended in the flag: the continuation begins inside the reason.
   """
@@ -264,7 +264,7 @@ def read_probe(
   delay = next((k for k, attempt in enumerate(attempts) if attempt.flagged), None)
   fix = attempts[1].step if first.closed else ""
   error = task.check(problem, before, wrong).error
-  told = (
+  explanations = (
     [
       reason_of(problem, before, wrong, error, task=task, reason=reason, unit=unit)
       for reason in ("label", "recompute", "paper")
@@ -272,12 +272,12 @@ def read_probe(
     if error
     else []
   )
-  answer = task.answer_of(problem, before + _standing(attempts))
+  answer = task.answer_of(problem, before + _final_steps(attempts))
   return Outcome(
     error=error,
     delay=delay,
     reason=first.reason,
-    reason_right=bool(first.reason) and first.reason.strip() in [reason.strip() for reason in told],
+    reason_right=bool(first.reason) and first.reason.strip() in [reason.strip() for reason in explanations],
     fix=fix,
     fix_kind=task.check(problem, before, fix).kind if fix else "none",
     parroted=bool(fix) and fix.strip() == wrong.strip(),
@@ -288,18 +288,18 @@ def read_probe(
 
 
 def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
-  """The rates of a set of probes.
+  """Return the rates of a set of probes.
 
   detection          flag right after the wrong step                    of all probes
   detection_within   flag after at most `within` further steps          of all probes
   reason             the reason is right                                of those flagged right after
-  correction         the next step is right                             of those flagged right after, unverified apart
-  corrected          flagged right after and the next step is right     of all probes, unverified apart
+  correction         the next step is right                             of those flagged right after, without unverified
+  corrected          flagged right after and the next step is right     of all probes, without unverified
   parroting          the fix repeats the mistake                        of those flagged right after
   parroting_failed   the fix repeats the mistake                        of failed fixes: wrong, or none at all
   recovery           the final answer is right                          of all probes
   malformed          at least one marker out of place                   of all probes
-  unverified_fix          the fix is unverified                                   of those flagged right after
+  unverified_fix     the fix is unverified                              of those flagged right after
   """
   outcomes = list(outcomes)
   flagged = [outcome for outcome in outcomes if outcome.flagged]
@@ -322,26 +322,26 @@ def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
 
 
 def by_class(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
-  """The outcomes by the class of their wrong step, classes in alphabetical order."""
-  found = {}
+  """Return the outcomes by the class of their wrong step, classes in alphabetical order."""
+  classes = {}
   for outcome in sorted(outcomes, key=lambda outcome: outcome.error):
-    found.setdefault(outcome.error, []).append(outcome)
-  return found
+    classes.setdefault(outcome.error, []).append(outcome)
+  return classes
 
 
 @dataclass(frozen=True)
 class OwnMistake:
-  """The first wrong step of a solution: a probe that the model set itself. `prefix` is the text up to its end."""
+  """The first wrong step of a solution: a probe made by the model itself. `prefix` is the text up to its end."""
 
   prefix: str
-  before: tuple[str, ...]  # the steps that stood then
+  before: tuple[str, ...]  # the steps kept until then
   wrong: str
   outcome: Outcome
 
 
 @dataclass(frozen=True)
 class SolutionScore:
-  """What a whole solution is worth. Steps count as written, mistakes and corrections alike."""
+  """The score of a whole solution. Steps count as written, mistakes and corrections alike."""
 
   num_right: int
   num_wrong: int
@@ -353,8 +353,8 @@ class SolutionScore:
   own: OwnMistake | None
   right_first: bool  # t1
   right: bool  # t2
-  strict: bool  # right, and no step that stands is wrong
-  answer: str | None  # the one that stands in the end
+  strict: bool  # right, and no step that remains is wrong
+  answer: str | None  # the final one
   malformed: int
   errors: dict[str, int]  # wrong steps by class
 
@@ -366,19 +366,19 @@ class SolutionScore:
 def score_solution(
   problem: Problem, text: str, *, finished: bool, task: Task, markers: Markers, unit: str
 ) -> SolutionScore:
-  """The score of a solution generated from `problem.prompt`; `finished` says whether the model ended it itself.
+  """Return the score of a solution generated from `problem.prompt`; `finished` if the model ended it itself.
 
       step      a=4    b=9  <flag> .. <fix>  b=7    c=2            the answer is c, and 2 is right
       verdict   right  wrong                 right  right
       t1        a=4    b=9                          c would not be 2: wrong at first
       t2        a=4                          b=7    c=2            right after corrections
 
-  A step is judged after the steps that stand when it is written: those before it without the withdrawn ones. A wrong
-  step that no flag withdraws stands, and the steps that build on it are judged by the true values: they are wrong too.
+  A step is checked against the steps before it without the withdrawn ones. A wrong step that no flag withdraws remains,
+  and the steps that build on it are checked against the true values: they are wrong too.
 
-  t1, each first attempt kept: later steps were written after the correction, so what they would have been is inferred.
-  With a withdrawn wrong step kept the answer would be wrong, unless that step was a repeat, which changes nothing. With
-  a withdrawn right step kept, it would be right if nothing was wrong before that step was replaced. Else as t2.
+  t1 is the answer with each first attempt kept. Later steps were written after the correction, so t1 is inferred: with
+  a withdrawn wrong step kept the answer would be wrong, unless that step was a repeat, which changes nothing. With a
+  withdrawn right step kept, it would be right if nothing was wrong before that step was replaced. Else it is as t2.
   """
   attempts, malformed = _attempts(_read(text, markers, unit, finished=finished), markers, unit)
   standing, verdicts, own = [], [], None
@@ -422,7 +422,7 @@ def score_solution(
 
 
 def _right_at_first(attempts: list[_Attempt], verdicts: list[Verdict], harmful: list[int], right: bool) -> bool:
-  """Whether the answer would be right with each first attempt kept, as `score_solution` infers it."""
+  """Return whether the answer would be right with each first attempt kept, as `score_solution` infers it."""
   counted = [verdict if verdict.error != "repeat" else UNVERIFIED for verdict in verdicts]
   if harmful:
     return all(verdict.kind != "wrong" for verdict in counted[: harmful[0]])
@@ -431,36 +431,36 @@ def _right_at_first(attempts: list[_Attempt], verdicts: list[Verdict], harmful: 
 
 
 def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
-  """The rates of a set of whole solutions, one per problem.
+  """Return the rates of a set of whole solutions, one per problem.
 
       accuracy_t1              right with each first attempt kept           of solutions
       accuracy_t2              right in the end                             of solutions
-      accuracy_strict          right, and every standing step not wrong     of solutions
+      accuracy_strict          right, and no step that remains is wrong     of solutions
       wrong_to_right           wrong at t1, right at t2                     of solutions
       right_to_wrong           right at t1, wrong at t2                     of solutions
       false_alarms             flagged                                      of right steps
       false_alarm_solutions    with at least one false alarm                of solutions
-      precision                wrong                                        of flagged steps (unverified ones apart)
+      precision                wrong                                        of flagged steps without unverified ones
       harmful_edits            flagged and changed to wrong                 of right steps
       wrong_steps              wrong                                        of right and wrong steps
-      unverified_steps              unverified                                        of all steps
+      unverified_steps         unverified                                   of all steps
       own_mistakes             with at least one wrong step                 of solutions
       answered, malformed      with an answer; with a marker out of place   of solutions
 
-  The steps of one solution are not independent: rates of steps have their intervals from `grouped_rates`.
+  The steps of one solution are not independent, so rates of steps have their intervals from `grouped_rates`.
   """
   scores = list(scores)
 
-  def each(*names: str) -> list[int]:
+  def totals(*names: str) -> list[int]:
     return [sum(getattr(score, name) for name in names) for score in scores]
 
   false_alarms, precision, harmful_edits, wrong_steps, unverified_steps = grouped_rates(
     [
-      (each("false_alarms"), each("num_right")),
-      (each("catches"), each("catches", "false_alarms")),
-      (each("harmful_edits"), each("num_right")),
-      (each("num_wrong"), each("num_right", "num_wrong")),
-      (each("num_unverified"), each("num_right", "num_wrong", "num_unverified")),
+      (totals("false_alarms"), totals("num_right")),
+      (totals("catches"), totals("catches", "false_alarms")),
+      (totals("harmful_edits"), totals("num_right")),
+      (totals("num_wrong"), totals("num_right", "num_wrong")),
+      (totals("num_unverified"), totals("num_right", "num_wrong", "num_unverified")),
     ]
   )
   return {
@@ -482,12 +482,12 @@ def solution_rates(scores: Iterable[SolutionScore]) -> dict[str, Rate]:
 
 
 def majority(scores: Sequence[SolutionScore]) -> SolutionScore:
-  """Of solutions of one problem, the first that gives the answer given most often; of equals, the answer given first.
+  """Return the first solution with the most frequent answer; of equally frequent answers, the one given first.
 
-  Solutions without an answer have no vote; where none has one, the first of all.
+  Solutions without an answer do not count; if no solution has one, the first is returned.
   """
   counted = collections.Counter(score.answer for score in scores if score.answered)
   if not counted:
     return scores[0]
-  answer = max(counted, key=counted.get)  # the first greatest, and a Counter keeps the order of first sight
+  answer = max(counted, key=counted.get)  # max returns the first maximum, and a Counter keeps insertion order
   return next(score for score in scores if score.answer == answer)

@@ -1,4 +1,4 @@
-"""The steps that a model wrote, judged one by one, with how sure it was of each and how near to a flag."""
+"""Steps that a model wrote, each with its verdict, its confidence score and the flag's probabilities."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,54 +16,54 @@ class Step:
   """A step as written, before any marker.
 
       step      d  b  3  f  4  d  7  \\n  next token
-      score        *  *  *  *  *  *  *                 largest -log p of these: what to speak of next is no mistake
+      score        *  *  *  *  *  *  *                 largest -log p of these: the first token only chooses the topic
       places       *  *  *  *  *  *  *   *             where a flag could have come, the last right after the step
 
   A solution's first step has one place more: in front. The arrays are None where the markers are plain words.
   """
 
-  solution: int  # its number among those read
+  solution: int  # number of its solution
   kind: str
   error: str
   is_first_try: bool  # no step before it is wrong
-  score: float  # 0 for a step of a single token; nan for a step that was set before the model
-  margin_P: np.ndarray | None  # of each place, the flag's logit minus the best other one
-  flag_P: np.ndarray | None  # log p of the flag there
+  score: float  # 0 for a step of a single token; nan for a step that was given to the model
+  margin_P: np.ndarray | None  # at each place, the flag's logit minus the best other one
+  flag_P: np.ndarray | None  # log p of the flag at each place
 
 
 class Reader:
-  """Reads what a writer wrote as steps of a task."""
+  """A parser of generated text into steps of a task."""
 
   def __init__(self, writer: TextGenerator, task: Task, markers: Markers, unit: str):
     self.writer, self.task, self.markers, self.unit = writer, task, markers, unit
-    self._text_of: dict[int, str] = {}  # of tokens; looking up is slow
+    self._text_by_token: dict[int, str] = {}  # of each token; decoding is slow
 
   def steps(self, solution: int, problem: Problem, written: Completion) -> Iterator[Step]:
-    """The steps before any marker; not one that shares a token with its neighbour, or that no token follows.
+    """Yield the steps before any marker, except those that share a token with a neighbour or have no token after them.
 
-    So not one that was cut short either.
+    A step that was cut short has no token after it.
     """
-    one, nums = written.generation, self.token_ends(written)
+    generation, nums = written.generation, self.token_ends(written)
     start, is_first_try = 0, True
     for end, verdict in judged(problem, written, self.task, self.markers, self.unit):
       stop = nums.get(end)
-      after = None if stop is None else self.writer.past_confidence(one.tokens, stop)
-      if start is not None and stop is not None and after < len(one.tokens):
+      after = None if stop is None else self.writer.past_confidence(generation.tokens, stop)
+      if start is not None and stop is not None and after < len(generation.tokens):
         places = np.r_[start + 1 if start else 0 : stop, after]
         yield Step(
           solution,
           verdict.kind,
           verdict.error,
           is_first_try,
-          Surprisal.of(one.logprobs[start:stop]).score,
-          None if one.margins is None else one.margins[places],
-          None if one.flag_logprobs is None else one.flag_logprobs[places],
+          Surprisal.of(generation.logprobs[start:stop]).score,
+          None if generation.margins is None else generation.margins[places],
+          None if generation.flag_logprobs is None else generation.flag_logprobs[places],
         )
       start = after
       is_first_try = is_first_try and verdict.kind != "wrong"
 
   def token_ends(self, written: Completion) -> dict[int, int]:
-    """{number of characters: number of tokens}, for each beginning of the text that is made of whole tokens."""
+    """Return {number of characters: number of tokens} for each prefix of the text that is made of whole tokens."""
     tokens = written.generation.tokens.tolist()
     if written.finished:
       tokens = tokens[:-1]  # the stop token
@@ -78,19 +78,19 @@ class Reader:
     return ends
 
   def _text(self, token: int) -> str:
-    if token not in self._text_of:
-      self._text_of[token] = self.writer.decode([token])
-    return self._text_of[token]
+    if token not in self._text_by_token:
+      self._text_by_token[token] = self.writer.decode([token])
+    return self._text_by_token[token]
 
 
 def judged(
   problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, Verdict]]:
-  """Return (end in the text, verdict) of each whole step before any marker, after the steps that stand."""
+  """Yield (end in the text, verdict) of each whole step before any marker, after the steps `stands`."""
   head = min((written.text.split(marker, 1)[0] for marker in (markers.flag, markers.fix)), key=len)
   steps = split_steps(head, unit)
   if not written.finished and head == written.text and steps and not steps[-1][-1].isspace():
-    steps = steps[:-1]  # cut short, never said
+    steps = steps[:-1]  # cut short
   end = 0
   for number, step in enumerate(steps):
     end += len(step)

@@ -6,9 +6,9 @@ PROBES = ("detection", "correction", "corrected", "correction, forced", "parroti
 SOLUTIONS = ("accuracy_t1", "accuracy_t2", "false_alarms", "precision", "wrong_to_right", "right_to_wrong")
 
 
-def table(found: dict) -> str:
-  """What results.json holds, as text: all of the main sources, the main rates of every source, and the thresholds."""
-  rates, tokens = found["rates"], found["tokens_per_problem"]
+def table(results: dict) -> str:
+  """Return results.json as text: all rates of the main sources, the main rates of every source, the thresholds."""
+  rates, tokens = results["rates"], results["tokens_per_problem"]
   blocks = []
   for sources in (["injected", "own", "own sampled"], ["solutions", "solutions sampled"]):
     names = list(dict.fromkeys(name for source in sources for name in rates[source]))
@@ -23,7 +23,7 @@ def table(found: dict) -> str:
       for source in solutions
     ]
   )
-  chosen = found["thresholds"]
+  chosen = results["thresholds"]
   kinds = ("flag_bias", "confidence")
   blocks.append(
     [("chosen on validation", *kinds, "right steps")]
@@ -40,7 +40,7 @@ def table(found: dict) -> str:
 
 
 def cell(rates: dict[str, dict], name: str) -> str:
-  """The rate of this name; a dash where it was not measured, or out of nothing."""
+  """Return the rate of this name; a dash where it was not measured, or n is 0."""
   if name not in rates or not rates[name]["n"]:
     return "-"
   rate = rates[name]

@@ -1,6 +1,6 @@
-"""When to flag: what a bias on the flag, or a bound on the confidence score, catches and what it costs.
+"""Operating points: detection and false alarms by the bias on the flag, or by the bound on the confidence score.
 
-All of it is read from solutions written with the flag banned; nothing is decoded again.
+All are computed from solutions written with the flag banned, without further decoding.
 """
 
 import math
@@ -31,17 +31,17 @@ class Places:
       self._log_odds_P = np.log(p_P) - np.log1p(-np.minimum(p_P, 1.0))
 
   def chances(self, bias: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each step, the chance of a flag right after it, and of one there or already inside it.
+    """Return for each step the chance of a flag right after it, and of one right after or inside it.
 
-    Greedy (temperature 0) these are 0 or 1. At temperature 1 they are exact. Else the other tokens' share in the odds
-    is not known: the chance of each place is then the least upper bound that margin and log p give.
+    Greedy (temperature 0) these are 0 or 1. At temperature 1 they are exact. Else the odds of the
+    other tokens are not known: each place then has the least upper bound that margin and log p give.
     """
     if not self.steps:
       return np.zeros(0), np.zeros(0)
     if self._temperature == 0:
       p_P = (self._margin_P + bias > 0).astype(np.float64)
     else:
-      # The others' sum is at least their greatest term, and above temperature 1 at least the power of their sum.
+      # The sum over the others is at least its greatest term, and above temperature 1 at least the power of the sum.
       log_odds_P = self._margin_P if self._temperature < 1 else self._log_odds_P
       with np.errstate(over="ignore"):
         p_P = 1 / (1 + np.exp(-(log_odds_P + bias) / self._temperature))
@@ -52,15 +52,15 @@ class Places:
 
 
 def choose_bias(steps: Sequence[Step], *, temperature: float, most: float) -> float | None:
-  """The largest bias (to 1e-5) with which a flag comes after or inside at most a share `most` of the right steps.
+  """Return the largest bias (to 1e-5) that flags at most a fraction `most` of the right steps, after or inside them.
 
-  Between -MOST_BIAS, which bans the flag, and MOST_BIAS. None where there is no right step to choose by.
+  It is between -MOST_BIAS, which bans the flag, and MOST_BIAS. None without a right step.
   """
   places = Places(select_kind(steps, "right"), temperature=temperature)
-  return _bias(places, most) if places.steps else None
+  return _largest_bias(places, most) if places.steps else None
 
 
-def _bias(places: Places, most: float) -> float:
+def _largest_bias(places: Places, most: float) -> float:
   low, high = -MOST_BIAS, MOST_BIAS
   for _ in range(_HALVINGS):
     middle = (low + high) / 2
@@ -72,19 +72,19 @@ def _bias(places: Places, most: float) -> float:
 
 
 def choose_score(steps: Sequence[Step], *, most: float) -> float | None:
-  """The smallest score that at most a share `most` of the right steps is above; None without a right step."""
+  """Return the smallest score that at most a fraction `most` of the right steps exceed; None without a right step."""
   scores = sorted((step.score for step in select_kind(steps, "right")), reverse=True)
   return scores[math.floor(most * len(scores))] if scores else None
 
 
 def operating(steps: Sequence[Step], *, temperature: float) -> list[dict]:
-  """The curve over the bias: {"bias", "detection", "false_alarms"} at 0 and at each of LEVELS, bias rising.
+  """Return the curve over the bias: {"bias", "detection", "false_alarms"} at 0 and at each of LEVELS, bias rising.
 
-  Each step counts by itself, whatever became of those before it: a flag right after a wrong one, and one after or
-  inside a right one. Of first tries of a greedy model the curve is exact: no flag has changed the text before them.
+  Each step counts independently of those before it: a flag right after a wrong one, and one after or inside a right
+  one. For first tries of a greedy model the curve is exact: no flag has changed the text before them.
   """
   wrong, right = (Places(select_kind(steps, kind), temperature=temperature) for kind in ("wrong", "right"))
-  biases = {0.0, *(_bias(right, level) for level in LEVELS if right.steps)}
+  biases = {0.0, *(_largest_bias(right, level) for level in LEVELS if right.steps)}
   return _curve(
     "bias",
     sorted(biases),
@@ -96,9 +96,9 @@ def operating(steps: Sequence[Step], *, temperature: float) -> list[dict]:
 
 
 def operating_by_score(steps: Sequence[Step]) -> list[dict]:
-  """The curve over the confidence threshold, as `operating` gives it, with "threshold" for "bias"."""
+  """Return the curve over the confidence threshold, as `operating` does, with "threshold" for "bias"."""
   wrong, right = select_kind(steps, "wrong"), select_kind(steps, "right")
-  wrong_N, right_N = (np.array([step.score for step in some]) for some in (wrong, right))
+  wrong_N, right_N = (np.array([step.score for step in scored]) for scored in (wrong, right))
   thresholds = {choose_score(right, most=level) for level in LEVELS if right}
   return _curve(
     "threshold",
@@ -111,7 +111,7 @@ def operating_by_score(steps: Sequence[Step]) -> list[dict]:
 
 
 def select_kind(steps: Sequence[Step], kind: str) -> list[Step]:
-  """Those that are "right", "unverified" or "wrong"."""
+  """Return the steps of a kind: "right", "unverified" or "wrong"."""
   return [step for step in steps if step.kind == kind]
 
 
@@ -123,7 +123,7 @@ def _curve(
   right: Sequence[Step],
   alarmed: Callable[[float], np.ndarray],
 ) -> list[dict]:
-  """A point for each setting: the rates of wrong steps caught and of right ones alarmed, grouped by solution."""
+  """Return a point for each setting: the rates of flagged wrong steps and of flagged right ones, by solution."""
   groups = 1 + max((step.solution for step in (*wrong, *right)), default=-1)
 
   def counted(steps: Sequence[Step], flagged_N: np.ndarray) -> tuple[list[float], list[int]]:

@@ -21,19 +21,19 @@ from insec_jax.training.checkpoint import LoadedModel
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-  """What a model wrote after one prompt, as text too: without the stop token, markers and other special tokens kept."""
+  """A model's continuation of one prompt, also as text: without the stop token, with the other special tokens."""
 
   text: str
   generation: SampledTokens
 
   @property
   def finished(self) -> bool:
-    """Whether the model ended it itself."""
+    """Return whether the model ended the text itself."""
     return self.generation.finish == "stop"
 
 
 def decode_progress(label: str, total: int) -> Callable[[int, int], None]:
-  """Return a function of (prompts done, tokens written) that shows them with tokens/s; the last call ends it."""
+  """Return a function of (prompts done, tokens written) that shows them with tokens/s; the last call closes it."""
   progress = Progress(label, total, unit="prompt", last=True)
   start = time.monotonic()
 
@@ -46,30 +46,30 @@ def decode_progress(label: str, total: int) -> Callable[[int, int], None]:
 
 
 class TextGenerator:
-  """A model ready to continue texts."""
+  """A model with its tokenizer, ready to continue texts."""
 
-  def __init__(self, opened: LoadedModel, *, compute: str):
-    self.sampler = Sampler(opened.config, opened.params, compute=compute)
-    self.tokenizer = opened.tokenizer
-    self.flag_id, self.fix_id, self._unit = opened.flag_id, opened.fix_id, opened.unit
-    self.confidence_ids = opened.confidence_ids
+  def __init__(self, loaded: LoadedModel, *, compute: str):
+    self.sampler = Sampler(loaded.config, loaded.params, compute=compute)
+    self.tokenizer = loaded.tokenizer
+    self.flag_id, self.fix_id, self._unit = loaded.flag_id, loaded.fix_id, loaded.unit
+    self.confidence_ids = loaded.confidence_ids
     self._confidence = ConfidenceTrigger(
       (),
-      opened.fix_id,
-      edges=opened.confidence,
-      first_edges=opened.confidence_first,
-      confidence_ids=opened.confidence_ids,
+      loaded.fix_id,
+      edges=loaded.confidence,
+      first_edges=loaded.confidence_first,
+      confidence_ids=loaded.confidence_ids,
     )
-    # A folder that no run of ours wrote says nothing of a template: its prompts are taken as they are.
-    self.template = "plain" if opened.template is None else opened.template
-    self.stop_ids = sorted(stop_ids(opened.config.eos_ids, opened.tokenizer, vocab_size=opened.config.vocab_size))
+    # A folder that this package did not write names no template: its prompts are used unchanged.
+    self.template = "plain" if loaded.template is None else loaded.template
+    self.stop_ids = sorted(stop_ids(loaded.config.eos_ids, loaded.tokenizer, vocab_size=loaded.config.vocab_size))
 
   def encode(self, prompt: str, *, answer: str = "") -> np.ndarray:
-    """Tokens of a prompt and the beginning of its answer, as in training; no special token comes out of either."""
+    """Return the tokens of a prompt and the start of its answer, as in training; neither becomes special tokens."""
     return encode_prompt(prompt, self.tokenizer, self.template, answer=answer)
 
   def decode(self, tokens: Sequence[int]) -> str:
-    """The text of tokens, special ones included; those of confidence are nothing that was said."""
+    """Return the text of tokens, special ones included; confidence tokens are left out."""
     if self.confidence_ids:
       tokens = [token for token in tokens if token not in self.confidence_ids]
     return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -87,7 +87,7 @@ class TextGenerator:
     flag_bias: float = 0.0,
     watch: ConfidenceTrigger | None = None,
   ) -> list[Completion]:
-    """What the model writes after each prompt, as Sampler.generate says; `label` names the work on the progress bar."""
+    """Return the completion of each prompt, as in Sampler.generate; `label` names the work on the progress bar."""
     if not prompts:
       return []
     if watch is None and self.confidence_ids:
@@ -105,44 +105,44 @@ class TextGenerator:
       batch_size=batch_size,
       progress=decode_progress(label, len(prompts)),
     )
-    return [self.written(one) for one in generations]
+    return [self.written(generation) for generation in generations]
 
   def written(self, generation: SampledTokens) -> Completion:
-    """A generation with its text."""
+    """Return a generation with its text."""
     stopped = generation.finish == "stop"
     return Completion(self.decode(generation.tokens[:-1] if stopped else generation.tokens), generation)
 
   def read(
     self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int
   ) -> list[tuple[np.ndarray, list[Surprisal]]]:
-    """Each prompt with the beginning of its answer as the model would have it, had it written these steps itself.
+    """Return each prompt with the start of its answer as if the model had written these steps itself.
 
-    That is the tokens, those of the model's confidence after each step among them where it has any, and its surprise
-    at each step: one for each end of line. InputError as `watch`.
+    A result is (tokens, surprisal of each step, one for each end of line). Where the model has confidence tokens, the
+    tokens include its confidence after each step. Raises InputError as `watch` does.
     """
     watch = self.watch()
     tokens = [self.encode(prompt) for prompt in prompts]
-    starts = [len(some) for some in tokens]
+    starts = [len(prompt_tokens) for prompt_tokens in tokens]
     if not self.confidence_ids:
-      tokens = [self.encode(prompt, answer="".join(some)) for prompt, some in zip(prompts, steps, strict=True)]
+      tokens = [self.encode(prompt, answer="".join(answer)) for prompt, answer in zip(prompts, steps, strict=True)]
       logprobs = self.sampler.logprobs(tokens, batch_size=batch_size)
       return [
-        (some, [said for *_, said in step_scores(some[start:], of[start:], watch, self.flag_id)])
-        for some, of, start in zip(tokens, logprobs, starts, strict=True)
+        (token_T, [surprisal for *_, surprisal in step_scores(token_T[start:], logprob_T[start:], watch, self.flag_id)])
+        for token_T, logprob_T, start in zip(tokens, logprobs, starts, strict=True)
       ]
-    # As in training: the prompt and the first step are encoded together, what follows a token of confidence alone.
+    # As in training: prompt and first step are encoded together, each text after a confidence token on its own.
     encoded = [
       [
         encode_text(step, self.tokenizer) if number else self.encode(prompt, answer=step)
-        for number, step in enumerate(some)
+        for number, step in enumerate(answer)
       ]
-      for prompt, some in zip(prompts, steps, strict=True)
+      for prompt, answer in zip(prompts, steps, strict=True)
     ]
-    surprises: list[list[Surprisal]] = [[] for _ in prompts]
-    bins = [[0 if step.endswith("\n") else None for step in some] for some in steps]  # None: nothing is written there
-    # The bin of a step hangs on those before it. All are guessed, and read until those read are those guessed: each
-    # pass settles one more step at least, and as a rule nearly all.
-    open_ = [index for index, some in enumerate(steps) if some]
+    surprisals: list[list[Surprisal]] = [[] for _ in prompts]
+    bins = [[0 if step.endswith("\n") else None for step in answer] for answer in steps]  # None: no confidence token
+    # The bin of a step depends on those before it. All are guessed, then read again until guess and result agree:
+    # each pass fixes at least one more step, usually nearly all.
+    open_ = [index for index, answer in enumerate(steps) if answer]
     while open_:
       for index in open_:
         tokens[index] = np.concatenate(
@@ -154,43 +154,44 @@ class TextGenerator:
         ).astype(np.int32)
       read = self.sampler.logprobs([tokens[index] for index in open_], batch_size=batch_size)
       again = []
-      for index, of in zip(open_, read, strict=True):
-        found = step_scores(tokens[index][starts[index] :], of[starts[index] :], watch, self.flag_id)
-        surprises[index] = [said for *_, said in found]
-        # A step of two lines has one for each, and is as sure as its last: whoever asked sees it by their number.
-        said_at = {stop: said for _, stop, said in found}
+      for index, logprob_T in zip(open_, read, strict=True):
+        scored = step_scores(tokens[index][starts[index] :], logprob_T[starts[index] :], watch, self.flag_id)
+        surprisals[index] = [surprisal for *_, surprisal in scored]
+        # A step of two lines has a surprisal for each, which callers detect by their number; its bin is the last's.
+        surprisal_at = {stop: surprisal for _, stop, surprisal in scored}
         after = (
           np.cumsum([len(step) + (bin_ is not None) for step, bin_ in zip(encoded[index], bins[index], strict=True)])
           - starts[index]
         )
         as_read = [
-          None if bin_ is None else watch.bin(said_at[stop - 1])
+          None if bin_ is None else watch.bin_of(surprisal_at[stop - 1])
           for bin_, stop in zip(bins[index], after.tolist(), strict=True)
         ]
         if as_read != bins[index]:
           bins[index] = as_read
           again.append(index)
       open_ = again
-    return list(zip(tokens, surprises, strict=True))
+    return list(zip(tokens, surprisals, strict=True))
 
   def begin(self, prompts: Sequence[str], steps: Sequence[Sequence[str]], *, batch_size: int) -> list[np.ndarray]:
-    """What the model reads to go on after these steps: as `read`, at no cost where it has no tokens of confidence."""
+    """Return the model's input to continue after these steps, as `read` does; no pass without confidence tokens."""
     if self.confidence_ids:
       return [token_T for token_T, _ in self.read(prompts, steps, batch_size=batch_size)]
-    return [self.encode(prompt, answer="".join(some)) for prompt, some in zip(prompts, steps, strict=True)]
+    return [self.encode(prompt, answer="".join(answer)) for prompt, answer in zip(prompts, steps, strict=True)]
 
   def has_room(self, begin: np.ndarray, max_tokens: int) -> bool:
-    """Whether the model can write so many tokens after this beginning."""
+    """Return whether the model can write `max_tokens` tokens after this beginning."""
     return len(begin) + max_tokens <= self.sampler.config.max_positions
 
   def past_confidence(self, tokens: np.ndarray, place: int) -> int:
-    """The place after the token of confidence that stands at `place`, or the place itself where none does."""
+    """Return the place after the confidence token at `place`, or `place` where there is none."""
     return place + (place < len(tokens) and int(tokens[place]) in self.confidence_ids)
 
   def watch(self, threshold: float = math.inf) -> ConfidenceTrigger:
-    """A watch over steps that are lines: a token whose text ends in a newline ends one; a score above gets a flag.
+    """Return a trigger for steps that are lines: a token whose text ends in a newline ends one.
 
-    InputError when the model was trained on steps that are no lines.
+    A step with a score above `threshold` gets a flag. Raises InputError when the model was trained on steps that are no
+    lines.
     """
     if self._unit not in (None, "line"):
       raise InputError(
@@ -204,41 +205,40 @@ class TextGenerator:
     return tuple(token for token in range(len(self.tokenizer)) if self.decode([token]).endswith("\n"))
 
 
-def with_markers(opened: LoadedModel, config: Config, where: str) -> LoadedModel:
-  """The model with the config's markers; one that never had any gets them as at step 0 of training.
+def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel:
+  """Return the model with the config's markers; a model without markers gets them as at step 0 of training.
 
-  A model that was trained without tokens of confidence goes without, whatever the config says. InputError when it was
+  A model trained without confidence tokens stays without, whatever the config says. Raises InputError when it was
   trained with other markers, steps or template than the config's.
   """
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-  if opened.markers is not None:
+  if loaded.markers is not None:
     settings = {
-      "tokenizer.flag": (opened.markers.flag, markers.flag),
-      "tokenizer.fix": (opened.markers.fix, markers.fix),
-      "tokenizer.special": (opened.flag_id is not None, config.tokenizer.special),
-      "mistakes.unit": (opened.unit, config.mistakes.unit),
-      "data.template": (opened.template, config.data.template),
+      "tokenizer.flag": (loaded.markers.flag, markers.flag),
+      "tokenizer.fix": (loaded.markers.fix, markers.fix),
+      "tokenizer.special": (loaded.flag_id is not None, config.tokenizer.special),
+      "mistakes.unit": (loaded.unit, config.mistakes.unit),
+      "data.template": (loaded.template, config.data.template),
     }
     for name, (has, wanted) in settings.items():
       if has != wanted:
         raise InputError(
           f"{where} was trained with {name}={has!r}, and the config says {wanted!r}; use the config of that run"
         )
-    for name in ("confidence", "confidence_first") if opened.confidence else ():
-      has, wanted = getattr(opened, name), getattr(config.tokenizer, name)
+    for name in ("confidence", "confidence_first") if loaded.confidence else ():
+      has, wanted = getattr(loaded, name), getattr(config.tokenizer, name)
       if has != wanted:
         raise InputError(
           f"{where} was trained with tokenizer.{name}={has}, and the config says {wanted}; use the config of that run"
         )
-    return opened
-  tokenizer = load(config.tokenizer.path) if config.tokenizer.path else opened.tokenizer
+    return loaded
+  tokenizer = load(config.tokenizer.path) if config.tokenizer.path else loaded.tokenizer
   marked = add_markers(
     tokenizer,
-    dataclasses.replace(  # it has learned to read none
-      config.tokenizer, confidence=(), confidence_first=()
-    ),
+    # Without confidence tokens: the model was never trained to read any.
+    dataclasses.replace(config.tokenizer, confidence=(), confidence_first=()),
   )
-  params, model_config = opened.params, opened.config
+  params, model_config = loaded.params, loaded.config
   if len(tokenizer) > model_config.vocab_size:
     params, model_config = hf.grow_vocabulary(
       params, model_config, hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
@@ -252,10 +252,10 @@ def with_markers(opened: LoadedModel, config: Config, where: str) -> LoadedModel
     marked.fix_id,
     config.mistakes.unit,
     config.data.template,
-    step=opened.step,
+    step=loaded.step,
   )
 
 
-def compute_dtype(opened: LoadedModel) -> str:
-  """The dtype to compute in: float32 on CPU and for weights stored so; bfloat16 for 16-bit weights on accelerators."""
-  return "float32" if jax.default_backend() == "cpu" or opened.params["embed"].dtype.itemsize == 4 else "bfloat16"
+def compute_dtype(loaded: LoadedModel) -> str:
+  """Return the dtype to compute in: bfloat16 for 16-bit weights on accelerators, else float32."""
+  return "float32" if jax.default_backend() == "cpu" or loaded.params["embed"].dtype.itemsize == 4 else "bfloat16"

@@ -13,7 +13,7 @@ MOST_ID = 2**31  # tokens are int32
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """One line: a text or tokens (the other is None), what else stands there, and "file:line"."""
+  """One line: a text or tokens (the other is None), the other keys of the line, and "file:line"."""
 
   text: str | None
   tokens: list[int] | None
@@ -22,7 +22,7 @@ class Prompt:
 
 
 def read_prompts(path: str) -> list[Prompt]:
-  """Return the prompts of a .jsonl or .jsonl.gz file in order; InputError with file and line for every defect."""
+  """Return the prompts of a .jsonl or .jsonl.gz file in order; raise InputError with file and line for any defect."""
   lines = read_json_lines(local_path(path, "--prompts"), "--prompts")
   return [_prompt(values, where) for values, where in lines]
 

@@ -1,11 +1,11 @@
-"""Text from a model: prompts of different lengths decoded together, as if each were alone.
+"""Sampling from a model: prompts of different lengths decoded in one batch, with the same results as alone.
 
-Prompts are padded on the left to a bucket that depends on their own length only, and no row reads another: what a
-prompt gets depends on its company only in the order in which float32 sums are taken. Rows that have ended leave a
-batch once a smaller one would do: until then they cost what the others do. Batches are of few sizes, and greedy, drawn
-and watched text comes from one program: on a small model compiling would take longer than decoding.
+Prompts are padded on the left to a bucket that depends on their own length only, and no row reads another: the batch
+affects a prompt's result only through the order of float32 sums. Finished rows are removed from a batch once the rest
+fits a smaller batch size; until then they cost as much as the others. Batches have few sizes, and one program serves
+greedy decoding, sampling and forced tokens: on a small model compiling would take longer than decoding.
 
-      slot      0   1   2   3 | 4   5   6        start 2: the slots before it are padding, seen by nobody
+      slot      0   1   2   3 | 4   5   6        start 2: the slots before it are padding, masked everywhere
       token     .   .   A   B | c   d   <end>    A B the prompt, c d <end> chosen
       position  .   .   0   1 | 2   3   4
 
@@ -27,19 +27,19 @@ from insec_jax.command import DivergedError, InputError
 from insec_jax.model import llama
 
 SHORTEST = 32  # slots; shorter prompts are padded to this
-PREFILL_TOKENS = 512  # tokens of a prompt read at once: bounds the attention scores of a long prompt
-READ = 32  # tokens of a text whose next ones are judged at once: bounds the logits
-FEWEST = 64  # rows of the smallest batch, unless batch_size is less: a smaller one is another program and saves little
-STOPS = 8  # the number of stop tokens is padded to a multiple of this, so that one more compiles nothing
+PREFILL_TOKENS = 512  # tokens of a prompt per forward pass: bounds the attention scores of a long prompt
+READ = 32  # tokens of a text whose logits are computed at once: bounds the logits
+FEWEST = 64  # rows of the smallest batch, unless batch_size is less: smaller ones compile anew and save little
+STOPS = 8  # the number of stop tokens is padded to a multiple of this, so that one more needs no new compilation
 MEMORY, MOST_ROWS = 1 << 30, 256  # bytes of a batch, and rows: `rows_that_fit`
 NO_TOKEN = -1
-# Of the state of a batch, what is told of its rows.
+# Fields of a batch's state that are copied to the host.
 HOST_FIELDS = ("index_B", "live_B", "num_B", "token_BS", "logprob_BS", "flag_BS", "margin_BS")
 
 
 @dataclasses.dataclass(frozen=True)
 class SampledTokens:
-  """What a model wrote after one prompt.
+  """The tokens that a model wrote after one prompt.
 
   `tokens` ends with the stop token when `finish` is "stop"; "length" means that max_tokens were written without one.
   `logprobs` are those of the tokens chosen, under the model's own distribution: temperature 1, no top_p, no flag_bias.
@@ -56,53 +56,53 @@ class SampledTokens:
 
 @dataclasses.dataclass(frozen=True)
 class ConfidenceTrigger:
-  """What is written for the model, on the strength of how sure it was of each step.
+  """Tokens forced while decoding, chosen from the model's confidence in each step.
 
       tokens    d  c  7  \n  <sure 2>  <flag>  ...  <fix>  d  c  8  \n  <sure 0>
       forced                  *         *                                 *
       score        *  *  *                                     *  *  *
 
-  The score of a step is the largest -log p of its tokens, the first left out: what to speak of next is no mistake. The
-  bin of confidence is that of the score and, within it where there are `first_edges`, that of the first token. A step
-  begins after the end of another, after what is forced there, and after the fix; what stands between a flag and its fix
-  is no step. Where no flag is open, in the prompt or after it, the fix is banned: it would close nothing, and the step
-  that it cuts short would never be seen to end.
+  The score of a step is the largest -log p of its tokens without the first, which only chooses the topic. The bin of
+  confidence is the bin of the score, subdivided by that of the first token where there are `first_edges`. A step begins
+  after the end of another, after the tokens forced there, and after the fix; tokens between a flag and its fix are no
+  step. Where no flag is open, in the prompt or after it, the fix is banned: it would close nothing, and the end of the
+  step that it cuts short would not be detected.
   """
 
   end_ids: tuple[int, ...]  # tokens that end a step
   fix_id: int | None
   threshold: float = math.inf  # a step with a score above it gets a flag
-  edges: tuple[float, ...] = ()  # scores, ascending, that part the bins of confidence
-  first_edges: tuple[float, ...] = ()  # of the first token, which part each of these bins; empty: none is parted
+  edges: tuple[float, ...] = ()  # scores, ascending, between the bins of confidence
+  first_edges: tuple[float, ...] = ()  # the same for the first token, within each bin; empty: no subdivision
   confidence_ids: tuple[int, ...] = ()  # token written after a step of each bin, and nowhere else; empty: none
 
-  def bin(self, said: "Surprisal") -> int:
-    """The bin of confidence of a step, 0 for the surest."""
-    return sum(said.score > edge for edge in self.edges) * (len(self.first_edges) + 1) + sum(
-      said.first > edge for edge in self.first_edges
+  def bin_of(self, surprisal: "Surprisal") -> int:
+    """Return the bin of confidence of a step, 0 for the highest confidence."""
+    return sum(surprisal.score > edge for edge in self.edges) * (len(self.first_edges) + 1) + sum(
+      surprisal.first > edge for edge in self.first_edges
     )
 
 
 class Surprisal(NamedTuple):
-  """-log p of the first token of a step, and the largest of its others, its score; 0 where there is none."""
+  """-log p of the first token of a step, and the largest -log p of the others, its score; 0 without such a token."""
 
   first: float
   score: float
 
   @classmethod
   def of(cls, logprob_T: np.ndarray) -> "Surprisal":
-    """Of a step whose tokens have these log p."""
-    return cls(*(float(np.max(-some, initial=0.0)) for some in (logprob_T[:1], logprob_T[1:])))
+    """Return the surprisal of a step whose tokens have these log p."""
+    return cls(*(float(np.max(-part_T, initial=0.0)) for part_T in (logprob_T[:1], logprob_T[1:])))
 
 
 class Sampler:
-  """A model ready to write: holds the weights once, compiles once per shape."""
+  """A model ready to decode: holds the weights once, compiles once per shape."""
 
   def __init__(self, config: llama.LlamaConfig, params, *, compute: str):
     self.config = config
     self.compute = jnp.dtype(compute)
     self.params = _ready(params, config=config, compute=self.compute)
-    self._room = 0  # for the most tokens asked for so far: fewer are written in it too, and compile nothing
+    self._room = 0  # the largest max_tokens so far: smaller requests reuse it without compiling
 
   def generate(
     self,
@@ -119,22 +119,22 @@ class Sampler:
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
   ) -> list[SampledTokens]:
-    """One SampledTokens per prompt, in order; what a prompt gets does not depend on the prompts beside it.
+    """Return one SampledTokens per prompt, in order; a prompt's result does not depend on the other prompts.
 
     Temperature 0 is greedy. Otherwise the draw of step s of prompt i depends on (seed, i, s) only; it is from the
-    distribution at `temperature`, cut to the likeliest tokens that hold `top_p` of it. `flag_bias` is added to the
-    flag's logit before both; -inf bans the flag. What `watch` forces stands among the tokens, with the log p that the
-    model gave it, and changes no draw but its own. `progress` is told (prompts done, tokens written) after every batch.
-    InputError when a prompt or an option is out of range.
+    distribution at `temperature`, cut to the most likely tokens that hold `top_p` of it. `flag_bias` is added to the
+    flag's logit before both; -inf bans the flag. Tokens that `watch` forces are among the tokens, with the log p that
+    the model gave them; they replace only their own draws. `progress` is called with (prompts done, tokens written)
+    after every batch. Raises InputError when a prompt or an option is out of range.
     """
     _check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
     if watch is None:
-      watch = ConfidenceTrigger(end_ids=(), fix_id=None)  # sees no step, forces nothing
+      watch = ConfidenceTrigger(end_ids=(), fix_id=None)  # detects no step, forces nothing
     else:
       _check_watch(watch, flag_id)
     self._check_prompts(prompts, max_tokens)
     self._room = max(self._room, max_tokens)
-    # Plain Python numbers: one of NumPy would be another type, and compile again.
+    # Plain Python numbers: a NumPy scalar has another type and would compile again.
     options = {
       "stop_U": _padded(stop_ids, STOPS),
       "key": jax.random.key(seed),
@@ -160,7 +160,7 @@ class Sampler:
     return [results[index] for index in range(len(prompts))]
 
   def _decode(self, token_BP, start_B, index_B, options, *, max_tokens, cut) -> Iterator[tuple[int, SampledTokens]]:
-    """(index, SampledTokens) for each row that is needed, when it has ended; some come twice, the same."""
+    """Yield (index, SampledTokens) for each needed row when it has ended; a row may come twice, unchanged."""
     slot = first = token_BP.shape[1]
     end = first + max_tokens
     is_step_B = _is_step(token_BP, start_B, options["flag"], options["fix"])
@@ -172,20 +172,20 @@ class Sampler:
       slot, state = _write(
         self.params, state, options, first=first, slot=slot, end=end, few=[0, *sizes][-2], config=self.config, cut=cut
       )
-      slot, told = jax.device_get((slot, {name: state[name] for name in HOST_FIELDS}))
-      slot, live_B = int(slot), told["live_B"]
+      slot, host = jax.device_get((slot, {name: state[name] for name in HOST_FIELDS}))
+      slot, live_B = int(slot), host["live_B"]
       ended_B = ~live_B | (slot == end)
-      for row in np.flatnonzero(ended_B & (told["index_B"] != NO_TOKEN)):
-        written = slice(first, first + told["num_B"][row])
-        _check_finite(told["logprob_BS"][row, written], int(told["index_B"][row]))
+      for row in np.flatnonzero(ended_B & (host["index_B"] != NO_TOKEN)):
+        written = slice(first, first + host["num_B"][row])
+        _check_finite(host["logprob_BS"][row, written], int(host["index_B"][row]))
         yield (
-          int(told["index_B"][row]),
+          int(host["index_B"][row]),
           SampledTokens(
-            told["token_BS"][row, written],
-            told["logprob_BS"][row, written],
+            host["token_BS"][row, written],
+            host["logprob_BS"][row, written],
             "length" if live_B[row] else "stop",
-            told["flag_BS"][row, written],
-            told["margin_BS"][row, written],
+            host["flag_BS"][row, written],
+            host["margin_BS"][row, written],
           ),
         )
       if ended_B.all():
@@ -194,15 +194,15 @@ class Sampler:
       state = _rows(state, np.argsort(~live_B, stable=True)[:C].astype(np.int32))
 
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
-    """For each text, log p of each of its tokens after those before it; of the first it is 0."""
+    """Return for each text the log p of each token given those before it; 0 for the first."""
     self._check_prompts(texts, 0)
-    found = [np.zeros(len(text), np.float32) for text in texts]
+    results = [np.zeros(len(text), np.float32) for text in texts]
     for token_BP, start_B, index_B in _batches(texts, batch_size):
-      logprob_BP = np.asarray(_of_text(self.params, token_BP, start_B, config=self.config, compute=self.compute))
+      logprob_BP = np.asarray(_text_logprobs(self.params, token_BP, start_B, config=self.config, compute=self.compute))
       for row in np.flatnonzero(index_B != NO_TOKEN):
         _check_finite(logprob_BP[row, start_B[row] + 1 :], int(index_B[row]))
-        found[index_B[row]][1:] = logprob_BP[row, start_B[row] + 1 :]
-    return found
+        results[index_B[row]][1:] = logprob_BP[row, start_B[row] + 1 :]
+    return results
 
   def _check_prompts(self, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
     for index, prompt in enumerate(prompts):
@@ -213,7 +213,7 @@ class Sampler:
 
 
 def check_prompt(token_T: np.ndarray, config: llama.LlamaConfig, max_tokens: int) -> None:
-  """Nothing; InputError when a prompt is empty, holds an id outside the vocabulary, or leaves no room to write."""
+  """Raise InputError when a prompt is empty, holds an id outside the vocabulary, or leaves no room to write."""
   if not len(token_T):
     raise InputError("the prompt is empty and the tokenizer puts nothing in front; give at least one token")
   for token in (min(token_T), max(token_T)):
@@ -227,7 +227,7 @@ def check_prompt(token_T: np.ndarray, config: llama.LlamaConfig, max_tokens: int
 
 
 def _check_finite(logprob_T: np.ndarray, index: int) -> None:
-  """Raise DivergedError unless the log p of all tokens of this prompt are numbers."""
+  """Raise DivergedError unless the log p of all tokens of this prompt are finite."""
   if not np.isfinite(logprob_T).all():
     token = int(np.flatnonzero(~np.isfinite(logprob_T))[0])
     raise DivergedError(
@@ -270,14 +270,14 @@ def _check_watch(watch: ConfidenceTrigger, flag_id: int | None) -> None:
 
 
 def _padded(ids: Sequence[int], multiple: int) -> np.ndarray:
-  """The ids and as many that no token has as make a multiple, always at least one."""
+  """Return the ids, padded with NO_TOKEN to a multiple; at least one NO_TOKEN is added."""
   return np.array([*ids, *[NO_TOKEN] * (multiple - len(ids) % multiple)], np.int32)
 
 
 def rows_that_fit(config: llama.LlamaConfig, *, slots: int, compute: str) -> int:
-  """How many rows of `slots` tokens to decode at once: a power of two, at least one, at most MOST_ROWS.
+  """Return how many rows of `slots` tokens to decode at once: a power of two, from 1 to MOST_ROWS.
 
-  Cache, attention scores and logits stay below a quarter of the device's memory, or below MEMORY where it is not told.
+  Cache, attention scores and logits stay below a quarter of the device's memory, or below MEMORY if it is unknown.
   """
   cache = 2 * config.num_layers * config.num_kv_heads * config.head_width * slots * jnp.dtype(compute).itemsize
   scores = 4 * config.num_heads * slots * min(slots, PREFILL_TOKENS)
@@ -289,12 +289,12 @@ def rows_that_fit(config: llama.LlamaConfig, *, slots: int, compute: str) -> int
 
 
 def bucket(length: int) -> int:
-  """Slots that a prompt of `length` tokens is padded to: the next power of two, at least SHORTEST."""
+  """Return the slots that a prompt of `length` tokens is padded to: the next power of two, at least SHORTEST."""
   return max(SHORTEST, 1 << (length - 1).bit_length())
 
 
 def _sizes(most: int) -> list[int]:
-  """The numbers of rows that batches of at most so many may have, ascending: far apart, for each compiles anew."""
+  """Return the allowed numbers of rows for batches of at most `most`, ascending; few, since each compiles anew."""
   sizes = [FEWEST]
   while sizes[-1] < most:
     sizes.append(4 * sizes[-1])
@@ -302,21 +302,21 @@ def _sizes(most: int) -> list[int]:
 
 
 def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """(token_BP, start_B, index_B) until every prompt came once: prompt `index` stands in its row from slot `start` on.
+  """Yield (token_BP, start_B, index_B) until every prompt came once; prompt `index` begins at slot `start` of its row.
 
-  Shortest bucket first; rows that are not needed have index NO_TOKEN.
+  The shortest bucket comes first; unused rows have index NO_TOKEN.
   """
   by_bucket: dict[int, list[int]] = {}
   for index, prompt in enumerate(prompts):
     by_bucket.setdefault(bucket(len(prompt)), []).append(index)
   for P, indices in sorted(by_bucket.items()):
     for first in range(0, len(indices), batch_size):
-      of_batch = indices[first : first + batch_size]
-      B = next(size for size in _sizes(batch_size) if size >= len(of_batch))
+      batch = indices[first : first + batch_size]
+      B = next(size for size in _sizes(batch_size) if size >= len(batch))
       token_BP = np.zeros((B, P), np.int32)
-      start_B = np.full(B, P - 1, np.int32)  # a row that is not needed reads one token: reading none gives nan
+      start_B = np.full(B, P - 1, np.int32)  # an unused row reads one token: reading none gives nan
       index_B = np.full(B, NO_TOKEN, np.int32)
-      for row, index in enumerate(of_batch):
+      for row, index in enumerate(batch):
         start_B[row] = P - len(prompts[index])
         token_BP[row, start_B[row] :] = prompts[index]
         index_B[row] = index
@@ -324,7 +324,7 @@ def _batches(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[tuple[n
 
 
 def _is_step(token_BP: np.ndarray, start_B: np.ndarray, flag_id: int, fix_id: int) -> np.ndarray:
-  """Whether no flag is open at the end of each prompt, bool [B]."""
+  """Return whether no flag is open at the end of each prompt, bool [B]."""
   slot_P = np.arange(token_BP.shape[1])
   flag_B, fix_B = (
     np.where((token_BP == token) & (slot_P >= start_B[:, None]), slot_P, -1).max(1) for token in (flag_id, fix_id)
@@ -334,12 +334,12 @@ def _is_step(token_BP: np.ndarray, start_B: np.ndarray, flag_id: int, fix_id: in
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def _ready(params, *, config, compute):
-  """The params cast and unstacked once here, not at every token; the model would cast each of them in the same way."""
+  """Return the params cast and unstacked once instead of at every token; the model would cast them in the same way."""
   return llama.unstack(jax.tree.map(lambda weight: weight.astype(compute), params), config)
 
 
 def _read_prompt(params, token_BP, start_B, *, config, compute, room):
-  """(stream after the last token of each prompt, the cache with `room` free slots after the prompt)."""
+  """Return (stream after the last token of each prompt, the cache with `room` free slots after the prompt)."""
   B, P = token_BP.shape
   width = min(P, PREFILL_TOKENS)  # both are powers of two: the chunks fill the prompt exactly
   cache = llama.make_cache(config, B, P + room, compute)
@@ -355,13 +355,13 @@ def _read_prompt(params, token_BP, start_B, *, config, compute, room):
 
 
 def _logprobs(params, stream_BD, *, config):
-  """Log p of the next token of each row, float32."""
+  """Return the log p of the next token of each row, float32."""
   return jax.nn.log_softmax(llama.logits(params, config, stream_BD[:, None])[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def _of_text(params, token_BP, start_B, *, config, compute):
-  """Log p of each token of a text after those before it; what stands at its first token and before means nothing."""
+def _text_logprobs(params, token_BP, start_B, *, config, compute):
+  """Return the log p of each token of a text given those before it; undefined up to the first token."""
   B, P = token_BP.shape
   width = min(P, READ)
   target_BP = jnp.roll(token_BP, -1, axis=1)
@@ -374,8 +374,8 @@ def _of_text(params, token_BP, start_B, *, config, compute):
     )
     stream_BTD, cache = llama.forward_cached(config, params, token_BT, start_B, first, cache)
     logprob_BTV = jax.nn.log_softmax(llama.logits(params, config, stream_BTD))
-    of_target_BT = jnp.take_along_axis(logprob_BTV, target_BT[..., None], 2)[..., 0]
-    return cache, jax.lax.dynamic_update_slice_in_dim(logprob_BP, of_target_BT, first, 1)
+    target_logprob_BT = jnp.take_along_axis(logprob_BTV, target_BT[..., None], 2)[..., 0]
+    return cache, jax.lax.dynamic_update_slice_in_dim(logprob_BP, target_logprob_BT, first, 1)
 
   cache = llama.make_cache(config, B, P, compute)
   _, logprob_BP = jax.lax.fori_loop(0, P // width, read, (cache, jnp.zeros((B, P))))
@@ -384,7 +384,7 @@ def _of_text(params, token_BP, start_B, *, config, compute):
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "room"))
 def _begin(params, token_BP, start_B, index_B, is_step_B, *, config, compute, room):
-  """The state of a batch whose prompts have been read, with `room` free slots; `_write` says what it holds."""
+  """Return the state of a batch whose prompts have been read, with `room` free slots; see `_write` for its content."""
   B, P = token_BP.shape
   _, cache = _read_prompt(params, token_BP, start_B, config=config, compute=compute, room=room)
   none_BS = jnp.zeros((B, P + room))
@@ -411,27 +411,27 @@ def _begin(params, token_BP, start_B, index_B, is_step_B, *, config, compute, ro
 
 @jax.jit
 def _rows(state, row_C):
-  """The state of these rows alone."""
+  """Return the state of these rows alone."""
   return jax.tree.map(lambda array: array[row_C], state)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "cut"), donate_argnames="state")
 def _write(params, state, options, *, first, slot, end, few, config, cut):
-  """(slot, the state with all before it written): slot `end`, or the first where at most `few` rows are live.
+  """Return (slot, the state with all slots before it written): slot `end`, or the first with at most `few` live rows.
 
-  `first` is the slot of the first token after the prompts. The state holds what `SampledTokens` does, each number in
-  the slot of its token; the tokens of the prompts, too; in `num_B` how many are written, and in `live_B` whether no
-  stop token has ended them.
+  `first` is the slot of the first token after the prompts. The state holds the fields of `SampledTokens`, each number
+  in the slot of its token, and the tokens of the prompts; `num_B` is the number of tokens written, and `live_B`
+  whether no stop token has ended the row.
   """
   flag_id = options["flag"]
   bias_1V = jnp.where(jnp.arange(config.vocab_size) == flag_id, options["flag_bias"], 0.0)[None]
-  bias_1V = bias_1V.at[:, options["confidence_K"]].set(-jnp.inf)  # never the model's own to say
+  bias_1V = bias_1V.at[:, options["confidence_K"]].set(-jnp.inf)  # only forced, never sampled
   is_fix_1V = (jnp.arange(config.vocab_size) == options["fix"])[None]
 
   def write(carried):
-    """One more token for each row; a row that has stopped goes on writing, but nothing is counted."""
+    """Return the state with one more token for each row; tokens of a row that has stopped are not counted."""
     slot, state = carried
-    # The first step reads the last token of the prompt again: one copy of the step to compile, for one token more.
+    # The first step reads the last token of the prompt again, so that only one copy of the step is compiled.
     last_B1 = jax.lax.dynamic_slice_in_dim(state["token_BS"], slot - 1, 1, 1)
     stream_B1D, cache = llama.forward_cached(config, params, last_B1, state["start_B"], slot - 1, state["cache"])
     logprob_BV = _logprobs(params, stream_B1D[:, 0], config=config)
@@ -466,7 +466,7 @@ def _write(params, state, options, *, first, slot, end, few, config, cut):
 
 
 def _forced(watch, token_B, options):
-  """The tokens drawn, or what has to stand in their place: the confidence in a step that has ended, then the flag."""
+  """Return the sampled tokens, replaced where one is forced: the confidence in a step that has ended, then the flag."""
   token_B = jnp.where(watch["flags_B"], options["flag"], token_B)
   if not len(options["confidence_K"]):
     return token_B
@@ -474,7 +474,7 @@ def _forced(watch, token_B, options):
 
 
 def _watch(watch, token_B, logprob_B, options):
-  """The state of the watch after one more token: the running step's length and `Surprisal`, and what is forced next.
+  """Return the trigger's state after one more token: the current step's length and `Surprisal`, and what is forced.
 
   `is_step_B` is false between a flag and its fix; `bin_B` is NO_TOKEN when no confidence is to be written.
   """
@@ -509,31 +509,31 @@ def _watch(watch, token_B, logprob_B, options):
 def step_scores(
   token_T: np.ndarray, logprob_T: np.ndarray, watch: ConfidenceTrigger, flag_id: int | None
 ) -> list[tuple[int, int, Surprisal]]:
-  """(first token, one past the last, surprise) of each step that was ended, as `ConfidenceTrigger` counts them."""
-  found, first, is_step = [], 0, True
+  """Return (first token, one past the last, surprisal) of each complete step, as `ConfidenceTrigger` defines steps."""
+  scored, first, is_step = [], 0, True
   for place, token in enumerate(token_T.tolist()):
     if token in watch.confidence_ids or token == flag_id or token == watch.fix_id:
       is_step = token == watch.fix_id or (is_step and token != flag_id)
       first = place + 1
     elif is_step and token in watch.end_ids:
-      found.append((first, place + 1, Surprisal.of(logprob_T[first : place + 1])))
+      scored.append((first, place + 1, Surprisal.of(logprob_T[first : place + 1])))
       first = place + 1
-  return found
+  return scored
 
 
 def _draw(logits_BV, index_B, step, key, temperature, top_p, *, cut):
-  """The next token of each row, the likeliest at temperature 0."""
+  """Return the next token of each row, the most likely one at temperature 0."""
 
   def drawn_B():
     tempered_BV = logits_BV / temperature
     if cut:
       sorted_BV = -jnp.sort(-tempered_BV, axis=-1)
       p_BV = jax.nn.softmax(sorted_BV)
-      # A token stays while the likelier ones hold less than top_p: the likeliest always stays.
+      # A token is kept while the more likely ones hold less than top_p: the most likely is always kept.
       least_B1 = jnp.where(jnp.cumsum(p_BV, -1) - p_BV < top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
       tempered_BV = jnp.where(tempered_BV >= least_B1, tempered_BV, -jnp.inf)
     key_B = jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), step))(index_B)
     return jax.vmap(jax.random.categorical)(key_B, tempered_BV).astype(jnp.int32)
 
-  # Both in one program: what is greedy and what is drawn have their shapes in common.
+  # Both in one program: greedy decoding and sampling have the same shapes.
   return jax.lax.cond(temperature > 0, drawn_B, lambda: jnp.argmax(logits_BV, -1).astype(jnp.int32))

@@ -1,4 +1,4 @@
-"""Mistakes: wrong steps put into right solutions, each proved wrong (in prose: different) before it is used."""
+"""Mistakes: wrong steps put into right solutions, each checked to be wrong (in prose: different) before use."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,9 @@ from insec_jax.method.roles import PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task, in_units
 from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces
 
-_MOST_PLACES = 64  # of a solution that are tried, before it is given without more mistakes
-_REDRAWS = 4  # of a wrong step that turned out right, unverified or of another class
-# What the paper's annotation calls a class; any other class is called by its own name.
+_MOST_PLACES = 64  # tried in a solution, before it is returned with fewer mistakes
+_REDRAWS = 4  # when the drawn step is right, unverified or of another class
+# Names of the classes in the paper's annotation; a class not listed keeps its own name.
 _PAPER = {
   "calc": "wrong calculation",
   "operand": "wrong substitution",
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """A problem solved rightly up to a wrong step; what a model does after `text` is measured."""
+  """A problem solved correctly up to a wrong step; the model's continuation after `text` is measured."""
 
   problem: Problem
   before: tuple[str, ...]
@@ -49,14 +49,14 @@ class Probe:
 
   @property
   def text(self) -> str:
-    """What the model reads: prompt, right steps, wrong step."""
+    """Return what the model reads: prompt, right steps, wrong step."""
     return self.problem.prompt + "".join(self.before) + self.wrong
 
 
 def classes_of(task: Task, mistakes: MistakesConfig) -> tuple[str, ...]:
-  """The error classes to draw from, all of the task's when the config names none.
+  """Return the error classes to draw from; all of the task's when the config names none.
 
-  InputError for a class, or a unit of steps, that the task does not have.
+  Raises InputError for a class, or a unit of steps, that the task does not have.
   """
   if mistakes.unit not in task.units:
     raise InputError(f"mistakes.unit={mistakes.unit!r}; steps of task {task.name} can be: {', '.join(task.units)}")
@@ -67,7 +67,7 @@ def classes_of(task: Task, mistakes: MistakesConfig) -> tuple[str, ...]:
 
 
 def paper_reason(error: str, unit: str) -> str:
-  """The annotation of arXiv 2412.16653 in our words: what was found, and the reason, which is the class in words."""
+  """Return the annotation of arXiv 2412.16653 in our words: an error was found, and its class in words."""
   words = _PAPER[error] if error in _PAPER else error.replace("_", " ")
   return f"Found an error in the previous {unit}. Reason: {words}."
 
@@ -75,7 +75,7 @@ def paper_reason(error: str, unit: str) -> str:
 def reason_of(
   problem: Problem, before: tuple[str, ...], wrong: str, error: str, *, task: Task, reason: str, unit: str
 ) -> str:
-  """What stands between flag and fix, worded as `mistakes.reason` says; empty for "none"."""
+  """Return the text between flag and fix, worded as `mistakes.reason` says; empty for "none"."""
   if reason == "none":
     return ""
   return paper_reason(error, unit) if reason == "paper" else task.explain(problem, before, wrong, reason)
@@ -84,9 +84,9 @@ def reason_of(
 def wrong_step(
   problem: Problem, before: tuple[str, ...], task: Task, classes: tuple[str, ...], rng: np.random.Generator
 ) -> tuple[str, str] | None:
-  """A wrong step in place of the next one and its class, drawn evenly from `classes`; None where none is possible.
+  """Return a wrong step in place of the next one, and its class, drawn uniformly from `classes`; None if impossible.
 
-  Nothing is trusted: a step counts as wrong only when `task.check` finds it wrong, and of the class that was asked for.
+  A step counts as wrong only when `task.check` finds it wrong and of the requested class.
   """
   for k in rng.permutation(len(classes)).tolist():
     for _ in range(_REDRAWS):
@@ -100,40 +100,40 @@ def wrong_step(
 
 
 def _places(num_steps: int, place: str) -> range:
-  """The steps that may be replaced; the middle one of an odd number belongs to both halves."""
+  """Return the steps that may be replaced; the middle one of an odd number belongs to both halves."""
   if place == "first_half":
     return range((num_steps + 1) // 2)
   return range(num_steps // 2 if place == "last_half" else 0, num_steps)
 
 
 def _num_mistakes(mistakes: MistakesConfig, num_places: int, rng: np.random.Generator) -> int:
-  """How many mistakes a solution is to carry: 0 or, with probability `share`, one number as likely as another."""
+  """Return the number of mistakes: 0 or, with probability `share`, uniform from 1 to the maximum."""
   if rng.random() < mistakes.share and num_places:
     return int(rng.integers(min(mistakes.max_per_solution, num_places))) + 1
   return 0
 
 
 def _draw(find: Callable[[int], _T | None], places: Sequence[int], num: int, rng: np.random.Generator) -> dict[int, _T]:
-  """Up to `num` of what `find` gives, by place; the places are even among those where it gives something."""
-  found = {}
+  """Return up to `num` results of `find` by place; places are uniform among those where `find` has a result."""
+  drawn = {}
   for k in rng.permutation(len(places))[:_MOST_PLACES].tolist() if num else ():
-    if len(found) == num:
+    if len(drawn) == num:
       break
-    if one := find(places[k]):
-      found[places[k]] = one
-  return found
+    if value := find(places[k]):
+      drawn[places[k]] = value
+  return drawn
 
 
 def drawn(
   problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator
 ) -> dict[int, tuple[str, str]]:
-  """Wrong steps for a solution and their classes, by place: with probability `share`, 1 to `max_per_solution`."""
+  """Return wrong steps and their classes by place: with probability `share`, 1 to `max_per_solution` of them."""
   num = _num_mistakes(mistakes, len(_places(len(problem.steps), mistakes.place)), rng)
   return _draw_checked(problem, task, mistakes, num, rng)
 
 
 def _draw_checked(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str]]:
-  """Up to `num` wrong steps of a checked problem and their classes, by place."""
+  """Return up to `num` wrong steps of a checked problem and their classes, by place."""
   classes = classes_of(task, mistakes)
   return _draw(
     lambda place: wrong_step(problem, problem.steps[:place], task, classes, rng),
@@ -144,7 +144,7 @@ def _draw_checked(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str
 
 
 def pieces_of(steps: Sequence[str], wrong: Mapping[int, tuple[str, str]], markers: Markers) -> Transcript:
-  """The steps as pieces, before each of those in `wrong` the wrong step with its reason."""
+  """Return the steps as pieces; a wrong step with its reason precedes each step in `wrong`."""
   pieces, start = [], 0
   for k in sorted(wrong):
     if start < k:
@@ -159,12 +159,12 @@ def pieces_of(steps: Sequence[str], wrong: Mapping[int, tuple[str, str]], marker
 def with_mistakes(
   problem: Problem, task: Task, mistakes: MistakesConfig, markers: Markers, rng: np.random.Generator
 ) -> Transcript:
-  """The solution as a transcript; with probability `share` it carries 1 to `max_per_solution` corrected mistakes.
+  """Return the solution as a transcript; with probability `share` it has 1 to `max_per_solution` corrected mistakes.
 
       text   c=a+b;...?d:\\n  c=a4+b3,c8\\n  <err>  calcc  <fix>  c=a4+b3,c7\\n  d=c7+a4,d1\\n
       role   prompt          mistake       flag   reason  flag   correction    text
 
-  Number and places are even among those possible. A solution where no mistake is possible is given without.
+  Number and places are uniform among those possible. A solution where no mistake is possible is returned without.
   """
   problem = in_units(problem, mistakes.unit)
   wrong = {
@@ -175,7 +175,7 @@ def with_mistakes(
 
 
 def probe(problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator) -> Probe | None:
-  """The problem solved up to one injected wrong step at an even place; None when none is possible."""
+  """Return the problem solved up to one injected wrong step at a uniform place; None when none is possible."""
   problem = in_units(problem, mistakes.unit)
   for place, (wrong, error) in _draw_checked(problem, task, mistakes, 1, rng).items():
     return Probe(problem, problem.steps[:place], wrong, error)
@@ -183,7 +183,10 @@ def probe(problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random
 
 
 def prose_classes_of(mistakes: MistakesConfig) -> tuple[str, ...]:
-  """The error classes to draw from in prose, all when the config names none; InputError for one that there is not."""
+  """Return the error classes to draw from in prose; all when the config names none.
+
+  Raises InputError for an unknown class.
+  """
   for error in mistakes.classes:
     if error not in prose.CLASSES:
       raise InputError(
@@ -196,9 +199,9 @@ def prose_classes_of(mistakes: MistakesConfig) -> tuple[str, ...]:
 def in_prose(
   corpus: Corpus, index: int, mistakes: MistakesConfig, rng: np.random.Generator
 ) -> dict[int, tuple[str, str]] | None:
-  """Wrong steps for a record and their reasons, by place; None for one that, by `share`, is to carry none.
+  """Return wrong steps for a record and their reasons, by place; None if, by `share`, it gets none.
 
-  Empty where no mistake can be known to be one. Nothing is put in place of a step that nothing stands before.
+  Empty where no mistake can be verified as one. A step with no text before it is never replaced.
   """
   text, classes = corpus[index], prose_classes_of(mistakes)
   places = [k for k in _places(len(text.steps), mistakes.place) if k or text.led]
@@ -208,14 +211,17 @@ def in_prose(
 
   def find(place: int) -> prose.Corruption | None:
     drawn = (corpus.corrupt(index, place, classes[k], rng) for k in rng.permutation(len(classes)).tolist())
-    return next((one for one in drawn if one), None)
+    return next((corruption for corruption in drawn if corruption), None)
 
-  return {place: (one.step, _prose_reason(one, mistakes)) for place, one in _draw(find, places, num, rng).items()}
+  return {
+    place: (corruption.step, _prose_reason(corruption, mistakes))
+    for place, corruption in _draw(find, places, num, rng).items()
+  }
 
 
-def _prose_reason(found: prose.Corruption, mistakes: MistakesConfig) -> str:
+def _prose_reason(corruption: prose.Corruption, mistakes: MistakesConfig) -> str:
   if mistakes.reason == "none":
     return ""
   if mistakes.reason == "paper":
-    return paper_reason(found.error, mistakes.unit)
-  return prose.explain(found, mistakes.reason)
+    return paper_reason(corruption.error, mistakes.unit)
+  return prose.explain(corruption, mistakes.reason)

@@ -1,4 +1,4 @@
-"""Corruption: wrong steps for prose that no checker can read.
+"""Wrong steps for prose, whose steps no checker can read.
 
     class      right                               wrong
     sentence   She paid the ferryman in silver.    Frost had killed the vines.            the next step, from elsewhere
@@ -6,9 +6,10 @@
     entity     Anna paid the ferryman.             Bela paid the ferryman.                a name or a quoted text
     negation   The bridge is open.                 The bridge is not open.                put in or taken out; English
 
-Nothing here knows the world, so a wrong step is proved different, not false: other words or another value than the
-right one, in sentences that the record says nowhere. Where it may still be true ("at least 3" and "at least 2", one
-person under two names, a phrase that fits everywhere) there is none: a mistake that is none teaches a model to doubt.
+No world knowledge is used, so a wrong step is proved different, not false: it has other words or another value than
+the right one, in sentences that occur nowhere in the record. Where it may still be true ("at least 3" and "at least 2",
+one person under two names, a phrase that fits everywhere) no step is made: a false mistake teaches a model to flag
+right steps.
 """
 
 import dataclasses
@@ -31,10 +32,10 @@ _LABEL = {
   "entity": "A name is wrong.",
   "negation": "The opposite is true.",
 }
-_REDRAWS = 8  # of what is put in, before a class counts as impossible at a place
-_MOST_BESIDE = 64  # names that are tried beside one in a sentence
+_REDRAWS = 8  # of a replacement, before a class counts as impossible at a place
+_MOST_BESIDE = 64  # names tried that share a sentence with one
 _MOST_AT_ONCE = 1000  # characters normalised at once in a long text: the time grows with the square of combining ones
-_LEAST_LETTERS = 4  # of a word that tells what a sentence is about
+_LEAST_LETTERS = 4  # of a word that counts as a sentence's topic
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _QUOTED = re.compile(r'(?<=")[^"\n]{2,60}(?=")|(?<=“)[^“”\n]{2,60}(?=”)')
@@ -46,13 +47,13 @@ def _any_of(words: str) -> re.Pattern:
   return re.compile(rf"\b(?:{'|'.join(word.replace('_', ' ') for word in words.split())})\b", re.I)
 
 
-# With one of these in the sentence another number or name may be as true, or nothing is claimed.
+# With one of these in the sentence another number or name may be true as well, or the sentence claims nothing.
 _LOOSE = _any_of("""
   at_least at_most more_than less_than fewer_than greater_than larger_than smaller_than up_to over under above below
   about around nearly almost roughly approximately circa for_example for_instance e.g such_as say suppose assume
   let if unless whether or either any every each some several many most few maybe perhaps possibly may might could
   is_a is_an are_a was_a was_an were_a one_of even odd prime divisible multiple""")
-# With one of these a sentence and its negation may both hold, or neither is claimed.
+# With one of these a sentence and its negation may both be true, or neither is claimed.
 _UNDECIDED = _any_of("""
   if unless whether or either until suppose assume let may might could maybe perhaps possibly some several many most few
   often sometimes usually generally only just yet necessarily both any anyone anybody anything anywhere ever""")
@@ -64,12 +65,12 @@ _NEGATIVE = re.compile(
 _NEGATED = re.compile(r"\b(is|are|was|were|will|would|can|should|must|does|do|did|has|have|had) not(?= \w)(?! do\b)")
 _CONTRACTED = re.compile(r"\b(is|are|was|were|would|should|does|do|did|has|have|had|ca|wo)n['’]t(?= \w)(?! do\b)")
 _FULL = {"ca": "can", "wo": "will"}
-# After an article "can" and "will" are things.
+# After an article "can" and "will" are nouns.
 _AUXILIARY = re.compile(
   r"(?i:(?<!\ba )(?<!\bthe )(?<!\bof )(?<!\bhis )(?<!\bher )(?<!\bmy )(?<!\btheir )(?<!\byour ))"
   r"\b(is|are|was|were|will|would|can|should|must)(?= [a-z0-9])"
 )
-# A number after one of these only counts pages and points.
+# A number after one of these only numbers pages and list items.
 _COUNTER = re.compile(
   r"\b(?:step|figure|table|chapter|section|equation|page|line|part|question|problem|answer|case|"
   r"rule|no\.)\s*\Z",
@@ -78,18 +79,18 @@ _COUNTER = re.compile(
 _MOST_COUNTER = 40  # characters of such a word and the white space after it
 _PART = re.compile(r"\w|[.,]\d")
 _ITEM = re.compile(r"[.):](?:\s|\Z)")
-# Between two names: words that may make them one. A comma alone may as well.
+# Words that may equate the names on both sides. A comma alone may do so too.
 _SAME = _any_of("is was are were as aka alias called named nicknamed known knew formerly born or of")
 _ARTICLES = _any_of("the a an")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # caches are by identity: to hash all steps takes as long as to read them
+@dataclasses.dataclass(frozen=True, eq=False)  # caches use identity: hashing all steps costs as much as reading them
 class ProseRecord:
-  """A record without mistakes: what is asked (empty where nothing is), and the steps of what is said."""
+  """A record without mistakes: its prompt (may be empty) and the steps of its answer."""
 
   prompt: str
   steps: tuple[str, ...]
-  led: bool  # something stands before the first step
+  led: bool  # there is text before the first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +103,16 @@ class Corruption:
   wrong: str
 
 
-def explain(found: Corruption, detail: str) -> str:
-  """What is wrong: "label" names it, "recompute" also says the right words, where it is a matter of words.
+def explain(corruption: Corruption, detail: str) -> str:
+  """Return what is wrong: "label" names it, "recompute" adds the right words where words were exchanged.
 
   class      label                           recompute
   sentence   This does not belong here.      This does not belong here.
   number     A number is wrong.              It should say "120", not "102".
   """
-  if detail == "label" or not found.right:
-    return _LABEL[found.error]
-  return f'It should say "{found.right}", not "{found.wrong}".'
+  if detail == "label" or not corruption.right:
+    return _LABEL[corruption.error]
+  return f'It should say "{corruption.right}", not "{corruption.wrong}".'
 
 
 def _normalized(text: str) -> str:
@@ -121,20 +122,20 @@ def _normalized(text: str) -> str:
 
 
 def content_of(text: str) -> str:
-  """The words and the values of the numbers: what is left when spacing, case and punctuation do not count."""
+  """Return the words and the values of the numbers, without spacing, case and punctuation."""
   text = _normalized(text).casefold()
   return "\0".join(str(value_of(token)) if NUMBER.fullmatch(token) else token for token in _TOKEN.findall(text))
 
 
 class _Entities(NamedTuple):
-  """The names and quoted texts of a record: (kind, text) of those in each sentence, and the texts of each kind."""
+  """Names and quoted texts of a record: (kind, text) pairs of each sentence, and the texts of each kind."""
 
   by_sentence: tuple[tuple[str, list[tuple[str, str]]], ...]
   by_kind: dict[str, list[str]]
 
 
 class Corpus:
-  """The records that mistakes are put into, each of which lends sentences and names to the others."""
+  """Records that receive mistakes; each also supplies sentences and names to the others."""
 
   def __init__(self, texts: Sequence[ProseRecord]):
     self._texts = tuple(texts)
@@ -144,81 +145,86 @@ class Corpus:
     return self._texts[index]
 
   def corrupt(self, index: int, place: int, error: str, rng: np.random.Generator) -> Corruption | None:
-    """A wrong step of the class in place of the step there; None where none can be known to be different."""
+    """Return a wrong step of the class for the step at `place`; None if none can be shown to be different."""
     text = self._texts[index]
     right = text.steps[place]
     body = right.strip()
     start = right.index(body)
     draw = {"sentence": self._sentence, "number": _number, "entity": self._entity, "negation": _negation}[error]
     for _ in range(_REDRAWS):
-      found = draw(text, body, rng)
-      if found is None:
+      replacement = draw(text, body, rng)
+      if replacement is None:
         return None
-      step = right[:start] + found[0] + right[start + len(body) :]
-      if _says_other(text, right, step):
-        return Corruption(step, error, *found[1:])
+      step = right[:start] + replacement[0] + right[start + len(body) :]
+      if _adds_a_claim(text, right, step):
+        return Corruption(step, error, *replacement[1:])
     return None
 
   def _sentence(self, text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
-    """A step of another record: about something else, and said in no third one."""
-    del body  # all of it is replaced
+    """Return a step of another record that has a different topic and occurs in only one record."""
+    del body  # replaced whole
     for _ in range(_REDRAWS):
-      other = self._texts[rng.integers(len(self._texts))]
-      step = other.steps[rng.integers(len(other.steps))].strip() if other.steps else ""
-      foreign = any(len(word) >= _LEAST_LETTERS and word not in _words(text) for word in _words_of(step))
-      if not foreign or self._num_texts_with[content_of(step)] > 1 or other.prompt.strip() == text.prompt.strip() != "":
+      source = self._texts[rng.integers(len(self._texts))]
+      step = source.steps[rng.integers(len(source.steps))].strip() if source.steps else ""
+      foreign = any(len(word) >= _LEAST_LETTERS and word not in _record_words(text) for word in _list_words(step))
+      if (
+        not foreign or self._num_texts_with[content_of(step)] > 1 or source.prompt.strip() == text.prompt.strip() != ""
+      ):
         continue
-      said = _said(text)
-      if not any(f"\0{content_of(sentence)}\0" in said for sentence in split_steps(step, "sentence")):
+      known_content = _record_content(text)
+      if not any(f"\0{content_of(sentence)}\0" in known_content for sentence in split_steps(step, "sentence")):
         return step, "", ""
     return None
 
   def _entity(self, text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
-    """Another name in place of one, or another quoted text: of the same record where two stand side by side."""
+    """Return the step with one name or quoted text replaced, if possible by one that shares a sentence with it."""
     here = [entity for sentence in _claims(body) for entity in self._entities(sentence)]
     if not here:
       return None
     kind, old = here[rng.integers(len(here))]
-    beside = [new for new in self._beside(text, kind, old) if not set(_words_of(new)) & set(_words_of(body))]
+    beside = [new for new in self._beside(text, kind, old) if not set(_list_words(new)) & set(_list_words(body))]
     if beside:
       new = beside[rng.integers(len(beside))]
     else:
       new = self._foreign(text, kind, old, rng)
     if new is None:
-      return body, old, old  # nothing is exchanged, which the caller sees
+      return body, old, old  # unchanged, so the caller rejects it
     return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, body), old, new
 
   def _beside(self, text: ProseRecord, kind: str, old: str) -> list[str]:
-    """What stands in one sentence with `old` and is clearly something else."""
-    found = {}
-    differs = functools.cache(functools.partial(_differ, old))
+    """Return the entities that share a sentence with `old` and clearly differ from it."""
+    beside = {}
+    differs = functools.cache(functools.partial(_clearly_differ, old))
     for sentence, entities in self._entities_in(text).by_sentence:
-      others = [new for other, new in entities if other == kind]
+      others = [new for other_kind, new in entities if other_kind == kind]
       if old in others:
-        tried = itertools.islice((new for new in dict.fromkeys(others) if new not in found), _MOST_BESIDE)
-        found |= {new: None for new in tried if differs(new) and _are_two(sentence, old, new)}
-    return list(found)
+        tried = itertools.islice((new for new in dict.fromkeys(others) if new not in beside), _MOST_BESIDE)
+        beside |= {new: None for new in tried if differs(new) and _are_separate(sentence, old, new)}
+    return list(beside)
 
   def _foreign(self, text: ProseRecord, kind: str, old: str, rng: np.random.Generator) -> str | None:
-    """A name of another record, no word of which this one knows."""
+    """Return a name of another record none of whose words occur in this one; None if none is drawn."""
     for _ in range(_REDRAWS):
-      other = self._texts[rng.integers(len(self._texts))]
-      names = self._entities_in(other).by_kind[kind]
+      source = self._texts[rng.integers(len(self._texts))]
+      names = self._entities_in(source).by_kind[kind]
       new = names[rng.integers(len(names))] if names else old
-      if _differ(old, new) and not set(_words_of(new)) & _words(text):
+      if _clearly_differ(old, new) and not set(_list_words(new)) & _record_words(text):
         return new
     return None
 
   def _find_entities(self, text: ProseRecord) -> "_Entities":
-    by_sentence = tuple((sentence, self._entities(sentence)) for sentence in _sentences(text))
+    by_sentence = tuple((sentence, self._entities(sentence)) for sentence in _record_sentences(text))
     by_kind = {"name": [], "quoted": []}
     for kind, entity in itertools.chain.from_iterable(entities for _, entities in by_sentence):
       by_kind[kind].append(entity)
     return _Entities(by_sentence, by_kind)
 
   def _entities(self, sentence: str) -> list[tuple[str, str]]:
-    """("name" or "quoted", text) of each name and quoted text: capitalised words that are never written small."""
-    found, end, runs = [], -1, []
+    """Return ("name" or "quoted", text) of each name and quoted text.
+
+    A name is a run of capitalised words that never occur in lower case.
+    """
+    entities, end, runs = [], -1, []
     for word in _WORD.finditer(sentence):
       name = re.sub(r"['’]s\Z", "", word[0])
       if name not in self._names:
@@ -228,16 +234,16 @@ class Corpus:
       else:
         runs.append((word.start(), word.start() + len(name)))
       end = word.end() if name == word[0] else -1
-    found += [("name", sentence[start:stop]) for start, stop in runs]
-    return found + [("quoted", quoted[0]) for quoted in _QUOTED.finditer(sentence)]
+    entities += [("name", sentence[start:stop]) for start, stop in runs]
+    return entities + [("quoted", quoted[0]) for quoted in _QUOTED.finditer(sentence)]
 
   @functools.cached_property
   def _names(self) -> frozenset[str]:
-    """Words seen with a capital within a sentence, and nowhere without one."""
+    """Return the words that occur with a capital within a sentence, and nowhere without one."""
     inside = re.compile(r"[\w,;.] \Z").search  # after a colon or a quotation mark a sentence may begin
     small, capital = set(), set()
     for text in self._texts:
-      for sentence in _sentences(text):
+      for sentence in _record_sentences(text):
         for k, word in enumerate(_WORD.finditer(sentence)):
           name = re.sub(r"['’]s\Z", "", word[0])
           if name[0].islower():
@@ -254,7 +260,7 @@ class Corpus:
 
   @functools.cached_property
   def _num_texts_with(self) -> dict[str, int]:
-    """In how many records each step stands."""
+    """Return the number of records that contain each step."""
     num = {}
     for text in self._texts:
       for content in {content_of(step) for step in text.steps}:
@@ -262,23 +268,23 @@ class Corpus:
     return num
 
 
-def _says_other(text: ProseRecord, right: str, wrong: str) -> bool:
-  """Whether `wrong` says what `right` does not, and what it says so stands nowhere in the record."""
+def _adds_a_claim(text: ProseRecord, right: str, wrong: str) -> bool:
+  """Return whether `wrong` has a sentence that `right` lacks and no such sentence is in the record."""
   known = {content_of(sentence) for sentence in split_steps(right, "sentence")}
   new = {content_of(sentence) for sentence in split_steps(wrong, "sentence")} - known
-  said = _said(text)
-  return bool(new) and not any(not content or f"\0{content}\0" in said for content in new)
+  record_content = _record_content(text)
+  return bool(new) and not any(not content or f"\0{content}\0" in record_content for content in new)
 
 
 def _number(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
-  """One number of the step misread or miscalculated."""
+  """Return the step with one number replaced, as if misread or miscalculated."""
   del text
   spans = [
-    (start + found.start(), start + found.end())
+    (start + match.start(), start + match.end())
     for start, claim in _placed_claims(body)
     for first in [len(claim) - len(claim.lstrip())]
-    for found in NUMBER.finditer(claim)
-    if _is_quantity(claim, *found.span(), first) and slips(found[0])
+    for match in NUMBER.finditer(claim)
+    if _is_quantity(claim, *match.span(), first) and slips(match[0])
   ]
   if not spans:
     return None
@@ -287,19 +293,18 @@ def _number(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str
   values = slips(old)
   new = written_like(values[rng.integers(len(values))], old)
   step = body[:start] + new + body[stop:]
-  if (sums := equations(step)) and all(each.holds for each in sums):
-    return body, old, new  # still true: nothing is exchanged, which the caller sees
+  if (written := equations(step)) and all(equation.holds for equation in written):
+    return body, old, new  # still true: unchanged, so the caller rejects it
   return step, old, new
 
 
 def _is_quantity(claim: str, start: int, stop: int, first: int) -> bool:
-  """Return whether the number says how much: no part of a name or a version, and neither counts list items nor pages.
+  """Return whether the number is a quantity, not part of a name or version, nor a list item or page number.
 
   `first` is the first character of the claim that is no white space.
   """
-  before = claim[
-    max(start - _MOST_COUNTER, 0) : start
-  ]  # not all of it: the time would grow with the square of the claim
+  # Not the whole claim: the time would grow with its square.
+  before = claim[max(start - _MOST_COUNTER, 0) : start]
   part = re.search(r"[\w.,]\Z", before) or _PART.match(claim, stop)
   item = start <= first and _ITEM.match(claim, stop)
   zeros = re.match(r"0\d", claim[start:stop])
@@ -307,7 +312,7 @@ def _is_quantity(claim: str, start: int, stop: int, first: int) -> bool:
 
 
 def _negation(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str, str, str] | None:
-  """A negation put in after an auxiliary, or the only one of a sentence taken out."""
+  """Return the step with a negation inserted after an auxiliary, or the only one of a sentence removed."""
   del text
   edits = []
   for start, sentence in _placed_sentences(body):
@@ -315,13 +320,13 @@ def _negation(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[s
     if "?" in sentence or _UNDECIDED.search(sentence) or len(negatives) > 1:
       continue
     if negatives:
-      found = _NEGATED.search(sentence) or _CONTRACTED.search(sentence) or re.search(r"\bcannot(?= \w)", sentence)
-      new = found and ("can" if found[0] == "cannot" else _FULL[found[1]] if found[1] in _FULL else found[1])
+      match = _NEGATED.search(sentence) or _CONTRACTED.search(sentence) or re.search(r"\bcannot(?= \w)", sentence)
+      new = match and ("can" if match[0] == "cannot" else _FULL[match[1]] if match[1] in _FULL else match[1])
     else:
-      found = _AUXILIARY.search(sentence)
-      new = found and ("cannot" if found[0] == "can" else f"{found[0]} not")
-    if found:
-      edits.append((start + found.start(), start + found.end(), new))
+      match = _AUXILIARY.search(sentence)
+      new = match and ("cannot" if match[0] == "can" else f"{match[0]} not")
+    if match:
+      edits.append((start + match.start(), start + match.end(), new))
   if not edits:
     return None
   start, stop, new = edits[rng.integers(len(edits))]
@@ -336,7 +341,7 @@ def _placed_sentences(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _placed_claims(text: str) -> Iterator[tuple[int, str]]:
-  """The sentences, and where each begins, in which another number or name is another claim."""
+  """Yield (start, sentence) for each sentence in which another number or name makes another claim."""
   for start, sentence in _placed_sentences(text):
     if "?" not in sentence and not _LOOSE.search(sentence):
       yield start, sentence
@@ -347,38 +352,38 @@ def _claims(text: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _sentences(text: ProseRecord) -> tuple[str, ...]:
-  """The sentences of prompt and steps."""
+def _record_sentences(text: ProseRecord) -> tuple[str, ...]:
+  """Return the sentences of prompt and steps."""
   return tuple(sentence for passage in (text.prompt, *text.steps) for sentence in split_steps(passage, "sentence"))
 
 
 @functools.lru_cache(maxsize=256)
-def _said(text: ProseRecord) -> str:
-  """The content of the whole record, a zero character at both ends of each word."""
+def _record_content(text: ProseRecord) -> str:
+  """Return the content of the whole record, a zero character at both ends of each word."""
   return "\0" + "\0".join(map(content_of, (text.prompt, *text.steps))) + "\0"
 
 
-def _words_of(text: str) -> list[str]:
+def _list_words(text: str) -> list[str]:
   return [token for token in content_of(text).split("\0") if token[:1].isalpha()]
 
 
 @functools.lru_cache(maxsize=256)
-def _words(text: ProseRecord) -> frozenset[str]:
-  """The words of the whole record."""
-  return frozenset(word for passage in (text.prompt, *text.steps) for word in _words_of(passage))
+def _record_words(text: ProseRecord) -> frozenset[str]:
+  """Return the words of the whole record."""
+  return frozenset(word for passage in (text.prompt, *text.steps) for word in _list_words(passage))
 
 
-def _differ(old: str, new: str) -> bool:
-  """Whether two names share no word and neither is short for the other: not Rob, Robert; not U.S., United States."""
-  ours, theirs = _words_of(old), _words_of(new)
+def _clearly_differ(old: str, new: str) -> bool:
+  """Return whether two names share no word and neither abbreviates the other (Rob, Robert; U.S., United States)."""
+  ours, theirs = _list_words(old), _list_words(new)
   if not ours or not theirs or set(ours) & set(theirs) or ours[0][:3] == theirs[0][:3]:
     return False
   initials = ["".join(word[0] for word in words) if len(words) > 1 else "" for words in (ours, theirs)]
   return initials[0] != "".join(theirs) and initials[1] != "".join(ours)
 
 
-def _are_two(sentence: str, one: str, other: str) -> bool:
-  """Whether words between two names in a sentence set them apart: not "Anna, the queen", "Bob, known as Duke"."""
-  (start, first), (stop, _) = sorted((sentence.index(name), name) for name in (one, other))
+def _are_separate(sentence: str, old: str, new: str) -> bool:
+  """Return whether words between two names separate them: not "Anna, the queen", "Bob, known as Duke"."""
+  (start, first), (stop, _) = sorted((sentence.index(name), name) for name in (old, new))
   between = sentence[start + len(first) : stop]
   return bool(_WORD.search(_ARTICLES.sub("", between))) and not _SAME.search(between)

@@ -22,7 +22,7 @@ _BREAK = {
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-  """A stretch of text and its role; `weight`, where given, is that of each of its tokens and wins over the role's."""
+  """A stretch of text and its role; `weight`, if given, is the weight of each token and overrides the role's."""
 
   role: int
   text: str
@@ -34,45 +34,51 @@ Transcript = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class Markers:
-  """The text of the two markers: `flag` says that the step before is wrong, `fix` opens the correction."""
+  """Texts of the two markers: `flag` marks the step before it as wrong, `fix` opens the correction."""
 
   flag: str
   fix: str
 
 
 def render(transcript: Transcript) -> str:
-  """The whole text, as the model reads it."""
+  """Return the whole text, as the model reads it."""
   return "".join(piece.text for piece in transcript)
 
 
 def clean(transcript: Transcript) -> str:
-  """The text without its mistakes, flags and reasons: what an end user should read."""
+  """Return the text for the end user: without its mistakes, flags and reasons."""
   return "".join(piece.text for piece in transcript if piece.role not in (MISTAKE, FLAG, REASON))
 
 
 def mistake_pieces(markers: Markers, *, wrong: str, reason: str, right: str) -> Transcript:
-  """A mistake with its correction.
+  """Return a mistake with its correction.
 
   text   c=5\\n    <err>  calc c  <fix>  c=7\\n
   role   mistake  flag   reason  flag   correction      no reason piece when `reason` is empty
   """
-  told = (Piece(REASON, reason),) if reason else ()
-  return (Piece(MISTAKE, wrong), Piece(FLAG, markers.flag), *told, Piece(FLAG, markers.fix), Piece(CORRECTION, right))
+  reasons = (Piece(REASON, reason),) if reason else ()
+  return (
+    Piece(MISTAKE, wrong),
+    Piece(FLAG, markers.flag),
+    *reasons,
+    Piece(FLAG, markers.fix),
+    Piece(CORRECTION, right),
+  )
 
 
 def check_marks(transcript: Transcript, markers: Markers) -> None:
-  """InputError unless every mistake is flagged and every flag leads to a correction that is not the mistake again.
+  """Raise InputError unless each mistake is flagged, and each flag has a correction that differs from the mistake.
 
       text   c=5\n    <err>  calc c  <fix>  c=6\n    <err>  <fix>  c=7\n      a correction that is wrong as well is
       role   mistake  flag   reason  flag   mistake  flag   flag   correction   a mistake; a reason may be left out
 
-  Neighbouring pieces of one role, other than flags, count as one. White space at its end makes no other correction.
+  Neighbouring pieces of one role, other than flags, count as one. White space at the end is not compared.
   """
   runs = []
   for role, run in itertools.groupby(transcript, key=lambda piece: piece.role):
     texts = [piece.text for piece in run]
     runs += [(role, text.strip()) for text in texts] if role == FLAG else [(role, "".join(texts).rstrip())]
-  # A flag piece that is no marker is "?", and named where it meets the tokenizer.
+  # A flag piece that is no marker is "?"; tokenisation raises for it by name.
   flags = {(FLAG, markers.flag): "F", (FLAG, markers.fix): "X"}
   letters = "".join(flags[run] if run in flags else "ptm?rc"[run[0]] for run in runs)
   for pattern, seen, needed in (
@@ -85,10 +91,10 @@ def check_marks(transcript: Transcript, markers: Markers) -> None:
     ),
     ("X(?![mc?])", "after the fix {!r} there is no correction", "put a piece of role correction right after it"),
   ):
-    if found := re.search(pattern, letters):
-      raise InputError(f"{seen.format(runs[found.start()][1])}; {needed}")
-  for found in re.finditer("m(?:Fr?X[mc])+", letters):
-    steps = [text for (_, text), kind in zip(runs[found.start() : found.end()], found[0], strict=True) if kind in "mc"]
+    if match := re.search(pattern, letters):
+      raise InputError(f"{seen.format(runs[match.start()][1])}; {needed}")
+  for match in re.finditer("m(?:Fr?X[mc])+", letters):
+    steps = [text for (_, text), kind in zip(runs[match.start() : match.end()], match[0], strict=True) if kind in "mc"]
     before = set()
     for step in steps:
       if step in before:
@@ -97,7 +103,7 @@ def check_marks(transcript: Transcript, markers: Markers) -> None:
 
 
 def split_steps(text: str, unit: str) -> tuple[str, ...]:
-  """The steps of `text`, each with the white space that follows it; their concatenation is `text`.
+  """Return the steps of `text`, each with the white space that follows it; their concatenation is `text`.
 
   line        He has 5. She has 7.\\n | Both have 12.\\n
   sentence    He has 5. | She has 7.\\n | Both have 12.\\n    a line ends one too, "Mr. Lee" and "0.5" do not
@@ -106,11 +112,11 @@ def split_steps(text: str, unit: str) -> tuple[str, ...]:
   if unit not in _BREAK:
     raise InputError(f"unit {unit!r} of a step; must be one of {', '.join(_BREAK)}")
   ends, seen = [0], 0  # from the last end to `seen` there is only white space
-  for found in _BREAK[unit].finditer(text):
+  for match in _BREAK[unit].finditer(text):
     # White space at the very beginning is no step of its own.
-    if text[seen : found.end()].strip():
-      ends.append(found.end())
-    seen = found.end()
+    if text[seen : match.end()].strip():
+      ends.append(match.end())
+    seen = match.end()
   if ends[-1] < len(text):
     if text[ends[-1] :].strip() or len(ends) == 1:
       ends.append(len(text))
@@ -120,24 +126,24 @@ def split_steps(text: str, unit: str) -> tuple[str, ...]:
 
 
 def with_confidence(pieces: Transcript, names: Iterable[str]) -> Transcript:
-  """The pieces with the name of a token of confidence after each line, in order, mistakes among them.
+  """Return the pieces with a confidence token after each line, in order, mistakes included.
 
       text   a=4\n  <|sure_0|>  b=9\n    <|sure_2|>  <flag>  reason  <fix>  b=7\n       <|sure_0|>
       role   text   flag        mistake  flag        flag    reason  flag   correction  flag
 
-  What has no end of line has none, as when the model writes it.
+  A piece without an end of line gets none, as in generation.
   """
   names = iter(names)
-  sure = []
+  with_names = []
   for piece in pieces:
     if piece.role in (TEXT, MISTAKE, CORRECTION):
       for step in split_steps(piece.text, "line"):
-        sure.append(Piece(piece.role, step, piece.weight))
+        with_names.append(Piece(piece.role, step, piece.weight))
         if step.endswith("\n"):
-          sure.append(Piece(FLAG, next(names), 0.0))
+          with_names.append(Piece(FLAG, next(names), 0.0))
     else:
-      sure.append(piece)
-  return tuple(sure)
+      with_names.append(piece)
+  return tuple(with_names)
 
 
 @functools.lru_cache(maxsize=16)
@@ -146,13 +152,13 @@ def _marker_pattern(markers: Markers) -> re.Pattern:
 
 
 def parse(text: str, markers: Markers, unit: str) -> Transcript:
-  """The pieces of a generated `text` (no prompt in it); `render` gives it back exactly.
+  """Return the pieces of a generated `text` (no prompt in it); `render` inverts it exactly.
 
       text   a=4\\n b=9\\n    <err>  calc b  <fix>  b=7\\n      c=1\\n
       role   text  mistake  flag   reason  flag   correction text
 
   The step right before a flag is the mistake, even when it was itself a correction; the step right after a fix is the
-  correction. What follows a flag that no fix closes is a reason as far as one can know. A flag with no step before it,
+  correction. Text after a flag that no fix closes is taken as a reason. A flag with no step before it,
   or a fix without a flag, stays a flag piece; `clean_text` shows all of these.
   """
   parts = _marker_pattern(markers).split(text)
@@ -171,11 +177,11 @@ def parse(text: str, markers: Markers, unit: str) -> Transcript:
         roles[-1] = MISTAKE
       pieces += map(Piece, roles, steps)
     pieces.append(Piece(FLAG, closing))
-  return _joined(pieces)
+  return _join_pieces(pieces)
 
 
-def _joined(pieces: list[Piece]) -> Transcript:
-  """The pieces without empty ones; neighbouring text pieces become one."""
+def _join_pieces(pieces: list[Piece]) -> Transcript:
+  """Return the pieces without empty ones; neighbouring text pieces become one."""
   joined = []
   for is_text, run in itertools.groupby(filter(lambda piece: piece.text, pieces), key=lambda piece: piece.role == TEXT):
     same = tuple(run)
@@ -184,13 +190,13 @@ def _joined(pieces: list[Piece]) -> Transcript:
 
 
 def clean_text(text: str, markers: Markers, unit: str) -> str:
-  """A generated `text` as an end user should read it.
+  """Return a generated `text` as shown to the end user.
 
-  Only a mistake with a complete correction (flag, maybe a reason, fix, a step) is taken out. An unfinished or malformed
+  Only a mistake with a complete correction (flag, optional reason, fix, a step) is removed. An unfinished or malformed
   correction stays as generated, markers included: dropping it would hide that the model failed.
   """
   pieces = parse(text, markers, unit)
   letter = {markers.flag: "F", markers.fix: "X"}
   letters = "".join(letter[piece.text] if piece.role == FLAG else "ptmfrc"[piece.role] for piece in pieces)
-  dropped = {k for found in re.finditer("(?:mFr?X)+(?=c)", letters) for k in range(*found.span())}
+  dropped = {k for match in re.finditer("(?:mFr?X)+(?=c)", letters) for k in range(*match.span())}
   return "".join(piece.text for k, piece in enumerate(pieces) if k not in dropped)

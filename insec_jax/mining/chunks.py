@@ -1,10 +1,10 @@
-"""Work in chunks, shared by processes that know nothing of each other but a folder: cut short, it goes on.
+"""Work in chunks, shared by processes through a folder only; interrupted work resumes.
 
       mined.jsonl.parts/0.jsonl    header   {"chunk": 0, ...}   {"chunk": 2, ...}  of process 0
       mined.jsonl.parts/1.jsonl    header   {"chunk": 1, ...}   {"chu              of process 1, killed while writing
 
-The header says what the work is of; parts of other work are never mixed in. Whoever finds all chunks there joins them
-and removes the folder. A chunk that was once written whole is not done again, by whatever number of processes.
+The header identifies the work; parts of other work are never mixed in. The process that finds all chunks joins them and
+removes the folder. A chunk that was written completely is not computed again, whatever the number of processes.
 """
 
 import contextlib
@@ -24,27 +24,27 @@ Made = TypeVar("Made")
 
 
 class ChunkStore:
-  """The parts of the file `output`; `header`, any JSON by name, is all that the chunks depend on."""
+  """Chunks of the file `output`, in one file a process; `header`, a JSON object, is all that the chunks depend on."""
 
   def __init__(self, output: str, header: dict[str, Any]):
     self.folder = pathlib.Path(f"{output}.parts")
-    self.header = json.loads(json.dumps(header))  # as it will be read: lists for tuples
+    self.header = json.loads(json.dumps(header))  # as after reading: lists for tuples
 
   def read(self) -> dict[int, Any]:
-    """What each chunk gave that is done, by chunk; InputError when a part is of other work."""
-    with self._alone():
+    """Return the value of each finished chunk, by chunk; raise InputError when a file is of other work."""
+    with self._locked():
       return self._read()
 
   @contextlib.contextmanager
   def writer(self, process: int) -> Iterator[None]:
-    """Make this the one process of that id inside the block; InputError when another one has the id."""
-    # Not in the folder, which whoever ends last removes.
+    """Make this the only process of that id inside the block; raise InputError when another one has the id."""
+    # Outside the folder, which the last process removes.
     lock = self.folder.with_name(f".{self.folder.name[:80]}.{process}.lock")
     with one_writer(lock, str(self.folder / f"{process}.jsonl"), "--output or --process_id"):
       yield
 
   def append(self, chunk: int, value: Any, *, process: int) -> None:
-    """Append the chunk to this process's part and fsync it."""
+    """Append the chunk to this process's file and fsync it."""
     self.folder.mkdir(exist_ok=True)
     with open(self.folder / f"{process}.jsonl", "a+b") as file:
       file.seek(0)
@@ -53,47 +53,47 @@ class ChunkStore:
       file.truncate(len(whole))  # a kill may have cut the last line short
       if not whole:
         file.write(_line(self.header))
-      file.write(_line({"chunk": chunk, "value": value, "check": _check(chunk, value)}))
+      file.write(_line({"chunk": chunk, "value": value, "check": _checksum(chunk, value)}))
       file.flush()
       os.fsync(file.fileno())
 
   def join(self, num_chunks: int, make: Callable[[list], Made]) -> Made | None:
-    """What `make` makes of all chunks in order; None when some are missing, or when another process has joined them.
+    """Return `make` of all chunks in order; None when some are missing, or when another process has joined them.
 
-    One process at a time comes to `make`; after it the folder is gone.
+    One process at a time calls `make`; afterwards the folder is removed.
     """
-    with self._alone():
-      found = self._read()
-      if len(found) < num_chunks:
+    with self._locked():
+      chunks = self._read()
+      if len(chunks) < num_chunks:
         return None
-      made = make([found[chunk] for chunk in range(num_chunks)])
+      made = make([chunks[chunk] for chunk in range(num_chunks)])
       shutil.rmtree(self.folder)
       return made
 
   def discard_others(self) -> None:
-    """Remove the folder if it holds parts of other work, or damaged ones."""
+    """Remove the folder if it holds files of other work, or damaged ones."""
     try:
       self.read()
     except InputError:
       shutil.rmtree(self.folder)
 
   @contextlib.contextmanager
-  def _alone(self) -> Iterator[None]:
-    """Inside, no other process reads all parts or removes them; each may go on appending to its own."""
+  def _locked(self) -> Iterator[None]:
+    """Lock the folder inside the block: no other process reads or removes it; each may still append to its own file."""
     if not self.folder.is_dir():
       yield
       return
     handle = os.open(self.folder, os.O_RDONLY)
     try:
-      fcntl.flock(handle, fcntl.LOCK_EX)  # given back by the system when the process dies
+      fcntl.flock(handle, fcntl.LOCK_EX)  # released by the system when the process dies
       yield
     finally:
       os.close(handle)
 
   def _read(self) -> dict[int, Any]:
-    found = {}
+    values = {}
     for path in sorted(self.folder.glob("*.jsonl")):
-      lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
+      lines = path.read_bytes().split(b"\n")[:-1]  # the text after the last newline is incomplete
       if not lines:
         continue
       header, *chunks = (self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
@@ -104,11 +104,11 @@ class ChunkStore:
             f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
             f"begun with, or remove {self.folder}, or give another --output"
           )
-      for number, done in enumerate(chunks, 2):
-        if done.keys() != {"chunk", "value", "check"} or done["check"] != _check(done["chunk"], done["value"]):
+      for number, entry in enumerate(chunks, 2):
+        if entry.keys() != {"chunk", "value", "check"} or entry["check"] != _checksum(entry["chunk"], entry["value"]):
           raise InputError(f"{path}:{number} is not what was written; {self._remedy}")
-        found[done["chunk"]] = done["value"]
-    return found
+        values[entry["chunk"]] = entry["value"]
+    return values
 
   @property
   def _remedy(self) -> str:
@@ -124,8 +124,8 @@ class ChunkStore:
     return value
 
 
-def _check(chunk: int, value: Any) -> int:
-  """Return a number that any change of the chunk changes; what was read back gives the same."""
+def _checksum(chunk: int, value: Any) -> int:
+  """Return a checksum of the chunk; a chunk read back has the same."""
   return zlib.crc32(json.dumps([chunk, value]).encode())
 
 

@@ -1,20 +1,20 @@
 """Mining: the model's own wrong steps, found by the task's checker, as records to train on.
 
-A sample is drawn with the flag banned and judged step by step up to its first wrong one:
+A solution is sampled with the flag banned and checked step by step up to its first wrong one:
 
     right        every step is right, and so is the answer                    a record without flag
     wrong        a step is wrong; its class is counted                        a record of this mistake and later ones
-    unverified        no step is wrong, but one is unverified                           none: nobody vouches for it
+    unverified   no step is wrong, but one is unverified                      none: not confirmed by the task
     incomplete   no step is wrong, but the answer is missing or cut short     none
 
-After a wrong step the model goes on from the right one put in its place, as if there had been no other, up to its next
-wrong step, until mistakes.max_per_solution are found. What it leaves undone the task adds. The end of a wrong line has
-weight 1, whatever loss.mistake says (`with_trained_ends`).
+After a wrong step the model continues from the right step in its place, without the mistake in its context, up to its
+next wrong step, until mistakes.max_per_solution are found. The task completes an unfinished solution. The end of a
+wrong line has weight 1, whatever loss.mistake is (`with_trained_ends`).
 
-Where nothing but these records is trained on (mistakes.mined=1) no other transcript brings a rule's mistakes: then
+With mistakes.mined=1 only these records are trained on, so no other transcript has injected mistakes: then
 mistakes.share of the right solutions get injected ones here.
 
-Which problems are mined, and what is drawn for each, hangs on the seed and not on the processes that share the work.
+The problems mined and the samples of each depend on the seed, not on the processes that share the work.
 """
 
 import collections
@@ -48,13 +48,13 @@ from insec_jax.method.transcript import Markers, Piece, Transcript, render, spli
 from insec_jax.mining.chunks import ChunkStore
 from insec_jax.training.checkpoint import fingerprints, flat
 
-SAMPLES_PER_CHUNK = 1024  # samples drawn at least before their records are on disk
-# Why the record of a wrong or right sample is left out.
+SAMPLES_PER_CHUNK = 1024  # least number of samples between writes to disk
+# Reasons to leave out the record of a wrong or right sample.
 NO_CORRECTION = "the task has no right way on from there"
 SPECIAL = "a special token stands in its text"
 NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
-# What mining does not read (mistakes.share only where nothing but its records is trained on).
+# Config keys that mining does not read (mistakes.share only where mistakes.mined=1).
 NOT_READ = (
   "loss.",
   "optimizer.",
@@ -74,7 +74,7 @@ NOT_READ = (
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-  """A wrong step that the model wrote after `place` steps that stand."""
+  """A wrong step that the model wrote after `place` accepted steps."""
 
   place: int
   step: str
@@ -83,7 +83,7 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A solution as judged: the steps that stand, without any correction of the last mistake, and the mistakes."""
+  """A solution as checked: the accepted steps, without a correction of the last mistake, and the mistakes."""
 
   kind: str
   steps: tuple[str, ...]
@@ -92,16 +92,16 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class MiningSummary:
-  """What mining found: samples and problems as counted, and what the records written hold."""
+  """The outcome of mining: counts of samples and problems, and the content of the records written."""
 
   counts: dict[str, int]
-  samples: dict[str, int]  # wrong ones, by the class of their first mistake
+  samples: dict[str, int]  # wrong samples, by the class of their first mistake
   mistakes: dict[str, int]  # in the records, by class
   mistake_records: int
   right_records: int
   distinct_right: int
   left_out: dict[str, int]
-  refusal: str  # what train would say of the first record that it would refuse
+  refusal: str  # the error train would raise for the first record it rejects
   injected_records: int = 0
   injected: int = 0  # mistakes in them
 
@@ -146,39 +146,39 @@ class MiningSummary:
 
 
 def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
-  """mine.num_problems problems of the split "mine"; or as many of the training records of data.path as there are."""
+  """Return mine.num_problems problems of the split "mine", or at most as many training records of data.path."""
   num = config.mine.num_problems
   if task.name in FROM_FILE:
     given = [problem for problem, _ in records.problems(config, "train")]
     if not given:
       raise InputError(f"{config.data.path} has no question and answer to mine; give a file of problems as data.path")
     order = np.random.default_rng((seed, *b"mine")).permutation(len(given))
-    found = [given[k] for k in order[:num]]
+    problems = [given[k] for k in order[:num]]
   else:
-    found = tasks.problems(task, "mine", num=num, seed=seed)
-  return [tasks.in_units(problem, config.mistakes.unit) for problem in found]
+    problems = tasks.problems(task, "mine", num=num, seed=seed)
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in problems]
 
 
 def mined_by(config: Config) -> str:
-  """What the mined file depends on, as text: arms for which it is the same can share one."""
+  """Return all that the mined file depends on, as text: arms with the same text can share one file."""
   values = {key: value for key, value in flat(config).items() if not key.startswith(NOT_READ)}
   return json.dumps({**values, "injected": _injects(config) and config.mistakes.share}, sort_keys=True)
 
 
 def _injects(config: Config) -> bool:
-  """Whether right solutions get injected mistakes here, because nothing else that is trained on brings them."""
+  """Return whether right solutions get injected mistakes here, because no other training data has them."""
   return config.mistakes.mined == 1 and config.mistakes.source == "injected"
 
 
 def fingerprint(params) -> str:
-  """A short text that any other weights would change."""
+  """Return a short text that changes with any of the weights."""
   return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def judge(
   problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
 ) -> Sample:
-  """What is worth that which the model wrote after the steps that stand, these included."""
+  """Return the sample of the model's text after the steps `stands`, these included."""
   steps, start, kind = stands, 0, "right"
   for end, verdict in judged(problem, written, task, markers, unit, stands=stands):
     step = written.text[start:end]
@@ -188,14 +188,14 @@ def judge(
       kind = "unverified"
     steps += (step,)
     start = end
-  whole = written.finished and start == len(written.text)  # no marker, nothing cut short
+  whole = written.finished and start == len(written.text)  # without marker, not cut short
   if not whole or task.answer_of(problem, steps) != problem.answer:
     kind = "incomplete"
   return Sample(kind, steps)
 
 
 def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] | None:
-  """The steps that stand once the last mistake is corrected too; None where the task has no right step for it."""
+  """Return the steps with the last mistake corrected too; None where the task has no right step for it."""
   if not sample.mistakes or sample.mistakes[-1].place < len(sample.steps):
     return sample.steps
   right = task.correction(problem, sample.steps, sample.mistakes[-1].step)
@@ -205,37 +205,39 @@ def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] |
 
 
 def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, reason: str) -> Transcript | None:
-  """The solution with its mistakes corrected; None where the task cannot go on to the right answer by right steps.
+  """Return the solution with its mistakes corrected; None where the task cannot reach the right answer by right steps.
 
   text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   own steps, mistakes, the rest
   role   prompt  text              mistake         flag    reason  flag   correction   text ...
   """
-  stands = corrected(problem, sample, task)
-  if stands is None:
+  kept_steps = corrected(problem, sample, task)
+  if kept_steps is None:
     return None
-  while (step := task.next_step(problem, stands)) is not None:
-    if task.check(problem, stands, step).kind != "right":
+  while (step := task.next_step(problem, kept_steps)) is not None:
+    if task.check(problem, kept_steps, step).kind != "right":
       return None
-    stands += (step,)
-  if task.answer_of(problem, stands) != problem.answer:
+    kept_steps += (step,)
+  if task.answer_of(problem, kept_steps) != problem.answer:
     return None
 
-  def told(one: Mistake) -> str:
-    return "" if reason == "none" else task.explain(problem, stands[: one.place], one.step, reason)
+  def explanation(mistake: Mistake) -> str:
+    return "" if reason == "none" else task.explain(problem, kept_steps[: mistake.place], mistake.step, reason)
 
   return (
     Piece(PROMPT, problem.prompt),
-    *mistakes.pieces_of(stands, {one.place: (one.step, told(one)) for one in sample.mistakes}, markers),
+    *mistakes.pieces_of(
+      kept_steps, {mistake.place: (mistake.step, explanation(mistake)) for mistake in sample.mistakes}, markers
+    ),
   )
 
 
 def with_trained_ends(pieces: Transcript) -> Transcript:
-  """The pieces with a weight of 1 on the end of each wrong line: what is wrong must be ended before it can be flagged.
+  """Return the pieces with weight 1 on the end of each wrong line, which must end before it can be flagged.
 
       text   a=4\n  b==9    \n           <flag>  reason  <fix>  b=7\n
       role   text   mistake mistake, 1   flag    reason  flag   correction
 
-  Without it nothing trained says how a line goes on that is no longer a step, and the model stops in the middle.
+  Otherwise the end of a malformed line would never be trained, and the model would stop in the middle of it.
   """
   ended = []
   for piece in pieces:
@@ -253,12 +255,12 @@ def _as_json(piece: Piece) -> dict[str, Any]:
 
 
 class Miner:
-  """A model, a task and problems: does the mining, chunk by chunk. `weights` is their `fingerprint`."""
+  """A model, a task and problems; mines chunk by chunk. `weights` is the model's `fingerprint`."""
 
   def __init__(self, writer: TextGenerator, task: Task, config: Config, *, seed: int, weights: str):
     self._writer, self._task, self._config, self._seed = writer, task, config, seed
     self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-    # The model may have no tokens of confidence yet: those of the records are the ones it will be trained with.
+    # The model may have no confidence tokens yet: the records use those that it will be trained with.
     self._tokenizer = tokens.add_markers(copy.deepcopy(writer.tokenizer), config.tokenizer).tokenizer
     self._names = config.tokenizer.confidence_names
     self._special = special_pattern(self._tokenizer)
@@ -277,33 +279,33 @@ class Miner:
     }
 
   def chunk(self, number: int) -> dict[str, Any]:
-    """What one chunk gave, as JSON: its counts, its records of mistakes, and those of right solutions."""
+    """Return the result of one chunk, as JSON: its counts, its records of mistakes, and those of right solutions."""
     config = self._config
     first = number * self._per_chunk
     problems = self._problems[first : first + self._per_chunk]
-    asked = [problem for problem in problems for _ in range(config.mine.samples)]
-    samples = self._samples(asked, number)
+    problem_of_sample = [problem for problem in problems for _ in range(config.mine.samples)]
+    samples = self._samples(problem_of_sample, number)
     counts = collections.Counter(sample.kind for sample in samples)
     left_out = collections.Counter()
-    found = []  # (pieces, meta)
+    candidates = []  # (pieces, meta)
     rng = np.random.default_rng((seed_of(self._seed, number), *b"inject"))
-    for index, (problem, sample) in enumerate(zip(asked, samples, strict=True)):
+    for index, (problem, sample) in enumerate(zip(problem_of_sample, samples, strict=True)):
       if sample.kind not in ("wrong", "right"):
         continue
       if sample.kind == "right" and _injects(config):
         sample = self._with_injected(problem, sample, rng)
       pieces = record_of(problem, sample, self._task, self._markers, config.mistakes.reason)
-      if self._special.search("".join((*sample.steps, *(one.step for one in sample.mistakes)))):
+      if self._special.search("".join((*sample.steps, *(mistake.step for mistake in sample.mistakes)))):
         left_out[SPECIAL] += 1
       elif pieces is None:
         left_out[NO_CORRECTION] += 1
       else:
-        found.append(
+        candidates.append(
           (
             pieces,
             {
-              "classes": [one.error for one in sample.mistakes],
-              "places": [one.place for one in sample.mistakes],
+              "classes": [mistake.error for mistake in sample.mistakes],
+              "places": [mistake.place for mistake in sample.mistakes],
               "injected": sample.kind == "right" and bool(sample.mistakes),
               "seed": self._seed,
               "problem": first + index // config.mine.samples,
@@ -312,20 +314,22 @@ class Miner:
           )
         )
     if self._names:
-      sure = self._sure(found)
-      if len(sure) < len(found):
-        left_out[NO_LINE] = len(found) - len(sure)
-      found = sure
-    kept, refusal = self._accepted([(with_trained_ends(pieces), meta) for pieces, meta in found])
+      with_names = self._add_confidence(candidates)
+      if len(with_names) < len(candidates):
+        left_out[NO_LINE] = len(candidates) - len(with_names)
+      candidates = with_names
+    kept, refusal = self._accepted([(with_trained_ends(pieces), meta) for pieces, meta in candidates])
     if refusal:
-      left_out[REFUSED] = len(found) - len(kept)
+      left_out[REFUSED] = len(candidates) - len(kept)
     per_problem = [samples[k : k + config.mine.samples] for k in range(0, len(samples), config.mine.samples)]
     return {
       "counts": {
         **{kind: counts[kind] for kind in ("right", "wrong", "unverified", "incomplete")},
         "samples": len(samples),
         "problems": len(problems),
-        "problems with a mistake": sum(any(sample.mistakes for sample in some) for some in per_problem),
+        "problems with a mistake": sum(
+          any(sample.mistakes for sample in samples_of_problem) for samples_of_problem in per_problem
+        ),
       },
       "classes": dict(collections.Counter(sample.mistakes[0].error for sample in samples if sample.mistakes)),
       "left out": dict(left_out),
@@ -333,21 +337,21 @@ class Miner:
       "records": [{"pieces": [_as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept],
     }
 
-  def _samples(self, asked: Sequence[Problem], number: int) -> list[Sample]:
-    """A solution of each problem with the mistakes that the model made in it."""
-    written = self._write([self._writer.encode(problem.prompt) for problem in asked], number, 0)
+  def _samples(self, problems: Sequence[Problem], number: int) -> list[Sample]:
+    """Return a solution of each problem with the mistakes that the model made in it."""
+    written = self._write([self._writer.encode(problem.prompt) for problem in problems], number, 0)
     judged_by = functools.partial(judge, task=self._task, markers=self._markers, unit=self._config.mistakes.unit)
-    samples = list(itertools.starmap(judged_by, zip(asked, written, strict=True)))
+    samples = list(itertools.starmap(judged_by, zip(problems, written, strict=True)))
     going_on = [index for index, sample in enumerate(samples) if sample.mistakes]
     for turn in range(1, self._config.mistakes.max_per_solution):
-      stands = {index: corrected(asked[index], samples[index], self._task) for index in going_on}
-      stands = {index: steps for index, steps in stands.items() if steps is not None and self._readable(steps)}
+      kept_steps = {index: corrected(problems[index], samples[index], self._task) for index in going_on}
+      kept_steps = {index: steps for index, steps in kept_steps.items() if steps is not None and self._readable(steps)}
       begins = dict(
         zip(
-          stands,
+          kept_steps,
           self._writer.begin(
-            [asked[index].prompt for index in stands],
-            list(stands.values()),
+            [problems[index].prompt for index in kept_steps],
+            list(kept_steps.values()),
             batch_size=self._config.evaluate.batch_size,
           ),
           strict=True,
@@ -355,8 +359,8 @@ class Miner:
       )
       begins = {index: begin for index, begin in begins.items() if self._writer.has_room(begin, self._max_tokens)}
       going_on = []
-      for index, one in zip(begins, self._write(list(begins.values()), number, turn), strict=True):
-        more = judged_by(asked[index], one, stands=stands[index])
+      for index, completion in zip(begins, self._write(list(begins.values()), number, turn), strict=True):
+        more = judged_by(problems[index], completion, stands=kept_steps[index])
         if more.kind in ("wrong", "right"):
           samples[index] = Sample("wrong", more.steps, samples[index].mistakes + more.mistakes)
         if more.mistakes:
@@ -364,7 +368,7 @@ class Miner:
     return samples
 
   def _with_injected(self, problem: Problem, sample: Sample, rng: np.random.Generator) -> Sample:
-    """The right solution, with mistakes of a rule before some of its steps where chance says so."""
+    """Return the right solution, with probability mistakes.share with injected mistakes before some steps."""
     solved = dataclasses.replace(problem, steps=sample.steps)
     wrong = mistakes.drawn(solved, self._task, self._config.mistakes, rng)
     return dataclasses.replace(
@@ -372,7 +376,7 @@ class Miner:
     )
 
   def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Completion]:
-    """What the model writes after these beginnings, without a flag."""
+    """Return the model's completions of these beginnings, without a flag."""
     label = f"mining, {number + 1} of {self.num_chunks}" + (f", mistake {turn + 1}" if turn else "")
     return self._writer.write(
       begins,
@@ -385,64 +389,69 @@ class Miner:
     )
 
   def _readable(self, steps: Sequence[str]) -> bool:
-    """Whether no special token comes out of them, and whoever reads confidence finds each of them to be a line."""
+    """Return whether the steps contain no special token and, for models with confidence tokens, are single lines."""
     return not self._special.search("".join(steps)) and (
       not self._writer.confidence_ids
       or all(split_steps(step, "line") == (step,) and step.endswith("\n") for step in steps)
     )
 
-  def _sure(self, found: list[tuple[Transcript, dict]]) -> list[tuple[Transcript, dict]]:
-    """The records whose steps are lines, with the model's confidence after each step.
+  def _add_confidence(self, unnamed: list[tuple[Transcript, dict]]) -> list[tuple[Transcript, dict]]:
+    """Return the records whose steps are lines, with the model's confidence after each step.
 
-    That of a right step is what it is when no wrong one came before.
+    The confidence of a right step is that without a wrong step before it.
     """
-    readings = []  # of each record (prompt, steps): the steps that stand, then those up to each of its mistakes
-    for pieces, meta in found:
-      stands = split_steps("".join(piece.text for piece in pieces if piece.role in (TEXT, CORRECTION)), "line")
+    readings = []  # (prompt, steps) of each record: the right steps, then those up to each of its mistakes
+    for pieces, meta in unnamed:
+      right_steps = split_steps("".join(piece.text for piece in pieces if piece.role in (TEXT, CORRECTION)), "line")
       wrong = (piece.text for piece in pieces if piece.role == MISTAKE)
       readings += [
         (pieces[0].text, steps)
-        for steps in (stands, *((*stands[:place], step) for place, step in zip(meta["places"], wrong, strict=True)))
+        for steps in (
+          right_steps,
+          *((*right_steps[:place], step) for place, step in zip(meta["places"], wrong, strict=True)),
+        )
       ]
-    read = zip(readings, self._surprises(*zip(*readings, strict=True)), strict=True) if readings else iter(())
-    # In the bins of the model that will be trained, whatever this one has.
+    read = zip(readings, self._surprisals(*zip(*readings, strict=True)), strict=True) if readings else iter(())
+    # In the bins of the model that will be trained, not of this one.
     watch = dataclasses.replace(
       self._writer.watch(), edges=self._config.tokenizer.confidence, first_edges=self._config.tokenizer.confidence_first
     )
-    sure = []
-    for pieces, meta in found:
-      (_, stands), surprises = next(read)
-      of_wrong = list(itertools.islice(read, len(meta["places"])))
-      if len(surprises) != len(stands) or any(len(some) != len(steps) for (_, steps), some in of_wrong):
+    named = []
+    for pieces, meta in unnamed:
+      (_, right_steps), surprisals = next(read)
+      wrong_readings = list(itertools.islice(read, len(meta["places"])))
+      if len(surprisals) != len(right_steps) or any(
+        len(wrong_surprisals) != len(steps) for (_, steps), wrong_surprisals in wrong_readings
+      ):
         continue  # a line without an end, or with two
-      for place, (_, some) in reversed(list(zip(meta["places"], of_wrong, strict=True))):
-        surprises.insert(place, some[-1])
-      names = [self._names[watch.bin(said)] for said in surprises]
-      sure.append((with_confidence(pieces, names), meta))
-    return sure
+      for place, (_, wrong_surprisals) in reversed(list(zip(meta["places"], wrong_readings, strict=True))):
+        surprisals.insert(place, wrong_surprisals[-1])
+      names = [self._names[watch.bin_of(surprisal)] for surprisal in surprisals]
+      named.append((with_confidence(pieces, names), meta))
+    return named
 
-  def _surprises(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Surprisal]]:
+  def _surprisals(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Surprisal]]:
     read = self._writer.read(prompts, steps, batch_size=self._config.evaluate.batch_size)
-    return [surprises for _, surprises in read]
+    return [surprisals for _, surprisals in read]
 
-  def _accepted(self, found: list[tuple[Transcript, dict]]) -> tuple[list[tuple[Transcript, dict]], str]:
-    """Those that training takes, and what it says of the first other one."""
+  def _accepted(self, candidates: list[tuple[Transcript, dict]]) -> tuple[list[tuple[Transcript, dict]], str]:
+    """Return the records that training accepts, and its error for the first other one."""
 
-    def refusal(some: Sequence[tuple[Transcript, dict]]) -> str:
+    def refusal(batch: Sequence[tuple[Transcript, dict]]) -> str:
       try:
-        tokens.tokenize_all([(pieces, _place(meta)) for pieces, meta in some], self._tokenizer, self._config)
+        tokens.tokenize_all([(pieces, _place(meta)) for pieces, meta in batch], self._tokenizer, self._config)
       except InputError as error:
         return str(error)
       return ""
 
-    if not found or not refusal(found):
-      return found, ""
-    said = [refusal([one]) for one in found]
-    return [one for one, of_one in zip(found, said, strict=True) if not of_one], next(filter(None, said))
+    if not candidates or not refusal(candidates):
+      return candidates, ""
+    errors = [refusal([record]) for record in candidates]
+    return [record for record, error in zip(candidates, errors, strict=True) if not error], next(filter(None, errors))
 
 
 def seed_of(*numbers: int) -> int:
-  """Another seed for other numbers, the same every time."""
+  """Return a seed derived from the numbers, deterministically."""
   return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -451,37 +460,37 @@ def _place(meta: dict[str, Any]) -> str:
 
 
 def mine_chunks(
-  miner: Miner, parts: ChunkStore, *, process: int, num_processes: int, stopped: Callable[[], bool] = lambda: False
+  miner: Miner, store: ChunkStore, *, process: int, num_processes: int, stopped: Callable[[], bool] = lambda: False
 ) -> bool:
-  """Whether all chunks of this process are done, those that were done before included; False when `stopped` said so."""
-  with parts.writer(process):
-    done = parts.read()
+  """Return whether all chunks of this process are done, earlier ones included; False when `stopped` returned True."""
+  with store.writer(process):
+    done = store.read()
     mine = range(process, miner.num_chunks, num_processes)
-    if there := [chunk for chunk in mine if chunk in done]:
-      print(f"{len(there)} of {len(mine)} chunks were mined before", file=sys.stderr, flush=True)
+    if earlier := [chunk for chunk in mine if chunk in done]:
+      print(f"{len(earlier)} of {len(mine)} chunks were mined before", file=sys.stderr, flush=True)
     for chunk in mine:
       if chunk not in done:
         if stopped():
           return False
-        parts.append(chunk, miner.chunk(chunk), process=process)
+        store.append(chunk, miner.chunk(chunk), process=process)
     return True
 
 
 def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: int) -> MiningSummary:
-  """What all chunks give; the file `output` holds the different records, `right` of right solutions per mistake.
+  """Write the distinct records of all chunks to `output`, `right` right solutions per mistake; return their summary.
 
-  Which right solutions are kept is drawn by the seed.
+  The right solutions to keep are drawn by the seed.
   """
   different = {}
   for chunk in chunks:
     for record in chunk["records"]:
       different.setdefault(render(tuple(Piece(TEXT, piece["text"]) for piece in record["pieces"])), record)
-  found = list(different.values())
-  are_right = [not record["meta"]["classes"] for record in found]
+  distinct = list(different.values())
+  are_right = [not record["meta"]["classes"] for record in distinct]
   right_K = np.flatnonzero(are_right)
-  num = min(len(right_K), round(right * (len(found) - len(right_K))))
+  num = min(len(right_K), round(right * (len(distinct) - len(right_K))))
   chosen = set(np.random.default_rng((seed, *b"right")).permutation(right_K)[:num].tolist())
-  written = [record for k, record in enumerate(found) if not are_right[k] or k in chosen]
+  written = [record for k, record in enumerate(distinct) if not are_right[k] or k in chosen]
   with written_whole(output) as file:
     for record in written:
       file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -6,14 +6,14 @@ from xml.etree.ElementTree import Element
 
 from insec_jax.pages.elements import element
 
-# Okabe and Ito's colours, which colour-blind eyes tell apart; yellow and black are left out, being lost on a page.
+# The colour-blind-safe palette of Okabe and Ito without yellow and black, which have too little contrast on a page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ("", "7 3", "3 2", "9 3 2 3")
-MAX_POINTS = 150  # of a curve: more would not be seen
+MAX_POINTS = 150  # of a curve: more are not visible
 
 
 def ticks(low: float, high: float, *, log: bool) -> list[float]:
-  """Round numbers from `low` to `high`; `log`: 1, 2, 5 of each decade, or, where those are many, decades."""
+  """Return round numbers from `low` to `high`; with `log` 1, 2, 5 of each decade or, where those are many, decades."""
   if log:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = [m * 10.0**e for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
@@ -26,14 +26,14 @@ def ticks(low: float, high: float, *, log: bool) -> list[float]:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
-  """At most `most` points: means of neighbours, so that a noisy curve keeps its height."""
+  """Return at most `most` points, each the mean of neighbours, so that a noisy curve keeps its height."""
   size = max(1, math.ceil(len(points) / most))
   groups = [points[k : k + size] for k in range(0, len(points), size)]
   return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def cut(curve: Sequence[tuple[float, float]], high: float) -> list[tuple[float, float]]:
-  """The points up to x = `high`, x never falling, and the place where the line to the next one crosses it."""
+  """Return the points up to x = `high` (x never decreases) and the point where the line to the next one crosses it."""
   inside = [point for point in curve if point[0] <= high]
   if inside and len(inside) < len(curve):
     (x0, y0), (x1, y1) = inside[-1], curve[len(inside)]
@@ -49,9 +49,9 @@ def chart(
   arms: Sequence[int] | None = None,
   box: tuple[float, float] | None = None,
 ) -> Element:
-  """The curves in the order of the arms, at least one with a point; y is logarithmic where values span much.
+  """Return the curves in the order of the arms, at least one with a point; y is logarithmic for a large range.
 
-  `arms` is the number of each curve's arm, where an arm has several, one a seed. `box` gives the highest x and y of
+  `arms` gives the number of each curve's arm when an arm has several, one a seed. `box` gives the highest x and y of
   linear axes from 0; a curve ends where it leaves it to the right.
   """
   W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 210, 46, 20, 8, 34
@@ -68,8 +68,8 @@ def chart(
     return round(LEFT + (x - low_x) / (high_x - low_x) * (W - LEFT - RIGHT), 1)
 
   def at_y(y: float) -> float:
-    share = math.log(y / low_y) / math.log(high_y / low_y) if log else (y - low_y) / (high_y - low_y)
-    return round(H - BOTTOM - share * (H - TOP - BOTTOM), 1)
+    height = math.log(y / low_y) / math.log(high_y / low_y) if log else (y - low_y) / (high_y - low_y)
+    return round(H - BOTTOM - height * (H - TOP - BOTTOM), 1)
 
   drawn = []
   for y in ticks(low_y, high_y, log=log):
@@ -93,7 +93,7 @@ def chart(
 
 
 def legend(names: Sequence[str], arms: Sequence[int] | None = None) -> Element:
-  """The name of each arm beside its line; `arms` are their numbers where these are not all arms of the page."""
+  """Return the name of each arm beside its line; `arms` are their numbers when they are not all arms of the page."""
   return element(
     "p",
     *(
@@ -111,7 +111,7 @@ def legend(names: Sequence[str], arms: Sequence[int] | None = None) -> Element:
 
 
 def interval(low: float, middle: float, high: float, *, ends: tuple[float, float]) -> Element:
-  """A dot at `middle` on a bar from `low` to `high`, on a line between the two `ends` with a mark at 0."""
+  """Return a dot at `middle` on a bar from `low` to `high`, on a line between the two `ends` with a mark at 0."""
   low_x, middle_x, high_x = (round(100 * (value - ends[0]) / (ends[1] - ends[0]), 1) for value in (low, middle, high))
   zero = round(100 * (0 - ends[0]) / (ends[1] - ends[0]), 1)
   return element(
@@ -127,7 +127,7 @@ def interval(low: float, middle: float, high: float, *, ends: tuple[float, float
 
 
 def _ends(low: float, high: float, *, room: float, log: bool) -> tuple[float, float]:
-  """The ends of an axis: the values with some room around them, never of length zero."""
+  """Return the ends of an axis: those of the values with some room around them, never of length zero."""
   if log:
     factor = (high / low) ** room
     return low / factor, high * factor
@@ -136,7 +136,7 @@ def _ends(low: float, high: float, *, room: float, log: bool) -> tuple[float, fl
 
 
 def _stroke(number: int) -> dict[str, object]:
-  # Colour and dashes together: arms stay apart in print, and past the sixth.
+  # Colour and dashes together distinguish arms in print, and more than six arms.
   return {
     "fill": "none",
     "stroke": COLOURS[number % len(COLOURS)],

@@ -1,6 +1,6 @@
-"""Arm against arm on the same problems: accuracy, what it costs in tokens, and the controls that need no flag.
+"""Comparison of arms on the same problems: accuracy, its cost in tokens, and the controls without flags.
 
-An arm is the list of its results, one a seed, each what results.json of that run holds.
+An arm is the list of its results, one a seed, each the content of results.json of that run.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from insec_jax.pages import charts, seeds
 from insec_jax.pages.correction import NONE, SOURCES, in_seeds, metric_cell, points, rate_cell
 from insec_jax.pages.elements import element, table
 
-# What wrote no flags; the last two are the rivals of a correction.
+# Sources without flags; the last two are the baselines for a correction.
 CONTROLS = (
   "solutions, flags banned",
   "solutions sampled, flags banned",
@@ -22,25 +22,25 @@ OTHER_PROBLEMS = ("solutions, larger", "solutions sampled, larger")  # than thos
 
 
 def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: int) -> list[Element]:
-  """Accuracy of each arm minus that of the reference on the same problems; a sentence where the problems differ."""
+  """Return accuracy of each arm minus the reference's on the same problems; a sentence where the problems differ."""
   first = arms[reference]
   others = [number for number in range(len(arms)) if number != reference]
   alone = [number for number in others if not seeds.matched(first, arms[number])]
   parts = []
   for number in alone:
-    key, one, two = seeds.met_otherwise(first[0], arms[number][0])
+    key, reference_value, value = seeds.met_otherwise(first[0], arms[number][0])
     parts.append(
       element(
         "p",
         f"Not compared, since they met other problems: {names[reference]} was evaluated with "
-        f"{key}={one}, {names[number]} with {two}.",
+        f"{key}={reference_value}, {names[number]} with {value}.",
       )
     )
   compared = [number for number in others if number not in alone]
   groups = {}
   for source, time in seeds.solved_sources(arms):
     if time == "t1" and ", " in source:
-      continue  # of interest where the model flags as it likes
+      continue  # t1 is of interest only with flags unconstrained
     cells = [_difference_cell(seeds.differences(first, arms[number], source, source, time)) for number in compared]
     if any(cell != NONE for cell in cells):
       groups.setdefault(source, []).append((metric_cell(f"accuracy_{time}"), *cells))
@@ -49,7 +49,7 @@ def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: i
     if any(len(arm) > 1 for arm in arms):
       words += (
         " Problems of all seeds together; below, the difference of each seed and, after the colon, the 95 % "
-        "interval of their mean by Student’s t, which also holds for other seeds."
+        "t-interval over seeds of their mean, which also holds for other seeds."
       )
     parts += [
       element("p", words, class_="soft"),
@@ -62,27 +62,27 @@ def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: i
   return parts
 
 
-def _difference_cell(found: dict | None) -> Element | str:
-  """The difference; its interval over problems, p and n; where there are several, the seeds and their interval."""
-  if found is None:
+def _difference_cell(difference: dict | None) -> Element | str:
+  """Return the difference, its interval over problems, p and n; with several seeds, also these and their interval."""
+  if difference is None:
     return NONE
-  p = f"p {found['p']:.3f}" if found["p"] >= 0.001 else "p below 0.001"
+  p = f"p {difference['p']:.3f}" if difference["p"] >= 0.001 else "p below 0.001"
   cell = element(
     "span",
-    charts.interval(found["low"], found["difference"], found["high"], ends=(-1, 1)),
-    element("span", points(found["difference"]), class_="number"),
-    element("small", f"{points(found['low'])} to {points(found['high'])} · n {found['n']:,} · {p}"),
+    charts.interval(difference["low"], difference["difference"], difference["high"], ends=(-1, 1)),
+    element("span", points(difference["difference"]), class_="number"),
+    element("small", f"{points(difference['low'])} to {points(difference['high'])} · n {difference['n']:,} · {p}"),
   )
-  if found["spread"] is not None:
-    low, high = found["spread"]
-    cell.append(element("small", f"{in_seeds(found, points)}: {points(low)} to {points(high)}", class_="seeds"))
+  if difference["spread"] is not None:
+    low, high = difference["spread"]
+    cell.append(element("small", f"{in_seeds(difference, points)}: {points(low)} to {points(high)}", class_="seeds"))
   return cell
 
 
 def controls(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: int) -> list[Element]:
-  """What each way to write solutions costs and gives, and each minus the controls of the reference arm.
+  """Return cost and accuracy of each way to write solutions, and each minus the controls of the reference arm.
 
-  The controls need no flag: what a correction claims must beat them at as many generated tokens.
+  The controls need no flag: a correction must beat them at the same number of generated tokens.
   """
   merged = [seeds.pooled(arm) for arm in arms]
   ways = [
@@ -127,7 +127,7 @@ def _short(source: str) -> str:
 
 
 def _cost_cell(result: dict, source: str) -> Element | str:
-  """Accuracy over tokens per problem."""
+  """Return accuracy over tokens per problem."""
   if "accuracy_t2" not in result["rates"].get(source, {}):
     return NONE
   cell = rate_cell("accuracy_t2", result["rates"][source]["accuracy_t2"])

@@ -1,6 +1,6 @@
 """The self-correction tables: rates of every source of mistakes, arms side by side, as evaluate wrote them.
 
-An arm is the list of its results, one a seed, each what results.json of that run holds.
+An arm is the list of its results, one a seed, each the content of results.json of that run.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from insec_jax.command import InputError
 from insec_jax.pages import charts, seeds
 from insec_jax.pages.elements import element, table
 
-NONE = "–"  # in a cell: not measured, or out of nothing
+NONE = "–"  # in a cell: not measured, or n is 0
 PLAIN = {
   "injected": "Injected mistakes, greedy",
   "injected sampled": "Injected mistakes, sampled",
@@ -42,7 +42,7 @@ METRICS = {
   "parroting_failed": ("Parroting in failed fixes", "mistake repeated, of those"),
   "recovery": ("Recovery", "final answer right, of all probes"),
   "malformed": ("Malformed", "with a marker out of place"),
-  "unverified_fix": ("Lucky fix", "not wrong, of those flagged"),
+  "unverified_fix": ("Unverified fix", "not wrong, of those flagged"),
   "correction, forced": ("Correction, flag forced", "next step right"),
   "parroting, forced": ("Parroting, flag forced", "mistake repeated"),
   "recovery, forced": ("Recovery, flag forced", "final answer right"),
@@ -58,7 +58,7 @@ METRICS = {
   "precision": ("Precision of the flag", "wrong, of flagged steps"),
   "harmful_edits": ("Harmful edits", "made wrong, of right steps"),
   "wrong_steps": ("Wrong steps", "of right and wrong steps"),
-  "unverified_steps": ("Lucky steps", "not wrong, of all steps"),
+  "unverified_steps": ("Unverified steps", "not wrong, of all steps"),
   "own_mistakes": ("With a wrong step", "of solutions"),
   "answered": ("Answered", "of solutions"),
 }
@@ -72,7 +72,7 @@ MAIN = (
   ("solutions", "accuracy_t1"),
   ("solutions", "accuracy_t2"),
 )
-# In MAIN where some arm has them.
+# Shown with MAIN where some arm has them.
 MAIN_VARIANTS = (
   ("own, at threshold", "detection"),
   ("own, at threshold", "correction"),
@@ -89,7 +89,7 @@ NEEDED = ("model", "config", "seconds", "rates", "gap", "tokens_per_problem", "s
 
 
 def check(results: dict, path: pathlib.Path) -> None:
-  """Nothing; InputError when the results lack a key, or have a source or metric that this page has no words for."""
+  """Raise InputError when the results lack a key, or have a source or metric that this page does not know."""
   if missing := [key for key in NEEDED if key not in results]:
     raise InputError(f"{path} has no key {missing[0]!r}; write it again with this version of evaluate")
   solved = dict.fromkeys(results["solved"], ())
@@ -103,7 +103,7 @@ def check(results: dict, path: pathlib.Path) -> None:
 
 
 def main_rates(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
-  """The table to read first, under a line that says what stands in its cells."""
+  """Return the table to read first, under a line that explains its cells."""
   rates = [seeds.pooled(arm)["rates"] for arm in arms]
   rows = [
     (
@@ -116,14 +116,14 @@ def main_rates(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Ele
 
 
 def breakdown(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
-  """Injected minus own, the rates of each class of mistake, and, folded, all rates of every source."""
+  """Return injected minus own, the rates of each class of mistake, and, folded, all rates of every source."""
   merged = [seeds.pooled(arm) for arm in arms]
   rates = [result["rates"] for result in merged]
   tokens = [result["tokens_per_problem"] for result in merged]
   parts = _gap_tables(names, [result["gap"] for result in merged])
   by_class = _class_tables("", names, rates, rate_cell)
   if by_class:
-    shown, folded = ([one for source, one in by_class if (source in PLAIN) == plain] for plain in (True, False))
+    shown, folded = ([tables for source, tables in by_class if (source in PLAIN) == plain] for plain in (True, False))
     parts += [
       element("h3", "By class of mistake"),
       element("div", *shown, class_="tables"),
@@ -149,7 +149,7 @@ def breakdown(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Elem
 
 
 def main_rows(rates: Sequence[dict]) -> list[tuple[str, str]]:
-  """(source, metric) of the rates to read first; those of variants only where some arm has them."""
+  """Return (source, metric) of the rates to read first; those of variants only where some arm has them."""
   return [
     *MAIN,
     *((source, metric) for source, metric in MAIN_VARIANTS if any(metric in value.get(source, {}) for value in rates)),
@@ -157,7 +157,7 @@ def main_rows(rates: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def intervals_in_words(arms: Sequence[Sequence[dict]]) -> str:
-  """What stands in a cell."""
+  """Return the explanation of a cell."""
   if all(len(arm) == 1 for arm in arms):
     return "Below each rate: n, and the 95 % interval."
   return (
@@ -169,13 +169,13 @@ def intervals_in_words(arms: Sequence[Sequence[dict]]) -> str:
 
 
 def _first_tries(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
-  """What the steps are worth that no flag has touched, by class, folded per source; older results do not say it."""
-  shares = [seeds.by_metric([result.get("first_tries", {}) for result in arm]) for arm in arms]
+  """Return the grades of steps before any flag, by class, folded per source; older results do not have them."""
+  rates = [seeds.by_metric([result.get("first_tries", {}) for result in arm]) for arm in arms]
   tables = []
   for source in SOURCES:
     rows = [
-      (kind, *(_cell(share, source, kind, rate_cell) for share in shares))
-      for kind in _keys([share.get(source, {}) for share in shares])
+      (kind, *(_cell(rate, source, kind, rate_cell) for rate in rates))
+      for kind in _keys([rate.get(source, {}) for rate in rates])
     ]
     tables += [_folded_table(source, names, rows)] if rows else []
   if not tables:
@@ -194,7 +194,7 @@ def _folded_table(source: str, names: Sequence[str], rows: Sequence[tuple]) -> E
 
 
 def _gap_tables(names: Sequence[str], gaps: Sequence[dict]) -> list[Element]:
-  """Injected minus own, per source, and folded per class; nothing where no run has a gap."""
+  """Return injected minus own, per source, and folded per class; empty where no run has a gap."""
   minus = "Injected minus "
   tables = [
     table(minus + SOURCES[source].lower(), names, [("", rows)])
@@ -203,7 +203,7 @@ def _gap_tables(names: Sequence[str], gaps: Sequence[dict]) -> list[Element]:
   ]
   if not tables:
     return []
-  by_class = [one for _, one in _class_tables(minus, names, gaps, gap_cell)]
+  by_class = [class_table for _, class_table in _class_tables(minus, names, gaps, gap_cell)]
   return [
     element("h3", "The gap: injected minus own"),
     element(
@@ -231,7 +231,7 @@ def _cell(values: dict, source: str, metric: str, cell: Callable[[str, dict], El
 
 
 def _rows(values: Sequence[dict], source: str, cell: Callable[[str, dict], Element]) -> list[tuple]:
-  """A row for each metric that some run has for this source."""
+  """Return a row for each metric that some run has for this source."""
   return [
     (metric_cell(metric), *(_cell(value, source, metric, cell) for value in values))
     for metric in METRICS
@@ -240,7 +240,7 @@ def _rows(values: Sequence[dict], source: str, cell: Callable[[str, dict], Eleme
 
 
 def metric_cell(metric: str) -> Element:
-  """The metric in words, as the head of a row."""
+  """Return the metric in words, as the head of a row."""
   name, what = METRICS[metric]
   return element("span", name, element("small", what))
 
@@ -251,7 +251,7 @@ def _class_tables(
   values: Sequence[dict],
   cell: Callable[[str, dict], Element],
 ) -> list[tuple[str, Element]]:
-  """(source, table) of each that is split by class: a group for each metric of BY_CLASS, a row for each class."""
+  """Return (source, table) of each source split by class: a group for each metric of BY_CLASS, a row for each class."""
   tables = []
   for name, title in SOURCES.items():
     classed = [source for source in _keys(values) if source.startswith(f"{name}: ")]
@@ -268,27 +268,27 @@ def _class_tables(
 
 
 def rate_cell(metric: str, rate: dict) -> Element:
-  """The rate in per cent (an AUROC as a share), a picture of its interval, n and the interval in figures, the seeds."""
+  """Return the rate in per cent (an AUROC as a fraction), a picture of its interval, n, the interval, the seeds."""
   if not rate["n"]:
     return element("span", NONE, element("small", "n 0"))
-  share = metric.startswith("auroc")
-  written = "{:.3f}".format if share else lambda value: f"{100 * value:.1f}"
+  is_auroc = metric.startswith("auroc")
+  written = "{:.3f}".format if is_auroc else lambda value: f"{100 * value:.1f}"
   between = f"{written(rate['low'])} to {written(rate['high'])}"
   drawn = element(
     "span",
     charts.interval(rate["low"], rate["rate"], rate["high"], ends=(0, 1)),
-    element("span", written(rate["rate"]) + ("" if share else " %"), class_="number"),
+    element("span", written(rate["rate"]) + ("" if is_auroc else " %"), class_="number"),
   )
   if "seeds" not in rate:
     drawn.append(element("small", f"n {rate['n']:,} · {between}"))
     return drawn
-  drawn.append(element("small", between if share else f"pooled {written(rate['pooled'])} · {between}"))
+  drawn.append(element("small", between if is_auroc else f"pooled {written(rate['pooled'])} · {between}"))
   drawn.append(element("small", f"n {rate['n']:,} · {in_seeds(rate, written)}", class_="seeds"))
   return drawn
 
 
-def gap_cell(metric: str, gap: dict) -> Element:  # noqa: ARG001, the cells of a table are made alike
-  """A difference of shares in percentage points, its interval, and the seeds."""
+def gap_cell(metric: str, gap: dict) -> Element:  # noqa: ARG001, the signature of rate_cell
+  """Return a difference of rates in percentage points, its interval, and the seeds."""
   low, middle, high = (points(gap[key]) for key in ("low", "difference", "high"))
   drawn = element(
     "span",
@@ -302,17 +302,17 @@ def gap_cell(metric: str, gap: dict) -> Element:  # noqa: ARG001, the cells of a
 
 
 def points(difference: float) -> str:
-  """A difference of shares in percentage points, with its sign and never as minus zero."""
+  """Return a difference of rates in percentage points, with its sign and never as minus zero."""
   return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def in_seeds(value: dict, written: Callable[[float], str]) -> str:
-  """The value of each seed, in their order."""
-  return "seeds " + ", ".join(NONE if one is None else written(one) for one in value["seeds"])
+  """Return the value of each seed, in their order."""
+  return "seeds " + ", ".join(NONE if seed_value is None else written(seed_value) for seed_value in value["seeds"])
 
 
 def _tokens(means: Sequence[dict], source: str) -> list[tuple]:
-  """The row of tokens generated per problem, where a source has it."""
+  """Return the row of tokens generated per problem, where a source has it."""
   if not any(source in mean for mean in means):
     return []
   return [
@@ -324,7 +324,7 @@ def _tokens(means: Sequence[dict], source: str) -> list[tuple]:
 
 
 def tokens_cell(mean: dict) -> Element:
-  """The tokens per problem, n, the interval, and the seeds."""
+  """Return the tokens per problem, n, the interval, and the seeds."""
   between = "" if mean["low"] is None else f" · {mean['low']:,.1f} to {mean['high']:,.1f}"
   drawn = element("span", f"{mean['mean']:,.1f}", element("small", f"n {mean['n']:,}{between}"))
   if "seeds" in mean:

@@ -1,4 +1,4 @@
-"""What pages are made of: escaped elements, tables, texts coloured by role, and a document that needs no other file."""
+"""Building blocks of pages: escaped elements, tables, texts coloured by role, and a self-contained document."""
 
 from collections.abc import Sequence
 from xml.etree import ElementTree
@@ -8,7 +8,7 @@ from insec_jax.method import roles
 
 
 def element(tag: str, *children: Element | str, **attributes: object) -> Element:
-  """An element; text is escaped when the page is written. `class_` and `stroke_width` are class and stroke-width."""
+  """Return an element; text is escaped on writing. `class_` and `stroke_width` become class and stroke-width."""
   node = Element(tag, {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items()})
   for child in children:
     if isinstance(child, Element):
@@ -21,7 +21,7 @@ def element(tag: str, *children: Element | str, **attributes: object) -> Element
 
 
 def table(title: str, head: Sequence[str], groups: Sequence[tuple[str, Sequence[tuple]]]) -> Element:
-  """A table with `title` in its corner and `head` over its columns.
+  """Return a table with `title` in its corner and `head` over its columns.
 
   A group is (name or "", rows); a row is (name, one cell a column).
   """
@@ -43,17 +43,17 @@ def table(title: str, head: Sequence[str], groups: Sequence[tuple[str, Sequence[
 
 
 def role_text(role: int, text: str) -> Element:
-  """The text in the colour of its role."""
+  """Return the text in the colour of its role."""
   return element("span", text, class_=roles.NAMES[role], title=roles.NAMES[role])
 
 
 def role_legend() -> Element:
-  """The name of each role in its colour."""
+  """Return the name of each role in its colour."""
   return element("p", *(element("span", name, class_=name) for name in roles.NAMES), class_="legend code")
 
 
 def document(title: str, *body: Element) -> str:
-  """The whole page: self-contained, light or dark as the reader's system is."""
+  """Return the whole page: self-contained, light or dark as the reader's system is set."""
   head = element(
     "head",
     element("meta", charset="utf-8"),
@@ -68,7 +68,7 @@ def document(title: str, *body: Element) -> str:
 
 
 def _visible(letter: str) -> str:
-  # A generated text may hold control or direction characters; they must not hide or reorder what is read.
+  # A generated text may hold control or direction characters; they must not hide or reorder text.
   return letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""Curves over a threshold: wrong steps caught for false alarms, and accuracy for the tokens of a majority vote."""
+"""Operating curves: wrong steps flagged over false alarms, and accuracy over the tokens of a majority vote."""
 
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
@@ -7,7 +7,7 @@ from insec_jax.pages import charts
 from insec_jax.pages.correction import NONE, SOURCES
 from insec_jax.pages.elements import element, table
 
-CLOSE = 5.0  # per cent of right steps flagged: beyond, a model is of no use
+CLOSE = 5.0  # per cent of right steps flagged, the useful range
 CURVES = {
   "operating": "as the bias on the flag moves",
   "operating_confidence": "as the confidence moves below which the flag is forced",
@@ -15,10 +15,10 @@ CURVES = {
 
 
 def operating(names: Sequence[str], arms: Sequence[Sequence[dict]], *, numbers: Sequence[int]) -> list[Element]:
-  """The charts that the results have points for, one curve a seed, and the thresholds chosen on validation.
+  """Return the charts that the results have points for, one curve a seed, and the thresholds chosen on validation.
 
-  `numbers` are those of the arms among all of the page, for their colours. Nothing where no result has any points:
-  evaluate did not always write them.
+  `numbers` are the numbers of the arms among all of the page, for their colours. Empty where no result has any points:
+  older results have none.
   """
   legend = charts.legend(names, numbers)
   parts = []
@@ -51,39 +51,40 @@ def operating(names: Sequence[str], arms: Sequence[Sequence[dict]], *, numbers: 
   return parts + thresholds_table(names, arms)
 
 
-def _of_source(
+def _points_by_source(
   key: str, arms: Sequence[Sequence[dict]], numbers: Sequence[int]
 ) -> Iterator[tuple[str, tuple[int, ...], tuple[list, ...]]]:
-  """(source, the number of the arm of each seed, its points) of each source that some result has under `key`."""
+  """Yield (source, arm number of each seed, points of each seed) of each source that some result has under `key`."""
   for source in dict.fromkeys(source for arm in arms for result in arm for source in result.get(key, {})):
-    found = [
+    seeds = [
       (number, result[key][source])
       for number, arm in zip(numbers, arms, strict=True)
       for result in arm
       if source in result.get(key, {})
     ]
-    yield source, *zip(*found, strict=True)
+    yield source, *zip(*seeds, strict=True)
 
 
 def _caught(key: str, arms: Sequence[Sequence[dict]], numbers: Sequence[int]) -> Iterator[Element]:
-  for source, of, points in _of_source(key, arms, numbers):
-    curves = [curve(some) for some in points]
+  for source, arm_numbers, points in _points_by_source(key, arms, numbers):
+    curves = [curve(seed_points) for seed_points in points]
     for high in (100.0, CLOSE):
-      if any(charts.cut(some, high) for some in curves):
+      if any(charts.cut(seed_curve, high) for seed_curve in curves):
         title = SOURCES[source] + ("" if high == 100 else f", up to {CLOSE:g} % false alarms")
-        yield charts.chart(title, curves, "% of right steps flagged", arms=of, box=(high, 100.0))
+        yield charts.chart(title, curves, "% of right steps flagged", arms=arm_numbers, box=(high, 100.0))
 
 
 def _at_tokens(arms: Sequence[Sequence[dict]], numbers: Sequence[int]) -> Iterator[Element]:
-  for source, of, points in _of_source("accuracy_at_tokens", arms, numbers):
+  for source, arm_numbers, points in _points_by_source("accuracy_at_tokens", arms, numbers):
     curves = [
-      [(point["tokens_per_problem"]["mean"], 100 * point["accuracy"]["rate"]) for point in some] for some in points
+      [(point["tokens_per_problem"]["mean"], 100 * point["accuracy"]["rate"]) for point in seed_points]
+      for seed_points in points
     ]
-    yield charts.chart(SOURCES[source], curves, "tokens per problem", arms=of)
+    yield charts.chart(SOURCES[source], curves, "tokens per problem", arms=arm_numbers)
 
 
 def curve(points: Sequence[dict]) -> list[tuple[float, float]]:
-  """(false alarms, detection) in per cent, from the fewest false alarms on; points out of nothing are left out."""
+  """Return (false alarms, detection) in per cent, by rising false alarms; points with n 0 are left out."""
   return sorted(
     (100 * point["false_alarms"]["rate"], 100 * point["detection"]["rate"])
     for point in points
@@ -92,11 +93,11 @@ def curve(points: Sequence[dict]) -> list[tuple[float, float]]:
 
 
 def thresholds_table(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
-  """The thresholds that validation chose, of each seed; nothing where no result has any."""
+  """Return the thresholds that validation chose, of each seed; empty where no result has any."""
 
   def cell(arm: Sequence[dict], kind: str, how: str) -> str:
-    found = [result["thresholds"][kind][how] for result in arm if "thresholds" in result]
-    return ", ".join(NONE if value is None else f"{value:.2f}" for value in found) or NONE
+    values = [result["thresholds"][kind][how] for result in arm if "thresholds" in result]
+    return ", ".join(NONE if value is None else f"{value:.2f}" for value in values) or NONE
 
   if not any("thresholds" in result for arm in arms for result in arm):
     return []

@@ -1,4 +1,4 @@
-"""Workdirs as they are read for a page: what each holds and lacks, and which of them are seeds of one arm."""
+"""Workdirs as read for a page: the content of each, what is missing, and which of them are seeds of one arm."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ from insec_jax.config import build, with_newer_keys
 from insec_jax.files import read_json, read_text
 from insec_jax.pages import correction
 
-BEGAN_WITH = (("model", "path"), ("mistakes", "mined_path"))  # keys of the config: made anew for every seed
+BEGAN_WITH = (("model", "path"), ("mistakes", "mined_path"))  # config keys that differ for every seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One seed of an arm: what its workdir holds; `notes` say what it does not, and what else the reader must know."""
+  """One seed of an arm: the content of its workdir; `notes` name what is missing and what else the reader must know."""
 
   name: str
   folder: pathlib.Path
@@ -29,7 +29,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """Runs that differ in their seed alone, or one run."""
+  """Runs that differ only in their seed, or one run."""
 
   name: str
   runs: tuple[Run, ...]
@@ -40,39 +40,39 @@ class Arm:
 
 
 def in_words(arm: Arm) -> str:
-  """The name of an arm, with its seeds where it has several."""
+  """Return the name of an arm, with its seeds where it has several."""
   seeds = ", ".join(str(run.config["seed"]) for run in arm.runs)
   return arm.name if len(arm.runs) == 1 else f"{arm.name} (seeds {seeds})"
 
 
 def over_seeds(runs: Sequence[Run]) -> list[Arm]:
-  """The runs as arms, in the order of their first runs and of their seeds."""
+  """Return the runs as arms, in the order of their first runs and of their seeds."""
   groups = {}
   for run in runs:
     alike = json.dumps(_without_seed(run.config), sort_keys=True)
     groups.setdefault((run.folder.resolve().name, alike), []).append(run)
-  found = []
+  arms = []
   for group in groups.values():
     group.sort(key=lambda run: run.config["seed"])
     distinct = len({run.config["seed"] for run in group}) == len(group)
-    found += [tuple(group)] if distinct else [(run,) for run in group]
-  last_names = [group[0].folder.resolve().name for group in found]
+    arms += [tuple(group)] if distinct else [(run,) for run in group]
+  last_names = [group[0].folder.resolve().name for group in arms]
   return [
     Arm(last if len(group) > 1 and last_names.count(last) == 1 else group[0].name, group)
-    for last, group in zip(last_names, found, strict=True)
+    for last, group in zip(last_names, arms, strict=True)
   ]
 
 
 def _without_seed(config: dict) -> dict:
-  """The config without what differs from seed to seed of one arm."""
-  other = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "seed"}
+  """Return the config without the keys that differ between seeds of one arm."""
+  shared = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "seed"}
   for section, key in BEGAN_WITH:
-    other.get(section, {}).pop(key, None)
-  return other
+    shared.get(section, {}).pop(key, None)
+  return shared
 
 
 def read_run(folder: pathlib.Path, name: str) -> Run:
-  """The run in `folder`; InputError when that is no workdir, or a file in it cannot be read."""
+  """Return the run in `folder`; raise InputError when it is no workdir, or a file in it cannot be read."""
   if not (folder / "config.json").is_file():
     raise InputError(f"{folder} is no workdir: it has no config.json; give a folder that train wrote")
   config = read_json(folder / "config.json", "the config of a run")
@@ -122,7 +122,7 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
 
 
 def read_metrics(path: pathlib.Path) -> Iterator[dict[str, float]]:
-  """The lines of a run; a last one that is still being written is left out."""
+  """Yield the lines of a run without a last one that is still being written."""
   for number, line in enumerate(read_text(path, "the metrics of a run").split("\n")[:-1], 1):
     try:
       values = json.loads(line)

@@ -1,6 +1,6 @@
-"""Several seeds of one arm as one: means over seeds, pooled intervals, and differences between arms problem by problem.
+"""Aggregates over the seeds of an arm: means, pooled intervals, and differences between arms problem by problem.
 
-Everywhere results is what results.json holds, and an arm is the list of its results, one a seed.
+Results are always the content of results.json, and an arm is the list of its results, one a seed.
 """
 
 import json
@@ -11,17 +11,17 @@ from scipy import special
 
 from insec_jax.evaluation import scoring
 
-# Keys of the config on which the problems and their reading depend; the second, where a file holds the problems.
+# Config keys that determine the problems and their parsing; the second tuple, for problems from a file.
 SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")
 SAME_FILE = ("data.path", "data.num_records", "data.num_heldout")
-NEWER = {"evaluate.max_size": 0}  # keys that older results do not have, with what they were measured with
+NEWER = {"evaluate.max_size": 0}  # keys that older results lack, with the values they used
 FROM_FILE = ("gsm8k", "records")
 
 
 def pooled(arm: Sequence[dict]) -> dict:
-  """ "rates", "gap", "tokens_per_problem" of an arm in the form of one seed's, with "seeds": one value each, or None.
+  """Return "rates", "gap", "tokens_per_problem" of an arm as for one seed, with "seeds": one value each, or None.
 
-  An arm of one seed is as results.json has it, without "seeds".
+  An arm of one seed is returned as in results.json, without "seeds".
   """
   if len(arm) == 1:
     return arm[0]
@@ -35,15 +35,15 @@ def pooled(arm: Sequence[dict]) -> dict:
 
 
 def _by_key(values: Sequence[dict], merge: Callable) -> dict:
-  """merge(key, the values of all seeds, None where a seed has none) for every key of any seed."""
+  """Return merge(key, the values of all seeds, None where a seed has none) for every key of any seed."""
   keys = dict.fromkeys(key for value in values for key in value)
   return {key: merge(key, [value.get(key) for value in values]) for key in keys}
 
 
 def by_metric(values: Sequence[dict], merge: Callable | None = None) -> dict:
-  """{source: {metric: the seeds' rates as one}} of one such dict a seed, or what `merge(metric, values)` makes of them.
+  """Return {source: {metric: pooled rate}} from one {source: {metric: rate}} a seed.
 
-  Those of one seed are as they are.
+  `merge(metric, values)` replaces the pooling where it is given. The dict of a single seed is returned unchanged.
   """
   if len(values) == 1:
     return values[0]
@@ -51,11 +51,11 @@ def by_metric(values: Sequence[dict], merge: Callable | None = None) -> dict:
 
 
 def pooled_rate(metric: str, rates: Sequence[dict | None]) -> dict:
-  """One rate for all seeds: "rate" is the mean over seeds, "pooled" all k out of all n, with its 95 % interval.
+  """Return one rate for all seeds: "rate" is their mean, "pooled" all k out of all n, with its 95 % interval.
 
-  The interval is Wilson's. Where a seed's own is wider than Wilson's, since its n come in groups, it is made of those
-  of the seeds (each end's distances, weighted by n, add up as independent errors do). An AUROC is not pooled: its
-  interval is that of the mean, made alike.
+  The interval is Wilson's. Where a seed's interval is wider than Wilson's, since its n come in groups, the seeds'
+  intervals are combined (each end's distances, weighted by n, add up as independent errors). An AUROC is not pooled:
+  its interval is that of the mean, combined in the same way.
   """
   measured = [rate for rate in rates if rate is not None and rate["n"]]
   seeds = [None if rate is None else rate["rate"] for rate in rates]
@@ -85,22 +85,22 @@ def _is_wilson(rate: dict) -> bool:
 
 
 def averaged(middle: str, values: Sequence[dict | None]) -> dict:
-  """The mean over seeds of values with a `middle`, "low" and "high": errors of the seeds add up as independent ones."""
-  there = [value for value in values if value is not None]
-  mean = sum(value[middle] for value in there) / len(there)
+  """Return the mean over seeds of values with a `middle`, "low" and "high"; errors add up as independent ones."""
+  present = [value for value in values if value is not None]
+  mean = sum(value[middle] for value in present) / len(present)
   merged = {middle: mean, "low": None, "high": None, "seeds": [value and value[middle] for value in values]}
-  if all(value["low"] is not None for value in there):
+  if all(value["low"] is not None for value in present):
     below, above = (
-      math.hypot(*(value[middle] - value[end] for value in there)) / len(there) for end in ("low", "high")
+      math.hypot(*(value[middle] - value[end] for value in present)) / len(present) for end in ("low", "high")
     )
     merged |= {"low": mean - below, "high": mean + above}
-  if any("n" in value for value in there):
-    merged["n"] = sum(value["n"] for value in there)
+  if any("n" in value for value in present):
+    merged["n"] = sum(value["n"] for value in present)
   return merged
 
 
 def spread(values: Sequence[float]) -> tuple[float, float] | None:
-  """The 95 % interval of the mean over seeds by Student's t: what another set of seeds may give; None for one seed."""
+  """Return the 95 % t-interval of the mean over seeds, which covers other sets of seeds; None for one seed."""
   num = len(values)
   if num < 2:
     return None
@@ -111,11 +111,11 @@ def spread(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def matched(first: Sequence[dict], second: Sequence[dict]) -> list[tuple[dict, dict]]:
-  """Pairs of one result of each arm that met the same problems; a result without a partner is in none."""
+  """Return pairs of one result of each arm on the same problems; a result without a partner is in none."""
   left = list(first)
   pairs = []
   for result in second:
-    partner = next((other for other in left if met_otherwise(other, result) is None), None)
+    partner = next((candidate for candidate in left if met_otherwise(candidate, result) is None), None)
     if partner is not None:
       left.remove(partner)
       pairs.append((partner, result))
@@ -123,11 +123,11 @@ def matched(first: Sequence[dict], second: Sequence[dict]) -> list[tuple[dict, d
 
 
 def met_otherwise(first: dict, second: dict) -> tuple[str, str, str] | None:
-  """(key, its value in the first, in the second) of the config, where that made the problems others; None: the same."""
+  """Return a config key that makes the problems differ and both of its values; None if the problems are the same."""
   for key in SAME + (SAME_FILE if first["config"]["task"]["name"] in FROM_FILE else ()):
-    one, two = (_value(result["config"], key) for result in (first, second))
-    if one != two:
-      return key, json.dumps(one), json.dumps(two)
+    first_value, second_value = (_value(result["config"], key) for result in (first, second))
+    if first_value != second_value:
+      return key, json.dumps(first_value), json.dumps(second_value)
   return None
 
 
@@ -139,37 +139,37 @@ def _value(config: dict, key: str) -> object:
 
 
 def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict:
-  """Second minus first, problem by problem, each a list of 0 and 1 a seed: the mean over all problems of all seeds.
+  """Return second minus first, problem by problem, each a list of 0 and 1 a seed: the mean over problems and seeds.
 
   "low", "high": 95 % by bootstrap over problems; "p": McNemar's, exact; "seeds": the difference of each seed;
-  "spread": `spread` of these.
+  "spread": `spread` of these differences.
   """
-  one, two = ([right for seed in arm for right in seed] for arm in (first, second))
-  mean, low, high = scoring.paired_difference(one, two, seed=0)
+  first_right, second_right = ([right for seed in arm for right in seed] for arm in (first, second))
+  mean, low, high = scoring.paired_difference(first_right, second_right, seed=0)
   seeds = [sum(after) / len(after) - sum(before) / len(before) for before, after in zip(first, second, strict=True)]
   return {
     "difference": mean,
     "low": low,
     "high": high,
-    "p": scoring.mcnemar(one, two),
-    "n": len(one),
+    "p": scoring.mcnemar(first_right, second_right),
+    "n": len(first_right),
     "seeds": seeds,
     "spread": spread(seeds),
   }
 
 
 def differences(first: Sequence[dict], second: Sequence[dict], source: str, minus: str, time: str) -> dict | None:
-  """`difference` of the second arm's `source` minus the first's `minus`; None where no seed has both."""
+  """Return `difference` of the second arm's `source` minus the first's `minus`; None where no seed has both."""
   pairs = [
-    (one["solved"][minus][time], two["solved"][source][time])
-    for one, two in matched(first, second)
-    if time in one["solved"].get(minus, {}) and time in two["solved"].get(source, {})
+    (first_result["solved"][minus][time], second_result["solved"][source][time])
+    for first_result, second_result in matched(first, second)
+    if time in first_result["solved"].get(minus, {}) and time in second_result["solved"].get(source, {})
   ]
   return difference(*zip(*pairs, strict=True)) if pairs else None
 
 
 def solved_sources(arms: Sequence[Sequence[dict]]) -> Iterator[tuple[str, str]]:
-  """(source, "t1" or "t2") of all that some seed of some arm has in "solved", in its order."""
+  """Yield (source, "t1" or "t2") of all that some seed of some arm has in "solved", in its order."""
   yield from dict.fromkeys(
     (source, time) for arm in arms for result in arm for source, times in result["solved"].items() for time in times
   )

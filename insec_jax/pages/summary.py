@@ -1,4 +1,4 @@
-"""The table over seeds as text: what a sweep prints when it ends."""
+"""The table over seeds as text, printed at the end of a sweep."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ COMPARED = (
 def summary(
   names: Sequence[str], arms: Sequence[Sequence[dict]], trained: Sequence[Sequence[int]], *, reference: int
 ) -> str:
-  """The main rates of every arm, the seeds beside each mean, and accuracies minus those of the reference.
+  """Return the main rates of every arm, with the seeds beside each mean, and accuracies minus those of the reference.
 
   `trained` holds the trained tokens of every seed of each arm; an arm may be without results.
   """
@@ -48,12 +48,12 @@ def summary(
     for source in ("own", "own sampled")
   ]
   for source in COMPARED:
-    found = [
+    differences = [
       None if number == reference else seeds.differences(arms[reference], arm, source, source, "t2")
       for number, arm in enumerate(arms)
     ]
-    if any(value is not None for value in found):
-      rows.append((f"{source}: accuracy_t2 minus {names[reference]}", *map(_difference, found)))
+    if any(value is not None for value in differences):
+      rows.append((f"{source}: accuracy_t2 minus {names[reference]}", *map(_difference, differences)))
   return aligned(rows)
 
 
@@ -61,23 +61,26 @@ def _rate(rate: dict | None) -> str:
   if rate is None or not rate["n"]:
     return NONE
   text = f"{100 * rate['rate']:.1f} % [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
-  return text + _each(rate, lambda value: f"{100 * value:.1f}")
+  return text + _seeds_in_brackets(rate, lambda value: f"{100 * value:.1f}")
 
 
-def _difference(found: dict | None) -> str:
-  if found is None:
+def _difference(difference: dict | None) -> str:
+  if difference is None:
     return NONE
-  return f"{points(found['difference'])} [{points(found['low'])}, {points(found['high'])}]" + _each(found, points)
+  return (
+    f"{points(difference['difference'])} [{points(difference['low'])}, {points(difference['high'])}]"
+    + _seeds_in_brackets(difference, points)
+  )
 
 
-def _each(value: dict, written) -> str:
+def _seeds_in_brackets(value: dict, written) -> str:
   if len(value.get("seeds", ())) < 2:
     return ""
-  return " (" + " ".join(NONE if one is None else written(one) for one in value["seeds"]) + ")"
+  return " (" + " ".join(NONE if seed_value is None else written(seed_value) for seed_value in value["seeds"]) + ")"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-  """The rows with columns one under the other."""
+  """Return the rows as text with aligned columns."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
   return "\n".join(line.rstrip() for line in lines)

@@ -1,6 +1,6 @@
-"""Arithmetic as people write it in prose: numbers, and equations that can be read without guessing.
+"""Arithmetic in prose: numbers, and equations that can be parsed unambiguously.
 
-What cannot be read for certain is not read: a step must never be called wrong because its wording was misunderstood.
+Ambiguous text is skipped: a step must never be called wrong because its wording was misunderstood.
 """
 
 import functools
@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# Bounded: a model that repeats a digit for ever must not build a number that takes for ever.
+# Bounded: a model that repeats one digit must not produce a number that takes unbounded time.
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3}){1,4}(?!\d)(?:\.\d{1,12})?|\d{1,12}(?:\.\d{1,12})?|\.\d{1,12}")
-MOST_CHARACTERS = 40  # more than a number and what its end depends on can have
+MOST_CHARACTERS = 40  # more than a number and the characters that decide where it ends
 _MOST_OPERATORS = 20
 _MOST_TOKENS = 200  # of an expression
 _TOKEN = re.compile(
@@ -26,10 +26,10 @@ _TOKEN = re.compile(
   re.VERBOSE,
 )
 _SIGN = str.maketrans("xX×∗·÷−–", "*****/--")
-# Where one of these stands anywhere, 5 * 3 may well be 15,000, and 8.33... no end.
+# With one of these in the text, 5 * 3 may mean 15,000, and 8.33... has no last digit.
 _SCALE = re.compile(r"\b(?:(?:dozen|hundred|thousand|million|billion|cent|nickel|dime)s?|pennies)\b|¢|\.\.\.|…", re.I)
-# Words that do arithmetic themselves: an equation beside one of them may mean something else.
-_TELLING = frozenset(
+# Words that state arithmetic themselves: an equation beside one may mean something else.
+_ARITHMETIC_WORDS = frozenset(
   re.findall(
     "[a-z]+",
     """
@@ -38,7 +38,7 @@ _TELLING = frozenset(
   )
 )
 _HARMLESS_AFTER = frozenset(("less", "more", "than", "by", "to", "from", "a", "an"))  # 90 - 80 = 10 more dollars
-# Two different ones in an equation: 2 hours + 30 minutes = 150 minutes.
+# An equation with two of these is skipped: 2 hours + 30 minutes = 150 minutes.
 _MEASURES = frozenset(
   re.findall(
     "[a-z]+",
@@ -51,7 +51,7 @@ _MEASURES = frozenset(
 
 @dataclass(frozen=True)
 class Equation:
-  """The left side as written and what it comes to, what the right side says, and whether the two agree."""
+  """An equation: the left side as written and its value, the value stated on the right, and whether they agree."""
 
   text: str
   value: Fraction
@@ -60,22 +60,22 @@ class Equation:
 
 
 def value_of(number: str) -> Fraction:
-  """The number as written, "1,080.50" as 1080.5."""
+  """Return the value of a number as written: 1080.5 for "1,080.50"."""
   return Fraction(number.replace(",", ""))
 
 
 def numbers_of(text: str) -> tuple[Fraction, ...]:
-  """All numbers in the text, left to right; signs do not count."""
-  return tuple(value_of(found) for found in NUMBER.findall(text))
+  """Return all numbers in the text, left to right; signs are ignored."""
+  return tuple(value_of(number) for number in NUMBER.findall(text))
 
 
 def words_of(text: str) -> str:
-  """The text with a zero character for each number and without white space: 48/2=24 and 48 / 2 = 24 are the same."""
+  """Return the text with a zero character for each number and no white space: 48/2=24 equals 48 / 2 = 24."""
   return "".join(NUMBER.sub("\0", text).split())
 
 
 def show(number: Fraction) -> str:
-  """The number in decimals: all of them when they end within four places, else rounded to two."""
+  """Return the number in decimals: all of them when they end within four places, else rounded to two."""
   if number.denominator == 1:
     return str(number.numerator)
   exact = (number * 10_000).denominator == 1
@@ -83,12 +83,15 @@ def show(number: Fraction) -> str:
 
 
 def decimals(number: str) -> int:
-  """How many decimals are written."""
+  """Return the number of decimals written."""
   return len(number.partition(".")[2])
 
 
 def written_like(number: Fraction, model: str) -> str | None:
-  """The number written as `model` is, with commas where it has them; None unless positive and not longer than usual."""
+  """Return the number formatted as `model` is, with commas where it has them.
+
+  None unless it is positive, at most 10**9, and has few enough decimals.
+  """
   most = max(decimals(model), 2 if "." in model else 0)
   places = next((k for k in range(decimals(model), most + 1) if (number * 10**k).denominator == 1), None)
   if number <= 0 or number > 10**9 or places is None:
@@ -98,9 +101,9 @@ def written_like(number: Fraction, model: str) -> str | None:
 
 
 def slips(written: str) -> list[Fraction]:
-  """The numbers that people take for the one `written` when they misread or miscalculate, in order.
+  """Return the numbers that misreading or miscalculating the one `written` could give, in order.
 
-  1, 2 or 10 off in the last place, one digit changed, two neighbours exchanged, or ten times as much.
+  1, 2 or 10 off in the last place, one digit changed, two neighbouring digits exchanged, or ten times the number.
   """
   number, unit = value_of(written), Fraction(1, 10 ** decimals(written))
   digits = str(int(number / unit))
@@ -113,8 +116,8 @@ def slips(written: str) -> list[Fraction]:
 
 
 def evaluate(expression: str | list[str]) -> Fraction | None:
-  """Return the value of an arithmetic expression, exactly; None when it is none, too long, or divides by zero."""
-  tokens = _plain(expression) if isinstance(expression, str) else list(expression)
+  """Return the exact value of an arithmetic expression; None if it is malformed, too long, or divides by zero."""
+  tokens = _split_tokens(expression) if isinstance(expression, str) else list(expression)
   if len(tokens) > _MOST_TOKENS:
     return None
   tokens.append("")
@@ -125,8 +128,8 @@ def evaluate(expression: str | list[str]) -> Fraction | None:
   return value if tokens == [""] else None
 
 
-def _plain(expression: str) -> list[str]:
-  """Tokens of an expression without units."""
+def _split_tokens(expression: str) -> list[str]:
+  """Return the tokens of an expression without units."""
   return re.findall(rf"{NUMBER.pattern}|\S", expression)
 
 
@@ -158,43 +161,44 @@ def _factor(tokens: list[str]) -> Fraction:
 
 @functools.lru_cache(maxsize=4096)
 def equations(text: str) -> tuple[Equation, ...]:
-  """The equations of the text that can be read for certain, with arithmetic on the left and a number on the right.
+  """Return the equations of the text that parse unambiguously: arithmetic on the left, a number on the right.
 
       She bought 2 x 3 = 6 red pens. 6 + 4 = 10 / 2 = 5     2*3 = 6, 6+4 = 10 (a sum may run on) and 10/2 = 5 are read
       5x/6 = 20, half of 10 + 5 = 10, 2 hours + 30 minutes = 150 minutes, 25 / 1/3 = 75     are not
 
-  It holds when the right side is the value within one unit of the last place written, percent read either way.
+  An equation holds when the right side is the value within one unit of the last place written, under either reading
+  of percent.
   """
   if "=" not in text or _SCALE.search(text):
     return ()
   tokens = [
-    (found.lastgroup, found.group(), found.start()) for found in _TOKEN.finditer(text) if found.lastgroup != "money"
+    (match.lastgroup, match.group(), match.start()) for match in _TOKEN.finditer(text) if match.lastgroup != "money"
   ]
-  found = []
+  parsed = []
   for k, (kind, _, _) in enumerate(tokens):
     if kind == "equal":
       left, right = _left_side(text, tokens, k), _right_sides(tokens, k)
       if left and right and len(left[1] | right[1]) < 2:
-        found += _compare(left[0], right[0])
-  return tuple(found)
+        parsed += _compare(left[0], right[0])
+  return tuple(parsed)
 
 
 def _compare(left: list[str], rights: list[list[str]]) -> list[Equation]:
-  """The equation, where both sides have a value."""
+  """Return the equation where both sides have a value, else no equation."""
   values = [evaluate(reading) for reading in _percent_readings(left)]
   stated = [(evaluate(reading), _tolerance(reading)) for right in rights for reading in _percent_readings(right)]
   if None in values or any(value is None for value, _ in stated):
     return []
   holds = any(
-    value == said or (abs(value - said) < tolerance and (tolerance < 1 or value.denominator > 1))
+    value == claimed or (abs(value - claimed) < tolerance and (tolerance < 1 or value.denominator > 1))
     for value in values
-    for said, tolerance in stated
+    for claimed, tolerance in stated
   )
   return [Equation("".join(left), values[-1], stated[0][0], holds)]
 
 
 def _percent_readings(tokens: list[str]) -> list[list[str]]:
-  """The tokens with "%" left out, and with it as hundredths."""
+  """Return the tokens with "%" left out, and with it as hundredths."""
   if "%" not in tokens:
     return [tokens]
   hundredths = []
@@ -204,27 +208,27 @@ def _percent_readings(tokens: list[str]) -> list[list[str]]:
 
 
 def _tolerance(right: list[str]) -> Fraction:
-  """One unit of the last place of a single number; more than a number is meant exactly."""
+  """Return one unit of the last place of a single number; 0 for an expression, which must match exactly."""
   number = right[-1]
   if right[:-1] not in ([], ["-"]):
     return Fraction(0)
   return Fraction(1, 10 ** decimals(number))
 
 
-def _telling(unit: str) -> bool:
-  """Whether the word makes the arithmetic beside it doubtful; one letter may be a variable."""
+def _makes_doubtful(unit: str) -> bool:
+  """Return whether the word makes the arithmetic beside it doubtful; one letter may be a variable."""
   unit = unit.lstrip("-/").lower()
-  return len(unit) == 1 or unit in _TELLING
+  return len(unit) == 1 or unit in _ARITHMETIC_WORDS
 
 
-def _measures(units: list[str]) -> set[str]:
-  """The units of measure among these words."""
+def _units_of_measure(units: list[str]) -> set[str]:
+  """Return the units of measure among these words."""
   stems = {unit.lstrip("-/").lower().removesuffix("s") for unit in units}
   return {stem for stem in stems if stem in _MEASURES}
 
 
 def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[str]] | None:
-  """The tokens and measures of the arithmetic that ends before the equal sign `k`; None for none, or where in doubt."""
+  """Return tokens and measures of the arithmetic that ends before the equal sign `k`; None if none or ambiguous."""
   taken, units, depth, operand = [], [], 0, False
   i = k - 1
   while i >= 0 and len(taken) <= _MOST_TOKENS:
@@ -246,25 +250,25 @@ def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[s
     else:
       break
     i -= 1
-  doubtful = not operand or depth or not _certain(taken) or any(map(_telling, units))
-  if doubtful or (i >= 0 and not _begins(text, tokens, i)):
+  doubtful = not operand or depth or not _is_unambiguous(taken) or any(map(_makes_doubtful, units))
+  if doubtful or (i >= 0 and not _can_begin_after(text, tokens, i)):
     return None
-  return taken, _measures(units)
+  return taken, _units_of_measure(units)
 
 
-def _certain(taken: list[str]) -> bool:
-  """Whether the arithmetic reads one way only: not 25 / 1/3, which may be 75, and no 0730, which is a time."""
+def _is_unambiguous(taken: list[str]) -> bool:
+  """Return whether the arithmetic is unambiguous: not 25 / 1/3, which may be 75, nor 0730, which is a time."""
   operators = [token for token in taken if token in "+-*/"]
   divided_twice = any(a == b == "/" for a, b in itertools.pairwise(operators))
   time_of_day = any(re.match(r"0\d", token) for token in taken)
   return 0 < len(operators) <= _MOST_OPERATORS and not divided_twice and not time_of_day
 
 
-def _begins(text: str, tokens: list[tuple], i: int) -> bool:
-  """Whether arithmetic can begin right after token `i`: a plain word or a mark, with no arithmetic further left."""
+def _can_begin_after(text: str, tokens: list[tuple], i: int) -> bool:
+  """Return whether arithmetic can begin right after token `i`: a word or mark, with no arithmetic further left."""
   kind, token, start = tokens[i]
   if kind == "unit":
-    if _telling(token) or _measures([token]):
+    if _makes_doubtful(token) or _units_of_measure([token]):
       return False
   elif kind != "equal" and (token not in '(,.;!?"“:' or text[start - 1 : start].isdigit()):
     return False
@@ -276,7 +280,7 @@ def _begins(text: str, tokens: list[tuple], i: int) -> bool:
 
 
 def _right_sides(tokens: list[tuple], k: int) -> tuple[list[list[str]], set[str]] | None:
-  """What follows the equal sign `k`: its first number, and all of its arithmetic; and measures. None where in doubt."""
+  """Return the first number after the equal sign `k`, all of its arithmetic, and the measures; None if ambiguous."""
   taken, first, units, operand = [], [], [], False
   for i in range(k + 1, len(tokens)):
     kind, token, _ = tokens[i]
@@ -291,8 +295,8 @@ def _right_sides(tokens: list[tuple], k: int) -> tuple[list[list[str]], set[str]
       taken.append(token.translate(_SIGN))
       operand = False
     elif kind == "unit" and operand:
-      # A telling word right after the number is doubt; a further one is the rest of the sentence.
-      if not units and _telling(token) and token not in _HARMLESS_AFTER:
+      # Only a word right after the number makes it doubtful; a later one is the rest of the sentence.
+      if not units and _makes_doubtful(token) and token not in _HARMLESS_AFTER:
         return None
       units.append(token)
     elif not operand or kind in ("letter", "open", "number", "percent"):
@@ -301,4 +305,4 @@ def _right_sides(tokens: list[tuple], k: int) -> tuple[list[list[str]], set[str]
       break
   if not operand or re.match(r"0\d", first[-1]):
     return None
-  return ([first] if first == taken else [first, taken]), _measures(units[:1])
+  return ([first] if first == taken else [first, taken]), _units_of_measure(units[:1])

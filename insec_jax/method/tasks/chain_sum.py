@@ -1,4 +1,4 @@
-"""Chain sum: numbers added up one after the other, a small task to try things on.
+"""Chain sum: numbers added up one after the other, a small task for quick trials.
 
 prompt   17+25+8=\\n
 steps    17+25=42\\n
@@ -27,7 +27,7 @@ class Facts:
 
 
 class Sum(NamedTuple):
-  """A step as read, and equally what a right step would say."""
+  """A step as parsed; also used for the right step."""
 
   total: int
   number: int
@@ -39,13 +39,13 @@ def _format_step(total: int, number: int, result: int) -> str:
 
 
 def _read(step: str) -> Sum | None:
-  """The step as read; None when it is malformed."""
-  found = _STEP.fullmatch(step)
-  return found and Sum(*map(int, found.groups()))
+  """Return the step as parsed; None when it is malformed."""
+  match = _STEP.fullmatch(step)
+  return match and Sum(*map(int, match.groups()))
 
 
 class ChainSum(Task):
-  """The task; its size is the number of sums. The numbers may be added in any order."""
+  """The chain-sum task; its size is the number of sums. The numbers may be added in any order."""
 
   name = "chain_sum"
   error_classes = CLASSES
@@ -64,7 +64,10 @@ class ChainSum(Task):
     return Problem(prompt, tuple(steps), str(total), key, Facts(numbers))
 
   def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
-    """The operands against what is left to add, then the sum. Sums only grow, so a step seen before is a repeat."""
+    """Check the operands against what is left to add, then the sum.
+
+    Sums only grow, so a step seen before is a repeat.
+    """
     read = _read(step)
     if read is None:
       return Verdict("wrong", MALFORMED)
@@ -96,7 +99,7 @@ class ChainSum(Task):
     return _format_step(total, number, result) if min(total, number, result) > 0 else None
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """The class and the wrong number; with "recompute" also what is right.
+    """Return the class and the wrong number; with "recompute" also what is right.
 
     class      wrong step   label      recompute
     calc       17+25=43     calc43     calc17+25=42
@@ -110,27 +113,27 @@ class ChainSum(Task):
     read, right = _read(wrong), self._next(problem, before)
     if read is None:
       return MALFORMED
-    said = {"calc": read.result, "value": read.total, "copy": read.number, "repeat": read.result}[error]
+    stated = {"calc": read.result, "value": read.total, "copy": read.number, "repeat": read.result}[error]
     if detail == "label":
-      return f"{error}{said}"
+      return f"{error}{stated}"
     if error in ("calc", "repeat"):
       return f"{error}{read.total}+{read.number}={read.total + read.number}"
     if right is None:
-      return f"{error}{said}"
-    return f"{error}{right.total if error == 'value' else right.number}not{said}"
+      return f"{error}{stated}"
+    return f"{error}{right.total if error == 'value' else right.number}not{stated}"
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     right = self._next(problem, before)
     return None if right is None else _format_step(*right)
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
-    """The result of the last step, once every number has been added."""
+    """Return the result of the last step, once every number has been added."""
     _, left = self._state(problem, steps)
     reads = [read for step in steps if (read := _read(step)) is not None]
     return str(reads[-1].result) if reads and not left else None
 
   def _state(self, problem: Problem, before: tuple[str, ...]) -> tuple[int | None, list[int]]:
-    """The true total of the numbers added so far (None: nothing yet), and the numbers left."""
+    """Return the true total of the numbers added so far (None before the first), and the numbers left."""
     total, left = None, list(problem.facts.numbers)
     for place, step in enumerate(before):
       read = _read(step)

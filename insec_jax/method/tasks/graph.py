@@ -5,7 +5,7 @@
              dc7a4d1\\n            7 + 4 = 1 (mod 10)
 
 No punctuation inside a sum, and each value right after its name: a small model finds both by looking one token back,
-and learns them sooner than `c=a4+b3,c7`. The layout is written by `_format_*` and read by `_read`, and nowhere else.
+and learns them sooner than `c=a4+b3,c7`. Only `_format_*` and `_read` depend on the layout.
 """
 
 import functools
@@ -32,7 +32,7 @@ _MIX, _PRIME = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), 2**
 
 @dataclass(frozen=True)
 class Facts:
-  """What the prompt says and what follows from it."""
+  """What the prompt states and what follows from it."""
 
   asked: str
   operands: dict[str, tuple[str, str]]  # of the derived quantities
@@ -41,7 +41,7 @@ class Facts:
 
 
 class Sum(NamedTuple):
-  """A step as read: the quantity, the two it reads, their values as stated, the result as stated."""
+  """A step as parsed: the quantity, the two it reads, their values as stated, the result as stated."""
 
   name: str
   operands: tuple[str, str]
@@ -67,13 +67,13 @@ def _format_step(name: str, operands: tuple[str, str], values: tuple[int, int], 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _read(step: str, modulus: int) -> Sum | None:
-  """The step as read; None when it is malformed."""
-  found = _STEP.fullmatch(step)
-  if found is None:
+  """Return the step as parsed; None when it is malformed."""
+  match = _STEP.fullmatch(step)
+  if match is None:
     return None
-  name, first, first_value, second, second_value, again, result = found.groups()
+  name, first, first_value, second, second_value, again, result = match.groups()
   values = (int(first_value), int(second_value))
-  # Numbers are single symbols: 07 or one above the modulus is no number.
+  # Numbers are single symbols: 07, or a number not below the modulus, is malformed.
   malformed = (
     again != name
     or max(*values, int(result)) >= modulus
@@ -83,9 +83,9 @@ def _read(step: str, modulus: int) -> Sum | None:
 
 
 def _key(reads: list[list[int]], values: list[int]) -> str:
-  """The graph without names and order, as numbers: problems that are renamed or reshuffled copies share it.
+  """Return the graph without names and order, as numbers: renamed or reshuffled copies of a problem share it.
 
-  The last quantity is the asked one. Those it does not need are left out: with others it is the same problem.
+  The last quantity is the asked one. Quantities it does not need are left out: they do not change the problem.
   """
   codes = []
   for pair, value in zip(reads, values, strict=True):
@@ -98,7 +98,10 @@ def _key(reads: list[list[int]], values: list[int]) -> str:
 
 
 def _chain(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
-  """What each quantity reads, by index. A sum reads the one before it: all are needed, and one order is right."""
+  """Return the indices that each quantity reads.
+
+  A sum reads the one before it: all are needed, and only one order is right.
+  """
   reads = [[] for _ in range(num_givens + size)]
   for k in range(num_givens, num_givens + size):
     second, first = draw.sample(range(k), 2)
@@ -109,20 +112,23 @@ def _chain(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
 
 
 def _web(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
-  """What each quantity reads, by index. A sum reads any two before it, such that the last one needs them all."""
+  """Return the indices that each quantity reads.
+
+  A sum reads any two quantities before it, such that the last one needs them all.
+  """
   reads, unread = [[] for _ in range(num_givens)], []
   for k in range(num_givens, num_givens + size):
-    # A sum can lower the number of those that nobody reads by one: near the end it has to.
+    # A sum lowers the number of unread quantities by at most one: near the end it has to.
     pair = draw.sample(unread, max(0, len(unread) + 1 - (num_givens + size - k)))
-    pair += draw.sample([other for other in range(k) if other not in pair], 2 - len(pair))
+    pair += draw.sample([index for index in range(k) if index not in pair], 2 - len(pair))
     draw.shuffle(pair)
     reads.append(pair)
-    unread = [other for other in unread if other not in pair] + [k]
+    unread = [index for index in unread if index not in pair] + [k]
   return reads
 
 
 def _any_order(draw: random.Random, reads: list[list[int]]) -> list[int]:
-  """The sums in an order in which each can be computed, the next one drawn from those that can."""
+  """Return the sums in an order in which each can be computed, each drawn from those that can come next."""
   order, known = [], {k for k, pair in enumerate(reads) if not pair}
   while len(known) < len(reads):
     k = draw.choice([k for k, pair in enumerate(reads) if k not in known and known.issuperset(pair)])
@@ -132,10 +138,10 @@ def _any_order(draw: random.Random, reads: list[list[int]]) -> list[int]:
 
 
 class Graph(Task):
-  """The task; its size is the number of sums that the asked quantity needs.
+  """The graph task; its size is the number of sums that the asked quantity needs.
 
   There are 2 or 3 givens. Without unneeded quantities the sums form a chain. With them each sum may read any two
-  quantities before it, so that which ones are needed has to be worked out, and a right sum of another is a mistake.
+  quantities before it, so the needed ones have to be found, and a right sum of an unneeded one is a mistake.
   A step that reads a quantity too early or follows a wrong definition, but has every number right, is unverified.
   """
 
@@ -160,7 +166,7 @@ class Graph(Task):
     self.symbols = (*self.error_classes, MALFORMED, *numbers, *NAMES, "=", "+", ";", "?", ":", "\n")
 
   def make(self, rng: np.random.Generator) -> Problem:
-    draw = random.Random(int(rng.integers(2**62)))  # several times as fast as NumPy for single draws
+    draw = random.Random(int(rng.integers(2**62)))  # several times faster than NumPy for single draws
     size = draw.randint(self.min_size, self.max_size)
     num_givens = draw.randint(2, MAX_GIVENS)
     asked = num_givens + size - 1
@@ -200,7 +206,7 @@ class Graph(Task):
     copied = sorted(read.operands) == sorted(facts.operands[read.name])
     early = self._missing(facts, stated, read.operands)
     values_right = all(facts.value[name] == value for name, value in zip(read.operands, read.values, strict=True))
-    # The sum as well: a wrong definition can have every number right and still not add up.
+    # The sum is checked too: a wrong definition can have every number right and still not add up.
     if values_right and read.result == facts.value[read.name] == sum(read.values) % self.modulus:
       if not copied or early:
         return UNVERIFIED
@@ -223,14 +229,16 @@ class Graph(Task):
       return None
     if error == UNNEEDED:
       ready = [
-        other
-        for other, pair in facts.operands.items()
-        if other not in facts.order and other not in stated and not self._missing(facts, stated, pair)
+        candidate
+        for candidate, pair in facts.operands.items()
+        if candidate not in facts.order and candidate not in stated and not self._missing(facts, stated, pair)
       ]
       return self._right_step(facts, ready[rng.integers(len(ready))]) if ready else None
     if error == "early":
       waiting = [
-        other for other, pair in facts.operands.items() if other not in stated and self._missing(facts, stated, pair)
+        candidate
+        for candidate, pair in facts.operands.items()
+        if candidate not in stated and self._missing(facts, stated, pair)
       ]
       if not waiting:
         return None
@@ -240,29 +248,29 @@ class Graph(Task):
     if error == "early":
       for place, operand in enumerate(operands):
         if self._missing(facts, stated, (operand,)):
-          values[place] = self._other(values[place], rng)
+          values[place] = self._another_value(values[place], rng)
     elif error == "value":
       place = rng.integers(2)
-      values[place] = self._other(values[place], rng)
+      values[place] = self._another_value(values[place], rng)
     elif error == "copy":
       place = rng.integers(2)
       known = [
-        other
-        for other in facts.value
-        if (other not in facts.operands or other in stated)
-        and other not in operands
-        and facts.value[other] != values[place]
+        candidate
+        for candidate in facts.value
+        if (candidate not in facts.operands or candidate in stated)
+        and candidate not in operands
+        and facts.value[candidate] != values[place]
       ]
       if not known:
         return None
-      other = known[rng.integers(len(known))]
-      values[place] = facts.value[other]
-      operands = (other, operands[1]) if place == 0 else (operands[0], other)
+      candidate = known[rng.integers(len(known))]
+      values[place] = facts.value[candidate]
+      operands = (candidate, operands[1]) if place == 0 else (operands[0], candidate)
     result = sum(values) % self.modulus
-    return _format_step(name, operands, values, self._other(result, rng) if error == "calc" else result)
+    return _format_step(name, operands, values, self._another_value(result, rng) if error == "calc" else result)
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """The class and the quantity it is about; with "recompute" also what is right.
+    """Return the class and the quantity it is about; with "recompute" also what is right.
 
         class      wrong step   label      recompute
         early      dc5a4d9      earlyc     earlycab     c is not known yet, a + b gives it
@@ -274,8 +282,8 @@ class Graph(Task):
         unneeded   eb3c7e0      unneedede  unneedede?dca  d does without e
         malformed  ca43         malformed  malformeddca
 
-    Wherever it is not this quantity that can be computed now, "recompute" goes from it, or from the asked one, through
-    what each is missing to the one that can: the correction.
+    When this quantity cannot be computed now, "recompute" goes from it, or from the asked one, through the first
+    missing operand of each to the one that can be computed: the correction.
     """
     facts, stated = problem.facts, self._stated(before)
     error = self.check(problem, before, wrong).error
@@ -294,13 +302,13 @@ class Graph(Task):
       return f"value{name}{facts.value[name]}"
     way = self._way(facts, stated, read)
     if error == "early" and way[:1] == [read.name]:
-      way = way[1:]  # from what it is missing
+      way = way[1:]  # starts at the missing operand
     elif error == "repeat" or (error == "copy" and name in facts.value and name not in facts.operands):
       name = _format_given(name, facts.value[name])
     elif error == UNNEEDED:
       name += "?"
-    told = "".join(_format_derived(other, facts.operands[other]) for other in way)
-    return error + (told if way[:1] == [name] else name + told)
+    definitions = "".join(_format_derived(quantity, facts.operands[quantity]) for quantity in way)
+    return error + (definitions if way[:1] == [name] else name + definitions)
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     name = self._next_name(problem.facts, self._stated(before))
@@ -315,14 +323,14 @@ class Graph(Task):
     return str(stated[problem.facts.asked]) if problem.facts.asked in stated else None
 
   def _stated(self, steps: tuple[str, ...]) -> dict[str, int]:
-    """The quantities that the steps state, with the last value stated of each."""
+    """Return the quantities that the steps state, with the last stated value of each."""
     reads = (_read(step, self.modulus) for step in steps)
     return {read.name: read.result for read in reads if read is not None}
 
   def _way(self, facts: Facts, stated: dict[str, int], read: Sum | None) -> list[str]:
-    """From the quantity of a wrong step, through the first that each is missing, to one that can be computed now.
+    """Return the quantities from that of a wrong step, through the first missing operand of each, to a computable one.
 
-    From the asked one where that of the step is not to be computed; empty where there is nothing left to compute.
+    Starts at the asked quantity where that of the step need not be computed; empty where nothing is left to compute.
     """
     name = read.name if read and read.name in facts.order and read.name not in stated else facts.asked
     way = [name] if name not in stated else []
@@ -331,7 +339,7 @@ class Graph(Task):
     return way
 
   def _missing(self, facts: Facts, stated: dict[str, int], names: tuple[str, ...]) -> list[str]:
-    """Those of `names` that cannot be read yet: derived and not stated. A given is always known."""
+    """Return those of `names` that cannot be read yet: derived and not stated. A given is always known."""
     return [name for name in names if name in facts.operands and name not in stated]
 
   def _next_name(self, facts: Facts, stated: dict[str, int]) -> str | None:
@@ -341,7 +349,7 @@ class Graph(Task):
     operands = facts.operands[name]
     return _format_step(name, operands, (facts.value[operands[0]], facts.value[operands[1]]), facts.value[name])
 
-  def _other(self, number: int, rng: np.random.Generator) -> int:
+  def _another_value(self, number: int, rng: np.random.Generator) -> int:
     return int(number + rng.integers(1, self.modulus)) % self.modulus
 
 

@@ -1,21 +1,21 @@
-"""GSM8K: word problems whose solutions carry calculator annotations, which are taken out of the text and kept as facts.
+"""GSM8K: word problems whose solutions have calculator annotations, which are moved from the text to the facts.
 
     record   {"question": "...", "answer": "48/2 = <<48/2=24>>24 clips in May.\\n#### 24"}
     prompt   ...\\n
     steps    48/2 = 24 clips in May.\\n
              #### 24\\n
 
-What is checked, and what proves a step wrong:
-    calc      its arithmetic does not come to what it says (read from the step, or: the words and operands of a step of
-              the solution with another result)
+What proves a step wrong, by class:
+    calc      its arithmetic does not give the stated result (parsed from the step, or: the words and operands of a step
+              of the solution with another result)
     operand   the words of a step of the solution, arithmetic that holds, but another result, from a number without
               source: not in question or solution, nor one operation on two such numbers
     carry     the same, where the number should be the result of an earlier step
     value     the words of a step of the solution that states a result without arithmetic, with a number without source
     answer    another final answer
-    repeat    a step that stands already
-A step that none of these catches is right when it is one of the solution's or its arithmetic gives a result of the
-solution's; otherwise it is unverified: nobody vouches for it.
+    repeat    a step stated before
+Any other step is right when it is one of the solution's or its arithmetic gives a result of the solution's; otherwise
+it is unverified.
 """
 
 import bisect
@@ -54,9 +54,9 @@ _ANSWER = re.compile(rf"(-?)\$?({NUMBER.pattern})[%.]?")
 _AFTER = re.compile(r"[\s$€£]+")  # between an annotation and the number that states its result, or
 _BEFORE = re.compile(r"[ =$]+")  # between that number and the annotation
 _MOST_CACHED = 256
-_MOST_SOURCES = 500  # different numbers of a record; with more of them nearly every number has a source
+_MOST_SOURCES = 500  # different numbers of a record; with more, nearly every number has a source
 _LEAST_WORDS = 3  # a step of fewer words says too little for another number in it to be called wrong
-# Numbers in words, and those that everybody knows without being told.
+# Numbers in words, and numbers of common knowledge.
 _WORDS = {
   "half": 0.5,
   "quarter": 0.25,
@@ -95,7 +95,7 @@ _KNOWN = (1, 2, 4, 7, 10, 12, 24, 30, 31, 52, 60, 100, 365, 1000)
 
 @dataclass(frozen=True)
 class Note:
-  """An annotation: where its result stands in the solution (a character), the expression, its value."""
+  """An annotation: the place of its result in the solution (a character), the expression, its value."""
 
   place: int
   expression: str
@@ -113,7 +113,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Gold:
-  """A step of the solution, ready to be compared: its words, its numbers, and (index of the result, note) pairs."""
+  """A step of the solution, prepared for comparison: its words, its numbers, and (index of the result, note) pairs."""
 
   text: str
   words: str
@@ -123,7 +123,7 @@ class Gold:
 
 @dataclass(frozen=True)
 class Finding:
-  """A verdict and, where it is wrong, what to say about it, as a label and recomputed."""
+  """A verdict and, where it is wrong, its explanation as a label and recomputed."""
 
   verdict: Verdict
   label: str = ""
@@ -139,27 +139,28 @@ def _miscalculated(expression: str, *, value: Fraction, stated: Fraction) -> Fin
 
 
 def _answer_in(step: str) -> Fraction | None:
-  """The final answer that the step states; None when it states none, or no number."""
+  """Return the final answer that the step states; None when it states none, or no number."""
   final = _FINAL.search(step)
-  found = final and _ANSWER.fullmatch(final[1].strip())
-  return found and value_of(found[2]) * (-1 if found[1] else 1)
+  match = final and _ANSWER.fullmatch(final[1].strip())
+  return match and value_of(match[2]) * (-1 if match[1] else 1)
 
 
 def problem_of(record: dict) -> Problem:
-  """The problem of a published record; its steps are the lines of the answer.
+  """Return the problem of a published record; its steps are the lines of the answer.
 
-  InputError for an answer without "#### number" at its end, or an annotation that is no arithmetic or does not hold.
+  Raises InputError for an answer without "#### number" at its end, or an annotation that is no arithmetic or does not
+  hold.
   """
   question, annotated = record["question"], record["answer"].strip() + "\n"
   kept, num_kept, notes, start = [], 0, [], 0
-  for found in _NOTE.finditer(annotated):
-    expression, _, stated = found[1].replace("//", "/").partition("=")  # two published ones divide like this
+  for match in _NOTE.finditer(annotated):
+    expression, _, stated = match[1].replace("//", "/").partition("=")  # two published ones divide like this
     value, result = evaluate(expression), evaluate(stated)
     if value is None or result is None or abs(value - result) >= Fraction(1, 10 ** max(decimals(stated), 1)):
-      raise InputError(f"annotation {found[0]:.200} does not hold; write <<arithmetic=result>>, or take it out")
-    kept.append(annotated[start : found.start()])
+      raise InputError(f"annotation {match[0]:.200} does not hold; write <<arithmetic=result>>, or take it out")
+    kept.append(annotated[start : match.start()])
     num_kept += len(kept[-1])
-    start = found.end()
+    start = match.end()
     notes.append(Note(num_kept, expression, result))
   solution = "".join((*kept, annotated[start:]))
   last = solution[:-1].rpartition("\n")[2]
@@ -167,44 +168,44 @@ def problem_of(record: dict) -> Problem:
   if answer is None or not last.startswith("####"):
     raise InputError(f"answer ends in {last[-60:]!r}; its last line must be '#### ' and the final number")
   prompt = question.rstrip("\n") + "\n"
-  facts = Facts(question, answer, _placed(notes, solution))
+  facts = Facts(question, answer, _locate_notes(notes, solution))
   return Problem(prompt, split_steps(solution, "line"), show(answer), question, facts)
 
 
-def _placed(notes: Sequence[Note], solution: str) -> tuple[Note, ...]:
-  """Return each note at the number that states its result, right after it or right before; at -1 where none does.
+def _locate_notes(notes: Sequence[Note], solution: str) -> tuple[Note, ...]:
+  """Return each note with the place of the number that states its result, right after or right before it; -1 if none.
 
-  The solution is read once: the time is linear in it, however many notes it has and wherever they are.
+  The solution is scanned once: the time is linear in its length, whatever the number and places of the notes.
   """
-  numbers = [found.start() for found in NUMBER.finditer(solution)]
-  after, before = ([found.span() for found in gap.finditer(solution)] for gap in (_AFTER, _BEFORE))
+  numbers = [match.start() for match in NUMBER.finditer(solution)]
+  after, before = ([match.span() for match in gap.finditer(solution)] for gap in (_AFTER, _BEFORE))
 
   def place(note: Note) -> int:
-    start, stop = _around(after, note.place)
-    found = NUMBER.match(solution, stop if start <= note.place < stop else note.place)
-    if found and value_of(found[0]) == note.result:
-      return found.start()
-    start, stop = _around(before, note.place - 1)
+    start, stop = _last_span_from(after, note.place)
+    stating = NUMBER.match(solution, stop if start <= note.place < stop else note.place)
+    if stating and value_of(stating[0]) == note.result:
+      return stating.start()
+    start, stop = _last_span_from(before, note.place - 1)
     end = start if start < note.place <= stop else note.place
-    first = bisect.bisect(numbers, end - MOST_CHARACTERS) - 1  # a number that is read whole, whatever follows
-    for found in NUMBER.finditer(solution, numbers[first] if first >= 0 else 0, end):
-      if found.end() == end and value_of(found[0]) == note.result:
-        return found.start()
+    first = bisect.bisect(numbers, end - MOST_CHARACTERS) - 1  # far enough back to match the number whole
+    for stating in NUMBER.finditer(solution, numbers[first] if first >= 0 else 0, end):
+      if stating.end() == end and value_of(stating[0]) == note.result:
+        return stating.start()
     return -1
 
   return tuple(Note(place(note), note.expression, note.result) for note in notes)
 
 
-def _around(spans: list[tuple[int, int]], place: int) -> tuple[int, int]:
+def _last_span_from(spans: list[tuple[int, int]], place: int) -> tuple[int, int]:
   """Return the last span that begins at or before the place; an empty one where none does."""
   k = bisect.bisect(spans, place, key=lambda span: span[0]) - 1
   return spans[k] if k >= 0 else (0, 0)
 
 
 def _cached_by_identity(make: Callable) -> Callable:
-  """Cache what `make` gives for the last 256 lists of arguments, told apart by identity.
+  """Cache the results of `make` for the last 256 lists of arguments, compared by identity.
 
-  Equality and hash of a long solution would take as long as reading it, at each of its steps.
+  Equality and hash of a long solution would cost as much as reading it, at each of its steps.
   """
   kept = collections.OrderedDict()  # the arguments are kept as well: no other object can get their ids
 
@@ -222,7 +223,7 @@ def _cached_by_identity(make: Callable) -> Callable:
 
 @_cached_by_identity
 def _golds(steps: tuple[str, ...], notes: tuple[Note, ...]) -> tuple[Gold, ...]:
-  """Return the steps of a solution, ready to be compared."""
+  """Return the steps of a solution, prepared for comparison."""
   notes_at = collections.defaultdict(list)
   for number, note in enumerate(notes):
     notes_at[note.place].append((number, note))
@@ -230,8 +231,8 @@ def _golds(steps: tuple[str, ...], notes: tuple[Note, ...]) -> tuple[Gold, ...]:
   for step in steps:
     inside = [
       (number, k, note)
-      for k, found in enumerate(NUMBER.finditer(step))
-      for number, note in notes_at.get(start + found.start(), ())
+      for k, match in enumerate(NUMBER.finditer(step))
+      for number, note in notes_at.get(start + match.start(), ())
     ]
     golds.append(Gold(step, words_of(step), numbers_of(step), tuple(pair[1:] for pair in sorted(inside, key=_first))))
     start += len(step)
@@ -243,7 +244,7 @@ _first = operator.itemgetter(0)
 
 @_cached_by_identity
 def _results(steps: tuple[str, ...], notes: tuple[Note, ...]) -> dict[Fraction, int]:
-  """Return the first step that has each result."""
+  """Return the index of the first step that has each result."""
   places = {}
   for k, gold in enumerate(_golds(steps, notes)):
     for _, note in gold.notes:
@@ -259,25 +260,25 @@ def _given(question: str) -> frozenset[Fraction]:
 
 @_cached_by_identity
 def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray | None:
-  """Return all numbers with a source, sorted: in question or solution, known to all, or one operation on two of them.
+  """Return all numbers with a source, sorted: in question or solution, common, or one operation on two of them.
 
-  None where the record has so many numbers that no other one can be said to be without source.
+  None where the record has so many numbers that no other number can be shown to have no source.
   """
   words = re.findall(r"[a-z]+", question.lower())
-  told = {float(number) for text in (question, *steps) for number in numbers_of(text)}
-  told = np.array(sorted(told | {float(_WORDS[word]) for word in words if word in _WORDS}))
-  if len(told) > _MOST_SOURCES:
+  stated = {float(number) for text in (question, *steps) for number in numbers_of(text)}
+  stated = np.array(sorted(stated | {float(_WORDS[word]) for word in words if word in _WORDS}))
+  if len(stated) > _MOST_SOURCES:
     return None
   with np.errstate(divide="ignore", invalid="ignore"):
     pairs = (
-      told[:, None] + told[None],
-      told[:, None] - told[None],
-      told[:, None] * told[None],
-      told[:, None] / told[None],
-      told[:, None] * told[None] / 100,
+      stated[:, None] + stated[None],
+      stated[:, None] - stated[None],
+      stated[:, None] * stated[None],
+      stated[:, None] / stated[None],
+      stated[:, None] * stated[None] / 100,
     )
-  found = np.concatenate([told, np.array(_KNOWN, float), *(pair.ravel() for pair in pairs)])
-  return np.unique(np.abs(found[np.isfinite(found)]))
+  sources = np.concatenate([stated, np.array(_KNOWN, float), *(pair.ravel() for pair in pairs)])
+  return np.unique(np.abs(sources[np.isfinite(sources)]))
 
 
 def _has_source(number: Fraction, problem: Problem) -> bool:
@@ -289,11 +290,11 @@ def _has_source(number: Fraction, problem: Problem) -> bool:
 
 
 def _new_value(note: Note, changed: dict[Fraction, Fraction]) -> Fraction | None:
-  """What the annotated expression comes to with these numbers in place of those."""
+  """Return the value of the annotated expression with the changed numbers substituted."""
 
-  def swap(found: re.Match) -> str:
-    value = value_of(found[0])
-    return f"({changed[value]})" if value in changed else found[0]
+  def swap(match: re.Match) -> str:
+    value = value_of(match[0])
+    return f"({changed[value]})" if value in changed else match[0]
 
   return evaluate(NUMBER.sub(swap, note.expression))
 
@@ -303,7 +304,7 @@ def _has_operator(note: Note) -> bool:
 
 
 class Gsm8k(Task):
-  """The task; its problems come from records (`problem_of`), whose steps may be lines, sentences or paragraphs."""
+  """The GSM8K task; problems come from records (`problem_of`), and steps may be lines, sentences or paragraphs."""
 
   name = "gsm8k"
   error_classes = CLASSES
@@ -326,7 +327,7 @@ class Gsm8k(Task):
     return self._find(problem, before, step).verdict
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """What is wrong, in words.
+    """Return what is wrong, in words.
 
     class     label                        recompute
     calc      48/2 is not 26.              48/2 is 24, not 26.
@@ -347,7 +348,7 @@ class Gsm8k(Task):
     if k == len(golds):
       return None
     gold = golds[k]
-    spans = [found.span() for found in NUMBER.finditer(gold.text)]
+    spans = [match.span() for match in NUMBER.finditer(gold.text)]
     if error == "answer":
       final = _FINAL.search(gold.text)
       place = next((j for j, span in enumerate(spans) if final and span[0] > final.start()), None)
@@ -359,7 +360,7 @@ class Gsm8k(Task):
     operands = set(numbers_of(note.expression))
     line = _line_around(gold.text, spans[place][0])
     near = [j for j, span in enumerate(spans) if span[0] in line]
-    # What the line says again changes with the result, unless an operand has the same value.
+    # A repetition of the result in the line changes with it, unless an operand has the same value.
     again = error == "value" or note.result not in operands
     results = {place, *(j for j in near if again and gold.numbers[j] == note.result)}
     if error in ("calc", "value"):
@@ -393,7 +394,7 @@ class Gsm8k(Task):
     return show(answers[-1]) if answers else None
 
   def _place(self, problem: Problem, before: tuple[str, ...]) -> int:
-    """The step of the solution that comes next: the one after the last that `before` states, in words or in result."""
+    """Return the index of the next step: one past the last of the solution that `before` states by text or result."""
     if before == problem.steps[: len(before)]:
       return len(before)
     golds = _golds(problem.steps, problem.facts.notes)
@@ -413,10 +414,10 @@ class Gsm8k(Task):
 
   def _find(self, problem: Problem, before: tuple[str, ...], step: str) -> Finding:
     golds = _golds(problem.steps, problem.facts.notes)
-    said, words, numbers = step.strip(), words_of(step), numbers_of(step)
-    seen = sum(earlier.strip() == said for earlier in before)
-    if seen and seen >= sum(gold.text.strip() == said for gold in golds):
-      recomputed = ", ".join(f"{each.text} is {show(each.value)}" for each in equations(step))
+    stripped, words, numbers = step.strip(), words_of(step), numbers_of(step)
+    seen = sum(earlier.strip() == stripped for earlier in before)
+    if seen and seen >= sum(gold.text.strip() == stripped for gold in golds):
+      recomputed = ", ".join(f"{equation.text} is {show(equation.value)}" for equation in equations(step))
       label = "This was said before."
       return _wrong("repeat", label, f"{label[:-1]}: {recomputed}." if recomputed else label)
     alike = [k for k, gold in enumerate(golds) if gold.words == words]
@@ -437,12 +438,12 @@ class Gsm8k(Task):
         return _miscalculated(equation.text, value=equation.value, stated=equation.stated)
     altered = (self._altered(problem, k, numbers) for k in alike)
     first = next(altered, None)
-    # Of several steps with these words the model may mean any: it is wrong only if it is wrong as each of them.
+    # Several steps may have these words: the step is wrong only if it is wrong as each of them.
     if first and first.verdict.error and all(finding.verdict.error for finding in altered):
       return first
     results = _results(problem.steps, problem.facts.notes)
-    vouched = any(equation.stated in results for equation in written) or _FINAL.fullmatch(said)
-    return Finding(RIGHT if vouched else UNVERIFIED)
+    confirmed = any(equation.stated in results for equation in written) or _FINAL.fullmatch(stripped)
+    return Finding(RIGHT if confirmed else UNVERIFIED)
 
   def _altered(self, problem: Problem, k: int, numbers: tuple[Fraction, ...]) -> Finding:
     """Return the finding on a step with the words of step k and other numbers; unverified unless proved wrong."""
@@ -482,19 +483,19 @@ TASK = Gsm8k
 
 
 def _rounded(number: Fraction, exact: Fraction) -> bool:
-  """Whether `number` may be `exact` rounded, up or down, to as many decimals as it has."""
+  """Return whether `number` may be `exact` rounded, up or down, to as many decimals as it has."""
   places = next((k for k in range(6) if (number * 10**k).denominator == 1), 6)
   return exact.denominator > 1 and abs(number - exact) < Fraction(1, 10**places)
 
 
 def _line_around(text: str, place: int) -> range:
-  """The characters of the line that holds the one at `place`."""
+  """Return the range of characters of the line that holds the one at `place`."""
   end = text.find("\n", place)
   return range(text.rfind("\n", 0, place) + 1, len(text) if end < 0 else end)
 
 
 def _replace(gold: Gold, spans: list[tuple[int, int]], changes: dict[int, Fraction | None]) -> str | None:
-  """The step with the numbers of these indices replaced, each written like the old one; None where that cannot be."""
+  """Return the step with the numbers at these indices replaced, each formatted like the old one; None if impossible."""
   text = gold.text
   for place in sorted(changes, reverse=True):
     start, end = spans[place]
@@ -506,6 +507,6 @@ def _replace(gold: Gold, spans: list[tuple[int, int]], changes: dict[int, Fracti
 
 
 def _slip(gold: Gold, span: tuple[int, int], rng: np.random.Generator, allowed=None) -> Fraction | None:
-  """Another number in place of the one at `span`, as people misread and miscalculate: None when no such is allowed."""
+  """Return another number for the one at `span`, as misread or miscalculated; None when none is allowed."""
   usable = [value for value in slips(gold.text[slice(*span)]) if allowed is None or allowed(value)]
   return usable[rng.integers(len(usable))] if usable else None

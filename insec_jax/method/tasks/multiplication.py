@@ -5,8 +5,8 @@
              47*80=3760\\n      a digit with its power of ten; a digit 0 has no line
              282+3760=4042\\n
 
-Numbers are written as always, the most significant digit first, so that a tokenizer with tokens of several digits reads
-them as in any other text. The six classes of a wrong result are those of arXiv 2512.02389.
+Numbers have the most significant digit first, as usual, so a tokenizer with tokens of several digits encodes them as in
+any other text. The six classes of a wrong result are those of arXiv 2512.02389.
 """
 
 import functools
@@ -22,7 +22,7 @@ from insec_jax.config import TaskConfig
 from insec_jax.method.tasks import MALFORMED, RIGHT, UNVERIFIED, Problem, Task, Verdict
 
 CLASSES = ("carry", "ten", "hundred", "near", "digit", "adjacent", "copy", "repeat")
-CALC = "calc"  # class of a wrong result that is none of the six: only a model writes these
+CALC = "calc"  # class of a wrong result outside the six: only models write these
 MAX_DIGITS = 6
 _TRIES = 40  # draws for one wrong step
 _NUMBER = "(0|[1-9][0-9]{0,12})"
@@ -38,7 +38,7 @@ class Facts:
 
 
 class Step(NamedTuple):
-  """A step as read: operands, sign and result as stated."""
+  """A step as parsed: operands, sign and result as stated."""
 
   first: int
   sign: str
@@ -47,20 +47,20 @@ class Step(NamedTuple):
 
   @property
   def true(self) -> int:
-    """What the operands come to."""
+    """Return the true result of the operation."""
     return self.first * self.second if self.sign == "*" else self.first + self.second
 
   @property
   def task(self) -> tuple[str, int, int]:
-    """What is computed: the same for operands in the other order."""
+    """Return what is computed: the same for operands in the other order."""
     return (self.sign, *sorted((self.first, self.second)))
 
 
 class State(NamedTuple):
-  """Where a solution stands, every result taken as the true one."""
+  """The state of a solution, with every result replaced by the true one."""
 
   done: set[tuple[str, int, int]]  # what has been computed, see Step.task
-  parts: list[int]  # of the second number, such as 6 and 80: those still to be multiplied by
+  parts: list[int]  # of the second number, such as 6 and 80, still to be multiplied by
   terms: list[int]  # results not yet added, the one of the last sum first
 
 
@@ -74,23 +74,23 @@ def _format_step(first: int, sign: str, second: int, result: int) -> str:
 
 @functools.lru_cache(maxsize=1 << 12)
 def _read(step: str) -> Step | None:
-  """The step as read; None when it is malformed."""
-  found = _STEP.fullmatch(step)
-  return found and Step(int(found[1]), found[2], int(found[3]), int(found[4]))
+  """Return the step as parsed; None when it is malformed."""
+  match = _STEP.fullmatch(step)
+  return match and Step(int(match[1]), match[2], int(match[3]), int(match[4]))
 
 
 def _partial_products(number: int) -> list[int]:
-  """The digits of the number that are not 0, from the last to the first, each with its power of ten."""
+  """Return the digits of the number that are not 0, from the last to the first, each with its power of ten."""
   return [int(digit) * 10**place for place, digit in enumerate(reversed(str(number))) if digit != "0"]
 
 
 def _within(number: int, whole: int) -> bool:
-  """Whether the number has digits of `whole` in their places and zeros elsewhere, such as 80, 6 and 86 of 486."""
+  """Return whether the number has digits of `whole` in place and zeros elsewhere, such as 80, 6 and 86 of 486."""
   return number > 0 and set(_partial_products(number)) <= set(_partial_products(whole))
 
 
 def _columns(first: int, sign: str, second: int) -> list[tuple[int, int]]:
-  """(place, what the column comes to) from the last place on, the carry of the column before included.
+  """Return (place, value of the column) from the last place on, including the carry of the column before.
 
   47*80      (1, 56) (2, 37)                7*8 = 56, 4*8 + 5 = 37
   282+3760   (0, 2) (1, 14) (2, 10) (3, 4)
@@ -109,14 +109,14 @@ def _columns(first: int, sign: str, second: int) -> list[tuple[int, int]]:
   return columns
 
 
-def _forgotten(step: Step) -> list[int]:
-  """The results with one carry forgotten."""
+def _results_without_a_carry(step: Step) -> list[int]:
+  """Return the results with one carry forgotten."""
   columns = _columns(step.first, step.sign, step.second)
   return [step.true - value // 10 * 10 ** (place + 1) for place, value in columns if value >= 10]
 
 
 def _class_of(step: Step) -> str:
-  """The class of a wrong result: the first of these that fits, else CALC.
+  """Return the class of a wrong result: the first of these that fits, else CALC.
 
   carry      one carry is forgotten
   ten        10 too much or too little
@@ -125,21 +125,21 @@ def _class_of(step: Step) -> str:
   digit      one digit is another
   adjacent   two digits side by side are others
   """
-  if step.result in _forgotten(step):
+  if step.result in _results_without_a_carry(step):
     return "carry"
   if (off := abs(step.result - step.true)) in (10, 100):
     return "ten" if off == 10 else "hundred"
-  right, said = str(step.true), str(step.result)
-  changed = [place for place, (a, b) in enumerate(zip(right, said, strict=False)) if a != b]
-  if len(right) != len(said) or len(changed) > 2 or changed[-1] - changed[0] > 1:
+  right, stated = str(step.true), str(step.result)
+  changed = [place for place, (a, b) in enumerate(zip(right, stated, strict=False)) if a != b]
+  if len(right) != len(stated) or len(changed) > 2 or changed[-1] - changed[0] > 1:
     return CALC
   if len(changed) == 2:
     return "adjacent"
-  return "near" if abs(int(right[changed[0]]) - int(said[changed[0]])) == 2 else "digit"
+  return "near" if abs(int(right[changed[0]]) - int(stated[changed[0]])) == 2 else "digit"
 
 
 def _digits_changed(number: int, num: int, rng: np.random.Generator) -> int:
-  """The number with `num` digits side by side drawn anew; as it is where it has not so many."""
+  """Return the number with `num` neighbouring digits redrawn; unchanged where it has fewer digits."""
   text = str(number)
   if len(text) < num:
     return number
@@ -148,9 +148,9 @@ def _digits_changed(number: int, num: int, rng: np.random.Generator) -> int:
 
 
 def _slip(error: str, step: Step, rng: np.random.Generator) -> int:
-  """A result that may have that error."""
+  """Return a result that may have that error."""
   if error == "carry":
-    forgotten = _forgotten(step) or [step.true]
+    forgotten = _results_without_a_carry(step) or [step.true]
     return forgotten[rng.integers(len(forgotten))]
   if error in ("ten", "hundred"):
     return step.true + int(rng.choice((-1, 1))) * (10 if error == "ten" else 100)
@@ -160,10 +160,10 @@ def _slip(error: str, step: Step, rng: np.random.Generator) -> int:
 
 
 class Multiplication(Task):
-  """The task; its size is the number of digits of each number.
+  """The multiplication task; its size is the number of digits of each number.
 
   Partial products and sums may come in any order. A step that holds but reads what is not stated yet, takes several
-  digits at once or takes the first number apart instead of the second is unverified.
+  digits at once or splits the first number instead of the second is unverified.
   """
 
   name = "multiplication"
@@ -206,14 +206,14 @@ class Multiplication(Task):
     if right is None:
       return None
     for _ in range(_TRIES):
-      said = right._replace(result=_slip(error, right, rng)) if error != "copy" else self._misread(right, rng)
-      step = _format_step(*said)
+      wrong = right._replace(result=_slip(error, right, rng)) if error != "copy" else self._misread(right, rng)
+      step = _format_step(*wrong)
       if self.check(problem, before, step).error == error:
         return step
     return None
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """The class and the wrong number; with "recompute" the columns from the last on, or what is right.
+    """Return the class and the wrong number; with "recompute" the columns from the last on, or what is right.
 
     class       wrong step    short       recompute
     one of six  47*80=3260    carry3260   carry56,37   7*8 = 56, 4*8 + 5 = 37
@@ -249,12 +249,12 @@ class Multiplication(Task):
     return self.next_step(problem, before)
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
-    """The result of the last step, once there are as many different ones as it takes."""
+    """Return the result of the last step, once there are as many different steps as in the solution."""
     reads = self._reads(steps)
     return str(reads[-1].result) if len({read.task for read in reads}) >= len(problem.steps) else None
 
   def _misread(self, right: Step, rng: np.random.Generator) -> Step:
-    """The step with another digit in one operand, or a part with another power of ten, and what these come to."""
+    """Return the step with another digit in one operand, or a part with another power of ten, and its true result."""
     first, second = right.first, right.second
     if rng.random() < 0.5:
       first = _digits_changed(first, 1, rng)
@@ -269,12 +269,12 @@ class Multiplication(Task):
     return [read for step in steps if (read := _read(step)) is not None]
 
   def _ordered(self, facts: Facts, read: Step) -> Step:
-    """The step with the first number first, which a product may have second."""
+    """Return the step with the problem's first number first; a product may have it second."""
     swapped = read.sign == "*" and read.second == facts.first and read.first in _partial_products(facts.second)
     return read._replace(first=read.second, second=read.first) if swapped else read
 
   def _can_come(self, facts: Facts, state: State, read: Step) -> bool:
-    """Whether the operands are what may be multiplied or added now, or was, when the result that stands is wrong."""
+    """Return whether the operands may be multiplied or added now, or already were (the stated result may be wrong)."""
     if read.task in state.done:
       return True
     if read.sign == "*":
@@ -288,16 +288,16 @@ class Multiplication(Task):
     return True
 
   def _holds(self, facts: Facts, read: Step) -> bool:
-    """Whether the operands are of this problem all the same: parts of either number, or sums of partial products."""
+    """Return whether the operands still belong to the problem: parts of either number, or sums of partial products."""
     for number, whole in ((facts.first, facts.second), (facts.second, facts.first)):
       if read.sign == "*":
-        others = [b for a, b in ((read.first, read.second), (read.second, read.first)) if a == number]
-        if any(_within(other, whole) for other in others):
+        factors = [b for a, b in ((read.first, read.second), (read.second, read.first)) if a == number]
+        if any(_within(factor, whole) for factor in factors):
           return True
       elif read.first % number == read.second % number == 0:
-        shares = (read.first // number, read.second // number)
-        if all(_within(share, whole) for share in shares) and not set(_partial_products(shares[0])) & set(
-          _partial_products(shares[1])
+        quotients = (read.first // number, read.second // number)
+        if all(_within(quotient, whole) for quotient in quotients) and not set(_partial_products(quotients[0])) & set(
+          _partial_products(quotients[1])
         ):
           return True
     return False
@@ -318,7 +318,7 @@ class Multiplication(Task):
     return state
 
   def _next(self, facts: Facts, before: tuple[str, ...]) -> Step | None:
-    """The right next step: partial products from the last digit on, then the first two results to add."""
+    """Return the right next step: partial products from the last digit on, then the first two results to add."""
     state = self._state(facts, before)
     if state.parts:
       first, sign, second = facts.first, "*", state.parts[0]

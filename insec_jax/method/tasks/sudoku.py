@@ -1,11 +1,11 @@
-"""Sudoku: a 4x4 grid solved by naked singles, cells that only one number still fits.
+"""Sudoku: a 4x4 grid solved by naked singles, cells with a single candidate.
 
     prompt   a1c3f1g4h2j4k2p3?\\n    the givens: cells a to p row by row, each with its number
     steps    e3\\n                   row, column and box of cell e hold 1, 2 and 4: only 3 is left
              d4\\n
 
-To name a cell that is settled takes a search over the grid, to check one takes a look at its peers: checking is easier
-than doing. The two error classes are those of arXiv 2512.02389.
+Finding a settled cell takes a search over the grid; checking one takes only its peers, so checking is easier.
+The two error classes are those of arXiv 2512.02389.
 """
 
 import itertools
@@ -27,8 +27,8 @@ _STEP = re.compile(r"([a-p])([1-4])\n")
 _PLACES = tuple(itertools.product(range(4), range(4)))
 PEERS = tuple(
   tuple(
-    other
-    for other, (r, c) in enumerate(_PLACES)
+    peer
+    for peer, (r, c) in enumerate(_PLACES)
     if (r, c) != (row, column) and (r == row or c == column or (r // 2, c // 2) == (row // 2, column // 2))
   )
   for row, column in _PLACES
@@ -38,7 +38,7 @@ _LINES = tuple(
   for bands in ((0, 1), (1, 0))
   for order in itertools.product((0, 1), repeat=2)
 )
-# Every way to move the cells of a grid such that rows, columns and boxes stay rows, columns and boxes.
+# Every permutation of the cells that maps rows, columns and boxes to rows, columns and boxes.
 _MOVES = np.array(
   [
     [4 * rows[k % 4] + columns[k // 4] if turned else 4 * rows[k // 4] + columns[k % 4] for k in range(16)]
@@ -58,19 +58,19 @@ class Facts:
 
 
 def _grids() -> np.ndarray:
-  """All 288 solved grids [288, 16]."""
-  found = []
+  """Return all 288 solved grids [288, 16]."""
+  grids = []
 
   def fill(grid: list[int]) -> None:
     if len(grid) == 16:
-      found.append(grid)
+      grids.append(grid)
       return
     taken = {grid[peer] for peer in PEERS[len(grid)] if peer < len(grid)}
     for number in sorted(NUMBERS - taken):
       fill([*grid, number])
 
   fill([])
-  return np.array(found)
+  return np.array(grids)
 
 
 GRIDS = _grids()
@@ -81,18 +81,18 @@ def _format_step(cell: int, number: int) -> str:
 
 
 def _read(step: str) -> tuple[int, int] | None:
-  """(cell, number) of a step; None when it is malformed."""
-  found = _STEP.fullmatch(step)
-  return found and (CELLS.index(found[1]), int(found[2]))
+  """Return (cell, number) of a step; None when it is malformed."""
+  match = _STEP.fullmatch(step)
+  return match and (CELLS.index(match[1]), int(match[2]))
 
 
-def _fits(grid: tuple[int, ...], known: Iterable[int], cell: int) -> frozenset[int]:
-  """The numbers that no known peer of the cell has."""
+def _candidates(grid: tuple[int, ...], known: Iterable[int], cell: int) -> frozenset[int]:
+  """Return the numbers that no known peer of the cell has."""
   return NUMBERS - {grid[peer] for peer in PEERS[cell] if peer in known}
 
 
 def _key(grid: np.ndarray, givens: frozenset[int]) -> str:
-  """The least form over all moves of the cells and renamings of the numbers: such copies of a puzzle share it."""
+  """Return the least form over all moves of the cells and renamings of numbers; such copies of a puzzle share it."""
   shown = np.where([cell in givens for cell in range(16)], grid, 0)
   forms = []
   for moved in shown[_MOVES].tolist():
@@ -102,11 +102,11 @@ def _key(grid: np.ndarray, givens: frozenset[int]) -> str:
 
 
 class Sudoku(Task):
-  """The task; its size is the number of empty cells.
+  """The sudoku task; its size is the number of empty cells.
 
-  `open` is a number in a cell that still has a choice: a guess, wrong by the rules even where the solution has that
-  number too, since nothing that was there when it was written could tell. `invalid` is a number that a peer has, or a
-  cell that is filled. No step is unverified.
+  `open` is a number in a cell that has several candidates: a guess, which counts as wrong even where the solution has
+  that number, since the cells known before it do not determine it. `invalid` is a number that a peer has, or a cell
+  that is filled. No step is unverified.
   """
 
   name = "sudoku"
@@ -149,7 +149,7 @@ class Sudoku(Task):
       return Verdict("wrong", MALFORMED)
     cell, number = read
     known = self._known(facts, before)
-    fits = _fits(facts.grid, known, cell)
+    fits = _candidates(facts.grid, known, cell)
     if cell in known or number not in fits:
       return Verdict("wrong", "invalid")
     return RIGHT if len(fits) == 1 else Verdict("wrong", "open")
@@ -159,7 +159,7 @@ class Sudoku(Task):
     known = self._known(facts, before)
     choices = []
     for cell in range(16):
-      fits = _fits(facts.grid, known, cell)
+      fits = _candidates(facts.grid, known, cell)
       if error == "invalid":
         choices += [(cell, number) for number in (NUMBERS if cell in known else NUMBERS - fits)]
       elif len(fits) > 1 and cell not in known:
@@ -167,7 +167,7 @@ class Sudoku(Task):
     return _format_step(*choices[rng.integers(len(choices))]) if choices and len(known) < 16 else None
 
   def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
-    """The class and the cell; with "recompute" why, and that the number no longer stands there.
+    """Return the class and the cell; with "recompute" also why, and that the number is withdrawn.
 
     class      wrong step  label      recompute
     invalid    e2          invalide   invalidh2e!2    the peer h has 2
@@ -187,7 +187,7 @@ class Sudoku(Task):
     known = self._known(facts, before)
     withdrawn = f"{CELLS[cell]}!{number}"
     if error == "open":
-      return error + "".join(map(str, sorted(_fits(facts.grid, known, cell)))) + withdrawn
+      return error + "".join(map(str, sorted(_candidates(facts.grid, known, cell)))) + withdrawn
     clash = (
       cell if cell in known else next(peer for peer in PEERS[cell] if peer in known and facts.grid[peer] == number)
     )
@@ -196,32 +196,32 @@ class Sudoku(Task):
 
   def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
     known = self._known(problem.facts, before)
-    # The first that is not stated: those before it in the solution settle it.
+    # The first that is not stated: the steps before it in the solution settle it.
     return next((step for step in problem.steps if _read(step)[0] not in known), None)
 
   def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
     facts, read = problem.facts, _read(wrong)
     known = self._known(facts, before)
-    if read is not None and read[0] not in known and len(_fits(facts.grid, known, read[0])) == 1:
+    if read is not None and read[0] not in known and len(_candidates(facts.grid, known, read[0])) == 1:
       return _format_step(read[0], facts.grid[read[0]])
     return self.next_step(problem, before)
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
-    """The grid as filled, the last number stated for a cell; None while a cell is empty."""
+    """Return the grid as filled, with the last number stated for a cell; None while a cell is empty."""
     facts = problem.facts
-    said = {cell: facts.grid[cell] for cell in facts.givens}
-    said |= dict(read for step in steps if (read := _read(step)) is not None)
-    return "".join(str(said[cell]) for cell in range(16)) if len(said) == 16 else None
+    stated = {cell: facts.grid[cell] for cell in facts.givens}
+    stated |= dict(read for step in steps if (read := _read(step)) is not None)
+    return "".join(str(stated[cell]) for cell in range(16)) if len(stated) == 16 else None
 
   def _known(self, facts: Facts, before: tuple[str, ...]) -> set[int]:
-    """The cells that are given or stated; their numbers count as the solution's, as if what stands were right."""
+    """Return the cells that are given or stated; their numbers count as the solution's, even if stated wrong."""
     return set(facts.givens).union(read[0] for step in before if (read := _read(step)) is not None)
 
   def _solve(self, grid: tuple[int, ...], givens: frozenset[int], rng: np.random.Generator) -> list[int]:
-    """The empty cells in an even draw of the orders of naked singles; empty when there is none."""
+    """Return the empty cells in a uniform draw from the orders of naked singles; empty when there is none."""
     known, order = set(givens), []
     while len(known) < 16:
-      settled = [cell for cell in range(16) if cell not in known and len(_fits(grid, known, cell)) == 1]
+      settled = [cell for cell in range(16) if cell not in known and len(_candidates(grid, known, cell)) == 1]
       if not settled:
         return []
       cell = settled[rng.integers(len(settled))]
