@@ -1,23 +1,23 @@
-"""Sums over shuffled definitions from scratch on a CPU: injected mistakes against the model's own.
+"""Sums over shuffled definitions, trained from scratch on a CPU: injected against self-made mistakes.
 
   python -m insec_jax.sweep --config configs/graph.py --base base,more --arms clean,injected,mined --seeds 0,1,2 \
       --output runs/graph --jobs 2
 
-`base` learns one to six sums from scratch, `more` goes on from it with five to ten: asked for ten at once a model may
-not learn them at all. Every arm goes on from `more` with five to ten, until all have trained on as many tokens.
+`base` learns one to six sums from scratch, and `more` starts from it with five to ten: trained on ten at once, a model
+may not learn them at all. Every arm starts from `more` with five to ten; all arms train on about as many tokens.
 
   clean      more of the same
-  injected   a rule's mistakes in some of the solutions
-  mined      the model's own mistakes and right solutions, some of these with a rule's
+  injected   rule-generated mistakes in some of the solutions
+  mined      the model's own mistakes and right solutions, some of the latter with rule-generated mistakes
 
-In `mined` a token of confidence stands behind each step and tells how sure the model was, for the flag to read: how
-sure of what it computes next (the first token of the step), and how sure of the rest.
+In `mined` each step is followed by a confidence token, on which the flag can depend. It encodes the model's confidence
+in the first token of the step, which selects what is computed next, and in the other tokens.
 """
 
 from insec_jax.config import defaults, small_llama
 
 EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a step but the first
-FIRST = (0.01, 0.05, 0.2, 0.7, 2.0)  # of the first, which says what is computed next
+FIRST = (0.01, 0.05, 0.2, 0.7, 2.0)  # of the first, which selects what is computed next
 
 
 def get_config(arm: str = "injected"):

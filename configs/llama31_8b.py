@@ -1,15 +1,14 @@
-"""Llama 3.1 8B, full fine-tuning on GSM8K with injected mistakes: the paper's model; the same file on TPU and GPU.
+"""Llama 3.1 8B, the paper's model: full fine-tuning on GSM8K with injected mistakes, on TPU or GPU.
 
   python -m insec_jax.train --config=configs/llama31_8b.py --workdir=DIR \\
       --config.model.path=LLAMA_FOLDER --config.data.path=GSM8K/train.jsonl
 
 LLAMA_FOLDER is the Hugging Face folder of meta-llama/Llama-3.1-8B-Instruct. The markers are two of its reserved
-special tokens, so nothing is resized. `:shape` has the published shape in place of the folder: fit needs no more.
+special tokens, so the vocabulary is not resized. `:shape` has the published shape in place of the folder, for fit.
 
   python -m insec_jax.fit --config=configs/llama31_8b.py:shape --topology=v5p:2x2x4
 
-float32 parameters and AdamW state take 96.4 GB over all devices. Not run yet: no
-hours, no number.
+float32 parameters and AdamW state take 96.4 GB over all devices. Not run yet: no hours, no results.
 """
 
 from insec_jax.config import defaults, llama31

@@ -1,16 +1,16 @@
-"""SmolLM2-135M-Instruct learns to correct injected arithmetic mistakes in GSM8K solutions, and its own.
+"""SmolLM2-135M-Instruct fine-tuned to correct injected and self-made arithmetic mistakes in GSM8K solutions.
 
   launch/local.sh configs/smollm2_gsm8k.py --config.model.path=SMOLLM2_FOLDER --config.data.path=GSM8K/train.jsonl
   python -m insec_jax.sweep --config configs/smollm2_gsm8k.py --base base --arms clean,injected,mined --seeds 0,1,2 \
       --output runs/gsm8k --config.model.path=SMOLLM2_FOLDER --config.data.path=GSM8K/train.jsonl
 
 SMOLLM2_FOLDER is the Hugging Face folder of HuggingFaceTB/SmolLM2-135M-Instruct, GSM8K/train.jsonl the published train
-split ({"question", "answer"} a line). `local`, the default, is short: 40 steps on a CPU. The others are for one GPU or
-TPU chip and have not been run: `base` learns the solutions as they are, every arm goes on from it.
+split (one {"question", "answer"} per line). `local`, the default, takes 40 steps on a CPU. The other arms are for one
+GPU or TPU chip and have not been run: `base` learns the unmodified solutions, and every arm starts from it.
 
   clean      more of the same
-  injected   a rule's mistakes in some of the solutions
-  mined      the model's own mistakes, some of its own right solutions, and solutions with and without a rule's
+  injected   rule-generated mistakes in some of the solutions
+  mined      the model's own mistakes, some of its right solutions, and solutions with and without generated mistakes
 """
 
 from insec_jax.config import defaults

@@ -1,14 +1,14 @@
-"""SmolLM2-135M multiplies numbers of up to four digits: injected mistakes against the model's own, on one GPU.
+"""SmolLM2-135M on multiplication of numbers of up to four digits: injected against self-made mistakes, on one GPU.
 
   python -m insec_jax.sweep --config configs/smollm2_multiplication.py --base base --arms clean,injected,mined \
       --seeds 0,1,2 --output runs/multiplication --config.model.path=SMOLLM2_FOLDER
 
-SMOLLM2_FOLDER is the Hugging Face folder of HuggingFaceTB/SmolLM2-135M-Instruct. `base` learns how the partial products
-are written; every arm goes on from it. Not run yet: no step below has been tuned.
+SMOLLM2_FOLDER is the Hugging Face folder of HuggingFaceTB/SmolLM2-135M-Instruct. `base` learns the format of the
+partial products; every arm starts from it. Not run yet: the numbers of steps below have not been tuned.
 
   clean      more of the same
-  injected   a rule's mistakes in some of the solutions
-  mined      the model's own mistakes, some of its own right solutions, and solutions with and without a rule's
+  injected   rule-generated mistakes in some of the solutions
+  mined      the model's own mistakes, some of its right solutions, and solutions with and without generated mistakes
 """
 
 from insec_jax.config import defaults

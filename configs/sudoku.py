@@ -1,14 +1,14 @@
-"""4x4 sudoku from scratch on a CPU: injected mistakes against the model's own, with and without its confidence.
+"""4x4 sudoku, trained from scratch on a CPU: injected against self-made mistakes, with and without confidence tokens.
 
   python -m insec_jax.sweep --config configs/sudoku.py --base base --arms clean,injected,mined,sure --seeds 0,1,2 \
       --output runs/sudoku --jobs 2
 
-`base` learns to fill grids from scratch; every arm goes on from it.
+`base` learns to fill grids from scratch; every arm starts from it.
 
   clean      more of the same
-  injected   a rule's mistakes in some of the solutions
-  mined      the model's own mistakes, some of its own right solutions, and solutions with and without a rule's
-  sure       only its own, with its confidence in each step behind it for the flag to read
+  injected   rule-generated mistakes in some of the solutions
+  mined      the model's own mistakes, some of its right solutions, and solutions with and without generated mistakes
+  sure       only the model's own mistakes and solutions, each step followed by its confidence token
 """
 
 from insec_jax.config import defaults, small_llama

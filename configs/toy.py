@@ -1,10 +1,10 @@
-"""The toy experiment: a small Llama learns sums over shuffled definitions, then to correct injected mistakes, on a CPU.
+"""Toy experiment: a small Llama learns sums over shuffled definitions, then to correct injected mistakes, on a CPU.
 
   launch/local.sh
 
-`base` trains from scratch on right solutions. Two arms go on from it: `clean` with more of the same, `insec` with
-mistakes in some of the solutions. The arms are equal in trained tokens: a row of `insec` holds fewer of them, so it
-takes more steps.
+`base` trains from scratch on right solutions. Two arms start from it: `clean` with more of the same, `insec` with
+mistakes in some of the solutions. The arms are equal in trained tokens: a row of `insec` holds fewer, so it takes more
+steps.
 """
 
 from insec_jax.config import defaults, small_llama

@@ -1,11 +1,11 @@
-"""Entry of every program: exit codes, and one line for whatever ends it early.
+"""Entry point of every program: exit codes, and one line on stderr for every early end.
 
 0    done
-1    the machine refused something (disk, memory, descriptors, a closed pipe): what was saved stays; or a process was
-     lost; or a defect of ours, the only one with a traceback
-2    the input is wrong, also JAX_PLATFORMS=cuda without a GPU
+1    the machine refused a resource (disk, memory, descriptors, a closed pipe): saved files stay; or a process was
+     lost; or a defect of ours, the only case with a traceback
+2    the input is wrong, including JAX_PLATFORMS=cuda without a GPU
 3    a loss (train; the state before that step is saved) or the logits (generate, evaluate, mine) are not finite
-42   train, sweep: after SIGTERM, SIGINT or SIGHUP, at any moment; the same command goes on from what is saved
+42   train, sweep: after SIGTERM, SIGINT or SIGHUP, at any moment; the same command resumes from what is saved
 129, 130, 143   another program after SIGHUP, SIGINT or SIGTERM; no partial file is left
 """
 
@@ -28,33 +28,33 @@ from insec_jax.refusals import chain, is_refusal, machine_refusal, one_line, pri
 
 DONE, FAILED, WRONG_INPUT, DIVERGED, PREEMPTED = 0, 1, 2, 3, stop_signal.PREEMPTED
 HELP = "--help"
-FLAG_FILE = r"--?(flagfile|undefok)(=|$)"  # flags of absl that read other files, or hide a misspelt flag
-PARENT_PIPE = "INSEC_PARENT_PIPE"  # number of a pipe that is at its end when the parent process is gone
+FLAG_FILE = r"--?(flagfile|undefok)(=|$)"  # absl flags that read other files, or hide a misspelt flag
+PARENT_PIPE = "INSEC_PARENT_PIPE"  # descriptor of a pipe that is closed when the parent process ends
 
 
 class InputError(ValueError):
-  """The user's input is wrong; the message says what was seen, what was needed and what to do, in one line."""
+  """Error in the user's input; the message states in one line what was seen, what was needed and what to do."""
 
 
 class DivergedError(Exception):
-  """A loss or a gradient is not finite; the message says where, and what is saved."""
+  """Error: a loss or a gradient is not finite; the message states where, and what is saved."""
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Parse the flags, call `main` and exit with its code (None means 0). With --help print what the program does.
+  """Parse the flags, call `main` and exit with its code (None means 0); with --help print the help.
 
-  Wrong input, what the machine refuses and signals end in one line on stderr; anything else is a defect of ours, with
-  a traceback.
+  Wrong input, errors of the machine and signals end in one line on stderr. Any other error is a defect of ours and
+  ends with a traceback.
   """
   stop_signal.plug_standard_streams()
   stop_signal.start_thread()
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 must not end a run
-      if stream.write_through:  # python -u: a line and its end would be two writes, and another line come between
+      stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 must not raise
+      if stream.write_through:  # python -u: a line and its newline would be two writes, and could be interleaved
         stream.reconfigure(line_buffering=True, write_through=False)
   _follow_parent()
-  for name in ("absl", "asyncio"):  # Orbax logs with a traceback what it raises afterwards
+  for name in ("absl", "asyncio"):  # Orbax logs, with a traceback, errors that it raises afterwards
     logging.getLogger(name).addFilter(_is_news)
   warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)  # of Orbax, as above
   try:
@@ -77,7 +77,7 @@ def run(main: Callable[[], int | None]) -> None:
       traceback.print_exc()
       code = FAILED
   if code and stop_signal.runs_one_program():
-    stop_signal.end(code)  # threads of libraries may wait for ever for what has failed, or print tracebacks
+    stop_signal.end(code)  # threads of libraries may wait for ever after a failure, or print tracebacks
   _drop_broken_streams()
   if not code and stop_signal.runs_one_program():
     stop_signal.work_is_done()
@@ -85,7 +85,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """Whether nobody raises what the record says: threads of Orbax log what `Saver.wait` raises."""
+  """Return False for a logged error that is also raised: threads of Orbax log the errors of `Saver.wait`."""
   error = record.exc_info and record.exc_info[1]
   return not (error and (f"{os.sep}orbax{os.sep}" in record.pathname or machine_refusal(error)))
 
@@ -99,11 +99,11 @@ def _run(main: Callable[[], int | None]) -> int:
 
 
 def _missing_platform(error: BaseException) -> str | None:
-  """One line when JAX_PLATFORMS names a platform that is not here; None for another error."""
+  """Return one line if JAX_PLATFORMS names a platform that is not available; None for another error."""
   asked = os.environ.get("JAX_PLATFORMS")
   for cause in chain(error):
     text = str(cause)
-    # JAX passes over cuda where it sees no GPU, and has then nothing left.
+    # JAX skips cuda without a GPU, and then asserts that a platform is left.
     unseen = isinstance(cause, AssertionError) and asked and _raised_in(cause).endswith("xla_bridge.py")
     if unseen or (
       isinstance(cause, RuntimeError) and ("Unable to initialize backend" in text or "Unknown backend" in text)
@@ -121,9 +121,9 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _fail(code: int, line: str) -> int:
-  if stop_signal.runs_one_program():  # at once: a thread may be about to end the process for the same reason
+  if stop_signal.runs_one_program():  # immediately: a thread may be about to end the process for the same reason
     stop_signal.end(code, f"error: {printable(line)}")
-  with contextlib.suppress(OSError, ValueError):  # the exit code says it too
+  with contextlib.suppress(OSError, ValueError):  # a closed stream; the exit code remains
     sys.stdout.flush()
   with contextlib.suppress(OSError, ValueError):
     print(f"error: {printable(line)}", file=sys.stderr, flush=True)
@@ -131,7 +131,7 @@ def _fail(code: int, line: str) -> int:
 
 
 def _drop_broken_streams() -> None:
-  """Send what a broken stdout or stderr holds back nowhere: the interpreter would flush it once more and exit 120."""
+  """Redirect a broken stdout or stderr to /dev/null: the interpreter would flush it again and exit with 120."""
   for stream in (sys.stdout, sys.stderr):
     try:
       stream.flush()
@@ -141,7 +141,7 @@ def _drop_broken_streams() -> None:
 
 
 def _follow_parent() -> None:
-  """End this process when the one that started it is gone, where the environment names a pipe from it."""
+  """End this process when its parent ends, if the environment variable PARENT_PIPE gives a pipe from the parent."""
   number = os.environ.pop(PARENT_PIPE, None)
   if number is None:
     return
@@ -154,7 +154,7 @@ def _follow_parent() -> None:
 
 
 def _help() -> str:
-  """What the program does, by its docstring, and its flags."""
+  """Return the docstring of the program and the help of its flags."""
   return f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}"
 
 
@@ -166,7 +166,7 @@ def _parse_flags() -> None:
     extra = flags.FLAGS(sys.argv)[1:]
   except flags.Error as error:
     raise InputError(_cut(_in_plain_words(one_line(error)))) from error
-  except Exception as error:  # ml_collections lets through whatever setting a key raises ("Did you mean")
+  except Exception as error:  # ml_collections passes on any error of setting a key ("Did you mean")
     reason = error
     while reason.args and isinstance(reason.args[0], Exception):
       reason = reason.args[0]
@@ -175,7 +175,7 @@ def _parse_flags() -> None:
     key = re.match(r"'(\w+)'|Override ([\w.]+)", said)
     ending = f".{key[1] or key[2]}" if key else ""
     given = [word.partition("=")[0] for word in sys.argv[1:] if re.match(r"--?(no)?config\.", word)]
-    named = [flag for flag in given if flag.endswith(ending)] or given  # not those that nothing is wrong with
+    named = [flag for flag in given if flag.endswith(ending)] or given  # only the flags with the wrong key
     if key and said == key[0]:
       said = f"the config has no key {key[0]} there; give one that it has"
     raise InputError(_cut(f"{', '.join(named):.200}: {said}")) from error
@@ -185,7 +185,7 @@ def _parse_flags() -> None:
 
 
 def _in_plain_words(said: str) -> str:
-  """Return what absl says of a flag, with what is needed instead of how Python failed."""
+  """Return absl's message about a flag, with the needed kind of value in place of Python's error."""
   said = said.partition(" Currently supported types")[0]
   if missing := re.findall(r"flag (--\S+)=None: Flag \S+ must have a value other than None", said):
     return f"{', '.join(missing)}: not given; give a value"
@@ -194,18 +194,18 @@ def _in_plain_words(said: str) -> str:
     ("could not convert string to float", "number"),
     ("Non-boolean argument to boolean flag", "truth value, true or false"),
   ):
-    if found := re.match(rf"flag (--\S+)=(.*): {failure}.*", said):
-      return f"{found[1]}={found[2]:.100} is no {needed}; give one"
+    if match := re.match(rf"flag (--\S+)=(.*): {failure}.*", said):
+      return f"{match[1]}={match[2]:.100} is no {needed}; give one"
   return said
 
 
 def _cut(line: str) -> str:
-  """Return the line without its middle where it is long, as with a value of thousands of digits."""
+  """Return the line, without its middle if it is long, as with a value of thousands of digits."""
   return line if len(line) <= 600 else f"{line[:300]} ... {line[-250:]}"
 
 
 def _check_flags() -> None:
-  """Raise InputError for a flag of a program that is empty, or nan. Of one given twice the last value counts."""
+  """Raise InputError for a program's flag that is empty or nan; of repeated flags the last value counts."""
   for name in flags.FLAGS:
     flag = flags.FLAGS[name]
     if not flag.present or name.startswith("config."):

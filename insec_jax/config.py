@@ -1,7 +1,8 @@
-"""The configuration: one frozen dataclass a section, whose fields carry type, bounds and default.
+"""Configuration: one frozen dataclass per section, whose fields have type, bounds and default.
 
-Types and bounds are checked from the annotations (pydantic, strict) whenever a section is made; `build` also checks
-what spans sections. A config file returns a ConfigDict of plain values; below `build` no function sees a ConfigDict.
+Types and bounds are checked from the annotations (pydantic, strict) when a section is made; `build` also checks
+conditions across sections. A config file returns a ConfigDict of plain values; functions other than `build` and its
+helpers take sections or plain values.
 """
 
 import dataclasses
@@ -22,14 +23,14 @@ from insec_jax.files import local_path, parse_json
 
 
 def _tasks() -> tuple[str, ...]:
-  """Return the modules of method/tasks that hold a task, and "records", which checks no step."""
+  """Return the names of the modules of method/tasks that hold a task, and "records", which has no checker of steps."""
   files = (pathlib.Path(__file__).parent / "method" / "tasks").glob("*.py")
   return (*sorted(file.stem for file in files if "\nTASK = " in file.read_text(encoding="utf-8")), "records")
 
 
 TASKS = _tasks()
 
-# Types of fields. A description follows "must be" in the message about a value that does not fit.
+# Types of fields. The description completes "must be ..." in the error for a wrong value.
 
 
 def _whole(low: int, high: int) -> Any:
@@ -70,18 +71,18 @@ def _tuple(values: Any) -> Any:
   return tuple(values) if isinstance(values, list) else values  # JSON has no tuples
 
 
-SMALLEST_TEMPERATURE = 0.001  # above greedy
-LARGEST = 2**31 - 1  # of what is counted in int32 on a device
+SMALLEST_TEMPERATURE = 0.001  # for sampling
+LARGEST = 2**31 - 1  # of counts that are int32 on a device
 SMALLEST_WEIGHT = 1e-30
-Seed = _whole(0, 2**32 - 1)  # what jax, numpy and grain all take
+Seed = _whole(0, 2**32 - 1)  # the range that jax, numpy and grain share
 Rounds = _whole(0, 1_000_000)
 Steps = _whole(1, LARGEST)
-MOST_PROBLEMS = 1_000_000  # that are made: all are kept in memory
+MOST_PROBLEMS = 1_000_000  # generated problems: all are kept in memory
 Problems = _whole(1, MOST_PROBLEMS)
 Size = _whole(0, 1_000)  # operations of a problem
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number between 0 and 1")]
 Temperature = _number(0.0, 1_000.0)
-# float32 rounds what is nearer to 1 to 1, and AdamW divides by 1 - b**t.
+# float32 rounds values nearer to 1 to 1, and AdamW divides by 1 - b**t.
 Moment = Annotated[float, Field(ge=0, le=0.999_999, description="below 1 by 0.000001 or more, and at least 0")]
 FalseAlarms = Annotated[
   float,
@@ -122,7 +123,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def _checked(cls: type) -> type:
-  """Make `cls` a frozen dataclass that raises InputError for a value that does not fit its field."""
+  """Return `cls` as a frozen dataclass that raises InputError for a value outside the type or bounds of its field."""
   section = cls.__name__.removesuffix("Config").lower()
   made = pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config={"strict": True})
   unchecked = made.__init__
@@ -139,7 +140,7 @@ def _checked(cls: type) -> type:
 
 
 def _refusal(section: str, cls: type, error: ValidationError) -> str:
-  """Return one line about the first value that does not fit."""
+  """Return one line about the first wrong value."""
   first = error.errors(include_url=False)[0]
   cause = first.get("ctx", {}).get("error")
   if not first["loc"]:  # from __post_init__
@@ -156,23 +157,23 @@ def _refusal(section: str, cls: type, error: ValidationError) -> str:
 
 
 def shown(value: Any) -> str:
-  """Return the value as Python writes it, shortened to a part of a line."""
+  """Return the repr of the value, shortened to a part of a line."""
   try:
     text = repr(value)
-  except Exception:  # a whole number of more than 4,300 digits, a nested value without end
+  except Exception:  # an integer of more than 4,300 digits, a recursive value
     text = f"({type(value).__name__})"
   return text if len(text) <= 100 else f"{text[:90]}..."
 
 
 @_checked
 class ModelConfig:
-  """Where the weights come from: an HF folder, or `size` (config.json's own fields) for random ones."""
+  """Source of the weights: an HF folder, or `size` (fields of a config.json) for random weights."""
 
   path: Path = ""
   size: Annotated[dict[str, Any], AfterValidator(_json_object)] | None = Field(
     default=None, description="None, or a dict of the fields of a config.json, as JSON has them"
   )
-  remat: Literal["none", "matmuls", "full"] = "full"  # what the backward pass keeps: all, products, or only the stream
+  remat: Literal["none", "matmuls", "full"] = "full"  # the backward pass keeps: all, products, or only the stream
 
   def __post_init__(self):
     if bool(self.path) == bool(self.size):
@@ -181,21 +182,22 @@ class ModelConfig:
 
 @_checked
 class TokenizerConfig:
-  """The tokenizer's folder (empty: the model's own, or built from the task's symbols) and the two markers.
+  """Tokenizer folder (empty: the model's own, or one built from the task's symbols) and the two markers.
 
-  A marker that the tokenizer already has as a special token resizes nothing; `special=False` leaves both plain words.
+  A marker that is already a special token of the tokenizer does not resize the model. With `special=False` both markers
+  are plain words.
   """
 
   path: Path = ""
   flag: Marker = "<|flag|>"
   fix: Marker = "<|fix|>"
   special: bool = True
-  confidence: Edges = ()  # scores that part the tokens of confidence written after each step; empty: none is
-  confidence_first: Edges = ()  # of its first token, told apart from the others; empty: it is not told
+  confidence: Edges = ()  # bin edges of the score of a step, for the confidence token after it; empty: no such token
+  confidence_first: Edges = ()  # bin edges of the score of its first token, binned separately; empty: not binned
 
   @property
   def confidence_names(self) -> tuple[str, ...]:
-    """The text of each token of confidence, the surest first: one for each bin, or none."""
+    """Text of each confidence token, the most confident bin first: one for each bin, or none."""
     num = (len(self.confidence) + 1) * (len(self.confidence_first) + 1) if self.confidence else 0
     return tuple(f"<|sure_{number}|>" for number in range(num))
 
@@ -219,16 +221,16 @@ class TokenizerConfig:
 
 @_checked
 class TaskConfig:
-  """Which problems, and how large: `min_size` to `max_size` operations, numbers modulo `modulus` (0: plain integers).
+  """Kind and size of problems: `min_size` to `max_size` operations, numbers modulo `modulus` (0: plain integers).
 
-  "gsm8k" and "records" read data.path and take none of these: all 0.
+  "gsm8k" and "records" read data.path and use none of these sizes: all must be 0.
   """
 
   name: Literal[TASKS] = "records"
   min_size: Size = 0
   max_size: Size = 0
   modulus: _whole(0, 1_000) = 0
-  unneeded: Size = 0  # graph: up to so many quantities that the asked one does not need; 0: all are needed
+  unneeded: Size = 0  # graph: maximal number of quantities that the answer does not depend on
 
   def __post_init__(self):
     if self.min_size > self.max_size:
@@ -240,7 +242,7 @@ MOST_TOKENS = 1 << 28  # of a device in one step
 
 @_checked
 class DataConfig:
-  """Records and rows. `num_records` is how many problems to make, or, with a file, the most to read (0: all)."""
+  """Records and rows; `num_records` is the number of problems to generate, or of records to read at most (0: all)."""
 
   path: Path = ""
   num_records: _whole(0, 10_000_000) = 0
@@ -250,7 +252,7 @@ class DataConfig:
   row_length: _whole(2, 1 << 20) = 2_048
   rows_per_device: _whole(1, 65_536) = 1
   accumulation: _whole(1, 65_536) = 1
-  too_long: Literal["refuse", "drop"] = "refuse"  # a record longer than a row: an error, or left out and counted
+  too_long: Literal["refuse", "drop"] = "refuse"  # a record longer than a row: an error, or dropped and counted
 
   def __post_init__(self):
     tokens = self.row_length * self.rows_per_device * self.accumulation
@@ -264,17 +266,17 @@ class DataConfig:
 
 @_checked
 class MistakesConfig:
-  """Which solutions carry mistakes, how many, where, of which classes, and how the reason is worded."""
+  """Mistakes in solutions: source, number, place, classes, and the wording of the reason."""
 
   source: Literal["injected", "recorded", "mined"] = "injected"
-  share: Fraction = 0.5  # of solutions; with mined=1 of the right ones that are mined
+  share: Fraction = 0.5  # of solutions with mistakes; with mined=1 of the right solutions that were mined
   max_per_solution: _whole(1, 1_000) = 2
   place: Literal["anywhere", "first_half", "last_half"] = "anywhere"  # of the solution
   classes: Names = ()  # empty: all of the task's, or those for prose where task.name="records"
   reason: Literal["none", "label", "recompute", "paper"] = "recompute"  # "paper": the words of arXiv 2412.16653
-  unit: Literal["line", "sentence", "paragraph"] = "line"  # what a step is
-  mined: Fraction = 0.0  # of the transcripts trained on, mined records; the keys above make the others
-  mined_path: Path = ""  # the records that `mine` wrote; empty with rounds, which mine while training
+  unit: Literal["line", "sentence", "paragraph"] = "line"  # the text unit that is a step
+  mined: Fraction = 0.0  # of training transcripts that are mined records; the keys above apply to the others
+  mined_path: Path = ""  # records written by `mine`; empty with rounds, which mine during training
 
   def __post_init__(self):
     if self.mined_path and not self.mined:
@@ -286,9 +288,9 @@ class MistakesConfig:
 
 @_checked
 class LossConfig:
-  """Worth of one token of each role, and of the end-of-text token; 0 masks, negative is unlikelihood.
+  """Weight of one token of each role, and of the end-of-text token; 0 masks, negative is unlikelihood.
 
-  `repeat` is the size of unlikelihood on the token with which a correction would begin to repeat its mistake; 0: none.
+  `repeat` is the weight of unlikelihood on the token with which a correction would begin to repeat its mistake.
   """
 
   prompt: Weight = 0.0
@@ -313,7 +315,7 @@ class LossConfig:
 
   @property
   def negatives(self) -> bool:
-    """Whether anything is done about repeated mistakes; if not, the train step knows nothing of them."""
+    """Whether unlikelihood on negatives is used; if not, batches and the train step are built without them."""
     return self.repeat > 0
 
 
@@ -327,15 +329,15 @@ class OptimizerConfig:
   weight_decay: _number(0.0, 1_000.0) = 0.0
   b1: Moment = 0.9
   b2: Moment = 0.95
-  eps: _number(1e-30, 1.0) = 1e-8  # below, float32 has 0 / 0 where there is no gradient
-  clip_norm: _number(1e-9, 1e9) = 1.0  # of the whole gradient
+  eps: _number(1e-30, 1.0) = 1e-8  # a smaller one gives 0 / 0 in float32 where the gradient is 0
+  clip_norm: _number(1e-9, 1e9) = 1.0  # global norm of the gradient
 
 
 @_checked
 class TrainConfig:
-  """Length of the run, and how often it logs, measures held-out loss and saves.
+  """Length of the run, and intervals, in steps, of logging, held-out loss and checkpoints.
 
-  The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: of none).
+  The newest `keep` checkpoints are kept, and those of every `keep_every`-th step (0: of none).
   """
 
   steps: Steps = 300
@@ -362,7 +364,7 @@ class MeshConfig:
       )
 
   def shape(self, num_devices: int) -> tuple[int, int, int]:
-    """(data, fsdp, tensor) with the -1 filled in; InputError if they do not multiply to `num_devices`."""
+    """Return (data, fsdp, tensor) with the -1 filled in; InputError if they do not multiply to `num_devices`."""
     sizes = dataclasses.astuple(self)
     known = math.prod(size for size in sizes if size > 0)
     filled = tuple(num_devices // known if size == -1 else size for size in sizes)
@@ -376,7 +378,7 @@ class MeshConfig:
 
 @_checked
 class PrecisionConfig:
-  """Dtype of the parameters, and of the matrix products; both moments of AdamW are float32 in any case."""
+  """Dtype of the parameters, and of the matrix products; both moments of AdamW are always float32."""
 
   params: Dtype = "float32"
   compute: Dtype = "bfloat16"
@@ -384,21 +386,21 @@ class PrecisionConfig:
 
 @_checked
 class EvaluateConfig:
-  """How much is measured, greedily and at a temperature, and what the model's corrections are held against.
+  """Amount of evaluation, greedy and at a temperature, and the baselines of the model's corrections.
 
   Thresholds are chosen on num_problems other problems, for at most `max_false_alarms` per right step.
   """
 
   num_problems: Problems = 500
   num_probes: Problems = 500  # of injected mistakes
-  max_size: Size = 0  # as many problems of the sizes above task.max_size, up to this one, are solved too; 0: none
+  max_size: Size = 0  # num_problems more problems of sizes above task.max_size up to this one; 0: none
   max_tokens: _whole(1, 1 << 20) = 512
   batch_size: _whole(1, 65_536) = 64
-  within: _whole(1, 1_000_000) = 2  # steps by which a flag may be late
+  within: _whole(1, 1_000_000) = 2  # delay, in steps, within which a flag counts
   temperature: Temperature = 1.0
   max_false_alarms: FalseAlarms = 0.01  # per right step, greedy; twice as many at the temperature
-  votes: _whole(1, 10_000) = 5  # solutions that a majority is taken of
-  redraws: _whole(1, 10_000) = 2  # of one step, at most
+  votes: _whole(1, 10_000) = 5  # number of solutions of the majority vote
+  redraws: _whole(1, 10_000) = 2  # maximal number for one step
 
   def __post_init__(self):
     if not self.temperature:
@@ -409,9 +411,9 @@ class EvaluateConfig:
 
 @_checked
 class MineConfig:
-  """How much is mined: problems, samples of each, and own right solutions kept for each mistake found.
+  """Amount of mining: problems, samples of each, and the model's right solutions kept for each mistake found.
 
-  Samples are as long, and as many at once, as the evaluate section says.
+  Length and batch size of the samples are those of the evaluate section.
   """
 
   num_problems: Problems = 2_000
@@ -431,10 +433,10 @@ class MineConfig:
 
 @_checked
 class Config:
-  """A whole experiment."""
+  """Configuration of an experiment."""
 
   seed: Seed = 0
-  rounds: Rounds = 0  # equal parts of train.steps, before each of which the weights mine their mistakes; 0: never
+  rounds: Rounds = 0  # equal parts of train.steps, with mining of the current weights before each; 0: no mining
   model: ModelConfig
   tokenizer: TokenizerConfig
   task: TaskConfig
@@ -454,19 +456,19 @@ class Config:
 
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")}
-# Keys that files and workdirs made before them lack; the default of each means "as before".
+# Keys that older config files and workdirs lack; the default of each means "as before".
 NEWER = ("data.too_long",)
 
 
 def defaults() -> ml_collections.ConfigDict:
   """Return a ConfigDict with every key and its default, for a config file to change."""
   own = {field.name: field.default for field in dataclasses.fields(Config) if field.name not in SECTIONS}
-  sections = {name: _defaults_of(section) for name, section in SECTIONS.items()}
+  sections = {name: _section_defaults(section) for name, section in SECTIONS.items()}
   return ml_collections.ConfigDict(own | sections)
 
 
 def llama31(*, width: int, mlp_width: int, num_layers: int, num_heads: int) -> dict[str, Any]:
-  """Return `model.size` of a Llama 3.1 of this shape: the fields of its config.json, others as in the 8B."""
+  """Return `model.size` of a Llama 3.1 of this shape: the fields of its config.json, the others as in the 8B."""
   scaling = dict(
     rope_type="llama3",
     factor=8.0,
@@ -495,12 +497,12 @@ def small_llama(*, num_layers: int) -> dict[str, Any]:
   return size | dict(num_key_value_heads=2) | small
 
 
-def _defaults_of(section: type) -> dict[str, Any]:
+def _section_defaults(section: type) -> dict[str, Any]:
   return {name: field.default for name, field in section.__pydantic_fields__.items()}
 
 
 def with_newer_keys(values: dict[str, Any]) -> dict[str, Any]:
-  """Return the values of a config.json with the newer keys that it lacks."""
+  """Return the values of a config.json with missing newer keys added."""
   values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
   for section, key, default in newer_keys(values):
     values[section][key] = default
@@ -513,7 +515,7 @@ def newer_keys(values: Any) -> Iterator[tuple[str, str, Any]]:
     section, key = name.split(".")
     held = values.get(section)
     if isinstance(held, dict | ml_collections.ConfigDict) and key not in held:
-      yield section, key, _defaults_of(SECTIONS[section])[key]
+      yield section, key, _section_defaults(SECTIONS[section])[key]
 
 
 def _check_keys(where: str, seen: set, needed: set[str]) -> None:
@@ -525,7 +527,7 @@ def _check_keys(where: str, seen: set, needed: set[str]) -> None:
 
 
 def plain_values(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
-  """Return the values as dicts, newer keys filled in; InputError for a section or key that is missing or stray."""
+  """Return the values as dicts, newer keys filled in; InputError for a missing or unknown section or key."""
   try:
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
   except Exception as error:  # a placeholder without a value, a reference to itself
@@ -545,8 +547,8 @@ def plain_values(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
 def build(config: ml_collections.ConfigDict | dict, *, mined_path: str = "") -> Config:
   """Return the checked config.
 
-  `mined_path` is the file of mined records where the config mixes some in and names none. InputError for a missing or
-  stray key, a bad value, or sections that contradict each other.
+  `mined_path` is the file of mined records where the config uses some and gives no path. Raises InputError for a
+  missing or unknown key, a wrong value, or sections that contradict each other.
   """
   values = plain_values(config)
   sections = {name: section(**values[name]) for name, section in SECTIONS.items()}
@@ -559,7 +561,7 @@ def build(config: ml_collections.ConfigDict | dict, *, mined_path: str = "") -> 
 
 
 def from_json(text: str) -> Config:
-  """Return the config that `Config.to_json` wrote; InputError as `build`, or when the text is no JSON."""
+  """Return the config that `Config.to_json` wrote; InputError as in `build`, or if the text is not JSON."""
   return build(parse_json(text, "the config"))
 
 
@@ -623,7 +625,7 @@ def _check_mined(config: Config) -> None:
 
 
 def _check_confidence(config: Config) -> None:
-  """Every transcript trained on must say how sure the model was, or it learns that it is sometimes not told."""
+  """Raise InputError unless all training transcripts have confidence tokens: no step should be without them."""
   if not config.tokenizer.confidence:
     return
   if config.mistakes.unit != "line":

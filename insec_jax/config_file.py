@@ -1,6 +1,6 @@
-"""Config files: Python files of the user's, whose get_config returns the ConfigDict of an experiment.
+"""Config files: Python files of the user, whose get_config returns the ConfigDict of an experiment.
 
-Whatever is wrong with one is an InputError with file and line.
+Every error in one is an InputError with file and line.
 """
 
 import os
@@ -22,50 +22,50 @@ MOST_BYTES = 1 << 20  # of a config file
 
 
 class _Parser(flags.ArgumentParser):
-  """The parser of --config: FILE, or FILE:ARM."""
+  """Parser of --config: FILE, or FILE:ARM."""
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
     file, colon, arm = path.partition(":")
     return load(file, *([arm] if colon else []))
 
 
-def define_flag(help_string: str = "The experiment: a file of values.") -> flags.FlagHolder:
+def define_flag(help_string: str = "Config file of the experiment.") -> flags.FlagHolder:
   """Define --config and its overrides --config.SECTION.KEY=VALUE; the value is a locked ConfigDict."""
-  # ml_collections opens a --flagfile here, before any error is caught; command.run refuses that flag.
+  # ml_collections would open a --flagfile here, where no error is caught; command.run refuses that flag.
   words = [word for word in sys.argv if not re.match(FLAG_FILE, word)]
   holder = config_flags.DEFINE_config_file(
     "config", None, help_string, lock_config=True, sys_argv=None if words == sys.argv else words
   )
-  flags.FLAGS["config"].parser = _Parser()  # ml_collections applies the overrides to what it returns
+  flags.FLAGS["config"].parser = _Parser()  # ml_collections applies the overrides to its result
   return holder
 
 
 def files_read(config: config_lib.Config) -> list[str]:
-  """Return the config file and the records of a config, which no output may replace."""
+  """Return the paths of the config file and of the records of a config, which no output may replace."""
   given = config_flags.get_config_filename(flags.FLAGS["config"])
   return [given if os.path.exists(given) else given.partition(":")[0], config.data.path]
 
 
 def load(file: str, *arm: str) -> ml_collections.ConfigDict:
-  """Return what get_config of the file returns, newer keys filled in, locked; `arm` is its argument, if any.
+  """Return the ConfigDict of the file's get_config, newer keys filled in, locked; `arm` is its argument, if any.
 
-  InputError when the file cannot be read or run, or returns anything else.
+  Raises InputError if the file cannot be read or run, or returns anything else.
   """
   path = local_path(file, "--config")
   content = _compiled(path)
   module = types.ModuleType("config_config")
-  sys.modules[module.__name__] = module  # dataclasses look their module up
+  sys.modules[module.__name__] = module  # dataclasses look up their module
   module.__file__ = str(path)
   folder = str(path.absolute().parent)
   sys.path.insert(0, folder)  # a config file may import those beside it
   try:
-    exec(content, module.__dict__)  # a config file is a program of the user's
+    exec(content, module.__dict__)  # a config file is a program of the user
     if not callable(getattr(module, "get_config", None)):
       raise InputError(f"{path} has no function get_config; it must return the ConfigDict")
     config = module.get_config(*arm)
   except InputError:
     raise
-  except BaseException as error:  # also SystemExit: a program that did nothing must not exit with 0
+  except BaseException as error:  # also SystemExit: a program that has done nothing must not exit with 0
     raise InputError(_refusal(path, arm, error)) from None
   finally:
     sys.path.remove(folder)
@@ -89,7 +89,7 @@ def _compiled(path: pathlib.Path) -> types.CodeType:
 
 
 def _refusal(path: pathlib.Path, arm: tuple[str, ...], error: BaseException) -> str:
-  """Return one line that says where the file raised what."""
+  """Return one line with the position and the error that the file has raised."""
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
   try:
     said = printable(" ".join(str(error).split()))[:300]
@@ -105,7 +105,7 @@ def _refusal(path: pathlib.Path, arm: tuple[str, ...], error: BaseException) -> 
 
 
 def _fill_in(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-  """Give newer keys their defaults, so that the command line can set them."""
+  """Set newer keys to their defaults, so that the command line can override them."""
   try:
     with config.unlocked():
       for section, key, default in config_lib.newer_keys(config):

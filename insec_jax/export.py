@@ -1,10 +1,10 @@
-"""A Hugging Face folder: safetensors, config, tokenizer, generation_config and model card, as transformers reads them.
+"""Export to a Hugging Face folder: safetensors, config, tokenizer, generation_config and model card.
 
   python -m insec_jax.export --model DIR --output HFDIR [--step N] [--dtype float32|bfloat16|float16]
 
-DIR is a workdir of train (its newest checkpoint, or that of --step), or an HF folder: then every tensor keeps its
-bytes. Without --dtype weights stay as stored, which after training is precision.params. HFDIR must be new or empty; it
-appears when complete.
+DIR is a workdir of train (its newest checkpoint, or that of --step), or an HF folder, whose tensors are copied byte for
+byte. Without --dtype weights keep their stored dtype, which after training is precision.params. HFDIR must be new or
+empty; it appears when complete.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from insec_jax.files import local_path, read_json, read_text
 from insec_jax.model import hf, llama
 from insec_jax.training import checkpoint
 
-MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
-STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write; it must be new or empty.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights written; else as stored.")
+MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
 flags.mark_flags_as_required(["model", "output"])
 
 CARD = "README.md"
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 class SidecarFiles(NamedTuple):
-  """What lies beside the weights, saved where hf.save would save a tokenizer: its files, unchanged, and our marks."""
+  """Files beside the weights, passed to hf.save as its tokenizer: the tokenizer's files, unchanged, and our markers."""
 
   folder: pathlib.Path
   marks: dict[str, Any] | None
@@ -62,7 +62,7 @@ class SidecarFiles(NamedTuple):
 
 
 def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
-  """Read, check and write the HF folder again, tensor by tensor."""
+  """Read, check and rewrite the HF folder, tensor by tensor."""
   config = hf.read_config(folder)
   tokenizer = tokens.load(str(folder))
   config = with_ends(config, tokenizer)
@@ -128,7 +128,7 @@ def generation_of(folder: pathlib.Path, config: llama.LlamaConfig) -> dict[str, 
 
 
 def card_text(config: Config, environment: dict[str, Any], step: int) -> str:
-  """The model card: what the model is, how its markers read, and what made it."""
+  """Return the model card: the model, its markers, and its training."""
   start = f"`{pathlib.Path(config.model.path).name}`" if config.model.path else "random weights"
   try:
     commit, version = environment["commit"], environment["packages"]["jax"]

@@ -1,7 +1,7 @@
-"""Files: paths as users give them, files that are whole or not there, one writer at a time, JSON with file:line errors.
+"""Files: paths from users, atomic writes, locks for a single writer, JSON with file:line errors.
 
-A path or a content that is wrong is an InputError. What the machine refuses (a full or read-only disk, no descriptors)
-stays an OSError.
+A wrong path or content raises InputError. An error of the machine (a full or read-only disk, no descriptors) remains an
+OSError.
 """
 
 import codecs
@@ -31,14 +31,14 @@ from insec_jax.command import FAILED, InputError
 if sys.platform != "win32":
   import fcntl
 
-LOCK = ".lock"  # of a folder that has one writer
-BEAT_SECONDS = 3  # between two signs of life of a writer, for hosts that do not share its file locks
-SILENCE_SECONDS = 12  # after which such a writer is taken for dead
-GRACE_SECONDS = 2  # in which a writer that is just ending may let go
-MOST_LINE_BYTES = 1 << 28  # of one JSON line, unpacked
+LOCK = ".lock"  # lock file of a folder with a single writer
+BEAT_SECONDS = 3  # between two heartbeats of a writer, for hosts that do not share its file locks
+SILENCE_SECONDS = 12  # without a heartbeat, after which such a writer counts as dead
+GRACE_SECONDS = 2  # to wait for a writer that is just ending
+MOST_LINE_BYTES = 1 << 28  # of one JSON line, decompressed
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 STREAMS = re.compile(r"/dev/(stdout|stderr|fd/[0-9]+)|/proc/(self|[0-9]+)/fd/[0-9]+")
-# Errors that speak of the path that was given, not of the state of the machine.
+# Errors about the given path, not about the state of the machine.
 PATH_ERRORS = (
   errno.ENOENT,
   errno.ENOTDIR,
@@ -53,14 +53,14 @@ PATH_ERRORS = (
   errno.ETXTBSY,
 )
 
-_partials: set[pathlib.Path] = set()  # what this process has begun to write, and its locks
-_made_folders: list[pathlib.Path] = []  # by this process for its one writer, innermost first
+_partials: set[pathlib.Path] = set()  # partly written files of this process, and its locks
+_made_folders: list[pathlib.Path] = []  # folders that folder_writer has made, innermost first
 
 
 def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
   """Return the path with `~` expanded; `name` is the flag or config key that gave it.
 
-  Raises InputError for an empty path, one of a scheme that is not supported (gs://), or one that no file can have.
+  Raises InputError for an empty path, a scheme that is not supported (gs://), or a path that no file can have.
   """
   text = os.fspath(text)
   if not text:
@@ -87,7 +87,7 @@ def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def open_to_read(path: str | os.PathLike, name: str) -> BinaryIO:
-  """Open a regular file, or raise InputError that says why it cannot be read; `name` says what it should be."""
+  """Open a regular file; InputError if it cannot be read. `name` describes the file in errors."""
   try:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -111,7 +111,7 @@ def _kind(mode: int) -> str:
 
 
 def read_text(path: str | os.PathLike, name: str) -> str:
-  """Return the whole file as UTF-8 text; InputError when it is no such file."""
+  """Return the content of a UTF-8 file; InputError if it cannot be read as such."""
   with open_to_read(path, name) as file:
     content = file.read()
   try:
@@ -121,7 +121,7 @@ def read_text(path: str | os.PathLike, name: str) -> str:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-  """Return what strict JSON says; InputError for anything else, also for NaN, a key given twice, and deep nesting."""
+  """Return the value of strict JSON; InputError for any other text, NaN, a repeated key, or deep nesting."""
 
   def refuse(word: str):
     raise ValueError(f"{word} is no JSON number")
@@ -156,7 +156,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def read_json(path: str | os.PathLike, name: str) -> dict[str, Any]:
-  """Return the one JSON object that the file holds; InputError when it is no such file."""
+  """Return the JSON object that the file holds; InputError if it holds anything else."""
   with open_to_read(path, name) as file:
     value = parse_json(file.read(), str(path))
   if not isinstance(value, dict):
@@ -167,7 +167,7 @@ def read_json(path: str | os.PathLike, name: str) -> dict[str, Any]:
 def read_json_lines(path: str | os.PathLike, name: str) -> Iterator[tuple[dict[str, Any], str]]:
   """Yield (object, "file:line") for every line of a .jsonl or .jsonl.gz file.
 
-  InputError with file and line for a line that is no JSON object, and for a file without lines.
+  Raises InputError, with file and line, for a line that is not a JSON object, and for a file without lines.
   """
   number = 0
   for number, line in enumerate(_lines(path, name), 1):
@@ -192,7 +192,7 @@ def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
           f"{path} is compressed by gzip{' twice' if os.fspath(path).endswith('.gz') else ''}; give it "
           "a name that ends in .gz, or decompress it"
         )
-      if begin and begin != codecs.BOM_UTF8:  # which some editors put in front
+      if begin and begin != codecs.BOM_UTF8:  # which some editors write at the start
         file.seek(0)
       while line := file.readline(MOST_LINE_BYTES + 1):
         if len(line) > MOST_LINE_BYTES:
@@ -206,9 +206,9 @@ def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
 
 
 def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Path:
-  """Return the path of a file to be written; nothing is left on disk.
+  """Return the path of a file to be written, without creating it.
 
-  Raises InputError when no file can appear there, or when it is one of the files `inputs` that the program reads.
+  Raises InputError if no file can be written there, or if it is one of the files `inputs` that the program reads.
   """
   path = local_path(text, name)
   if _is_stream(path):
@@ -230,7 +230,7 @@ def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Pa
 
 
 def _is_stream(path: pathlib.Path) -> bool:
-  """Whether the path is a character device or one of the process's own streams, which are written to, not replaced."""
+  """Return whether the path is a character device or a stream of this process, which is written to, not replaced."""
   try:
     return bool(STREAMS.fullmatch(str(path))) or stat.S_ISCHR(os.stat(path).st_mode)
   except OSError:
@@ -239,10 +239,10 @@ def _is_stream(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def written_whole(text: str, name: str = "--output", inputs: Sequence[str] = ()) -> Iterator[TextIO]:
-  """Yield a text file that appears under the path when the block ends well; otherwise what was there before stays.
+  """Yield a text file that takes the name `text` when the block ends without an error; else the old file stays.
 
-  The path has one writer at a time. InputError at once, before any work is lost, when the file could not be written. A
-  device (/dev/null, a terminal) is written to.
+  The path has one writer at a time. Raises InputError at the start of the block if the file cannot be written. A device
+  (/dev/null, a terminal) is written to directly.
   """
   path = check_output(text, name, inputs)
   if _is_stream(path):
@@ -257,7 +257,7 @@ def written_whole(text: str, name: str = "--output", inputs: Sequence[str] = ())
 
 @contextlib.contextmanager
 def folder_written_whole(path: pathlib.Path, name: str = "--output") -> Iterator[pathlib.Path]:
-  """Yield a new folder that takes the name `path`, new or an empty folder, when the block ends well.
+  """Yield a new folder that takes the name `path`, new or an empty folder, when the block ends without an error.
 
   The path has one writer at a time.
   """
@@ -270,7 +270,7 @@ def folder_written_whole(path: pathlib.Path, name: str = "--output") -> Iterator
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Write a file of a folder whose one writer this process is; after a kill it is there whole, or as it was."""
+  """Write a file atomically, in a folder whose only writer is this process."""
   with _replacing(path) as file:
     file.write(text)
 
@@ -290,7 +290,7 @@ def _replacing(path: pathlib.Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _named(path: pathlib.Path) -> Iterator[None]:
-  """Give an error of writing, which names no file, the path of the file."""
+  """Add the path to an OSError of writing, which names no file."""
   try:
     yield
   except OSError as error:
@@ -299,19 +299,20 @@ def _named(path: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_left_over(folder: pathlib.Path, name: str) -> None:
-  """Remove what killed processes left of the file `name` in a folder; for the one writer of it.
+  """Remove partial files that killed processes have left of the file `name` in the folder.
 
-  With "" it is for the writer of the folder: of any file but those with a lock of their own, whose writer may be alive.
+  The caller must be the writer of the file. With "", the caller is the writer of the folder, and partial files of all
+  names are removed, except those with a lock file, whose writer may be alive.
   """
   left = re.compile(rf"\.({re.escape(name[:80]) or '.*'})\.[0-9]+-[0-9a-f]{{8}}\.partial")
   for path in folder.iterdir():
-    if (found := left.fullmatch(path.name)) and (name or not (folder / f".{found[1]}{LOCK}").exists()):
+    if (match := left.fullmatch(path.name)) and (name or not (folder / f".{match[1]}{LOCK}").exists()):
       _remove(path)
 
 
 @contextlib.contextmanager
 def partial_of(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yield a name beside `path` that no other process uses; what is left under it at the end of the block is removed."""
+  """Yield a unique path in the folder of `path`; anything at that path at the end of the block is removed."""
   partial = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
   with _owned(partial):
     yield partial
@@ -336,7 +337,7 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def remove_partials() -> None:
-  """Remove what this process has begun to write and not finished, and its locks."""
+  """Remove the partly written files of this process, and its locks."""
   for path in tuple(_partials):
     with contextlib.suppress(OSError):
       _remove(path)
@@ -344,7 +345,7 @@ def remove_partials() -> None:
 
 
 def _remove_empty(folders: list[pathlib.Path]) -> None:
-  with contextlib.suppress(OSError):  # not empty: it is kept, and so are those around it
+  with contextlib.suppress(OSError):  # not empty: it is kept, and so are its parents
     for folder in folders:
       folder.rmdir()
 
@@ -360,9 +361,9 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
-  """Make this process the one writer of a folder, which is made; one that stays empty is removed at the end.
+  """Create the folder and hold its lock inside the block; a new folder that stays empty is removed at the end.
 
-  InputError as `one_writer`, or when there can be no such folder.
+  Raises InputError as `one_writer` does, or if the folder cannot be created.
   """
   if os.path.realpath(folder) == os.path.sep:
     raise InputError(f"{name}={folder} is the root of the file system; give a folder of its own")
@@ -384,12 +385,12 @@ def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
-  """Hold the file `lock` inside the block; InputError that names the process that holds it otherwise.
+  """Hold the file `lock` inside the block; InputError that names the holder if another process holds it.
 
-  The system gives a lock back when its process dies. Network drives whose locks do not reach other hosts are covered by
-  a sign of life, which the holder writes into the file every BEAT_SECONDS.
+  The system releases a lock when its process ends. For network drives whose locks do not reach other hosts, the holder
+  also writes a heartbeat into the file every BEAT_SECONDS.
   """
-  if lock.exists() and not lock.is_file():  # opening or reading a FIFO would wait for ever
+  if lock.exists() and not lock.is_file():  # opening or reading a FIFO would block for ever
     raise InputError(
       f"{name}={what} cannot be written ({lock} is {_kind(lock.stat().st_mode)}, needed is a file for a "
       "lock); remove it"
@@ -408,7 +409,7 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
         raise InputError(f"{name}={what} cannot be written ({error.strerror}); give a path that may be") from None
       raise
   ended = threading.Event()
-  with _owned(lock):  # removed while it is still held: who opens it now finds another file under the name
+  with _owned(lock):  # removed while still held: a process that opens the path later gets a new file
     threading.Thread(target=_beat, args=(lock, handle, holder, ended), daemon=True, name="lock").start()
     try:
       yield
@@ -418,7 +419,7 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
 
 
 def is_held(lock: pathlib.Path) -> bool:
-  """Whether a process of this machine holds the lock file."""
+  """Return whether a process of this machine holds the lock file."""
   try:
     handle = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   except OSError:
@@ -433,13 +434,13 @@ def is_held(lock: pathlib.Path) -> bool:
 
 
 class _HeldError(Exception):
-  """Another process holds the lock; the message says which, where and since when."""
+  """Error: another process holds the lock; the message gives process, host and start."""
 
 
 class _Holder:
-  """The process that holds a lock, as the lock file names it."""
+  """Process that holds a lock, as recorded in the lock file."""
 
-  WIDTH = 400  # of the line, so that a later sign of life covers an earlier one
+  WIDTH = 400  # of the line, so that each heartbeat overwrites the one before
 
   def __init__(self, fields: dict[str, Any]):
     self.fields = fields
@@ -462,7 +463,7 @@ class _Holder:
     try:
       fields = json.loads(lock.read_bytes())
       return cls(fields) if {"process", "host", "since", "boot", "token"} <= fields.keys() else None
-    except (OSError, ValueError, AttributeError):  # not there, or just being written
+    except (OSError, ValueError, AttributeError):  # absent, or just being written
       return None
 
   def line(self, beat: int) -> bytes:
@@ -473,7 +474,7 @@ class _Holder:
 
 
 def _boot() -> str:
-  """What tells one running system from another: processes of one see each other's file locks."""
+  """Return an id of the running system; processes of one system share file locks."""
   try:
     return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
   except OSError:
@@ -481,7 +482,7 @@ def _boot() -> str:
 
 
 def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
-  """Return the handle of the lock file, which this process now holds, and what it says of this process."""
+  """Acquire the lock and return the handle of its file and the record of this process; _HeldError if it is held."""
   while True:
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -506,7 +507,7 @@ def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
         lock.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(lock.parent)) from None
       if not shared:
-        time.sleep(1)  # another process may have come as far at the same moment: the last one to write holds it
+        time.sleep(1)  # another process may be here at the same moment: the last one to write holds the lock
         if (last := _Holder.read(lock)) is None or last.fields["token"] != ours.fields["token"]:
           raise _HeldError(last or "another process")
       kept, handle = handle, -1
@@ -524,7 +525,7 @@ def _is_same(lock: pathlib.Path, handle: int) -> bool:
 
 
 def _wait_for_silence(lock: pathlib.Path, holder: _Holder) -> None:
-  """Return once the holder, on another host, was silent for SILENCE_SECONDS; _HeldError when it was not."""
+  """Wait SILENCE_SECONDS for the holder, on another host; _HeldError if it writes a heartbeat in that time."""
   print(f"{lock} names {holder}; waiting {SILENCE_SECONDS} s for a sign of life from it", file=sys.stderr, flush=True)
   before = lock.read_bytes()
   deadline = time.monotonic() + SILENCE_SECONDS
@@ -541,11 +542,11 @@ def _beat(lock: pathlib.Path, handle: int, holder: _Holder, ended: threading.Eve
   beat = 0
   while not ended.wait(BEAT_SECONDS):
     beat += 1
-    other = _Holder.read(lock)
+    current = _Holder.read(lock)
     if ended.is_set():
       return
-    if other is not None and other.fields["token"] != holder.fields["token"]:
-      _partials.discard(lock)  # it is the other's now
-      stop_signal.end(FAILED, f"error: {other} has taken {lock} over: this process gave no sign of life for too long")
-    with contextlib.suppress(OSError):  # a full disk: the next sign of life may go through
+    if current is not None and current.fields["token"] != holder.fields["token"]:
+      _partials.discard(lock)  # it belongs to the other process now
+      stop_signal.end(FAILED, f"error: {current} has taken {lock} over: this process gave no sign of life for too long")
+    with contextlib.suppress(OSError):  # a full disk: the next heartbeat may succeed
       os.pwrite(handle, holder.line(beat), 0)

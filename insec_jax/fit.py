@@ -1,11 +1,11 @@
-"""Sizes a slice before it is rented: compiles the config's real train step for it, on a machine that has no such chip.
+"""Sizing of a slice before it is rented: compiles the config's train step for it, on a machine without such chips.
 
   python -m insec_jax.fit --config configs/X.py --topology v5p:2x2x4[,v6e:4x4,2xv5e:8x8,h100:8,...] [--search]
       [--output fit.json] [--hlo DIR] [--trained_share 1.0] [--config.a.b=v]
 
-No data and no weights are read. The model is that of model.path (its config.json) or of model.size. Per chip: memory
-against what there is, FLOPs and bytes of one step with every loop multiplied out, and the roofline: the time that no
-step can beat, by what bounds it. --search finds the largest rows_per_device for each model.remat.
+No data and no weights are read. The model is that of model.path (its config.json) or of model.size. It reports, per
+chip, the memory needed and available, FLOPs and bytes of one step, loops included, and the roofline: a lower bound of
+the step time and the resource that sets it. --search finds the largest rows_per_device for each model.remat.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from insec_jax.sizing.search import most_rows
 
 CONFIG = config_file.define_flag()
 TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "Slices to compile for, with commas: v5p:2x2x4, 2xv5e:8x8, h100:8; or local, the devices here."
+  "topology", None, "Comma-separated slices to compile for: v5p:2x2x4, 2xv5e:8x8, h100:8; or local: this machine."
 )
-OUTPUT = flags.DEFINE_string("output", None, "Also write all figures to this file, as JSON.")
+OUTPUT = flags.DEFINE_string("output", None, "Also write all figures to this JSON file.")
 HLO = flags.DEFINE_string("hlo", None, "Also write the optimised HLO of each step into this folder.")
-SEARCH = flags.DEFINE_bool("search", False, "Find the largest rows_per_device that fit, for each model.remat.")
+SEARCH = flags.DEFINE_bool("search", False, "Find the largest rows_per_device that fits, for each model.remat.")
 SHARE = flags.DEFINE_float(
-  "trained_share", 1.0, "Share of tokens that are trained: the head does no others.", lower_bound=1e-6, upper_bound=1.0
+  "trained_share", 1.0, "Fraction of tokens that are trained; the head skips others.", lower_bound=1e-6, upper_bound=1.0
 )
 flags.mark_flags_as_required(["config", "topology"])
 
@@ -54,17 +54,17 @@ def main() -> None:
   hardware.prepare(requests)
   model_config = model_of(config)
   topologies = [hardware.describe(request) for request in requests]
-  for topology in topologies:  # what is wrong with the last one is said before the first is compiled
+  for topology in topologies:  # errors of all topologies come before the first is compiled
     sharding.params_shardings(llama.shapes(model_config), sharding.make_mesh(config.mesh, topology.devices))
   if hlo is not None:
     hlo.mkdir(exist_ok=True)
-  found = []
+  estimates = []
   for topology in topologies:
-    found += search(config, model_config, topology) if SEARCH.value else [measure(config, model_config, topology)]
-  print(summary(found))
+    estimates += search(config, model_config, topology) if SEARCH.value else [measure(config, model_config, topology)]
+  print(summary(estimates))
   if OUTPUT.value is not None:
     with written_whole(OUTPUT.value) as file:
-      file.write(json.dumps([as_json(one) for one in found], indent=2) + "\n")
+      file.write(json.dumps([as_json(estimated) for estimated in estimates], indent=2) + "\n")
 
 
 def hlo_folder() -> pathlib.Path | None:
@@ -73,7 +73,7 @@ def hlo_folder() -> pathlib.Path | None:
 
 
 def model_of(config: Config) -> llama.LlamaConfig:
-  """The model as the train step will meet it: a vocabulary that the tokenizer outgrows is grown, as train grows it."""
+  """Return the config of the model in the train step, its vocabulary grown for the tokenizer as in train."""
   if not config.model.path:
     fields = {"architectures": ["LlamaForCausalLM"], "vocab_size": None, **config.model.size}
     if fields["vocab_size"] is None:
@@ -93,19 +93,19 @@ def model_of(config: Config) -> llama.LlamaConfig:
 
 
 def measure(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> Estimate:
-  """The estimate of the config as it is; it has been printed."""
+  """Return the estimate of the config, and print it."""
   name = f"{topology.name}-{config.model.remat}-{config.data.rows_per_device}x{config.data.row_length}"
   folder = hlo_folder()
   file = None if folder is None else folder / f"{name.replace(':', '_')}.txt"
-  found = estimate(config, model_config, topology, trained_share=SHARE.value, hlo_file=file)
-  print(details(found), flush=True)
-  return found
+  estimated = estimate(config, model_config, topology, trained_share=SHARE.value, hlo_file=file)
+  print(details(estimated), flush=True)
+  return estimated
 
 
 def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> list[Estimate]:
-  """For each remat that fits at all, cheapest first, the estimate with the most rows.
+  """Return the estimate with the most rows for each remat that fits, cheapest first; all of them if none fits.
 
-  InputError where the memory of the chip is not known.
+  Raises InputError if the memory of the chip is not known.
   """
   if topology.chip is None:
     raise InputError(f"--search: the memory of {topology.devices[0].device_kind!r} is not known; give a slice or card")
@@ -122,10 +122,10 @@ def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) 
     return measured
 
   best = {remat: most_rows(with_rows(remat)) for remat in llama.REMAT}
-  fitting = [one for one in best.values() if one.memory.fits]
+  fitting = [estimated for estimated in best.values() if estimated.memory.fits]
   rows = config.data.rows_per_device
-  cheapest = next((one for one in fitting if one.rows_per_device >= rows), None)
-  fastest = max(fitting, key=lambda one: one.tokens_per_s_per_chip, default=None)
+  cheapest = next((estimated for estimated in fitting if estimated.rows_per_device >= rows), None)
+  fastest = max(fitting, key=lambda estimated: estimated.tokens_per_s_per_chip, default=None)
   say(
     f"{topology.name}: "
     + (
@@ -144,42 +144,42 @@ def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) 
 
 
 def say(text: str) -> None:
-  """Nothing; the line is on stderr."""
+  """Print a line to stderr."""
   print(text, file=sys.stderr, flush=True)
 
 
-def remedies(one: Estimate) -> list[str]:
-  """What would make it fit, each alone, computed from what was compiled; empty when it fits."""
-  memory = one.memory
+def remedies(estimated: Estimate) -> list[str]:
+  """Return the changes each of which would make the step fit, computed from the estimate; empty when it fits."""
+  memory = estimated.memory
   if memory.fits is not False:
     return []
   state = memory.weights + memory.optimizer
-  found = []
-  if one.remat != "full":
-    found.append(f"model.remat='full' (now {one.remat!r})")
-  if one.rows_per_device > 1:
-    found.append(f"fewer rows than data.rows_per_device={one.rows_per_device} (--search finds how many)")
+  changes = []
+  if estimated.remat != "full":
+    changes.append(f"model.remat='full' (now {estimated.remat!r})")
+  if estimated.rows_per_device > 1:
+    changes.append(f"fewer rows than data.rows_per_device={estimated.rows_per_device} (--search finds how many)")
   if memory.temporary < memory.limit:
-    chips = math.ceil(one.topology.chips * state / (memory.limit - memory.temporary))
-    found.append(
-      f"{max(chips, one.topology.chips + 1)} chips or more of this kind over fsdp (the state, "
-      f"{state * one.topology.chips:.1f} GiB in all, divides; {memory.temporary:.1f} GiB a chip stay)"
+    chips = math.ceil(estimated.topology.chips * state / (memory.limit - memory.temporary))
+    changes.append(
+      f"{max(chips, estimated.topology.chips + 1)} chips or more of this kind over fsdp (the state, "
+      f"{state * estimated.topology.chips:.1f} GiB in all, divides; {memory.temporary:.1f} GiB a chip stay)"
     )
-  return found or [
+  return changes or [
     "chips with more memory, or tensor parallelism (mesh.tensor): what a step needs beside its state is "
     "more than a chip has, whatever their number"
   ]
 
 
-def details(one: Estimate) -> str:
-  """All figures of an estimate, a line each."""
-  memory, work, topology = one.memory, one.work, one.topology
-  mesh = " x ".join(f"{name} {size}" for name, size in one.mesh.items())
-  times = f" x {one.accumulation}" if one.accumulation > 1 else ""
+def details(estimated: Estimate) -> str:
+  """Return all figures of an estimate as text, one line each."""
+  memory, work, topology = estimated.memory, estimated.work, estimated.topology
+  mesh = " x ".join(f"{name} {size}" for name, size in estimated.mesh.items())
+  times = f" x {estimated.accumulation}" if estimated.accumulation > 1 else ""
   lines = [
-    f"== {topology.name}: {topology.chips} chips, {mesh}, {one.rows_per_device} x {one.row_length}{times} "
-    f"tokens a device, remat {one.remat}",
-    f"   {one.attention}",
+    f"== {topology.name}: {topology.chips} chips, {mesh}, {estimated.rows_per_device} x {estimated.row_length}{times} "
+    f"tokens a device, remat {estimated.remat}",
+    f"   {estimated.attention}",
     f"   GiB a chip     weights {memory.weights:.4g}, optimizer {memory.optimizer:.4g}, temporary "
     f"{memory.temporary:.4g}, peak {memory.peak:.4g}" + (f" of {memory.limit:.4g}" if memory.limit else ""),
   ]
@@ -187,7 +187,7 @@ def details(one: Estimate) -> str:
     at_least = "at least " if memory.refused else ""
     lines += [
       f"   DOES NOT FIT   by {at_least}{memory.missing:.2f} GiB a chip; what would help, each alone:",
-      *(f"                  - {remedy}" for remedy in remedies(one)),
+      *(f"                  - {remedy}" for remedy in remedies(estimated)),
     ]
   elif memory.fits:
     lines.append(f"   fits           {memory.limit - memory.peak:.2f} GiB a chip are left")
@@ -206,14 +206,16 @@ def details(one: Estimate) -> str:
       seconds = ", ".join(f"{what} {value:.3g}" for what, value in work.seconds.items())
       lines.append(
         f"   roofline       {work.step_seconds:.4g} s a step, bound by {work.bound} ({seconds}); at most "
-        f"{one.tokens_per_s_per_chip:,.0f} tokens/s a chip, MFU {100 * one.mfu:.1f} %"
+        f"{estimated.tokens_per_s_per_chip:,.0f} tokens/s a chip, MFU {100 * estimated.mfu:.1f} %"
       )
-  return "\n".join([*lines, f"   compiled       in {one.compile_seconds:.1f} s, lowered in {one.lower_seconds:.1f} s"])
+  return "\n".join(
+    [*lines, f"   compiled       in {estimated.compile_seconds:.1f} s, lowered in {estimated.lower_seconds:.1f} s"]
+  )
 
 
-def _received(select_kind: dict[str, float]) -> str:
-  parts = [f"{kind} {number / 1e9:.4g}" for kind, number in select_kind.items() if number]
-  return f"{sum(select_kind.values()) / 1e9:.4g}" + (f" ({', '.join(parts)})" if parts else "")
+def _received(bytes_by_kind: dict[str, float]) -> str:
+  parts = [f"{kind} {number / 1e9:.4g}" for kind, number in bytes_by_kind.items() if number]
+  return f"{sum(bytes_by_kind.values()) / 1e9:.4g}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 HEADER = (
@@ -235,57 +237,61 @@ HEADER = (
 )
 
 
-def summary(found: list[Estimate]) -> str:
-  """A Markdown table, a row for each estimate."""
-  rows = [HEADER, ("---",) * len(HEADER), *map(_row, found)]
+def summary(estimates: list[Estimate]) -> str:
+  """Return a Markdown table with one row for each estimate."""
+  rows = [HEADER, ("---",) * len(HEADER), *map(_row, estimates)]
   return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _row(one: Estimate) -> tuple[str, ...]:
-  memory, work = one.memory, one.work
+def _row(estimated: Estimate) -> tuple[str, ...]:
+  memory, work = estimated.memory, estimated.work
   fits = {True: "yes", False: f"no, {memory.missing:.1f} GiB short", None: "?"}[memory.fits]
   limit = f" of {memory.limit:.3g}" if memory.limit else ""
   about = (
-    one.topology.name,
-    str(one.topology.chips),
-    " x ".join(map(str, one.mesh.values())),
-    f"{one.rows_per_device} x {one.row_length}",
-    one.remat,
+    estimated.topology.name,
+    str(estimated.topology.chips),
+    " x ".join(map(str, estimated.mesh.values())),
+    f"{estimated.rows_per_device} x {estimated.row_length}",
+    estimated.remat,
     f"{memory.weights + memory.optimizer:.3g}",
     f"{memory.peak:.3g}{limit}",
     fits,
   )
   if work is None:
-    return (*about, *"------", f"{one.compile_seconds:.0f}")
+    return (*about, *"------", f"{estimated.compile_seconds:.0f}")
   roofline = (
     ("-",) * 3
     if not work.seconds
-    else (f"{work.step_seconds:.3g} ({work.bound})", f"{one.tokens_per_s_per_chip:,.0f}", f"{100 * one.mfu:.0f} %")
+    else (
+      f"{work.step_seconds:.3g} ({work.bound})",
+      f"{estimated.tokens_per_s_per_chip:,.0f}",
+      f"{100 * estimated.mfu:.0f} %",
+    )
   )
   return (
     *about,
     f"{work.flops / 1e12:.4g} ({work.rematerialised / 1e12:.3g})",
     f"{sum(work.ici_bytes.values()) / 1e9:.3g}",
-    f"{sum(work.dcn_bytes.values()) / 1e9:.3g}" if one.topology.slices > 1 else "-",
+    f"{sum(work.dcn_bytes.values()) / 1e9:.3g}" if estimated.topology.slices > 1 else "-",
     *roofline,
-    f"{one.compile_seconds:.0f}",
+    f"{estimated.compile_seconds:.0f}",
   )
 
 
-def as_json(one: Estimate) -> dict[str, Any]:
-  """All figures, units in the names."""
-  topology, memory, work = one.topology, one.memory, one.work
+def as_json(estimated: Estimate) -> dict[str, Any]:
+  """Return all figures, with units in the names."""
+  topology, memory, work = estimated.topology, estimated.memory, estimated.work
   return {
     "topology": topology.name,
     "chips": topology.chips,
     "devices": len(topology.devices),
     "slices": topology.slices,
-    "mesh": one.mesh,
-    "remat": one.remat,
-    "rows_per_device": one.rows_per_device,
-    "row_length": one.row_length,
-    "accumulation": one.accumulation,
-    "attention": one.attention,
+    "mesh": estimated.mesh,
+    "remat": estimated.remat,
+    "rows_per_device": estimated.rows_per_device,
+    "row_length": estimated.row_length,
+    "accumulation": estimated.accumulation,
+    "attention": estimated.attention,
     "gib_per_chip": {
       "weights": memory.weights,
       "optimizer": memory.optimizer,
@@ -295,9 +301,9 @@ def as_json(one: Estimate) -> dict[str, Any]:
       "missing": memory.missing,
     },
     "fits": memory.fits,
-    "remedies": remedies(one),
-    "lower_seconds": one.lower_seconds,
-    "compile_seconds": one.compile_seconds,
+    "remedies": remedies(estimated),
+    "lower_seconds": estimated.lower_seconds,
+    "compile_seconds": estimated.compile_seconds,
     "per_chip": None
     if work is None
     else {
@@ -318,8 +324,8 @@ def as_json(one: Estimate) -> dict[str, Any]:
       "seconds": work.seconds,
       "step_seconds": work.step_seconds,
       "bound": work.bound,
-      "tokens_per_s_per_chip": one.tokens_per_s_per_chip,
-      "mfu": one.mfu,
+      "tokens_per_s_per_chip": estimated.tokens_per_s_per_chip,
+      "mfu": estimated.mfu,
     },
   }
 

@@ -1,15 +1,15 @@
-"""Text after prompts: reads JSON lines, writes JSON lines in the same order.
+"""Generation of text after prompts: reads JSON lines, writes JSON lines in the same order.
 
   python -m insec_jax.generate --model DIR --prompts P.jsonl --output O.jsonl [--max_tokens --temperature --top_p --seed
       --flag_bias --flag_above --logprobs --clean]
 
-  in    {"prompt": "2+3="}  or  {"tokens": [17, 4]}; what else stands on a line is carried along
+  in    {"prompt": "2+3="}  or  {"tokens": [17, 4]}; other fields are copied to the output
   out   {"prompt", "text", "clean", "tokens", "logprobs", "finish"}
 
-`text` is what the model wrote, markers included; `clean` its clean view, the same where the model has no markers. With
---clean `text` is the clean view too: what an end user should read. `tokens` are the ids chosen, the stop token last
-where `finish` is "stop"; `logprobs`, with --logprobs, are theirs under the model's own distribution (temperature 1, no
-top_p, no bias), else null. A prompt of tokens is read as it is; special tokens in it count.
+`text` is the output of the model, markers included; `clean` is its clean view, the same where the model has no markers.
+With --clean, `text` is the clean view too, for end users. `tokens` are the sampled ids, with the stop token last where
+`finish` is "stop". `logprobs`, with --logprobs, are their log probabilities under the model's own distribution
+(temperature 1, no top_p, no bias), else null. A prompt of tokens is used unchanged, special tokens included.
 """
 
 import json
@@ -28,35 +28,35 @@ from insec_jax.generation.sampler import check_prompt, rows_that_fit
 from insec_jax.method.transcript import clean_text
 from insec_jax.training.checkpoint import LoadedModel, load_model
 
-MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
-STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
-PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines, each {"prompt": text} or {"tokens": [ids]}.')
-OUTPUT = flags.DEFINE_string("output", None, "The file to write, one line per prompt; it appears when all is done.")
+MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines file, each line {"prompt": text} or {"tokens": [ids]}.')
+OUTPUT = flags.DEFINE_string("output", None, "File to write, one line per prompt; it appears when complete.")
 MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 256, "Tokens to write at most, the stop token included.", lower_bound=1, upper_bound=1 << 20
+  "max_tokens", 256, "Maximum number of new tokens, including the stop token.", lower_bound=1, upper_bound=1 << 20
 )
 TEMPERATURE = flags.DEFINE_float(
-  "temperature", 0.0, "0 takes the likeliest token.", lower_bound=0.0, upper_bound=1_000.0
+  "temperature", 0.0, "Sampling temperature; 0: greedy.", lower_bound=0.0, upper_bound=1_000.0
 )
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that hold this much.", 0.0, 1.0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens with this total probability.", 0.0, 1.0)
 SEED = flags.DEFINE_integer(
   "seed",
   0,
-  "Of the draws; that of a prompt hangs on its line only, not on its neighbours.",
+  "Sampling seed. A prompt's sample depends on its line number, not on the batch.",
   lower_bound=0,
   upper_bound=2**32 - 1,
 )
 FLAG_BIAS = flags.DEFINE_float(
-  "flag_bias", 0.0, "Added to the logit of the flag: above 0 flags more, -inf never.", upper_bound=10_000.0
+  "flag_bias", 0.0, "Bias added to the logit of the flag; -inf: never flag.", upper_bound=10_000.0
 )
 FLAG_ABOVE = flags.DEFINE_float(
   "flag_above",
   math.inf,
-  "Flag a step when the largest -log p of its tokens , the first "
-  "left out, is above this: 0.7 is p below 0.5; evaluate finds a good value.",
+  "Flag a step when the largest -log p of its tokens, without the first, is above this (0.7: p below 0.5); "
+  "evaluate chooses a value.",
 )
-LOGPROBS = flags.DEFINE_bool("logprobs", False, "Also write log p of each token.")
-CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view as text too.")
+LOGPROBS = flags.DEFINE_bool("logprobs", False, "Write the log probability of each token.")
+CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view in place of the text.")
 flags.mark_flags_as_required(["model", "prompts", "output"])
 
 
@@ -81,12 +81,12 @@ def main() -> None:
       watch=None if FLAG_ABOVE.value == math.inf else writer.watch(FLAG_ABOVE.value),
       batch_size=min(len(prompts), rows_that_fit(opened.config, slots=slots, compute=compute)),
     )
-    for prompt, begin, one in zip(prompts, tokens, written, strict=True):
-      file.write(json.dumps(line(prompt, begin, one, writer, opened), ensure_ascii=False) + "\n")
+    for prompt, begin, completion in zip(prompts, tokens, written, strict=True):
+      file.write(json.dumps(line(prompt, begin, completion, writer, opened), ensure_ascii=False) + "\n")
 
 
 def encode(prompt: Prompt, writer: TextGenerator, opened: LoadedModel) -> np.ndarray:
-  """The tokens of a prompt; InputError with its place unless the model can read them and write --max_tokens more."""
+  """Return the tokens of a prompt; InputError, with file and line, unless they and --max_tokens more fit the model."""
   try:
     tokens = prompt.tokens if prompt.text is None else writer.encode(prompt.text)
     check_prompt(tokens, opened.config, MAX_TOKENS.value)
@@ -96,7 +96,7 @@ def encode(prompt: Prompt, writer: TextGenerator, opened: LoadedModel) -> np.nda
 
 
 def line(prompt: Prompt, begin: Sequence[int], written: Completion, writer: TextGenerator, opened: LoadedModel) -> dict:
-  """The output for one prompt."""
+  """Return the output fields of one prompt."""
   clean = written.text if opened.markers is None else clean_text(written.text, opened.markers, opened.unit)
   return {
     "prompt": writer.decode(begin) if prompt.text is None else prompt.text,

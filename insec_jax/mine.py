@@ -1,17 +1,18 @@
-"""The model's own mistakes as records: samples solutions, finds the first wrong step of each, writes its correction.
+"""Mining of the model's own mistakes: samples solutions, finds the first wrong step of each, writes its correction.
 
   python -m insec_jax.mine --model DIR --config configs/X.py --output mined.jsonl [--num_processes N --process_id I]
 
 DIR may be a workdir or an HF folder, trained on transcripts or not. Problems are those of the split "mine", or training
-records of data.path, never ones held out; how many, how often and how hot is the config's mine section. A record has
-the model's own steps, its first wrong one, flag, reason (mistakes.reason), fix, the right step and the rest of the
-solution; beside them stand own right solutions, mine.right for each mistake. train mixes them in:
+records of data.path, never held-out ones. The config's mine section gives the number of problems, samples and the
+temperature. A record has the model's own steps, its first wrong one, flag, reason (mistakes.reason), fix, the right
+step and the rest of the solution. The file also has right solutions of the model, mine.right for each mistake. To train
+on the file:
 
   python -m insec_jax.train --config configs/X.py --workdir DIR --config.mistakes.mined=0.2 \\
       --config.mistakes.mined_path=mined.jsonl
 
-Killed, the same command goes on from what mined.jsonl.parts holds. Processes need not know each other: each, started
-with its --process_id, mines its share; the one that ends last writes the file, the same for any number of them.
+After a kill the same command resumes from mined.jsonl.parts. Processes do not communicate: each, started with its
+--process_id, mines its share, and the last to finish writes the file. The file is the same for any number of processes.
 """
 
 import sys
@@ -28,19 +29,19 @@ from insec_jax.mining.chunks import ChunkStore
 from insec_jax.mining.miner import Miner, fingerprint, join, mine_chunks
 from insec_jax.training.checkpoint import load_model
 
-MODEL = flags.DEFINE_string("model", None, "A workdir of train, or an HF folder.")
-STEP = flags.DEFINE_integer("step", None, "The checkpoint of a workdir to use; the newest if not given.", lower_bound=0)
+MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
 CONFIG = config_file.define_flag()
-OUTPUT = flags.DEFINE_string("output", None, "The file to write; it appears when all is done.")
+OUTPUT = flags.DEFINE_string("output", None, "File to write; it appears when complete.")
 NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", 1, "How many processes share the work.", lower_bound=1, upper_bound=65_536
+  "num_processes", 1, "Number of processes that share the work.", lower_bound=1, upper_bound=65_536
 )
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this one is, from 0.", lower_bound=0)
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Index of this process, from 0.", lower_bound=0)
 flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:
-  config = config_lib.build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on what is mined here
+  config = config_lib.build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on this output
   if PROCESS_ID.value >= NUM_PROCESSES.value:
     raise InputError(
       f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "

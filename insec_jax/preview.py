@@ -1,4 +1,4 @@
-"""The mask receipt of a config and its first examples, each token coloured by its role. No model is loaded.
+"""Preview of a config: its mask receipt and first examples, each token coloured by its role. No model is loaded.
 
 python -m insec_jax.preview --config configs/X.py [--num N] [--html FILE]
 """
@@ -20,8 +20,8 @@ from insec_jax.method import roles
 from insec_jax.pages.elements import document, element, role_legend
 
 CONFIG = config_file.define_flag()
-NUM = flags.DEFINE_integer("num", 3, "How many examples to show.", lower_bound=0, upper_bound=1_000_000)
-HTML = flags.DEFINE_string("html", None, "Also write the receipt and the examples to this page.")
+NUM = flags.DEFINE_integer("num", 3, "Number of examples to show.", lower_bound=0, upper_bound=1_000_000)
+HTML = flags.DEFINE_string("html", None, "Also write the receipt and the examples to this HTML file.")
 flags.mark_flag_as_required("config")
 
 ANSI = dict(zip(roles.NAMES, ("2", "39", "31", "1;33", "35", "32"), strict=True))
@@ -35,7 +35,7 @@ def main() -> None:
   tokenizer = tokens.open_tokenizer(config).tokenizer
   template.fix_date(tokenizer, template.today())
   examples, long_train = pipeline.load_examples(config, tokenizer, "train")
-  # Its errors are found here too, not after the first steps.
+  # Loaded for its errors, which would else appear only in training.
   _, long_heldout = pipeline.load_examples(config, tokenizer, "heldout")
   left_out = pipeline.LeftOut(long_train, long_heldout)
   receipt = pipeline.receipt(examples, packing.pack(examples, config.data.row_length), config, left_out)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def token_texts(token_T: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[str]:
-  """What each token shows; a character made of several tokens is shown by the last of them, the others show nothing."""
+  """Return the text of each token; a character of several tokens is the text of the last one, the others are empty."""
   texts, waiting = [], []
   for token in token_T:
     waiting.append(int(token))
@@ -58,18 +58,18 @@ def token_texts(token_T: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> l
     if text.endswith("\ufffd") and len(waiting) < BYTES_OF_CHARACTER:
       texts.append("")
     else:
-      texts.append(_harmless(text))
+      texts.append(_escaped(text))
       waiting = []
   return texts
 
 
-def _harmless(text: str) -> str:
-  # A record must not be able to drive the terminal.
+def _escaped(text: str) -> str:
+  # A record must not be able to send control sequences to the terminal.
   return "".join(letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}" for letter in text)
 
 
 def coloured(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
-  """The example for a terminal: colour is the role, every other token is underlined to show where tokens end."""
+  """Return the example for a terminal: coloured by role, every other token underlined to show token boundaries."""
   shown = "".join(
     f"\x1b[0;{ANSI[roles.NAMES[role]]}{';4' if number % 2 else ''}m{text}"
     for number, (role, text) in enumerate(zip(example.role_T, token_texts(example.token_T, tokenizer), strict=True))
@@ -79,7 +79,7 @@ def coloured(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def marked(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
-  """The example as plain text: a mark with role and weight in front of each run of tokens that have both alike."""
+  """Return the example as plain text: role and weight in brackets before each run of tokens with the same two."""
   runs = itertools.groupby(_shown(example, tokenizer), key=lambda token: token[:2])
   return (
     f"{example.where}\n"
@@ -95,7 +95,7 @@ def _shown(example: Example, tokenizer: PreTrainedTokenizerFast) -> Iterator[tup
 
 
 def page(receipt: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, config: Config) -> str:
-  """One self-contained page: receipt, legend, and the examples with id, role and weight at each token."""
+  """Return one self-contained HTML page: receipt, legend, and the examples with id, role and weight of each token."""
   worth = ", ".join(f"{name} {weight:g}" for name, weight in zip(roles.NAMES, config.loss.weight_R, strict=True))
   body = [
     element("h1", "Mask receipt"),

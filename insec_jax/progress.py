@@ -9,9 +9,9 @@ QUIET_SECONDS = 5.0  # between two plain lines
 
 
 class Progress:
-  """How far a loop is: a bar with speed and time left on a terminal, else a line every `quiet` seconds.
+  """Progress of a loop: a bar with speed and time left on a terminal, else a line every `quiet` seconds.
 
-  `done` of `total` units are done when it begins. With `last` the end is a line too, however soon it comes.
+  `done` of `total` units are done at the start. With `last` the last unit always prints a line.
   """
 
   def __init__(
@@ -26,7 +26,7 @@ class Progress:
       self._bar = tqdm.tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True)
 
   def restart(self) -> None:
-    """Estimate the time left from now on only."""
+    """Restart the estimate of the time left."""
     self._first, self._start = self._done, time.monotonic()
 
   def update(self, done: int, note: str = "") -> None:
@@ -42,7 +42,7 @@ class Progress:
       self.say(", ".join(filter(None, (f"{self._label}: {done:,}/{self._total:,} {self._unit}s", note, self.left()))))
 
   def note(self, text: str) -> None:
-    """Show a text beside the bar; without a bar nothing is shown."""
+    """Show a text beside the bar; do nothing without a bar."""
     if self._bar is not None:
       self._bar.set_postfix_str(text)
 
@@ -51,20 +51,20 @@ class Progress:
     return self._bar is not None
 
   def left(self) -> str:
-    """Return the time left at the mean speed so far, as "3:07 left"; empty where nothing is done yet."""
+    """Return the time left at the mean speed so far, such as "3:07 left"; empty before the first unit is done."""
     if self._done == self._first:
       return ""
     seconds = round((time.monotonic() - self._start) / (self._done - self._first) * (self._total - self._done))
     return f"{seconds // 60}:{seconds % 60:02d} left"
 
   def say(self, text: str) -> None:
-    """Print a line to stderr, above the bar where there is one."""
+    """Print a line to stderr, above the bar if there is one."""
     if self._bar is not None:
       self._bar.write(text, file=sys.stderr)
     else:
       print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:
-    """Finish the bar."""
+    """Close the bar."""
     if self._bar is not None:
       self._bar.close()

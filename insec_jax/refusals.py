@@ -1,4 +1,4 @@
-"""What the machine refuses (disk, memory, descriptors, threads), in one line; light, to be there before the imports."""
+"""One-line messages for errors of the machine: disk, memory, descriptors, threads. Imported first, so kept light."""
 
 import contextlib
 import errno
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 from insec_jax import stop_signal
 
-FEWEST_FILES = 64  # that a process must be able to open: imports and one checkpoint take about that many
-FEWEST_BYTES = 4 << 30  # of address space: with less, libraries in C++ abort where they start threads or compile
-MOST_FILES = 1 << 16  # to which the soft limit is raised: as many as a pod's largest checkpoint could take
-# Errors of libraries carry these words of strerror, not the number.
+FEWEST_FILES = 64  # open files that a process needs: imports and one checkpoint take about that many
+FEWEST_BYTES = 4 << 30  # of address space: with less, C++ libraries abort when they start threads or compile
+MOST_FILES = 1 << 16  # new soft limit: as many as a pod's largest checkpoint could take
+# Errors of libraries contain the strerror texts of these numbers, not the numbers.
 REFUSALS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -45,7 +45,7 @@ REMEDIES = {
 
 
 def check_limits() -> None:
-  """Raise the soft limit of open files as far as is allowed; end the process where a limit leaves too little."""
+  """Raise the soft limit of open files as far as allowed; end the process if a limit is too low."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
   if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -66,9 +66,9 @@ def check_limits() -> None:
 
 
 def hook_uncaught() -> None:
-  """End the process with one line for an error of the machine that nothing catches, in an import or in a thread.
+  """Install hooks that end the process with one line for an uncaught error of the machine, in an import or a thread.
 
-  A thread of a library that has died would leave others waiting for it.
+  Without them, a library thread that has ended with an error would leave other threads waiting for it.
   """
   sys.excepthook = _end_where_refused
   threading.excepthook = lambda died: _end_where_refused(died.exc_type, died.exc_value, died.exc_traceback)
@@ -76,13 +76,13 @@ def hook_uncaught() -> None:
 
 
 def _report_ignored(ignored) -> None:
-  # A coroutine that is deleted belongs to a read or a save that was given up, which has raised why.
+  # A deleted coroutine belongs to an abandoned read or save, which has raised its own error.
   if not _is_late(ignored.exc_value) and type(ignored.object).__name__ != "coroutine":
     sys.__unraisablehook__(ignored)
 
 
 def _is_late(error: BaseException | None) -> bool:
-  """Whether tensorstore calls back after a save or a read has failed, which has raised why."""
+  """Return whether this is a late callback of tensorstore after a failed save or read, which has raised already."""
   return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
@@ -99,7 +99,7 @@ def _end_where_refused(kind: type[BaseException], error: BaseException | None, t
 
 
 def machine_refusal(error: BaseException) -> str | None:
-  """Return one line on what the machine refused (disk, memory, descriptors, ...); None if the error is another one."""
+  """Return one line about an error of the machine (disk, memory, descriptors, ...); None for another error."""
   for cause in chain(error):
     if isinstance(cause, MemoryError):
       return f"out of memory: {one_line(cause)}; {REMEDIES[errno.ENOMEM]}".replace("memory: ;", "memory;")
@@ -121,14 +121,14 @@ def machine_refusal(error: BaseException) -> str | None:
 
 
 def is_refusal(error: BaseException) -> bool:
-  """Whether the machine refused something, so that nothing is known of the file that was used."""
+  """Return whether this is an error of the machine, which implies nothing about the file that was used."""
   return machine_refusal(error) is not None and not any(
     isinstance(cause, OSError) and cause.errno is not None and cause.errno not in REFUSALS for cause in chain(error)
   )
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-  """The error and what it was raised from, each once."""
+  """Yield the error and the errors from which it was raised, each once."""
   seen = set()
   while error is not None and id(error) not in seen:
     seen.add(id(error))
@@ -137,17 +137,18 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _shortened(text: str) -> str:
-  """One line without the source locations that tensorstore adds."""
+  """Return the text as one line without the source locations that tensorstore adds."""
   return re.sub(r"\s*\[source locations=.*", "", " ".join(text.split()))[:300]
 
 
 def one_line(error: BaseException) -> str:
-  # ml_collections puts a whole traceback into what a config file raises; its last line holds the message.
+  """Return the message of the error as one printable line."""
+  # ml_collections wraps errors of a config file in a text with the whole traceback; the last line holds the message.
   message = str(error).strip()
   line = message.splitlines()[-1] if "Traceback (most recent call last)" in message else " ".join(message.split())
   return printable(line.removeprefix("insec_jax.command.InputError: "))
 
 
 def printable(text: str) -> str:
-  """Return the text with control characters escaped: no input may drive the terminal."""
+  """Return the text with control characters escaped, so that no input can control the terminal."""
   return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

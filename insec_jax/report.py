@@ -1,12 +1,12 @@
-"""One self-contained page about one or several runs: curves, the self-correction table, coloured transcripts.
+"""Report on one or several runs, as one HTML page: curves, the self-correction table, coloured transcripts.
 
   python -m insec_jax.report --workdirs A,B,... --output report.html [--reference ARM]
 
-Of each workdir it reads config.json, environment.json, metrics.jsonl and results.json (which evaluate writes). What is
-not there yet is named on the page.
+It reads config.json, environment.json, metrics.jsonl and results.json (written by evaluate) of each workdir. The page
+lists missing files.
 
-Workdirs of one last name (x/seed0/clean, x/seed1/clean) are one arm over seeds when their configs are alike except in
-seed and in the paths of what they began with. The others are an arm each.
+Workdirs with the same last name (x/seed0/clean, x/seed1/clean) are one arm over seeds if their configs are equal except
+for the seed and the paths of their inputs. Every other workdir is an arm of its own.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
 from insec_jax.pages.runs import Arm, Run, in_words, over_seeds, read_run
 
-WORKDIRS = flags.DEFINE_list("workdirs", None, "The runs to show, with commas between them: one column each.")
-OUTPUT = flags.DEFINE_string("output", None, "The page to write; an older one is replaced.")
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Comma-separated workdirs of the runs to show.")
+OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; an existing one is replaced.")
 REFERENCE = flags.DEFINE_string(
-  "reference", None, "The arm that others are compared with; if not said, the first that was evaluated."
+  "reference", None, "Arm with which the others are compared (default: the first one evaluated)."
 )
 flags.mark_flags_as_required(["workdirs", "output"])
 
@@ -57,9 +57,9 @@ def main() -> None:
 
 
 def arm_names(folders: Sequence[pathlib.Path]) -> list[str]:
-  """A name for each folder: as many of its last parts as tell all of them apart.
+  """Return a name for each folder: as many of its last parts as make all names unique.
 
-  InputError when there is no folder, or one twice.
+  Raises InputError without a folder, or for a repeated one.
   """
   paths = [folder.resolve() for folder in folders]
   if not paths:
@@ -74,7 +74,7 @@ def arm_names(folders: Sequence[pathlib.Path]) -> list[str]:
 
 
 def page(arms: Sequence[Arm]) -> str:
-  """The whole page."""
+  """Return the HTML of the page."""
   names = ", ".join(map(in_words, arms))
   runs = [run for arm in arms for run in arm.runs]
   notes = [element("li", element("b", run.name), ": " + note) for run in runs for note in run.notes]
@@ -115,7 +115,7 @@ def page(arms: Sequence[Arm]) -> str:
 
 
 def self_correction(arms: Sequence[Arm]) -> list[Element]:
-  """Every table and chart of what evaluate measured; InputError when the reference was not evaluated."""
+  """Return the tables and charts of the results of evaluate; InputError if the reference was not evaluated."""
   evaluated = [arm for arm in arms if arm.evaluated]
   names = [arm.name for arm in evaluated]
   results = [[run.results for run in arm.evaluated] for arm in evaluated]
@@ -139,7 +139,7 @@ def self_correction(arms: Sequence[Arm]) -> list[Element]:
 
 
 def explanation() -> list[Element]:
-  """The method in one paragraph, an example coloured by role, and the legend."""
+  """Return the method in one paragraph, an example coloured by role, and the legend."""
 
   def term(word: str) -> Element:
     return element("b", word)
@@ -174,7 +174,7 @@ def explanation() -> list[Element]:
 
 
 def arms_table(arms: Sequence[Arm]) -> Element:
-  """How long each arm was trained, its last held-out loss in all and per role, and how it was measured."""
+  """Return the table of training length, last held-out loss in all and per role, and evaluation of each arm."""
   last = [[{key: value for line in run.lines for key, value in line.items()} for run in arm.runs] for arm in arms]
   measured = [[run.results for run in arm.runs] for arm in arms]
 
@@ -185,8 +185,8 @@ def arms_table(arms: Sequence[Arm]) -> Element:
     mean = written(sum(there) / len(there))
     if len(there) == len(seeds) and len(set(there)) == 1:
       return mean
-    each = "seeds " + ", ".join(written(seed[key]) if key in seed else NONE for seed in seeds)
-    return element("span", mean, element("small", each))
+    per_seed = "seeds " + ", ".join(written(seed[key]) if key in seed else NONE for seed in seeds)
+    return element("span", mean, element("small", per_seed))
 
   def row(name: Element | str, values: Sequence[Sequence[dict]], key: str, written: Callable[[float], str]) -> tuple:
     return (name, *(cell(seeds, key, written) for seeds in values))
@@ -228,10 +228,10 @@ def _seconds(value: float) -> str:
 
 
 def training_curves(arms: Sequence[Arm]) -> list[Element]:
-  """Loss and held-out loss, in all and per role, over steps: a chart for each that some run has logged."""
+  """Return charts of loss and held-out loss, in all and per role, over steps, where logged by any run."""
   wanted = [("Training loss", "loss"), ("Held-out loss", "eval/loss")]
   wanted += [(f"Held-out loss: {name}", f"eval/loss/{name}") for name in roles.NAMES]
-  of = [number for number, arm in enumerate(arms) for _ in arm.runs]
+  arm_numbers = [number for number, arm in enumerate(arms) for _ in arm.runs]
   drawn = []
   for title, key in wanted:
     curves = [
@@ -240,15 +240,17 @@ def training_curves(arms: Sequence[Arm]) -> list[Element]:
       for run in arm.runs
     ]
     if any(curves):
-      drawn.append(charts.chart(title, curves, "step", arms=of))
+      drawn.append(charts.chart(title, curves, "step", arms=arm_numbers))
   if not drawn:
     return [element("p", "No run has logged a loss yet.")]
-  several = [element("p", "One line a seed, in the colour of its arm.", class_="soft")] if len(of) > len(arms) else []
+  several = (
+    [element("p", "One line a seed, in the colour of its arm.", class_="soft")] if len(arm_numbers) > len(arms) else []
+  )
   return [charts.legend([arm.name for arm in arms]), *several, element("div", *drawn, class_="charts")]
 
 
 def transcripts(arm: Arm) -> Iterator[Element]:
-  """What the model of one arm wrote, its first evaluated seed, coloured by role, folded by kind; the first is open."""
+  """Yield the transcripts of an arm's first evaluated seed, coloured by role, folded by kind; the first is open."""
   run = arm.evaluated[0]
   yield element("h3", arm.name if len(arm.runs) == 1 else f"{arm.name}, seed {run.config['seed']}")
   kinds = {}
@@ -284,7 +286,7 @@ def _ends_well(example: dict) -> bool:
 
 
 def comparison_of(runs: Sequence[Run], values: Sequence[dict], *, differing: bool) -> Element:
-  """A row for each "key" or "section.key"; with `differing` only those in which the runs are not alike."""
+  """Return a table with a row for each "key" or "section.key"; with `differing` only rows in which the runs differ."""
   flat = [dict(_flat(value)) for value in values]
   rows = []
   for key in dict.fromkeys(itertools.chain(*flat)):
@@ -302,14 +304,14 @@ def _flat(values: dict) -> Iterator[tuple[str, str]]:
 
 
 def _folded(text: str) -> Element | str:
-  """The text; behind a line to open when it is long, as the diff of a dirty tree is."""
+  """Return the text, folded when it is long, as the diff of a modified tree is."""
   if len(text) <= 200:
     return text
   return element("details", element("summary", f"{len(text):,} characters"), element("pre", text))
 
 
 def reproduce(runs: Sequence[Run]) -> list[Element]:
-  """The commands, and the whole config of each run; CONFIG stands for the file with these values."""
+  """Return the commands, and the whole config of each run; CONFIG is the file with these values."""
   commands = []
   for run in runs:
     folder = shlex.quote(str(run.folder))

@@ -1,4 +1,4 @@
-"""Stages of work, each a run of a program: in their order, side by side on shares of the cores, stopped together."""
+"""Scheduler of stages, each a run of a program: in order of dependence, in parallel on subsets of the cores."""
 
 import concurrent.futures
 import contextlib
@@ -21,19 +21,19 @@ LAST_LINES = 8  # of a failed stage's log
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One run of a program: when it is `done` it is not run (again), and it waits for those that it comes `after`."""
+  """Run of a program; it is skipped when `done`, and starts only after the stages named in `after`."""
 
   name: str
   words: tuple[str, ...]
   log: pathlib.Path
-  done: Callable[[], bool]  # InputError where what is there cannot be gone on with
+  done: Callable[[], bool]  # raises InputError if existing files prevent the run
   after: tuple[str, ...] = ()
 
 
 def shares_of_cores(jobs: int) -> list[set[int] | None]:
-  """The cores of each job, as even as can be; None where a process cannot be held to some (not on Linux), or is alone.
+  """Return the cores of each job, divided as evenly as possible; None for one job, or without affinity (not Linux).
 
-  InputError where there are fewer cores than jobs.
+  Raises InputError if there are fewer cores than jobs.
   """
   if jobs == 1 or not hasattr(os, "sched_getaffinity"):
     return [None] * jobs
@@ -44,7 +44,10 @@ def shares_of_cores(jobs: int) -> list[set[int] | None]:
 
 
 class ChildPrograms(threading.Event):
-  """Set once a signal asked to stop; programs that run then get SIGTERM. They end at once when this process dies."""
+  """Running child programs; an event that, when set by a call, sends SIGTERM to all of them.
+
+  The programs end at once when this process ends.
+  """
 
   def __init__(self):
     super().__init__()
@@ -57,14 +60,14 @@ class ChildPrograms(threading.Event):
       process.terminate()
 
   def close(self) -> None:
-    """Close the pipe that tells programs that this process is there."""
+    """Close the pipe whose end the programs read as the end of this process."""
     os.close(self._pipe)
     os.close(self._kept_open)
 
   def run(self, words: Sequence[str], log: pathlib.Path) -> int:
-    """Return the exit code of a program; what it prints is appended to the log."""
+    """Run a program, append its output to the log, and return its exit code."""
     with log.open("ab") as file:
-      # A session of its own: Ctrl-C reaches it through us, as the SIGTERM after which train saves.
+      # A session of its own: Ctrl-C reaches only this process, which sends SIGTERM, after which train saves.
       process = subprocess.Popen(
         words,
         stdout=file,
@@ -84,7 +87,7 @@ class ChildPrograms(threading.Event):
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[ChildPrograms]:
-  """Yield what is set when a signal comes, inside the block."""
+  """Yield the `ChildPrograms` that a signal stops, inside the block."""
   stopping = ChildPrograms()
   try:
     with stop_signal.deferred(stopping):
@@ -94,10 +97,7 @@ def stop_on_signal() -> Iterator[ChildPrograms]:
 
 
 def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stopping: ChildPrograms) -> dict[str, str]:
-  """What became of each stage by its name.
-
-  As many run side by side as there are shares of cores.
-  """
+  """Run the stages, as many in parallel as there are entries of `cores`, and return the outcome of each by name."""
   if len(cores) > 1 and cores[0] is None:
     print("this system cannot hold a process to some of its cores: the jobs share all of them", file=sys.stderr)
   free = queue.SimpleQueue()
@@ -107,18 +107,18 @@ def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stoppi
   def take_cores() -> None:
     share = free.get()
     if share is not None:
-      os.sched_setaffinity(0, share)  # of this thread alone; a program that it starts inherits it
+      os.sched_setaffinity(0, share)  # of this thread only; its child programs inherit it
 
   outcomes, running = {}, {}
   with concurrent.futures.ThreadPoolExecutor(len(cores), initializer=take_cores) as pool:
     waiting = list(stages)
     while waiting or running:
       for stage in tuple(waiting):
-        became = [outcomes.get(name) for name in stage.after]
-        if any(outcome in (FAILED, LEFT_OUT, STOPPED) for outcome in became):
+        before = [outcomes.get(name) for name in stage.after]
+        if any(outcome in (FAILED, LEFT_OUT, STOPPED) for outcome in before):
           waiting.remove(stage)
           outcomes[stage.name] = STOPPED if stopping.is_set() else LEFT_OUT
-        elif None not in became:
+        elif None not in before:
           waiting.remove(stage)
           running[pool.submit(run_stage, stage, stopping)] = stage
       if running:
@@ -131,7 +131,7 @@ def run_stages(stages: Sequence[Stage], cores: Sequence[set[int] | None], stoppi
 
 
 def run_stage(stage: Stage, stopping: ChildPrograms) -> str:
-  """What became of it; a failure has been told."""
+  """Run the stage unless it is done, report a failure on stderr, and return the outcome."""
   if stopping.is_set():
     return STOPPED
   try:

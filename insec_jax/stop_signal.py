@@ -1,7 +1,7 @@
-"""SIGTERM, SIGINT (Ctrl-C) and SIGHUP: one line and an exit code at any moment, or an event that a loop reads.
+"""Handling of SIGTERM, SIGINT (Ctrl-C) and SIGHUP: one line and an exit code at any moment, or an event for a loop.
 
-Python runs a signal handler between two instructions of the main thread, which may wait inside XLA for minutes. A
-thread of its own reads signals as they arrive, so that a program ends at once wherever its main thread is.
+Python runs a signal handler between two instructions of the main thread, which may block inside XLA for minutes. A
+separate thread reads signals as they arrive, so that a program ends at once whatever its main thread does.
 """
 
 import atexit
@@ -13,15 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-PREEMPTED = 42  # `train` and `sweep`: the same command goes on
+PREEMPTED = 42  # `train` and `sweep`: the same command resumes
 RESUMABLE = ("train", "sweep")
 LAST_LINE_SECONDS = 2
-SAME_SECONDS = 0.02  # `timeout` and some shells send one Ctrl-C to the process and again to its group
+SAME_SECONDS = 0.02  # `timeout` and some shells send one Ctrl-C to the process and to its group
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _cleanups: list[Callable[[], None]] = []
 _deferred: list["StopSignal"] = []  # the innermost one receives the signal
-# Held by the thread that ends the process. Reentrant: a second signal may come to the handler that handles the first.
+# Held by the thread that ends the process. Reentrant: a second signal may interrupt the handler of the first.
 _ending = threading.RLock()
 _runs_one_program = False
 _work_is_done = False
@@ -29,7 +29,7 @@ _reader: int | None = None  # read end of the pipe into which the interpreter wr
 
 
 class StopSignal(threading.Event):
-  """An event that is set when a signal asks this process to stop; `callback` is then called in another thread."""
+  """Event that a signal to stop this process sets; `callback` is then called in another thread."""
 
   def __init__(self, callback: Callable[[], None] = lambda: None):
     super().__init__()
@@ -71,7 +71,7 @@ def plug_standard_streams() -> None:
 
 
 def install() -> None:
-  """Make each signal end the process with one line, from now on; to be called before anything slow is imported.
+  """Install handlers that end the process with one line; call it before any slow import.
 
   A signal that the parent process ignores stays ignored (`nohup`, a background job of a shell).
   """
@@ -81,7 +81,7 @@ def install() -> None:
 
 
 def start_early() -> None:
-  """Plug the streams and install the handlers for a process that runs one program, before its slow imports."""
+  """Plug the streams and install the handlers in a process that runs one program, before its slow imports."""
   global _runs_one_program
   _runs_one_program = True
   plug_standard_streams()
@@ -89,12 +89,12 @@ def start_early() -> None:
 
 
 def runs_one_program() -> bool:
-  """Whether this process is `python -m insec_jax.PROGRAM`, so that its end is the end of the process."""
+  """Return whether this process is `python -m insec_jax.PROGRAM`, so that the program's end is that of the process."""
   return _runs_one_program
 
 
 def start_thread() -> None:
-  """Handle signals in a thread of their own; to be called once, from the main thread."""
+  """Handle signals in a separate thread; call it once, from the main thread."""
   global _reader
   if _reader is not None:
     return
@@ -110,25 +110,25 @@ def start_thread() -> None:
 
 
 def work_is_done() -> None:
-  """From now on a signal ends the process with exit code 0: its work is done, only the interpreter has to end."""
+  """Make later signals end the process with exit code 0: the work is done, and the interpreter is shutting down."""
   global _work_is_done
   _work_is_done = True
 
 
 def _ignore() -> None:
-  for number in SIGNALS:  # the interpreter would set the default action, and a signal would hide the exit code
+  for number in SIGNALS:  # the interpreter would restore the default action, and a signal would replace the exit code
     signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def while_not_ending() -> Iterator[None]:
-  """Hold off the end of the process inside the block, which is short; a process that is about to end waits here."""
+  """Delay the end of the process until the block, which must be short, ends."""
   with _ending:
     yield
 
 
 def at_end(cleanup: Callable[[], None]) -> None:
-  """Call `cleanup` before a signal, or `end`, ends the process."""
+  """Register `cleanup` to be called before a signal, or `end`, ends the process."""
   _cleanups.append(cleanup)
 
 
@@ -136,7 +136,7 @@ def at_end(cleanup: Callable[[], None]) -> None:
 def deferred(callback: Callable[[], None] = lambda: None) -> Iterator[StopSignal]:
   """Yield a StopSignal that receives the signals instead of the process, inside the block.
 
-  A second SIGINT ends the process: whoever presses Ctrl-C twice does not want to wait.
+  A second SIGINT ends the process without waiting.
   """
   stop = StopSignal(callback)
   _deferred.append(stop)
@@ -152,12 +152,12 @@ def deferred(callback: Callable[[], None] = lambda: None) -> Iterator[StopSignal
 
 
 def end(code: int, line: str = "") -> None:
-  """Print the line, remove what is half written, and end the process at once; never returns.
+  """Print the line, remove partly written files, and end the process at once; never returns.
 
-  The interpreter's own way out would wait for devices, threads and other processes.
+  A normal exit of the interpreter would wait for devices, threads and other processes.
   """
   _ending.acquire()  # a second caller waits for the end
-  # In a thread: who reads the other end of a pipe may have stopped to read, and then a write never returns.
+  # In a thread: a write to a pipe blocks for ever when its reader has stopped reading.
   last = threading.Thread(target=_print_last, args=(line,), daemon=True, name="last line")
   try:
     last.start()
@@ -165,7 +165,7 @@ def end(code: int, line: str = "") -> None:
   except RuntimeError:  # no more threads
     _print_last(line)
   for cleanup in _cleanups:  # last: other threads still run
-    with contextlib.suppress(Exception):  # the process ends in any case, and the line says why
+    with contextlib.suppress(Exception):  # the process ends in any case, and the line gives the reason
       cleanup()
   os._exit(code)
 

@@ -1,30 +1,30 @@
-"""Runs an experiment: the arms of a config on several seeds, trained, measured, and compared on one page.
+"""Experiment runner: trains, evaluates and compares the arms of a config over several seeds.
 
   python -m insec_jax.sweep --config configs/X.py --arms clean,insec --seeds 0,1,2 --output DIR [--base base]
       [--reference clean] [--jobs 2] [--config.a.b=v]
 
-Each stage is a run of another program, with a log of its own under DIR/logs. For seed S and arm A:
+Each stage is a run of another program, with its own log under DIR/logs. For seed S and arm A:
 
   train     DIR/seedS/A                 --config=X.py:A --config.seed=S, and the values below
-  export    DIR/seedS/A_hf              of an arm that --base names
-  mine      DIR/seedS/A_mined.jsonl     of an arm that asks for it
+  export    DIR/seedS/A_hf              for an arm in --base
+  mine      DIR/seedS/A_mined.jsonl     for an arm that needs mined records
   evaluate  DIR/seedS/A/results.json
 
-and at the end DIR/report.html and DIR/table.txt over all seeds. Which weights an arm begins with: where its config
-gives model.size, random ones, drawn by the seed. Where it gives model.path and --base is said, those of the base arm of
-the same seed: --config.model.path=DIR/seedS/BASE_hf is passed in place of the file's. Of several (--base small,large)
-each goes on from the one before it, and the arms from the last. Without --base, model.path is a folder that is there. A
-base arm is trained in any case, and measured where --arms names it.
+and at the end DIR/report.html and DIR/table.txt over all seeds. An arm whose config gives model.size starts from random
+weights, drawn by the seed. An arm whose config gives model.path starts, with --base, from the base arm of the same
+seed: --config.model.path=DIR/seedS/BASE_hf replaces the value of the file. With several bases (--base small,large) each
+starts from the one before it, and the arms from the last. Without --base, model.path must be an existing folder. A base
+arm is always trained; it is evaluated only if it is in --arms.
 
-An arm with mistakes.mined above 0, rounds 0 and no mistakes.mined_path mines the weights it begins with, and gets the
-file as --config.mistakes.mined_path. Arms that begin alike and mine alike share one file, that of the first of them.
+An arm with mistakes.mined above 0, rounds 0 and no mistakes.mined_path mines with its starting weights, and gets the
+file as --config.mistakes.mined_path. Arms with equal starting weights and mining settings share the file of the first.
 
-The same command goes on where it was stopped: what is done is not run again. A stage that fails is named with the last
-lines of its log, the stages that need it are left out, the others go on, and the exit code is 1. SIGTERM (or Ctrl-C)
-is passed on to what runs, train saves, and the exit code is 42.
+The same command resumes a stopped sweep: finished stages are not run again. When a stage fails, the last lines of its
+log are printed, the stages that depend on it are left out, the others run, and the exit code is 1. SIGTERM and Ctrl-C
+are passed on to running programs, train saves, and the exit code is 42.
 
---jobs N runs N stages side by side, each on its share of the cores (Linux; elsewhere they share all). On an accelerator
-leave it at 1: programs side by side would share its memory.
+--jobs N runs N stages in parallel, each on its share of the cores (Linux; elsewhere they share all). Leave it at 1 on
+an accelerator: parallel programs would share its memory.
 """
 
 import collections
@@ -63,25 +63,25 @@ from insec_jax.stages import (
 )
 from insec_jax.training import checkpoint, optimizer, step
 
-config_file.define_flag("The experiment: a file of values with arms.")
-ARMS = flags.DEFINE_list("arms", None, "Which arms of the config, with commas between them.")
-SEEDS = flags.DEFINE_list("seeds", None, "Which seeds, with commas between them.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder of the sweep; one that was stopped goes on.")
+config_file.define_flag("Config file of the experiment, with arms.")
+ARMS = flags.DEFINE_list("arms", None, "Comma-separated arms of the config.")
+SEEDS = flags.DEFINE_list("seeds", None, "Comma-separated seeds.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep; a stopped sweep is resumed.")
 BASE = flags.DEFINE_list(
   "base",
   [],
-  "The arm whose weights the arms with a model.path begin with; of several, with "
-  "commas between them, each goes on from the one before it; empty: none.",
+  "Arm from whose weights the arms with a model.path start; of several, comma-separated, each starts from the one "
+  "before it (default: none).",
 )
 REFERENCE = flags.DEFINE_string(
-  "reference", None, "The arm that others are compared with; if not said, clean where that is one, else the first."
+  "reference", None, "Arm with which the others are compared (default: clean if it is one, else the first)."
 )
-JOBS = flags.DEFINE_integer("jobs", 1, "How many stages run side by side.", lower_bound=1, upper_bound=1_024)
+JOBS = flags.DEFINE_integer("jobs", 1, "Number of stages to run in parallel.", lower_bound=1, upper_bound=1_024)
 flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
 PYTHON = (sys.executable, "-m")
 MOST_SEED = 2**32 - 1
-CLOSE = 0.02  # trained tokens further apart than this share of them are no longer called equal
+CLOSE = 0.02  # relative difference up to which numbers of trained tokens count as equal
 
 
 def main() -> int:
@@ -101,7 +101,7 @@ def main() -> int:
     seeds,
     names_of("base", BASE.value) if BASE.value else [],
   )
-  jax.config.update("jax_platforms", "cpu")  # the devices are for the programs that this one starts
+  jax.config.update("jax_platforms", "cpu")  # accelerators are for the programs that this one starts
   stages = sweep.stages()
   cores = shares_of_cores(JOBS.value)
   with folder_writer(output, "--output"):
@@ -128,7 +128,7 @@ def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | 
 
 
 def names_of(flag: str, names: Sequence[str]) -> list[str]:
-  """The names; InputError for none, one twice, or one that is no name of a folder."""
+  """Return the names; InputError for an empty list, a repeated name, or one that cannot be the name of a folder."""
   for name in names:
     if (
       not name.isprintable()
@@ -146,7 +146,7 @@ def names_of(flag: str, names: Sequence[str]) -> list[str]:
 
 
 def numbers_of(flag: str, words: Sequence[str]) -> list[int]:
-  """Return the whole numbers; InputError for another word, a number above MOST_SEED, or one twice (1 and 01)."""
+  """Return the whole numbers; InputError for another word, a number above MOST_SEED, or a repeated one (1 and 01)."""
   for word in names_of(flag, words):
     if not re.fullmatch("[0-9]{1,20}", word) or int(word) > MOST_SEED:
       raise InputError(
@@ -160,25 +160,26 @@ def numbers_of(flag: str, words: Sequence[str]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """An experiment; `overrides` are the values of the command line, by their names without `config.`."""
+  """Experiment; `overrides` are the values of the command line, by their names without `config.`."""
 
   output: pathlib.Path
   file: str
   overrides: dict[str, Any]
   arms: list[str]
   seeds: list[int]
-  bases: list[str]  # each goes on from the one before it, other arms from the last
+  bases: list[str]  # each starts from the one before it, other arms from the last
 
   def workdir(self, arm: str, seed: int) -> pathlib.Path:
+    """Return the workdir of an arm and seed."""
     return self.output / f"seed{seed}" / arm
 
   def stages(self) -> list[Stage]:
-    """Every stage of every seed, each after those it needs; InputError before anything runs where an arm cannot."""
+    """Return every stage of every seed, each after those it needs; InputError if an arm cannot run."""
     return [stage for seed in self.seeds for stage in self.of_seed(seed)]
 
   def of_seed(self, seed: int) -> Iterator[Stage]:
-    """The stages of one seed."""
-    miners = {}  # what is mined: (the stage, its file)
+    """Yield the stages of one seed."""
+    miners = {}  # mining settings -> (stage, its file)
     for arm in (*self.bases, *(arm for arm in self.arms if arm not in self.bases)):
       values = {**self.overrides, "seed": seed}
       given = self.given(arm, values)
@@ -212,12 +213,12 @@ class Sweep:
       yield from self.of_arm(arm, seed, values, after)
 
   def base(self, arm: str) -> str | None:
-    """The arm that it goes on from, where it has a model.path at all; None for none."""
+    """Return the base arm from which the arm starts if it has a model.path; None if there is none."""
     before = self.bases[: self.bases.index(arm)] if arm in self.bases else self.bases
     return before[-1] if before else None
 
   def of_arm(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Iterator[Stage]:
-    """Its training; its export, if it is a base; its evaluation, if that is wanted."""
+    """Yield the arm's training; its export if it is a base; its evaluation if it is in --arms."""
     config, workdir = self.config(arm, values), self.workdir(arm, seed)
     base = self.base(arm)
     started = self.workdir(f"{base}_hf", seed) if base and "model.path" in values else None
@@ -252,7 +253,7 @@ class Sweep:
       )
 
   def mine(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Stage:
-    """The mining of the weights that the arm begins with."""
+    """Return the stage that mines with the starting weights of the arm."""
     config = self.config(arm, values)
     start, file = pathlib.Path(config.model.path), pathlib.Path(config.mistakes.mined_path)
     return self.stage(
@@ -276,22 +277,22 @@ class Sweep:
     )
 
   def words(self, arm: str, values: dict[str, Any]) -> tuple[str, ...]:
-    """The config on the command line of a program."""
+    """Return the config flags for the command line of a program."""
     return (f"--config={self.file}:{arm}", *(f"--config.{key}={value}" for key, value in values.items()))
 
   def given(self, arm: str, values: dict[str, Any]) -> ml_collections.ConfigDict:
-    """The config of an arm with these values."""
-    found = load(self.file, arm)
-    found.update_from_flattened_dict(values)
-    return found
+    """Return the ConfigDict of an arm with these values."""
+    config = load(self.file, arm)
+    config.update_from_flattened_dict(values)
+    return config
 
   def config(self, arm: str, values: dict[str, Any]) -> Config:
-    """The config of an arm as the programs will see it, checked."""
+    """Return the checked config of an arm with these values, as the programs build it."""
     return config_lib.build(self.given(arm, values))
 
 
 def load(file: str, arm: str) -> ml_collections.ConfigDict:
-  """Return what the file gives for the arm; InputError when it knows no such arm, or a key is missing or stray."""
+  """Return the file's ConfigDict for the arm; InputError for an unknown arm, or a missing or unknown key."""
   try:
     values = config_file.load(file, arm)
     config_lib.plain_values(values)
@@ -301,20 +302,20 @@ def load(file: str, arm: str) -> ml_collections.ConfigDict:
 
 
 def newest(folder: pathlib.Path) -> pathlib.Path:
-  """The newest checkpoint of a workdir, or the config of a Hugging Face folder: as old as its weights."""
+  """Return the newest checkpoint of a workdir, or the config of an HF folder, which is as old as its weights."""
   steps = checkpoint.steps(folder)
   return folder / checkpoint.CHECKPOINTS / str(steps[-1]) if steps else folder / checkpoint.CONFIG
 
 
 def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
-  """Whether there is such a file and it is not older."""
+  """Return whether the file exists and is not older than the other."""
   return path.exists() and path.stat().st_mtime >= than.stat().st_mtime
 
 
 def is_trained(workdir: pathlib.Path, config: Config, started: pathlib.Path | None) -> bool:
-  """Whether the workdir has a sound checkpoint of its last step.
+  """Return whether the workdir has a sound checkpoint of its last step.
 
-  InputError where it was made from another config or older weights.
+  Raises InputError if it was made from another config or older weights.
   """
   checkpoint.check_workdir(workdir, config)
   for path in (started / checkpoint.CONFIG if started else None, _mined_path(config)):
@@ -324,7 +325,7 @@ def is_trained(workdir: pathlib.Path, config: Config, started: pathlib.Path | No
 
 
 def is_sound(workdir: pathlib.Path, config: Config) -> bool:
-  """Whether the checkpoint of the last step gives back what was saved; it is read on the CPU."""
+  """Return whether the checkpoint of the last step holds what was saved; it is read on the CPU."""
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
@@ -336,7 +337,7 @@ def _mined_path(config: Config) -> pathlib.Path | None:
 
 
 def is_exported(folder: pathlib.Path, workdir: pathlib.Path) -> bool:
-  """Whether the folder is there; InputError where it holds older weights than the workdir."""
+  """Return whether the folder exists; InputError if its weights are older than the workdir's."""
   if not folder.exists():
     return False
   if not is_newer(folder / checkpoint.CONFIG, newest(workdir)):
@@ -345,21 +346,21 @@ def is_exported(folder: pathlib.Path, workdir: pathlib.Path) -> bool:
 
 
 def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) -> bool:
-  """Whether the results are of the last step and of the same evaluation."""
+  """Return whether the results are of the last step and of the same evaluation settings."""
   if not is_newer(results, newest(workdir)):
     return False
-  found = read_json(results, "the results of a run")
-  if "config" not in found or found.get("step", config.train.steps) != config.train.steps:
+  stored = read_json(results, "the results of a run")
+  if "config" not in stored or stored.get("step", config.train.steps) != config.train.steps:
     return False
-  measured = found["config"]
+  measured = stored["config"]
   wanted = json.loads(config.to_json())  # as JSON has it: no tuples
   return measured["evaluate"] == wanted["evaluate"]  # the rest cannot change in a workdir
 
 
 def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
-  """What failed of the comparison; the page is written, and the table over seeds written and printed.
+  """Write the page, write and print the table over seeds, and return the names of failed parts.
 
-  Runs that have not begun are left out of both.
+  Runs that have not begun are omitted from both.
   """
   runs = {
     arm: [
@@ -369,8 +370,8 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
     ]
     for arm in sweep.arms
   }
-  runs = {arm: of_arm for arm, of_arm in runs.items() if of_arm}
-  if not any(run.results for of_arm in runs.values() for run in of_arm):
+  runs = {arm: arm_runs for arm, arm_runs in runs.items() if arm_runs}
+  if not any(run.results for arm_runs in runs.values() for run in arm_runs):
     return ["report (nothing was evaluated)"]
   if reference in runs and any(run.results for run in runs[reference]):
     chosen = [f"--reference={reference}"]
@@ -380,7 +381,7 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
   write_text(sweep.output / "table.txt", text + "\n")
   print(f"\n{text}\n")
   page = sweep.output / "report.html"
-  folders = ",".join(str(run.folder) for of_arm in runs.values() for run in of_arm)
+  folders = ",".join(str(run.folder) for arm_runs in runs.values() for run in arm_runs)
   stage = Stage(
     "report",
     (*PYTHON, "insec_jax.report", f"--workdirs={folders}", f"--output={page}", *chosen),
@@ -391,30 +392,32 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
 
 
 def table(runs: dict[str, list[Run]], reference: str) -> str:
-  """The table over seeds, and a line for each arm that was not trained on as many tokens as the reference."""
+  """Return the table over seeds, and a line for each arm whose trained tokens differ from those of the reference."""
   trained = {
-    arm: [line["trained_tokens"] for run in of_arm if (line := last_line(run)) is not None]
-    for arm, of_arm in runs.items()
+    arm: [line["trained_tokens"] for run in arm_runs if (line := last_line(run)) is not None]
+    for arm, arm_runs in runs.items()
   }
   text = summary(
     list(runs),
-    [[run.results for run in of_arm if run.results] for of_arm in runs.values()],
+    [[run.results for run in arm_runs if run.results] for arm_runs in runs.values()],
     list(trained.values()),
     reference=list(runs).index(reference),
   )
-  lines = [f"seeds of {arm}: {', '.join(str(run.config['seed']) for run in of_arm)}" for arm, of_arm in runs.items()]
+  lines = [
+    f"seeds of {arm}: {', '.join(str(run.config['seed']) for run in arm_runs)}" for arm, arm_runs in runs.items()
+  ]
   lines += ["each rate: mean over seeds, [95 % interval of all seeds pooled], (each seed)", "", text]
   unequal = list(compared_tokens(runs, trained, reference))
   return "\n".join([*lines, *(["", *unequal] if unequal else [])])
 
 
 def last_line(run: Run) -> dict[str, float] | None:
-  """The last line of metrics that says how many tokens were trained, or None."""
+  """Return the last line of metrics that has trained_tokens, or None."""
   return next((line for line in reversed(run.lines) if "trained_tokens" in line), None)
 
 
 def compared_tokens(runs: dict[str, list[Run]], trained: dict[str, list[int]], reference: str) -> Iterator[str]:
-  """For each arm that is not equal to the reference in trained tokens, the number of steps that would make it so."""
+  """Yield, for each arm whose trained tokens differ from the reference's, the number of steps that would equal them."""
   if not trained[reference]:
     return
   wanted = sum(trained[reference]) / len(trained[reference])

@@ -1,17 +1,17 @@
-"""Trains a model: fine-tunes an HF folder, or starts from random weights of a given size. Running it again resumes.
+"""Training: fine-tunes a model of an HF folder, or trains one of a given size from random weights; resumes a run.
 
   python -m insec_jax.train --config configs/X.py --workdir DIR [--config.a.b=v]
 
-SIGTERM and Ctrl-C save and exit 42; the same command goes on from there. When a loss is not finite the state before
-that step is saved and the exit code is 3. Compiled programs are kept between runs where the environment variable
-JAX_COMPILATION_CACHE_DIR says.
+SIGTERM and Ctrl-C save and exit with 42; the same command resumes. When a loss is not finite, the state before that
+step is saved and the exit code is 3. The environment variable JAX_COMPILATION_CACHE_DIR names a folder in which
+compiled programs are kept between runs.
 
-On a cluster that tells (Cloud TPU, GKE, Slurm, Open MPI) every host runs this one command. Elsewhere each process says
-who it is: [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir.
+Process id and coordinator are detected on Cloud TPU, GKE, Slurm and Open MPI, where every host runs this command.
+Elsewhere each process needs [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir.
 
-With --config.rounds=R the steps are cut into R equal parts. Before each of them the weights of that moment mine their
-own mistakes (as the program mine does, every process its share) into DIR/mined/round_K.jsonl, K from 1; the part is
-trained on these, mistakes.mined of the whole, and on what the config makes otherwise.
+With --config.rounds=R the steps are divided into R equal parts. Before each part the current weights mine their own
+mistakes (as the program mine does, each process its share) into DIR/mined/round_K.jsonl, K from 1. The part is trained
+on these records, a fraction mistakes.mined of all, and on the config's other data.
 """
 
 import contextlib
@@ -36,40 +36,42 @@ from insec_jax.training.run import Phases, Run, begin, is_trained, resume
 from insec_jax.training.workdir import check_shared, started_with, write_workdir
 
 CONFIG = config_file.define_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; a run that was cut short goes on from there.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run is resumed.")
 flags.mark_flags_as_required(["config", "workdir"])
 COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0; port {coordinator.PORT} if not given."
+  "coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0 (default port: {coordinator.PORT})."
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "How many processes train together.", lower_bound=1, upper_bound=65_536
+  "num_processes", None, "Number of processes of the run.", lower_bound=1, upper_bound=65_536
 )
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
 JOIN_SECONDS = flags.DEFINE_integer(
-  "join_seconds", 300, "How long processes wait for each other at the start.", lower_bound=1, upper_bound=7 * 86_400
+  "join_seconds", 300, "Seconds to wait for all processes at the start.", lower_bound=1, upper_bound=7 * 86_400
 )
 
 
 def main() -> int:
   config = config_lib.build(CONFIG.value)
-  place = rendezvous.detect_processes(
+  spec = rendezvous.detect_processes(
     COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value
   )
-  with joined(place, started_with(config), seconds=JOIN_SECONDS.value) as processes:
+  with joined(spec, started_with(config), seconds=JOIN_SECONDS.value) as processes:
     workdir = local_path(WORKDIR.value, "--workdir")
     with folder_writer(workdir, "--workdir") if processes.is_first else contextlib.nullcontext():
       return train(config, workdir, processes)
 
 
 def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
-  """Return the exit code of the run: DONE, or PREEMPTED when a signal asked to stop and the state is saved.
+  """Train, and return the exit code: DONE, or PREEMPTED after a signal, with the state saved.
 
-  Nothing is written before every input has proved right. DivergedError when a loss is not finite.
+  All inputs are checked before the first file is written. Raises DivergedError when a loss is not finite.
   """
   if processes.is_first:
     checkpoint.check_workdir(workdir, config)
-  # Process 0 looks for all: on a network drive another host may not see yet what it sees.
-  found = processes.gather("the search for checkpoints", checkpoint.steps(workdir) if processes.is_first else None)[0]
+  # Process 0 lists for all: on a network drive a file may appear later on another host.
+  saved_steps = processes.gather(
+    "the search for checkpoints", checkpoint.steps(workdir) if processes.is_first else None
+  )[0]
   processes.agree(
     "devices",
     {
@@ -81,12 +83,12 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
   )
   mesh = sharding.make_mesh(config.mesh, jax.devices())
   phases = mining_phases(config, workdir, processes)
-  if found:
+  if saved_steps:
     check_shared(workdir, processes)
-    if found[-1] == config.train.steps and is_trained(config, mesh, workdir, processes):
-      processes.say(f"{workdir} is trained to its last step, {found[-1]}; nothing to do")
+    if saved_steps[-1] == config.train.steps and is_trained(config, mesh, workdir, processes):
+      processes.say(f"{workdir} is trained to its last step, {saved_steps[-1]}; nothing to do")
       return command.DONE
-    run, damaged = resume(config, mesh, workdir, found, phases, processes)
+    run, damaged = resume(config, mesh, workdir, saved_steps, phases, processes)
   else:
     run, damaged = begin(config, mesh, processes), []
   if processes.is_first:
@@ -98,7 +100,7 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
 
 
 def mining_phases(config: Config, workdir: pathlib.Path, processes: Processes) -> Phases:
-  """Return the phases of a run: one for each round of mining, none with a number where it has no rounds."""
+  """Return the phases of a run: one for each round of mining; one without a number if there are no rounds."""
 
   def prepare(number: int, params, run: Run, *, stopped: Callable[[], bool]) -> str | None:
     return rounds.mine(config, workdir, number, params, run.config, run.tokenizer, processes, stopped=stopped)

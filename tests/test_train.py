@@ -91,7 +91,7 @@ def home(tmp_path_factory):
 
 
 def write_home(folder, steps=40):
-  """Nothing; the folder holds a config of so many steps, records, and their tokenizer."""
+  """Write a config of so many steps, records, and their tokenizer."""
   (folder / "config.py").write_text(CONFIG.replace("steps=40", f"steps={steps}"))
   markers = TokenizerConfig(path="", flag="<|flag|>", fix="<|fix|>", special=True, confidence=(), confidence_first=())
   build_tokenizer([*"0123456789+= ?\n", "wrong sum"], markers).save_pretrained(folder / "tokenizer")

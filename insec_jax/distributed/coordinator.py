@@ -1,7 +1,7 @@
-"""The port of process 0 at the rendezvous: where it listens, and how it serves all that connect.
+"""Listening side of the rendezvous: the addresses of process 0, and the server for all connections to them.
 
-Any host of the network may connect: what does not greet as a process of this run (handshake.py) is closed and counted.
-It is bounded in number, bytes and time, and delays no process.
+Any host of the network may connect. A connection that does not send the greeting of a process of this run
+(handshake.py) is closed and counted. Such connections are limited in number, bytes and time, and delay no process.
 """
 
 import collections
@@ -23,13 +23,13 @@ from insec_jax.distributed.handshake import Greeting, printable
 
 PORT = 8476  # Cloud TPU networks leave it open; JAX's own default, 8482, is closed there
 GREETING_SECONDS = 5
-RESOLVE_SECONDS = 30  # a cluster that starts a run may take so long to know the names of its machines
+RESOLVE_SECONDS = 30  # a cluster that starts a run may take this long to publish the names of its machines
 BIND_ADDRESS = "JAX_COORDINATOR_BIND_ADDRESS"  # JAX's own variable
-MAX_STRANGERS = 256  # open connections that have not greeted yet, besides one for each process
+MAX_STRANGERS = 256  # open connections without a greeting, in addition to one for each process
 MAX_LISTED = 20  # processes named in a message
-ACCEPTS_A_TURN = 32  # fewer than MAX_STRANGERS: a process must have its turn to greet before it is the oldest
+ACCEPTS_A_TURN = 32  # fewer than MAX_STRANGERS: a process must be able to greet before its connection is the oldest
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL}  # bind: the address is not one of this machine
+NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL}  # raised by bind for an address of another machine
 ANY_ADDRESS = {"0.0.0.0", "::"}
 
 
@@ -40,7 +40,7 @@ def parse_address(text: str, source: str) -> tuple[str, int]:
     if match and 1 <= (port := int(match[3] or PORT)) <= 65535:
       if match[1]:
         return str(ipaddress.IPv6Address(match[1])), port
-      match[2].encode("idna")  # what socket does with it; raises for a label that is empty or too long
+      match[2].encode("idna")  # as socket does; raises for a label that is empty or too long
       return match[2], port
   except ValueError:
     pass
@@ -56,21 +56,24 @@ def join_address(host: str, port: int) -> str:
 
 
 def bind_address(host: str, port: int) -> tuple[str, int]:
-  """Return host and port at which process 0 listens: those of the coordinator unless the environment says others."""
+  """Return host and port at which process 0 listens: those of the coordinator unless BIND_ADDRESS is set."""
   if (given := os.environ.get(BIND_ADDRESS)) is None:
     return host, port
   return parse_address(given, BIND_ADDRESS)
 
 
 def jax_addresses(host: str, port: int) -> tuple[str, str]:
-  """Return where JAX's coordinator binds, and where process 0 itself connects to it; both HOST:PORT."""
+  """Return the address that JAX's coordinator binds and the one to which process 0 connects; both HOST:PORT."""
   host, port = bind_address(host, port)
-  # Of a name gRPC binds every address that it has on this machine, as `listen` does.
+  # For a host name gRPC binds every address that the name has on this machine, as `listen` does.
   return join_address(host, port), join_address("localhost" if host in ANY_ADDRESS else host, port)
 
 
 def listen(host: str, port: int, *, seconds: float) -> list[socket.socket]:
-  """Return sockets that listen on the coordinator's addresses, as far as they are this machine's, and on no other."""
+  """Return sockets that listen on those of the coordinator's addresses that belong to this machine.
+
+  Raises InputError if none does, or if the host name cannot be resolved within `seconds`, RESOLVE_SECONDS at most.
+  """
   host, port = bind_address(host, port)
   addresses = _resolve(host, port, min(seconds, RESOLVE_SECONDS))
   ips = [address[0] for _, address in addresses]
@@ -99,12 +102,12 @@ def listen(host: str, port: int, *, seconds: float) -> list[socket.socket]:
 
 
 def _resolve(host: str, port: int, seconds: float) -> list[tuple[int, tuple]]:
-  """Return family and socket address of all that the host name means on this machine."""
+  """Return family and socket address of each address to which the host name resolves on this machine."""
   deadline = time.monotonic() + seconds
   while True:
     try:
-      found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-      return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+      address_infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+      return list(dict.fromkeys((family, address) for family, _, _, _, address in address_infos))
     except socket.gaierror as error:
       if time.monotonic() > deadline:
         raise InputError(
@@ -115,7 +118,7 @@ def _resolve(host: str, port: int, seconds: float) -> list[tuple[int, tuple]]:
 
 
 def _listen_at(family: int, address: tuple) -> socket.socket | None:
-  """Return a socket that listens at an address, None if it is not one of this machine."""
+  """Return a socket that listens at the address; None if the address is not one of this machine."""
   try:
     with contextlib.ExitStack() as stack:
       listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -123,7 +126,7 @@ def _listen_at(family: int, address: tuple) -> socket.socket | None:
       if family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
       listener.bind(address)
-      listener.listen(4096)  # the kernel takes fewer if its own limit is lower
+      listener.listen(4096)  # the kernel lowers it to its own limit
       listener.setblocking(False)
       stack.pop_all()
       return listener
@@ -145,7 +148,11 @@ def _is_loopback(host: str) -> bool:
 
 @dataclasses.dataclass(eq=False)
 class _Peer:
-  """A connection to process 0; with a greeting it is a process of the run, and `context` the MAC of that greeting."""
+  """A connection to process 0.
+
+  `greeting` is None until the peer has proved to be a process of the run. `context` is the nonce of the challenge
+  before the greeting, and the MAC of the greeting after it.
+  """
 
   line: socket.socket
   host: str
@@ -156,19 +163,19 @@ class _Peer:
 
 
 class Server:
-  """Process 0's end of the rendezvous: one thread serves all connections, and waits for none of them.
+  """Server of the rendezvous on process 0: one thread, all connections non-blocking.
 
-  A connection has GREETING_SECONDS for its greeting. When too many are open, the oldest of the host that has most of
-  them is closed; one that has greeted is never closed.
+  A connection has GREETING_SECONDS for its greeting. When too many are open, the oldest connection of the host with
+  the most connections is closed. A connection with a greeting is never closed.
   """
 
   def __init__(self, host: str, port: int, greeting: Greeting, key: bytes, *, seconds: float):
     self._seconds, self._deadline = seconds, time.monotonic() + seconds
     self._at, self._num, self._greeting, self._key = (host, port), greeting.num, greeting, key
     self._most = MAX_STRANGERS + self._num
-    self._unknown: dict[_Peer, None] = {}  # in the order in which they came
+    self._unknown: dict[_Peer, None] = {}  # in the order of arrival
     self._known: dict[int, _Peer] = {}
-    self._refused: list[_Peer] = []  # they have greeted, but there is a problem with them
+    self._refused: list[_Peer] = []  # their greetings are authentic and contradict the run
     self.ignored = 0
     self._listeners = listen(host, port, seconds=seconds)
     self._selector = selectors.DefaultSelector()
@@ -176,7 +183,7 @@ class Server:
       self._selector.register(listener, selectors.EVENT_READ)
 
   def wait(self) -> str | None:
-    """Return None once all processes have greeted, or the problem with those that have."""
+    """Return None once all processes have greeted, or one line about the problem: a conflict, or missing processes."""
     while len(self._known) < self._num - 1:
       now = time.monotonic()
       if now >= self._deadline:
@@ -194,13 +201,13 @@ class Server:
     return None
 
   def greetings(self) -> list[Greeting]:
-    """Return the greetings of all that have come, by process."""
+    """Return the greetings received so far, that of process 0 included, ordered by process."""
     return [self._greeting, *(self._known[index].greeting for index in sorted(self._known))]
 
   def answer(self, content: dict[str, Any]) -> None:
-    """Send the answer to all that have greeted, for at most GREETING_SECONDS, and close all connections."""
+    """Send the answer to all processes that have greeted, within GREETING_SECONDS, and close all connections."""
     deadline = time.monotonic() + GREETING_SECONDS
-    # Who has the answer connects again at once, and must find JAX at the port.
+    # A process connects to JAX at this port as soon as it has the answer, so the port must be free by then.
     for listener in self._listeners:
       self._selector.unregister(listener)
       listener.close()
@@ -217,7 +224,7 @@ class Server:
           unsent[peer] = unsent[peer][peer.line.send(unsent[peer]) :]
         except BlockingIOError:
           continue
-        except OSError:  # a process that has gone is missed later
+        except OSError:  # a process that has exited is detected later
           unsent[peer] = b""
         if not unsent[peer]:
           del unsent[peer]
@@ -234,7 +241,7 @@ class Server:
         return
       except OSError as error:
         if error.errno in OUT_OF_RESOURCES and not self._make_room():
-          time.sleep(0.05)  # what is scarce is held elsewhere
+          time.sleep(0.05)  # the resource is held by other programs
         return
       line.setblocking(False)
       peer = _Peer(line, address[0], time.monotonic() + GREETING_SECONDS, handshake.make_nonce(), bytearray())
@@ -248,9 +255,9 @@ class Server:
         self._make_room()
 
   def _make_room(self) -> bool:
-    """Close the oldest connection of the host that has most of those without a greeting; return whether there was one.
+    """Close one connection without a greeting and return True; return False if there is none.
 
-    So a host that opens many does not displace those of others.
+    It is the oldest of the host with the most such connections, so a host that opens many displaces only its own.
     """
     if not self._unknown:
       return False
@@ -268,16 +275,16 @@ class Server:
     peer.line.close()
 
   def _leave(self, peer: _Peer) -> None:
-    """Forget a process that has closed its connection: it may start again and greet anew.
+    """Forget a process whose connection is readable after its greeting: it has closed it, and may connect again.
 
-    A process of the run says nothing more after its greeting.
+    A process of the run sends nothing after its greeting.
     """
     if self._known.get(peer.greeting.index) is peer:
       del self._known[peer.greeting.index]
       self._close(peer)
 
   def _read(self, peer: _Peer) -> str | None:
-    """Read what has come from a connection that has not greeted; return the problem if its greeting is one."""
+    """Read from a connection without a greeting; return the problem if its greeting contradicts the run, else None."""
     try:
       data = peer.line.recv(2**16)
     except BlockingIOError:
@@ -309,35 +316,38 @@ class Server:
       self._known[greeting.index] = peer
     return problem
 
-  def _conflict(self, came: Greeting) -> str | None:
-    """Return the problem with a process that has just greeted; the one whose place it takes may have left unseen."""
-    if came.num != self._num or came.index >= self._num:
+  def _conflict(self, greeting: Greeting) -> str | None:
+    """Return the problem with a new greeting, or None.
+
+    An earlier process of the same index is forgotten if it has closed its connection.
+    """
+    if greeting.num != self._num or greeting.index >= self._num:
       return (
-        f"process {came.index} ({came.name}) was told of {came.num} processes, process 0 "
+        f"process {greeting.index} ({greeting.name}) was told of {greeting.num} processes, process 0 "
         f"({self._greeting.name}) of {self._num}; give all the same --num_processes"
       )
-    first = self._known.get(came.index)
+    first = self._known.get(greeting.index)
     if first is not None and _has_left(first.line):
       self._leave(first)
-    elif first is not None or came.index == 0:
-      names = f"{first.greeting.name if first else self._greeting.name} and {came.name}"
-      return f"two processes, on {names}, have --process_id={came.index}; give each its own"
+    elif first is not None or greeting.index == 0:
+      names = f"{first.greeting.name if first else self._greeting.name} and {greeting.name}"
+      return f"two processes, on {names}, have --process_id={greeting.index}; give each its own"
     return None
 
   def _missing(self) -> str:
     missing = [index for index in range(1, self._num) if index not in self._known]
     word = "process" if len(missing) == 1 else "processes"
-    came = [f"{greeting.index} ({greeting.name})" for greeting in self.greetings()]
+    arrived = [f"{greeting.index} ({greeting.name})" for greeting in self.greetings()]
     ignored = f"; {ignored_text(count)}" if (count := self.ignored + len(self._unknown)) else ""
     return (
       f"missing: {word} {_listed(list(map(str, missing)))} of {self._num}; waited {self._seconds:g} s at "
-      f"{join_address(*bind_address(*self._at))}, came: {_listed(came)}; start the same command on every host"
+      f"{join_address(*bind_address(*self._at))}, came: {_listed(arrived)}; start the same command on every host"
       f"{ignored}"
     )
 
 
 def ignored_text(count: int) -> str:
-  """Return what to say about so many connections of strangers."""
+  """Return the message about `count` connections that did not belong to the run."""
   which = "1 connection that was" if count == 1 else f"{count} connections that were"
   return (
     f"ignored {which} no process of this run (another program, another version of this one, or another "

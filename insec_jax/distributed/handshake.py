@@ -33,7 +33,7 @@ MAC_LENGTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Greeting:
-  """What a process tells process 0: its place, its host name, and its facts as JSON texts."""
+  """Message of a process to process 0: its index, the number of processes, its host name, its facts as JSON texts."""
 
   index: int
   num: int
@@ -43,14 +43,17 @@ class Greeting:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What process 0 tells all processes: the problem that ends the run, or else the host name of each."""
+  """Message of process 0 to all processes: the problem that ends the run, or else the host name of each process."""
 
   problem: str | None
   names: tuple[str, ...]
 
 
 def run_key() -> bytes:
-  """Return the key of the run, derived from the environment variable INSEC_RUN_TOKEN; without it the key is public."""
+  """Return the key of the run, derived from the environment variable INSEC_RUN_TOKEN.
+
+  Without the variable the key is public. Raises InputError if it is empty.
+  """
   token = os.environ.get(TOKEN)
   if token == "":
     raise InputError(f"{TOKEN} is empty; set the same random text on every host, or unset it")
@@ -58,13 +61,13 @@ def run_key() -> bytes:
 
 
 def printable(text: str, limit: int) -> str:
-  """Return the text as at most `limit` letters of printable ASCII on one line: the rest escaped, the end cut off."""
+  """Return the text as one line of at most `limit` printable ASCII letters: others are escaped, the end is cut off."""
   escaped = "".join(letter if " " <= letter <= "~" else ascii(letter)[1:-1] for letter in text[: limit + 1])
   return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
 
 
 def fact_text(value: Any) -> str:
-  """Return the JSON of a value; of a long one the beginning and a digest."""
+  """Return the JSON of a value; for a long one its beginning and a SHA-256 digest."""
   text = json.dumps(value)
   if len(text) <= MAX_VALUE:
     return text
@@ -77,24 +80,24 @@ def make_nonce() -> bytes:
 
 
 def write_challenge(nonce: bytes) -> bytes:
-  """Return the line with which process 0 receives a connection."""
+  """Return the line that process 0 sends on every new connection."""
   return PROTOCOL + b" " + nonce + b"\n"
 
 
 def read_challenge(line: bytes) -> bytes | None:
-  """Return the nonce of a challenge without its newline, None if it is something else."""
+  """Return the nonce of a challenge, given without its newline; None if the line is no challenge."""
   match = re.fullmatch(re.escape(PROTOCOL) + rb" ([0-9a-f]{32})", line)
   return match and match[1]
 
 
 def write_message(kind: str, content: dict[str, Any], *, key: bytes, context: bytes) -> bytes:
-  """Return the line of a message; it starts with its MAC."""
+  """Return the line of a message: MAC, space, JSON, newline."""
   payload = json.dumps(content).encode()
   return _mac(kind, payload, key, context) + b" " + payload + b"\n"
 
 
 def read_message(kind: str, line: bytes, *, key: bytes, context: bytes) -> dict[str, Any] | None:
-  """Return the content of a message without its newline; None unless its MAC is right and it is a JSON object."""
+  """Return the content of a message, given without its newline; None unless its MAC is right and it is an object."""
   mac, _, payload = line.partition(b" ")
   if not hmac.compare_digest(mac, _mac(kind, payload, key, context)):
     return None
@@ -114,7 +117,7 @@ def _refuse(constant: str):
 
 
 def write_greeting(greeting: Greeting, *, key: bytes, context: bytes) -> bytes:
-  """Return the line of a greeting, with a nonce of its own."""
+  """Return the line of a greeting, with a fresh nonce."""
   line = write_message(
     "greeting", {**dataclasses.asdict(greeting), "nonce": make_nonce().decode()}, key=key, context=context
   )
@@ -123,7 +126,7 @@ def write_greeting(greeting: Greeting, *, key: bytes, context: bytes) -> bytes:
 
 
 def read_greeting(line: bytes, *, key: bytes, context: bytes) -> Greeting | None:
-  """Return the greeting, its name printable; None unless each field has the type and the bounds that it should."""
+  """Return the greeting, its name made printable; None unless MAC and type and bounds of each field are right."""
   content = read_message("greeting", line, key=key, context=context)
   if content is None or content.keys() != {"index", "num", "name", "facts", "nonce"}:
     return None
@@ -137,7 +140,7 @@ def read_greeting(line: bytes, *, key: bytes, context: bytes) -> Greeting | None
 
 
 def read_answer(line: bytes, num: int, *, key: bytes, context: bytes) -> Answer | None:
-  """Return the answer to a process of `num`, all texts printable; None if it is no valid one."""
+  """Return the answer in a run of `num` processes, its texts made printable; None unless it is valid."""
   content = read_message("answer", line, key=key, context=context)
   if content is None or content.keys() != {"problem", "names"}:
     return None
@@ -152,7 +155,7 @@ def read_answer(line: bytes, num: int, *, key: bytes, context: bytes) -> Answer 
 
 
 def _is_text(value: Any, least: int, most: int) -> bool:
-  """Return whether the value is a string of so many letters without lone surrogates."""
+  """Return whether the value is a string of `least` to `most` letters without lone surrogates."""
   return (
     isinstance(value, str)
     and least <= len(value) <= most

@@ -1,8 +1,9 @@
-"""Many processes, one run: none trains unless all agree, and none waits for one that is gone.
+"""Processes of one run: collective values, failure detection, and a common last step after SIGTERM.
 
-After rendezvous.py each process gives a sign of life every second through the key-value store of JAX's runtime, which
-works even while the devices wait for each other. Process 0 ends the run for all when one is silent, or has failed.
-SIGTERM to any process stops all after the same step (`Processes.stops`). A process alone does none of this.
+After the rendezvous (rendezvous.py) each process writes a heartbeat every second to the key-value store of JAX's
+runtime, which works even while the devices wait for each other. Process 0 ends the run on all processes when one is
+silent or has failed. SIGTERM to any process stops all after the same step (`Processes.stops`). A single process skips
+all of this.
 """
 
 import contextlib
@@ -26,28 +27,29 @@ from insec_jax.distributed.coordinator import GREETING_SECONDS
 from insec_jax.distributed.rendezvous import ProcessSpec, disagreement, rendezvous
 
 BEAT_SECONDS = 1
-# A process is gone after so much silence: a garbage collection or a slow disk must not end a run. When another one has
-# failed already, which is what a collective does whose other end is gone, the question is only whose fault it was.
+# Seconds without a heartbeat after which a process counts as missing: a garbage collection or a slow disk must not end
+# a run. After a failure, such as that of a collective whose peer is missing, only the cause remains to be found.
 SILENCE_SECONDS, SILENCE_AFTER_FAILURE = 30, 5
-MAX_RELAYED = 16  # connections of JAX's client to process 0; it has one, and tries again while process 0 is not there
-JOIN_SECONDS = 60  # for processes that have just met
-PATIENCE_SECONDS = 3600  # for processes that are alive: one host may read weights far slower than another
+MAX_RELAYED = 16  # connections of JAX's client to process 0; it has one, and retries until process 0 listens
+JOIN_SECONDS = 60  # for processes that have just finished the rendezvous
+PATIENCE_SECONDS = 3600  # for live processes: one host may read weights far slower than another
 AGAIN = "start the same command again on every host: the run goes on from its last checkpoint"
 
 
 def _jax_client():
-  """The client of the runtime's key-value store. Not public either; Orbax uses it as well."""
+  """Return the client of the runtime's key-value store. It is not public; Orbax uses it as well."""
   from jax._src import distributed
 
   return distributed.global_state.client
 
 
 class Relay:
-  """A way to process 0. Once `holds`, it stays open at this end after the other has closed, and calls `on_loss`.
+  """TCP relay between JAX's client in this process and process 0.
 
-  JAX's client aborts its process, with a stack trace and without a name, as soon as its connection closes. Before it
-  has joined, it tries again by itself. Connections of other processes of this machine are closed at once: they would
-  end the run when they close.
+  Once `holds` is set and the far end closes, the near end stays open and `on_loss` is called. JAX's client would abort
+  its process, with a stack trace that names no process, as soon as its connection closes; before it has joined, it
+  retries by itself. Connections of other processes of this machine are closed at once: the end of such a connection
+  would end the run.
   """
 
   def __init__(self, host: str, port: int, on_loss: Callable[[], None]):
@@ -65,7 +67,7 @@ class Relay:
     while True:
       try:
         near, address = self._server.accept()
-      except OSError:  # the other end has gone, or descriptors are scarce: the next one may succeed
+      except OSError:  # the peer has closed, or descriptors are scarce: the next connection may succeed
         time.sleep(0.1)
         continue
       if is_foreign(address[1], self.port) or not self._free.acquire(blocking=False):
@@ -93,8 +95,8 @@ class Relay:
       except OSError:
         time.sleep(0.1)
     far.settimeout(None)
-    for one in (near, far):
-      one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for connection in (near, far):
+      connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     self._start(self._send, near, far)
     with contextlib.suppress(OSError):
       while data := far.recv(2**16):
@@ -108,7 +110,7 @@ class Relay:
   def _send(self, near: socket.socket, far: socket.socket):
     with contextlib.suppress(OSError):
       while data := near.recv(2**16):
-        with contextlib.suppress(OSError):  # what cannot be sent any more is lost with process 0
+        with contextlib.suppress(OSError):  # process 0 is missing; `_relay` reports it
           far.sendall(data)
     _close(far)
 
@@ -116,7 +118,7 @@ class Relay:
 def is_foreign(near_port: int, far_port: int) -> bool:
   """Return whether the near end of a TCP connection within this machine is known to belong to another process.
 
-  Linux lists every connection with the inode of its socket; where it does not, nothing is known.
+  Linux lists every connection with the inode of its socket. Where no such list exists, the result is False.
   """
   ends = [f"{port:04X}" for port in (near_port, far_port)]
   try:
@@ -140,57 +142,58 @@ def _link(file: os.DirEntry) -> str:
 
 
 def _close(line: socket.socket):
-  """Close the line, also for a thread that reads from it."""
+  """Close the socket; a thread that reads from it is woken."""
   with contextlib.suppress(OSError):
     line.shutdown(socket.SHUT_RDWR)
   line.close()
 
 
 class ExitStatus(NamedTuple):
-  """How a run of several ends before its time: exit code and last line, the same for every process."""
+  """Early end of a run of several processes: exit code and last line, the same for every process."""
 
   code: int
   line: str
 
 
 def alone() -> "Processes":
-  """A run of one process."""
+  """Return the `Processes` of a run of one process."""
   return Processes(0, (socket.gethostname(),))
 
 
 @contextlib.contextmanager
-def joined(place: ProcessSpec | None, facts: dict[str, Any], *, seconds: int) -> Iterator["Processes"]:
-  """The processes of the run, met, agreed on `facts` and joined; must surround all that uses a device.
+def joined(spec: ProcessSpec | None, facts: dict[str, Any], *, seconds: int) -> Iterator["Processes"]:
+  """Yield the processes of the run after the rendezvous, an agreement on `facts` and the start of jax.distributed.
 
-  An exception in any of several processes ends all of them: with one line and the same exit code, never later.
+  The block must contain every use of a device. With several processes, an exception in any of them ends all of them
+  with one line and the same exit code.
   """
-  if place is None:
+  if spec is None:
     yield alone()
     return
-  processes = Processes(place.index, rendezvous(place, facts, seconds=seconds))
+  processes = Processes(spec.index, rendezvous(spec, facts, seconds=seconds))
   with stop_signal.deferred(processes.ask_to_stop):
-    processes.join(place)
+    processes.join(spec)
     try:
       yield processes
-    except BaseException as error:  # whatever it is, the others must not wait for this process
+    except BaseException as error:  # any kind: the other processes must not wait for this one
       processes.fail(error)
     processes.leave()
 
 
 class Processes:
-  """All processes of a run; each calls `gather` and `agree` in the same order."""
+  """Processes of a run; each calls `gather` and `agree` in the same order."""
 
   def __init__(self, index: int, names: tuple[str, ...]):
     self.index, self.names = index, names
     self._rounds = 0
     self._over = threading.Event()
-    self._ending = threading.Lock()  # whoever holds it ends the process
+    self._ending = threading.Lock()  # held by the thread that ends the process
     self._error: BaseException | None = None
     self._failure: ExitStatus | None = None
-    self._heard = time.monotonic()  # when the store last answered
-    self._told = threading.Event()  # that this process has got SIGTERM
-    self._counting = threading.Lock()  # held while all tell each other the step to which they have come
-    self._step, self._last = 0, None  # to which this process has come; after which all stop
+    self._last_response = time.monotonic()  # time at which the store last responded
+    self._told = threading.Event()  # set by SIGTERM to this process
+    self._choosing_last_step = threading.Lock()  # held while the processes exchange their current steps
+    self._step, self._last_step = 0, None  # the current step of this process; the step after which all stop
 
   @property
   def num(self) -> int:
@@ -198,7 +201,7 @@ class Processes:
 
   @property
   def is_first(self) -> bool:
-    """Whether this is process 0, which writes and speaks for all."""
+    """Whether this is process 0, which writes files and messages for all."""
     return self.index == 0
 
   def say(self, text: str) -> None:
@@ -207,7 +210,11 @@ class Processes:
       print(text, file=sys.stderr, flush=True)
 
   def gather(self, what: str, value: Any) -> list:
-    """The value, any JSON, that each process gave, by process; `what` is said when one does not come to it."""
+    """Return the values of all processes, ordered by process; a value is anything that JSON can hold.
+
+    `what` names the value in errors. RuntimeError if a process does not call within PATIENCE_SECONDS, or calls with
+    another `what`.
+    """
     if self.num == 1:
       return [value]
     self._rounds += 1
@@ -215,44 +222,44 @@ class Processes:
     self._client.key_value_set(f"{folder}/of/{self.index}", json.dumps([what, value]))
     deadline = time.monotonic() + PATIENCE_SECONDS
     if self.is_first:
-      while len(came := self._read(f"{folder}/of/")) < self.num:
+      while len(values := self._read(f"{folder}/of/")) < self.num:
         if time.monotonic() > deadline:
-          missing = ", ".join(self._name(index) for index in range(self.num) if index not in came)
+          missing = ", ".join(self._name(index) for index in range(self.num) if index not in values)
           raise RuntimeError(f"{missing} did not come to {what!r} within {PATIENCE_SECONDS} s")
         time.sleep(0.02)
-      self._client.key_value_set(f"{folder}/all", json.dumps([came[index] for index in range(self.num)]))
-    told = json.loads(self._client.blocking_key_value_get(f"{folder}/all", 1000 * (PATIENCE_SECONDS + 10)))
-    if any(name != what for name, _ in told):
-      raise RuntimeError(f"processes came to different rounds: {told}")
-    return [value for _, value in told]
+      self._client.key_value_set(f"{folder}/all", json.dumps([values[index] for index in range(self.num)]))
+    gathered = json.loads(self._client.blocking_key_value_get(f"{folder}/all", 1000 * (PATIENCE_SECONDS + 10)))
+    if any(name != what for name, _ in gathered):
+      raise RuntimeError(f"processes came to different rounds: {gathered}")
+    return [value for _, value in gathered]
 
   def agree(self, what: str, facts: dict[str, Any]) -> None:
-    """Nothing; InputError on every process if the facts of one differ."""
+    """Raise InputError on every process unless the facts of all processes are equal."""
     if problem := disagreement(self.gather(what, facts), self.names):
       raise InputError(problem)
 
   def stops(self, step: int) -> bool:
-    """Whether the run stops after this step because SIGTERM came to a process: true on all after the same one.
+    """Return whether the run stops after this step because of a SIGTERM; true on all processes after the same step.
 
-    For a run of several, whose processes call it after every step; may wait while they agree.
+    Each of several processes calls it after every step. It may block while they choose the last step.
     """
-    with self._counting:
+    with self._choosing_last_step:
       self._step = step
-    return step == self._last
+    return step == self._last_step
 
   def ask_to_stop(self) -> None:
-    """Make all processes stop after the same step."""
+    """Ask all processes to stop after the same step."""
     self._told.set()
 
-  def join(self, place: ProcessSpec) -> None:
-    """Nothing; jax.distributed runs, this process watches and is watched, and SIGTERM asks all to stop."""
-    # JAX's own way to stop together waits for messages while no thread of Python may run, those of Relay included.
+  def join(self, spec: ProcessSpec) -> None:
+    """Start jax.distributed, the heartbeat, failure detection and the handling of SIGTERM."""
+    # JAX's preemption service waits for messages with the GIL held, which blocks the threads of Relay.
     jax.config.update("jax_enable_preemption_service", False)
-    bind, address = coordinator.jax_addresses(place.host, place.port)
+    bind, address = coordinator.jax_addresses(spec.host, spec.port)
     if not self.is_first:
-      relay = Relay(place.host, place.port, self._lost_process_0)
+      relay = Relay(spec.host, spec.port, self._lost_process_0)
       address = f"127.0.0.1:{relay.port}"
-    # When the time is up JAX aborts the process.
+    # JAX would abort the process at its own, later time limit.
     late = threading.Timer(
       JOIN_SECONDS,
       self._end,
@@ -260,7 +267,7 @@ class Processes:
         ExitStatus(
           command.FAILED,
           (
-            f"all met, but not all joined the JAX runtime of {self._name(0)} at {place.host}:{place.port} in "
+            f"all met, but not all joined the JAX runtime of {self._name(0)} at {spec.host}:{spec.port} in "
             f"{JOIN_SECONDS} s; {AGAIN}"
           ),
         )
@@ -271,9 +278,9 @@ class Processes:
     # Without a bind address JAX's coordinator, which has no authentication, listens on every interface.
     jax.distributed.initialize(
       address,
-      place.num,
-      place.index,
-      local_device_ids=place.local_devices,
+      spec.num,
+      spec.index,
+      local_device_ids=spec.local_devices,
       coordinator_bind_address=bind,
       cluster_detection_method="deactivate",
       initialization_timeout=JOIN_SECONDS + 10,
@@ -283,12 +290,12 @@ class Processes:
     if not self.is_first:
       relay.holds = True
     self._client = _jax_client()
-    self._heard = time.monotonic()
+    self._last_response = time.monotonic()
     for thread in (self._watch, self._guard, self._announce_stop, self._choose_last_step):
       threading.Thread(target=thread, daemon=True, name=thread.__name__).start()
 
   def leave(self) -> None:
-    """Nothing; all processes have come here, and the runtime is gone."""
+    """Wait for all processes to arrive here, and shut the runtime down."""
     if self.is_first:
       self._call_off("over")  # or `_choose_last_step` would wait for ever
     self.gather("the end", None)
@@ -296,7 +303,7 @@ class Processes:
     jax.distributed.shutdown()
 
   def fail(self, error: BaseException) -> None:
-    """Never returns: all processes of the run end, this one too, once it is judged whose fault it was."""
+    """Report the error of this process and wait for the end of all processes; never returns."""
     self._error = error
     codes = {InputError: command.WRONG_INPUT, command.DivergedError: command.DIVERGED}
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), command.FAILED)
@@ -305,7 +312,7 @@ class Processes:
     else:
       line = " ".join(str(error).split())
     self._failure = ExitStatus(code, line)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # without process 0 there is nobody to tell
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # `_guard` ends this process if process 0 is missing
       self._client.key_value_set(f"insec/failed/{self.index}", json.dumps(self._failure))
     threading.Event().wait()
 
@@ -313,11 +320,11 @@ class Processes:
     return f"process {index} ({self.names[index]})"
 
   def _read(self, folder: str) -> dict[int, Any]:
-    """What each process has put into a folder of the store."""
+    """Return the value that each process has put into a folder of the store."""
     return {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in self._client.key_value_dir_get(folder)}
 
   def _watch(self) -> None:
-    """Gives this process's sign of life and looks for a status, which process 0 makes."""
+    """Write this process's heartbeat and read the exit status, which process 0 writes."""
     detector = FailureDetector(self.names)
     for beat in range(2**62):
       if self._over.wait(BEAT_SECONDS):
@@ -328,14 +335,14 @@ class Processes:
           status := detector.diagnose(self._read("insec/beat/"), self._read("insec/failed/"), time.monotonic())
         ):
           self._client.key_value_set("insec/status/0", json.dumps(status))
-        told = self._read("insec/status/")
-        self._heard = time.monotonic()
-        if told:
+        statuses = self._read("insec/status/")
+        self._last_response = time.monotonic()
+        if statuses:
           self._acknowledge()
-          self._end(ExitStatus(*told[0]))
+          self._end(ExitStatus(*statuses[0]))
 
   def _call_off(self, why: str) -> None:
-    """Tells all, `_choose_last_step` of each process, why there are no more steps; the first one to say so is heard."""
+    """Publish the reason to stop, which `_choose_last_step` of every process reads; the first reason counts."""
     try:
       self._client.key_value_set("insec/stop", why)
     except jax.errors.JaxRuntimeError as error:
@@ -343,28 +350,30 @@ class Processes:
         raise
 
   def _announce_stop(self) -> None:
-    """Tells all of this process's SIGTERM."""
+    """Publish a SIGTERM to this process."""
     self._told.wait()
     self._call_off("SIGTERM")
 
   def _choose_last_step(self) -> None:
-    """Sets the last step once a process was told to stop: the one after the furthest to which any process has come."""
-    told = ""
-    while not told and not self._over.wait(BEAT_SECONDS):
-      with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody for so long; `_guard` ends it if the store is gone
-        told = self._client.blocking_key_value_get("insec/stop", 1000 * PATIENCE_SECONDS)
-    if told != "SIGTERM":
+    """Set the last step after a SIGTERM to any process: one more than the largest current step of all processes."""
+    reason = ""
+    while not reason and not self._over.wait(BEAT_SECONDS):
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # a time-out; `_guard` ends it if the store is missing
+        reason = self._client.blocking_key_value_get("insec/stop", 1000 * PATIENCE_SECONDS)
+    if reason != "SIGTERM":
       return
-    with self._counting, contextlib.suppress(jax.errors.JaxRuntimeError):  # as above
+    with self._choosing_last_step, contextlib.suppress(jax.errors.JaxRuntimeError):  # as above
       self._client.key_value_set(f"insec/step/{self.index}", str(self._step))
-      self._last = 1 + max(
+      self._last_step = 1 + max(
         int(self._client.blocking_key_value_get(f"insec/step/{index}", 1000 * PATIENCE_SECONDS))
         for index in range(self.num)
       )
 
   def _acknowledge(self) -> None:
-    """Nothing; process 0 knows that this process has read the status, and if this is process 0, it has waited: what
-    the others read goes with it."""
+    """Record that this process has read the status; on process 0, also wait until all others have.
+
+    The store ends with process 0.
+    """
     deadline = time.monotonic() + SILENCE_AFTER_FAILURE
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._client.key_value_set(f"insec/read/{self.index}", "1")
@@ -372,41 +381,41 @@ class Processes:
         time.sleep(0.1)
 
   def _guard(self) -> None:
-    """Ends this process when the store has not answered for too long."""
+    """End this process when the store has not responded for SILENCE_SECONDS."""
     while not self._over.wait(BEAT_SECONDS):
-      if (silence := time.monotonic() - self._heard) > SILENCE_SECONDS:
+      if (silence := time.monotonic() - self._last_response) > SILENCE_SECONDS:
         self._end(missing_processes([0], silence, self.names))
 
   def _lost_process_0(self) -> None:
-    """Ends this process, unless all end in order: then the status has just been read."""
+    """End this process, unless the run has just ended on all processes."""
     time.sleep(2 * BEAT_SECONDS)
     if not self._over.is_set():
-      self._end(missing_processes([0], time.monotonic() - self._heard, self.names))
+      self._end(missing_processes([0], time.monotonic() - self._last_response, self.names))
 
   def _end(self, status: ExitStatus) -> None:
-    """Never returns."""
-    self._ending.acquire()  # whoever comes second waits for the end
+    """End this process with the status; never returns."""
+    self._ending.acquire()  # a second thread waits here for the end
     if self._failure is not None and self._failure.code == command.FAILED and self._failure.line in status.line:
       traceback.print_exception(self._error)
     stop_signal.end(status.code, f"error: {status.line}")
 
 
 class FailureDetector:
-  """What process 0 knows of all processes, and its judgement."""
+  """Heartbeats and failures of all processes as process 0 has seen them."""
 
   def __init__(self, names: Sequence[str]):
     self._names = names
-    self._beats: dict[int, tuple[Any, float]] = {}  # the last sign of life, and when it was new
-    self._failed: dict[int, tuple[ExitStatus, float]] = {}  # in the order in which they were seen
+    self._beats: dict[int, tuple[Any, float]] = {}  # the last heartbeat, and the time at which it was new
+    self._failed: dict[int, tuple[ExitStatus, float]] = {}  # in the order of detection
 
   def diagnose(self, beats: dict[int, Any], failed: dict[int, Sequence], now: float) -> ExitStatus | None:
-    """How the run ends, or None while nothing is wrong or it isn't known yet whose fault it is."""
+    """Return the exit status of the run; None while no process has failed, or the cause is not yet known."""
     for index in range(len(self._names)):
       beat = beats.get(index)
       if index not in self._beats or self._beats[index][0] != beat:
         self._beats[index] = beat, now
-    for index, of_one in failed.items():
-      self._failed.setdefault(index, (ExitStatus(*of_one), now))
+    for index, status in failed.items():
+      self._failed.setdefault(index, (ExitStatus(*status), now))
     limit = SILENCE_AFTER_FAILURE if self._failed else SILENCE_SECONDS
     silence = {index: now - since for index, (_, since) in self._beats.items()}
     if silent := [index for index in silence if silence[index] > limit]:
@@ -417,13 +426,13 @@ class FailureDetector:
     all_failed = len(self._failed) == len(self._names)
     if all_failed and len({status for status, _ in self._failed.values()}) == 1:
       return first
-    # Another one may be about to say the same, or to fall silent.
+    # Another process may be about to report the same failure, or to fall silent.
     if not all_failed and now - since < (1 if first.code != command.FAILED else 2) + SILENCE_AFTER_FAILURE:
       return None
     return first._replace(line=f"process {index} ({self._names[index]}): {first.line}")
 
 
 def missing_processes(silent: Sequence[int], seconds: float, names: Sequence[str]) -> ExitStatus:
-  """The end of a run that has lost these processes."""
+  """Return the exit status of a run in which these processes have been silent for so many seconds."""
   who = ", ".join(f"process {index} ({names[index]})" for index in silent)
   return ExitStatus(command.FAILED, f"missing: {who}, no sign of life for {seconds:.0f} s; {AGAIN}")

@@ -1,7 +1,7 @@
-"""Rendezvous of the processes of a run before JAX starts: all are present, and agree on all that decides the numbers.
+"""Rendezvous of the processes of a run before JAX starts: all are present and agree on code, config and versions.
 
-Plain TCP to process 0, at the port that JAX uses afterwards. JAX itself aborts when a process is missing, with a stack
-trace and without a name, and two versions of it need not understand each other.
+Plain TCP to process 0, at the port that JAX uses afterwards. When a process is missing, JAX itself aborts with a stack
+trace that does not name it, and two versions of JAX may be incompatible.
 """
 
 import dataclasses
@@ -20,17 +20,21 @@ from insec_jax.distributed.handshake import Answer, Greeting, printable
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSpec:
-  """Where a process stands among those of its run, and where it finds process 0."""
+  """Index of a process, number of processes, and address of process 0."""
 
   host: str
   port: int
   num: int
   index: int
-  local_devices: list[int] | None  # None: all that the process sees
+  local_devices: list[int] | None  # None: all that are visible to the process
 
 
 def detect_processes(address: str | None, num: int | None, index: int | None, *, seconds: int) -> ProcessSpec | None:
-  """The place that the flags give, or else the cluster (Cloud TPU, GKE, Slurm, Open MPI); None for a process alone."""
+  """Return process id, count and coordinator from the flags or the cluster; None for a single process.
+
+  Clusters are Cloud TPU, GKE, Slurm and Open MPI. `seconds` limits the wait for the cluster's answer. Raises InputError
+  for an incomplete set of flags, an id out of range, or an address that is not valid.
+  """
   given = {"--coordinator": address, "--num_processes": num, "--process_id": index}
   if missing := [flag for flag, value in given.items() if value is None]:
     if len(missing) < len(given):
@@ -70,37 +74,40 @@ def _detect_in_cluster(seconds: int) -> ProcessSpec | None:
 
 
 def _jax_clusters():
-  """What JAX asks for its place in a cluster. Not public: a lone process must know before it asks to join."""
+  """Return JAX's cluster detection.
+
+  It is not public, but a single process must be recognised before jax.distributed.initialize is called.
+  """
   from jax._src import clusters
 
   return clusters.ClusterEnv
 
 
-def rendezvous(place: ProcessSpec, facts: dict[str, Any], *, seconds: float) -> tuple[str, ...]:
-  """Return the host name of every process.
+def rendezvous(spec: ProcessSpec, facts: dict[str, Any], *, seconds: float) -> tuple[str, ...]:
+  """Return the host name of every process, made printable.
 
-  Raises InputError, the same on all that came, if a process is missing or has other facts. All names are printable.
+  Raises InputError, the same on every process present, if a process is missing or has other facts.
   """
   key = handshake.run_key()
   greeting = Greeting(
-    place.index,
-    place.num,
+    spec.index,
+    spec.num,
     printable(socket.gethostname() or "unnamed", handshake.MAX_NAME),
     {name: handshake.fact_text(value) for name, value in facts.items()},
   )
-  answer = (_receive if place.index == 0 else _join)(place, greeting, key, seconds)
+  answer = (_receive if spec.index == 0 else _join)(spec, greeting, key, seconds)
   if answer.problem is not None:
     raise InputError(answer.problem)
   return answer.names
 
 
-def _receive(place: ProcessSpec, greeting: Greeting, key: bytes, seconds: float) -> Answer:
-  """Return what process 0 answers to everybody once all have come, or time is up."""
-  server = coordinator.Server(place.host, place.port, greeting, key, seconds=seconds)
+def _receive(spec: ProcessSpec, greeting: Greeting, key: bytes, seconds: float) -> Answer:
+  """Return the answer of process 0, sent to all processes once all have arrived or the time is up."""
+  server = coordinator.Server(spec.host, spec.port, greeting, key, seconds=seconds)
   problem = server.wait()
-  names = [came.name for came in server.greetings()]
+  names = [arrived.name for arrived in server.greetings()]
   if problem is None:
-    problem = _difference([came.facts for came in server.greetings()], names)
+    problem = _difference([arrived.facts for arrived in server.greetings()], names)
   if problem is not None:
     problem, names = printable(problem, handshake.MAX_PROBLEM), []
   server.answer({"problem": problem, "names": names})
@@ -109,37 +116,37 @@ def _receive(place: ProcessSpec, greeting: Greeting, key: bytes, seconds: float)
   return Answer(problem, tuple(names))
 
 
-def _join(place: ProcessSpec, greeting: Greeting, key: bytes, seconds: float) -> Answer:
-  """Return the answer of process 0, which may start later."""
+def _join(spec: ProcessSpec, greeting: Greeting, key: bytes, seconds: float) -> Answer:
+  """Connect to process 0, which may start later, and return its answer; InputError if it does not start in time."""
   deadline = time.monotonic() + seconds
   while True:
     try:
-      with socket.create_connection((place.host, place.port), timeout=coordinator.GREETING_SECONDS) as line:
+      with socket.create_connection((spec.host, spec.port), timeout=coordinator.GREETING_SECONDS) as line:
         return _exchange(line, greeting, key, seconds)
     except OSError as error:
       reason = error
     if time.monotonic() > deadline:
-      at = coordinator.join_address(place.host, place.port)
+      at = coordinator.join_address(spec.host, spec.port)
       raise InputError(
-        f"process 0 is missing: process {place.index} ({greeting.name}) waited {seconds:g} s for it at "
+        f"process 0 is missing: process {spec.index} ({greeting.name}) waited {seconds:g} s for it at "
         f"{at} ({reason}); start it there, and let that port through"
       )
     time.sleep(0.2)
 
 
 def _exchange(line: socket.socket, greeting: Greeting, key: bytes, seconds: float) -> Answer:
-  """Return the answer at the end of this connection; ConnectionError if process 0 of this run is not there."""
+  """Greet over the connection and return the answer; ConnectionError if the peer is not process 0 of this run."""
   lines = _Lines(line)
   nonce = handshake.read_challenge(lines.read(coordinator.GREETING_SECONDS, 100))
   if nonce is None:
     raise ConnectionError("another program, or another version of this one, answers there")
-  said = handshake.write_greeting(greeting, key=key, context=nonce)
+  message = handshake.write_greeting(greeting, key=key, context=nonce)
   line.settimeout(coordinator.GREETING_SECONDS)
-  line.sendall(said)
-  seal = {"key": key, "context": said[: handshake.MAC_LENGTH]}
+  line.sendall(message)
+  seal = {"key": key, "context": message[: handshake.MAC_LENGTH]}
   if handshake.read_message("welcome", lines.read(coordinator.GREETING_SECONDS, 1000), **seal) is None:
     raise ConnectionError(f"what answers there is not of this run: it does not know its {handshake.TOKEN}")
-  # Process 0 may have started its clock last: it is the one to say who is missing.
+  # Longer than process 0 waits, which may have started later: its answer names the missing processes.
   most = handshake.MAX_MESSAGE_BYTES + 2 * handshake.MAX_NAME * greeting.num
   answer = handshake.read_answer(lines.read(seconds + coordinator.GREETING_SECONDS, most), greeting.num, **seal)
   if answer is None:
@@ -148,13 +155,13 @@ def _exchange(line: socket.socket, greeting: Greeting, key: bytes, seconds: floa
 
 
 class _Lines:
-  """Lines that come over a connection, each with one time limit for the whole of it."""
+  """Reader of the lines of a connection; the time limit holds for a whole line."""
 
   def __init__(self, line: socket.socket):
     self._line, self._buffer = line, bytearray()
 
   def read(self, seconds: float, most: int) -> bytes:
-    """Return the next line without its newline; OSError if it doesn't come in time or in so many bytes."""
+    """Return the next line without its newline; OSError unless it ends within `seconds` and about `most` bytes."""
     deadline = time.monotonic() + seconds
     while (end := self._buffer.find(b"\n")) < 0:
       left = deadline - time.monotonic()
@@ -167,21 +174,21 @@ class _Lines:
       self._buffer += data
       if len(self._buffer) > most:
         raise ConnectionError("what answers there is another program")
-    said = bytes(self._buffer[:end])
+    next_line = bytes(self._buffer[:end])
     del self._buffer[: end + 1]
-    return said
+    return next_line
 
 
 def disagreement(facts: Sequence[dict[str, Any]], names: Sequence[str]) -> str | None:
-  """Return one line on who differs from most of the others, and in what; None if all have the same facts.
+  """Return one line that names the processes whose facts differ from the majority; None if all facts are equal.
 
-  Where no value has a majority, that of process 0 counts.
+  The value of process 0 breaks ties.
   """
   return _difference([{key: handshake.fact_text(value) for key, value in own.items()} for own in facts], names)
 
 
 def _difference(facts: Sequence[dict[str, str]], names: Sequence[str]) -> str | None:
-  """Return what `disagreement` does, of values that are JSON texts already."""
+  """Return the result of `disagreement` for values that are JSON texts."""
   differences = []
   for key in dict.fromkeys(key for own in facts for key in own):
     values = [own.get(key, "null") for own in facts]

@@ -82,7 +82,7 @@ def attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
 
 
 def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, segment_BT):
-  """Grouped-query attention a block of queries at a time, as `attend` with `causal_within_segments`.
+  """Return grouped-query attention, a block of queries at a time, as `attend` with `causal_within_segments`.
 
   A block of queries reads the keys up to its own end, which halves the products. The backward pass computes the scores
   of a block again, so that no array of T x T scores is ever whole.
@@ -112,9 +112,7 @@ def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, segment_BT):
     q_BQNH = q_BTNH[:, rows]
     if contexts:  # one block after the other, in the backward pass too: scores of two need not be held at once
       q_BQNH, contexts[-1] = jax.lax.optimization_barrier((q_BQNH, contexts[-1]))
-    contexts.append(
-      attend_block(q_BQNH, k_BTKH[:, keys], v_BTKH[:, keys], segment_BT[:, rows], segment_BT[:, keys])
-    )
+    contexts.append(attend_block(q_BQNH, k_BTKH[:, keys], v_BTKH[:, keys], segment_BT[:, rows], segment_BT[:, keys]))
   return checkpoint_name(jnp.concatenate(contexts, 1), "context")
 
 

@@ -124,7 +124,7 @@ class LazyWeight:
   config: LlamaConfig
   tensors: tuple[np.ndarray, ...]
   names: tuple[str, ...]  # in the files
-  dtype: np.dtype  # of what indexing returns
+  dtype: np.dtype  # of the arrays that indexing returns
 
   @functools.cached_property
   def parts(self) -> tuple[np.ndarray, ...]:

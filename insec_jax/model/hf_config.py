@@ -105,7 +105,7 @@ IRRELEVANT = frozenset(
     "sep_token_id",
     "unk_token_id",
     "decoder_start_token_id",
-    # how to sample: generation_config.json says it now
+    # sampling settings, now in generation_config.json
     "max_length",
     "min_length",
     "do_sample",
@@ -145,7 +145,7 @@ def config_from_json(fields: dict[str, Any], where: str) -> LlamaConfig:
   if refused := [
     f"{key:.60}={value!r:.60}"
     for key, value in fields.items()
-    if key not in KNOWN or (key in FIXED and not _is_one_of(value, FIXED[key]))
+    if key not in KNOWN or (key in FIXED and not _equals_any(value, FIXED[key]))
   ]:
     raise InputError(
       f"{where}: {some_of(refused, MOST_NAMED)}: this model does not compute that; only plain Llama 3 "
@@ -190,7 +190,7 @@ def _check_size(config: LlamaConfig, where: str) -> None:
     )
 
 
-def _is_one_of(value, allowed: tuple) -> bool:
+def _equals_any(value, allowed: tuple) -> bool:
   """Return whether the value is one of these; a bool does not equal a number."""
   return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed)
 

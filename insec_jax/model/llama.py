@@ -22,7 +22,7 @@ from insec_jax.command import InputError
 from insec_jax.model import sharding
 from insec_jax.model.attention import XLA, Attention, attend_cached
 
-# Activations of a layer that the backward pass keeps, beside the stream between layers. Gathered weights never are.
+# Activations of a layer that the backward pass keeps, in addition to the stream between layers; never gathered weights.
 REMAT = {
   "none": jax.checkpoint_policies.save_anything_except_these_names(sharding.GATHERED),
   "matmuls": jax.checkpoint_policies.save_only_these_names(

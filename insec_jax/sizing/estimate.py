@@ -1,4 +1,4 @@
-"""What one train step needs and does on a chip: the real step, compiled for devices that may be elsewhere."""
+"""Memory, FLOPs and bytes of one train step on a chip, from the step compiled for devices that need not be present."""
 
 import dataclasses
 import math
@@ -19,17 +19,17 @@ from insec_jax.sizing.hardware import GIB, Topology
 from insec_jax.training import loss, optimizer
 from insec_jax.training import step as step_lib
 
-CHUNK_LOOP = "trained_chunks"  # the scope in training/loss.py of the one loop whose trips depend on the data
-# Matrix products (of T x T / 2 x H for each head) that a kernel of attention makes, by what its name holds.
+CHUNK_LOOP = "trained_chunks"  # scope in training/loss.py of the only loop whose trips depend on the data
+# Matrix products (of T x T / 2 x H for each head) of an attention kernel, by a part of its name.
 KERNEL_PRODUCTS = (("fwd", 2), ("forward", 2), ("dkv", 5), ("dq", 3), ("key", 4), ("query", 3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-  """GiB of one chip. `temporary` is what the peak holds beside parameters and optimizer: gradients and activations.
+  """Memory of one chip, in GiB; `temporary` is the peak without parameters and optimizer: gradients and activations.
 
-  When the compiler refuses, `peak` is what it says it would need, which may be too little, and `limit` what there is;
-  else `limit` is what a step may take, None where the chip is not known.
+  When the compiler has refused the program, `peak` is the size that its error gives, which may be too low, and `limit`
+  the memory that it gives. Else `limit` is the usable memory, None where the chip is not known.
   """
 
   weights: float
@@ -46,40 +46,40 @@ class Memory:
 
   @property
   def missing(self) -> float:
-    """GiB that are missing, 0 when it fits."""
+    """GiB by which the peak exceeds the limit, 0 when it fits."""
     return 0.0 if self.fits in (True, None) else self.peak - self.limit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-  """What one chip does in a step: FLOPs, bytes, and the seconds they take at the chip's full speed, each alone."""
+  """FLOPs and bytes of one chip in a step, and the seconds that each takes alone at the chip's full speed."""
 
-  flops: float  # of matrix products that XLA makes
-  rematerialised: float  # of these
+  flops: float  # of matrix products, without those of kernels
+  rematerialised: float  # the recomputed part of `flops`
   kernel_flops: float  # of attention kernels, for rows of one segment
   kernels: dict[str, int]
-  unknown_kernels: list[str]  # of these, whose FLOPs are not known
+  unknown_kernels: list[str]  # names of kernels whose FLOPs are not known
   ici_bytes: dict[str, float]
   dcn_bytes: dict[str, float]
   hbm_bytes: float
   seconds: dict[str, float]  # of "compute", "hbm", "ici", "dcn"; empty where the chip is not known
   tokens: int  # of the batch, of all chips
-  model_flops: float  # that the mathematics asks of a chip, causal attention, nothing computed twice
+  model_flops: float  # of a chip: causal attention, no recomputation
 
   @property
   def bound(self) -> str | None:
-    """What takes longest; None where nothing is known of the chip."""
+    """The resource that takes longest; None where the chip is not known."""
     return max(self.seconds, key=self.seconds.__getitem__) if self.seconds else None
 
   @property
   def step_seconds(self) -> float | None:
-    """The roofline: no step is faster."""
+    """The roofline, a lower bound."""
     return self.seconds[self.bound] if self.seconds else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-  """A step on a topology; `work` None when the compiler refused it."""
+  """Estimate of a step on a topology; `work` is None when the compiler has refused the program."""
 
   topology: Topology
   mesh: dict[str, int]  # data, fsdp, tensor
@@ -95,7 +95,7 @@ class Estimate:
 
   @property
   def tokens_per_s_per_chip(self) -> float | None:
-    """At the roofline, an upper bound."""
+    """Tokens per second and chip at the roofline, an upper bound."""
     if self.work is None or not self.work.seconds:
       return None
     return self.work.tokens / self.work.step_seconds / self.topology.chips
@@ -116,7 +116,10 @@ def estimate(
   trained_share: float,
   hlo_file: pathlib.Path | None,
 ) -> Estimate:
-  """The config's train step on the topology; its optimised HLO is written to `hlo_file` unless None."""
+  """Compile the config's train step for the topology and return its estimate.
+
+  `trained_share` is the fraction of tokens that are trained. The optimised HLO is written to `hlo_file` unless None.
+  """
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   tx = optimizer.make(config.optimizer, config.train.steps)
   state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
@@ -174,7 +177,7 @@ def estimate(
 
 
 def optimised_hlo(compiled) -> str:
-  """The text of the compiled module; InputError where the compiler is of another time than jax, which reads it."""
+  """Return the text of the compiled module; InputError where compiler and jax have incompatible versions."""
   try:
     return compiled.as_text()
   except jax.errors.JaxRuntimeError as error:
@@ -193,10 +196,10 @@ REFUSALS = (
 
 
 def read_refusal(message: str) -> tuple[float, float] | None:
-  """(GiB that a device would need, GiB that it has) of a compiler's error; None when that is not what it says."""
+  """Return (GiB needed, GiB available) of a device from a compiler's error; None for another error."""
   for pattern in REFUSALS:
-    if found := pattern.search(message):
-      used, used_unit, limit, limit_unit = found.groups()
+    if match := pattern.search(message):
+      used, used_unit, limit, limit_unit = match.groups()
       return float(used) * UNITS[used_unit] / GIB, float(limit) * UNITS[limit_unit] / GIB
   return None
 
@@ -228,24 +231,24 @@ def _work(
 ) -> Work:
   local_tokens = config.data.rows_per_device * config.data.row_length
   trips = math.ceil(trained_share * local_tokens / loss.chunk_size(local_tokens))
-  found = counts.count(hlo.parse(text), {CHUNK_LOOP: trips})
+  counted = counts.count(hlo.parse(text), {CHUNK_LOOP: trips})
   on_chip = 1 if topology.chip is None else topology.chip.devices
-  known = {name: _products_of(name, found.kernels) for name in found.kernels}
+  known = {name: _kernel_products(name, counted.kernels) for name in counted.kernels}
   # The largest operand of attention is the queries (rows, heads, positions, head width); causal, each reads half a row.
   kernel_flops = on_chip * sum(
-    products * found.kernel_elements[name] * config.data.row_length for name, products in known.items() if products
+    products * counted.kernel_elements[name] * config.data.row_length for name, products in known.items() if products
   )
   tokens = local_tokens * config.data.accumulation * sharding.size_over(mesh, sharding.BATCH)
   ici, dcn = (
-    {kind: on_chip * number for kind, number in found.bytes_over(network).items()}
+    {kind: on_chip * number for kind, number in counted.bytes_over(network).items()}
     for network in (counts.ICI, counts.DCN)
   )
-  flops, hbm = on_chip * found.flops, on_chip * found.hbm_bytes
+  flops, hbm = on_chip * counted.flops, on_chip * counted.hbm_bytes
   return Work(
     flops=flops,
-    rematerialised=on_chip * found.rematerialised,
+    rematerialised=on_chip * counted.rematerialised,
     kernel_flops=kernel_flops,
-    kernels=dict(found.kernels),
+    kernels=dict(counted.kernels),
     unknown_kernels=sorted(name for name, products in known.items() if products is None),
     ici_bytes=ici,
     dcn_bytes=dcn,
@@ -256,18 +259,20 @@ def _work(
   )
 
 
-def _products_of(name: str, kernels) -> int | None:
+def _kernel_products(name: str, kernels) -> int | None:
+  """Return the number of matrix products of a kernel; None where it is not known."""
   for part, products in KERNEL_PRODUCTS:
     if part in name:
-      # dq has a kernel of its own unless the one for dk and dv makes it too.
-      return 4 if part == "dkv" and any("dq" in other for other in kernels) else products
+      # dq has a kernel of its own unless the one for dk and dv computes it too.
+      return 4 if part == "dkv" and any("dq" in kernel for kernel in kernels) else products
   return None
 
 
 def flops_per_token(model: llama.LlamaConfig, row_length: int, trained_share: float) -> float:
-  """FLOPs of forward and backward pass for a token of a row of one segment: causal attention, the head for its share.
+  """Return the FLOPs of forward and backward pass per token in a row of one segment.
 
-  6 for each weight that multiplies it, 6 T / 2 for each query's width twice (scores and context).
+  6 for each weight that multiplies the token (the head: times `trained_share`), and 6 T / 2 for each query's width
+  twice (scores and context; causal).
   """
   layer = (
     model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.mlp_width

@@ -1,4 +1,4 @@
-"""Chips and the slices made of them: what their makers say, and devices that compile for them without having them.
+"""Chips and slices: data of their makers, and device descriptions that compile for them without such hardware.
 
 local          the devices of this machine
 v5p:2x2x4      a slice, chips along each side of its torus (v4 v5e v5p v6e tpu7x)
@@ -23,11 +23,11 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """One chip, or card. `usable_gib`: what a compiled step may take of a chip's memory."""
+  """Chip, or card; `usable_gib` is the memory that a compiled step may use."""
 
   platform: str
   kinds: tuple[str, ...]  # jax.Device.device_kind
-  sides: int  # dimensions of the torus; 0: every card sees every other through a switch
+  sides: int  # dimensions of the torus; 0: all cards are connected by a switch
   devices: int  # jax devices on a chip
   hbm_gib: float
   usable_gib: float
@@ -38,10 +38,10 @@ class Chip:
   options: dict[str, Any]
 
 
-# TPU: cloud.google.com/tpu/docs (a page for each version: memory, bfloat16 peak, HBM), links and network as
-# jax-ml.github.io/scaling-book measures them; tpu7x's links as v5p's, for which the documents give the same figure.
-# usable_gib is the limit that libtpu 0.0.52 names when it refuses a program.
-# GPU: NVIDIA's data sheets of the SXM cards; usable_gib leaves 5 % of what the driver reports to CUDA and NCCL.
+# TPU: cloud.google.com/tpu/docs (a page for each version: memory, bfloat16 peak, HBM); links and network as measured in
+# jax-ml.github.io/scaling-book; tpu7x's links as v5p's, for which the documents give the same figure.
+# usable_gib is the limit in the error with which libtpu 0.0.52 refuses a program.
+# GPU: NVIDIA's data sheets of the SXM cards; usable_gib leaves 5 % of the reported memory to CUDA and NCCL.
 CHIPS = {
   "v4": Chip(
     platform="tpu",
@@ -137,7 +137,7 @@ CHIPS = {
 }
 MOST_CHIPS = 65_536  # of a request
 GPUS_OF_A_HOST = 8
-# What XLA must know of a Hopper card to compile for it; the memory is filled in.
+# Description of a Hopper card from which XLA compiles; the fields in braces are filled in.
 HOPPER = """gpu_device_info {{
   threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048  core_count: 132  fpus_per_core: 128
   shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448  shared_memory_per_core: 233472
@@ -153,7 +153,7 @@ device_description_str: "{kind}"
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A topology as it was asked for; `chip` None: the devices here."""
+  """Topology as requested; `chip` None: the devices of this machine."""
 
   name: str
   chip: str | None
@@ -163,7 +163,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices to compile for; `chip` None: its figures are not known."""
+  """Devices to compile for; `chip` None: a chip that is not in CHIPS."""
 
   name: str
   platform: str
@@ -171,11 +171,11 @@ class Topology:
   devices: tuple
   chips: int
   slices: int
-  links: int  # over which a chip of a slice can receive at once
+  links: int  # number over which a chip of a slice can receive at once
 
 
 def parse(text: str) -> list[Request]:
-  """The topologies in a list with commas; InputError for one that is not known, and for `local` among others."""
+  """Return the topologies of a comma-separated list; InputError for an unknown one, or for `local` among others."""
   requests = [_request(name.strip()) for name in text.split(",")]
   if len(requests) > 1 and any(request.chip is None for request in requests):
     raise InputError(f"--topology={text}: local opens the devices here, describing others opens none; give it alone")
@@ -185,45 +185,45 @@ def parse(text: str) -> list[Request]:
 def _request(name: str) -> Request:
   if name == "local":
     return Request(name, None, (), 1)
-  found = re.fullmatch(r"(?:(\d{1,6})x)?([a-z]\w*):(\d{1,6}(?:x\d{1,6}){0,9})", name, re.ASCII)
-  if not found or found[2] not in CHIPS:
+  match = re.fullmatch(r"(?:(\d{1,6})x)?([a-z]\w*):(\d{1,6}(?:x\d{1,6}){0,9})", name, re.ASCII)
+  if not match or match[2] not in CHIPS:
     raise InputError(
       f"--topology: {name!r:.100} is not known; give local, or {', '.join(CHIPS)} with its chips, such "
       "as v5p:2x2x4, 2xv5e:8x8 (two slices) or h100:8"
     )
-  chip, slices = CHIPS[found[2]], int(found[1] or 1)
-  shape = tuple(int(side) for side in found[3].split("x"))
+  chip, slices = CHIPS[match[2]], int(match[1] or 1)
+  shape = tuple(int(side) for side in match[3].split("x"))
   if chip.sides == 0:
     if len(shape) > 1 or slices > 1 or not 1 <= shape[0] <= GPUS_OF_A_HOST:
-      raise InputError(f"--topology: {name!r}; give 1 to {GPUS_OF_A_HOST} cards of one host, such as {found[2]}:8")
+      raise InputError(f"--topology: {name!r}; give 1 to {GPUS_OF_A_HOST} cards of one host, such as {match[2]}:8")
   elif len(shape) != chip.sides or 0 in shape or slices == 0:
     example = "x".join("224"[: chip.sides])
     raise InputError(
-      f"--topology: {name!r}; a slice of {found[2]} has {chip.sides} sides, such as {found[2]}:{example}"
+      f"--topology: {name!r}; a slice of {match[2]} has {chip.sides} sides, such as {match[2]}:{example}"
     )
   elif math.prod(shape) * slices > MOST_CHIPS:
     raise InputError(f"--topology: {name!r} has {math.prod(shape) * slices:,} chips; give at most {MOST_CHIPS:,}")
-  return Request(name, found[2], shape, slices)
+  return Request(name, match[2], shape, slices)
 
 
 def prepare(requests: list[Request]) -> None:
-  """Nothing; described devices can be made. To be called before jax looks for devices.
+  """Set up jax for described devices; call it before jax looks for devices.
 
-  Nobody opens a TPU or a GPU to compile for another: unless the devices here are asked for, jax sees the CPU alone.
+  Unless the devices of this machine are requested, jax uses the CPU only, so that no TPU or GPU is opened.
   """
   if any(request.chip is None for request in requests):
     return
-  # Outside a TPU machine libtpu would wait for a server that says what machine this is, and complain of no answer.
+  # Outside a TPU machine libtpu would wait for the metadata server, and warn that it does not answer.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-  # Describing opens no chip, so another process may do it too.
+  # A description opens no chip, so several processes may load libtpu.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   jax.config.update("jax_platforms", "cpu")
 
 
 def describe(request: Request) -> Topology:
-  """The devices to compile for; InputError when the compiler for them is missing or refuses that shape."""
+  """Return the devices to compile for; InputError when their compiler is missing or refuses the shape."""
   if request.chip is None:
     return _local()
   chip = CHIPS[request.chip]
@@ -238,10 +238,10 @@ def describe(request: Request) -> Topology:
 
 
 def links(chip: str, shape: tuple[int, ...]) -> int:
-  """Links over which a chip can receive at once: two of each side that is closed to a ring, one of an open one.
+  """Return the number of links over which a chip can receive at once: two for each side that is a ring, else one.
 
-  v5e and v6e close a side of 16, the others all sides of a slice whose sides are multiples of 4; an open side's
-  outermost chip has one link, and waits for all through it.
+  v5e and v6e close a side of 16 to a ring, the others all sides of a slice whose sides are multiples of 4. The
+  outermost chip of an open side has one link, which limits the side.
   """
   if CHIPS[chip].sides == 0:
     return 1
@@ -283,5 +283,5 @@ def _local() -> Topology:
   chip = next((chip for chip in CHIPS.values() if devices[0].device_kind in chip.kinds), None)
   chips = len(devices) if chip is None else math.ceil(len(devices) / chip.devices)
   slices = len({getattr(device, "slice_index", 0) for device in devices})
-  # How the slice is closed is not asked: one link is what every chip has.
+  # Whether a side is a ring is not known here: every chip has at least one link.
   return Topology("local", devices[0].platform, chip, devices, chips, slices, 1)

@@ -1,6 +1,6 @@
-"""An optimised HLO module, read from its text: computations, shapes, and how often each loop runs.
+"""Parser of optimised HLO modules: computations, shapes, and the number of trips of each loop.
 
-`compiled.as_text()` of any backend is understood. Nothing here knows what an operation costs; counts.py does.
+It reads `compiled.as_text()` of any backend. Costs of operations are in counts.py.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-MAX_TRIPS = 1_000_000  # a loop found to run longer is a misreading, not a program
+MAX_TRIPS = 1_000_000  # a longer loop must be a parsing error
 
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$", re.DOTALL)
@@ -24,11 +24,11 @@ SPACE = re.compile(r"S\((\d+)\)")
 
 
 class HloError(ValueError):
-  """The text is not understood, or a loop runs as often as the data says and the caller did not say how often."""
+  """Error: the text is not understood, or a loop's trips depend on the data and were not given."""
 
 
 class Array(NamedTuple):
-  """One array of a shape; `space` 0 is the device's main memory (HBM), others are on the chip or on the host."""
+  """Array of a shape; `space` 0 is the device's main memory (HBM), others are on the chip or on the host."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -36,7 +36,7 @@ class Array(NamedTuple):
 
   @property
   def num_bytes(self) -> float:
-    """Bytes without the padding of tiles."""
+    """Number of bytes, without the padding of tiles."""
     return math.prod(self.dims) * _bits(self.dtype) / 8
 
 
@@ -45,13 +45,13 @@ def _bits(dtype: str) -> int:
     return 0
   if dtype == "pred":
     return 8
-  if found := re.match(r"(?:bf|[sucf])(\d+)", dtype):
-    return int(found[1])
+  if match := re.match(r"(?:bf|[sucf])(\d+)", dtype):
+    return int(match[1])
   raise HloError(f"unknown element type {dtype!r}")
 
 
 class Instruction(NamedTuple):
-  """One operation; `operands` are names, `inside` the text between its parentheses, `attributes` what follows them."""
+  """Operation; `operands` are names, `inside` is the text between its parentheses, `attributes` the text after them."""
 
   name: str
   shape: str
@@ -62,52 +62,56 @@ class Instruction(NamedTuple):
 
   @property
   def arrays(self) -> list[Array]:
-    """Arrays of the result, those of a tuple one after another."""
+    """Arrays of the result; a tuple is flattened."""
     return arrays_of(self.shape)
 
   @property
   def op_name(self) -> str:
-    """Where the operation comes from in the program that was traced; empty when nothing is said."""
-    found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
-    return found[1] if found else ""
+    """Origin of the operation in the traced program; empty when there is none."""
+    match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+    return match[1] if match else ""
 
   def attribute(self, name: str) -> str | None:
-    """The value of `name=` as text, up to the next top-level comma; None when absent."""
-    plain = STRING.sub(lambda found: '"' + "_" * (len(found[0]) - 2) + '"', self.attributes)
-    found = re.search(rf"(?:^|, ){name}=", plain)
-    if not found:
+    """Return the value of `name=` as text, up to the next top-level comma; None when absent."""
+    plain = STRING.sub(lambda match: '"' + "_" * (len(match[0]) - 2) + '"', self.attributes)
+    match = re.search(rf"(?:^|, ){name}=", plain)
+    if not match:
       return None
-    end = _end_of_value(plain, found.end())
-    return self.attributes[found.end() : end]
+    end = _end_of_value(plain, match.end())
+    return self.attributes[match.end() : end]
 
   def called(self, *names: str) -> list[str]:
-    """Computations that the attributes of these names hold."""
-    return [one for name in names for one in NAME.findall(self.attribute(name) or "")]
+    """Return the computations in the attributes of these names."""
+    return [computation for name in names for computation in NAME.findall(self.attribute(name) or "")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-  """Instructions by name, in the order of the text, and the name of the one whose value is the result."""
+  """Instructions by name, in the order of the text, and the name of the instruction whose value is the result."""
 
   instructions: dict[str, Instruction]
   root: str
 
   @functools.cached_property
   def readers(self) -> dict[str, list[Instruction]]:
-    """Of each instruction, those that read it."""
-    found = {name: [] for name in self.instructions}
-    for one in self.instructions.values():
-      for name in dict.fromkeys(one.operands):
-        found[name].append(one)
-    return found
+    """The instructions that read each instruction."""
+    readers = {name: [] for name in self.instructions}
+    for instruction in self.instructions.values():
+      for name in dict.fromkeys(instruction.operands):
+        readers[name].append(instruction)
+    return readers
 
   def parameter(self, number: int) -> Instruction:
-    """The instruction that holds this argument."""
-    return next(one for one in self.instructions.values() if one.opcode == "parameter" and int(one.inside) == number)
+    """Return the instruction that holds this argument."""
+    return next(
+      instruction
+      for instruction in self.instructions.values()
+      if instruction.opcode == "parameter" and int(instruction.inside) == number
+    )
 
 
 class Module(NamedTuple):
-  """A program for one device; `num_devices` run it together."""
+  """Program of one device; `num_devices` devices run it together."""
 
   computations: dict[str, Computation]
   entry: str
@@ -115,20 +119,20 @@ class Module(NamedTuple):
 
 
 def arrays_of(shape: str) -> list[Array]:
-  """The arrays in the text of a shape, such as `(f32[2,3]{1,0:T(8,128)S(1)}, u32[])`."""
-  found = []
+  """Return the arrays in the text of a shape, such as `(f32[2,3]{1,0:T(8,128)S(1)}, u32[])`."""
+  arrays = []
   for dtype, dims, layout in ARRAY.findall(shape):
     space = SPACE.search(layout)
-    found.append(
+    arrays.append(
       Array(dtype, tuple(int(dim.removeprefix("<=")) for dim in dims.split(",") if dim), int(space[1]) if space else 0)
     )
-  return found
+  return arrays
 
 
 def parse(text: str) -> Module:
-  """The module; HloError where the text is not that of an HLO module.
+  """Return the module; HloError if the text is not an HLO module.
 
-  A statement ends where its brackets close: metadata may hold line breaks, and a `}` first on a line.
+  A statement ends where its brackets close: metadata may contain line breaks, and lines that begin with `}`.
   """
   header = text.split("\n", 1)[0]
   if not header.startswith("HloModule"):
@@ -138,9 +142,9 @@ def parse(text: str) -> Module:
   name, instructions, root = None, {}, None
   for statement in _statements(text):
     if name is None:
-      if found := HEADER.match(statement):
-        name, instructions, root = found[2], {}, None
-        entry = name if found[1] else entry
+      if match := HEADER.match(statement):
+        name, instructions, root = match[2], {}, None
+        entry = name if match[1] else entry
       continue
     if statement.startswith("}"):
       if root is None:
@@ -165,7 +169,7 @@ def _statements(text: str) -> Iterator[str]:
     plain = STRING.sub("", waiting)
     depth = sum(plain.count(open_) - plain.count(close) for open_, close in ("()", "{}", "[]"))
     opens = not inside and depth == 1 and plain.rstrip().endswith("{")
-    closes = inside and depth == -1 and plain.startswith("}")  # what runs elsewhere says so after it
+    closes = inside and depth == -1 and plain.startswith("}")  # an execution thread may follow the bracket
     if '"' in plain or (depth and not opens and not closes):
       continue
     inside = (inside or opens) and not closes
@@ -176,10 +180,10 @@ def _statements(text: str) -> Iterator[str]:
 
 
 def _instruction(statement: str) -> tuple[Instruction, bool]:
-  found = INSTRUCTION.match(statement)
-  if not found:
+  match = INSTRUCTION.match(statement)
+  if not match:
     raise HloError(f"not an instruction: {statement.strip()[:80]!r}")
-  rest = statement[found.end() :]
+  rest = statement[match.end() :]
   # Layouts have round brackets too, but no space; a tuple has both.
   end = _closing(rest, 0) if rest.startswith("(") else re.match(r"\S*", rest).end()
   opcode = OPCODE.match(rest, end)
@@ -188,32 +192,32 @@ def _instruction(statement: str) -> tuple[Instruction, bool]:
   close = _closing(rest, opcode.end() - 1)
   inside = rest[opcode.end() : close - 1]
   operands = tuple(NAME.findall(STRING.sub('""', inside)))
-  return Instruction(found[2], rest[:end], opcode[1], operands, inside, rest[close:]), bool(found[1])
+  return Instruction(match[2], rest[:end], opcode[1], operands, inside, rest[close:]), bool(match[1])
 
 
 BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[()\[\]{}]', re.DOTALL)
 
 
 def _closing(text: str, start: int) -> int:
-  """Index after the bracket that closes the one at `start`."""
+  """Return the index after the bracket that closes the one at `start`."""
   depth = 0
-  for found in BRACKET.finditer(text, start):
-    depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(found[0], 0)
-    if depth == 0 and found[0][0] != '"':
-      return found.end()
+  for match in BRACKET.finditer(text, start):
+    depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(match[0], 0)
+    if depth == 0 and match[0][0] != '"':
+      return match.end()
   raise HloError(f"brackets do not close in {text[:80]!r}")
 
 
 def _end_of_value(text: str, start: int) -> int:
   depth = 0
-  for at in range(start, len(text)):
-    depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
-    if depth == 0 and text.startswith(", ", at) and not text.startswith(", device_ids=", at):
-      return at
+  for index in range(start, len(text)):
+    depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[index], 0)
+    if depth == 0 and text.startswith(", ", index) and not text.startswith(", device_ids=", index):
+      return index
   return len(text)
 
 
-# A scalar integer, None for what is not known or no integer, or a tuple of these.
+# A scalar integer, None for an unknown value or another type, or a tuple of these.
 Value = int | tuple | None
 
 DIRECTION = {
@@ -246,7 +250,7 @@ ARITHMETIC: dict[str, Callable[..., int | None]] = {
 
 
 def _quotient(a: int, b: int) -> int:
-  """Towards zero, as HLO divides."""
+  """Return the quotient rounded towards zero, as in HLO."""
   if b == 0:
     raise HloError("a loop's counter is divided by zero")
   return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
@@ -257,13 +261,13 @@ SAME = ("copy", "bitcast", "reshape", "convert", "copy-done", "broadcast")
 
 
 class Evaluator:
-  """Values of the scalar integers of a module, and with them the trips of its loops."""
+  """Evaluator of the scalar integers of a module, which give the trips of its loops."""
 
   def __init__(self, module: Module):
     self._module = module
 
   def value(self, computation: str, name: str, arguments: tuple[Value, ...], known: dict[str, Value]) -> Value:
-    """Value of an instruction when its computation is called with `arguments`; `known` holds what was found before."""
+    """Return the value of an instruction in a call of its computation with `arguments`; `known` caches values."""
     if name not in known:
       known[name] = self._value(
         computation, self._module.computations[computation].instructions[name], arguments, known
@@ -271,76 +275,82 @@ class Evaluator:
     return known[name]
 
   def result(self, computation: str, arguments: tuple[Value, ...]) -> Value:
-    """Value of the computation."""
+    """Return the value of the computation."""
     return self.value(computation, self._module.computations[computation].root, arguments, {})
 
-  def _value(self, computation, one: Instruction, arguments, known) -> Value:
-    def of(name):
+  def _value(self, computation, instruction: Instruction, arguments, known) -> Value:
+    def operand_value(name):
       return self.value(computation, name, arguments, known)
 
-    if one.opcode == "parameter":
-      number = int(one.inside)
+    if instruction.opcode == "parameter":
+      number = int(instruction.inside)
       return arguments[number] if number < len(arguments) else None
-    if one.opcode == "get-tuple-element":
-      whole = of(one.operands[0])
-      return None if whole is None else whole[int(one.attribute("index"))]
-    if one.opcode == "tuple":
-      return tuple(of(name) for name in one.operands)
-    if one.opcode in ("optimization-barrier", "opt-barrier"):
-      return of(one.operands[0])
-    if one.opcode in ("fusion", "call"):
-      return self.result(*one.called("calls", "to_apply"), tuple(of(name) for name in one.operands))
-    if one.opcode == "copy-start":
-      return of(one.operands[0])
-    if one.opcode == "while":
-      states = self.states(one, of(one.operands[0]))
+    if instruction.opcode == "get-tuple-element":
+      whole = operand_value(instruction.operands[0])
+      return None if whole is None else whole[int(instruction.attribute("index"))]
+    if instruction.opcode == "tuple":
+      return tuple(operand_value(name) for name in instruction.operands)
+    if instruction.opcode in ("optimization-barrier", "opt-barrier"):
+      return operand_value(instruction.operands[0])
+    if instruction.opcode in ("fusion", "call"):
+      return self.result(
+        *instruction.called("calls", "to_apply"), tuple(operand_value(name) for name in instruction.operands)
+      )
+    if instruction.opcode == "copy-start":
+      return operand_value(instruction.operands[0])
+    if instruction.opcode == "while":
+      states = self.states(instruction, operand_value(instruction.operands[0]))
       return states and states[-1]
-    scalar = SCALAR.match(one.shape)
+    scalar = SCALAR.match(instruction.shape)
     if not scalar:
       return None
-    return _wrapped(self._scalar(one, of), scalar[1])
+    return _wrapped(self._scalar(instruction, operand_value), scalar[1])
 
-  def _scalar(self, one: Instruction, of) -> Value:
-    if one.opcode == "constant":
-      return TRUTH[one.inside] if one.inside in TRUTH else int(one.inside)
-    if one.opcode == "select":
-      which, yes, no = one.operands
-      return None if of(which) is None else of(yes if of(which) else no)
-    if one.opcode not in ARITHMETIC and one.opcode not in (*SAME, "compare", "not"):
+  def _scalar(self, instruction: Instruction, operand_value) -> Value:
+    if instruction.opcode == "constant":
+      return TRUTH[instruction.inside] if instruction.inside in TRUTH else int(instruction.inside)
+    if instruction.opcode == "select":
+      which, yes, no = instruction.operands
+      return None if operand_value(which) is None else operand_value(yes if operand_value(which) else no)
+    if instruction.opcode not in ARITHMETIC and instruction.opcode not in (*SAME, "compare", "not"):
       return None
-    values = [of(name) for name in one.operands]
+    values = [operand_value(name) for name in instruction.operands]
     if any(not isinstance(value, int) for value in values):
       return None
-    if one.opcode in SAME:
+    if instruction.opcode in SAME:
       return values[0]
-    if one.opcode == "compare":
-      return int(DIRECTION[one.attribute("direction")](*values))
-    if one.opcode == "not":
-      return 1 - values[0] if one.shape.startswith("pred") else ~values[0]
-    return ARITHMETIC[one.opcode](*values)
+    if instruction.opcode == "compare":
+      return int(DIRECTION[instruction.attribute("direction")](*values))
+    if instruction.opcode == "not":
+      return 1 - values[0] if instruction.shape.startswith("pred") else ~values[0]
+    return ARITHMETIC[instruction.opcode](*values)
 
   def states(self, loop: Instruction, state: Value) -> list[Value] | None:
-    """The loop's state before each trip and after the last; None when its end cannot be told."""
+    """Return the loop's state before each trip and after the last; None when its end is not known."""
     condition, body = loop.called("condition")[0], loop.called("body")[0]
     states = [state]
-    while goes_on := self.result(condition, (states[-1],)):
+    while continues := self.result(condition, (states[-1],)):
       if len(states) > MAX_TRIPS:
         raise HloError(f"loop {loop.name} seems to run more than {MAX_TRIPS:,} times ({loop.op_name})")
       states.append(self.result(body, (states[-1],)))
-    return None if goes_on is None else states
+    return None if continues is None else states
 
   def unchanged(self, loop: Instruction, state: Value) -> Value:
-    """The state with None for all that a trip may change."""
+    """Return the state with None for all values that a trip may change."""
     body = self._module.computations[loop.called("body")[0]]
     root = body.instructions[body.root]
     if state is None or root.opcode != "tuple":
       return None
-    parameter = next(one.name for one in body.instructions.values() if one.opcode == "parameter")
+    parameter = next(
+      instruction.name for instruction in body.instructions.values() if instruction.opcode == "parameter"
+    )
 
     def passes(number, name):
-      one = body.instructions[name]
+      instruction = body.instructions[name]
       return (
-        one.opcode == "get-tuple-element" and one.operands == (parameter,) and int(one.attribute("index")) == number
+        instruction.opcode == "get-tuple-element"
+        and instruction.operands == (parameter,)
+        and int(instruction.attribute("index")) == number
       )
 
     return tuple(
@@ -358,13 +368,13 @@ def _wrapped(value: Value, dtype: str) -> Value:
 
 
 def known_trips(loop: Instruction) -> int | None:
-  """Trips that the compiler wrote beside the loop; None where it did not (TPU never does)."""
-  found = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-  return int(found[1]) if found else None
+  """Return the trips that the compiler has annotated at the loop; None without an annotation (always on TPU)."""
+  match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  return int(match[1]) if match else None
 
 
 def given_trips(loop: Instruction, scopes: Mapping[str, int]) -> int | None:
-  """Trips of the named scope that this loop, not one inside it, was traced in; None when it is in none of them."""
+  """Return the trips of the scope in which this loop, not an outer one, was traced; None if it is in none of them."""
   for scope, trips in scopes.items():
     if re.search(rf"(?<!\w){re.escape(scope)}(?!\w)(?!.*/body/)", loop.op_name):
       return trips

@@ -1,9 +1,9 @@
-"""Checkpoints of a workdir, and opening a trained or untouched model for the programs that use one.
+"""Checkpoints of a workdir, and loading of a trained or untrained model for the programs that use one.
 
 A checkpoint holds the parameters, the optimizer state, and as JSON: the step (which is the state of the data), the
 running totals of the log, the config, the versions it was written with, a fingerprint of every array, and the SHA-256
-of the workdir's other files that change what the model says. One that does not give these back is damaged: training
-goes on from the one before it, every other program ends and names the steps that are sound.
+of the workdir's other files that change the output of the model. A checkpoint whose content does not match these is
+damaged: training resumes from the one before it, and every other program ends and lists the sound steps.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import metrics
 from insec_jax.training.step import TrainState
 
-DAMAGED = "damaged"  # folder of a workdir where damaged checkpoints lie once a run has gone on without them
+DAMAGED = "damaged"  # folder of a workdir to which a resumed run moves damaged checkpoints
 CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"  # of a workdir
-MARKERS = "insec.json"  # of an exported folder: how its text is marked
-COVERED = (MODEL, hf.GENERATION)  # and all of TOKENIZER: what a checkpoint keeps the SHA-256 of
+MARKERS = "insec.json"  # of an exported folder: its markers, unit and template
+COVERED = (MODEL, hf.GENERATION)  # files whose SHA-256 a checkpoint holds, in addition to all of TOKENIZER
 EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
-# Of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
+# Types of the fields of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
 MARKED = {
   "flag": str,
   "fix": str,
@@ -61,9 +61,9 @@ MARKED = {
 FOLDERS = ("tb", "mined")  # of a workdir
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a checkpoint
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
-VANISH_SECONDS = 10  # in which a checkpoint that a run is removing is gone
+VANISH_SECONDS = 10  # time limit for a run to remove a checkpoint
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
-# What may change when a run goes on: what is learned does not hang on it. Rows per step are compared by themselves.
+# Keys that may change when a run resumes: the result does not depend on them. Rows per step are compared separately.
 FREE = (
   "model.remat",
   "train.log_every",
@@ -76,17 +76,17 @@ FREE = (
   "evaluate.",
   "mine.",
 )
-MINING = ("evaluate.max_tokens", "evaluate.batch_size", "mine.")  # these not, where a run mines what it learns from
-MINED = ("mine.",)  # nor these where it was mined before
+MINING = ("evaluate.max_tokens", "evaluate.batch_size", "mine.")  # not free where a run mines its training data
+MINED = ("mine.",)  # not free where the training data was mined before
 
 
 def versions(packages: Iterable[str] = VERSIONS) -> dict[str, str]:
-  """Installed version of each package."""
+  """Return the installed version of each package."""
   return {package: importlib.metadata.version(package) for package in packages}
 
 
 def check_workdir(workdir: pathlib.Path, config: Config):
-  """Nothing; InputError if the folder holds another experiment, or files of a run without its config."""
+  """Raise InputError if the folder holds another experiment, or files of a run without its config."""
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f"--workdir={workdir} is a file; give a folder")
   check_kinds(workdir)
@@ -114,17 +114,17 @@ def check_workdir(workdir: pathlib.Path, config: Config):
 
 
 def flat(config: Config) -> dict[str, Any]:
-  """Every value of the config by its name on the command line, without `config.`."""
+  """Return every value of the config by its name on the command line, without `config.`."""
   values = {}
   for name, value in dataclasses.asdict(config).items():
-    values |= {f"{name}.{key}": of_key for key, of_key in value.items()} if isinstance(value, dict) else {name: value}
+    values |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
   return values
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-  """The steps that checkpoints of the workdir hold, oldest first; nothing is written.
+  """Return the steps of the workdir's checkpoints, oldest first.
 
-  What a kill left half written does not count: Orbax gives a checkpoint its name when it is whole.
+  A partly written checkpoint does not count: Orbax gives a checkpoint its name when it is complete.
   """
   folder = workdir / CHECKPOINTS
   return (
@@ -135,7 +135,7 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 
 def check_kinds(workdir: pathlib.Path) -> None:
-  """Raise InputError unless what a workdir holds beside its checkpoints is files and folders, each in its place."""
+  """Raise InputError unless each known entry of a workdir is a file or a folder, as it should be."""
   for name in (CONFIG, *COVERED, *EXPLAIN):
     if os.path.lexists(workdir / name):
       open_to_read(workdir / name, f"the file {name} of a workdir").close()
@@ -156,7 +156,7 @@ def check_kinds(workdir: pathlib.Path) -> None:
 
 
 def file_digests(workdir: pathlib.Path) -> dict[str, str]:
-  """Return the SHA-256 of each file of the workdir, beside checkpoints and config, that changes what the model says."""
+  """Return the SHA-256 of each file, beside checkpoints and config, that changes the output of the model."""
   files = [workdir / name for name in COVERED if (workdir / name).exists()]
   files += sorted(path for path in (workdir / TOKENIZER).rglob("*") if not path.is_dir())
 
@@ -178,7 +178,7 @@ def _check_files(workdir: pathlib.Path, run: dict):
       f"{workdir / differ[0]} {what} when {_where(workdir, run['step'])} was saved; bring back the "
       f"files as they were ({', '.join(differ)})"
     )
-  if not (workdir / CONFIG).exists():  # whoever needs it says so
+  if not (workdir / CONFIG).exists():  # a caller that needs it raises
     return
   config = flat(config_lib.build(read_json(workdir / CONFIG, "the config of a run")))
   was = flat(config_lib.build(run["config"]))
@@ -190,9 +190,10 @@ def _check_files(workdir: pathlib.Path, run: dict):
 
 
 class Saver:
-  """Writes the checkpoints of a workdir; the newest `keep` stay, and those of every `keep_every`-th step (0: of none).
+  """Writer of a workdir's checkpoints.
 
-  All processes of a run do the same with it. What a killed or failed save left half written is removed.
+  The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: of none). All processes of a run make
+  the same calls. Partly written checkpoints of a killed or failed save are removed.
   """
 
   def __init__(self, workdir: pathlib.Path, *, keep: int, keep_every: int):
@@ -215,10 +216,10 @@ class Saver:
     totals: list,
     log: dict[str, int] | None = None,
   ):
-    """Copy the state to the host and begin to write it.
+    """Copy the state to the host and start an asynchronous write.
 
-    `facts` must be the same when the run goes on; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state().
-    DivergedError when an array is not finite: nothing could go on from it.
+    `facts` must be the same when the run resumes; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state().
+    Raises DivergedError when an array is not finite: no run could resume from it.
     """
     arrays = {"params": state.params, "optimizer": state.optimizer}
     if names := not_finite(arrays):
@@ -240,14 +241,14 @@ class Saver:
     self._orbax.save_checkpointables_async(step, arrays, force=True, custom_metadata={"run": run, "check": _check(run)})
 
   def wait(self):
-    """Wait until every save is whole on disk."""
+    """Wait until every save is complete on disk."""
     self._orbax.wait()
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, *_):
-    # After an error of many processes the save may be waiting for one that is gone.
+    # After an error in a run of several processes the save may be waiting for a missing process.
     if kind is None:
       self._orbax.close()
     elif jax.process_count() == 1:
@@ -256,7 +257,7 @@ class Saver:
       self._remove_unfinished()
 
   def _remove_unfinished(self) -> None:
-    """Remove what a failed save has left; Orbax's threads may still be writing it."""
+    """Remove the partial files of a failed save; Orbax's threads may still be writing them."""
     if jax.process_count() > 1:  # another process may be reading it
       return
     for _ in range(20):
@@ -268,7 +269,7 @@ class Saver:
 
 
 class RestoredRun(NamedTuple):
-  """What a run goes on from; `damaged` are the newer checkpoints that could not be."""
+  """State from which a run resumes; `damaged` lists the steps of newer checkpoints that are damaged."""
 
   state: TrainState
   totals: list
@@ -286,10 +287,10 @@ def restore(
   advise: Callable[[str, Any], str],
   processes: Processes,
 ) -> RestoredRun:
-  """The state after the newest of these steps whose checkpoint is sound, laid out as `abstract` says.
+  """Return the newest sound checkpoint among these steps, with the shardings of `abstract`.
 
-  InputError unless tree and facts (which may hang on the step) are exactly those saved, or when no checkpoint is sound;
-  `advise` says for a fact and its saved value what to do when it differs.
+  `facts` maps a step to its facts. `advise` maps the name of a differing fact and its saved value to a remedy. Raises
+  InputError unless tree and facts are exactly those saved, or when no checkpoint is sound.
   """
 
   def check_facts(run):
@@ -310,9 +311,9 @@ def restore(
 
 
 def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, processes: Processes) -> bool:
-  """Whether this checkpoint gives back what was saved; all processes ask together.
+  """Return whether this checkpoint holds what was saved; all processes call it together.
 
-  InputError where other files of the workdir, or its metrics up to that step, were changed since.
+  Raises InputError if other files of the workdir, or its metrics up to that step, have changed since.
   """
   expected = {"params": abstract.params, "optimizer": abstract.optimizer}
   reading = _read(workdir, step, lambda _: expected, lambda run: _check_files(workdir, run), processes)
@@ -324,8 +325,8 @@ def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, processes: 
 def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int, Any]:
   """Return (step, parameters) of the newest checkpoint, or of the one of this step, in the dtype saved.
 
-  InputError when it is damaged: it names the steps that are sound. Also when other files of the workdir were changed
-  since, or when there is no such checkpoint.
+  Raises InputError, which lists the sound steps, when the checkpoint is damaged. Also raises it when there is no such
+  checkpoint, or when other files of the workdir have changed since.
   """
 
   def expect(run):
@@ -337,21 +338,21 @@ def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int,
 
   deadline = time.monotonic() + VANISH_SECONDS
   while True:
-    found = steps(workdir)
-    if not found:
+    saved_steps = steps(workdir)
+    if not saved_steps:
       raise InputError(f"{workdir} has no checkpoint any more; bring one back, or train again")
-    if step is not None and step not in found:
-      raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, found))}")
-    chosen = found[-1] if step is None else step
+    if step is not None and step not in saved_steps:
+      raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, saved_steps))}")
+    chosen = saved_steps[-1] if step is None else step
     reading = read(chosen)
     if reading.problem is None:
       return chosen, reading.arrays["params"]
-    # A run that is still training removes old checkpoints, maybe this one.
-    while _is_there(workdir, chosen) and time.monotonic() < deadline and is_held(workdir / LOCK):
+    # A running training removes old checkpoints, possibly this one.
+    while _has_checkpoint(workdir, chosen) and time.monotonic() < deadline and is_held(workdir / LOCK):
       time.sleep(0.2)
-    if _is_there(workdir, chosen):
+    if _has_checkpoint(workdir, chosen):
       break
-  sound = [number for number in found if number != chosen and read(number).problem is None]
+  sound = [number for number in saved_steps if number != chosen and read(number).problem is None]
   remedy = (
     f"sound are the steps {', '.join(map(str, sound))}: give --step={sound[-1]}, or let train go on from there"
     if sound
@@ -360,28 +361,28 @@ def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int,
   raise InputError(f"{_where(workdir, chosen)} is damaged ({reading.problem}); {remedy}")
 
 
-def _is_there(workdir: pathlib.Path, step: int) -> bool:
+def _has_checkpoint(workdir: pathlib.Path, step: int) -> bool:
   return (workdir / CHECKPOINTS / str(step)).is_dir()
 
 
 def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
-  """Move these checkpoints to another folder of the workdir, so that the run can save those steps again."""
+  """Move these checkpoints to the folder DAMAGED of the workdir, so that the run can save those steps again."""
   for step in damaged:
     (workdir / DAMAGED).mkdir(exist_ok=True)
     taken = len(list((workdir / DAMAGED).glob(f"{step}*")))
     (workdir / CHECKPOINTS / str(step)).rename(workdir / DAMAGED / (f"{step}-{taken}" if taken else str(step)))
 
 
-# Orbax leaves tasks behind when an array is damaged; asyncio would print a traceback of each beside our one line.
+# Orbax abandons tasks when an array is damaged; asyncio would print a traceback for each in addition to our one line.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class _DamageError(Exception):
-  """A checkpoint is not what was saved."""
+  """Error: a checkpoint is not what was saved."""
 
 
 class Reading(NamedTuple):
-  """A checkpoint as read: what was saved beside the arrays, and the arrays; or what is wrong with it, and None."""
+  """Result of reading a checkpoint: its JSON and its arrays; or both None and the problem."""
 
   run: dict | None
   arrays: dict | None
@@ -391,9 +392,10 @@ class Reading(NamedTuple):
 def _read(
   workdir, step: int, expect: Callable[[dict], dict], check: Callable[[dict], None], processes: Processes
 ) -> Reading:
-  """Read a checkpoint and compare it with its fingerprints, all processes together.
+  """Read a checkpoint and compare it with its fingerprints; all processes call it together.
 
-  `expect` gives the arrays to read. A process reads its own shards: what one finds damaged, all leave out.
+  `expect` maps the checkpoint's JSON to the arrays to read. Each process reads its own shards. Damage found by one
+  process is the result on all.
   """
   reading = _attempt(workdir / CHECKPOINTS / str(step), step, expect, check)
   problems = processes.gather(f"the reading of checkpoint {step}", reading.problem)
@@ -407,7 +409,7 @@ def _read(
 
 
 def _newest_sound(workdir, among, expect, check, processes: Processes):
-  """(step, what was saved beside the arrays, arrays, newer steps that are damaged); each of these is printed."""
+  """Return (step, JSON, arrays, damaged newer steps) of the newest sound checkpoint; print each damaged one."""
   reasons = {}
   for step in sorted(among, reverse=True):
     reading = _read(workdir, step, expect, check, processes)
@@ -416,19 +418,19 @@ def _newest_sound(workdir, among, expect, check, processes: Processes):
     reasons[step] = reading.problem
     if processes.is_first:
       print(f"{_where(workdir, step)} is damaged ({reasons[step]}); it is left out", file=sys.stderr, flush=True)
-  told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
+  listed = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
   raise InputError(
-    f"{workdir} has no sound checkpoint ({told}); nothing was changed: bring one back, or begin in another --workdir"
+    f"{workdir} has no sound checkpoint ({listed}); nothing was changed: bring one back, or begin in another --workdir"
   )
 
 
 def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
-  """Read this process's shards of a checkpoint. What the machine refuses is raised, never called damage."""
+  """Read this process's shards of a checkpoint; errors of the machine (disk, memory) are raised, not called damage."""
   here = jax.process_index()
-  # Each process for itself: one that finds its part damaged would leave the others waiting for it.
+  # Each process reads independently: one that finds its shards damaged would leave the others waiting in a barrier.
   context = ocp.Context()
   context.multiprocessing.primary_host, context.multiprocessing.active_processes = here, {here}
-  folder = folder.absolute()  # Orbax reads nothing else
+  folder = folder.absolute()  # Orbax requires it
   try:
     _check_regular(folder)
     with context:
@@ -442,11 +444,11 @@ def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
       compare_trees(f"checkpoint {step} of {folder.parent.parent}", saved=saved, expected=_leaves(expected))
       if {name: shape for name, shape in _leaves(metadata.metadata).items() if name in saved} != saved:
         raise _DamageError("its arrays are not those that were saved")
-      # The whole tree is asked for at once; Orbax then loads all of it or nothing.
+      # The whole tree in one call: Orbax then loads all of it or nothing.
       return Reading(run, ocp.load_checkpointables(folder, expected), None)
   except (InputError, PermissionError, jax.errors.JaxRuntimeError):  # not the fault of the file
     raise
-  except Exception as error:  # there is no saying what Orbax, tensorstore and JSON raise for damaged files
+  except Exception as error:  # Orbax, tensorstore and JSON raise errors of any type for damaged files
     if is_refusal(error):
       raise
     problem = str(error) if isinstance(error, _DamageError) else f"its files cannot be read: {type(error).__name__}"
@@ -454,7 +456,7 @@ def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
 
 
 def _check_regular(folder: pathlib.Path) -> None:
-  """Raise _DamageError for what is neither a file nor a folder: reading a FIFO would wait for ever."""
+  """Raise _DamageError for an entry that is neither a file nor a folder: reading a FIFO would block for ever."""
   for path in folder.rglob("*"):
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -466,8 +468,10 @@ def _check(run: dict) -> int:
 
 
 def fingerprints(tree) -> dict[str, int]:
-  """A number for each array that any flipped bit changes, wherever its shards lie: a sum of the bits of all elements,
-  each times its own odd number, modulo 2**32."""
+  """Return a checksum of each array that any flipped bit changes, the same for any sharding.
+
+  It is the sum of the bits of all elements, each times its own odd number, modulo 2**32.
+  """
   leaves = jax.tree.leaves(tree)
   numbers = jax.device_get(_fingerprint_sums(leaves))
   return dict(zip(_leaves(tree), numbers.tolist(), strict=True))
@@ -475,18 +479,18 @@ def fingerprints(tree) -> dict[str, int]:
 
 @jax.jit
 def _fingerprint_sums(leaves):
-  def of_leaf(leaf):
+  def fingerprint(leaf):
     bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
     position = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):
       position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
     return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
 
-  return jnp.stack([of_leaf(leaf) for leaf in leaves])
+  return jnp.stack([fingerprint(leaf) for leaf in leaves])
 
 
 def not_finite(tree) -> list[str]:
-  """Return the names of the arrays that hold NaN or infinity; all processes ask together."""
+  """Return the names of the arrays that hold NaN or infinity; all processes call it together."""
   are_finite = jax.device_get(_are_finite(jax.tree.leaves(tree)))
   return [name for name, is_finite in zip(_leaves(tree), are_finite, strict=True) if not is_finite]
 
@@ -501,7 +505,7 @@ def _where(workdir: pathlib.Path, step: int) -> str:
 
 
 def compare_trees(where: str, *, saved: dict[str, str], expected: dict[str, str]):
-  """Nothing; InputError that names the first array that is missing, unexpected or of another shape or dtype."""
+  """Raise InputError that names the first array that is missing, unexpected or of another shape or dtype."""
   differences = [
     f"{name} {saved.get(name, 'absent')}, needed {expected.get(name, 'absent')}"
     for name in sorted(saved.keys() | expected.keys())
@@ -516,7 +520,7 @@ def compare_trees(where: str, *, saved: dict[str, str], expected: dict[str, str]
 
 def _leaves(tree) -> dict[str, str]:
   def word(key):
-    # The same node is a named field in an optax state and a plain key in what Orbax read back.
+    # A node is a named field in an optax state and a plain key in the tree that Orbax returns.
     return str(next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)))
 
   return {
@@ -526,24 +530,24 @@ def _leaves(tree) -> dict[str, str]:
 
 
 class LoadedModel(NamedTuple):
-  """A model ready for use. Of a folder that no run of ours wrote, all that concerns markers is None."""
+  """Model ready for use; markers, unit and template are None for a folder that no run of ours wrote."""
 
   config: llama.LlamaConfig
   params: Any
   tokenizer: PreTrainedTokenizerFast
   markers: Markers | None
-  flag_id: int | None  # None as well where the markers are plain words
+  flag_id: int | None  # None also where the markers are plain words
   fix_id: int | None
-  unit: str | None  # mistakes.unit and data.template it was trained with
+  unit: str | None  # mistakes.unit and data.template of its training
   template: str | None
-  confidence: tuple[float, ...] = ()  # tokenizer.confidence and tokenizer.confidence_first it was trained with
+  confidence: tuple[float, ...] = ()  # tokenizer.confidence and tokenizer.confidence_first of its training
   confidence_first: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()
-  step: int | None = None  # of the checkpoint, where it comes from one
+  step: int | None = None  # of the checkpoint; None where it is not known
 
 
 def is_workdir(folder: pathlib.Path) -> bool:
-  """Whether the folder is a run's workdir with a checkpoint; InputError if it is no model at all."""
+  """Return whether the folder is a run's workdir with a checkpoint; InputError if it holds no model at all."""
   if not folder.is_dir():
     raise InputError(f"no folder {str(folder)!r}; give a workdir of train or an HF folder")
   if (folder / MODEL).is_file():
@@ -558,7 +562,7 @@ def is_workdir(folder: pathlib.Path) -> bool:
 
 
 def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
-  """Open a workdir (its newest checkpoint, or that of `step`) or an HF folder, weights in the dtype stored there."""
+  """Load a workdir (its newest checkpoint, or that of `step`) or an HF folder, weights in the dtype stored there."""
   path = local_path(folder, "--model")
   if not is_workdir(path):
     if step is not None:
@@ -582,9 +586,9 @@ def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
     marked = marked_as(config_lib.build(read_json(path / CONFIG, "the config of a run")), step)
   if marked is None:
     return LoadedModel(config, params, tokenizer, None, None, None, None, None, step=step)
-  # Version 0.2.0 wrote none.
+  # Absent in exports of version 0.2.0.
   confidence, confidence_first = (tuple(marked.get(name) or ()) for name in ("confidence", "confidence_first"))
-  found = tokens.find_markers(
+  marker_ids = tokens.find_markers(
     tokenizer,
     TokenizerConfig(
       path="",
@@ -600,25 +604,25 @@ def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
     params,
     tokenizer,
     Markers(marked["flag"], marked["fix"]),
-    found.flag_id,
-    found.fix_id,
+    marker_ids.flag_id,
+    marker_ids.fix_id,
     marked["unit"],
     marked["template"],
     confidence,
     confidence_first,
-    found.confidence_ids,
+    marker_ids.confidence_ids,
     step,
   )
 
 
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
-  """The config of the model that a workdir trains."""
+  """Return the config of the model that a workdir trains."""
   path = workdir / MODEL
   return hf_config.config_from_json(read_json(path, "the model of a workdir"), str(path))
 
 
 def marked_as(config: Config, step: int) -> dict[str, Any]:
-  """Return what an exported folder must say of its text beside what HF says, and the step it was exported at."""
+  """Return the fields of MARKERS, which an exported folder needs beside HF's files, and the exported step."""
   return {
     "step": step,
     "flag": config.tokenizer.flag,
@@ -632,7 +636,7 @@ def marked_as(config: Config, step: int) -> dict[str, Any]:
 
 
 def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:
-  """What `marked_as` said, or None for a folder that no run of ours wrote."""
+  """Return the fields that `marked_as` wrote; None for a folder that no run of ours wrote."""
   path = folder / MARKERS
   if not path.exists():
     return None

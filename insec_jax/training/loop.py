@@ -1,4 +1,4 @@
-"""The loop of training steps: logging, held-out losses, checkpoints, phases, and how a run ends."""
+"""Training loop: steps, logging, held-out losses, checkpoints, phases and the end of a run."""
 
 import contextlib
 import math
@@ -33,10 +33,10 @@ def loop(
   phases: Phases,
   processes: Processes,
 ) -> int:
-  """Return the exit code after the last step, or after the one in which a signal came.
+  """Train to the last step, or to the step in which a signal arrives, and return the exit code.
 
-  Whatever is written at a step is written in the order line, checkpoint: a checkpoint never lacks the lines before it.
-  Raises DivergedError when a loss is not finite; the state before that step is saved.
+  The line of a step is written before its checkpoint, so a checkpoint never lacks the lines before it. Raises
+  DivergedError when a loss is not finite; the state before that step is saved.
   """
   every, steps = config.train, config.train.steps
   rows = rows_of(config, mesh)
@@ -134,7 +134,7 @@ def diverged(
 ) -> DivergedError:
   """Save the state after the last sound step, unless it is saved, and return the error that names both."""
   saver.wait()
-  # Process 0 looks for all: saving is done by all together, or by none.
+  # Process 0 decides for all: a save needs all processes.
   saved = processes.gather("the last sound step", sound in checkpoint.steps(workdir) if processes.is_first else None)[0]
   if sound and not saved:
     save(sound)
@@ -145,7 +145,7 @@ def diverged(
 
 @contextlib.contextmanager
 def stop_of(processes: Processes) -> Iterator[Callable[[int], bool]]:
-  """Yield a function of each step: whether a signal came to any process, true on all after the same step."""
+  """Yield a function of the step that returns whether to stop; true on all processes after the same step."""
   if processes.num > 1:
     yield processes.stops
     return
@@ -170,7 +170,7 @@ def next_phase(
   processes: Processes,
   stops: Callable[[int], bool],
 ) -> pipeline.Data | None:
-  """Return the data of the phase that begins at a step with these parameters; None when a signal came meanwhile."""
+  """Return the data of the phase that begins at this step with these parameters; None if a signal has arrived."""
   number = phases.number_of[step]
   text = phases.prepare(number, params, run, stopped=lambda: processes.num == 1 and stops(step))
   if text is None:
@@ -184,7 +184,7 @@ def next_phase(
 
 
 def announce(config: Config, run: Run, attention_reason: str, progress: metrics.TrainProgress) -> None:
-  """Print what is about to run."""
+  """Print receipt, number of parameters, attention and precision of the run."""
   num_params = sum(param.size for param in jax.tree.leaves(run.state.params))
   progress.say(run.data.receipt.rstrip())
   progress.say(f"{num_params:,} parameters; {attention_reason}")
@@ -193,7 +193,7 @@ def announce(config: Config, run: Run, attention_reason: str, progress: metrics.
 
 
 def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
-  """(the compiled train step, seconds it took)."""
+  """Return (compiled train step, seconds of its compilation)."""
   start = time.perf_counter()
   step = step_lib.make_train_step(
     model, config.optimizer, config.train.steps, mesh, run.shardings, repeat=config.loss.repeat

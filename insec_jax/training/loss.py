@@ -1,9 +1,9 @@
-"""The masked loss: weights per token, sums that travel, the vocabulary projection in chunks of trained tokens only.
+"""Masked loss with a weight per token: sums over tokens, the vocabulary projection in chunks of trained tokens only.
 
 Letters are those of model/llama.py, and
-  M position of a device's rows, one after another   C position of a chunk of trained ones
-  W position of the chunks of all devices that share a vocabulary
-Nothing here divides: sums are added over chunks, micro-batches, devices and hosts, and who holds the last one divides.
+  M position in a device's rows, one row after another   C position in a chunk of trained tokens
+  W position in the chunks of all devices that share a vocabulary
+This module does not divide: sums are added over chunks, micro-batches, devices and hosts, and divided afterwards.
 """
 
 import functools
@@ -21,7 +21,7 @@ FLOOR = 1e-5  # of 1 - p in unlikelihood, arXiv 1908.04319 and its code
 
 
 class Negatives(NamedTuple):
-  """Float32 sums over negatives, unweighted: -log(1 - p) clamped as in unlikelihood, p, and how many there are."""
+  """Unweighted float32 sums over negatives: -log(1 - p) clamped as in unlikelihood, p, and their number."""
 
   cost: jax.Array
   p: jax.Array
@@ -29,10 +29,10 @@ class Negatives(NamedTuple):
 
 
 class Sums(NamedTuple):
-  """Float32 sums over tokens of non-zero weight; an empty batch gives zeros. Add them, divide last.
+  """Float32 sums over tokens of non-zero weight, zeros for an empty batch; to be added, and divided last.
 
-  loss: weighted; weight: of |weight|; both with negatives. nll_R, correct_R (the likeliest token is the right one) and
-  count_R: unweighted, without negatives. negatives: None where the batch has none of them.
+  loss: weighted loss, and weight: |weight|, both with negatives. nll_R, correct_R (the likeliest token is the target)
+  and count_R: unweighted, without negatives. negatives: None where the batch has no negative_BT.
   """
 
   loss: jax.Array
@@ -44,7 +44,7 @@ class Sums(NamedTuple):
 
 
 def no_sums(*, negatives: bool) -> Sums:
-  """The sums of no token."""
+  """Return the sums over no token."""
   zeros_R = jnp.zeros(NUM_ROLES)
   return Sums(
     jnp.zeros(()),
@@ -57,13 +57,13 @@ def no_sums(*, negatives: bool) -> Sums:
 
 
 def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None):
-  """What each position must predict: (target_BT, role_BT, weight_BT, negative_BT) of the next token of its own segment.
+  """Return (target_BT, role_BT, weight_BT, negative_BT): those of the next token within the segment of each position.
 
       token     a  b  c  d  e  .        role      0  1  2  0  3 -1        weight    0  1  2  0  4  0
       segment   1  1  1  2  2  0
       target    b  c  .  e  .  .        role      1  2 -1  3 -1 -1        weight    1  2  0  4  0  0
 
-  Negatives, where there are any, go as roles do. The only place where anything is shifted.
+  Negatives, where given, are shifted like roles. No other function shifts.
   """
   T = token_BT.shape[1]
   target_BT, next_segment_BT, next_role_BT, next_weight_BT = (
@@ -76,10 +76,10 @@ def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None):
 
 
 def chunk_size(num_tokens: int) -> int:
-  """Trained tokens that are multiplied with the vocabulary at once.
+  """Return the number of trained tokens that are multiplied with the vocabulary at once.
 
-  An eighth of a device's tokens, so that little of the last chunk is empty, and at most 1,024, so that the float32
-  logits of 128,256 stay at half a GiB.
+  It is an eighth of a device's tokens, so that little of the last chunk is empty, and at most 1,024, so that the
+  float32 logits over 128,256 tokens take at most half a GiB.
   """
   return min(1024, 128 * math.ceil(num_tokens / 8 / 128))
 
@@ -87,12 +87,12 @@ def chunk_size(num_tokens: int) -> int:
 def loss_sums(
   head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, *, repeat=0.0, mesh=None, chunk=None
 ) -> Sums:
-  """Sums of the weighted loss of every token of non-zero weight; `loss` alone has a gradient (to head and stream).
+  """Return the sums of the weighted loss over tokens of non-zero weight; only `loss` has a gradient (head and stream).
 
-  Weight w > 0 costs w * -log p(token); w < 0 is unlikelihood, |w| * -log(max(1 - p(token), 1e-5)), flat where clamped.
-  A negative adds unlikelihood of weight -repeat, whatever the weight of its token. Without negatives the program is
-  smaller.
-  With a mesh it runs inside jax.shard_map, on the device's part of the head and its own rows, and sums over these.
+  Weight w > 0 costs w * -log p(token). Weight w < 0 is unlikelihood, |w| * -log(max(1 - p(token), 1e-5)), without a
+  gradient where it is clamped. A negative adds unlikelihood of weight -repeat, whatever the weight of its token.
+  Without negatives the program is smaller. With a mesh the function runs inside jax.shard_map, on the device's shard of
+  the head and its own rows, and sums over these rows.
   """
   target_BT, role_BT, weight_BT, negative_BT = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT)
   return _weighted_sums(
@@ -117,7 +117,8 @@ def _weighted_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_
 
 
 def _forward(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat):
-  # Gradients are made here: each chunk's logits live once, and the number of chunks may depend on the data.
+  # Gradients are computed in the forward pass: each chunk's logits exist once, and the number of chunks may depend on
+  # the data.
   return _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat, with_gradient=True)
 
 
@@ -131,12 +132,12 @@ _weighted_sums.defvjp(_forward, _backward)
 
 
 def _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat, *, with_gradient):
-  """(sums, gradients of head and stream or None), the head split along its width over fsdp.
+  """Return (sums, gradients of head and stream or None); the head is split along its width over fsdp.
 
-  Along some axes of fsdp each device takes a part of the vocabulary, and trained tokens travel; along the others the
-  head does.
+  Along some axes of fsdp each device takes a part of the vocabulary, and trained tokens are communicated; along the
+  others the head is gathered.
   """
-  part_VD = head_VD.astype(stream_BTD.dtype)  # before it travels: half the bytes in bfloat16
+  part_VD = head_VD.astype(stream_BTD.dtype)  # before communication: half the bytes in bfloat16
   token_axes, head_axes = (
     ((), ())
     if mesh is None
@@ -162,14 +163,14 @@ def _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh,
   head_grad_VD = sharding.scatter(gradients[0], 1, mesh, head_axes).astype(head_VD.dtype)
   if token_axes:
     head_grad_VD = jax.lax.all_to_all(head_grad_VD, token_axes, split_axis=1, concat_axis=0, tiled=True)
-  # Together, or the compiler puts the scatter off and keeps the whole gradient through the layers' backward pass.
+  # A barrier: else the compiler delays the scatter and keeps the whole gradient through the layers' backward pass.
   return sums, jax.lax.optimization_barrier((head_grad_VD, gradients[1]))
 
 
 def split_fsdp(mesh, *, num_tokens: int, num_rows: int, itemsize: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The axes of fsdp along which tokens travel, and those along which the head does: together the fewest bytes.
+  """Return (axes of fsdp along which tokens are exchanged, axes along which the head is gathered) with fewest bytes.
 
-  Of a device: `num_tokens` at most travel, there and back, and `num_rows` of the head, whose gradient is float32.
+  Per device, at most `num_tokens` are sent and returned, and `num_rows` rows of the head, whose gradient is float32.
   """
   axes = [name for name in FSDP if mesh.shape[name] > 1]
 
@@ -179,7 +180,7 @@ def split_fsdp(mesh, *, num_tokens: int, num_rows: int, itemsize: int) -> tuple[
       return math.inf
     return 2 * itemsize * num_tokens * (devices - 1) + (itemsize + 4) * num_rows / devices * (1 - 1 / others)
 
-  # Tokens along the inner axes: what a device then holds of the width is one piece.
+  # Tokens along the inner axes: a device's part of the width is then contiguous.
   first = min(range(len(axes), -1, -1), key=cost)
   return tuple(axes[first:]), tuple(axes[:first])
 
@@ -187,17 +188,16 @@ def split_fsdp(mesh, *, num_tokens: int, num_rows: int, itemsize: int) -> tuple[
 def _chunked(
   head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, token_axes, chunk, repeat, *, with_gradient
 ):
-  """(sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's own rows.
+  """Return (sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's rows.
 
-  The vocabulary is split over tensor and, within that, over the axes `token_axes`, along which devices put their chunks
-  together.
+  The vocabulary is split over tensor and, within that, over `token_axes`, along which devices concatenate their chunks.
   """
   split_over = token_axes if mesh is None or mesh.shape[TENSOR] == 1 else (TENSOR, *token_axes)
   V, D = head_VD.shape
   M = target_BT.size
   first = jax.lax.axis_index(split_over) * V if split_over else 0
   vocabulary_V = first + jnp.arange(V)
-  # A float32 matrix product on TPU multiplies in bfloat16 unless told otherwise.
+  # A float32 matrix product on TPU multiplies in bfloat16 by default.
   dot = functools.partial(
     jnp.einsum, preferred_element_type=jnp.float32, precision="highest" if head_VD.dtype == jnp.float32 else None
   )
@@ -205,7 +205,7 @@ def _chunked(
   def over_parts(reduce, x):
     return reduce(x, split_over) if split_over else x
 
-  def of_all(x_C):
+  def gather_chunks(x_C):
     return jax.lax.all_gather(x_C, token_axes, tiled=True) if token_axes else x_C
 
   total = functools.partial(over_parts, jax.lax.psum)
@@ -218,42 +218,42 @@ def _chunked(
   is_trained_M, negatives = weight_M != 0, negative_BT is not None
   if negatives:
     negative_M = negative_BT.reshape(M)
-    role_M = jnp.where(is_trained_M, role_M, NO_ROLE)  # a token that only has a negative is not among those of its role
+    role_M = jnp.where(is_trained_M, role_M, NO_ROLE)  # a token with only a negative does not count for its role
     is_trained_M |= negative_M >= 0
   num_trained = is_trained_M.sum()
   num_chunks = -(-num_trained // chunk)
   if split_over:
-    # Devices that share the vocabulary meet in every chunk; the same count everywhere keeps the whole mesh in step.
+    # Devices that share the vocabulary communicate in every chunk, so all must loop over the same number.
     num_chunks = jax.lax.pmax(num_chunks, BATCH)
-  # Trained tokens first; the head_axes of the last chunk points past the end, is read as zero and never written.
+  # Trained tokens first. The rest of the last chunk points past the end: it is read as zero and never written.
   past_M = M + jnp.arange(chunk * math.ceil(M / chunk))
   index_M = jnp.where(past_M - M < num_trained, jnp.nonzero(is_trained_M, size=past_M.size, fill_value=M)[0], past_M)
 
-  def one_chunk(number, carry):
+  def add_chunk(number, carry):
     sums, gradients = carry
     index_C = jax.lax.dynamic_slice(index_M, (number * chunk,), (chunk,))
     x_CD = stream_MD.at[index_C].get(mode="fill", fill_value=0)
     target_C = target_M.at[index_C].get(mode="fill", fill_value=0)
     role_C = role_M.at[index_C].get(mode="fill", fill_value=NO_ROLE)
     weight_C = weight_M.at[index_C].get(mode="fill", fill_value=0)
-    x_WD, target_W, weight_W = of_all(x_CD), of_all(target_C), of_all(weight_C)
+    x_WD, target_W, weight_W = gather_chunks(x_CD), gather_chunks(target_C), gather_chunks(weight_C)
     if negatives:
       negative_C = negative_M.at[index_C].get(mode="fill", fill_value=NO_NEGATIVE)
-      negative_W = of_all(negative_C)
+      negative_W = gather_chunks(negative_C)
 
     logit_WV = dot("WD,VD->WV", x_WD, head_VD)
     top_W = over_parts(jax.lax.pmax, logit_WV.max(-1))
     exp_WV = jnp.exp(logit_WV - top_W[:, None])
 
     def parts(token_W):
-      """Whether each entry is the token's, and this part of the token's logit and of the exponentials of all others."""
+      """Return whether each entry is the token's, its logit and the sum of the others' exponentials, of this part."""
       is_token_WV = vocabulary_V[None] == token_W[:, None]
       return is_token_WV, jnp.where(is_token_WV, logit_WV, 0.0).sum(-1), jnp.where(is_token_WV, 0.0, exp_WV).sum(-1)
 
     # 1 - p is added up from the other tokens: near p = 1 float32 cannot subtract.
-    is_target_WV, *of_target = parts(target_W)
-    is_negative_WV, *of_negative = parts(negative_W) if negatives else (None,)
-    sum_W, (target_logit_W, others_W), of_negative = total((exp_WV.sum(-1), of_target, of_negative))
+    is_target_WV, *target_parts = parts(target_W)
+    is_negative_WV, *negative_parts = parts(negative_W) if negatives else (None,)
+    sum_W, (target_logit_W, others_W), negative_parts = total((exp_WV.sum(-1), target_parts, negative_parts))
     logp_W = target_logit_W - top_W - jnp.log(sum_W)
     rest_W = others_W / sum_W
     # The first of the largest, as argmax, which XLA runs slowly on CPU.
@@ -265,9 +265,9 @@ def _chunked(
     unlikely_W = weight_W < 0
     loss_W = jnp.abs(weight_W) * -jnp.where(unlikely_W, jnp.log(jnp.maximum(rest_W, FLOOR)), logp_W)
 
-    of_negatives = None
+    negative_sums = None
     if negatives:
-      negative_logit_W, negative_others_W = of_negative
+      negative_logit_W, negative_others_W = negative_parts
       is_negative_W, negative_rest_W = negative_W >= 0, negative_others_W / sum_W
       negative_p_W = jnp.where(is_negative_W, jnp.exp(negative_logit_W - top_W) / sum_W, 0.0)
       negative_cost_W = jnp.where(is_negative_W, -jnp.log(jnp.maximum(negative_rest_W, FLOOR)), 0.0)
@@ -281,7 +281,7 @@ def _chunked(
     if negatives:
       num_negatives = (negative_C >= 0).sum().astype(jnp.float32)
       size += repeat * num_negatives
-      of_negatives = Negatives(own(negative_cost_W).sum(), own(negative_p_W).sum(), num_negatives)
+      negative_sums = Negatives(own(negative_cost_W).sum(), own(negative_p_W).sum(), num_negatives)
     sums = jax.tree.map(
       jnp.add,
       sums,
@@ -291,7 +291,7 @@ def _chunked(
         (-own(logp_W)[:, None] * is_role_CR).sum(0),
         (own(correct_W)[:, None] * is_role_CR).sum(0),
         is_role_CR.sum(0),
-        of_negatives,
+        negative_sums,
       ),
     )
     if with_gradient:
@@ -321,7 +321,7 @@ def _chunked(
 
   empty = (jnp.zeros((V, D)), jnp.zeros((M, D), stream_BTD.dtype)) if with_gradient else None
   with jax.named_scope("trained_chunks"):
-    sums, gradients = jax.lax.fori_loop(0, num_chunks, one_chunk, (no_sums(negatives=negatives), empty))
+    sums, gradients = jax.lax.fori_loop(0, num_chunks, add_chunk, (no_sums(negatives=negatives), empty))
   if with_gradient:
     gradients = (gradients[0], gradients[1].reshape(stream_BTD.shape))
   return sums, gradients

@@ -1,4 +1,4 @@
-"""What a run says about itself: running totals, metrics.jsonl, TensorBoard, and a bar or lines on the terminal."""
+"""Metrics of a run: running totals, metrics.jsonl, TensorBoard, and a progress bar or lines on the terminal."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
 from insec_jax.training.loss import Negatives, Sums
 
-# How far the host may be ahead of the devices: what is dispatched must still run before a preempted run can save.
+# Steps that the host may be ahead of the devices: dispatched steps must finish before a preempted run can save.
 STEPS_AHEAD = 2
 METRICS = "metrics.jsonl"
 NO_LINES = {"bytes": 0, "crc32": 0}
@@ -27,17 +27,19 @@ NO_NEGATIVES = Negatives(0.0, 0.0, 0.0)
 
 
 class StepMetrics(NamedTuple):
-  """What one step hands over, all on the device: sums to add, and two values of that step alone."""
+  """Metrics of one step, all on the device: sums to add, and values of that step alone."""
 
   sums: Sums
-  tokens: jax.Array  # that are not padding
+  tokens: jax.Array  # number of tokens that are not padding
   grad_norm: jax.Array  # before clipping
   lr: jax.Array
 
 
 class Totals(NamedTuple):
-  """Float64 sums over steps, negatives always among them; `seconds` is time spent in steps, without compiling, held-out
-  loss and saving."""
+  """Float64 sums over steps, negatives always included.
+
+  `seconds` is the time spent in steps, without compiling, held-out loss and saving.
+  """
 
   sums: Sums
   tokens: float
@@ -64,7 +66,7 @@ class Totals(NamedTuple):
 
 
 class NotFiniteError(Exception):
-  """A loss or a gradient norm is not finite; `num_lost` steps, the first of them that one, changed nothing."""
+  """Error: a loss or a gradient norm is not finite; `num_lost` steps, that one and later ones, had no effect."""
 
   def __init__(self, what: str, num_lost: int):
     super().__init__(what)
@@ -72,11 +74,11 @@ class NotFiniteError(Exception):
 
 
 class Meter:
-  """Totals of the run and of the window since the last logged line; a line is sums over its window, divided once.
+  """Totals of the run and of the window since the last logged line; a line divides the sums of its window once.
 
-  Steps hand over device arrays, fetched only when a line or a checkpoint needs them, so that the device never waits;
-  the host waits when it is too far ahead.
-  `to_json` travels in the checkpoint: a resumed run adds the same numbers in the same order and logs the same bits.
+  The device arrays of a step are fetched only when a line or a checkpoint needs them, so that the device never waits.
+  The host waits when it is too far ahead. `to_json` is saved in the checkpoint: a resumed run adds the same numbers in
+  the same order and logs the same bits.
   """
 
   def __init__(self, saved=None):
@@ -89,7 +91,7 @@ class Meter:
     self._since = time.perf_counter()
 
   def add(self, step: StepMetrics):
-    """Add the step to the run and the window; wait while more than STEPS_AHEAD steps have not ended."""
+    """Add the step to the run and the window; block while more than STEPS_AHEAD steps have not ended."""
     self._pending.append(step)
     if len(self._pending) > STEPS_AHEAD:
       jax.block_until_ready(self._pending[-1 - STEPS_AHEAD])
@@ -97,8 +99,8 @@ class Meter:
   def settle(self) -> None:
     """Add up every step so far, and the time since the clock was started.
 
-    NotFiniteError when a loss or gradient norm is not finite; the steps before it are added up, it and those after it
-    are not.
+    Raises NotFiniteError when a loss or gradient norm is not finite. The steps before it are added; it and those after
+    it are not.
     """
     steps, self._pending = jax.device_get(self._pending), []
     now = time.perf_counter()
@@ -112,16 +114,16 @@ class Meter:
       self._last, seconds = step, 0.0
 
   def to_json(self):
-    """The totals as plain lists, every pending step included."""
+    """Return the totals as plain lists, every pending step included."""
     self.settle()
     return [self.run.to_json(), self.window.to_json()]
 
   def line(self) -> dict[str, float]:
-    """One line of metrics; the window starts anew.
+    """Return one line of metrics and start a new window.
 
     loss, loss/<role>, accuracy/<role> and the throughputs are over the window; tokens, trained_tokens and seconds since
-    the start of the run; grad_norm and lr of the last step. A role without trained tokens has no key.
-    With loss.repeat also loss/repeat and p/repeat: mean cost and probability of tokens that begin to repeat a mistake.
+    the start of the run; grad_norm and lr of the last step. A role without trained tokens has no key. With loss.repeat
+    also loss/repeat and p/repeat: mean cost and probability of the tokens that would begin to repeat a mistake.
     """
     self.settle()
     sums, tokens, seconds = self.window
@@ -153,10 +155,10 @@ def role_means(sums: Sums) -> dict[str, float]:
 
 
 def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
-  """eval/loss and all of `role_means` under eval/, of sums in which every token had weight 1.
+  """Return eval/loss and all of `role_means` under eval/; in `sums` every token must have weight 1.
 
-  eval/loss is the mean per token, weighted by role; roles of weight 0 or less and negatives are not in it,
-  but have their own keys.
+  eval/loss is the mean per token, weighted by role. Roles of weight 0 or less and negatives are not part of it, but
+  have their own keys.
   """
   positive_R = np.maximum(np.asarray(weight_R, np.float64), 0)
   total = (positive_R * sums.count_R).sum()
@@ -165,9 +167,9 @@ def heldout_line(sums: Sums, weight_R) -> dict[str, float]:
 
 
 def check_lines(workdir: pathlib.Path, last_step: int, saved: dict[str, int] | None) -> str:
-  """Return the lines of metrics.jsonl up to `last_step`; `saved` is `Log.state()` then.
+  """Return the lines of metrics.jsonl up to `last_step`; `saved` is the `Log.state()` of that step.
 
-  InputError when they are not those that were written then; lines that are lost altogether are reported.
+  Raises InputError if the lines differ from those written then; a missing file is reported on stderr.
   """
   path = workdir / METRICS
   if not path.exists():
@@ -187,10 +189,10 @@ def check_lines(workdir: pathlib.Path, last_step: int, saved: dict[str, int] | N
 
 
 class Log:
-  """metrics.jsonl and tb/ of a workdir, continued after step `last_step`: later lines, of a run that was killed before
-  its next checkpoint, are cut, so that no step appears twice.
+  """Files metrics.jsonl and tb/ of a workdir, continued after step `last_step`.
 
-  `saved` is `state()` at that step. InputError as `check_lines`.
+  Later lines, from a run that was killed before its next checkpoint, are cut, so that no step appears twice. `saved` is
+  `state()` at that step. Raises InputError as `check_lines` does.
   """
 
   def __init__(self, workdir: pathlib.Path, last_step: int, saved: dict[str, int] | None = None):
@@ -202,7 +204,7 @@ class Log:
     self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=last_step + 1)
 
   def state(self) -> dict[str, int]:
-    """Return size and checksum of metrics.jsonl as it is now."""
+    """Return the current size and checksum of metrics.jsonl."""
     return self._state
 
   def write(self, step: int, values: dict[str, float]):
@@ -225,7 +227,7 @@ def _add_line(state: dict[str, int], line: bytes) -> dict[str, int]:
 
 
 class NullLogger:
-  """The log and the progress of a process that is not the first of its run: every call does nothing."""
+  """Log and progress of every process but the first of its run; every call does nothing."""
 
   def state(self) -> None: ...
 
@@ -243,7 +245,10 @@ class NullLogger:
 
 
 def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
-  """Each line with its step; a last line cut short by a kill is left out, any other damage is an InputError."""
+  """Yield each line with its step.
+
+  A last line that a kill has cut short is left out. Raises InputError for any other damage.
+  """
   for number, line in enumerate(read_text(path, "the metrics of a run").split("\n")[:-1], 1):
     try:
       yield line, json.loads(line)["step"]
@@ -252,14 +257,14 @@ def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 
 class TrainProgress:
-  """The terminal of a run: a bar with loss, tokens/s and time left, or a plain line for every logged step."""
+  """Terminal output of a run: a bar with loss, tokens/s and time left, or a plain line for every logged step."""
 
   def __init__(self, first: int, steps: int):
     self._steps = steps
-    self._progress = Progress("train", steps, unit="step", done=first, quiet=math.inf)  # `line` prints what is logged
+    self._progress = Progress("train", steps, unit="step", done=first, quiet=math.inf)  # `line` prints
 
   def start(self):
-    """Estimate the time left from now on: compiling is over."""
+    """Restart the estimate of the time left, after compilation."""
     self._progress.restart()
 
   def step(self, step: int):
@@ -281,5 +286,5 @@ class TrainProgress:
     self._progress.say(text)
 
   def close(self):
-    """Finish the bar."""
+    """Close the bar."""
     self._progress.close()

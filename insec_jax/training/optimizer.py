@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and a cosine, on gradients that arrive in float32."""
+"""AdamW with linear warm-up and cosine decay, for float32 gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from insec_jax.config import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate of the update that follows `count` earlier ones.
+  """Return a function from `count`, the number of earlier updates, to the learning rate of the next update.
 
       count                  0 .. warmup_steps - 1          .. steps - 1
       learning rate / peak   1 / warmup_steps .. 1          .. final_share, along half a cosine
 
-  The first update already moves, and the last one has the final rate.
+  The rate of the first update is above 0, and the last update has the final rate.
   """
 
   def rate(count):
@@ -27,14 +27,14 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decays(params):
-  """A tree of bools: whether weight decay pulls at that parameter; norms are left alone."""
+  """Return a tree of bools: whether weight decay applies to the parameter; it does to all but norms."""
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "norm", params)
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """Clip by the norm of the whole gradient, AdamW (arXiv 1711.05101), the schedule above.
+  """Return the chain of clipping by the global gradient norm, AdamW (arXiv 1711.05101) and `schedule`.
 
-  Both moments are as wide as what `init` is given: give it float32.
+  Both moments have the dtype of the tree given to `init`: pass float32.
   """
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),

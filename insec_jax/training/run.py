@@ -1,4 +1,4 @@
-"""A run ready for its next step: begun from weights, or resumed from a checkpoint."""
+"""Start of a run from weights, and resumption from a checkpoint."""
 
 import dataclasses
 import functools
@@ -22,13 +22,13 @@ from insec_jax.training.step import TrainState
 
 
 class Phases(NamedTuple):
-  """The parts of a run that train on data of their own; a run that mines nothing is one phase without a number.
+  """Phases of a run, each with its own data; a run that mines nothing is one phase without a number.
 
-  number_of: number of a phase by its first step.
-  config: config whose data a phase trains on, by its number (None: the phase without one).
-  prepare: (number, params, run, stopped) -> text about the data of a phase that is about to begin; None when
-    `stopped()` said so.
-  record: (number, text) stores text and mask receipt of a phase.
+  number_of: first step of a phase -> its number.
+  config: number of a phase (None: the phase without one) -> config of its data.
+  prepare: (number, params, run, stopped) -> text about the data of a phase that is about to begin; None if `stopped()`
+    has become true.
+  record: (number, text) -> None; stores text and mask receipt of a phase.
   """
 
   number_of: dict[int, int]
@@ -37,15 +37,15 @@ class Phases(NamedTuple):
   record: Callable[[int, str], None]
 
   def number_at(self, step: int) -> int | None:
-    """Return the number of the phase in which a step is trained."""
+    """Return the number of the phase that contains the step; None where it has no number."""
     return max((number for first, number in self.number_of.items() if first <= step), default=None)
 
 
 class Run(NamedTuple):
-  """A run ready for its next step; `first` steps are done, `totals` is what its log has added up, None before any.
+  """Run ready for its next step; `first` steps are done.
 
-  `log` is metrics.Log.state() after them. `data` is that of the last step done; before a round is mined, what the
-  config makes without.
+  `totals` is metrics.Meter.to_json() and `log` metrics.Log.state() after these steps; both None before the first.
+  `data` is that of the last step done; before the first round is mined, the config's data without mined records.
   """
 
   config: llama.LlamaConfig
@@ -59,9 +59,9 @@ class Run(NamedTuple):
 
 
 def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
-  """The run before its first step: weights from model.path, or random ones by the seed in model.size."""
+  """Return the run before its first step: weights from model.path, or random ones of model.size, drawn by the seed."""
   tokenizer = tokens.open_tokenizer(config).tokenizer
-  # The day of process 0 for all, kept with the tokenizer: resuming, generate and export use it.
+  # All use the date of process 0. It is saved with the tokenizer for resumption, generate and export.
   template.fix_date(tokenizer, processes.gather("the date", template.today() if processes.is_first else None)[0])
   before = starting_model(config, tokenizer)
   vocab_size = hf.vocabulary_for(len(tokenizer), before.vocab_size)
@@ -82,7 +82,7 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
         f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
         f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones",
       )
-      # Only what grows: the rest is not copied.
+      # Only the matrices that grow: the others need no copy.
       rows = {name: params[name] for name in ("embed", "head") if name in params}
       params |= jax.jit(
         lambda rows: hf.grow_vocabulary(rows, before, vocab_size)[0],
@@ -97,18 +97,18 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
 def resume(
   config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], phases: Phases, processes: Processes
 ) -> tuple[Run, list[int]]:
-  """(the run after the newest sound checkpoint of those found, newer ones that are damaged); model.path is not read."""
+  """Return (run after the newest sound checkpoint of the steps found, damaged newer steps); model.path is not read."""
   model_config = checkpoint.read_model(workdir)
   tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
 
   @functools.cache
-  def data_of(number: int | None) -> pipeline.Data:
+  def phase_data(number: int | None) -> pipeline.Data:
     return load_data(phases.config(number), tokenizer, model_config)
 
   def facts(step: int) -> dict[str, Any]:
-    return data_fingerprint(config, data_of(phases.number_at(step)), mesh)
+    return data_fingerprint(config, phase_data(phases.number_at(step)), mesh)
 
   processes.agree("data", facts(found[-1]))
   state, totals, log, last, damaged = checkpoint.restore(
@@ -122,12 +122,12 @@ def resume(
     ),
   )
   processes.say(f"resuming {workdir} after step {last}")
-  data = data_of(phases.number_at(last))
+  data = phase_data(phases.number_at(last))
   return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals, log), damaged
 
 
 def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Processes) -> bool:
-  """Whether the checkpoint of the last step is sound."""
+  """Return whether the checkpoint of the last step is sound."""
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes)
@@ -137,7 +137,7 @@ ROWS = "the number of rows a step (data.rows_per_device, data.accumulation, mesh
 
 
 def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
-  """What the config leaves open and a resumed run must find again, or it would go on with other batches unseen."""
+  """Return rows per step and a digest of the rows; a resumed run with others would silently train on other batches."""
   digest = hashlib.sha256()
   for field in dataclasses.fields(data.train):
     digest.update(getattr(data.train, field.name).tobytes())
@@ -148,7 +148,7 @@ def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[st
 
 
 def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
-  """Which values give that number of rows a step on this mesh."""
+  """Return advice on the values that give this number of rows per step on this mesh."""
   num = rows_of(config, mesh) // config.data.rows_per_device
   if rows % num:
     fit = [size for size in range(1, rows + 1) if rows % size == 0]
@@ -156,18 +156,18 @@ def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
       f"{num} devices along data and fsdp cannot share {rows} rows: use {', '.join(map(str, fit))} (mesh.tensor "
       "takes the others), or begin in another --workdir"
     )
-  each = rows // num
-  pairs = [f"{size} and {each // size}" for size in range(each, 0, -1) if each % size == 0]
+  rows_each = rows // num
+  pairs = [f"{size} and {rows_each // size}" for size in range(rows_each, 0, -1) if rows_each % size == 0]
   return f"give data.rows_per_device and data.accumulation {', or '.join(pairs)}"
 
 
 def rows_of(config: Config, mesh: Mesh) -> int:
-  """Rows of one micro-batch, all devices together; what `tensor` splits is not the batch."""
+  """Return the rows of one micro-batch over all devices; `tensor` does not split the batch."""
   return config.data.rows_per_device * sharding.size_over(mesh, sharding.BATCH)
 
 
 def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
-  """Return the model before any vocabulary is added, with every token that ends a text."""
+  """Return the config of the model before its vocabulary grows, with every token that ends a text."""
   if config.model.path:
     model_config = hf.read_config(config.model.path)
   else:
@@ -191,7 +191,7 @@ def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:
-  """The rows of the config; InputError when one holds a token or a position that the model does not have."""
+  """Return the rows of the config; InputError if one has a token or a position that the model does not have."""
   data = pipeline.load_data(config, tokenizer)
   for rows in (data.train, data.heldout):
     if len(rows) and rows.token_BT.max() >= model_config.vocab_size:
@@ -208,7 +208,7 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: 
 
 
 def choose_attention(config: Config, model_config: llama.LlamaConfig, device) -> tuple[attention.Attention, str]:
-  """The attention of this run on devices like `device`, and the reason."""
+  """Return the attention of this run on devices like `device`, and the reason for it."""
   return attention.choose(
     device.platform,
     device_kind=device.device_kind,

@@ -1,4 +1,4 @@
-"""One step of training, and held-out sums: compiled once, laid out by the mesh."""
+"""Training step and held-out sums, each compiled once and sharded over the mesh."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from insec_jax.training import optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
 
-NEGATIVE = "negative_ABT"  # of a batch: there only where something is done with it
+NEGATIVE = "negative_ABT"  # of a batch: present only where loss.repeat is not 0
 
 
 class TrainState(NamedTuple):
-  """All that training changes: the number of updates made, the parameters, and both moments of AdamW in float32.
+  """State of training: the number of updates made, the parameters, and both moments of AdamW in float32.
 
-  After a step whose loss or gradient is not finite nothing changes any more, and `step` is -1 - the updates made.
+  After a step whose loss or gradient is not finite the state stays constant, and `step` is -1 - the updates made.
   """
 
   step: jax.Array
@@ -31,12 +31,12 @@ class TrainState(NamedTuple):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Where the arrays of a batch lie: [accumulation, rows, tokens], rows over data and fsdp."""
+  """Return the sharding of the arrays of a batch, [accumulation, rows, tokens]: rows over data and fsdp."""
   return NamedSharding(mesh, jax.P(None, *spec("batch", "position")))
 
 
 def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, negatives: bool) -> dict:
-  """A batch, with or without negative_ABT, as ShapeDtypeStructs that say where each array will lie."""
+  """Return a batch, with or without negative_ABT, as ShapeDtypeStructs with shardings."""
   shape = (accumulation, rows_per_device * size_over(mesh, BATCH), row_length)
   dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
   if negatives:
@@ -47,16 +47,18 @@ def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_l
 
 
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
-  """The state before the first update."""
-  # Moments of bfloat16 parameters in float32: in bfloat16, 0.999 * v + 0.001 * g^2 gives v back.
+  """Return the state before the first update."""
+  # Moments of bfloat16 parameters in float32: in bfloat16, 0.999 * v + 0.001 * g^2 rounds to v.
   return TrainState(
     jnp.zeros((), jnp.int32), params, tx.init(jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params))
   )
 
 
 def abstract_state(config: llama.LlamaConfig, dtype: str, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """The state as ShapeDtypeStructs that say where each array will lie: moments beside their parameters, counters on all
-  devices. Nothing is computed; parameters have this dtype."""
+  """Return the state as ShapeDtypeStructs with shardings, parameters in this dtype; nothing is computed.
+
+  Moments are sharded like their parameters, counters replicated.
+  """
   boxed = llama.shapes(config)
   params = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype),
@@ -64,31 +66,31 @@ def abstract_state(config: llama.LlamaConfig, dtype: str, tx: optax.GradientTran
     is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
   )
   shardings = params_shardings(boxed, mesh)
-  everywhere = NamedSharding(mesh, jax.P())
+  replicated = NamedSharding(mesh, jax.P())
   state = jax.eval_shape(lambda params: new_state(params, tx), params)
-  of_state = TrainState(
-    everywhere,
+  state_shardings = TrainState(
+    replicated,
     shardings,
     optax.tree_map_params(
-      tx, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: everywhere
+      tx, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: replicated
     ),
   )
-  return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, of_state)
+  return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, state_shardings)
 
 
 def shardings_of(abstract):
-  """Where each array of an abstract tree lies."""
+  """Return the sharding of each array of an abstract tree."""
   return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, repeat: float):
-  """(gradient of the mean loss over the batch's trained tokens, loss.Sums); the gradient lies as `params` do.
+  """Return (gradient of the mean loss over the batch's trained tokens, loss.Sums); it is sharded like `params`.
 
-  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
-  unlikelihood on negatives, is not 0. Sums of loss, weight and gradient are added
-  over micro-batches and devices; the one division comes after them. Without a trained token the gradient is 0.
-  It is float32; all but the embedding's has been summed over fsdp in the compute dtype, which is what a bfloat16 run
-  gives up; sums over micro-batches and `data` are float32.
+  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; and negative_ABT when `repeat`, the weight
+  of unlikelihood on negatives, is not 0. Sums of loss, weight and gradient are added over micro-batches and devices,
+  and divided once after that. Without a trained token the gradient is 0.
+  The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
+  precision in a bfloat16 run; sums over micro-batches and `data` are float32.
   """
   if (repeat != 0) != (NEGATIVE in batch):
     raise ValueError(
@@ -97,9 +99,9 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, r
     )
 
   def local(params, batch):
-    """The same sums, not divided; everything between devices is said here and in model/sharding.py."""
-    # Cast before the layers are scanned: what the backward pass stacks is then as narrow as what fsdp reduced. The
-    # embedding stays wide: the gradient of a frequent token is a sum of thousands.
+    """Return the undivided gradient and sums; all communication is here and in model/sharding.py."""
+    # Cast before the scan over layers: the backward pass then stacks gradients in the dtype in which fsdp reduces them.
+    # The embedding stays float32: the gradient of a frequent token is a sum of thousands.
     cast = {
       name: param if name == "embed" else jax.tree.map(lambda array: array.astype(model.compute), param)
       for name, param in params.items()
@@ -131,9 +133,9 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, r
 def make_train_step(
   model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh, shardings: TrainState, *, repeat: float
 ) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
-  """Jitted `step(state, batch)`; the state is donated and comes back where it was. `repeat` is loss.repeat.
+  """Return the jitted `step(state, batch)`; the state is donated and keeps its shardings. `repeat` is loss.repeat.
 
-  A step whose loss or gradient norm is not finite leaves parameters and moments as they were, and so do all after it.
+  A step whose loss or gradient norm is not finite leaves parameters and moments unchanged, and so do all later steps.
   """
   tx = optimizer.make(config, steps)
   rate = optimizer.schedule(config, steps)
@@ -156,9 +158,9 @@ def make_train_step(
 
 
 def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
-  """Jitted `heldout_sums(params, batch)`: sums over every token that has a role, each of weight 1, no gradient.
+  """Return the jitted `heldout_sums(params, batch)`: sums over all tokens that have a role, each of weight 1.
 
-  Negatives are summed up too where the batch has them; they weigh nothing.
+  Negatives are summed too where the batch has them; their weight in the loss is 0.
   """
 
   def local(params, batch):
@@ -176,7 +178,7 @@ def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> 
 
 
 def _on_each_device(local: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
-  # Not checked: psum is then differentiated as model/sharding.py says, and the Pallas kernels cannot be checked.
+  # check_vma=False: psum is then differentiated as model/sharding.py needs, and Pallas kernels cannot be checked.
   return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 

@@ -1,4 +1,4 @@
-"""What a workdir holds beside checkpoints and metrics: config, environment, tokenizer, receipt."""
+"""Files of a workdir other than checkpoints and metrics: config, environment, tokenizer, receipt."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from insec_jax.model import hf, hf_config
 from insec_jax.training import checkpoint
 from insec_jax.training.run import Run, choose_attention
 
-SHARED_SECONDS = 60  # in which a file on a network drive shows on another host
+SHARED_SECONDS = 60  # time limit for a file on a network drive to appear on another host
 
 
 PACKAGES = (
@@ -43,7 +43,7 @@ PACKAGES = (
 
 
 def started_with(config: Config) -> dict[str, Any]:
-  """What must be the same on every host, known before a device is touched."""
+  """Return the facts that must be the same on every host and are known before a device is used."""
   commit = _git("rev-parse", "HEAD")
   return {
     "commit": commit,
@@ -73,7 +73,7 @@ def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
 
 
 def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, processes: Processes) -> None:
-  """Write all that explains the run to its folder: the config first, so that a killed start can start again."""
+  """Write the files that describe the run to its folder; the config first, so that a killed start can be repeated."""
   workdir.mkdir(parents=True, exist_ok=True)
   write_text(workdir / checkpoint.CONFIG, config.to_json() + "\n")
   here = environment(config, run, mesh, processes)
@@ -95,7 +95,7 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, p
 
 
 def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> None:
-  """Write the files of the source's tokenizer with the markers, and its generation_config.json, for an export."""
+  """Write the source's tokenizer with the markers added, and the source's generation_config.json, for an export."""
   source = config.tokenizer.path or config.model.path
   with partial_of(workdir / checkpoint.TOKENIZER) as partial:
     tokenizer_files.save(tokenizer, local_path(source, "tokenizer.path") if source else None, partial)
@@ -107,7 +107,7 @@ def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrained
 
 
 def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> dict[str, Any]:
-  """What the numbers may hang on beside config and seed; commit is None when the code is not in a git checkout."""
+  """Return what the results may depend on beside config and seed; commit is None outside a git checkout."""
   commit = _git("rev-parse", "HEAD")
   device = jax.devices()[0]
   return {

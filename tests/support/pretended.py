@@ -70,7 +70,7 @@ def write_workdir(folder, config: Config, *, scale: float = 1.0):
 
 
 def write_results(folder, config: Config, *, skill: float):
-  """Nothing; results.json of a model that flags a share `skill` of injected mistakes, and half of that of its own."""
+  """Write results.json of a model that flags a share `skill` of injected mistakes, and half of that of its own."""
   values = {
     "model": str(folder),
     "config": dataclasses.asdict(config),
