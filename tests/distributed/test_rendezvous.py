@@ -797,13 +797,13 @@ def stopped_at(monkeypatch, *, after, called_off=None, store_seconds=0.02, most=
   The second is told to stop by its `after`-th step. `called_off`: as process 0 does it at the end, before all begin.
   """
   monkeypatch.setattr(processes, "BEAT_SECONDS", 0.001)
-  store, team, found = Store(store_seconds), [processes.Processes(index, NAMES) for index in range(3)], {}
-  for one in team:
+  store, members, found = Store(store_seconds), [processes.Processes(index, NAMES) for index in range(3)], {}
+  for one in members:
     one._client = store
     for part in (one._announce_stop, one._choose_last_step):
       threading.Thread(target=part, daemon=True).start()
   if called_off:
-    team[0]._call_off(called_off)
+    members[0]._call_off(called_off)
 
   def run(one):
     for step in range(1, most + 1):
@@ -814,7 +814,7 @@ def stopped_at(monkeypatch, *, after, called_off=None, store_seconds=0.02, most=
       if one.stops(step):
         return
 
-  threads = [threading.Thread(target=run, args=(one,)) for one in team]
+  threads = [threading.Thread(target=run, args=(one,)) for one in members]
   for thread in threads:
     thread.start()
   for thread in threads:

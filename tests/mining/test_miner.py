@@ -325,10 +325,10 @@ def test_own_right_solutions_are_kept_without_a_flag_as_many_per_mistake_as_aske
   }
 
 
-@pytest.mark.parametrize(("share_of_mined", "share", "num"), [(1.0, 1.0, 32), (1.0, 0.0, 0), (0.5, 1.0, 0)])
-def test_right_solutions_get_injected_mistakes_where_nothing_else_brings_them(tmp_path, share_of_mined, share, num):
+@pytest.mark.parametrize(("mined_fraction", "share", "num"), [(1.0, 1.0, 32), (1.0, 0.0, 0), (0.5, 1.0, 0)])
+def test_right_solutions_get_injected_mistakes_where_nothing_else_brings_them(tmp_path, mined_fraction, share, num):
   config = dataclasses.replace(
-    CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, mined=share_of_mined, mined_path="mined.jsonl", share=share)
+    CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, mined=mined_fraction, mined_path="mined.jsonl", share=share)
   )
   found, written = mined(
     lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem), tmp_path, config=config

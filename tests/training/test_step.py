@@ -139,8 +139,8 @@ def run_steps(batches, shape, *, dtype="float32", compute="float32"):
   params, make, train_step = compiled_step(shape, dtype, compute)
   state, metrics = make(params), []
   for batch in batches:
-    state, of_step = train_step(state, batch)
-    metrics.append(jax.device_get(of_step))
+    state, step_metrics = train_step(state, batch)
+    metrics.append(jax.device_get(step_metrics))
   return state, metrics
 
 
@@ -241,7 +241,7 @@ def test_after_a_loss_that_is_not_finite_the_state_stays_as_it_was_before(shape)
   bad = {**good, "weight_ABT": np.full_like(good["weight_ABT"], np.nan)}
   want, _ = run_steps([good, good], shape)
   got, metrics = run_steps([good, good, bad, good], shape)
-  assert [bool(np.isfinite(of_step.sums.loss)) for of_step in metrics] == [True, True, False, True]
+  assert [bool(np.isfinite(step_metrics.sums.loss)) for step_metrics in metrics] == [True, True, False, True]
   assert int(got.step) == -3  # two updates, and none after them
   jax.tree.map(np.testing.assert_array_equal, got[1:], want[1:])
 
