@@ -301,7 +301,7 @@ def outcome(tmp_path_factory):
 
 def lines_of(path):
   content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-  return [json.loads(line) for line in content.decode().split("\n") if line]
+  return [json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line]
 
 
 def read_as_records(path, tokenizers):
