@@ -484,19 +484,22 @@ def _boot() -> str:
 def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
   """Acquire the lock and return the handle of its file and the record of this process; _HeldError if it is held."""
   while True:
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    handle, shared = -1, True
     try:
-      shared = True
-      try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise _HeldError(_Holder.read(lock) or "another process") from None
-      except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL):
-          raise
-        shared = False  # this drive has no file locks
-      if not _is_same(lock, handle):
-        continue  # its holder has just ended and removed it
+      with stop_signal.while_not_ending():  # a file that this makes is removed, whenever the process ends
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+          fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          raise _HeldError(_Holder.read(lock) or "another process") from None
+        except OSError as error:
+          if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL):
+            raise
+          shared = False  # this drive has no file locks
+        if not _is_same(lock, handle):
+          continue  # its holder has just ended and removed it
+        if shared and not os.fstat(handle).st_size:
+          _partials.add(lock)
       holder = _Holder.read(lock)
       if holder is not None and not (shared and holder.fields["boot"] == _boot()):
         _wait_for_silence(lock, holder)
@@ -505,6 +508,7 @@ def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
         os.pwrite(handle, ours.line(0), 0)
       except OSError as error:  # a full disk
         lock.unlink(missing_ok=True)
+        _partials.discard(lock)
         raise OSError(error.errno, error.strerror, str(lock.parent)) from None
       if not shared:
         time.sleep(1)  # another process may be here at the same moment: the last one to write holds the lock
