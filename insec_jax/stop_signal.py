@@ -157,6 +157,9 @@ def end(code: int, line: str = "") -> None:
   A normal exit of the interpreter would wait for devices, threads and other processes.
   """
   _ending.acquire()  # a second caller waits for the end
+  for cleanup in _cleanups:
+    with contextlib.suppress(Exception):  # the process ends in any case, and the line gives the reason
+      cleanup()
   # In a thread: a write to a pipe blocks for ever when its reader has stopped reading.
   last = threading.Thread(target=_print_last, args=(line,), daemon=True, name="last line")
   try:
@@ -164,9 +167,6 @@ def end(code: int, line: str = "") -> None:
     last.join(LAST_LINE_SECONDS)
   except RuntimeError:  # no more threads
     _print_last(line)
-  for cleanup in _cleanups:  # last: other threads still run
-    with contextlib.suppress(Exception):  # the process ends in any case, and the line gives the reason
-      cleanup()
   os._exit(code)
 
 
