@@ -85,9 +85,10 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """Return False for a logged error that is also raised: threads of Orbax log the errors of `Saver.wait`."""
+  """Return False for a logged error that is also raised: futures of Orbax log the errors of `Saver.wait`."""
   error = record.exc_info and record.exc_info[1]
-  return not (error and (f"{os.sep}orbax{os.sep}" in record.pathname or machine_refusal(error)))
+  of_future = re.search(r"[/\\]orbax[/\\].*[/\\]futures[/\\]", record.pathname)
+  return not (error and (of_future or machine_refusal(error)))
 
 
 def _run(main: Callable[[], int | None]) -> int:

@@ -57,7 +57,9 @@ def load(file: str, *arm: str) -> ml_collections.ConfigDict:
   sys.modules[module.__name__] = module  # dataclasses look up their module
   module.__file__ = str(path)
   folder = str(path.absolute().parent)
-  sys.path.insert(0, folder)  # a config file may import those beside it
+  is_new = folder not in sys.path
+  if is_new:  # a config file may import those beside it; last, so that none of them hides a library
+    sys.path.append(folder)
   try:
     exec(content, module.__dict__)  # a config file is a program of the user
     if not callable(getattr(module, "get_config", None)):
@@ -68,7 +70,8 @@ def load(file: str, *arm: str) -> ml_collections.ConfigDict:
   except BaseException as error:  # also SystemExit: a program that has done nothing must not exit with 0
     raise InputError(_refusal(path, arm, error)) from None
   finally:
-    sys.path.remove(folder)
+    if is_new:
+      sys.path.remove(folder)
   if not isinstance(config, ml_collections.ConfigDict):
     raise InputError(f"{path}: get_config returned {config_lib.shown(config)}; must return a ConfigDict")
   _fill_in(config, path)

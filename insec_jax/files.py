@@ -186,14 +186,14 @@ def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
     if os.fspath(path).endswith(".gz"):
       file = stack.enter_context(gzip.GzipFile(fileobj=file))
     try:
-      begin = file.read(3) if file.seekable() else b""
+      begin = file.peek(3)[:3]
       if begin[:2] == b"\x1f\x8b":
         raise InputError(
           f"{path} is compressed by gzip{' twice' if os.fspath(path).endswith('.gz') else ''}; give it "
           "a name that ends in .gz, or decompress it"
         )
-      if begin and begin != codecs.BOM_UTF8:  # which some editors write at the start
-        file.seek(0)
+      if begin == codecs.BOM_UTF8:  # some editors write it at the start
+        file.read(3)
       while line := file.readline(MOST_LINE_BYTES + 1):
         if len(line) > MOST_LINE_BYTES:
           raise InputError(f"{path}: a line has more than {MOST_LINE_BYTES >> 20} MiB; give one JSON object a line")

@@ -81,7 +81,8 @@ def test_what_the_machine_refuses_is_one_line_whichever_library_raises_it(error,
 @pytest.mark.parametrize(
   ("path", "error", "news"),
   [
-    ("site-packages/orbax/checkpoint/future.py", ValueError("No ArrayMetadata found"), False),
+    ("site-packages/orbax/checkpoint/_src/futures/future.py", ValueError("No ArrayMetadata found"), False),
+    ("site-packages/orbax/checkpoint/_src/deleter.py", ValueError("what nobody raises"), True),
     ("site-packages/other/a.py", OSError(errno.ENOSPC, "No space left on device"), False),
     ("site-packages/other/a.py", ValueError("a defect"), True),
     ("site-packages/orbax/a.py", None, True),

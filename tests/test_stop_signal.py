@@ -4,6 +4,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import subprocess
 import sys
 
@@ -188,13 +189,29 @@ files.write_text(pathlib.Path({str(tmp_path)!r}) / "a", "text")
 def test_a_line_of_an_unbuffered_stream_is_one_write():
   code = """
 from insec_jax import command
-def main():
-  import builtins
-  write = os.write
-  print("line", file=sys.stderr)
-command.run(main)
+command.run(lambda: print("line", file=sys.stderr))
 """
   line = [sys.executable, "-u", "-c", BEGIN.replace("NAME", "generate") + code]
-  traced = subprocess.Popen(line, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, bufsize=0)
-  assert os.read(traced.stderr.fileno(), 100) == b"line\n"
-  assert traced.wait(20) == 0
+  ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+  with ours, theirs:
+    done = subprocess.run(line, stderr=theirs, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=20, check=False)
+    assert (done.returncode, ours.recv(100)) == (0, b"line\n")
+
+
+@pytest.mark.parametrize(("pause", "code"), [(0.0, 5), (0.1, 42)])
+def test_a_ctrl_c_that_comes_twice_at_once_is_one(pause, code):
+  """`timeout` sends it to the process and to its group."""
+  process = start(
+    f"""
+stop_signal.start_thread()
+with stop_signal.deferred() as stop:
+  os.kill(os.getpid(), 2)
+  stop.wait()
+  time.sleep({pause})
+  os.kill(os.getpid(), 2)
+  time.sleep(1)
+os._exit(5)
+""",
+    name="train",
+  )
+  assert ended(process)[0] == code
