@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 from datakit import write_lines
-from modelkit import run
+from modelkit import run, small_llama
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
-from insec_jax.model import hf, llama, sharding
+from insec_jax.model import hf, sharding
 from insec_jax.training import checkpoint
 from insec_jax.training.checkpoint import load_model
 
@@ -284,26 +284,7 @@ def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean
     [*"0123456789+= ?\n", "wrong sum"],
     TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(), confidence_first=()),
   )
-  model = llama.LlamaConfig(
-    vocab_size=len(tokenizer),
-    width=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=8,
-    mlp_width=48,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    rope_scaling=None,
-    tied=True,
-    init_std=0.1,
-    max_positions=128,
-    bos_id=None,
-    eos_ids=(),
-    pad_id=None,
-    stored_dtype=None,
-    source="",
-  )
+  model = small_llama(vocab_size=len(tokenizer), tied=True, init_std=0.1, max_positions=128, eos_ids=())
   before = hf.init(model, jax.random.key(0), "float32")
   hf.save(home / "hf", before, model, tokenizer=tokenizer)
   # A rate so small that what is read back is what training began with.

@@ -7,32 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from modelkit import small_llama
 
 from insec_jax.command import InputError
 from insec_jax.generation import sampler
 from insec_jax.generation.sampler import Sampler
 from insec_jax.model import hf, llama
 
-CONFIG = llama.LlamaConfig(
-  vocab_size=61,
-  width=32,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_width=8,
-  mlp_width=48,
-  norm_eps=1e-5,
-  rope_theta=10_000.0,
-  rope_scaling=None,
-  tied=False,
-  init_std=0.3,
-  max_positions=256,
-  bos_id=None,
-  eos_ids=(1,),
-  pad_id=None,
-  stored_dtype="float32",
-  source="{}",
-)
+CONFIG = small_llama(vocab_size=61, max_positions=256, stored_dtype="float32", source="{}")
 FLAG = 7
 LENGTHS = (33, 1, 50, 5, 31, 32)  # in two buckets, not in order
 SETTINGS = {"max_tokens": 12, "batch_size": 4}  # the same throughout: each shape compiles once

@@ -240,6 +240,16 @@ def test_a_header_with_an_entry_that_no_file_can_have_is_refused(entry, tmp_path
     open_tensors(tmp_path / "model.safetensors")
 
 
+def test_a_file_that_is_cut_short_is_called_so(tmp_path):
+  reference.write_folder(tmp_path, FIELDS, {})
+  header = json.dumps({"x": {"dtype": "F32", "shape": [250], "data_offsets": [0, 1000]}}).encode()
+  (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+  with pytest.raises(
+    InputError, match=r"x ends at byte 1,000 of the data, and the whole file has \d+ bytes; it is cut"
+  ):
+    hf.load(tmp_path, hf.read_config(tmp_path))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_weight_that_is_not_finite_is_named_with_its_place(value, dtype, tmp_path):

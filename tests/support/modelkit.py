@@ -10,6 +10,7 @@ import jax
 
 from insec_jax.model import hf
 from insec_jax.model.hf_config import config_from_json
+from insec_jax.model.llama import LlamaConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {
@@ -28,6 +29,33 @@ FIELDS = {
   "hidden_act": "silu",
   "torch_dtype": "float32",
 }
+
+
+def small_llama(**changes) -> LlamaConfig:
+  """Return the config of a model of two layers, with these fields changed."""
+  fields = dict(
+    vocab_size=64,
+    width=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=8,
+    mlp_width=48,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    rope_scaling=None,
+    tied=False,
+    init_std=0.3,
+    max_positions=64,
+    bos_id=None,
+    eos_ids=(1,),
+    pad_id=None,
+    stored_dtype=None,
+    source="",
+  )
+  return LlamaConfig(**(fields | changes))
+
+
 # Programs define flags when imported, so they run in a process of their own; one process runs many lines.
 RUNS = """
 import contextlib, io, json, sys, traceback

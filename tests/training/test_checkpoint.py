@@ -10,35 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from modelkit import small_llama
 
 from insec_jax.command import DivergedError, InputError
 from insec_jax.config import MeshConfig, OptimizerConfig
 from insec_jax.data import tokens
 from insec_jax.distributed import processes
-from insec_jax.model import hf, llama, sharding
+from insec_jax.model import hf, sharding
 from insec_jax.training import checkpoint, metrics, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
-MODEL = llama.LlamaConfig(
-  vocab_size=64,
-  width=16,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_width=4,
-  mlp_width=24,
-  norm_eps=1e-5,
-  rope_theta=1e4,
-  rope_scaling=None,
-  tied=True,
-  init_std=0.3,
-  max_positions=64,
-  bos_id=None,
-  eos_ids=(1,),
-  pad_id=None,
-  stored_dtype=None,
-  source="",
-)
+MODEL = small_llama(width=16, head_width=4, mlp_width=24, tied=True)
 TX = optimizer.make(
   OptimizerConfig(
     learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
@@ -435,6 +417,9 @@ def test_what_is_no_model_is_refused(tmp_path):
   with pytest.raises(InputError, match="no folder"):
     checkpoint.load_model(str(tmp_path / "nowhere"))
   with pytest.raises(InputError, match="holds neither"):
+    checkpoint.load_model(str(tmp_path))
+  (tmp_path / "config.json").mkdir()
+  with pytest.raises(InputError, match=r"config\.json is no file that can be read"):
     checkpoint.load_model(str(tmp_path))
   (tmp_path / checkpoint.MODEL).write_text("{}")
   with pytest.raises(InputError, match="without a checkpoint"):

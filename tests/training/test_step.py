@@ -9,6 +9,7 @@ import naive
 import numpy as np
 import optax
 import pytest
+from modelkit import small_llama
 
 from insec_jax.config import MeshConfig, OptimizerConfig
 from insec_jax.method.roles import NO_ROLE, NUM_ROLES, PROMPT
@@ -20,26 +21,7 @@ T = 24
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), "fsdp 2x2x2")
 SETTINGS = ((1, 16, "none", True), (4, 8, "full", False))  # accumulation, rows, remat, tied
 QUICK = (((1, 1, 1), SETTINGS[0]), ((2, 2, 2), SETTINGS[1]), ("fsdp 2x2x2", SETTINGS[1]))  # the others are marked slow
-MODEL = llama.LlamaConfig(
-  vocab_size=64,
-  width=16,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=4,
-  head_width=8,
-  mlp_width=24,
-  norm_eps=1e-5,
-  rope_theta=1e4,
-  rope_scaling=None,
-  tied=False,
-  init_std=0.3,
-  max_positions=64,
-  bos_id=None,
-  eos_ids=(1,),
-  pad_id=None,
-  stored_dtype=None,
-  source="",
-)
+MODEL = small_llama(width=16, num_kv_heads=4, mlp_width=24)
 OPTIMIZER = OptimizerConfig(
   learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
 )
