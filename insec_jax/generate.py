@@ -21,6 +21,7 @@ from absl import flags
 
 from insec_jax import command
 from insec_jax.command import InputError
+from insec_jax.data.encoding import least_tokens
 from insec_jax.files import written_whole
 from insec_jax.generation.generator import Completion, TextGenerator, compute_dtype
 from insec_jax.generation.prompts import Prompt, read_prompts
@@ -88,6 +89,11 @@ def main() -> None:
 def encode(prompt: Prompt, writer: TextGenerator, opened: LoadedModel) -> np.ndarray:
   """Return the tokens of a prompt; InputError, with file and line, unless they and --max_tokens more fit the model."""
   try:
+    most = opened.config.max_positions
+    if prompt.text is not None and (least := least_tokens(prompt.text, most, writer.tokenizer)) > most:
+      raise InputError(  # at once: to encode megabytes takes seconds
+        f"at least {least} tokens do not fit in the model's {most} positions; shorten the prompt"
+      )
     tokens = prompt.tokens if prompt.text is None else writer.encode(prompt.text)
     check_prompt(tokens, opened.config, MAX_TOKENS.value)
   except InputError as error:

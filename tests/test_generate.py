@@ -28,6 +28,10 @@ BAD = {  # arguments (after those that are right) and what the line says
     ["--prompts=long.jsonl"],
     "long.jsonl:1: 250 tokens and max_tokens=16 more do not fit in the model's 256 positions",
   ),
+  "prompt of megabytes": (
+    ["--prompts=huge.jsonl"],
+    "tokens do not fit in the model's 256 positions; shorten the prompt",
+  ),
   "no flag token": (["--model=plain", "--flag_bias=1"], "flag_bias=1.0 needs a model that has a flag token"),
   "no flag token to force": (["--model=plain", "--flag_above=1"], "needs a model that has a flag token"),
   "steps that are no lines": (["--model=sentences", "--flag_above=1"], "the model's steps are sentences"),
@@ -65,6 +69,7 @@ def folder(tmp_path_factory):
   write_lines(folder / "neither.jsonl", [{"text": "2"}])
   write_lines(folder / "range.jsonl", [{"tokens": [1, 9999]}])
   write_lines(folder / "long.jsonl", [{"tokens": [9] * 250}])
+  write_lines(folder / "huge.jsonl", [{"prompt": "2"}, {"prompt": "12 + " * 2_000_000}])
   return folder
 
 

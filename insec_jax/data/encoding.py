@@ -105,7 +105,7 @@ def encode(
   example_S = np.repeat(np.arange(len(wheres)), num_stretches)
   if row_length is not None and not needs_number:
     least_S = [
-      _least_tokens(texts[stretch], row_length, tokenizer) if isinstance(stretch, int) else 1 for stretch in stretches
+      least_tokens(texts[stretch], row_length, tokenizer) if isinstance(stretch, int) else 1 for stretch in stretches
     ]
     _check_lengths(np.bincount(example_S, least_S, minlength=len(wheres)), wheres, row_length, "at least ")
   try:
@@ -146,7 +146,7 @@ def encode(
   return encoded
 
 
-def _least_tokens(text: str, row_length: int, tokenizer: PreTrainedTokenizerFast) -> int:
+def least_tokens(text: str, row_length: int, tokenizer: PreTrainedTokenizerFast) -> int:
   """Return a lower bound on the number of tokens of the text; 0 for a text short enough to encode directly.
 
   A token covers at most as many characters as its name has, and each character that is no white space has a token, or

@@ -162,9 +162,10 @@ def seconds_with(tmp_path, form, size, row_length, classes):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_line_takes_ten_times_as_long_as_a_tenth_of_it(tmp_path, form):
-  small, large = (seconds(tmp_path, form, size, 256) for size in (300_000, 3_000_000))
+  sizes = (1_000_000, 10_000_000) if form in ("pieces", "spans") else (300_000, 3_000_000)  # some take little
+  small, large = (seconds(tmp_path, form, size, 256) for size in sizes)
   print(f"\n{form}: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
-  assert large <= MOST * small + 0.5
+  assert large <= MOST * small
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("pieces", "spans")])
@@ -174,20 +175,17 @@ def test_a_line_that_fits_its_row_is_read_in_linear_time(tmp_path, form):
   assert large <= MOST * small + 0.5
 
 
-def test_a_prompt_of_10_mb_takes_ten_times_one_of_1_mb(tmp_path):
-  def read(size):
+def test_a_prompt_that_may_fit_a_model_is_encoded_in_linear_time(tmp_path):
+  def encode(size):
     tokenizer = bpe_tokenizer(IM_TEMPLATE)
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": numbered(size, STORY)}])
+    return timed(
+      lambda: [tokens.encode_prompt(prompt.text, tokenizer, "chat") for prompt in read_prompts(path)], tokenizer
+    )
 
-    def encode():
-      for prompt in read_prompts(path):
-        tokens.encode_prompt(prompt.text, tokenizer, "chat")
-
-    return timed(encode, tokenizer)
-
-  small, large = (min(read(size) for _ in range(2)) for size in (10**6, 10**7))
+  small, large = (min(encode(size) for _ in range(3)) for size in (50_000, 500_000))  # Llama 3.1 has 131,072 positions
   print(f"\nprompt: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
-  assert large <= MOST * small + 0.5
+  assert large <= MOST * small
 
 
 def test_ten_times_as_many_records_take_ten_times_as_long(tmp_path):
@@ -198,8 +196,10 @@ def test_ten_times_as_many_records_take_ten_times_as_long(tmp_path):
     ]
     some = config(data__path=write_lines(tmp_path / "r.jsonl", lines))
     tokenizer = tokens.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
-    return timed(lambda: pipeline.load_data(some, tokenizer), tokenizer)
+    begin = time.process_time()
+    pipeline.load_data(some, tokenizer)
+    return time.process_time() - begin
 
-  small, large = read(10_000), read(100_000)
+  small, large = (min(read(num) for _ in range(2)) for num in (10_000, 100_000))
   print(f"\nrecords: {small:.2f} s, {large:.2f} s, {large / small:.1f}")
-  assert large <= MOST * small + 0.5
+  assert large <= MOST * small
