@@ -19,7 +19,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from insec_jax.command import InputError
-from insec_jax.files import local_path, parse_json
+from insec_jax.files.reading import local_path, parse_json
 
 
 def _tasks() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from insec_jax import config as config_lib
 from insec_jax.command import FLAG_FILE, InputError, printable
-from insec_jax.files import local_path, open_to_read
+from insec_jax.files.reading import local_path, open_to_read
 
 MOST_BYTES = 1 << 20  # of a config file
 

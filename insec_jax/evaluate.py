@@ -51,7 +51,7 @@ from insec_jax.evaluation.measuring import measure
 from insec_jax.evaluation.probing import Prober, injected_probes, larger_problems, solved_problems, validation_problems
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
-from insec_jax.files import written_whole
+from insec_jax.files.writing import written_whole
 from insec_jax.generation.generator import TextGenerator, with_markers
 from insec_jax.method import tasks
 from insec_jax.training.checkpoint import LoadedModel, load_model, versions

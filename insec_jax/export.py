@@ -19,7 +19,7 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, tokens
-from insec_jax.files import local_path, read_json, read_text
+from insec_jax.files.reading import local_path, read_json, read_text
 from insec_jax.model import hf, llama
 from insec_jax.training import checkpoint
 

@@ -23,7 +23,8 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
-from insec_jax.files import check_output, local_path, written_whole
+from insec_jax.files.reading import local_path
+from insec_jax.files.writing import check_output, written_whole
 from insec_jax.model import hf, hf_config, llama, sharding
 from insec_jax.sizing import hardware
 from insec_jax.sizing.estimate import Estimate, estimate

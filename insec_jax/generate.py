@@ -22,7 +22,7 @@ from absl import flags
 from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.data.encoding import least_tokens
-from insec_jax.files import written_whole
+from insec_jax.files.writing import written_whole
 from insec_jax.generation.generator import Completion, TextGenerator, compute_dtype
 from insec_jax.generation.prompts import Prompt, read_prompts
 from insec_jax.generation.sampler import check_prompt, rows_that_fit

@@ -22,7 +22,7 @@ from absl import flags
 from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.command import InputError
-from insec_jax.files import check_output
+from insec_jax.files.writing import check_output
 from insec_jax.generation.generator import TextGenerator, with_markers
 from insec_jax.method import tasks
 from insec_jax.mining.chunks import ChunkStore

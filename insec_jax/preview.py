@@ -15,7 +15,7 @@ from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.data import packing, pipeline, template, tokens
 from insec_jax.data.tokens import Example
-from insec_jax.files import check_output, written_whole
+from insec_jax.files.writing import check_output, written_whole
 from insec_jax.method import roles
 from insec_jax.pages.elements import document, element, role_legend
 

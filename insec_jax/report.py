@@ -22,7 +22,8 @@ from absl import flags
 
 from insec_jax import command
 from insec_jax.command import InputError
-from insec_jax.files import local_path, written_whole
+from insec_jax.files.reading import local_path
+from insec_jax.files.writing import written_whole
 from insec_jax.method import roles
 from insec_jax.pages import charts, comparison, correction, operating
 from insec_jax.pages.correction import NONE

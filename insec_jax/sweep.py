@@ -46,7 +46,8 @@ from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config, MeshConfig
 from insec_jax.distributed import processes
-from insec_jax.files import folder_writer, local_path, read_json, write_text
+from insec_jax.files.reading import local_path, read_json
+from insec_jax.files.writing import folder_writer, write_text
 from insec_jax.mining.miner import mined_by
 from insec_jax.model import sharding
 from insec_jax.pages.runs import Run, read_run

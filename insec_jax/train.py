@@ -27,7 +27,8 @@ from insec_jax import config as config_lib
 from insec_jax.config import Config
 from insec_jax.distributed import coordinator, rendezvous
 from insec_jax.distributed.processes import Processes, joined
-from insec_jax.files import folder_writer, local_path, write_text
+from insec_jax.files.reading import local_path
+from insec_jax.files.writing import folder_writer, write_text
 from insec_jax.mining import rounds
 from insec_jax.model import sharding
 from insec_jax.training import checkpoint

@@ -176,11 +176,11 @@ atexit.register(lambda: (os.kill(os.getpid(), 15), time.sleep(1)) if NUM else No
 def test_no_partial_file_is_begun_once_the_process_ends(tmp_path):
   code = f"""
 import pathlib
-from insec_jax import files
+from insec_jax.files.writing import write_text
 stop_signal.at_end(lambda: time.sleep(1))
 threading.Thread(target=stop_signal.end, args=(7,)).start()
 time.sleep(0.3)
-files.write_text(pathlib.Path({str(tmp_path)!r}) / "a", "text")
+write_text(pathlib.Path({str(tmp_path)!r}) / "a", "text")
 """
   assert ended(start(code)) == (7, "")
   assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.files import local_path, read_json_lines
+from insec_jax.files.reading import local_path, read_json_lines
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.prose import Corpus, ProseRecord

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.data.template import DATE_KEY
-from insec_jax.files import open_to_read, read_json, write_text
+from insec_jax.files.reading import open_to_read, read_json
+from insec_jax.files.writing import write_text
 
 BACKEND, SETTINGS, ADDED, SPECIAL = (
   "tokenizer.json",

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from insec_jax.command import InputError
-from insec_jax.files import local_path, read_json_lines
+from insec_jax.files.reading import local_path, read_json_lines
 
 WRITTEN = ("prompt", "text", "clean", "tokens", "logprobs", "finish")  # keys of an output line
 MOST_ID = 2**31  # tokens are int32

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from insec_jax.command import InputError
-from insec_jax.files import one_writer, parse_json
+from insec_jax.files.locks import one_writer
+from insec_jax.files.reading import parse_json
 
 Made = TypeVar("Made")
 

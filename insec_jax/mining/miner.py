@@ -38,7 +38,7 @@ from insec_jax.data.encoding import special_pattern
 from insec_jax.evaluation.probing import FROM_FILE
 from insec_jax.evaluation.steps import judged
 from insec_jax.evaluation.tables import aligned
-from insec_jax.files import written_whole
+from insec_jax.files.writing import written_whole
 from insec_jax.generation.generator import Completion, TextGenerator
 from insec_jax.generation.sampler import Surprisal
 from insec_jax.method import mistakes, roles, tasks

@@ -22,7 +22,8 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
 from insec_jax.distributed.processes import Processes
-from insec_jax.files import read_json, write_text
+from insec_jax.files.reading import read_json
+from insec_jax.files.writing import write_text
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers

@@ -20,7 +20,8 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError
-from insec_jax.files import folder_written_whole, read_json, write_text
+from insec_jax.files.reading import read_json
+from insec_jax.files.writing import folder_written_whole, write_text
 from insec_jax.model import llama
 from insec_jax.model.hf_config import config_from_json, config_to_json, readable_by_all, token_ids
 from insec_jax.model.llama import LlamaConfig

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from insec_jax.command import InputError
-from insec_jax.files import open_to_read, parse_json
+from insec_jax.files.reading import open_to_read, parse_json
 
 LARGEST = 1 << 60  # bytes that an entry of a header may claim to have
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}

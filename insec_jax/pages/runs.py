@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
 from insec_jax.config import build, with_newer_keys
-from insec_jax.files import read_json, read_text
+from insec_jax.files.reading import read_json, read_text
 from insec_jax.pages import correction
 
 BEGAN_WITH = (("model", "path"), ("mistakes", "mined_path"))  # config keys that differ for every seed

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.files import write_text
+from insec_jax.files.writing import write_text
 from insec_jax.model import attention, llama, sharding
 from insec_jax.sizing import counts, hlo
 from insec_jax.sizing.hardware import GIB, Topology

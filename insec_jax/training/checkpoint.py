@@ -36,7 +36,8 @@ from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
 from insec_jax.distributed.processes import Processes, alone
-from insec_jax.files import LOCK, is_held, local_path, open_to_read, read_json
+from insec_jax.files.locks import LOCK, is_held
+from insec_jax.files.reading import local_path, open_to_read, read_json
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import metrics

@@ -14,7 +14,8 @@ import numpy as np
 import tensorboardX
 
 from insec_jax.command import InputError
-from insec_jax.files import open_to_read, read_text, write_text
+from insec_jax.files.reading import open_to_read, read_text
+from insec_jax.files.writing import write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
 from insec_jax.training.loss import Negatives, Sums

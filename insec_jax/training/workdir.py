@@ -18,7 +18,9 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokenizer_files
 from insec_jax.distributed.processes import Processes
-from insec_jax.files import local_path, partial_of, read_json, write_text
+from insec_jax.files.reading import local_path, read_json
+from insec_jax.files.temporary import partial_of
+from insec_jax.files.writing import write_text
 from insec_jax.model import hf, hf_config
 from insec_jax.training import checkpoint
 from insec_jax.training.run import Run, choose_attention

@@ -63,14 +63,14 @@ def names(run, first):
 def paused(seconds=4):
   """The first program rests with its lock, so that the second meets it whatever the machine does."""
   return (
-    f"import threading, time; from insec_jax import files; held = files.one_writer\n"
+    f"import threading, time; from insec_jax.files import writing; held = writing.one_writer\n"
     f"import contextlib\n"
     f"@contextlib.contextmanager\n"
     f"def slow(*arguments):\n"
     f"  with held(*arguments):\n"
     f"    time.sleep({seconds})\n"
     f"    yield\n"
-    f"files.one_writer = slow\n"
+    f"writing.one_writer = slow\n"
   )
 
 

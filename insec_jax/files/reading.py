@@ -1,0 +1,180 @@
+"""Reading: paths from users, files that are regular, JSON and JSON lines with file:line errors.
+
+A wrong path or content raises InputError. An error of the machine (a bad disk, no descriptors) remains an OSError.
+"""
+
+import codecs
+import contextlib
+import errno
+import gzip
+import json
+import math
+import os
+import pathlib
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from insec_jax.command import InputError
+
+MOST_LINE_BYTES = 1 << 28  # of one JSON line, decompressed
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+# Errors about the given path, not about the state of the machine.
+PATH_ERRORS = (
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
+  errno.EINVAL,
+  errno.ENXIO,
+  errno.ENODEV,
+  errno.ETXTBSY,
+)
+
+
+def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
+  """Return the path with `~` expanded; `name` is the flag or config key that gave it.
+
+  Raises InputError for an empty path, a scheme that is not supported (gs://), or a path that no file can have.
+  """
+  text = os.fspath(text)
+  if not text:
+    raise InputError(f"{name} is empty; give a path")
+  if scheme := SCHEME.match(text):
+    raise InputError(f"{name}={text}: {scheme[1]}:// is not supported; give a path on a local or mounted disk")
+  try:
+    text.encode()
+    path = pathlib.Path(text).expanduser()
+    os.stat(path)
+  except UnicodeEncodeError:
+    raise InputError(f"{name}={text!r} is not UTF-8; rename the file") from None
+  except RuntimeError as error:
+    raise InputError(f"{name}={text}: {error}; give the path in full") from None
+  except ValueError as error:
+    raise InputError(f"{name}={text!r} is no path ({error}); give another") from None
+  except OSError as error:
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+      raise InputError(f"{name}={text:.100} cannot be used ({error.strerror}); give another path") from None
+  return path
+
+
+def open_to_read(path: str | os.PathLike, name: str) -> BinaryIO:
+  """Open a regular file; InputError if it cannot be read. `name` describes the file in errors."""
+  try:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+      raise InputError(f"{name}: {path} is {kind_of(mode)}, needed is a file; give its path")
+    return open(path, "rb")
+  except OSError as error:
+    if error.errno in PATH_ERRORS:
+      raise InputError(f"{name}: cannot read {path} ({error.strerror}); give a file that is there") from None
+    raise
+
+
+def kind_of(mode: int) -> str:
+  """Return what kind of file has this mode, other than a regular one."""
+  kinds = {
+    "a folder": stat.S_ISDIR,
+    "a FIFO": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+    "a device": stat.S_ISCHR,
+    "a block device": stat.S_ISBLK,
+  }
+  return next((kind for kind, holds in kinds.items() if holds(mode)), "no regular file")
+
+
+def read_text(path: str | os.PathLike, name: str) -> str:
+  """Return the content of a UTF-8 file; InputError if it cannot be read as such."""
+  with open_to_read(path, name) as file:
+    content = file.read()
+  try:
+    return content.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path}: byte {error.start} is not UTF-8; write the file again as UTF-8") from None
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+  """Return the value of strict JSON; InputError for any other text, NaN, a repeated key, or deep nesting."""
+
+  def refuse(word: str):
+    raise ValueError(f"{word} is no JSON number")
+
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+      seen = set()
+      twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+      raise ValueError(f"the key {twice!r:.60} is given twice")
+    return values
+
+  def number(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+      raise ValueError(f"the number {digits:.60} is too large")
+    return value
+
+  try:
+    if isinstance(text, bytes):
+      text = text.decode("utf-8")
+    return json.loads(text, parse_constant=refuse, parse_float=number, object_pairs_hook=unique)
+  except UnicodeDecodeError as error:
+    raise InputError(f"{where}: byte {error.start} is not UTF-8; write the file again as UTF-8") from None
+  except json.JSONDecodeError as error:
+    at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} column {error.colno}"
+    raise InputError(f"{where}: not JSON at {at} ({error.msg}); write it again as JSON") from None
+  except RecursionError:
+    raise InputError(f"{where}: nested too deeply; needed is an object of a few levels") from None
+  except ValueError as error:
+    raise InputError(f"{where}: not JSON ({error}); write it again as JSON") from None
+
+
+def read_json(path: str | os.PathLike, name: str) -> dict[str, Any]:
+  """Return the JSON object that the file holds; InputError if it holds anything else."""
+  with open_to_read(path, name) as file:
+    value = parse_json(file.read(), str(path))
+  if not isinstance(value, dict):
+    raise InputError(f"{path} holds {json.dumps(value):.40}; needed is a JSON object: write the file again")
+  return value
+
+
+def read_json_lines(path: str | os.PathLike, name: str) -> Iterator[tuple[dict[str, Any], str]]:
+  """Yield (object, "file:line") for every line of a .jsonl or .jsonl.gz file.
+
+  Raises InputError, with file and line, for a line that is not a JSON object, and for a file without lines.
+  """
+  number = 0
+  for number, line in enumerate(_lines(path, name), 1):
+    where = f"{path}:{number}"
+    value = parse_json(line.rstrip(b"\r\n"), where)
+    if not isinstance(value, dict):
+      raise InputError(f"{where}: holds {type(value).__name__}; each line must be one JSON object")
+    yield value, where
+  if not number:
+    raise InputError(f"{name}: {path} is empty; it must hold one JSON object a line")
+
+
+def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(open_to_read(path, name))
+    if os.fspath(path).endswith(".gz"):
+      file = stack.enter_context(gzip.GzipFile(fileobj=file))
+    try:
+      begin = file.peek(3)[:3]
+      if begin[:2] == b"\x1f\x8b":
+        raise InputError(
+          f"{path} is compressed by gzip{' twice' if os.fspath(path).endswith('.gz') else ''}; give it "
+          "a name that ends in .gz, or decompress it"
+        )
+      if begin == codecs.BOM_UTF8:  # some editors write it at the start
+        file.read(3)
+      while line := file.readline(MOST_LINE_BYTES + 1):
+        if len(line) > MOST_LINE_BYTES:
+          raise InputError(f"{path}: a line has more than {MOST_LINE_BYTES >> 20} MiB; give one JSON object a line")
+        yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+      raise InputError(f"{path} is damaged or no gzip file ({error}); compress it again") from None
