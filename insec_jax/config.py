@@ -29,6 +29,7 @@ def _tasks() -> tuple[str, ...]:
 
 
 TASKS = _tasks()
+FROM_FILE = ("gsm8k", "records")  # tasks whose problems are records of data.path
 
 # Types of fields. The description completes "must be ..." in the error for a wrong value.
 
@@ -566,7 +567,7 @@ def from_json(text: str) -> Config:
 
 
 def _check_across(config: Config) -> None:
-  from_file = config.task.name in ("gsm8k", "records")
+  from_file = config.task.name in FROM_FILE
   if from_file and not config.data.path:
     raise InputError(f"task.name={config.task.name!r} reads records from a file; give --config.data.path=FILE.jsonl")
   if not from_file and (config.task.min_size < 1 or config.data.num_records < 1):

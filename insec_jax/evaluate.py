@@ -47,8 +47,9 @@ from absl import flags
 from insec_jax import command, config_file
 from insec_jax import config as config_lib
 from insec_jax.config import Config
+from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
 from insec_jax.evaluation.measuring import measure
-from insec_jax.evaluation.probing import Prober, injected_probes, larger_problems, solved_problems, validation_problems
+from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
 from insec_jax.files.writing import written_whole
@@ -84,7 +85,7 @@ def heading(measured: dict) -> str:
 def evaluate(loaded: LoadedModel, task: tasks.Task, config: Config) -> dict:
   """Return all fields of results.json except the model and its step."""
   start = time.perf_counter()
-  problems, probes = solved_problems(task, config), injected_probes(task, config)
+  problems, probes = problems_to_solve(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)
   prober = Prober(TextGenerator(loaded, compute=config.precision.compute), task, config)
   measured = measure(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import records, tokens
+from insec_jax.data import mixture, tokens
 from insec_jax.data.packing import Rows, pack
 from insec_jax.data.tokens import Example, TooLong
 from insec_jax.method import roles
@@ -93,7 +93,7 @@ def load_examples(
 
   Raises InputError when there are records and all are too long.
   """
-  contents = records.transcripts(config, split)
+  contents = mixture.transcripts(config, split)
   examples = []
   left_out = None if config.data.too_long == "refuse" else []
   with contextlib.closing(Progress(f"tokenise {split}", len(contents), unit="transcript")) as progress:

@@ -12,25 +12,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import records
+from insec_jax.data.problems import problems_to_probe
 from insec_jax.evaluation import scoring
 from insec_jax.evaluation.baselines import redraw
 from insec_jax.evaluation.scoring import Outcome, SolutionScore
 from insec_jax.evaluation.steps import Reader, Step
 from insec_jax.generation.generator import Completion, TextGenerator
 from insec_jax.generation.sampler import ConfidenceTrigger, step_scores
-from insec_jax.method import mistakes, tasks
+from insec_jax.method import mistakes
 from insec_jax.method.mistakes import Probe
 from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse
 
-FROM_FILE = ("gsm8k",)  # tasks whose problems are records of data.path
 NO_FLAG = -math.inf  # the flag_bias that bans the flag
-# Added to the seed of the validation problems: mining draws from the same split.
-_VALIDATION = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,48 +50,14 @@ class SolveResults:
   own: ProbeResults
 
 
-def solved_problems(task: Task, config: Config) -> list[Problem]:
-  """Return the problems that the model solves: of the split "test", or the held-out records of data.path."""
-  if task.name in FROM_FILE:
-    problems = _held_out(config)[: config.evaluate.num_problems]
-  else:
-    problems = tasks.problems(task, "test", num=config.evaluate.num_problems, seed=config.seed)
-  return [tasks.in_units(problem, config.mistakes.unit) for problem in problems]
-
-
-def larger_problems(config: Config) -> list[Problem]:
-  """Return problems of the sizes above task.max_size, up to evaluate.max_size; none where that is 0.
-
-  Raises InputError for a size that the task does not support.
-  """
-  if not config.evaluate.max_size:
-    return []
-  sizes = dataclasses.replace(config.task, min_size=config.task.max_size + 1, max_size=config.evaluate.max_size)
-  try:
-    task = tasks.get(sizes)
-  except InputError as error:
-    raise InputError(f"evaluate.max_size={config.evaluate.max_size}, taken as task.max_size: {error}") from None
-  return solved_problems(task, config)
-
-
-def validation_problems(task: Task, config: Config) -> list[Problem]:
-  """Return the problems to choose thresholds on: of the split "mine", or the training records of data.path."""
-  num = config.evaluate.num_problems
-  if task.name in FROM_FILE:
-    problems = [problem for problem, _ in records.problems(config, "train")][:num]
-  else:
-    problems = tasks.problems(task, "mine", num=num, seed=config.seed + _VALIDATION)
-  return [tasks.in_units(problem, config.mistakes.unit) for problem in problems]
-
-
 def injected_probes(task: Task, config: Config) -> list[Probe]:
   """Return evaluate.num_probes probes, equally many of every error class of the task, whichever were trained.
 
-  They are at any place in problems of the split "probe", or in the held-out records of data.path; no problem is used
-  again while another is unused. A class for which too few places are found has fewer probes.
+  They are at any place in the problems to probe; no problem is used again while another is unused. A class for which
+  too few places are found has fewer probes.
   """
   num = config.evaluate.num_probes
-  problems = _held_out(config) if task.name in FROM_FILE else tasks.problems(task, "probe", num=num, seed=config.seed)
+  problems = problems_to_probe(task, config)
   uses = collections.Counter()
   probes = []
   for number, error in enumerate(task.error_classes):
@@ -112,13 +74,6 @@ def injected_probes(task: Task, config: Config) -> list[Probe]:
         uses[index] += 1
     probes += class_probes
   return probes
-
-
-def _held_out(config: Config) -> list[Problem]:
-  problems = [problem for problem, _ in records.problems(config, "heldout")]
-  if not problems:
-    raise InputError(f"{config.data.path} has no held-out problem to measure on; raise data.num_heldout")
-  return problems
 
 
 class Prober:

@@ -33,15 +33,15 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import records, tokens
+from insec_jax.data import tokens
 from insec_jax.data.encoding import special_pattern
-from insec_jax.evaluation.probing import FROM_FILE
+from insec_jax.data.problems import problems_to_mine
 from insec_jax.evaluation.steps import judged
 from insec_jax.evaluation.tables import aligned
 from insec_jax.files.writing import written_whole
 from insec_jax.generation.generator import Completion, TextGenerator
 from insec_jax.generation.sampler import Surprisal
-from insec_jax.method import mistakes, roles, tasks
+from insec_jax.method import mistakes, roles
 from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps, with_confidence
@@ -143,20 +143,6 @@ class MiningSummary:
     lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
     lines += [f"  {self.refusal}"] if self.refusal else []
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
-
-
-def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
-  """Return mine.num_problems problems of the split "mine", or at most as many training records of data.path."""
-  num = config.mine.num_problems
-  if task.name in FROM_FILE:
-    given = [problem for problem, _ in records.problems(config, "train")]
-    if not given:
-      raise InputError(f"{config.data.path} has no question and answer to mine; give a file of problems as data.path")
-    order = np.random.default_rng((seed, *b"mine")).permutation(len(given))
-    problems = [given[k] for k in order[:num]]
-  else:
-    problems = tasks.problems(task, "mine", num=num, seed=seed)
-  return [tasks.in_units(problem, config.mistakes.unit) for problem in problems]
 
 
 def mined_by(config: Config) -> str:

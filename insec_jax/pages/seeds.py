@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from scipy import special
 
+from insec_jax.config import FROM_FILE
 from insec_jax.evaluation import scoring
 
 # Config keys that determine the problems and their parsing; the second tuple, for problems from a file.
 SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")
 SAME_FILE = ("data.path", "data.num_records", "data.num_heldout")
 NEWER = {"evaluate.max_size": 0}  # keys that older results lack, with the values they used
-FROM_FILE = ("gsm8k", "records")
 
 
 def pooled(arm: Sequence[dict]) -> dict:

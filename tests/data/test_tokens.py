@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
-from insec_jax.data import encoding, records, tokens
+from insec_jax.data import encoding, mixture, tokens
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import DATE, DATE_KEY, fix_date
 from insec_jax.method import roles
@@ -571,7 +571,7 @@ def test_one_record_from_its_line_to_its_tokens(tmp_path):
     tokenizer__flag="<|spare_0|>",
     tokenizer__fix="<|spare_1|>",
   )
-  (pair,) = records.transcripts(some, "train")
+  (pair,) = mixture.transcripts(some, "train")
   marked = tokens.add_markers(bpe_tokenizer(), some.tokenizer)
   example = tokens.tokenize(*pair, marked.tokenizer, some)
   assert example.where == f"{path}:1"

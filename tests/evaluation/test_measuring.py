@@ -6,10 +6,10 @@ import math
 import pytest
 from scripted import CONFIG, LARGER, TASK, UNSURE, WORDS, Policy, Scripted, fractions, measured, prober, results_of
 
+from insec_jax.data.problems import problems_to_solve, validation_problems
 from insec_jax.evaluation import measuring, probing
 from insec_jax.evaluation.baselines import SHORT
 from insec_jax.generation import generator
-from insec_jax.method import tasks
 
 WAYS = ("", ", flags banned", ", at threshold", ", confidence")
 
@@ -74,7 +74,7 @@ def test_a_bias_from_validation_catches_the_models_own_mistakes_without_a_false_
   assert chosen["flag_bias"]["greedy"] == pytest.approx(3.0, abs=1e-4)  # right steps have a margin of -3
   assert chosen["max_false_alarms"] == {"greedy": 0.01, "sampled": 0.02}
   assert chosen["temperature"] == {"greedy": 0.0, "sampled": 1.0}
-  validation = probing.validation_problems(TASK, CONFIG)
+  validation = validation_problems(TASK, CONFIG)
   assert chosen["n"]["greedy"]["wrong"] >= len(validation) == 24
   assert chosen["n"]["greedy"]["right"] >= 24
   rates = found["rates"]
@@ -109,7 +109,7 @@ def test_the_redraw_mends_by_drawing_again_and_pays_for_what_it_deletes():
     "0/24",
   ]
   right = results_of(prober(Policy()))["tokens_per_problem"]["solutions sampled"]["mean"]
-  deleted = len(probing.solved_problems(TASK, CONFIG)[0].steps[1])  # a token a character, as long in every problem
+  deleted = len(problems_to_solve(TASK, CONFIG)[0].steps[1])  # a token a character, as long in every problem
   assert tokens["solutions sampled, redraw"]["mean"] == pytest.approx(right + deleted)
   assert "own sampled, redraw" not in rates
 
@@ -176,12 +176,3 @@ def test_plain_words_and_other_units_leave_out_only_what_they_cannot_have():
   found = results_of(prober(Policy(slips=True), sentences), sentences)["solved"]
   assert "solutions, at threshold" in found
   assert not any("confidence" in source or "redraw" in source for source in found)
-
-
-def test_validation_problems_are_of_the_split_that_is_neither_probed_nor_tested_and_not_those_that_mining_begins_with():
-  found = probing.validation_problems(TASK, CONFIG)
-  assert {tasks.split_of(problem.key) for problem in found} == {"mine"}
-  assert len(found) == CONFIG.evaluate.num_problems
-  mined = {problem.prompt for problem in tasks.problems(TASK, "mine", num=24, seed=CONFIG.seed)}
-  assert not mined & {problem.prompt for problem in found}
-  assert found == probing.validation_problems(TASK, CONFIG)

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from scripted import CONFIG, FLAG, LARGER, TASK, WORDS, Policy, Scripted, fractions, prober, results_of
+from scripted import CONFIG, FLAG, TASK, WORDS, Policy, Scripted, fractions, prober, results_of
 
-from insec_jax.command import InputError
+from insec_jax.data.problems import problems_to_solve
 from insec_jax.evaluation import probing
 from insec_jax.generation import generator
 from insec_jax.method import tasks
@@ -84,7 +84,7 @@ def test_own_mistakes_are_the_first_wrong_steps_of_the_models_own_solutions():
 
 def test_the_flag_is_forced_right_after_the_models_own_wrong_step():
   one = prober(Policy(slips=True))
-  problems = probing.solved_problems(TASK, CONFIG)
+  problems = problems_to_solve(TASK, CONFIG)
   one.solve(problems, label="solutions", temperature=0.0, force=True)
   asked, forced = one.writer.sampler.seen[:24], one.writer.sampler.seen[24:]
   assert asked == [problem.prompt for problem in problems]
@@ -96,7 +96,7 @@ def test_the_flag_is_forced_right_after_the_models_own_wrong_step():
 
 def test_an_own_mistake_that_leaves_no_room_is_counted_and_not_forced():
   roomy = prober(Policy(slips=True))
-  roomy.solve(probing.solved_problems(TASK, CONFIG), label="solutions", temperature=0.0, force=True)
+  roomy.solve(problems_to_solve(TASK, CONFIG), label="solutions", temperature=0.0, force=True)
   lengths = sorted(len(roomy.writer.tokenizer(text)["input_ids"]) for text in roomy.writer.sampler.seen[24:])
   assert lengths[0] < lengths[12]
   found = results_of(prober(Policy(slips=True), max_positions=lengths[12] - 1 + CONFIG.evaluate.max_tokens))
@@ -122,21 +122,7 @@ def test_probes_come_in_equal_shares_of_every_class_from_different_problems():
   for probe in probes:
     verdict = TASK.check(probe.problem, probe.before, probe.wrong)
     assert (verdict.kind, verdict.error) == ("wrong", probe.error)
-  assert {tasks.split_of(problem.key) for problem in probing.solved_problems(TASK, CONFIG)} == {"test"}
-
-
-def test_larger_problems_are_of_every_size_above_those_trained_on_and_apart_from_them():
-  problems = probing.larger_problems(LARGER)
-  assert {len(problem.steps) for problem in problems} == {5, 6}  # trained on: 2 to 4
-  assert len(problems) == CONFIG.evaluate.num_problems
-  assert {tasks.split_of(problem.key) for problem in problems} == {"test"}
-  assert probing.larger_problems(CONFIG) == []
-
-
-def test_a_size_that_the_task_does_not_have_is_refused_by_the_name_of_its_key():
-  config = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, max_size=99))
-  with pytest.raises(InputError, match=r"^evaluate\.max_size=99, taken as task\.max_size: "):
-    probing.larger_problems(config)
+  assert {tasks.split_of(problem.key) for problem in problems_to_solve(TASK, CONFIG)} == {"test"}
 
 
 def test_the_share_of_a_class_that_is_found_nowhere_goes_to_no_other(monkeypatch):
@@ -161,4 +147,4 @@ def test_arms_meet_the_same_probes_and_problems():
   mistakes = dataclasses.replace(CONFIG.mistakes, share=0.0, classes=("early",), place="last_half", max_per_solution=3)
   clean = dataclasses.replace(CONFIG, mistakes=mistakes)
   assert probing.injected_probes(TASK, clean) == probing.injected_probes(TASK, CONFIG)
-  assert probing.solved_problems(TASK, clean) == probing.solved_problems(TASK, CONFIG)
+  assert problems_to_solve(TASK, clean) == problems_to_solve(TASK, CONFIG)

@@ -13,7 +13,7 @@ from datakit import IM_TEMPLATE, bpe_tokenizer, config
 from tokenizers import Regex, pre_tokenizers
 
 from insec_jax.command import InputError
-from insec_jax.data import records, tokens
+from insec_jax.data import mixture, records, tokens
 from insec_jax.generation.prompts import read_prompts
 from insec_jax.method import roles
 from insec_jax.method.tasks import Problem
@@ -309,7 +309,7 @@ def read_as_records(path, tokenizers):
   chat = any(isinstance(content, records.Chat) for content, _ in values)
   some = config(data__path=str(path), data__template="chat" if chat else "plain", data__row_length=8192)
   tokenizer = tokenizers["chat" if chat else "plain"]
-  contents = records.transcripts(some, "train")
+  contents = mixture.transcripts(some, "train")
   examples = tokens.tokenize_all(contents, tokenizer, some)
   special = [tokenizer.convert_tokens_to_ids(name) for name in tokenizer.get_added_vocab()]
   for line, (content, _), (transcript, _), example in zip(lines_of(path), values, contents, examples, strict=True):

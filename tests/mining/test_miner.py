@@ -11,7 +11,6 @@ import types
 import datakit
 import numpy as np
 import pytest
-from datakit import write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens
@@ -427,52 +426,6 @@ def test_other_weights_or_another_config_do_not_go_on_from_parts(tmp_path):
   ):
     with pytest.raises(InputError, match=f"was begun with {name}="):
       ChunkStore(str(tmp_path / "mined.jsonl"), other.header).read()
-
-
-def gsm8k(tmp_path, **changes):
-  lines = [
-    {
-      "question": f"What is {a} + {a + 1}?",
-      "answer": f"{a} + {a + 1} = <<{a}+{a + 1}={2 * a + 1}>>{2 * a + 1}\n#### {2 * a + 1}",
-    }
-    for a in range(1, 41)
-  ]
-  return datakit.config(
-    **{
-      "task__name": "gsm8k",
-      "data__path": write_lines(tmp_path / "r.jsonl", lines),
-      "mistakes__source": "injected",
-      "data__num_heldout": 10,
-      **changes,
-    }
-  )
-
-
-def test_problems_of_a_file_are_those_trained_on_and_never_held_out(tmp_path):
-  config = gsm8k(tmp_path, mine__num_problems=100)
-  found = miner.problems_to_mine(tasks.get(config.task), config, seed=0)
-  held = {problem.prompt for problem, _ in records.problems(config, "heldout")}
-  assert len({problem.prompt for problem in found}) == len(found) == 30
-  assert len(held) == 10
-  assert not held & {problem.prompt for problem in found}
-  few = gsm8k(tmp_path, mine__num_problems=5)
-  drawn_by = [
-    [problem.prompt for problem in miner.problems_to_mine(tasks.get(few.task), few, seed=seed)] for seed in (0, 0, 1)
-  ]
-  assert drawn_by[0] == drawn_by[1] != drawn_by[2]
-  assert len(drawn_by[0]) == 5
-
-
-def test_a_file_without_problems_is_refused(tmp_path):
-  path = write_lines(tmp_path / "p.jsonl", [{"pieces": [{"role": "text", "text": "a"}]}])
-  config = gsm8k(tmp_path, data__path=path, data__num_heldout=0)
-  with pytest.raises(InputError, match="has no question and answer to mine"):
-    miner.problems_to_mine(tasks.get(config.task), config, seed=0)
-
-
-def test_procedural_problems_are_of_the_split_mine():
-  found = miner.problems_to_mine(TASK, CONFIG, seed=0)
-  assert {tasks.split_of(problem.key) for problem in found} == {"mine"}
 
 
 SURE = datakit.config(

@@ -148,3 +148,22 @@ def write_lines(path, records) -> str:
       )
       file.write(line + b"\n")
   return str(path)
+
+
+def question(number: int) -> dict:
+  """A record as GSM8K publishes it: what is `number` + 1?"""
+  return {
+    "question": f"What is {number} + 1?",
+    "answer": f"{number} + 1 = <<{number}+1={number + 1}>>{number + 1}\n#### {number + 1}",
+  }
+
+
+def pieces(*texts: tuple[str, str]) -> dict:
+  """A record of pieces, each (role, text)."""
+  return {"pieces": [{"role": role, "text": text} for role, text in texts]}
+
+
+def gsm8k(folder, lines, **changes) -> config_lib.Config:
+  """The config above for the task gsm8k, with these records and injected mistakes."""
+  path = write_lines(folder / "r.jsonl", lines)
+  return config(**{"task__name": "gsm8k", "data__path": path, "mistakes__source": "injected", **changes})

@@ -10,6 +10,7 @@ import numpy as np
 
 from insec_jax import config as config_lib
 from insec_jax.config import Config
+from insec_jax.data.problems import problems_to_solve
 from insec_jax.evaluation import probing, results, scoring
 from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Measurements, Thresholds
 from insec_jax.evaluation.probing import ProbeResults, SolveResults
@@ -140,7 +141,7 @@ def _measured(config: Config, skill: float) -> dict:
   def solve() -> SolveResults:
     """Every other problem with a mistake; one in eight with a false alarm, if the model flags at all."""
     texts, own = [], []
-    problems = probing.solved_problems(task, config)
+    problems = problems_to_solve(task, config)
     for number, problem in enumerate(problems):
       probe = mistakes.probe(problem, task, config.mistakes, rng)
       if number % 2 and probe is not None:

@@ -7,6 +7,7 @@ import datakit
 import numpy as np
 
 from insec_jax.data import tokens
+from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
 from insec_jax.evaluation import measuring, probing, results
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.sampler import SampledTokens
@@ -130,8 +131,8 @@ LARGER = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluat
 PROBLEMS = [
   *tasks.problems(TASK, "test", num=24, seed=0),
   *tasks.problems(TASK, "probe", num=20, seed=0),
-  *probing.validation_problems(TASK, CONFIG),
-  *probing.larger_problems(LARGER),
+  *validation_problems(TASK, CONFIG),
+  *larger_problems(LARGER),
 ]
 
 
@@ -152,9 +153,9 @@ def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measurements:
     prober,
     config,
     probes=probing.injected_probes(TASK, config),
-    problems=probing.solved_problems(TASK, config),
-    validation=probing.validation_problems(TASK, config),
-    larger=probing.larger_problems(config),
+    problems=problems_to_solve(TASK, config),
+    validation=validation_problems(TASK, config),
+    larger=larger_problems(config),
   )
 
 

@@ -1,0 +1,136 @@
+"""Problems: which of them serve which purpose.
+
+  purpose                  made by the task: split and seed    from data.path (task.name in FROM_FILE)
+  training                 "train", seed                       records that are not held out
+  held-out loss            "test", seed                        held-out records
+  solving                  "test", seed                        held-out problems
+  probes                   "probe", seed                       held-out problems
+  choosing thresholds      "mine", seed + VALIDATION           problems trained on, in the order of the file
+  mining                   "mine", a seed for each mining      problems trained on, in an order by that seed
+
+No problem is in two splits of a task. With mistakes.source other than "injected" the first two are from data.path for
+any task.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from insec_jax.command import InputError
+from insec_jax.config import FROM_FILE, Config
+from insec_jax.data.records import Record, prompt_text, read
+from insec_jax.method import tasks
+from insec_jax.method.tasks import Problem, Task
+
+VALIDATION = 1_000_003  # apart from the seeds of mining, which draws from the same split
+
+
+def split_records(config: Config, split: str) -> list[tuple[int, Record]]:
+  """Return the records of the split "train" or "heldout", each with its index among all of data.path or of the split.
+
+  Raises InputError where data.num_heldout leaves none to train on.
+  """
+  if split not in ("train", "heldout"):
+    raise ValueError(f"split {split!r} is neither 'train' nor 'heldout'")
+  if config.task.name in FROM_FILE or config.mistakes.source != "injected":
+    if not config.data.path:
+      raise InputError(
+        f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
+      )
+    records = list(read(config.data.path, limit=config.data.num_records, checked=config.task.name != "records"))
+    held = _held_out(records, config)
+    return [(index, record) for index, record in enumerate(records) if held[index] == (split == "heldout")]
+  num = config.data.num_records if split == "train" else config.data.num_heldout
+  made = tasks.problems(tasks.get(config.task), "train" if split == "train" else "test", num=num, seed=config.seed)
+  return [
+    (index, Record(problem, f"{config.task.name} problem {index} ({split})")) for index, problem in enumerate(made)
+  ]
+
+
+def _held_out(records: list[Record], config: Config) -> list[bool]:
+  """Return which records are held out: prompts in order of their hash until data.num_heldout records are reached.
+
+  Records with the same prompt stay together, so a held-out prompt is never trained on.
+  """
+  prompts = [prompt_text(record.content) for record in records]
+  count = {}
+  for prompt in prompts:
+    count[prompt] = count[prompt] + 1 if prompt in count else 1
+  held, num = set(), 0
+  for prompt in sorted(count, key=lambda text: hashlib.sha256(text.encode()).digest()):
+    if num >= config.data.num_heldout:
+      break
+    held.add(prompt)
+    num += count[prompt]
+  if num == len(records):
+    raise InputError(
+      f"{config.data.path}: data.num_heldout={config.data.num_heldout} leaves none of the {len(records)} "
+      "records read to train on; lower it or give more records"
+    )
+  return [prompt in held for prompt in prompts]
+
+
+def problems_to_solve(task: Task, config: Config) -> list[Problem]:
+  """Return the evaluate.num_problems problems that the model solves."""
+  num = config.evaluate.num_problems
+  if task.name in FROM_FILE:
+    return _in_units(_heldout_problems(config)[:num], config)
+  return _in_units(tasks.problems(task, "test", num=num, seed=config.seed), config)
+
+
+def larger_problems(config: Config) -> list[Problem]:
+  """Return problems to solve of the sizes above task.max_size, up to evaluate.max_size; none where that is 0.
+
+  Raises InputError for a size that the task does not support.
+  """
+  if not config.evaluate.max_size:
+    return []
+  sizes = dataclasses.replace(config.task, min_size=config.task.max_size + 1, max_size=config.evaluate.max_size)
+  try:
+    task = tasks.get(sizes)
+  except InputError as error:
+    raise InputError(f"evaluate.max_size={config.evaluate.max_size}, taken as task.max_size: {error}") from None
+  return problems_to_solve(task, config)
+
+
+def validation_problems(task: Task, config: Config) -> list[Problem]:
+  """Return the evaluate.num_problems problems to choose thresholds on."""
+  num = config.evaluate.num_problems
+  if task.name in FROM_FILE:
+    return _in_units(_problems(config, "train")[:num], config)
+  return _in_units(tasks.problems(task, "mine", num=num, seed=config.seed + VALIDATION), config)
+
+
+def problems_to_probe(task: Task, config: Config) -> list[Problem]:
+  """Return the problems in which mistakes are injected to see what the model does next, not cut into steps yet."""
+  if task.name in FROM_FILE:
+    return _heldout_problems(config)
+  return tasks.problems(task, "probe", num=config.evaluate.num_probes, seed=config.seed)
+
+
+def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
+  """Return mine.num_problems problems, or at most as many of data.path."""
+  num = config.mine.num_problems
+  if task.name not in FROM_FILE:
+    return _in_units(tasks.problems(task, "mine", num=num, seed=seed), config)
+  given = _problems(config, "train")
+  if not given:
+    raise InputError(f"{config.data.path} has no question and answer to mine; give a file of problems as data.path")
+  order = np.random.default_rng((seed, *b"mine")).permutation(len(given))
+  return _in_units([given[k] for k in order[:num]], config)
+
+
+def _problems(config: Config, split: str) -> list[Problem]:
+  return [record.content for _, record in split_records(config, split) if isinstance(record.content, Problem)]
+
+
+def _heldout_problems(config: Config) -> list[Problem]:
+  problems = _problems(config, "heldout")
+  if not problems:
+    raise InputError(f"{config.data.path} has no held-out problem to measure on; raise data.num_heldout")
+  return problems
+
+
+def _in_units(problems: list[Problem], config: Config) -> list[Problem]:
+  return [tasks.in_units(problem, config.mistakes.unit) for problem in problems]
