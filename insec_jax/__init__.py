@@ -3,7 +3,7 @@
 import os
 import sys
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # transformers prints at import that PyTorch is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,25 +1,34 @@
 """Configuration: one frozen dataclass per section, whose fields have type, bounds and default.
 
-Types and bounds are checked from the annotations (pydantic, strict) when a section is made; `build` also checks
-conditions across sections. A config file returns a ConfigDict of plain values; functions other than `build` and its
-helpers take sections or plain values.
+A config file changes the ConfigDict that `defaults` returns. `config_build.build` makes a `Config` of it, and checks
+conditions across sections.
 """
 
 import dataclasses
-import difflib
-import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, dataclass_transform, get_args
+from typing import Annotated, Any, Literal
 
 import ml_collections
-import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic import Field
 
 from insec_jax.command import InputError
-from insec_jax.files.reading import local_path, parse_json
+from insec_jax.config_types import (
+  Edges,
+  FalseAlarms,
+  Fraction,
+  JsonObject,
+  Marker,
+  Moment,
+  Names,
+  Path,
+  Weight,
+  checked,
+  number,
+  one_of,
+  whole,
+)
 
 
 def _tasks() -> tuple[str, ...]:
@@ -30,148 +39,26 @@ def _tasks() -> tuple[str, ...]:
 
 TASKS = _tasks()
 FROM_FILE = ("gsm8k", "records")  # tasks whose problems are records of data.path
-
-# Types of fields. The description completes "must be ..." in the error for a wrong value.
-
-
-def _whole(low: int, high: int) -> Any:
-  return Annotated[int, Field(ge=low, le=high, description=(f"a whole number of at least {low} and at most {high:,}"))]
-
-
-def _number(low: float, high: float) -> Any:
-  return Annotated[float, Field(ge=low, le=high, description=(f"a number of at least {low:g} and at most {high:,.7g}"))]
-
-
-def _weight(value: float) -> float:
-  if value and abs(value) < SMALLEST_WEIGHT:  # float32 must not round it to 0
-    raise ValueError
-  return value
-
-
-def _path(text: str, info: ValidationInfo) -> str:
-  return str(local_path(text, info.field_name)) if text else text
-
-
-def _printable(text: str) -> str:
-  if not text.isprintable():
-    raise ValueError
-  return text
-
-
-def _json_object(size: dict) -> dict:
-  try:
-    same = json.loads(json.dumps(size, allow_nan=False)) == size
-  except (TypeError, ValueError, RecursionError):
-    same = False
-  if not same:
-    raise ValueError
-  return size
-
-
-def _tuple(values: Any) -> Any:
-  return tuple(values) if isinstance(values, list) else values  # JSON has no tuples
-
-
 SMALLEST_TEMPERATURE = 0.001  # for sampling
 LARGEST = 2**31 - 1  # of counts that are int32 on a device
-SMALLEST_WEIGHT = 1e-30
-Seed = _whole(0, 2**32 - 1)  # the range that jax, numpy and grain share
-Rounds = _whole(0, 1_000_000)
-Steps = _whole(1, LARGEST)
 MOST_PROBLEMS = 1_000_000  # generated problems: all are kept in memory
-Problems = _whole(1, MOST_PROBLEMS)
-Size = _whole(0, 1_000)  # operations of a problem
-Fraction = Annotated[float, Field(ge=0, le=1, description="a number between 0 and 1")]
-Temperature = _number(0.0, 1_000.0)
-# float32 rounds values nearer to 1 to 1, and AdamW divides by 1 - b**t.
-Moment = Annotated[float, Field(ge=0, le=0.999_999, description="below 1 by 0.000001 or more, and at least 0")]
-FalseAlarms = Annotated[
-  float,
-  Field(
-    ge=0,
-    lt=0.5,
-    description=(
-      "below 0.5 and at least 0: a share of right steps, of which twice as many are allowed at the temperature"
-    ),
-  ),
-]
-Devices = _whole(-1, 1 << 20)
-Weight = Annotated[
-  float,
-  AfterValidator(_weight),
-  Field(
-    ge=-10_000,
-    le=10_000,
-    description=(f"a number from -10,000 to 10,000, and 0 or at least {SMALLEST_WEIGHT:g} in size"),
-  ),
-]
-Path = Annotated[str, AfterValidator(_path)]
-Marker = Annotated[
-  str, AfterValidator(_printable), Field(max_length=200, description=("a text of at most 200 printable characters"))
-]
-Edges = Annotated[
-  tuple[Annotated[float, Field(gt=0, le=10_000)], ...],
-  BeforeValidator(_tuple),
-  Field(max_length=64, description="at most 64 scores above 0 that ascend, or nothing"),
-]
-Names = Annotated[
-  tuple[Annotated[str, AfterValidator(_printable), Field(min_length=1)], ...],
-  BeforeValidator(_tuple),
-  Field(max_length=64, description="a tuple of at most 64 names"),
-]
+MOST_TOKENS = 1 << 28  # of a device in one step
+Seed = Annotated[int, whole(0, 2**32 - 1)]  # the range that jax, numpy and grain share
+Rounds = Annotated[int, whole(0, 1_000_000)]
+Steps = Annotated[int, whole(1, LARGEST)]
+Problems = Annotated[int, whole(1, MOST_PROBLEMS)]
+Size = Annotated[int, whole(0, 1_000)]  # operations of a problem
+Temperature = Annotated[float, number(0.0, 1_000.0)]
+Devices = Annotated[int, whole(-1, 1 << 20)]
 Dtype = Literal["float32", "bfloat16"]
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def _checked(cls: type) -> type:
-  """Return `cls` as a frozen dataclass that raises InputError for a value outside the type or bounds of its field."""
-  section = cls.__name__.removesuffix("Config").lower()
-  made = pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config={"strict": True})
-  unchecked = made.__init__
-
-  @functools.wraps(unchecked)
-  def __init__(self, **values):  # noqa: N807
-    try:
-      unchecked(self, **values)
-    except ValidationError as error:
-      raise InputError(_refusal(section, made, error)) from None
-
-  made.__init__ = __init__
-  return made
-
-
-def _refusal(section: str, cls: type, error: ValidationError) -> str:
-  """Return one line about the first wrong value."""
-  first = error.errors(include_url=False)[0]
-  cause = first.get("ctx", {}).get("error")
-  if not first["loc"]:  # from __post_init__
-    return str(cause or first["msg"])
-  where = ".".join((*((section,) if section else ()), *map(str, first["loc"])))
-  if isinstance(cause, InputError):
-    return f"{section}.{cause}"
-  field = cls.__pydantic_fields__[first["loc"][0]]
-  if first["type"] == "literal_error":
-    needed = f"one of {', '.join(map(repr, get_args(field.annotation)))}"
-  else:
-    needed = field.description or first["msg"].removeprefix("Input should be ")
-  return f"{where}={shown(first['input'])}; must be {needed}"
-
-
-def shown(value: Any) -> str:
-  """Return the repr of the value, shortened to a part of a line."""
-  try:
-    text = repr(value)
-  except Exception:  # an integer of more than 4,300 digits, a recursive value
-    text = f"({type(value).__name__})"
-  return text if len(text) <= 100 else f"{text[:90]}..."
-
-
-@_checked
+@checked
 class ModelConfig:
   """Source of the weights: an HF folder, or `size` (fields of a config.json) for random weights."""
 
   path: Path = ""
-  size: Annotated[dict[str, Any], AfterValidator(_json_object)] | None = Field(
+  size: JsonObject | None = Field(
     default=None, description="None, or a dict of the fields of a config.json, as JSON has them"
   )
   remat: Literal["none", "matmuls", "full"] = "full"  # the backward pass keeps: all, products, or only the stream
@@ -181,7 +68,7 @@ class ModelConfig:
       raise InputError("give either model.path (an HF folder) or model.size (config.json fields), not both or neither")
 
 
-@_checked
+@checked
 class TokenizerConfig:
   """Tokenizer folder (empty: the model's own, or one built from the task's symbols) and the two markers.
 
@@ -220,39 +107,35 @@ class TokenizerConfig:
       )
 
 
-@_checked
+@checked
 class TaskConfig:
   """Kind and size of problems: `min_size` to `max_size` operations, numbers modulo `modulus` (0: plain integers).
 
   "gsm8k" and "records" read data.path and use none of these sizes: all must be 0.
   """
 
-  name: Literal[TASKS] = "records"
+  name: Annotated[str, one_of(TASKS)] = "records"
   min_size: Size = 0
   max_size: Size = 0
-  modulus: _whole(0, 1_000) = 0
-  unneeded: Size = 0  # graph: maximal number of quantities that the answer does not depend on
+  modulus: Annotated[int, whole(0, 1_000)] = 0
 
   def __post_init__(self):
     if self.min_size > self.max_size:
       raise InputError(f"task.min_size={self.min_size} is above task.max_size={self.max_size}")
 
 
-MOST_TOKENS = 1 << 28  # of a device in one step
-
-
-@_checked
+@checked
 class DataConfig:
   """Records and rows; `num_records` is the number of problems to generate, or of records to read at most (0: all)."""
 
   path: Path = ""
-  num_records: _whole(0, 10_000_000) = 0
-  num_heldout: _whole(0, 10_000_000) = 0
+  num_records: Annotated[int, whole(0, 10_000_000)] = 0
+  num_heldout: Annotated[int, whole(0, 10_000_000)] = 0
   template: Literal["plain", "chat"] = "plain"  # "chat": the tokenizer's own
   marker_text: Literal["refuse", "plain"] = "refuse"  # a marker inside user text: "plain" encodes it as characters
-  row_length: _whole(2, 1 << 20) = 2_048
-  rows_per_device: _whole(1, 65_536) = 1
-  accumulation: _whole(1, 65_536) = 1
+  row_length: Annotated[int, whole(2, 1 << 20)] = 2_048
+  rows_per_device: Annotated[int, whole(1, 65_536)] = 1
+  accumulation: Annotated[int, whole(1, 65_536)] = 1
   too_long: Literal["refuse", "drop"] = "refuse"  # a record longer than a row: an error, or dropped and counted
 
   def __post_init__(self):
@@ -265,14 +148,13 @@ class DataConfig:
       )
 
 
-@_checked
+@checked
 class MistakesConfig:
-  """Mistakes in solutions: source, number, place, classes, and the wording of the reason."""
+  """Mistakes in solutions: source, number, classes, and the wording of the reason."""
 
   source: Literal["injected", "recorded", "mined"] = "injected"
   share: Fraction = 0.5  # of solutions with mistakes; with mined=1 of the right solutions that were mined
-  max_per_solution: _whole(1, 1_000) = 2
-  place: Literal["anywhere", "first_half", "last_half"] = "anywhere"  # of the solution
+  max_per_solution: Annotated[int, whole(1, 1_000)] = 2
   classes: Names = ()  # empty: all of the task's, or those for prose where task.name="records"
   reason: Literal["none", "label", "recompute", "paper"] = "recompute"  # "paper": the words of arXiv 2412.16653
   unit: Literal["line", "sentence", "paragraph"] = "line"  # the text unit that is a step
@@ -287,7 +169,7 @@ class MistakesConfig:
       )
 
 
-@_checked
+@checked
 class LossConfig:
   """Weight of one token of each role, and of the end-of-text token; 0 masks, negative is unlikelihood.
 
@@ -320,36 +202,32 @@ class LossConfig:
     return self.repeat > 0
 
 
-@_checked
+@checked
 class OptimizerConfig:
   """AdamW: linear warm-up to `learning_rate`, then cosine down to `final_share` of it at train.steps."""
 
-  learning_rate: _number(1e-30, 1_000.0) = 1e-5
+  learning_rate: Annotated[float, number(1e-30, 1_000.0)] = 1e-5
   final_share: Fraction = 0.1
-  warmup_steps: _whole(0, LARGEST) = 20
-  weight_decay: _number(0.0, 1_000.0) = 0.0
+  warmup_steps: Annotated[int, whole(0, LARGEST)] = 20
+  weight_decay: Annotated[float, number(0.0, 1_000.0)] = 0.0
   b1: Moment = 0.9
   b2: Moment = 0.95
-  eps: _number(1e-30, 1.0) = 1e-8  # a smaller one gives 0 / 0 in float32 where the gradient is 0
-  clip_norm: _number(1e-9, 1e9) = 1.0  # global norm of the gradient
+  eps: Annotated[float, number(1e-30, 1.0)] = 1e-8  # a smaller one gives 0 / 0 in float32 where the gradient is 0
+  clip_norm: Annotated[float, number(1e-9, 1e9)] = 1.0  # global norm of the gradient
 
 
-@_checked
+@checked
 class TrainConfig:
-  """Length of the run, and intervals, in steps, of logging, held-out loss and checkpoints.
-
-  The newest `keep` checkpoints are kept, and those of every `keep_every`-th step (0: of none).
-  """
+  """Length of the run, and intervals, in steps, of logging, held-out loss and checkpoints."""
 
   steps: Steps = 300
   log_every: Steps = 10
   eval_every: Steps = 100
   checkpoint_every: Steps = 100
-  keep: Steps = 2
-  keep_every: _whole(0, LARGEST) = 0
+  keep: Steps = 2  # number of newest checkpoints that are kept
 
 
-@_checked
+@checked
 class MeshConfig:
   """Number of devices along each mesh axis; -1, at most once, takes the devices that remain."""
 
@@ -377,7 +255,7 @@ class MeshConfig:
     return filled
 
 
-@_checked
+@checked
 class PrecisionConfig:
   """Dtype of the parameters, and of the matrix products; both moments of AdamW are always float32."""
 
@@ -385,7 +263,7 @@ class PrecisionConfig:
   compute: Dtype = "bfloat16"
 
 
-@_checked
+@checked
 class EvaluateConfig:
   """Amount of evaluation, greedy and at a temperature, and the baselines of the model's corrections.
 
@@ -395,13 +273,12 @@ class EvaluateConfig:
   num_problems: Problems = 500
   num_probes: Problems = 500  # of injected mistakes
   max_size: Size = 0  # num_problems more problems of sizes above task.max_size up to this one; 0: none
-  max_tokens: _whole(1, 1 << 20) = 512
-  batch_size: _whole(1, 65_536) = 64
-  within: _whole(1, 1_000_000) = 2  # delay, in steps, within which a flag counts
+  max_tokens: Annotated[int, whole(1, 1 << 20)] = 512
+  batch_size: Annotated[int, whole(1, 65_536)] = 64
   temperature: Temperature = 1.0
   max_false_alarms: FalseAlarms = 0.01  # per right step, greedy; twice as many at the temperature
-  votes: _whole(1, 10_000) = 5  # number of solutions of the majority vote
-  redraws: _whole(1, 10_000) = 2  # maximal number for one step
+  votes: Annotated[int, whole(1, 10_000)] = 5  # number of solutions of the majority vote
+  redraws: Annotated[int, whole(1, 10_000)] = 2  # maximal number for one step
 
   def __post_init__(self):
     if not self.temperature:
@@ -410,7 +287,7 @@ class EvaluateConfig:
       raise InputError(f"evaluate.temperature={self.temperature}; must be at least {SMALLEST_TEMPERATURE}")
 
 
-@_checked
+@checked
 class MineConfig:
   """Amount of mining: problems, samples of each, and the model's right solutions kept for each mistake found.
 
@@ -418,21 +295,11 @@ class MineConfig:
   """
 
   num_problems: Problems = 2_000
-  samples: _whole(1, 10_000) = 4
-  temperature: Temperature = 1.0  # 0: greedy
-  right: _number(0.0, 1e6) = 1.0
-
-  def __post_init__(self):
-    if 0 < self.temperature < SMALLEST_TEMPERATURE:
-      raise InputError(f"mine.temperature={self.temperature}; must be 0 (greedy) or at least {SMALLEST_TEMPERATURE}")
-    if not self.temperature and self.samples > 1:
-      raise InputError(
-        f"mine.samples={self.samples} at mine.temperature=0 would all be the same; raise the "
-        "temperature or take one sample"
-      )
+  samples: Annotated[int, whole(1, 10_000)] = 4
+  right: Annotated[float, number(0.0, 1e6)] = 1.0
 
 
-@_checked
+@checked
 class Config:
   """Configuration of an experiment."""
 
@@ -459,6 +326,15 @@ class Config:
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")}
 # Keys that older config files and workdirs lack; the default of each means "as before".
 NEWER = ("data.too_long",)
+# Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
+# the key.
+REMOVED = {
+  "task.unneeded": (0, "0.5.0"),
+  "mistakes.place": ("anywhere", "0.5.0"),
+  "train.keep_every": (0, "0.5.0"),
+  "evaluate.within": (2, "0.5.0"),
+  "mine.temperature": (1.0, "0.5.0"),
+}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -500,147 +376,3 @@ def small_llama(*, num_layers: int) -> dict[str, Any]:
 
 def _section_defaults(section: type) -> dict[str, Any]:
   return {name: field.default for name, field in section.__pydantic_fields__.items()}
-
-
-def with_newer_keys(values: dict[str, Any]) -> dict[str, Any]:
-  """Return the values of a config.json with missing newer keys added."""
-  values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
-  for section, key, default in newer_keys(values):
-    values[section][key] = default
-  return values
-
-
-def newer_keys(values: Any) -> Iterator[tuple[str, str, Any]]:
-  """Yield (section, key, default) for each newer key that these values lack."""
-  for name in NEWER:
-    section, key = name.split(".")
-    held = values.get(section)
-    if isinstance(held, dict | ml_collections.ConfigDict) and key not in held:
-      yield section, key, _section_defaults(SECTIONS[section])[key]
-
-
-def _check_keys(where: str, seen: set, needed: set[str]) -> None:
-  for key in sorted(seen - needed, key=str):
-    close = difflib.get_close_matches(str(key), needed, n=1)
-    raise InputError(f"config has no key {where}{key}" + (f"; did you mean {where}{close[0]}?" if close else ""))
-  if missing := sorted(needed - seen):
-    raise InputError(f"config misses {where}{missing[0]}; every key is given a value in the config file")
-
-
-def plain_values(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
-  """Return the values as dicts, newer keys filled in; InputError for a missing or unknown section or key."""
-  try:
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-  except Exception as error:  # a placeholder without a value, a reference to itself
-    raise InputError(f"config cannot be read as plain values: {error}") from None
-  if not isinstance(values, dict):
-    raise InputError(f"the config is {shown(values)}; must be a ConfigDict")
-  _check_keys("", set(values), {field.name for field in dataclasses.fields(Config)})
-  for name in SECTIONS:
-    if not isinstance(values[name], dict):
-      raise InputError(f"config section {name} must be a dict of values, got {shown(values[name])}")
-  values = with_newer_keys(values)
-  for name, section in SECTIONS.items():
-    _check_keys(f"{name}.", set(values[name]), {field.name for field in dataclasses.fields(section)})
-  return values
-
-
-def build(config: ml_collections.ConfigDict | dict, *, mined_path: str = "") -> Config:
-  """Return the checked config.
-
-  `mined_path` is the file of mined records where the config uses some and gives no path. Raises InputError for a
-  missing or unknown key, a wrong value, or sections that contradict each other.
-  """
-  values = plain_values(config)
-  sections = {name: section(**values[name]) for name, section in SECTIONS.items()}
-  mistakes = sections["mistakes"]
-  if mined_path and mistakes.mined and not mistakes.mined_path and not values["rounds"]:
-    sections["mistakes"] = dataclasses.replace(mistakes, mined_path=mined_path)
-  built = Config(seed=values["seed"], rounds=values["rounds"], **sections)
-  _check_across(built)
-  return built
-
-
-def from_json(text: str) -> Config:
-  """Return the config that `Config.to_json` wrote; InputError as in `build`, or if the text is not JSON."""
-  return build(parse_json(text, "the config"))
-
-
-def _check_across(config: Config) -> None:
-  from_file = config.task.name in FROM_FILE
-  if from_file and not config.data.path:
-    raise InputError(f"task.name={config.task.name!r} reads records from a file; give --config.data.path=FILE.jsonl")
-  if not from_file and (config.task.min_size < 1 or config.data.num_records < 1):
-    raise InputError(
-      f"task.name={config.task.name!r} makes its problems; task.min_size and data.num_records must be at least 1"
-    )
-  if not from_file and (most := max(config.data.num_records, config.data.num_heldout)) > MOST_PROBLEMS:
-    raise InputError(
-      f"data.num_records={config.data.num_records} or data.num_heldout={config.data.num_heldout}: "
-      f"task.name={config.task.name!r} would make {most:,} problems; must be at most {MOST_PROBLEMS:,}"
-    )
-  if config.evaluate.max_size and from_file:
-    raise InputError(
-      f"evaluate.max_size={config.evaluate.max_size}: records of task.name={config.task.name!r} have no "
-      "sizes; set it to 0"
-    )
-  if 0 < config.evaluate.max_size <= config.task.max_size:
-    raise InputError(
-      f"evaluate.max_size={config.evaluate.max_size} is for problems larger than any trained on; must "
-      f"be above task.max_size={config.task.max_size}, or 0 for none"
-    )
-  if config.mistakes.source == "mined" and not config.data.path:
-    raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
-  _check_mined(config)
-  _check_confidence(config)
-  if config.optimizer.warmup_steps > config.train.steps:
-    raise InputError(
-      f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}; lower it"
-    )
-  if not any(config.loss.weight_R):
-    raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")
-
-
-def _check_mined(config: Config) -> None:
-  mistakes = config.mistakes
-  if not config.rounds:
-    if mistakes.mined and not mistakes.mined_path:
-      raise InputError(
-        f"mistakes.mined={mistakes.mined} mixes in records that mine wrote; give "
-        "--config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R to mine while training"
-      )
-  elif mistakes.mined_path:
-    raise InputError(
-      f"rounds={config.rounds} mines what it trains on; leave mistakes.mined_path="
-      f"{mistakes.mined_path!r} empty, or set rounds=0"
-    )
-  elif not mistakes.mined:
-    raise InputError(
-      f"rounds={config.rounds} with mistakes.mined=0 would mine records that nobody reads; give "
-      "mistakes.mined a share, or set rounds=0"
-    )
-  elif config.rounds > config.train.steps:
-    raise InputError(f"rounds={config.rounds} is above train.steps={config.train.steps}; lower it")
-  elif config.task.name == "records":
-    raise InputError("rounds needs a task that checks steps, and task.name='records' has no checker; set rounds=0")
-
-
-def _check_confidence(config: Config) -> None:
-  """Raise InputError unless all training transcripts have confidence tokens: no step should be without them."""
-  if not config.tokenizer.confidence:
-    return
-  if config.mistakes.unit != "line":
-    raise InputError(
-      f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
-      "set mistakes.unit='line'"
-    )
-  if config.mistakes.source == "injected" and config.mistakes.mined < 1:
-    raise InputError(
-      f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
-      f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1"
-    )
-  if config.mistakes.source == "injected" and config.data.num_heldout:
-    raise InputError(
-      f"tokenizer.confidence: data.num_heldout={config.data.num_heldout} transcripts would be made "
-      "without the model's confidence, and a loss on them means nothing; set data.num_heldout=0"
-    )

@@ -14,8 +14,10 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from insec_jax import config as config_lib
+from insec_jax import config_build
 from insec_jax.command import FLAG_FILE, InputError, printable
+from insec_jax.config import Config
+from insec_jax.config_types import shown
 from insec_jax.files.reading import local_path, open_to_read
 
 MOST_BYTES = 1 << 20  # of a config file
@@ -40,14 +42,14 @@ def define_flag(help_string: str = "Config file of the experiment.") -> flags.Fl
   return holder
 
 
-def files_read(config: config_lib.Config) -> list[str]:
+def files_read(config: Config) -> list[str]:
   """Return the paths of the config file and of the records of a config, which no output may replace."""
   given = config_flags.get_config_filename(flags.FLAGS["config"])
   return [given if os.path.exists(given) else given.partition(":")[0], config.data.path]
 
 
 def load(file: str, *arm: str) -> ml_collections.ConfigDict:
-  """Return the ConfigDict of the file's get_config, newer keys filled in, locked; `arm` is its argument, if any.
+  """Return the locked ConfigDict of the file's get_config with the keys of this version; `arm` is its argument, if any.
 
   Raises InputError if the file cannot be read or run, or returns anything else.
   """
@@ -73,8 +75,8 @@ def load(file: str, *arm: str) -> ml_collections.ConfigDict:
     if is_new:
       sys.path.remove(folder)
   if not isinstance(config, ml_collections.ConfigDict):
-    raise InputError(f"{path}: get_config returned {config_lib.shown(config)}; must return a ConfigDict")
-  _fill_in(config, path)
+    raise InputError(f"{path}: get_config returned {shown(config)}; must return a ConfigDict")
+  _update(config, path)
   return config
 
 
@@ -107,13 +109,14 @@ def _refusal(path: pathlib.Path, arm: tuple[str, ...], error: BaseException) -> 
   return f"{path}:{lines[-1]}: {what}{asked}; correct the config file" + (" or the arm" if arm else "")
 
 
-def _fill_in(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-  """Set newer keys to their defaults, so that the command line can override them."""
+def _update(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+  """Give the config the keys of this version, so that the command line can override them."""
   try:
     with config.unlocked():
-      for section, key, default in config_lib.newer_keys(config):
-        config[section][key] = default
+      config_build.update_keys(config)
     config.lock()
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
   except Exception as error:  # references without a value
     raise InputError(f"{path}: what get_config returned cannot be read ({_one_line(error)})") from None
 

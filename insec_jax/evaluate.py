@@ -45,8 +45,8 @@ import time
 from absl import flags
 
 from insec_jax import command, config_file
-from insec_jax import config as config_lib
 from insec_jax.config import Config
+from insec_jax.config_build import build
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
 from insec_jax.evaluation.measuring import measure
 from insec_jax.evaluation.probing import Prober, injected_probes
@@ -65,7 +65,7 @@ flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:
-  config = config_lib.build(CONFIG.value)
+  config = build(CONFIG.value)
   task = tasks.get(config.task)
   with written_whole(OUTPUT.value, inputs=config_file.files_read(config)) as file:
     loaded = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
@@ -96,7 +96,7 @@ def evaluate(loaded: LoadedModel, task: tasks.Task, config: Config) -> dict:
     "versions": versions(),
     "seconds": round(time.perf_counter() - start, 1),
     "seeds": {"problems": config.seed, "probes": config.seed, "sampling": config.seed},
-    **results(measured, within=config.evaluate.within),
+    **results(measured),
   }
 
 

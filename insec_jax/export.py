@@ -15,9 +15,9 @@ from absl import flags
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax import command
-from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
+from insec_jax.config_build import build
 from insec_jax.data import tokenizer_files, tokens
 from insec_jax.files.reading import local_path, read_json, read_text
 from insec_jax.model import hf, llama
@@ -80,7 +80,7 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Write the newest checkpoint, or that of --step, as an HF folder."""
-  config = config_lib.build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
+  config = build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
   opened = checkpoint.load_model(str(workdir), step=STEP.value)
   model = with_ids(opened.config, opened.tokenizer)
   hf.save(

@@ -19,9 +19,9 @@ from typing import Any
 from absl import flags
 
 from insec_jax import command, config_file
-from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config
+from insec_jax.config_build import build
 from insec_jax.data import tokens
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, written_whole
@@ -45,7 +45,7 @@ flags.mark_flags_as_required(["config", "topology"])
 
 
 def main() -> None:
-  config = config_lib.build(CONFIG.value)
+  config = build(CONFIG.value)
   requests = hardware.parse(TOPOLOGY.value)
   if OUTPUT.value is not None:
     check_output(OUTPUT.value, "--output", config_file.files_read(config))

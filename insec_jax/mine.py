@@ -20,8 +20,8 @@ import sys
 from absl import flags
 
 from insec_jax import command, config_file
-from insec_jax import config as config_lib
 from insec_jax.command import InputError
+from insec_jax.config_build import build
 from insec_jax.files.writing import check_output
 from insec_jax.generation.generator import TextGenerator, with_markers
 from insec_jax.method import tasks
@@ -41,7 +41,7 @@ flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:
-  config = config_lib.build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on this output
+  config = build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on this output
   if PROCESS_ID.value >= NUM_PROCESSES.value:
     raise InputError(
       f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "

@@ -11,8 +11,8 @@ from absl import flags
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax import command, config_file
-from insec_jax import config as config_lib
 from insec_jax.config import Config
+from insec_jax.config_build import build
 from insec_jax.data import packing, pipeline, template, tokens
 from insec_jax.data.tokens import Example
 from insec_jax.files.writing import check_output, written_whole
@@ -29,7 +29,7 @@ BYTES_OF_CHARACTER = 4  # at most, in UTF-8
 
 
 def main() -> None:
-  config = config_lib.build(CONFIG.value)
+  config = build(CONFIG.value)
   if HTML.value is not None:
     check_output(HTML.value, "--html", config_file.files_read(config))
   tokenizer = tokens.open_tokenizer(config).tokenizer

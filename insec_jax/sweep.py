@@ -42,9 +42,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from insec_jax import command, config_file
-from insec_jax import config as config_lib
 from insec_jax.command import InputError
 from insec_jax.config import Config, MeshConfig
+from insec_jax.config_build import build, plain_values, update_keys
 from insec_jax.distributed import processes
 from insec_jax.files.reading import local_path, read_json
 from insec_jax.files.writing import folder_writer, write_text
@@ -289,14 +289,14 @@ class Sweep:
 
   def config(self, arm: str, values: dict[str, Any]) -> Config:
     """Return the checked config of an arm with these values, as the programs build it."""
-    return config_lib.build(self.given(arm, values))
+    return build(self.given(arm, values))
 
 
 def load(file: str, arm: str) -> ml_collections.ConfigDict:
   """Return the file's ConfigDict for the arm; InputError for an unknown arm, or a missing or unknown key."""
   try:
     values = config_file.load(file, arm)
-    config_lib.plain_values(values)
+    plain_values(values)
   except InputError as error:
     raise InputError(f"arm {arm!r}: {error}") from None
   return values
@@ -354,6 +354,7 @@ def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) ->
   if "config" not in stored or stored.get("step", config.train.steps) != config.train.steps:
     return False
   measured = stored["config"]
+  update_keys(measured)
   wanted = json.loads(config.to_json())  # as JSON has it: no tuples
   return measured["evaluate"] == wanted["evaluate"]  # the rest cannot change in a workdir
 

@@ -23,8 +23,8 @@ import jax
 from absl import flags
 
 from insec_jax import command, config_file
-from insec_jax import config as config_lib
 from insec_jax.config import Config
+from insec_jax.config_build import build
 from insec_jax.distributed import coordinator, rendezvous
 from insec_jax.distributed.processes import Processes, joined
 from insec_jax.files.reading import local_path
@@ -52,7 +52,7 @@ JOIN_SECONDS = flags.DEFINE_integer(
 
 
 def main() -> int:
-  config = config_lib.build(CONFIG.value)
+  config = build(CONFIG.value)
   spec = rendezvous.detect_processes(
     COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, seconds=JOIN_SECONDS.value
   )
@@ -96,7 +96,7 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
     write_workdir(config, workdir, run, mesh, processes)
     checkpoint.set_aside(workdir, damaged)
   check_shared(workdir, processes)
-  with checkpoint.Saver(workdir, keep=config.train.keep, keep_every=config.train.keep_every) as saver:
+  with checkpoint.Saver(workdir, keep=config.train.keep) as saver:
     return loop(config, workdir, run, mesh, saver, phases, processes)
 
 

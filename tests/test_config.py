@@ -12,6 +12,8 @@ import pytest
 
 from insec_jax import config, config_file
 from insec_jax.command import InputError
+from insec_jax.config_build import build, from_json, update_keys
+from insec_jax.config_types import shown
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -27,8 +29,8 @@ def toy():
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_file_builds_and_survives_its_json(file):
-  built = config.build(load(file))
-  assert config.from_json(built.to_json()) == built
+  built = build(load(file))
+  assert from_json(built.to_json()) == built
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm
   values = load(next(file for file in CONFIGS if file.stem == name), arm)
   if values.mistakes.mined:
     values.mistakes.mined_path = "mined.jsonl"  # as a sweep fills it in
-  built = config.build(values)
+  built = build(values)
   assert (built.model.size is not None, built.model.path == "") == (arm == "base",) * 2
 
 
@@ -53,7 +55,7 @@ def test_every_arm_of_a_real_model_builds_and_the_arms_go_on_from_the_base(name,
   values = load(next(file for file in CONFIGS if file.stem == name), arm)
   if values.mistakes.mined:
     values.mistakes.mined_path = "mined.jsonl"
-  assert config.build(values).model.path.endswith("SmolLM2-135M-Instruct" if arm == "base" else "base_hf")
+  assert build(values).model.path.endswith("SmolLM2-135M-Instruct" if arm == "base" else "base_hf")
 
 
 INF, NAN, HUGE = math.inf, math.nan, 10**400
@@ -123,11 +125,9 @@ WEIGHTS = tuple(f"loss.{name}" for name in ("prompt", "text", "mistake", "flag",
 # What is right for a key, of the values above; a whole number is right for a rate. All else must be refused.
 NUMBERS = {
   (0, 1, 2): (
-    "task.unneeded",
     "task.modulus",
     "data.num_heldout",
     "optimizer.warmup_steps",
-    "train.keep_every",
     "seed",
   ),
   (1, 2): (
@@ -144,7 +144,6 @@ NUMBERS = {
     "evaluate.num_problems",
     "evaluate.num_probes",
     "evaluate.batch_size",
-    "evaluate.within",
     "evaluate.votes",
     "evaluate.max_tokens",
     "evaluate.redraws",
@@ -159,7 +158,6 @@ NUMBERS = {
   (1, 2, 1.5): (
     "loss.end",
     "evaluate.temperature",
-    "mine.temperature",
     "optimizer.learning_rate",
     "optimizer.clip_norm",
   ),
@@ -171,7 +169,6 @@ NUMBERS = {
 RATES = (
   "loss.",
   "evaluate.temperature",
-  "mine.temperature",
   "mine.right",
   "optimizer.learning_rate",
   "optimizer.eps",
@@ -238,12 +235,11 @@ def working() -> dict:
   values["model"]["size"] = {"hidden_size": 8}
   values["task"] |= {"name": "graph", "min_size": 1, "max_size": 2, "modulus": 10}
   values["data"] |= {"num_records": 10}
-  values["mine"]["temperature"] = 1.0
   return values
 
 
 def test_every_key_refuses_every_wrong_value_in_one_line_that_names_it_and_takes_the_right_ones():
-  assert len(keys()) >= 75
+  assert len(keys()) >= 70
   wrong = []
   for key in keys():
     for value in WRONG:
@@ -252,17 +248,17 @@ def test_every_key_refuses_every_wrong_value_in_one_line_that_names_it_and_takes
       (values[section] if section else values)[name] = value
       try:
         said = None
-        built = config.build(values)
-        assert config.from_json(built.to_json()) == built
+        built = build(values)
+        assert from_json(built.to_json()) == built
       except InputError as error:
         said = str(error)
       except Exception as error:
-        wrong.append(f"{key}={config.shown(value)}: {type(error).__name__} {error}"[:200])
+        wrong.append(f"{key}={shown(value)}: {type(error).__name__} {error}"[:200])
         continue
       if (said is None) != is_right(key, value):
-        wrong.append(f"{key}={config.shown(value)}: {said or 'accepted'}"[:200])
+        wrong.append(f"{key}={shown(value)}: {said or 'accepted'}"[:200])
       if said and (name not in said or "\n" in said or len(said) > 700):
-        wrong.append(f"{key}={config.shown(value)}: says {said!r}"[:200])
+        wrong.append(f"{key}={shown(value)}: says {said!r}"[:200])
   assert not wrong, "\n".join([f"{len(wrong)} of {len(keys()) * len(WRONG)}", *wrong])
 
 
@@ -270,10 +266,10 @@ def test_a_section_that_is_none_or_has_keys_that_are_no_text_is_refused():
   for name in ("model", "loss", "mesh"):
     for value in WRONG:
       with pytest.raises(InputError, match=name):
-        config.build(working() | {name: value})
+        build(working() | {name: value})
   for value in WRONG:
     with pytest.raises(InputError, match=r"config"):
-      config.build(value)
+      build(value)
 
 
 def test_every_number_has_a_finite_bound_on_both_sides():
@@ -292,37 +288,54 @@ def test_every_number_has_a_finite_bound_on_both_sides():
 def test_defaults_need_only_a_model_and_data():
   values = config.defaults()
   values.model.path, values.data.path = "hf", "records.jsonl"
-  built = config.build(values)
+  built = build(values)
   assert (built.data.too_long, built.loss.weight_R) == ("refuse", (0, 1, 0, 1, 1, 1))
 
 
 def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, monkeypatch):
   monkeypatch.setenv("HOME", "/home/someone")
   toy.data.path = "~/records.jsonl"
-  assert config.build(toy).data.path == "/home/someone/records.jsonl"
+  assert build(toy).data.path == "/home/someone/records.jsonl"
   toy.data.path = "gs://bucket/records.jsonl"
   with pytest.raises(InputError, match=r"data\.path=gs://bucket/records.jsonl: gs:// is not supported"):
-    config.build(toy)
+    build(toy)
 
 
 def test_a_step_of_more_tokens_than_a_device_can_hold_is_refused(toy):
   toy.data.rows_per_device, toy.data.accumulation = 4_096, 4_096
   with pytest.raises(InputError, match="tokens of a device in a step; must be at most 268,435,456"):
-    config.build(toy)
+    build(toy)
 
 
 def test_a_newer_key_that_an_older_config_lacks_has_the_value_that_means_as_before(toy):
   del toy.data.too_long
-  built = config.build(toy)
+  built = build(toy)
   assert built.data.too_long == "refuse"
   older = json.loads(built.to_json())
   del older["data"]["too_long"]
-  assert config.from_json(json.dumps(older)) == built
-  assert config.with_newer_keys(older) == json.loads(built.to_json())
+  assert from_json(json.dumps(older)) == built
+  update_keys(older)
+  assert older == json.loads(built.to_json())
+
+
+@pytest.mark.parametrize("name", config.REMOVED)
+def test_a_removed_key_is_passed_over_with_the_value_that_means_as_now_only(toy, name):
+  section, key = name.split(".")
+  value, version = config.REMOVED[name]
+  built = build(toy)
+  toy[section][key] = value
+  assert build(toy) == built
+  older = json.loads(built.to_json())
+  older[section][key] = value
+  assert from_json(json.dumps(older)) == built
+  older[section][key] = "other"
+  with pytest.raises(InputError, match=rf"has {name}='other', a key that version {version} has removed") as caught:
+    from_json(json.dumps(older))
+  assert "\n" not in str(caught.value)
 
 
 def test_a_section_can_be_replaced_and_is_checked_again(toy):
-  built = config.build(toy)
+  built = build(toy)
   assert dataclasses.replace(built.data, too_long="drop").too_long == "drop"
   with pytest.raises(InputError, match=r"data\.row_length=1; must be a whole number of at least 2"):
     dataclasses.replace(built.data, row_length=1)
@@ -331,13 +344,13 @@ def test_a_section_can_be_replaced_and_is_checked_again(toy):
 def test_a_misspelt_key_is_answered_with_the_right_one(toy):
   toy.optimizer.learning_rat = 1e-3
   with pytest.raises(InputError, match=r"no key optimizer\.learning_rat; did you mean optimizer\.learning_rate\?"):
-    config.build(toy)
+    build(toy)
 
 
 def test_a_missing_key_is_named(toy):
   del toy.loss.flag
   with pytest.raises(InputError, match=r"misses loss\.flag"):
-    config.build(toy)
+    build(toy)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +369,6 @@ def test_a_missing_key_is_named(toy):
     ("mistakes.mined", 1.5, "between 0 and 1"),
     ("mistakes.mined", 0.3, "give --config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R"),
     ("mistakes.mined_path", "m.jsonl", "would be read by nobody with mistakes.mined=0"),
-    ("mine.temperature", 0.0, "would all be the same"),
     ("mine.samples", 0, "at least 1"),
     ("loss.end", 0.0, "never learns to stop"),
     ("optimizer.warmup_steps", 10**9, "is above train.steps"),
@@ -376,7 +388,7 @@ def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
   with toy.ignore_type():
     toy[section][name] = value
   with pytest.raises(InputError, match=message) as caught:
-    config.build(toy)
+    build(toy)
   assert "\n" not in str(caught.value)
 
 
@@ -395,7 +407,7 @@ def test_rounds_that_make_no_sense_are_refused_in_one_line(toy, rounds, changes,
     toy.rounds = rounds
   toy.mistakes.update(changes)
   with pytest.raises(InputError, match=message) as caught:
-    config.build(toy)
+    build(toy)
   assert "\n" not in str(caught.value)
 
 
@@ -403,7 +415,7 @@ def test_rounds_that_make_no_sense_are_refused_in_one_line(toy, rounds, changes,
   ("task", "message"),
   [
     ({}, "must be above task.max_size=3, or 0 for none"),
-    ({"name": "gsm8k", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0}, "have no sizes; set it to 0"),
+    ({"name": "gsm8k", "min_size": 0, "max_size": 0, "modulus": 0}, "have no sizes; set it to 0"),
   ],
 )
 def test_problems_larger_than_those_trained_on_must_be_larger_and_have_sizes(toy, task, message):
@@ -411,22 +423,22 @@ def test_problems_larger_than_those_trained_on_must_be_larger_and_have_sizes(toy
   toy.task.update(task)
   toy.data.path = "r.jsonl"
   with pytest.raises(InputError, match=message) as caught:
-    config.build(toy)
+    build(toy)
   assert "\n" not in str(caught.value)
 
 
 def test_rounds_need_a_checker(toy):
   toy.rounds, toy.mistakes.mined = 2, 0.5
-  toy.task = {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0}
+  toy.task = {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0}
   toy.data.path = "r.jsonl"
   with pytest.raises(InputError, match="'records' has no checker"):
-    config.build(toy)
+    build(toy)
 
 
 def test_all_weights_zero_is_refused(toy):
   toy.loss = dict.fromkeys(("prompt", "text", "mistake", "flag", "reason", "correction", "repeat"), 0.0) | {"end": 1.0}
   with pytest.raises(InputError, match="nothing would be trained"):
-    config.build(toy)
+    build(toy)
 
 
 @pytest.mark.parametrize(("sizes", "shape"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, 2), (1, 4, 2))])

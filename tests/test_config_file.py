@@ -64,6 +64,17 @@ def test_a_newer_key_is_there_to_be_set_on_the_command_line(tmp_path):
   assert values.is_locked
 
 
+def test_a_removed_key_of_an_older_file_is_passed_over_or_refused_by_its_file(tmp_path):
+  for number, opens in ((0, True), (100, False)):
+    path = tmp_path / f"c{number}.py"
+    path.write_text(GOOD.replace("return defaults()", f"c = defaults()\n  c.train.keep_every = {number}\n  return c"))
+    if opens:
+      assert config_file.load(str(path)).to_dict() == config.defaults().to_dict()
+    else:
+      with pytest.raises(InputError, match=r"c100\.py: config has train\.keep_every=100, a key that version"):
+        config_file.load(str(path))
+
+
 def test_a_config_file_may_begin_with_the_defaults(tmp_path):
   (tmp_path / "c.py").write_text(GOOD)
   values = config_file.load(str(tmp_path / "c.py"))

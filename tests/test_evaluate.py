@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 def get_config(what="graph"):
   values = copy.deepcopy(datakit.VALUES)
   if what in ("graph", "long"):
-    values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10, unneeded=0)
+    values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
     values["data"] |= dict(path="", num_records=1)
   else:
-    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0, unneeded=0)
+    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0)
     values["data"] |= dict(path="none.jsonl")
   values["mistakes"] |= dict(source="injected")
-  values["evaluate"] = dict(num_problems=5, num_probes=5, max_tokens=24, batch_size=4, within=2, temperature=1.0,
+  values["evaluate"] = dict(num_problems=5, num_probes=5, max_tokens=24, batch_size=4, temperature=1.0,
                             max_false_alarms=0.01, votes=3, redraws=1, max_size=0)
   if what == "long":
     values["evaluate"]["max_tokens"] = 250

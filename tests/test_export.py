@@ -70,7 +70,7 @@ def workdir(tmp_path_factory, tokenizer, model):
   (folder / checkpoint.MODEL).write_text(json.dumps(hf_config.config_to_json(model)))
   (folder / "environment.json").write_text(json.dumps({"commit": "abc123", "packages": {"jax": jax.__version__}}))
   tokenizer.save_pretrained(folder / checkpoint.TOKENIZER)
-  with Saver(folder, keep=1, keep_every=0) as saver:
+  with Saver(folder, keep=1) as saver:
     saver.save(7, state, config=config, facts={}, totals=[])
   return folder
 

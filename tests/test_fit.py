@@ -8,8 +8,8 @@ import jax
 import modelkit
 import pytest
 
-from insec_jax import config as config_lib
 from insec_jax import config_file
+from insec_jax.config_build import build
 from insec_jax.model import llama
 from insec_jax.model.hf_config import config_from_json
 
@@ -89,7 +89,7 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2(runs, message):
 @pytest.mark.parametrize(("name", "model"), [("llama31_8b", "Llama-3.1-8B-Instruct"), ("llama31_70b", "Llama-3.1-70B")])
 def test_the_shapes_in_the_configs_are_the_published_ones(name, model):
   published = json.loads((ROOT / "tests" / "golden" / "llama_configs.json").read_text())
-  shape = config_lib.build(config_file.load(str(ROOT / "configs" / f"{name}.py"), "shape")).model.size
+  shape = build(config_file.load(str(ROOT / "configs" / f"{name}.py"), "shape")).model.size
   fields = published[model]["config"]
   assert {key: fields[key] for key in shape} == shape
   model_config = config_from_json(shape, name)
@@ -100,6 +100,4 @@ def test_the_shapes_in_the_configs_are_the_published_ones(name, model):
     )
     == published[model]["parameters"]
   )
-  assert config_lib.build(config_file.load(str(ROOT / "configs" / f"{name}.py"))).model.path.startswith(
-    f"meta-llama/{model}"
-  )
+  assert build(config_file.load(str(ROOT / "configs" / f"{name}.py"))).model.path.startswith(f"meta-llama/{model}")

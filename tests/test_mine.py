@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 
 def get_config(what="graph"):
   values = copy.deepcopy(datakit.VALUES)
-  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10, unneeded=0)
+  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
   values["data"] |= dict(path="", num_records=20)
   values["mistakes"] |= dict(source="injected")
   values["evaluate"] |= dict(max_tokens=24, batch_size=8)
-  values["mine"] = dict(num_problems=20, samples=2, temperature=1.0, right=1.0)
+  values["mine"] = dict(num_problems=20, samples=2, right=1.0)
   if what == "records":
-    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0, unneeded=0)
+    values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0)
     values["data"] |= dict(path="none.jsonl")
   return ConfigDict(values)
 """
@@ -54,7 +54,6 @@ BAD = {
   "a process too many": (["--num_processes=2", "--process_id=2"], "ids go from 0 to 1"),
   "other markers": (["--model=trained"], "trained was trained with tokenizer.flag='<oops>', and the config says"),
   "no room": (["--config.evaluate.max_tokens=250"], "do not fit in the model's 256 positions"),
-  "samples that are all alike": (["--config.mine.temperature=0.0"], "would all be the same"),
   "parts of other work": (["--output=begun.jsonl"], "was begun with"),
 }
 

@@ -33,20 +33,20 @@ def get_config(path=""):
     num_attention_heads=4, num_key_value_heads=2, vocab_size=64, max_position_embeddings=128, rms_norm_eps=1e-5,
     rope_theta=10_000.0, initializer_range=0.1, tie_word_embeddings=False))
   c.tokenizer = dict(path="tokenizer", flag="<|flag|>", fix="<|fix|>", special=True, confidence=(), confidence_first=())
-  c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)
+  c.task = dict(name="records", min_size=0, max_size=0, modulus=0)
   c.data = dict(path="records.jsonl", num_records=0, num_heldout=20, template="plain", marker_text="refuse",
                 row_length=64, rows_per_device=8, accumulation=1)
-  c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, place="anywhere", classes=(), reason="label",
+  c.mistakes = dict(source="recorded", share=0.5, max_per_solution=1, classes=(), reason="label",
                     unit="line", mined=0.0, mined_path="")
   c.loss = dict(prompt=0.0, text=1.0, mistake=-0.1, flag=1.0, reason=1.0, correction=2.0, end=0.5, repeat=0.0)
   c.optimizer = dict(learning_rate=1e-2, final_share=0.1, warmup_steps=5, weight_decay=0.01, b1=0.9, b2=0.99, eps=1e-8,
                      clip_norm=1.0)
-  c.train = dict(steps=40, log_every=2, eval_every=20, checkpoint_every=5, keep=2, keep_every=0)
+  c.train = dict(steps=40, log_every=2, eval_every=20, checkpoint_every=5, keep=2)
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.precision = dict(params="float32", compute="float32")
-  c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, within=1, temperature=1.0,
+  c.evaluate = dict(num_problems=1, num_probes=1, max_tokens=8, batch_size=1, temperature=1.0,
                     max_false_alarms=0.01, votes=3, redraws=1, max_size=0)
-  c.mine = dict(num_problems=2, samples=2, temperature=1.0, right=1.0)
+  c.mine = dict(num_problems=2, samples=2, right=1.0)
   return c
 """
 # Runs train and sends itself a signal right after a line of metrics, before anything else of that step.

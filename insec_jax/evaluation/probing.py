@@ -62,7 +62,7 @@ def injected_probes(task: Task, config: Config) -> list[Probe]:
   probes = []
   for number, error in enumerate(task.error_classes):
     rng = np.random.default_rng((config.seed, number))
-    only = dataclasses.replace(config.mistakes, classes=(error,), place="anywhere")
+    only = dataclasses.replace(config.mistakes, classes=(error,))
     num_per_class = (num + number) // len(task.error_classes)  # over the classes these add up to num
     class_probes = []
     for index in sorted(range(len(problems)), key=lambda index: uses[index]):

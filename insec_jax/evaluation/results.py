@@ -20,14 +20,14 @@ COMPARED = ("detection", "detection_within", "correction", "correction, forced",
 MOST_SHOWN = 6  # transcripts of each kind
 
 
-def results(measured: Measurements, *, within: int) -> dict:
+def results(measured: Measurements) -> dict:
   """Return the measured part of results.json, as evaluate.py describes it."""
   own = {"own" + how: solved.own for how, solved in measured.solved.items() if how in own_sources(measured)}
   sources = {**{"injected" + how: probed for how, probed in measured.injected.items()}, **own}
   solved = {"solutions" + how: solutions for how, solutions in measured.solved.items()}
   rates = {}
   for source, probed in sources.items():
-    rates |= source_rates(source, probed, within)
+    rates |= source_rates(source, probed)
   for source, solutions in solved.items():
     rates[source] = scoring.solution_rates(solutions.scores)
   votes = {number: vote(measured.votes[:number]) for number in vote_numbers(len(measured.votes))}
@@ -82,20 +82,18 @@ def own_sources(measured: Measurements) -> list[str]:
   return [how for how in measured.solved if not how.endswith((BANNED, measuring.REDRAW))]
 
 
-def source_rates(source: str, probed: ProbeResults, within: int) -> Iterator[tuple[str, dict]]:
+def source_rates(source: str, probed: ProbeResults) -> Iterator[tuple[str, dict]]:
   """Yield (source, its rates), then ("source: CLASS", the rates of that class)."""
-  yield source, _rates(probed.outcomes, probed.forced, probed.steps, "", within)
+  yield source, _rates(probed.outcomes, probed.forced, probed.steps, "")
   for error, outcomes in scoring.by_class(probed.outcomes).items():
     forced = None if probed.forced is None else [outcome for outcome in probed.forced if outcome.error == error]
-    yield f"{source}: {error}", _rates(outcomes, forced, probed.steps, error, within)
+    yield f"{source}: {error}", _rates(outcomes, forced, probed.steps, error)
 
 
-def _rates(
-  outcomes: Sequence[Outcome], forced: Sequence[Outcome] | None, steps: Sequence[Step], error: str, within: int
-) -> dict:
-  rates = scoring.probe_rates(outcomes, within=within)
+def _rates(outcomes: Sequence[Outcome], forced: Sequence[Outcome] | None, steps: Sequence[Step], error: str) -> dict:
+  rates = scoring.probe_rates(outcomes)
   if forced is not None:
-    forced_rates = scoring.probe_rates(forced, within=within)
+    forced_rates = scoring.probe_rates(forced)
     rates |= {f"{name}, forced": forced_rates[name] for name in FORCED}
   wrong = [step for step in steps if step.kind == "wrong" and error in ("", step.error)]
   right = thresholds.select_kind(steps, "right")

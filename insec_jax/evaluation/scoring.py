@@ -16,6 +16,7 @@ from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, REASON, TEXT
 from insec_jax.method.tasks import UNVERIFIED, Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
 
+WITHIN = 2  # delay, in steps, within which a flag counts for `detection_within`
 _Z = 1.959963984540054  # of a two-sided 95 % interval
 _DRAWS = 2000  # of a bootstrap
 
@@ -287,11 +288,11 @@ def read_probe(
   )
 
 
-def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
+def probe_rates(outcomes: Iterable[Outcome]) -> dict[str, Rate]:
   """Return the rates of a set of probes.
 
   detection          flag right after the wrong step                    of all probes
-  detection_within   flag after at most `within` further steps          of all probes
+  detection_within   flag after at most WITHIN further steps            of all probes
   reason             the reason is right                                of those flagged right after
   correction         the next step is right                             of those flagged right after, without unverified
   corrected          flagged right after and the next step is right     of all probes, without unverified
@@ -305,7 +306,7 @@ def probe_rates(outcomes: Iterable[Outcome], *, within: int) -> dict[str, Rate]:
   flagged = [outcome for outcome in outcomes if outcome.flagged]
   return {
     "detection": rate(outcome.flagged for outcome in outcomes),
-    "detection_within": rate(outcome.delay is not None and outcome.delay <= within for outcome in outcomes),
+    "detection_within": rate(outcome.delay is not None and outcome.delay <= WITHIN for outcome in outcomes),
     "reason": rate(outcome.reason_right for outcome in flagged),
     "correction": rate(outcome.fix_kind == "right" for outcome in flagged if outcome.fix_kind != "unverified"),
     "corrected": rate(

@@ -26,7 +26,6 @@ _PAPER = {
   "answer": "wrong answer",
   "repeat": "said before",
   "early": "not known yet",
-  "unneeded": "not needed",
   "invalid": "invalid move",
   "open": "not certain yet",
   "malformed": "cannot be read",
@@ -99,13 +98,6 @@ def wrong_step(
   return None
 
 
-def _places(num_steps: int, place: str) -> range:
-  """Return the steps that may be replaced; the middle one of an odd number belongs to both halves."""
-  if place == "first_half":
-    return range((num_steps + 1) // 2)
-  return range(num_steps // 2 if place == "last_half" else 0, num_steps)
-
-
 def _num_mistakes(mistakes: MistakesConfig, num_places: int, rng: np.random.Generator) -> int:
   """Return the number of mistakes: 0 or, with probability `share`, uniform from 1 to the maximum."""
   if rng.random() < mistakes.share and num_places:
@@ -128,7 +120,7 @@ def drawn(
   problem: Problem, task: Task, mistakes: MistakesConfig, rng: np.random.Generator
 ) -> dict[int, tuple[str, str]]:
   """Return wrong steps and their classes by place: with probability `share`, 1 to `max_per_solution` of them."""
-  num = _num_mistakes(mistakes, len(_places(len(problem.steps), mistakes.place)), rng)
+  num = _num_mistakes(mistakes, len(problem.steps), rng)
   return _draw_checked(problem, task, mistakes, num, rng)
 
 
@@ -137,7 +129,7 @@ def _draw_checked(problem, task, mistakes, num, rng) -> dict[int, tuple[str, str
   classes = classes_of(task, mistakes)
   return _draw(
     lambda place: wrong_step(problem, problem.steps[:place], task, classes, rng),
-    _places(len(problem.steps), mistakes.place),
+    range(len(problem.steps)),
     num,
     rng,
   )
@@ -204,7 +196,7 @@ def in_prose(
   Empty where no mistake can be verified as one. A step with no text before it is never replaced.
   """
   text, classes = corpus[index], prose_classes_of(mistakes)
-  places = [k for k in _places(len(text.steps), mistakes.place) if k or text.led]
+  places = [k for k in range(len(text.steps)) if k or text.led]
   num = _num_mistakes(mistakes, max(len(places), 1), rng)
   if not num:
     return None

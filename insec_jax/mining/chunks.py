@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from insec_jax.command import InputError
+from insec_jax.config import REMOVED
 from insec_jax.files.locks import one_writer
 from insec_jax.files.reading import parse_json
 
@@ -100,7 +101,8 @@ class ChunkStore:
       header, *chunks = (self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
       for name in sorted(header.keys() | self.header.keys()):
         was, now = header.get(name), self.header.get(name)
-        if was != now:
+        removed = name in REMOVED and was == REMOVED[name][0]  # of an earlier version, which did the same work
+        if was != now and not removed:
           raise InputError(
             f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
             f"begun with, or remove {self.folder}, or give another --output"

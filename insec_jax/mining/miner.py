@@ -48,6 +48,7 @@ from insec_jax.method.transcript import Markers, Piece, Transcript, render, spli
 from insec_jax.mining.chunks import ChunkStore
 from insec_jax.training.checkpoint import fingerprints, flat
 
+TEMPERATURE = 1.0  # of the samples
 SAMPLES_PER_CHUNK = 1024  # least number of samples between writes to disk
 # Reasons to leave out the record of a wrong or right sample.
 NO_CORRECTION = "the task has no right way on from there"
@@ -369,7 +370,7 @@ class Miner:
       label=label,
       max_tokens=self._max_tokens,
       batch_size=self._config.evaluate.batch_size,
-      temperature=self._config.mine.temperature,
+      temperature=TEMPERATURE,
       seed=seed_of(self._seed, number, turn),
       flag_bias=0.0 if self._writer.flag_id is None else -math.inf,
     )

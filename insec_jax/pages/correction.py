@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from xml.etree.ElementTree import Element
 
 from insec_jax.command import InputError
+from insec_jax.evaluation.scoring import WITHIN
 from insec_jax.pages import charts, seeds
 from insec_jax.pages.elements import element, table
 
@@ -34,7 +35,7 @@ SOURCES = PLAIN | {
 }
 METRICS = {
   "detection": ("Detection", "flag right after the wrong step"),
-  "detection_within": ("Detection, or soon", "at most evaluate.within later"),
+  "detection_within": ("Detection, or soon", f"at most {WITHIN} steps later"),
   "reason": ("Reason right", "of those flagged"),
   "correction": ("Correction given detection", "next step right, of those flagged"),
   "corrected": ("Detected and corrected", "next step right, of all probes"),

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
-from insec_jax.config import build, with_newer_keys
+from insec_jax.config_build import build, plain_values
 from insec_jax.files.reading import read_json, read_text
 from insec_jax.pages import correction
 
@@ -78,8 +78,8 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
   config = read_json(folder / "config.json", "the config of a run")
   if "train" not in config:
     raise InputError(f"{folder} is no workdir: its config.json is not one of train; give a folder that train wrote")
-  config = with_newer_keys(config)
   try:
+    config = plain_values(config)
     build(config)
   except InputError as error:
     raise InputError(f"{folder / 'config.json'} is not the config of a run ({error}); bring it back") from None

@@ -30,10 +30,10 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import config as config_lib
 from insec_jax import stop_signal
 from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config, TokenizerConfig
+from insec_jax.config_build import build
 from insec_jax.data import tokens
 from insec_jax.distributed.processes import Processes, alone
 from insec_jax.files.locks import LOCK, is_held
@@ -99,7 +99,7 @@ def check_workdir(workdir: pathlib.Path, config: Config):
       )
     return
   try:
-    made = config_lib.build(read_json(path, "the config of a run"))
+    made = build(read_json(path, "the config of a run"))
   except InputError as error:
     raise InputError(
       f"{path} is not the config of a run ({error}); bring it back, or give another --workdir"
@@ -181,8 +181,8 @@ def _check_files(workdir: pathlib.Path, run: dict):
     )
   if not (workdir / CONFIG).exists():  # a caller that needs it raises
     return
-  config = flat(config_lib.build(read_json(workdir / CONFIG, "the config of a run")))
-  was = flat(config_lib.build(run["config"]))
+  config = flat(build(read_json(workdir / CONFIG, "the config of a run")))
+  was = flat(build(run["config"]))
   if differ := [key for key in was if was[key] != config[key] and not key.startswith(FREE)]:
     raise InputError(
       f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {_where(workdir, run['step'])} "
@@ -193,17 +193,16 @@ def _check_files(workdir: pathlib.Path, run: dict):
 class Saver:
   """Writer of a workdir's checkpoints.
 
-  The newest `keep` checkpoints stay, and those of every `keep_every`-th step (0: of none). All processes of a run make
-  the same calls. Partly written checkpoints of a killed or failed save are removed.
+  The newest `keep` checkpoints stay. All processes of a run make the same calls. Partly written checkpoints of a killed
+  or failed save are removed.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, keep: int, keep_every: int):
+  def __init__(self, workdir: pathlib.Path, *, keep: int):
     self._folder = workdir / CHECKPOINTS
     self._files = file_digests(workdir)
-    policies = ocp.training.preservation_policies
-    stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+    newest = ocp.training.preservation_policies.LatestN(keep)
     self._orbax = ocp.training.Checkpointer(
-      self._folder.absolute(), cleanup_tmp_directories=True, preservation_policy=policies.AnyPreservationPolicy(stay)
+      self._folder.absolute(), cleanup_tmp_directories=True, preservation_policy=newest
     )
     stop_signal.at_end(self._remove_unfinished)
 
@@ -584,7 +583,7 @@ def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
       is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
     )
     step, params = load_params(path, abstract, step)
-    marked = marked_as(config_lib.build(read_json(path / CONFIG, "the config of a run")), step)
+    marked = marked_as(build(read_json(path / CONFIG, "the config of a run")), step)
   if marked is None:
     return LoadedModel(config, params, tokenizer, None, None, None, None, None, step=step)
   # Absent in exports of version 0.2.0.

@@ -144,7 +144,7 @@ def test_the_share_of_a_class_that_is_found_nowhere_goes_to_no_other(monkeypatch
 
 
 def test_arms_meet_the_same_probes_and_problems():
-  mistakes = dataclasses.replace(CONFIG.mistakes, share=0.0, classes=("early",), place="last_half", max_per_solution=3)
+  mistakes = dataclasses.replace(CONFIG.mistakes, share=0.0, classes=("early",), max_per_solution=3)
   clean = dataclasses.replace(CONFIG, mistakes=mistakes)
   assert probing.injected_probes(TASK, clean) == probing.injected_probes(TASK, CONFIG)
   assert problems_to_solve(TASK, clean) == problems_to_solve(TASK, CONFIG)

@@ -116,7 +116,7 @@ def nothing_measured() -> Measurements:
 
 
 def test_nothing_measured_is_a_dash_in_the_table_and_null_in_the_file():
-  found = results.results(nothing_measured(), within=2)
+  found = results.results(nothing_measured())
   json.dumps(found, allow_nan=False)
   assert found["rates"]["injected"]["detection"] == {"rate": None, "k": 0, "n": 0, "low": 0.0, "high": 1.0}
   lines = table(found).splitlines()
@@ -130,12 +130,12 @@ def test_nothing_measured_is_a_dash_in_the_table_and_null_in_the_file():
 def test_the_table_has_the_main_rates_and_tokens_of_every_source():
   measured = nothing_measured()
   measured.solved[", confidence"] = measured.solved[GREEDY]
-  lines = table(results.results(measured, within=2)).splitlines()
+  lines = table(results.results(measured)).splitlines()
   line = next(line for line in lines if line.startswith("solutions, confidence"))
   assert line.split()[2:6] == ["100.0", "%", "[20.7,", "100.0]"]
   assert line.split()[-1] == "3.0"
   measured.injected[", at threshold"] = ProbeResults([outcome("calc", 0)] * 3, None, [], [TRANSCRIPT] * 3)
-  lines = table(results.results(measured, within=2)).splitlines()
+  lines = table(results.results(measured)).splitlines()
   line = next(line for line in lines if line.startswith("injected, at threshold: calc"))
   assert line.split()[4:6] == ["100.0", "%"]  # detected, and then
   assert line.split()[9:11] == ["0.0", "%"]  # not corrected
@@ -156,7 +156,7 @@ def test_the_majority_is_given_at_every_odd_number_of_votes_with_all_its_tokens(
       solved("7", "7", "7"),
     ],
   )
-  found = results.results(measured, within=2)
+  found = results.results(measured)
   source = "solutions sampled, majority"
   points = found["accuracy_at_tokens"][source]
   assert [(point["votes"], point["accuracy"]["k"], point["tokens_per_problem"]["mean"]) for point in points] == [
@@ -201,7 +201,7 @@ def test_injected_minus_own_is_taken_between_sources_of_one_kind():
   one = dataclasses.replace(measured.solved[SAMPLED], own=ProbeResults([seen, missed], [], [], [TRANSCRIPT] * 2))
   measured.solved[SAMPLED] = one
   measured.solved[SAMPLED + ", confidence"] = one
-  gap = results.results(measured, within=2)["gap"]
+  gap = results.results(measured)["gap"]
   assert gap["own sampled"]["detection"]["difference"] == gap["own sampled: calc"]["detection"]["difference"] == 0.25
   assert gap["own"] == {}
   assert "own sampled, confidence" not in gap

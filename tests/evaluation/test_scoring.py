@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from insec_jax.config import MistakesConfig, TaskConfig
+from insec_jax.evaluation import scoring
 from insec_jax.evaluation.scoring import (
   Rate,
   auroc,
@@ -30,18 +31,17 @@ from insec_jax.method.tasks.graph import Facts
 from insec_jax.method.transcript import Markers, render
 
 MARKERS = Markers("<err>", "<fix>")
-TASK = tasks.get(TaskConfig(name="graph", min_size=2, max_size=5, modulus=10, unneeded=0))
-# a4 and b3 are given; cab and dca are needed for the asked fdb; ecb is not.
+TASK = tasks.get(TaskConfig(name="graph", min_size=2, max_size=5, modulus=10))
+# a4, b3 and g6 are given; cab and dca are needed for the asked fdb. E0 is true, but not the definition of e.
 PROBLEM = tasks.Problem(
-  "cab;a4;dca;b3;ecb;fdb?f:\n",
+  "cab;a4;dca;b3;eag;g6;fdb?f:\n",
   ("ca4b3c7\n", "dc7a4d1\n", "fd1b3f4\n"),
   "4",
   "k",
   Facts(
     "f",
-    {"c": ("a", "b"), "d": ("c", "a"), "e": ("c", "b"), "f": ("d", "b")},
-    {"a": 4, "b": 3, "c": 7, "d": 1, "e": 0, "f": 4},
-    ("c", "d", "f"),
+    {"c": ("a", "b"), "d": ("c", "a"), "f": ("d", "b"), "e": ("a", "g")},
+    {"a": 4, "b": 3, "c": 7, "d": 1, "e": 0, "f": 4, "g": 6},
   ),
 )
 C, D, F = PROBLEM.steps
@@ -235,7 +235,7 @@ def test_a_fix_cut_short_is_no_fix():
   assert probed(F5 + "f=", finished=False).delay is None
 
 
-def test_rates_of_probes_have_the_right_numerators_and_denominators():
+def test_rates_of_probes_have_the_right_numerators_and_denominators(monkeypatch):
   outcomes = [
     probed(text)
     for text in (
@@ -247,7 +247,7 @@ def test_rates_of_probes_have_the_right_numerators_and_denominators():
       F5,  # never flagged
     )
   ]
-  rates = probe_rates(outcomes, within=1)
+  rates = probe_rates(outcomes)
   assert rates == {
     "detection": Rate(4, 6),
     "detection_within": Rate(5, 6),
@@ -260,8 +260,9 @@ def test_rates_of_probes_have_the_right_numerators_and_denominators():
     "malformed": Rate(1, 6),
     "unverified_fix": Rate(1, 4),
   }
-  assert probe_rates(outcomes, within=0)["detection_within"] == rates["detection"]
-  assert all(each == Rate(0, 0) for each in probe_rates([], within=1).values())
+  monkeypatch.setattr(scoring, "WITHIN", 0)
+  assert probe_rates(outcomes)["detection_within"] == rates["detection"]
+  assert all(each == Rate(0, 0) for each in probe_rates([]).values())
 
 
 def test_outcomes_come_by_class():
@@ -323,7 +324,7 @@ def test_outcomes_come_by_class():
     ),
     # right answer by another way round a wrong step that stands
     (C + D2 + F, dict(num_right=2, num_wrong=1, right_first=True, right=True, strict=False)),
-    # an unneeded step is unverified, and so is its flag
+    # a step that is true by chance is unverified, and so is its flag
     (C + E0 + D + F, dict(num_right=3, num_unverified=1, strict=True, right=True)),
     (
       C + E0 + "<err>copye<fix>" + D + F,
@@ -367,8 +368,8 @@ def test_a_last_step_cut_short_is_not_judged():
 
 def test_any_text_can_be_scored():
   rng = np.random.default_rng(0)
-  gsm8k = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0, unneeded=0))
-  chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0, unneeded=0))
+  gsm8k = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0))
+  chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0))
   record = {"question": "2 and 3?", "answer": "It has 2 * 3 = <<2*3=6>>6 parts, 50% are red.\n#### 6"}
   problems = [(TASK, PROBLEM), (chain, chain.make(rng)), (gsm8k, gsm8k.problem_of(record))]
   words = [
@@ -452,7 +453,6 @@ def test_a_model_that_writes_our_transcripts_is_scored_perfect():
     source="injected",
     share=1.0,
     max_per_solution=2,
-    place="anywhere",
     classes=(),
     reason="recompute",
     unit="line",
@@ -470,5 +470,5 @@ def test_a_model_that_writes_our_transcripts_is_scored_perfect():
   assert rates["accuracy_t2"] == rates["accuracy_strict"] == Rate(200, 200)
   assert (rates["precision"].k, rates["precision"].n) == (num, num)
   assert rates["false_alarms"].k == rates["malformed"].k == 0
-  own = probe_rates([score.own.outcome for score in scores if score.own], within=1)
+  own = probe_rates([score.own.outcome for score in scores if score.own])
   assert all(own[name].k == own[name].n > 0 for name in ("detection", "reason", "correction", "recovery"))

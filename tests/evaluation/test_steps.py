@@ -12,7 +12,7 @@ from insec_jax.generation.sampler import SampledTokens
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 
-TASK = tasks.get(TaskConfig(name="graph", min_size=2, max_size=4, modulus=10, unneeded=0))
+TASK = tasks.get(TaskConfig(name="graph", min_size=2, max_size=4, modulus=10))
 PROBLEM = tasks.problems(TASK, "test", num=1, seed=0)[0]
 RIGHT = PROBLEM.steps
 WRONG = TASK.inject(PROBLEM, RIGHT[:1], "calc", np.random.default_rng(0))

@@ -35,6 +35,8 @@ TEXTS = {
 
 def extremes(key: str, field) -> list[str]:
   """Return the values of a key that are extreme, as on the command line."""
+  if key == "task.name":
+    return list(config.TASKS)
   if (options := typing.get_args(field.annotation)) and all(isinstance(option, str) for option in options):
     return list(options)
   if field.annotation is bool:

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 def get_config(what="train"):
   values = copy.deepcopy(datakit.VALUES)
   values["model"] = dict(path="hf", size=None, remat="none")
-  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10, unneeded=0)
+  values["task"] = dict(name="graph", min_size=2, max_size=3, modulus=10)
   values["data"] |= dict(path="", num_records=16, row_length=128, num_heldout=2)
   values["mistakes"] |= dict(source="injected")
   values["evaluate"] |= dict(num_problems=2, num_probes=2, max_tokens=8, batch_size=4)

@@ -26,13 +26,13 @@ def get_config(what="graph"):
     model_type="llama", hidden_act="silu", hidden_size=32, intermediate_size=48, num_hidden_layers=1,
     num_attention_heads=4, num_key_value_heads=2, vocab_size=64, max_position_embeddings=256, rms_norm_eps=1e-5,
     rope_theta=10_000.0, initializer_range=0.3, tie_word_embeddings=False))
-  values["task"] = dict(name="graph", min_size=1, max_size=2, modulus=10, unneeded=0)
+  values["task"] = dict(name="graph", min_size=1, max_size=2, modulus=10)
   values["data"] |= dict(path="", num_records=40, num_heldout=8, row_length=128, rows_per_device=2)
   values["mistakes"] |= dict(source="injected")
   values["optimizer"] |= dict(learning_rate=1e-2, warmup_steps=1)
   values["evaluate"] |= dict(num_problems=2, num_probes=2, max_tokens=8, batch_size=8, redraws=1, votes=3)
-  values["mine"] = dict(num_problems=4, samples=2, temperature=1.0, right=1.0)
-  values["train"] = dict(steps=6, log_every=1, eval_every=2, checkpoint_every=2, keep=3, keep_every=0)
+  values["mine"] = dict(num_problems=4, samples=2, right=1.0)
+  values["train"] = dict(steps=6, log_every=1, eval_every=2, checkpoint_every=2, keep=3)
   if what == "rounds":
     values["rounds"] = 2
     values["mistakes"] |= dict(mined=0.4)

@@ -8,7 +8,7 @@ from insec_jax.config import TaskConfig
 from insec_jax.method import tasks
 from insec_jax.method.tasks.chain_sum import ChainSum, Facts
 
-TASK = tasks.get(TaskConfig(name="chain_sum", min_size=1, max_size=4, modulus=0, unneeded=0))
+TASK = tasks.get(TaskConfig(name="chain_sum", min_size=1, max_size=4, modulus=0))
 PROBLEM = tasks.Problem("17+25+8=\n", ("17+25=42\n", "42+8=50\n"), "50", "k", Facts((17, 25, 8)))
 FIRST = PROBLEM.steps[:1]
 
@@ -94,4 +94,4 @@ def test_the_answer_is_the_last_result_once_all_is_added():
 
 def test_a_modulus_is_refused():
   with pytest.raises(InputError, match="modulus"):
-    tasks.get(TaskConfig(name="chain_sum", min_size=1, max_size=4, modulus=10, unneeded=0))
+    tasks.get(TaskConfig(name="chain_sum", min_size=1, max_size=4, modulus=10))

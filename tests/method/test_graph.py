@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import itertools
-import random
 import re
 
 import numpy as np
@@ -12,11 +11,11 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
 from insec_jax.method import tasks
-from insec_jax.method.tasks.graph import MAX_SIZE, Facts, Graph, _any_order, _key, _read
+from insec_jax.method.tasks.graph import MAX_SIZE, Facts, Graph, _key, _read
 
 
-def graph(min_size=2, max_size=6, modulus=10, unneeded=0):
-  return tasks.get(TaskConfig(name="graph", min_size=min_size, max_size=max_size, modulus=modulus, unneeded=unneeded))
+def graph(min_size=2, max_size=6, modulus=10):
+  return tasks.get(TaskConfig(name="graph", min_size=min_size, max_size=max_size, modulus=modulus))
 
 
 def made(num, seed=0, **sizes):
@@ -48,11 +47,8 @@ def needed_by_asked(prompt):
   return needed
 
 
-def is_wrong(prompt, modulus, before, step, unneeded=0):
-  """Whether the step is wrong: malformed, a repeat of a right step, with an untrue number, or a sum that is none.
-
-  With unneeded quantities also a right sum, computable now, that is not needed.
-  """
+def is_wrong(prompt, modulus, before, step):
+  """Whether the step is wrong: malformed, a repeat of a right step, with an untrue number, or a sum that is none."""
   found = re.fullmatch(r"([a-z])([a-z])(\d+)([a-z])(\d+)([a-z])(\d+)\n", step)
   definitions, values, _ = solved(prompt, modulus)
   if not found:
@@ -65,29 +61,23 @@ def is_wrong(prompt, modulus, before, step, unneeded=0):
   if not definitions.get(name, "").isalpha() or first not in values or second not in values:
     return True
   true = (values[first], values[second], values[name]) == (int(x), int(y), int(result))
-  if not true or (int(x) + int(y) - int(result)) % modulus != 0:
-    return True
-  stated = {earlier[0] for earlier in before}
-  can_come = all(definitions[operand].isdigit() or operand in stated for operand in (first, second))
-  copied = sorted(definitions[name]) == sorted(first + second)
-  return bool(unneeded) and copied and can_come and name not in needed_by_asked(prompt)
+  return not true or (int(x) + int(y) - int(result)) % modulus != 0
 
 
-def fixed_problem(unneeded=0):
-  """cab;a4;dca;b3;ecb, where d is asked and e not needed."""
-  task = graph(unneeded=unneeded)
+def fixed_problem():
+  """cab;a4;dca;b3;ecb, where d is asked."""
+  task = graph()
   rng = np.random.default_rng(0)
   problem = task.make(rng)
   facts = type(problem.facts)(
     asked="d",
     operands={"c": ("a", "b"), "d": ("c", "a"), "e": ("c", "b")},
     value={"a": 4, "b": 3, "c": 7, "d": 1, "e": 0},
-    order=("c", "d"),
   )
   return task, tasks.Problem("cab;a4;dca;b3;ecb?d:\n", ("ca4b3c7\n", "dc7a4d1\n"), "1", "k", facts)
 
 
-def test_without_unneeded_quantities_the_problems_are_the_ones_that_the_toy_was_measured_on():
+def test_the_problems_are_the_ones_that_the_toy_was_measured_on():
   said = hashlib.blake2b(digest_size=8)
   for modulus in (10, 23):
     for problem in made(200, seed=5, min_size=1, max_size=8, modulus=modulus)[1]:
@@ -95,10 +85,9 @@ def test_without_unneeded_quantities_the_problems_are_the_ones_that_the_toy_was_
   assert said.hexdigest() == "1fbc73cb0878874c"
 
 
-@pytest.mark.parametrize("unneeded", [0, 4])
 @pytest.mark.parametrize("modulus", [2, 10, 23])
-def test_the_solution_is_what_the_prompt_says(modulus, unneeded):
-  task, problems = made(300, modulus=modulus, unneeded=unneeded)
+def test_the_solution_is_what_the_prompt_says(modulus):
+  task, problems = made(300, modulus=modulus)
   for problem in problems:
     definitions, values, asked = solved(problem.prompt, modulus)
     stated = {name for name, definition in definitions.items() if definition.isdigit()}
@@ -119,41 +108,23 @@ def test_the_solution_is_what_the_prompt_says(modulus, unneeded):
     assert task.next_step(problem, problem.steps) is None
 
 
-@pytest.mark.parametrize("unneeded", [0, 3])
 @pytest.mark.parametrize("size", [1, 4, 20])
-def test_the_size_is_the_number_of_sums_that_are_needed_and_only_these_are_in_the_solution(size, unneeded):
-  for problem in made(60, min_size=size, max_size=size, unneeded=unneeded)[1]:
+def test_the_size_is_the_number_of_sums_that_the_answer_needs(size):
+  for problem in made(60, min_size=size, max_size=size)[1]:
     assert len(problem.steps) == size
     assert {step[0] for step in problem.steps} == needed_by_asked(problem.prompt)
 
 
-def test_sizes_are_even_and_so_are_the_numbers_of_unneeded_quantities():
-  sizes, unneeded = collections.Counter(), collections.Counter()
-  for problem in made(1200, min_size=2, max_size=5, unneeded=3)[1]:
-    sizes[len(problem.steps)] += 1
-    unneeded[len(problem.facts.operands) - len(problem.steps)] += 1
+def test_all_sizes_come_equally_often():
+  sizes = collections.Counter(len(problem.steps) for problem in made(1200, min_size=2, max_size=5)[1])
   assert set(sizes) == {2, 3, 4, 5}
-  assert set(unneeded) == {0, 1, 2, 3}
-  assert min(*sizes.values(), *unneeded.values()) > 240
+  assert min(sizes.values()) > 240
 
 
-def test_with_unneeded_quantities_the_sums_are_no_chain():
-  chains = 0
-  for problem in made(300, min_size=6, max_size=6, unneeded=2)[1]:
-    operands, order = problem.facts.operands, problem.facts.order
-    chains += all(before in operands[name] for before, name in itertools.pairwise(order))
-  assert chains < 60
+def test_each_sum_reads_the_one_before_it():
   for problem in made(300, min_size=6, max_size=6)[1]:
-    operands, order = problem.facts.operands, problem.facts.order
-    assert all(before in operands[name] for before, name in itertools.pairwise(order))
-
-
-def test_a_solution_takes_any_valid_order_and_no_other():
-  reads = [[], [], [0, 1], [1, 0], [2, 0], [4, 3]]  # 2 before 4; 3 anywhere before 5
-  draw = random.Random(0)
-  orders = collections.Counter(tuple(_any_order(draw, reads)) for _ in range(1200))
-  assert set(orders) == {(2, 3, 4, 5), (2, 4, 3, 5), (3, 2, 4, 5)}
-  assert min(orders.values()) > 200
+    operands = problem.facts.operands
+    assert all(before in operands[name] for before, name in itertools.pairwise(operands))
 
 
 def test_definitions_come_in_any_order_and_every_sum_is_needed():
@@ -163,10 +134,9 @@ def test_definitions_come_in_any_order_and_every_sum_is_needed():
   assert all(set(problem.facts.operands) == {step[0] for step in problem.steps} for problem in problems)
 
 
-@pytest.mark.parametrize("unneeded", [0, 3])
-def test_check_agrees_with_an_independent_reading_on_any_step(unneeded):
+def test_check_agrees_with_an_independent_reading_on_any_step():
   rng = np.random.default_rng(3)
-  task, problems = made(150, max_size=4, modulus=3, unneeded=unneeded)
+  task, problems = made(150, max_size=4, modulus=3)
   kinds = set()
   for problem in problems:
     names = re.findall("[a-z]", problem.prompt)
@@ -179,7 +149,7 @@ def test_check_agrees_with_an_independent_reading_on_any_step(unneeded):
       x, y, result = rng.integers(0, 4, 3)
       step = f"{name}{first}{x}{second}{y}{name}{result}\n"
       verdict = task.check(problem, before, step)
-      assert (verdict.kind == "wrong") == is_wrong(problem.prompt, 3, before, step, unneeded), (
+      assert (verdict.kind == "wrong") == is_wrong(problem.prompt, 3, before, step), (
         problem.prompt,
         before,
         step,
@@ -189,21 +159,18 @@ def test_check_agrees_with_an_independent_reading_on_any_step(unneeded):
   assert kinds == {"right", "unverified", "wrong"}
 
 
-@pytest.mark.parametrize(
-  ("error", "unneeded"),
-  [*((error, 0) for error in Graph.error_classes), *((error, 4) for error in graph(unneeded=1).error_classes)],
-)
+@pytest.mark.parametrize("error", Graph.error_classes)
 @pytest.mark.parametrize("modulus", [2, 10, 23])
-def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulus, unneeded):
+def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulus):
   rng = np.random.default_rng(4)
-  task, problems = made(400, modulus=modulus, unneeded=unneeded)
+  task, problems = made(400, modulus=modulus)
   accepted = 0
   for problem in problems:
     before = problem.steps[: rng.integers(len(problem.steps))]
     wrong = task.inject(problem, before, error, rng)
     if wrong is not None and task.check(problem, before, wrong).kind == "wrong":
       accepted += 1
-      assert is_wrong(problem.prompt, modulus, before, wrong, unneeded)
+      assert is_wrong(problem.prompt, modulus, before, wrong)
       assert task.check(problem, before, wrong).error == error
   assert accepted > 100
 
@@ -214,7 +181,6 @@ def test_every_injected_mistake_that_check_accepts_is_really_wrong(error, modulu
     ((), "ca4b3c7\n", "right", ""),
     ((), "cb3a4c7\n", "right", ""),  # operands in the other order
     ((), "dc7a4d1\n", "unverified", ""),  # guessed: c is not stated yet
-    (("ca4b3c7\n",), "ec7b3e0\n", "unverified", ""),  # right, not needed
     ((), "cd1b3c7\n", "wrong", "copy"),  # every number is true, but 1 + 3 is not 7
     ((), "ea4b3e7\n", "wrong", "copy"),
     ((), "ce0c7c7\n", "unverified", ""),  # another definition, by chance all is true
@@ -247,39 +213,6 @@ def test_verdicts_one_by_one(before, step, kind, error):
 
 
 @pytest.mark.parametrize(
-  ("before", "step", "kind", "error"),
-  [
-    (("ca4b3c7\n",), "ec7b3e0\n", "wrong", "unneeded"),
-    (("ca4b3c7\n",), "eb3c7e0\n", "wrong", "unneeded"),
-    (("ca4b3c7\n", "dc7a4d1\n"), "ec7b3e0\n", "wrong", "unneeded"),  # solved already
-    ((), "ec7b3e0\n", "unverified", ""),  # guessed: c is not stated yet
-    (("ca4b3c7\n",), "ec7b3e1\n", "wrong", "calc"),  # a wrong number says more
-    (("ca4b3c7\n", "ec7b3e0\n"), "ec7b3e0\n", "wrong", "repeat"),
-    (("ca4b3c7\n",), "dc7a4d1\n", "right", ""),
-  ],
-)
-def test_a_right_sum_that_is_not_needed_is_a_mistake_where_there_are_such(before, step, kind, error):
-  task, problem = fixed_problem(unneeded=1)
-  verdict = task.check(problem, before, step)
-  assert (verdict.kind, verdict.error) == (kind, error)
-  if error == "unneeded":
-    assert fixed_problem()[0].check(problem, before, step) == tasks.UNVERIFIED
-
-
-def test_an_unneeded_quantity_is_a_class_only_where_there_are_such():
-  assert "unneeded" not in (*graph().error_classes, *graph().symbols)
-  task, problem = fixed_problem(unneeded=1)
-  assert set(task.error_classes) - set(graph().error_classes) == {"unneeded"}
-  assert set(task.symbols) - set(graph().symbols) == {"unneeded"}
-  rng = np.random.default_rng(0)
-  assert task.inject(problem, (), "unneeded", rng) is None  # e cannot be computed before c is stated
-  assert task.inject(problem, problem.steps[:1], "unneeded", rng) == "ec7b3e0\n"
-  assert task.explain(problem, problem.steps[:1], "ec7b3e0\n", "label") == "unneedede"
-  assert task.explain(problem, problem.steps[:1], "ec7b3e0\n", "recompute") == "unneedede?dca"
-  assert task.correction(problem, problem.steps[:1], "ec7b3e0\n") == "dc7a4d1\n"
-
-
-@pytest.mark.parametrize(
   ("before", "wrong", "label", "recompute"),
   [
     ((), "dc5a4d9\n", "earlyc", "earlycab"),
@@ -308,7 +241,6 @@ def test_the_reason_for_early_goes_back_to_what_can_be_computed_and_the_correcti
     asked="e",
     operands={"e": ("a", "d"), "d": ("c", "b"), "c": ("b", "a")},
     value={"a": 4, "b": 3, "c": 7, "d": 0, "e": 4},
-    order=("c", "d", "e"),
   )
   problem = tasks.Problem("ead;a4;dcb;b3;cba?e:\n", ("cb3a4c7\n", "dc7b3d0\n", "ea4d0e4\n"), "4", "k", facts)
   assert task.explain(problem, (), "ea4d1e5\n", "recompute") == "earlydcbcba"
@@ -320,7 +252,7 @@ def test_the_reason_for_early_goes_back_to_what_can_be_computed_and_the_correcti
 
 def test_a_wrong_number_is_corrected_in_the_same_quantity_where_others_could_come_too():
   rng = np.random.default_rng(8)
-  task, problems = made(100, unneeded=4, min_size=4, max_size=8)
+  task, problems = made(100, min_size=4, max_size=8)
   for problem in problems:
     before = problem.steps[: rng.integers(len(problem.steps) - 1)]
     for error in ("value", "calc"):
@@ -329,11 +261,10 @@ def test_a_wrong_number_is_corrected_in_the_same_quantity_where_others_could_com
       assert wrong[0] == problem.steps[len(before)][0]
 
 
-@pytest.mark.parametrize("unneeded", [0, 4])
 @pytest.mark.parametrize("error", ["early", "copy", "repeat", "malformed"])
-def test_the_correction_is_the_sum_that_the_reason_ends_with(error, unneeded):
+def test_the_correction_is_the_sum_that_the_reason_ends_with(error):
   rng = np.random.default_rng(8)
-  task, problems = made(300, unneeded=unneeded, min_size=3, max_size=8)
+  task, problems = made(300, min_size=3, max_size=8)
   seen = 0
   for problem in problems:
     before = problem.steps[: rng.integers(len(problem.steps) - 1)]
@@ -353,7 +284,6 @@ def test_the_correction_is_the_sum_that_the_reason_ends_with(error, unneeded):
   [
     ((), "ca4b3c8\n", "ca4b3c7\n"),
     ((), "dc5a4d9\n", "ca4b3c7\n"),  # too early for d: c comes first
-    (("ca4b3c7\n",), "ec7b3e1\n", "dc7a4d1\n"),  # e is not needed
     (("ca4b3c7\n",), "rubbish", "dc7a4d1\n"),
   ],
 )
@@ -383,9 +313,7 @@ def test_an_injected_mistake_is_wrong_in_its_own_way_only(error):
 
 
 def test_any_valid_order_is_right():
-  facts = Facts(
-    "e", {"c": ("a", "b"), "d": ("b", "b"), "e": ("c", "d")}, {"a": 4, "b": 3, "c": 7, "d": 6, "e": 3}, ("c", "d", "e")
-  )
+  facts = Facts("e", {"c": ("a", "b"), "d": ("b", "b"), "e": ("c", "d")}, {"a": 4, "b": 3, "c": 7, "d": 6, "e": 3})
   task, _ = made(0)
   problem = tasks.Problem("cab;a4;dbb;b3;ecd?e:\n", ("ca4b3c7\n", "db3b3d6\n", "ec7d6e3\n"), "3", "k", facts)
   for order in ((0, 1, 2), (1, 0, 2)):
@@ -401,11 +329,10 @@ def test_a_wrong_answer_is_read_as_it_stands():
   assert task.answer_of(problem, ("ca4b3c7\n", "rubbish")) is None
 
 
-@pytest.mark.parametrize("unneeded", [0, 3])
 @pytest.mark.parametrize("modulus", [10, 23])
-def test_symbols_cut_every_text_of_the_task_in_one_way(modulus, unneeded):
+def test_symbols_cut_every_text_of_the_task_in_one_way(modulus):
   rng = np.random.default_rng(6)
-  task, problems = made(200, modulus=modulus, unneeded=unneeded)
+  task, problems = made(200, modulus=modulus)
   longest_first = sorted(task.symbols, key=len, reverse=True)
   pattern = re.compile("|".join(map(re.escape, longest_first)))
   assert len(set(task.symbols)) == len(task.symbols)
@@ -436,7 +363,6 @@ def test_copies_with_other_names_or_order_share_a_key_and_other_values_do_not():
   [
     {"min_size": 0, "max_size": 3, "modulus": 10},
     {"min_size": 1, "max_size": MAX_SIZE + 1, "modulus": 10},
-    {"min_size": 1, "max_size": MAX_SIZE - 2, "unneeded": 3},
     {"min_size": 1, "max_size": 3, "modulus": 0},
     {"min_size": 1, "max_size": 3, "modulus": 1},
   ],

@@ -37,7 +37,7 @@ RECORDS = [
     "#### 42",
   },
 ]
-TASK = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0, unneeded=0))
+TASK = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0))
 BAKER, TICKETS, NORA = map(problem_of, RECORDS)
 
 
@@ -231,7 +231,6 @@ def test_transcripts_of_any_unit_read_back_clean(unit):
     source="injected",
     share=1.0,
     max_per_solution=3,
-    place="anywhere",
     classes=(),
     reason="recompute",
     unit=unit,
@@ -255,7 +254,7 @@ def test_it_makes_no_problems_and_has_no_sizes():
   with pytest.raises(InputError, match=r"data\.path"):
     TASK.make(np.random.default_rng(0))
   with pytest.raises(InputError, match="min_size=1"):
-    tasks.get(TaskConfig(name="gsm8k", min_size=1, max_size=1, modulus=0, unneeded=0))
+    tasks.get(TaskConfig(name="gsm8k", min_size=1, max_size=1, modulus=0))
 
 
 def test_numbers_are_exact():

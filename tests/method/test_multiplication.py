@@ -23,7 +23,7 @@ THREE = tasks.Problem(
 
 
 def multiplication(min_size=1, max_size=4):
-  return tasks.get(TaskConfig(name="multiplication", min_size=min_size, max_size=max_size, modulus=0, unneeded=0))
+  return tasks.get(TaskConfig(name="multiplication", min_size=min_size, max_size=max_size, modulus=0))
 
 
 TASK = multiplication()
@@ -290,9 +290,7 @@ def test_symbols_cut_every_text_of_the_task_in_one_way():
     assert all("".join(pattern.findall(text)) == text for text in texts)
 
 
-@pytest.mark.parametrize("changes", [{"modulus": 10}, {"unneeded": 1}, {"min_size": 0}, {"max_size": MAX_DIGITS + 1}])
+@pytest.mark.parametrize("changes", [{"modulus": 10}, {"min_size": 0}, {"max_size": MAX_DIGITS + 1}])
 def test_sizes_and_settings_it_cannot_have_are_refused(changes):
   with pytest.raises(InputError, match="multiplication"):
-    tasks.get(
-      TaskConfig(**{"name": "multiplication", "min_size": 1, "max_size": 4, "modulus": 0, "unneeded": 0, **changes})
-    )
+    tasks.get(TaskConfig(**{"name": "multiplication", "min_size": 1, "max_size": 4, "modulus": 0, **changes}))

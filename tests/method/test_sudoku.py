@@ -13,7 +13,7 @@ from insec_jax.method.tasks.sudoku import CELLS
 
 
 def make(**changes):
-  sizes = {"name": "sudoku", "min_size": 6, "max_size": 10, "modulus": 0, "unneeded": 0}
+  sizes = {"name": "sudoku", "min_size": 6, "max_size": 10, "modulus": 0}
   return tasks.get(TaskConfig(**sizes | changes))
 
 

@@ -18,7 +18,7 @@ from insec_jax.config import TASKS, TaskConfig
 from insec_jax.method import tasks
 from insec_jax.method.tasks import graph, sudoku
 
-GRAPH = tasks.get(TaskConfig(name="graph", min_size=2, max_size=4, modulus=10, unneeded=0))
+GRAPH = tasks.get(TaskConfig(name="graph", min_size=2, max_size=4, modulus=10))
 ROOT = pathlib.Path(tasks.__file__).parents[3]
 SPLITS = ("train", "mine", "probe", "test")
 MADE = ("chain_sum", "graph", "multiplication", "sudoku")  # tasks that make their problems
@@ -26,7 +26,7 @@ MADE = ("chain_sum", "graph", "multiplication", "sudoku")  # tasks that make the
 
 def made_by(name, size=4):
   size, modulus = 0 if name == "gsm8k" else size, 10 if name == "graph" else 0
-  return tasks.get(TaskConfig(name=name, min_size=min(size, 2), max_size=size, modulus=modulus, unneeded=0))
+  return tasks.get(TaskConfig(name=name, min_size=min(size, 2), max_size=size, modulus=modulus))
 
 
 def test_splits_have_their_shares():
@@ -40,7 +40,7 @@ def test_a_key_stays_in_its_split_for_ever():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_size_has_its_share_in_every_split_and_no_prompt_comes_twice(split):
-  task = tasks.get(TaskConfig(name="graph", min_size=1, max_size=3, modulus=10, unneeded=0))
+  task = tasks.get(TaskConfig(name="graph", min_size=1, max_size=3, modulus=10))
   problems = tasks.problems(task, split, num=600, seed=0)
   sizes = collections.Counter(len(problem.steps) for problem in problems)
   assert all(sizes[size] > 130 for size in (1, 2, 3))
@@ -66,7 +66,7 @@ def test_too_few_different_problems_are_an_error_and_not_an_endless_search():
     def make(self, rng):  # noqa: ARG002
       return super().make(np.random.default_rng(0))
 
-  tiny = One(TaskConfig(name="graph", min_size=1, max_size=1, modulus=2, unneeded=0))
+  tiny = One(TaskConfig(name="graph", min_size=1, max_size=1, modulus=2))
   with pytest.raises(InputError, match="different problems"):
     tasks.problems(tiny, "test", num=2, seed=0)
 
@@ -75,7 +75,7 @@ def test_an_unknown_split_or_task_is_refused():
   with pytest.raises(InputError, match="split"):
     tasks.problems(GRAPH, "valid", num=1, seed=0)
   with pytest.raises(InputError, match="records"):
-    tasks.get(TaskConfig(name="records", min_size=0, max_size=0, modulus=0, unneeded=0))
+    tasks.get(TaskConfig(name="records", min_size=0, max_size=0, modulus=0))
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -98,7 +98,7 @@ def test_a_task_that_leaves_one_of_the_four_functions_out_cannot_be_made():
     explain = tasks.Task.explain
 
   with pytest.raises(TypeError, match="explain"):
-    Silent(TaskConfig(name="graph", min_size=1, max_size=1, modulus=10, unneeded=0))
+    Silent(TaskConfig(name="graph", min_size=1, max_size=1, modulus=10))
   assert tasks.Task.__abstractmethods__ == {"make", "check", "inject", "explain"}
 
 
@@ -125,7 +125,7 @@ class Counting(tasks.Task):
 
 
 def test_a_task_of_four_functions_has_the_others_for_a_solution_of_one_order():
-  task = Counting(TaskConfig(name="chain_sum", min_size=5, max_size=5, modulus=0, unneeded=0))
+  task = Counting(TaskConfig(name="chain_sum", min_size=5, max_size=5, modulus=0))
   problem = task.make(np.random.default_rng(0))
   assert problem.steps == ("0\n", "1\n", "2\n", "0\n", "1\n")
   for k, step in enumerate(problem.steps):
@@ -137,10 +137,10 @@ def test_a_task_of_four_functions_has_the_others_for_a_solution_of_one_order():
   assert task.answer_of(problem, (*problem.steps[:4], "9\n")) == "9"
 
 
-@pytest.mark.parametrize("wrong", [{"modulus": 10}, {"unneeded": 1}, {"min_size": 0}])
+@pytest.mark.parametrize("wrong", [{"modulus": 10}, {"min_size": 0}])
 def test_a_task_that_takes_only_sizes_refuses_the_rest(wrong):
   with pytest.raises(InputError, match=f"{next(iter(wrong))}=.*chain_sum takes"):
-    tasks.get(TaskConfig(**{"name": "chain_sum", "min_size": 1, "max_size": 4, "modulus": 0, "unneeded": 0, **wrong}))
+    tasks.get(TaskConfig(**{"name": "chain_sum", "min_size": 1, "max_size": 4, "modulus": 0, **wrong}))
 
 
 def renamed_and_reshuffled(problem, rng):
@@ -172,10 +172,9 @@ def graph_key(prompt, modulus=10):
   return graph._key(reads, values)
 
 
-@pytest.mark.parametrize("unneeded", [0, 3])
-def test_renamed_and_reshuffled_graphs_fall_in_one_split(unneeded):
+def test_renamed_and_reshuffled_graphs_fall_in_one_split():
   rng = np.random.default_rng(0)
-  task = tasks.get(TaskConfig(name="graph", min_size=1, max_size=6, modulus=10, unneeded=unneeded))
+  task = tasks.get(TaskConfig(name="graph", min_size=1, max_size=6, modulus=10))
   for split in SPLITS:
     for problem in tasks.problems(task, split, num=40, seed=0):
       copy = renamed_and_reshuffled(problem, rng)
@@ -220,8 +219,8 @@ from insec_jax.method.mistakes import with_mistakes
 from insec_jax.method.roles import CORRECTION, MISTAKE, TEXT
 from insec_jax.method.transcript import Markers, clean
 
-task = tasks.get(TaskConfig(name="collatz", min_size=3, max_size=6, modulus=0, unneeded=0))
-config = MistakesConfig(source="injected", share=1.0, max_per_solution=2, place="anywhere", classes=(),
+task = tasks.get(TaskConfig(name="collatz", min_size=3, max_size=6, modulus=0))
+config = MistakesConfig(source="injected", share=1.0, max_per_solution=2, classes=(),
                         reason="recompute", unit="line", mined=0.0, mined_path="")
 rng, seen = np.random.default_rng(0), collections.Counter()
 for split in ("train", "mine", "probe", "test"):

@@ -419,13 +419,26 @@ def test_other_weights_or_another_config_do_not_go_on_from_parts(tmp_path):
   miner = Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w")
   parts = ChunkStore(str(tmp_path / "mined.jsonl"), miner.header)
   parts.append(0, miner.chunk(0), process=0)
-  hot = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, temperature=0.5))
+  fewer = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, right=0.5))
   for other, name in (
-    (Miner(Scripted(wrong), TASK, hot, seed=0, weights="w"), "mine.temperature"),
+    (Miner(Scripted(wrong), TASK, fewer, seed=0, weights="w"), "mine.right"),
     (Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="v"), "the weights"),
   ):
     with pytest.raises(InputError, match=f"was begun with {name}="):
       ChunkStore(str(tmp_path / "mined.jsonl"), other.header).read()
+
+
+def test_parts_of_a_version_with_removed_keys_go_on(tmp_path):
+  miner = Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w")
+  for temperature, goes_on in ((1.0, True), (0.5, False)):
+    store = ChunkStore(str(tmp_path / f"{temperature}.jsonl"), miner.header | {"mine.temperature": temperature})
+    store.append(0, miner.chunk(0), process=0)
+    now = ChunkStore(str(tmp_path / f"{temperature}.jsonl"), miner.header)
+    if goes_on:
+      assert now.read().keys() == {0}
+    else:
+      with pytest.raises(InputError, match=r"was begun with mine\.temperature=0\.5"):
+        now.read()
 
 
 SURE = datakit.config(

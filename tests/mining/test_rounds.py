@@ -17,8 +17,8 @@ from insec_jax.training.checkpoint import load_model
 pytestmark = pytest.mark.processes
 GRAPH = (
   CONFIG.replace(
-    'c.task = dict(name="records", min_size=0, max_size=0, modulus=0, unneeded=0)',
-    'c.task = dict(name="graph", min_size=1, max_size=2, modulus=10, unneeded=0)',
+    'c.task = dict(name="records", min_size=0, max_size=0, modulus=0)',
+    'c.task = dict(name="graph", min_size=1, max_size=2, modulus=10)',
   )
   .replace('path="tokenizer", flag', 'path="", flag')
   .replace('path="records.jsonl", num_records=0, num_heldout=20', 'path="", num_records=150, num_heldout=10')

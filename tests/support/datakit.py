@@ -7,14 +7,15 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import config as config_lib
+from insec_jax.config import Config
+from insec_jax.config_build import build
 
 VALUES = {
   "seed": 0,
   "rounds": 0,
   "model": {"path": "", "size": {"vocab_size": 64}, "remat": "none"},
   "tokenizer": {"path": "", "flag": "<err>", "fix": "<fix>", "special": True, "confidence": (), "confidence_first": ()},
-  "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0, "unneeded": 0},
+  "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0},
   "data": {
     "path": "records.jsonl",
     "num_records": 0,
@@ -30,7 +31,6 @@ VALUES = {
     "source": "recorded",
     "share": 0.5,
     "max_per_solution": 1,
-    "place": "anywhere",
     "classes": (),
     "reason": "label",
     "unit": "line",
@@ -57,7 +57,7 @@ VALUES = {
     "eps": 1e-8,
     "clip_norm": 1.0,
   },
-  "train": {"steps": 2, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 1, "keep_every": 0},
+  "train": {"steps": 2, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 1},
   "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
   "precision": {"params": "float32", "compute": "float32"},
   "evaluate": {
@@ -65,14 +65,13 @@ VALUES = {
     "num_probes": 1,
     "max_tokens": 8,
     "batch_size": 1,
-    "within": 2,
     "temperature": 1.0,
     "max_false_alarms": 0.01,
     "votes": 3,
     "redraws": 1,
     "max_size": 0,
   },
-  "mine": {"num_problems": 2, "samples": 2, "temperature": 1.0, "right": 1.0},
+  "mine": {"num_problems": 2, "samples": 2, "right": 1.0},
 }
 
 # Made like Llama 3.1's: contents are trimmed, and a system turn with a date comes first.
@@ -103,7 +102,7 @@ CORPUS = [
 SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|head|>", "<|/head|>", "<|eot|>", "<|spare_0|>", "<|spare_1|>")
 
 
-def config(**changes) -> config_lib.Config:
+def config(**changes) -> Config:
   """The config above with changes given as section__key=value, or key=value where a key has no section."""
   values = copy.deepcopy(VALUES)
   for name, value in changes.items():
@@ -113,7 +112,7 @@ def config(**changes) -> config_lib.Config:
     section, key = name.split("__")
     assert key in values[section], name
     values[section][key] = value
-  return config_lib.build(values)
+  return build(values)
 
 
 def bpe_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:

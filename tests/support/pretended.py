@@ -8,8 +8,8 @@ import math
 import datakit
 import numpy as np
 
-from insec_jax import config as config_lib
 from insec_jax.config import Config
+from insec_jax.config_build import build
 from insec_jax.data.problems import problems_to_solve
 from insec_jax.evaluation import probing, results, scoring
 from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Measurements, Thresholds
@@ -23,12 +23,12 @@ from insec_jax.method.transcript import Markers, Piece, mistake_pieces, parse, r
 def config(*, steps: int, share: float, num: int = 12) -> Config:
   """A config of the graph task that solves `num` problems and sets as many probes."""
   values = copy.deepcopy(datakit.VALUES)
-  values["task"] = {"name": "graph", "min_size": 1, "max_size": 3, "modulus": 10, "unneeded": 0}
+  values["task"] = {"name": "graph", "min_size": 1, "max_size": 3, "modulus": 10}
   values["data"] |= {"path": "", "num_records": 100}
   values["mistakes"] |= {"source": "injected", "share": share}
   values["train"] |= {"steps": steps}
   values["evaluate"] |= {"num_problems": num, "num_probes": num}
-  return config_lib.build(values)
+  return build(values)
 
 
 def write_workdir(folder, config: Config, *, scale: float = 1.0):
@@ -177,7 +177,7 @@ def _measured(config: Config, skill: float) -> dict:
     },
     [solve() for _ in range(config.evaluate.votes)],
   )
-  return results.results(measured, within=config.evaluate.within)
+  return results.results(measured)
 
 
 def before_variants(found: dict) -> dict:

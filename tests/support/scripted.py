@@ -161,7 +161,7 @@ def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measurements:
 
 def results_of(prober: probing.Prober, config=CONFIG) -> dict:
   """The measured part of results.json."""
-  return results.results(measured(prober, config), within=2)
+  return results.results(measured(prober, config))
 
 
 def fractions(rates: dict, *names: str) -> list[str]:

@@ -49,7 +49,7 @@ def make_state(abstract_state):
 def saved(tmp_path):
   """(workdir with a checkpoint of step 7 written from eight devices, the state in it)."""
   state = make_state(abstract((1, 8, 1)))
-  with Saver(tmp_path, keep=2, keep_every=0) as saver:
+  with Saver(tmp_path, keep=2) as saver:
     saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[1 / 3, [0.1]])
   return tmp_path, state
 
@@ -103,7 +103,7 @@ def test_saving_happens_behind_steps_that_donate_the_state(tmp_path):
   add = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
   state = make_state(abstract((2, 2, 2)))
   want = jax.tree.map(np.array, state)
-  with Saver(tmp_path, keep=1, keep_every=0) as saver:
+  with Saver(tmp_path, keep=1) as saver:
     saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
     for _ in range(3):
       state = add(state)
@@ -111,22 +111,22 @@ def test_saving_happens_behind_steps_that_donate_the_state(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got._replace(step=0), want._replace(step=0))
 
 
-def write(workdir, numbers, *, keep, keep_every=0):
+def write(workdir, numbers, *, keep):
   """The state that the checkpoints of these steps hold."""
   state = make_state(abstract())
-  with Saver(workdir, keep=keep, keep_every=keep_every) as saver:
+  with Saver(workdir, keep=keep) as saver:
     for number in numbers:
       saver.save(number, state, config=datakit.config(), facts=FACTS, totals=[number / 3])
   return state
 
 
-def test_the_newest_stay_and_every_so_manieth_step_and_what_is_half_written_does_not_count(tmp_path):
-  write(tmp_path, (1, 2, 3, 4, 5), keep=2, keep_every=2)
+def test_the_newest_stay_and_what_is_half_written_does_not_count(tmp_path):
+  write(tmp_path, (1, 2, 3, 4, 5), keep=2)
   folder = tmp_path / checkpoint.CHECKPOINTS
-  assert {path.name for path in folder.iterdir()} == {"2", "4", "5"}
+  assert {path.name for path in folder.iterdir()} == {"4", "5"}
   torn = folder / "9.orbax-checkpoint-tmp"  # what a kill leaves: it is renamed when whole
   shutil.copytree(folder / "5", torn)
-  assert checkpoint.steps(tmp_path) == [2, 4, 5]
+  assert checkpoint.steps(tmp_path) == [4, 5]
   write(tmp_path, [7], keep=2)
   assert {path.name for path in folder.iterdir()} == {"5", "7"}
   assert checkpoint.steps(tmp_path / "nowhere") == []
@@ -187,7 +187,7 @@ def test_a_reader_of_a_damaged_newest_checkpoint_is_refused_and_given_the_sound_
 def test_weights_that_are_not_finite_are_neither_saved_nor_read(tmp_path, monkeypatch, capfd):
   state = write(tmp_path, [1], keep=3)
   bad = state._replace(params={**state.params, "norm": state.params["norm"].at[3].set(jnp.nan)})
-  with Saver(tmp_path, keep=3, keep_every=0) as saver:
+  with Saver(tmp_path, keep=3) as saver:
     with pytest.raises(DivergedError, match=r"params/norm is not finite after step 2, which is not saved"):
       saver.save(2, bad, config=datakit.config(), facts=FACTS, totals=[0.0])
     with monkeypatch.context() as patch:
@@ -223,7 +223,7 @@ def test_altered_metrics_keep_a_run_from_being_called_done(tmp_path):
   log = metrics.Log(tmp_path, 0)
   log.write(1, {"loss": 1.0})
   log.close()
-  with Saver(tmp_path, keep=1, keep_every=0) as saver:
+  with Saver(tmp_path, keep=1) as saver:
     saver.save(1, make_state(abstract()), config=datakit.config(), facts=FACTS, totals=[], log=log.state())
   assert checkpoint.is_sound(tmp_path, 1, abstract(), processes.alone())
   (tmp_path / metrics.METRICS).write_text('{"step": 1, "loss": 2.0}\n')
@@ -326,7 +326,7 @@ def test_a_run_on_what_was_mined_before_keeps_how_it_was_mined(tmp_path):
     ({"train__steps": 3}, "train.steps=3 (was 2)"),
     ({"seed__": 1}, "seed=1 (was 0)"),
     ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
-    ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__within": 5}, None),
+    ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__votes": 7}, None),
     ({"evaluate__max_tokens": 9, "mine__samples": 3}, None),
   ],
 )
@@ -383,7 +383,7 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   (workdir / checkpoint.MODEL).write_text(json.dumps(checkpoint.hf_config.config_to_json(MODEL)))
   tokenizer.save_pretrained(workdir / checkpoint.TOKENIZER)
   state = make_state(abstract())
-  with Saver(workdir, keep=1, keep_every=0) as saver:
+  with Saver(workdir, keep=1) as saver:
     saver.save(7, state, config=config, facts=FACTS, totals=[])
   opened = checkpoint.load_model(str(workdir))
   assert opened.markers == checkpoint.Markers("<|spare_0|>", "<|spare_1|>")
@@ -405,7 +405,7 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
 def test_parameters_saved_in_bfloat16_open_in_bfloat16(tmp_path):
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   state = make_state(step.abstract_state(MODEL, "bfloat16", TX, mesh))
-  with Saver(tmp_path, keep=1, keep_every=0) as saver:
+  with Saver(tmp_path, keep=1) as saver:
     saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
     saver.wait()
     _, params = checkpoint.load_params(tmp_path, abstract().params, None)

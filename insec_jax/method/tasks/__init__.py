@@ -39,7 +39,7 @@ class Verdict:
   """A step's grade.
 
   right   true, and useful for the answer
-  unverified   not wrong, but not confirmed either: true by chance, unneeded, or beyond what the task can check.
+  unverified   not wrong, but not confirmed either: true by chance, or beyond what the task can check.
           Never injected as a mistake, never a false alarm when flagged, counted on its own
   wrong   numerically wrong, malformed or a repeat; `error` is the class, "" for the other two kinds
   """
@@ -64,10 +64,10 @@ class Task(abc.ABC):
 
   def __init__(self, task: TaskConfig):
     """Check the settings of a task that has sizes only; a task with more settings or bounds overrides this."""
-    if task.modulus or task.unneeded or task.min_size < 1:
+    if task.modulus or task.min_size < 1:
       raise InputError(
-        f"task.modulus={task.modulus} task.unneeded={task.unneeded} task.min_size={task.min_size}; "
-        f"{self.name} takes modulus 0, unneeded 0 and a min_size of at least 1"
+        f"task.modulus={task.modulus} task.min_size={task.min_size}; {self.name} takes modulus 0 and a min_size of at "
+        "least 1"
       )
     self.min_size, self.max_size = task.min_size, task.max_size
 

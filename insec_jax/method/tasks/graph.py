@@ -23,9 +23,8 @@ from insec_jax.method.tasks import MALFORMED, RIGHT, UNVERIFIED, Problem, Task, 
 
 NAMES = string.ascii_lowercase
 MAX_GIVENS = 3
-MAX_SIZE = len(NAMES) - MAX_GIVENS  # with the unneeded quantities
+MAX_SIZE = len(NAMES) - MAX_GIVENS
 CLASSES = ("early", "value", "calc", "copy", "repeat")
-UNNEEDED = "unneeded"  # a class only where there are such quantities
 _STEP = re.compile(r"([a-z])([a-z])(\d{1,9})([a-z])(\d{1,9})([a-z])(\d{1,9})\n", re.ASCII)
 _MIX, _PRIME = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), 2**61 - 1
 
@@ -35,9 +34,8 @@ class Facts:
   """What the prompt states and what follows from it."""
 
   asked: str
-  operands: dict[str, tuple[str, str]]  # of the derived quantities
+  operands: dict[str, tuple[str, str]]  # of the derived quantities, in the order of the solution
   value: dict[str, int]  # true value of every quantity
-  order: tuple[str, ...]  # the derived quantities that the asked one needs, in the order of the solution
 
 
 class Sum(NamedTuple):
@@ -85,7 +83,7 @@ def _read(step: str, modulus: int) -> Sum | None:
 def _key(reads: list[list[int]], values: list[int]) -> str:
   """Return the graph without names and order, as numbers: renamed or reshuffled copies of a problem share it.
 
-  The last quantity is the asked one. Quantities it does not need are left out: they do not change the problem.
+  The last quantity is the asked one.
   """
   codes = []
   for pair, value in zip(reads, values, strict=True):
@@ -111,38 +109,11 @@ def _chain(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
   return reads
 
 
-def _web(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
-  """Return the indices that each quantity reads.
-
-  A sum reads any two quantities before it, such that the last one needs them all.
-  """
-  reads, unread = [[] for _ in range(num_givens)], []
-  for k in range(num_givens, num_givens + size):
-    # A sum lowers the number of unread quantities by at most one: near the end it has to.
-    pair = draw.sample(unread, max(0, len(unread) + 1 - (num_givens + size - k)))
-    pair += draw.sample([index for index in range(k) if index not in pair], 2 - len(pair))
-    draw.shuffle(pair)
-    reads.append(pair)
-    unread = [index for index in unread if index not in pair] + [k]
-  return reads
-
-
-def _any_order(draw: random.Random, reads: list[list[int]]) -> list[int]:
-  """Return the sums in an order in which each can be computed, each drawn from those that can come next."""
-  order, known = [], {k for k, pair in enumerate(reads) if not pair}
-  while len(known) < len(reads):
-    k = draw.choice([k for k, pair in enumerate(reads) if k not in known and known.issuperset(pair)])
-    order.append(k)
-    known.add(k)
-  return order
-
-
 class Graph(Task):
   """The graph task; its size is the number of sums that the asked quantity needs.
 
-  There are 2 or 3 givens. Without unneeded quantities the sums form a chain. With them each sum may read any two
-  quantities before it, so the needed ones have to be found, and a right sum of an unneeded one is a mistake.
-  A step that reads a quantity too early or follows a wrong definition, but has every number right, is unverified.
+  There are 2 or 3 givens, and the sums form a chain. A step that reads a quantity too early or follows a wrong
+  definition, but has every number right, is unverified.
   """
 
   name = "graph"
@@ -152,16 +123,12 @@ class Graph(Task):
   def __init__(self, task: TaskConfig):
     if task.modulus < 2:
       raise InputError(f"task.modulus={task.modulus}; the graph task counts modulo at least 2")
-    if not 1 <= task.min_size <= task.max_size <= MAX_SIZE - task.unneeded:
+    if not 1 <= task.min_size <= task.max_size <= MAX_SIZE:
       raise InputError(
-        f"task.min_size={task.min_size} to task.max_size={task.max_size} with "
-        f"task.unneeded={task.unneeded}; the graph task has names for 1 to {MAX_SIZE} sums, unneeded "
-        "ones included"
+        f"task.min_size={task.min_size} to task.max_size={task.max_size}; the graph task has names for 1 to "
+        f"{MAX_SIZE} sums"
       )
     self.min_size, self.max_size, self.modulus = task.min_size, task.max_size, task.modulus
-    self.unneeded = task.unneeded
-    if self.unneeded:
-      self.error_classes = (*CLASSES, UNNEEDED)
     numbers = sorted(map(str, range(self.modulus)), key=len, reverse=True)
     self.symbols = (*self.error_classes, MALFORMED, *numbers, *NAMES, "=", "+", ";", "?", ":", "\n")
 
@@ -169,12 +136,8 @@ class Graph(Task):
     draw = random.Random(int(rng.integers(2**62)))  # several times faster than NumPy for single draws
     size = draw.randint(self.min_size, self.max_size)
     num_givens = draw.randint(2, MAX_GIVENS)
-    asked = num_givens + size - 1
-    reads, order = (_web if self.unneeded else _chain)(draw, num_givens, size), range(num_givens, num_givens + size)
+    reads = _chain(draw, num_givens, size)
     values = [draw.randrange(self.modulus) for _ in range(num_givens)]
-    if self.unneeded:
-      order = _any_order(draw, reads)
-      reads += [draw.sample(range(asked + 1 + k), 2) for k in range(draw.randint(0, self.unneeded))]
     for first, second in reads[num_givens:]:
       values.append((values[first] + values[second]) % self.modulus)
 
@@ -184,12 +147,12 @@ class Graph(Task):
     definitions = [_format_given(name, value[name]) for name in names[:num_givens]]
     definitions += [_format_derived(name, pair) for name, pair in operands.items()]
     draw.shuffle(definitions)
-    facts = Facts(names[asked], operands, value, tuple(names[k] for k in order))
+    facts = Facts(names[-1], operands, value)
     return Problem(
       _format_prompt(definitions, facts.asked),
-      tuple(self._right_step(facts, name) for name in facts.order),
-      str(values[asked]),
-      _key(reads[: asked + 1], values[: asked + 1]),
+      tuple(self._right_step(facts, name) for name in facts.operands),
+      str(values[-1]),
+      _key(reads, values),
       facts,
     )
 
@@ -208,11 +171,7 @@ class Graph(Task):
     values_right = all(facts.value[name] == value for name, value in zip(read.operands, read.values, strict=True))
     # The sum is checked too: a wrong definition can have every number right and still not add up.
     if values_right and read.result == facts.value[read.name] == sum(read.values) % self.modulus:
-      if not copied or early:
-        return UNVERIFIED
-      if read.name in facts.order:
-        return RIGHT
-      return Verdict("wrong", UNNEEDED) if self.unneeded else UNVERIFIED
+      return RIGHT if copied and not early else UNVERIFIED
     if not copied:
       return Verdict("wrong", "copy")
     if early:
@@ -227,13 +186,6 @@ class Graph(Task):
     name = self._next_name(facts, stated)
     if name is None:
       return None
-    if error == UNNEEDED:
-      ready = [
-        candidate
-        for candidate, pair in facts.operands.items()
-        if candidate not in facts.order and candidate not in stated and not self._missing(facts, stated, pair)
-      ]
-      return self._right_step(facts, ready[rng.integers(len(ready))]) if ready else None
     if error == "early":
       waiting = [
         candidate
@@ -279,7 +231,6 @@ class Graph(Task):
         calc       ca4b3c8      calcc      calc4+3=7    the sum
         copy       cd4b3c7      copyc      copycab      c is a + b
         repeat     ca4b3c7      repeatc    repeatc7dca  c is known; d is asked, c + a gives it
-        unneeded   eb3c7e0      unneedede  unneedede?dca  d does without e
         malformed  ca43         malformed  malformeddca
 
     When this quantity cannot be computed now, "recompute" goes from it, or from the asked one, through the first
@@ -305,8 +256,6 @@ class Graph(Task):
       way = way[1:]  # starts at the missing operand
     elif error == "repeat" or (error == "copy" and name in facts.value and name not in facts.operands):
       name = _format_given(name, facts.value[name])
-    elif error == UNNEEDED:
-      name += "?"
     definitions = "".join(_format_derived(quantity, facts.operands[quantity]) for quantity in way)
     return error + (definitions if way[:1] == [name] else name + definitions)
 
@@ -332,7 +281,7 @@ class Graph(Task):
 
     Starts at the asked quantity where that of the step need not be computed; empty where nothing is left to compute.
     """
-    name = read.name if read and read.name in facts.order and read.name not in stated else facts.asked
+    name = read.name if read and read.name in facts.operands and read.name not in stated else facts.asked
     way = [name] if name not in stated else []
     while way and (missing := self._missing(facts, stated, facts.operands[way[-1]])):
       way.append(missing[0])
@@ -343,7 +292,7 @@ class Graph(Task):
     return [name for name in names if name in facts.operands and name not in stated]
 
   def _next_name(self, facts: Facts, stated: dict[str, int]) -> str | None:
-    return next((name for name in facts.order if name not in stated), None)
+    return next((name for name in facts.operands if name not in stated), None)
 
   def _right_step(self, facts: Facts, name: str) -> str:
     operands = facts.operands[name]

@@ -313,10 +313,10 @@ class Gsm8k(Task):
   problem_of = staticmethod(problem_of)
 
   def __init__(self, task: TaskConfig):
-    if task.min_size or task.max_size or task.modulus or task.unneeded:
+    if task.min_size or task.max_size or task.modulus:
       raise InputError(
-        f"task.min_size={task.min_size} max_size={task.max_size} modulus={task.modulus} "
-        f"unneeded={task.unneeded}; gsm8k reads its problems from data.path, all four must be 0"
+        f"task.min_size={task.min_size} max_size={task.max_size} modulus={task.modulus}; gsm8k reads its problems from "
+        "data.path, all three must be 0"
       )
 
   def make(self, rng: np.random.Generator) -> Problem:

@@ -1,0 +1,165 @@
+"""Building a config: a ConfigDict, or the JSON of a workdir, becomes a checked `Config`.
+
+Functions other than these take sections or plain values, never a ConfigDict.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import ml_collections
+
+from insec_jax.command import InputError
+from insec_jax.config import FROM_FILE, MOST_PROBLEMS, NEWER, REMOVED, SECTIONS, Config, defaults
+from insec_jax.config_types import shown
+from insec_jax.files.reading import parse_json
+
+
+def update_keys(values: Any) -> None:
+  """Fill in the newer keys that the values lack and delete the removed keys that they have, in place.
+
+  Raises InputError for a removed key with another value than the one that means "as now".
+  """
+  for name in (*NEWER, *REMOVED):
+    section, key = name.split(".")
+    held = values.get(section)
+    if not isinstance(held, dict | ml_collections.ConfigDict):
+      continue
+    if name in NEWER and key not in held:
+      held[key] = defaults()[section][key]
+    elif name in REMOVED and key in held:
+      value, version = REMOVED[name]
+      if held[key] != value:
+        raise InputError(
+          f"config has {name}={shown(held[key])}, a key that version {version} has removed: it always acts as with "
+          f"{value!r}; leave the key out, or use an earlier version"
+        )
+      del held[key]
+
+
+def _check_keys(where: str, seen: set, needed: set[str]) -> None:
+  for key in sorted(seen - needed, key=str):
+    close = difflib.get_close_matches(str(key), needed, n=1)
+    raise InputError(f"config has no key {where}{key}" + (f"; did you mean {where}{close[0]}?" if close else ""))
+  if missing := sorted(needed - seen):
+    raise InputError(f"config misses {where}{missing[0]}; every key is given a value in the config file")
+
+
+def plain_values(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
+  """Return the values as dicts with the keys of this version; InputError for a missing or unknown section or key."""
+  try:
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+  except Exception as error:  # a placeholder without a value, a reference to itself
+    raise InputError(f"config cannot be read as plain values: {error}") from None
+  if not isinstance(values, dict):
+    raise InputError(f"the config is {shown(values)}; must be a ConfigDict")
+  _check_keys("", set(values), {field.name for field in dataclasses.fields(Config)})
+  for name in SECTIONS:
+    if not isinstance(values[name], dict):
+      raise InputError(f"config section {name} must be a dict of values, got {shown(values[name])}")
+  values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+  update_keys(values)
+  for name, section in SECTIONS.items():
+    _check_keys(f"{name}.", set(values[name]), {field.name for field in dataclasses.fields(section)})
+  return values
+
+
+def build(config: ml_collections.ConfigDict | dict, *, mined_path: str = "") -> Config:
+  """Return the checked config.
+
+  `mined_path` is the file of mined records where the config uses some and gives no path. Raises InputError for a
+  missing or unknown key, a wrong value, or sections that contradict each other.
+  """
+  values = plain_values(config)
+  sections = {name: section(**values[name]) for name, section in SECTIONS.items()}
+  mistakes = sections["mistakes"]
+  if mined_path and mistakes.mined and not mistakes.mined_path and not values["rounds"]:
+    sections["mistakes"] = dataclasses.replace(mistakes, mined_path=mined_path)
+  built = Config(seed=values["seed"], rounds=values["rounds"], **sections)
+  _check_across(built)
+  return built
+
+
+def from_json(text: str) -> Config:
+  """Return the config that `Config.to_json` wrote; InputError as in `build`, or if the text is not JSON."""
+  return build(parse_json(text, "the config"))
+
+
+def _check_across(config: Config) -> None:
+  from_file = config.task.name in FROM_FILE
+  if from_file and not config.data.path:
+    raise InputError(f"task.name={config.task.name!r} reads records from a file; give --config.data.path=FILE.jsonl")
+  if not from_file and (config.task.min_size < 1 or config.data.num_records < 1):
+    raise InputError(
+      f"task.name={config.task.name!r} makes its problems; task.min_size and data.num_records must be at least 1"
+    )
+  if not from_file and (most := max(config.data.num_records, config.data.num_heldout)) > MOST_PROBLEMS:
+    raise InputError(
+      f"data.num_records={config.data.num_records} or data.num_heldout={config.data.num_heldout}: "
+      f"task.name={config.task.name!r} would make {most:,} problems; must be at most {MOST_PROBLEMS:,}"
+    )
+  if config.evaluate.max_size and from_file:
+    raise InputError(
+      f"evaluate.max_size={config.evaluate.max_size}: records of task.name={config.task.name!r} have no "
+      "sizes; set it to 0"
+    )
+  if 0 < config.evaluate.max_size <= config.task.max_size:
+    raise InputError(
+      f"evaluate.max_size={config.evaluate.max_size} is for problems larger than any trained on; must "
+      f"be above task.max_size={config.task.max_size}, or 0 for none"
+    )
+  if config.mistakes.source == "mined" and not config.data.path:
+    raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
+  _check_mined(config)
+  _check_confidence(config)
+  if config.optimizer.warmup_steps > config.train.steps:
+    raise InputError(
+      f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}; lower it"
+    )
+  if not any(config.loss.weight_R):
+    raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")
+
+
+def _check_mined(config: Config) -> None:
+  mistakes = config.mistakes
+  if not config.rounds:
+    if mistakes.mined and not mistakes.mined_path:
+      raise InputError(
+        f"mistakes.mined={mistakes.mined} mixes in records that mine wrote; give "
+        "--config.mistakes.mined_path=FILE.jsonl, or --config.rounds=R to mine while training"
+      )
+  elif mistakes.mined_path:
+    raise InputError(
+      f"rounds={config.rounds} mines what it trains on; leave mistakes.mined_path="
+      f"{mistakes.mined_path!r} empty, or set rounds=0"
+    )
+  elif not mistakes.mined:
+    raise InputError(
+      f"rounds={config.rounds} with mistakes.mined=0 would mine records that nobody reads; give "
+      "mistakes.mined a share, or set rounds=0"
+    )
+  elif config.rounds > config.train.steps:
+    raise InputError(f"rounds={config.rounds} is above train.steps={config.train.steps}; lower it")
+  elif config.task.name == "records":
+    raise InputError("rounds needs a task that checks steps, and task.name='records' has no checker; set rounds=0")
+
+
+def _check_confidence(config: Config) -> None:
+  """Raise InputError unless all training transcripts have confidence tokens: no step should be without them."""
+  if not config.tokenizer.confidence:
+    return
+  if config.mistakes.unit != "line":
+    raise InputError(
+      f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
+      "set mistakes.unit='line'"
+    )
+  if config.mistakes.source == "injected" and config.mistakes.mined < 1:
+    raise InputError(
+      f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
+      f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1"
+    )
+  if config.mistakes.source == "injected" and config.data.num_heldout:
+    raise InputError(
+      f"tokenizer.confidence: data.num_heldout={config.data.num_heldout} transcripts would be made "
+      "without the model's confidence, and a loss on them means nothing; set data.num_heldout=0"
+    )
