@@ -18,7 +18,7 @@ from typing import Any
 from insec_jax.command import InputError
 from insec_jax.files.reading import local_path, read_json_lines
 from insec_jax.method import roles
-from insec_jax.method.tasks import Problem, gsm8k
+from insec_jax.method.tasks import Problem, gsm8k_records
 from insec_jax.method.transcript import Piece, Transcript
 
 SPEAKERS = ("system", "user", "assistant")
@@ -121,7 +121,7 @@ def _problem(record: dict, where: str) -> Problem:
   for key in ("question", "answer"):
     _text(record[key], where, key)
   try:
-    return gsm8k.problem_of(record)
+    return gsm8k_records.problem_of(record)
   except InputError as error:
     raise InputError(f"{where}: {error}") from error
 

@@ -12,7 +12,7 @@ from datakit import IM_TEMPLATE, bpe_tokenizer, config, write_lines
 
 from insec_jax.command import InputError
 from insec_jax.data import encoding, pipeline, tokens
-from insec_jax.method.tasks import gsm8k
+from insec_jax.method.tasks import gsm8k_records
 from insec_jax.method.transcript import split_steps
 
 ROOT = Path(__file__).parents[2]
@@ -114,9 +114,9 @@ def test_annotations_are_placed_in_time_linear_in_the_line():
   def answer(num):
     return {"question": "q", "answer": "1 = <<1=1>>1 " * num + "\n#### 1"}
 
-  small, large = (counted(gsm8k.problem_of, answer(num)) for num in (100, 1000))
+  small, large = (counted(gsm8k_records.problem_of, answer(num)) for num in (100, 1000))
   assert large <= 10.5 * small
-  assert gsm8k.problem_of(answer(2)).facts.notes[1] == gsm8k.Note(10, "1", Fraction(1))
+  assert gsm8k_records.problem_of(answer(2)).facts.notes[1] == gsm8k_records.Note(10, "1", Fraction(1))
 
 
 def test_steps_of_dots_or_blank_lines_are_split_in_time_linear_in_them():
@@ -127,7 +127,7 @@ def test_steps_of_dots_or_blank_lines_are_split_in_time_linear_in_them():
 
 def test_arithmetic_of_any_length_is_read_or_refused():
   with pytest.raises(InputError, match="does not hold"):
-    gsm8k.problem_of({"question": "q", "answer": f"<<{'(' * 100_000}1=1>>\n#### 1"})
+    gsm8k_records.problem_of({"question": "q", "answer": f"<<{'(' * 100_000}1=1>>\n#### 1"})
 
 
 def test_messages_by_the_thousand_are_taken_apart_in_linear_time():

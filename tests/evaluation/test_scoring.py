@@ -27,6 +27,7 @@ from insec_jax.evaluation.scoring import (
 from insec_jax.method import tasks
 from insec_jax.method.mistakes import with_mistakes
 from insec_jax.method.roles import MISTAKE
+from insec_jax.method.tasks import gsm8k_records
 from insec_jax.method.tasks.graph import Facts
 from insec_jax.method.transcript import Markers, render
 
@@ -371,7 +372,7 @@ def test_any_text_can_be_scored():
   gsm8k = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0))
   chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0))
   record = {"question": "2 and 3?", "answer": "It has 2 * 3 = <<2*3=6>>6 parts, 50% are red.\n#### 6"}
-  problems = [(TASK, PROBLEM), (chain, chain.make(rng)), (gsm8k, gsm8k.problem_of(record))]
+  problems = [(TASK, PROBLEM), (chain, chain.make(rng)), (gsm8k, gsm8k_records.problem_of(record))]
   words = [
     "<err>",
     "<fix>",

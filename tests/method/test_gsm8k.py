@@ -11,7 +11,8 @@ from insec_jax.method import tasks
 from insec_jax.method.mistakes import with_mistakes
 from insec_jax.method.roles import MISTAKE
 from insec_jax.method.tasks.arithmetic import numbers_of, words_of
-from insec_jax.method.tasks.gsm8k import Gsm8k, problem_of
+from insec_jax.method.tasks.gsm8k import Gsm8k
+from insec_jax.method.tasks.gsm8k_records import problem_of
 from insec_jax.method.transcript import Markers, clean, clean_text, render
 
 RECORDS = [

@@ -162,7 +162,7 @@ def pieces(*texts: tuple[str, str]) -> dict:
   return {"pieces": [{"role": role, "text": text} for role, text in texts]}
 
 
-def gsm8k(folder, lines, **changes) -> config_lib.Config:
+def gsm8k(folder, lines, **changes) -> Config:
   """The config above for the task gsm8k, with these records and injected mistakes."""
   path = write_lines(folder / "r.jsonl", lines)
   return config(**{"task__name": "gsm8k", "data__path": path, "mistakes__source": "injected", **changes})

@@ -1,9 +1,4 @@
-"""GSM8K: word problems whose solutions have calculator annotations, which are moved from the text to the facts.
-
-    record   {"question": "...", "answer": "48/2 = <<48/2=24>>24 clips in May.\\n#### 24"}
-    prompt   ...\\n
-    steps    48/2 = 24 clips in May.\\n
-             #### 24\\n
+"""GSM8K: word problems whose steps are checked by the annotations of their solutions (`gsm8k_records`).
 
 What proves a step wrong, by class:
     calc      its arithmetic does not give the stated result (parsed from the step, or: the words and operands of a step
@@ -18,12 +13,7 @@ Any other step is right when it is one of the solution's or its arithmetic gives
 it is unverified.
 """
 
-import bisect
-import collections
-import functools
-import operator
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -33,9 +23,7 @@ from insec_jax.command import InputError
 from insec_jax.config import TaskConfig
 from insec_jax.method.tasks import MALFORMED, RIGHT, UNVERIFIED, Problem, Task, Verdict
 from insec_jax.method.tasks.arithmetic import (
-  MOST_CHARACTERS,
   NUMBER,
-  decimals,
   equations,
   evaluate,
   numbers_of,
@@ -45,15 +33,17 @@ from insec_jax.method.tasks.arithmetic import (
   words_of,
   written_like,
 )
-from insec_jax.method.transcript import split_steps
+from insec_jax.method.tasks.gsm8k_records import (
+  FINAL,
+  Gold,
+  Note,
+  answer_in,
+  cached_by_identity,
+  golds_of,
+  results_of,
+)
 
 CLASSES = ("calc", "operand", "carry", "value", "answer", "repeat")
-_NOTE = re.compile(r"<<([^<>]*)>>")
-_FINAL = re.compile(r"####[ \t]*([^\n]*)")
-_ANSWER = re.compile(rf"(-?)\$?({NUMBER.pattern})[%.]?")
-_AFTER = re.compile(r"[\s$€£]+")  # between an annotation and the number that states its result, or
-_BEFORE = re.compile(r"[ =$]+")  # between that number and the annotation
-_MOST_CACHED = 256
 _MOST_SOURCES = 500  # different numbers of a record; with more, nearly every number has a source
 _LEAST_WORDS = 3  # a step of fewer words says too little for another number in it to be called wrong
 # Numbers in words, and numbers of common knowledge.
@@ -94,34 +84,6 @@ _KNOWN = (1, 2, 4, 7, 10, 12, 24, 30, 31, 52, 60, 100, 365, 1000)
 
 
 @dataclass(frozen=True)
-class Note:
-  """An annotation: the place of its result in the solution (a character), the expression, its value."""
-
-  place: int
-  expression: str
-  result: Fraction
-
-
-@dataclass(frozen=True)
-class Facts:
-  """The question, the final answer, and the annotations of the solution."""
-
-  question: str
-  answer: Fraction
-  notes: tuple[Note, ...]
-
-
-@dataclass(frozen=True)
-class Gold:
-  """A step of the solution, prepared for comparison: its words, its numbers, and (index of the result, note) pairs."""
-
-  text: str
-  words: str
-  numbers: tuple[Fraction, ...]
-  notes: tuple[tuple[int, Note], ...]
-
-
-@dataclass(frozen=True)
 class Finding:
   """A verdict and, where it is wrong, its explanation as a label and recomputed."""
 
@@ -138,127 +100,13 @@ def _miscalculated(expression: str, *, value: Fraction, stated: Fraction) -> Fin
   return _wrong("calc", f"{expression} is not {show(stated)}.", f"{expression} is {show(value)}, not {show(stated)}.")
 
 
-def _answer_in(step: str) -> Fraction | None:
-  """Return the final answer that the step states; None when it states none, or no number."""
-  final = _FINAL.search(step)
-  match = final and _ANSWER.fullmatch(final[1].strip())
-  return match and value_of(match[2]) * (-1 if match[1] else 1)
-
-
-def problem_of(record: dict) -> Problem:
-  """Return the problem of a published record; its steps are the lines of the answer.
-
-  Raises InputError for an answer without "#### number" at its end, or an annotation that is no arithmetic or does not
-  hold.
-  """
-  question, annotated = record["question"], record["answer"].strip() + "\n"
-  kept, num_kept, notes, start = [], 0, [], 0
-  for match in _NOTE.finditer(annotated):
-    expression, _, stated = match[1].replace("//", "/").partition("=")  # two published ones divide like this
-    value, result = evaluate(expression), evaluate(stated)
-    if value is None or result is None or abs(value - result) >= Fraction(1, 10 ** max(decimals(stated), 1)):
-      raise InputError(f"annotation {match[0]:.200} does not hold; write <<arithmetic=result>>, or take it out")
-    kept.append(annotated[start : match.start()])
-    num_kept += len(kept[-1])
-    start = match.end()
-    notes.append(Note(num_kept, expression, result))
-  solution = "".join((*kept, annotated[start:]))
-  last = solution[:-1].rpartition("\n")[2]
-  answer = _answer_in(last)
-  if answer is None or not last.startswith("####"):
-    raise InputError(f"answer ends in {last[-60:]!r}; its last line must be '#### ' and the final number")
-  prompt = question.rstrip("\n") + "\n"
-  facts = Facts(question, answer, _locate_notes(notes, solution))
-  return Problem(prompt, split_steps(solution, "line"), show(answer), question, facts)
-
-
-def _locate_notes(notes: Sequence[Note], solution: str) -> tuple[Note, ...]:
-  """Return each note with the place of the number that states its result, right after or right before it; -1 if none.
-
-  The solution is scanned once: the time is linear in its length, whatever the number and places of the notes.
-  """
-  numbers = [match.start() for match in NUMBER.finditer(solution)]
-  after, before = ([match.span() for match in gap.finditer(solution)] for gap in (_AFTER, _BEFORE))
-
-  def place(note: Note) -> int:
-    start, stop = _last_span_from(after, note.place)
-    stating = NUMBER.match(solution, stop if start <= note.place < stop else note.place)
-    if stating and value_of(stating[0]) == note.result:
-      return stating.start()
-    start, stop = _last_span_from(before, note.place - 1)
-    end = start if start < note.place <= stop else note.place
-    first = bisect.bisect(numbers, end - MOST_CHARACTERS) - 1  # far enough back to match the number whole
-    for stating in NUMBER.finditer(solution, numbers[first] if first >= 0 else 0, end):
-      if stating.end() == end and value_of(stating[0]) == note.result:
-        return stating.start()
-    return -1
-
-  return tuple(Note(place(note), note.expression, note.result) for note in notes)
-
-
-def _last_span_from(spans: list[tuple[int, int]], place: int) -> tuple[int, int]:
-  """Return the last span that begins at or before the place; an empty one where none does."""
-  k = bisect.bisect(spans, place, key=lambda span: span[0]) - 1
-  return spans[k] if k >= 0 else (0, 0)
-
-
-def _cached_by_identity(make: Callable) -> Callable:
-  """Cache the results of `make` for the last 256 lists of arguments, compared by identity.
-
-  Equality and hash of a long solution would cost as much as reading it, at each of its steps.
-  """
-  kept = collections.OrderedDict()  # the arguments are kept as well: no other object can get their ids
-
-  @functools.wraps(make)
-  def cached(*arguments):
-    key = tuple(map(id, arguments))
-    if key not in kept:
-      kept[key] = arguments, make(*arguments)
-      if len(kept) > _MOST_CACHED:
-        kept.popitem(last=False)
-    return kept[key][1]
-
-  return cached
-
-
-@_cached_by_identity
-def _golds(steps: tuple[str, ...], notes: tuple[Note, ...]) -> tuple[Gold, ...]:
-  """Return the steps of a solution, prepared for comparison."""
-  notes_at = collections.defaultdict(list)
-  for number, note in enumerate(notes):
-    notes_at[note.place].append((number, note))
-  golds, start = [], 0
-  for step in steps:
-    inside = [
-      (number, k, note)
-      for k, match in enumerate(NUMBER.finditer(step))
-      for number, note in notes_at.get(start + match.start(), ())
-    ]
-    golds.append(Gold(step, words_of(step), numbers_of(step), tuple(pair[1:] for pair in sorted(inside, key=_first))))
-    start += len(step)
-  return tuple(golds)
-
-
-_first = operator.itemgetter(0)
-
-
-@_cached_by_identity
-def _results(steps: tuple[str, ...], notes: tuple[Note, ...]) -> dict[Fraction, int]:
-  """Return the index of the first step that has each result."""
-  places = {}
-  for k, gold in enumerate(_golds(steps, notes)):
-    for _, note in gold.notes:
-      places.setdefault(note.result, k)
-  return places
-
-
-@_cached_by_identity
+@cached_by_identity
 def _given(question: str) -> frozenset[Fraction]:
   """Return the numbers of a question."""
   return frozenset(numbers_of(question))
 
 
-@_cached_by_identity
+@cached_by_identity
 def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray | None:
   """Return all numbers with a source, sorted: in question or solution, common, or one operation on two of them.
 
@@ -304,13 +152,12 @@ def _has_operator(note: Note) -> bool:
 
 
 class Gsm8k(Task):
-  """The GSM8K task; problems come from records (`problem_of`), and steps may be lines, sentences or paragraphs."""
+  """The GSM8K task; problems come from records, and steps may be lines, sentences or paragraphs."""
 
   name = "gsm8k"
   error_classes = CLASSES
   symbols = None
   units = ("line", "sentence", "paragraph")
-  problem_of = staticmethod(problem_of)
 
   def __init__(self, task: TaskConfig):
     if task.min_size or task.max_size or task.modulus:
@@ -341,7 +188,7 @@ class Gsm8k(Task):
     return finding.label if detail == "label" else finding.recompute
 
   def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
-    golds = _golds(problem.steps, problem.facts.notes)
+    golds = golds_of(problem.steps, problem.facts.notes)
     k = self._place(problem, before)
     if error == "repeat":
       return before[rng.integers(len(before))] if before else None
@@ -350,7 +197,7 @@ class Gsm8k(Task):
     gold = golds[k]
     spans = [match.span() for match in NUMBER.finditer(gold.text)]
     if error == "answer":
-      final = _FINAL.search(gold.text)
+      final = FINAL.search(gold.text)
       place = next((j for j, span in enumerate(spans) if final and span[0] > final.start()), None)
       return None if place is None else _replace(gold, spans, {place: _slip(gold, spans[place], rng)})
     notes = [pair for pair in gold.notes if _has_operator(pair[1]) != (error == "value")]
@@ -390,14 +237,14 @@ class Gsm8k(Task):
 
   def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
     del problem
-    answers = [answer for step in steps if (answer := _answer_in(step)) is not None]
+    answers = [answer for step in steps if (answer := answer_in(step)) is not None]
     return show(answers[-1]) if answers else None
 
   def _place(self, problem: Problem, before: tuple[str, ...]) -> int:
     """Return the index of the next step: one past the last of the solution that `before` states by text or result."""
     if before == problem.steps[: len(before)]:
       return len(before)
-    golds = _golds(problem.steps, problem.facts.notes)
+    golds = golds_of(problem.steps, problem.facts.notes)
     place = 0
     for step in before:
       stated = {equation.stated for equation in equations(step) if equation.holds}
@@ -409,11 +256,11 @@ class Gsm8k(Task):
 
   def _is_earlier(self, problem: Problem, k: int, number: Fraction) -> bool:
     """Return whether the number is the result of a step before the k-th that the question does not give."""
-    results = _results(problem.steps, problem.facts.notes)
+    results = results_of(problem.steps, problem.facts.notes)
     return number in results and results[number] < k and number not in _given(problem.facts.question)
 
   def _find(self, problem: Problem, before: tuple[str, ...], step: str) -> Finding:
-    golds = _golds(problem.steps, problem.facts.notes)
+    golds = golds_of(problem.steps, problem.facts.notes)
     stripped, words, numbers = step.strip(), words_of(step), numbers_of(step)
     seen = sum(earlier.strip() == stripped for earlier in before)
     if seen and seen >= sum(gold.text.strip() == stripped for gold in golds):
@@ -423,9 +270,9 @@ class Gsm8k(Task):
     alike = [k for k, gold in enumerate(golds) if gold.words == words]
     if any(golds[k].numbers == numbers for k in alike):
       return Finding(RIGHT)
-    final = _FINAL.search(step)
+    final = FINAL.search(step)
     if final:
-      stated = _answer_in(step)
+      stated = answer_in(step)
       if stated is None:
         return _wrong(MALFORMED, "The answer is not a number.", f"The answer is the number {problem.answer}.")
       if stated != problem.facts.answer:
@@ -441,13 +288,13 @@ class Gsm8k(Task):
     # Several steps may have these words: the step is wrong only if it is wrong as each of them.
     if first and first.verdict.error and all(finding.verdict.error for finding in altered):
       return first
-    results = _results(problem.steps, problem.facts.notes)
-    confirmed = any(equation.stated in results for equation in written) or _FINAL.fullmatch(stripped)
+    results = results_of(problem.steps, problem.facts.notes)
+    confirmed = any(equation.stated in results for equation in written) or FINAL.fullmatch(stripped)
     return Finding(RIGHT if confirmed else UNVERIFIED)
 
   def _altered(self, problem: Problem, k: int, numbers: tuple[Fraction, ...]) -> Finding:
     """Return the finding on a step with the words of step k and other numbers; unverified unless proved wrong."""
-    gold = _golds(problem.steps, problem.facts.notes)[k]
+    gold = golds_of(problem.steps, problem.facts.notes)[k]
     if len(re.findall(r"[^\W\d_]{2,}", gold.text)) < _LEAST_WORDS:
       return Finding(UNVERIFIED)
     changed = {}
