@@ -3,31 +3,31 @@
 Matmul FLOPs are those of dots, convolutions (a TPU's dots) and the GPU's matmul calls: 2 for each multiplication and
 addition. Kernels (Pallas, cuDNN) are opaque: their calls are counted by name, their FLOPs are not.
 
-Bytes of a collective are those that a device in a ring of n receives, given the bytes b of its own operand:
-
-    all-gather           (n - 1) b         all-to-all           (n - 1) / n b
-    reduce-scatter   (n - 1) / n b         collective-permute             b
-    all-reduce     2 (n - 1) / n b
-
-HBM bytes are an estimate: bytes of main memory that fusions and other top-level operations read and write, each operand
-once, only the slice of a sliced operand, without the padding of tiles.
+Bytes of collectives: see `collectives`. HBM bytes are an estimate: see `hbm`.
 """
 
 import collections
 import dataclasses
 import functools
-import itertools
-import json
 import math
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from insec_jax.sizing.collectives import (
+  COLLECTIVES,
+  braces,
+  ends_in_slice,
+  kind_of,
+  replica_groups,
+  ring_bytes,
+  slices_reached,
+)
+from insec_jax.sizing.hbm import FUSIONS, NOTES, moved_bytes
 from insec_jax.sizing.hlo import Computation, Evaluator, HloError, Instruction, Module, Value, given_trips, known_trips
 
 ICI, DCN = "ici", "dcn"
-COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ def count(module: Module, scopes: Mapping[str, int]) -> Counts:
   counts = walk.computation(module.entry, arguments, fused=False)
   for name in module.computations.keys() - walk.visited:
     for instruction in module.computations[name].instructions.values():
-      if _is_matmul(instruction) or _kind(instruction):
+      if _is_matmul(instruction) or kind_of(instruction):
         raise HloError(f"{instruction.name} stands in {name}, which nothing that is understood calls")
   return counts
 
@@ -96,7 +96,7 @@ class _Walk:
       for computation in module.computations.values()
       if _calls(computation, "AsyncCollectiveStart")
       for instruction in computation.instructions.values()
-      if _kind(instruction)
+      if kind_of(instruction)
     }
 
   def computation(self, name: str, arguments: tuple[Value, ...], *, fused: bool, again: bool = False) -> Counts:
@@ -130,7 +130,7 @@ class _Walk:
       else:
         counts.add(self._operation(computation, instruction, fused=fused, again=again), 1)
       if not fused:
-        counts.hbm_bytes += _moved_bytes(self._module, computation, instruction)
+        counts.hbm_bytes += moved_bytes(self._module, computation, instruction)
     return counts
 
   def _loop(self, loop: Instruction, state: Value) -> tuple[Counts, int]:
@@ -181,7 +181,7 @@ class _Walk:
           ),
           default=0,
         )
-    elif (kind := _kind(instruction)) and not (fused and self._is_in_flight(computation, instruction)):
+    elif (kind := kind_of(instruction)) and not (fused and self._is_in_flight(computation, instruction)):
       counts.received.update(self._received(computation, instruction, kind, fused=fused))
     return counts
 
@@ -196,34 +196,17 @@ class _Walk:
   ) -> dict[tuple[str, str], float]:
     operand = sum(array.num_bytes for name in instruction.operands for array in computation.instructions[name].arrays)
     if instruction.opcode == "send":
-      return {(DCN, kind): ring_bytes(kind, operand, _slices(instruction))}
+      return {(DCN, kind): ring_bytes(kind, operand, slices_reached(instruction))}
     if kind == "collective-permute":
-      moves = any(source != target for source, target in _braces(instruction.attribute("source_target_pairs")))
+      moves = any(source != target for source, target in braces(instruction.attribute("source_target_pairs")))
       return {(ICI, kind): operand} if moves else {}
     # A TPU implements a reduce-scatter as a fusion of an all-reduce and a slice of it.
-    if kind == "all-reduce" and fused and _ends_in_slice(computation, instruction):
+    if kind == "all-reduce" and fused and ends_in_slice(computation, instruction):
       kind = "reduce-scatter"
     groups = replica_groups(instruction.attribute("replica_groups"), self._module.num_devices)
     return {(ICI, kind): ring_bytes(kind, operand, len(groups[0]))}
 
 
-def ring_bytes(kind: str, operand: float, n: int) -> float:
-  """Return the bytes that each of n devices receives, given operands of `operand` bytes: the table at the top."""
-  if n == 1:
-    return 0.0
-  return (
-    operand
-    * {
-      "all-gather": n - 1,
-      "reduce-scatter": (n - 1) / n,
-      "all-reduce": 2 * (n - 1) / n,
-      "all-to-all": (n - 1) / n,
-      "collective-permute": 1,
-    }[kind]
-  )
-
-
-FUSIONS = ("fusion", "fusion-start")
 STARTS = ("call-start", "custom-call-start", "async-start", "fusion-start")
 
 
@@ -264,143 +247,18 @@ def _identity(instruction: Instruction) -> tuple:
   )
 
 
-# Collectives between the slices of a pod, which pass through the hosts of a TPU.
-BETWEEN_SLICES = {
-  "ALL_REDUCE": "all-reduce",
-  "ALL_GATHER": "all-gather",
-  "REDUCE_SCATTER": "reduce-scatter",
-  "ALL_TO_ALL": "all-to-all",
-  "ONE_TO_ONE": "collective-permute",
-}
-
-
-def _kind(instruction: Instruction) -> str | None:
-  """Return the kind of a collective; None for other operations and for the second half of an asynchronous one.
-
-  Raises HloError for an operation that moves bytes between devices and cannot be counted.
-  """
-  name = instruction.opcode.removesuffix("-start")
-  if name in COLLECTIVES:
-    return name
-  between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-  if instruction.opcode == "recv" and between:
-    return None  # the other end of a send
-  if instruction.opcode == "send" and between and between[1] in BETWEEN_SLICES:
-    return BETWEEN_SLICES[between[1]]
-  if name in ("ragged-all-to-all", "collective-broadcast", "send", "recv"):
-    raise HloError(
-      f"{instruction.opcode} {instruction.name} ({instruction.op_name}) moves bytes between devices, and is not counted"
-    )
-  return None
-
-
-def _slices(instruction: Instruction) -> int:
-  """Return the number of slices that a send reaches, such as 2 for `{1,2}x{0:3}`: slices 1 and 2, devices 0 to 3."""
-  match = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', instruction.attributes)
-  if not match:
-    raise HloError(f"send {instruction.name} does not say to which slices")
-  ends = [[int(end) for end in part.split(":")] for part in match[1].split(",")]
-  return sum(part[-1] - part[0] + 1 for part in ends)
-
-
-def _ends_in_slice(computation: Computation, instruction: Instruction) -> bool:
-  users = computation.readers[instruction.name]
-  if len(users) == 1 and users[0].opcode in ("bitcast", "reshape", "copy"):
-    return _ends_in_slice(computation, users[0])
-  return len(users) == 1 and users[0].opcode == "dynamic-slice"
-
-
-def _braces(text: str) -> tuple[tuple[int, ...], ...]:
-  """Return the groups of a text such as `{{0,1},{2,3}}`."""
-  return tuple(tuple(int(number) for number in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", text))
-
-
-def _transposed(dims: str, shape: str, order: str | None) -> np.ndarray:
-  ids = np.arange(math.prod(map(int, shape.split(",")))).reshape([int(size) for size in shape.split(",")])
-  if order:
-    ids = ids.transpose([int(axis) for axis in order.split(",")])
-  return ids.reshape([int(size) for size in dims.split(",")])
-
-
-IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-MESH = re.compile(r"@?mesh\[([^\]]*)\](?:, device_ids=\((.*?)\)(?= \{))? \{(.*)\}$")
-MESH_AXIS = re.compile(r"'?([\w.\-]+)'?(?::\((\d+)\)(\d+))?$")
-
-
-def replica_groups(text: str | None, num_devices: int) -> tuple[tuple[int, ...], ...]:
-  """Return the groups of devices, from any of HLO's notations; one group of all devices when none is given.
-
-  {{0,1},{2,3}}   [2,2]<=[4]   [2,2]<=[2,2]T(1,0)   mesh['a'=2,'b'=2] {'b'}   mesh['a'=4] {'a':(2)2}
-  """
-  if text is None or text == "{}":
-    return (tuple(range(num_devices)),)
-  if text.startswith("{{"):
-    return _braces(text)
-  if match := IOTA.fullmatch(text):
-    return tuple(map(tuple, _transposed(*match.groups()).tolist()))
-  if match := MESH.fullmatch(text):
-    axes, ids, chosen = match.groups()
-    sizes = {name.strip("' "): int(size) for name, size in (axis.split("=") for axis in axes.split(","))}
-    return _mesh_groups(sizes, _device_ids(ids, math.prod(sizes.values())), chosen, text)
-  raise HloError(f"replica groups {text!r} are written in a way that is not understood")
-
-
-def _device_ids(text: str | None, number: int) -> np.ndarray:
-  if text is None:
-    return np.arange(number)
-  if match := re.search(r"(?:\[([\d,]+)\])?<?=?\[([\d,]+)\]T\(([\d,]+)\)", text):
-    return _transposed(match[1] or str(number), match[2], match[3]).reshape(-1)
-  return np.array([int(device_id) for device_id in re.findall(r"\d+", text)])
-
-
-def _mesh_groups(sizes: dict[str, int], ids: np.ndarray, chosen: str, text: str) -> tuple[tuple[int, ...], ...]:
-  # Each axis is split into three: the part before the chosen sub-axis, the sub-axis, and the part after it.
-  parts = {name: (1, 1, size) for name, size in sizes.items()}
-  for axis in chosen.split(","):
-    match = MESH_AXIS.match(axis.strip())
-    if not match or match[1] not in sizes or parts[match[1]][1] != 1:
-      raise HloError(f"replica groups {text!r} are written in a way that is not understood")
-    name, before, size = match[1], int(match[2] or 1), int(match[3] or sizes[match[1]])
-    parts[name] = (before, size, sizes[name] // before // size)
-  split = ids.reshape([part for three in parts.values() for part in three])
-  inside = [3 * number + 1 for number in range(len(parts))]
-  outside = [axis for axis in range(split.ndim) if axis not in inside]
-  size = math.prod(split.shape[axis] for axis in inside)
-  return tuple(map(tuple, split.transpose(outside + inside).reshape(-1, size).tolist()))
-
-
 GEMM = ("__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8", "__onednn$matmul")
-# Annotations of the compiler: neither kernels nor moved bytes.
-NOTES = (
-  "AllocateBuffer",
-  "ConcatBitcast",
-  "AsyncCollectiveStart",
-  "AsyncCollectiveDone",
-  "Sharding",
-  "SPMDFullToShardShape",
-  "SPMDShardToFullShape",
-  "AssumeGatherIndicesInBound",
-  "annotate_device_placement",
-  "LayoutConstraint",
-  "SliceId",
-  "ZeroCrop",
-  "GatherSortedIndicesOrders",
-)
-
-
-def _target(instruction: Instruction) -> str:
-  return json.loads(instruction.attribute("custom_call_target"))
 
 
 def _is_matmul(instruction: Instruction) -> bool:
   return instruction.opcode in ("dot", "convolution") or (
-    instruction.opcode == "custom-call" and _target(instruction) in GEMM
+    instruction.opcode == "custom-call" and instruction.target in GEMM
   )
 
 
 def _kernel(instruction: Instruction) -> str | None:
   """Return the name of a kernel, from op_name for Pallas, else the target of the call; None if it is no kernel."""
-  target = _target(instruction)
+  target = instruction.target
   if target in NOTES:
     return None
   pallas = re.search(r"([^/]+)/pallas_call$", instruction.op_name)
@@ -452,91 +310,3 @@ def _products(size: int, kernel: int, result: int, stride: int, low: int, dilate
   """Return the number of (result, kernel) position pairs that fall on an input element, not on padding or a hole."""
   position = np.arange(result)[:, None] * stride + np.arange(kernel)[None] * kernel_dilated - low
   return int(((position >= 0) & (position % dilated == 0) & (position // dilated < size)).sum())
-
-
-FREE = frozenset(
-  (
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "optimization-barrier",
-    "opt-barrier",
-    "partition-id",
-    "replica-id",
-    "add-dependency",
-    "call-start",
-    "custom-call-start",
-    "async-start",
-  )
-)
-SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
-
-
-def _hbm(arrays) -> float:
-  return sum(array.num_bytes for array in arrays if array.space == 0)
-
-
-def _moved_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
-  """Return the bytes that the operation reads from and writes to HBM."""
-  if instruction.opcode in FREE or instruction.opcode.endswith(("-done", "-update")):
-    return 0.0
-  if instruction.opcode == "custom-call" and _target(instruction) in NOTES:
-    return 0.0
-  if instruction.opcode == "copy-start":
-    return _hbm(instruction.arrays)
-  if instruction.opcode == "slice-start":
-    return 2 * _hbm(instruction.arrays[-2:-1])
-  operands = [computation.instructions[name].arrays for name in instruction.operands]
-  if instruction.opcode in SLICES:
-    return _hbm(instruction.arrays) * (1 + bool(_hbm(operands[0])))
-  if instruction.opcode in ("dynamic-update-slice", "scatter"):
-    update = operands[1 if instruction.opcode == "dynamic-update-slice" else -1]
-    return _hbm(update) + (sum(array.num_bytes for array in update) if _hbm(instruction.arrays) else 0.0)
-  if instruction.opcode in FUSIONS:
-    return _fusion_bytes(module, module.computations[instruction.called("calls")[0]], operands)
-  return _hbm(itertools.chain(instruction.arrays, *operands))
-
-
-def _fusion_bytes(module: Module, fused: Computation, operands) -> float:
-  total = 0.0
-  for number, arrays in enumerate(operands):
-    if _hbm(arrays):
-      total += min(_hbm(arrays), _read_bytes(module, fused, fused.parameter(number)))
-  root = fused.instructions[fused.root]
-  results = [fused.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
-  return total + sum(_written_bytes(fused, result) for result in results if _hbm(result.arrays))
-
-
-def _read_bytes(module: Module, fused: Computation, instruction: Instruction) -> float:
-  """Return the bytes of a fusion's operand that are read: all, or only the slices when it has no other use."""
-  total = 0.0
-  for user in fused.readers[instruction.name]:
-    if user.opcode == "bitcast":
-      total += _read_bytes(module, fused, user)
-    elif user.opcode == "fusion":
-      inner = module.computations[user.called("calls")[0]]
-      total += sum(
-        _read_bytes(module, inner, inner.parameter(number))
-        for number, name in enumerate(user.operands)
-        if name == instruction.name
-      )
-    elif user.opcode in SLICES and user.operands[0] == instruction.name:
-      total += sum(array.num_bytes for array in user.arrays)
-    elif user.opcode != "dynamic-update-slice" or user.operands[0] != instruction.name:
-      return sum(array.num_bytes for array in instruction.arrays)
-  return total
-
-
-def _written_bytes(fused: Computation, instruction: Instruction) -> float:
-  """Return the bytes of a fusion's result that are written: all, or only the update of a buffer updated in place."""
-  while instruction.opcode == "bitcast":
-    instruction = fused.instructions[instruction.operands[0]]
-  if instruction.opcode == "dynamic-update-slice":
-    instruction = fused.instructions[instruction.operands[1]]
-  return sum(array.num_bytes for array in instruction.arrays)

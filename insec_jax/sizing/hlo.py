@@ -5,6 +5,7 @@ It reads `compiled.as_text()` of any backend. Costs of operations are in counts.
 
 import dataclasses
 import functools
+import json
 import math
 import operator
 import re
@@ -70,6 +71,11 @@ class Instruction(NamedTuple):
     """Origin of the operation in the traced program; empty when there is none."""
     match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
     return match[1] if match else ""
+
+  @property
+  def target(self) -> str:
+    """Name of what a custom call runs."""
+    return json.loads(self.attribute("custom_call_target"))
 
   def attribute(self, name: str) -> str | None:
     """Return the value of `name=` as text, up to the next top-level comma; None when absent."""

@@ -10,7 +10,8 @@ import pytest
 from programs import BATCH, GOLDEN, HIDDEN, LAYERS, OUTER, TOKENS, WIDTH, D, L, M
 
 from insec_jax.sizing import counts, hlo
-from insec_jax.sizing.counts import DCN, ICI, replica_groups
+from insec_jax.sizing.collectives import replica_groups
+from insec_jax.sizing.counts import DCN, ICI
 from insec_jax.sizing.hlo import HloError
 
 PRODUCT = 2 * M * D * D

@@ -1,0 +1,112 @@
+"""HBM traffic: an estimate of the bytes of main memory that fusions and other top-level operations read and write.
+
+Each operand is read once, of a sliced operand only the slice, without the padding of tiles.
+"""
+
+import itertools
+
+from insec_jax.sizing.hlo import Computation, Instruction, Module
+
+FUSIONS = ("fusion", "fusion-start")
+# Annotations of the compiler: neither kernels nor moved bytes.
+NOTES = (
+  "AllocateBuffer",
+  "ConcatBitcast",
+  "AsyncCollectiveStart",
+  "AsyncCollectiveDone",
+  "Sharding",
+  "SPMDFullToShardShape",
+  "SPMDShardToFullShape",
+  "AssumeGatherIndicesInBound",
+  "annotate_device_placement",
+  "LayoutConstraint",
+  "SliceId",
+  "ZeroCrop",
+  "GatherSortedIndicesOrders",
+)
+FREE = frozenset(
+  (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "optimization-barrier",
+    "opt-barrier",
+    "partition-id",
+    "replica-id",
+    "add-dependency",
+    "call-start",
+    "custom-call-start",
+    "async-start",
+  )
+)
+SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
+
+
+def _hbm(arrays) -> float:
+  return sum(array.num_bytes for array in arrays if array.space == 0)
+
+
+def moved_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
+  """Return the bytes that the operation reads from and writes to HBM."""
+  if instruction.opcode in FREE or instruction.opcode.endswith(("-done", "-update")):
+    return 0.0
+  if instruction.opcode == "custom-call" and instruction.target in NOTES:
+    return 0.0
+  if instruction.opcode == "copy-start":
+    return _hbm(instruction.arrays)
+  if instruction.opcode == "slice-start":
+    return 2 * _hbm(instruction.arrays[-2:-1])
+  operands = [computation.instructions[name].arrays for name in instruction.operands]
+  if instruction.opcode in SLICES:
+    return _hbm(instruction.arrays) * (1 + bool(_hbm(operands[0])))
+  if instruction.opcode in ("dynamic-update-slice", "scatter"):
+    update = operands[1 if instruction.opcode == "dynamic-update-slice" else -1]
+    return _hbm(update) + (sum(array.num_bytes for array in update) if _hbm(instruction.arrays) else 0.0)
+  if instruction.opcode in FUSIONS:
+    return _fusion_bytes(module, module.computations[instruction.called("calls")[0]], operands)
+  return _hbm(itertools.chain(instruction.arrays, *operands))
+
+
+def _fusion_bytes(module: Module, fused: Computation, operands) -> float:
+  total = 0.0
+  for number, arrays in enumerate(operands):
+    if _hbm(arrays):
+      total += min(_hbm(arrays), _read_bytes(module, fused, fused.parameter(number)))
+  root = fused.instructions[fused.root]
+  results = [fused.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+  return total + sum(_written_bytes(fused, result) for result in results if _hbm(result.arrays))
+
+
+def _read_bytes(module: Module, fused: Computation, instruction: Instruction) -> float:
+  """Return the bytes of a fusion's operand that are read: all, or only the slices when it has no other use."""
+  total = 0.0
+  for user in fused.readers[instruction.name]:
+    if user.opcode == "bitcast":
+      total += _read_bytes(module, fused, user)
+    elif user.opcode == "fusion":
+      inner = module.computations[user.called("calls")[0]]
+      total += sum(
+        _read_bytes(module, inner, inner.parameter(number))
+        for number, name in enumerate(user.operands)
+        if name == instruction.name
+      )
+    elif user.opcode in SLICES and user.operands[0] == instruction.name:
+      total += sum(array.num_bytes for array in user.arrays)
+    elif user.opcode != "dynamic-update-slice" or user.operands[0] != instruction.name:
+      return sum(array.num_bytes for array in instruction.arrays)
+  return total
+
+
+def _written_bytes(fused: Computation, instruction: Instruction) -> float:
+  """Return the bytes of a fusion's result that are written: all, or only the update of a buffer updated in place."""
+  while instruction.opcode == "bitcast":
+    instruction = fused.instructions[instruction.operands[0]]
+  if instruction.opcode == "dynamic-update-slice":
+    instruction = fused.instructions[instruction.operands[1]]
+  return sum(array.num_bytes for array in instruction.arrays)
