@@ -50,8 +50,8 @@ from insec_jax.files.reading import local_path, read_json
 from insec_jax.files.writing import folder_writer, write_text
 from insec_jax.mining.miner import mined_by
 from insec_jax.model import sharding
-from insec_jax.pages.runs import Run, read_run
-from insec_jax.pages.summary import summary
+from insec_jax.pages.runs import read_run
+from insec_jax.pages.summary import table
 from insec_jax.stages import (
   DONE,
   DONE_BEFORE,
@@ -82,7 +82,6 @@ flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
 PYTHON = (sys.executable, "-m")
 MOST_SEED = 2**32 - 1
-CLOSE = 0.02  # relative difference up to which numbers of trained tokens count as equal
 
 
 def main() -> int:
@@ -391,47 +390,6 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
     lambda: False,
   )
   return [] if run_stage(stage, stopping) == DONE else [stage.name]
-
-
-def table(runs: dict[str, list[Run]], reference: str) -> str:
-  """Return the table over seeds, and a line for each arm whose trained tokens differ from those of the reference."""
-  trained = {
-    arm: [line["trained_tokens"] for run in arm_runs if (line := last_line(run)) is not None]
-    for arm, arm_runs in runs.items()
-  }
-  text = summary(
-    list(runs),
-    [[run.results for run in arm_runs if run.results] for arm_runs in runs.values()],
-    list(trained.values()),
-    reference=list(runs).index(reference),
-  )
-  lines = [
-    f"seeds of {arm}: {', '.join(str(run.config['seed']) for run in arm_runs)}" for arm, arm_runs in runs.items()
-  ]
-  lines += ["each rate: mean over seeds, [95 % interval of all seeds pooled], (each seed)", "", text]
-  unequal = list(compared_tokens(runs, trained, reference))
-  return "\n".join([*lines, *(["", *unequal] if unequal else [])])
-
-
-def last_line(run: Run) -> dict[str, float] | None:
-  """Return the last line of metrics that has trained_tokens, or None."""
-  return next((line for line in reversed(run.lines) if "trained_tokens" in line), None)
-
-
-def compared_tokens(runs: dict[str, list[Run]], trained: dict[str, list[int]], reference: str) -> Iterator[str]:
-  """Yield, for each arm whose trained tokens differ from the reference's, the number of steps that would equal them."""
-  if not trained[reference]:
-    return
-  wanted = sum(trained[reference]) / len(trained[reference])
-  for arm, tokens in trained.items():
-    ratio = sum(tokens) / len(tokens) / wanted if tokens else 1.0
-    begins_alike = runs[arm][0].config["model"]["size"] == runs[reference][0].config["model"]["size"]
-    if abs(ratio - 1) > CLOSE and begins_alike:
-      steps = runs[arm][0].config["train"]["steps"]
-      yield (
-        f"{arm} was trained on {ratio:.3f} times the tokens of {reference}; equal with "
-        f"train.steps={round(steps / ratio)} (was {steps})"
-      )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def cell(rates: dict[str, dict], name: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
+  """Return the rows as text with aligned columns."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
   return "\n".join(line.rstrip() for line in lines)

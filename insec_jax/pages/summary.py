@@ -1,9 +1,11 @@
 """The table over seeds as text, printed at the end of a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from insec_jax.evaluation.tables import aligned
 from insec_jax.pages import seeds
 from insec_jax.pages.correction import NONE, main_rows, points
+from insec_jax.pages.runs import Run
 
 COMPARED = (
   "solutions",
@@ -15,6 +17,48 @@ COMPARED = (
   "solutions, larger",
   "solutions sampled, larger",
 )
+CLOSE = 0.02  # relative difference up to which numbers of trained tokens count as equal
+
+
+def table(runs: dict[str, list[Run]], reference: str) -> str:
+  """Return the table over seeds, and a line for each arm whose trained tokens differ from those of the reference."""
+  trained = {
+    arm: [line["trained_tokens"] for run in arm_runs if (line := _last_line(run)) is not None]
+    for arm, arm_runs in runs.items()
+  }
+  text = summary(
+    list(runs),
+    [[run.results for run in arm_runs if run.results] for arm_runs in runs.values()],
+    list(trained.values()),
+    reference=list(runs).index(reference),
+  )
+  lines = [
+    f"seeds of {arm}: {', '.join(str(run.config['seed']) for run in arm_runs)}" for arm, arm_runs in runs.items()
+  ]
+  lines += ["each rate: mean over seeds, [95 % interval of all seeds pooled], (each seed)", "", text]
+  unequal = list(_compared_tokens(runs, trained, reference))
+  return "\n".join([*lines, *(["", *unequal] if unequal else [])])
+
+
+def _last_line(run: Run) -> dict[str, float] | None:
+  """Return the last line of metrics that has trained_tokens, or None."""
+  return next((line for line in reversed(run.lines) if "trained_tokens" in line), None)
+
+
+def _compared_tokens(runs: dict[str, list[Run]], trained: dict[str, list[int]], reference: str) -> Iterator[str]:
+  """Yield, for each arm whose trained tokens differ from the reference's, the number of steps that would equal them."""
+  if not trained[reference]:
+    return
+  wanted = sum(trained[reference]) / len(trained[reference])
+  for arm, tokens in trained.items():
+    ratio = sum(tokens) / len(tokens) / wanted if tokens else 1.0
+    begins_alike = runs[arm][0].config["model"]["size"] == runs[reference][0].config["model"]["size"]
+    if abs(ratio - 1) > CLOSE and begins_alike:
+      steps = runs[arm][0].config["train"]["steps"]
+      yield (
+        f"{arm} was trained on {ratio:.3f} times the tokens of {reference}; equal with "
+        f"train.steps={round(steps / ratio)} (was {steps})"
+      )
 
 
 def summary(
@@ -77,10 +121,3 @@ def _seeds_in_brackets(value: dict, written) -> str:
   if len(value.get("seeds", ())) < 2:
     return ""
   return " (" + " ".join(NONE if seed_value is None else written(seed_value) for seed_value in value["seeds"]) + ")"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-  """Return the rows as text with aligned columns."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
-  return "\n".join(line.rstrip() for line in lines)
