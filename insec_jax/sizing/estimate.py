@@ -123,24 +123,7 @@ def estimate(
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   tx = optimizer.make(config.optimizer, config.train.steps)
   state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
-  attend, reason = attention.choose(
-    topology.platform,
-    device_kind=topology.devices[0].device_kind,
-    head_width=model_config.head_width,
-    row_length=config.data.row_length,
-    compute=config.precision.compute,
-  )
-  model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend)
-  step = step_lib.make_train_step(
-    model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state), repeat=config.loss.repeat
-  )
-  batch = step_lib.abstract_batch(
-    mesh,
-    accumulation=config.data.accumulation,
-    rows_per_device=config.data.rows_per_device,
-    row_length=config.data.row_length,
-    negatives=config.loss.negatives,
-  )
+  step, batch, reason = _step_and_batch(config, model_config, topology, mesh, state)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
     lowered = step.lower(state, batch)
@@ -174,6 +157,31 @@ def estimate(
     lower_seconds=lower_seconds,
     compile_seconds=compile_seconds,
   )
+
+
+def _step_and_batch(
+  config: Config, model_config: llama.LlamaConfig, topology: Topology, mesh: Mesh, state: step_lib.TrainState
+) -> tuple[Any, Any, str]:
+  """Return the train step, the shapes of its batch, and the chosen attention with the reason."""
+  attend, reason = attention.choose(
+    topology.platform,
+    device_kind=topology.devices[0].device_kind,
+    head_width=model_config.head_width,
+    row_length=config.data.row_length,
+    compute=config.precision.compute,
+  )
+  model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend)
+  step = step_lib.make_train_step(
+    model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state), repeat=config.loss.repeat
+  )
+  batch = step_lib.abstract_batch(
+    mesh,
+    accumulation=config.data.accumulation,
+    rows_per_device=config.data.rows_per_device,
+    row_length=config.data.row_length,
+    negatives=config.loss.negatives,
+  )
+  return step, batch, reason
 
 
 def optimised_hlo(compiled) -> str:
