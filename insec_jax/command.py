@@ -57,6 +57,7 @@ def run(main: Callable[[], int | None]) -> None:
   for name in ("absl", "asyncio"):  # Orbax logs, with a traceback, errors that it raises afterwards
     logging.getLogger(name).addFilter(_is_news)
   warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)  # of Orbax, as above
+  code: int | None
   try:
     code = _run(main)
     sys.stdout.flush()

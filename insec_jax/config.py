@@ -323,7 +323,9 @@ class Config:
     return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")}
+SECTIONS: dict[str, Any] = {
+  field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")
+}
 # Keys that older config files and workdirs lack; the default of each means "as before".
 NEWER = ("data.too_long",)
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
@@ -374,5 +376,5 @@ def small_llama(*, num_layers: int) -> dict[str, Any]:
   return size | dict(num_key_value_heads=2) | small
 
 
-def _section_defaults(section: type) -> dict[str, Any]:
+def _section_defaults(section: Any) -> dict[str, Any]:
   return {name: field.default for name, field in section.__pydantic_fields__.items()}

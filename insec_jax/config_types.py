@@ -105,7 +105,7 @@ Names = Annotated[
 def checked(cls: type) -> type:
   """Return `cls` as a frozen dataclass that raises InputError for a value outside the type or bounds of its field."""
   section = cls.__name__.removesuffix("Config").lower()
-  made = pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config={"strict": True})
+  made: Any = pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config={"strict": True})
   unchecked = made.__init__
 
   @functools.wraps(unchecked)
@@ -119,7 +119,7 @@ def checked(cls: type) -> type:
   return made
 
 
-def _refusal(section: str, cls: type, error: ValidationError) -> str:
+def _refusal(section: str, cls: Any, error: ValidationError) -> str:
   """Return one line about the first wrong value."""
   first = error.errors(include_url=False)[0]
   cause = first.get("ctx", {}).get("error")

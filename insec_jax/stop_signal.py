@@ -105,7 +105,7 @@ def start_thread() -> None:
   for number in SIGNALS:
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _leave_to_thread)
-  threading.Thread(target=_read_signals, daemon=True, name="signals").start()
+  threading.Thread(target=_read_signals, args=(_reader,), daemon=True, name="signals").start()
   atexit.register(_ignore)  # the last of the exit functions, as it is registered first
 
 
@@ -202,8 +202,8 @@ def _leave_to_thread(*_) -> None:
   """Do nothing: the interpreter has written the number into the pipe that `_read_signals` reads."""
 
 
-def _read_signals() -> None:
-  while numbers := os.read(_reader, 64):
+def _read_signals(reader: int) -> None:
+  while numbers := os.read(reader, 64):
     for number in numbers:
       if number in SIGNALS:
         _receive(number)

@@ -4,6 +4,7 @@ A wrong path or content raises InputError. An error of the machine (a bad disk, 
 """
 
 import codecs
+import collections
 import contextlib
 import errno
 import gzip
@@ -15,7 +16,8 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 from insec_jax.command import InputError
 
@@ -63,7 +65,7 @@ def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
   return path
 
 
-def open_to_read(path: str | os.PathLike, name: str) -> BinaryIO:
+def open_to_read(path: str | os.PathLike, name: str) -> BufferedReader:
   """Open a regular file; InputError if it cannot be read. `name` describes the file in errors."""
   try:
     mode = os.stat(path).st_mode
@@ -107,9 +109,8 @@ def parse_json(text: str | bytes, where: str) -> Any:
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-      seen = set()
-      twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-      raise ValueError(f"the key {twice!r:.60} is given twice")
+      names = collections.Counter(name for name, _ in pairs)
+      raise ValueError(f"the key {names.most_common(1)[0][0]!r:.60} is given twice")
     return values
 
   def number(digits: str) -> float:
@@ -160,7 +161,7 @@ def read_json_lines(path: str | os.PathLike, name: str) -> Iterator[tuple[dict[s
 
 def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
   with contextlib.ExitStack() as stack:
-    file = stack.enter_context(open_to_read(path, name))
+    file: BufferedReader | gzip.GzipFile = stack.enter_context(open_to_read(path, name))
     if os.fspath(path).endswith(".gz"):
       file = stack.enter_context(gzip.GzipFile(fileobj=file))
     try:

@@ -107,7 +107,7 @@ def _num_mistakes(mistakes: MistakesConfig, num_places: int, rng: np.random.Gene
 
 def _draw(find: Callable[[int], _T | None], places: Sequence[int], num: int, rng: np.random.Generator) -> dict[int, _T]:
   """Return up to `num` results of `find` by place; places are uniform among those where `find` has a result."""
-  drawn = {}
+  drawn: dict[int, _T] = {}
   for k in rng.permutation(len(places))[:_MOST_PLACES].tolist() if num else ():
     if len(drawn) == num:
       break

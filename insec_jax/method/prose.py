@@ -12,6 +12,7 @@ one person under two names, a phrase that fits everywhere) no step is made: a fa
 right steps.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -183,17 +184,14 @@ class Corpus:
       return None
     kind, old = here[rng.integers(len(here))]
     beside = [new for new in self._beside(text, kind, old) if not set(_list_words(new)) & set(_list_words(body))]
-    if beside:
-      new = beside[rng.integers(len(beside))]
-    else:
-      new = self._foreign(text, kind, old, rng)
+    new = beside[rng.integers(len(beside))] if beside else self._foreign(text, kind, old, rng)
     if new is None:
       return body, old, old  # unchanged, so the caller rejects it
     return re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", lambda _: new, body), old, new
 
   def _beside(self, text: ProseRecord, kind: str, old: str) -> list[str]:
     """Return the entities that share a sentence with `old` and clearly differ from it."""
-    beside = {}
+    beside: dict[str, None] = {}
     differs = functools.cache(functools.partial(_clearly_differ, old))
     for sentence, entities in self._entities_in(text).by_sentence:
       others = [new for other_kind, new in entities if other_kind == kind]
@@ -214,7 +212,7 @@ class Corpus:
 
   def _find_entities(self, text: ProseRecord) -> "_Entities":
     by_sentence = tuple((sentence, self._entities(sentence)) for sentence in _record_sentences(text))
-    by_kind = {"name": [], "quoted": []}
+    by_kind: dict[str, list[str]] = {"name": [], "quoted": []}
     for kind, entity in itertools.chain.from_iterable(entities for _, entities in by_sentence):
       by_kind[kind].append(entity)
     return _Entities(by_sentence, by_kind)
@@ -224,7 +222,8 @@ class Corpus:
 
     A name is a run of capitalised words that never occur in lower case.
     """
-    entities, end, runs = [], -1, []
+    runs: list[tuple[int, int]] = []
+    end = -1
     for word in _WORD.finditer(sentence):
       name = re.sub(r"['’]s\Z", "", word[0])
       if name not in self._names:
@@ -234,8 +233,8 @@ class Corpus:
       else:
         runs.append((word.start(), word.start() + len(name)))
       end = word.end() if name == word[0] else -1
-    entities += [("name", sentence[start:stop]) for start, stop in runs]
-    return entities + [("quoted", quoted[0]) for quoted in _QUOTED.finditer(sentence)]
+    names = [("name", sentence[start:stop]) for start, stop in runs]
+    return names + [("quoted", quoted[0]) for quoted in _QUOTED.finditer(sentence)]
 
   @functools.cached_property
   def _names(self) -> frozenset[str]:
@@ -261,11 +260,7 @@ class Corpus:
   @functools.cached_property
   def _num_texts_with(self) -> dict[str, int]:
     """Return the number of records that contain each step."""
-    num = {}
-    for text in self._texts:
-      for content in {content_of(step) for step in text.steps}:
-        num[content] = num[content] + 1 if content in num else 1
-    return num
+    return collections.Counter(content for text in self._texts for content in {content_of(step) for step in text.steps})
 
 
 def _adds_a_claim(text: ProseRecord, right: str, wrong: str) -> bool:
@@ -292,6 +287,7 @@ def _number(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[str
   old = body[start:stop]
   values = slips(old)
   new = written_like(values[rng.integers(len(values))], old)
+  assert new is not None, f"{old!r} has a slip that cannot be written"
   step = body[:start] + new + body[stop:]
   if (written := equations(step)) and all(equation.holds for equation in written):
     return body, old, new  # still true: unchanged, so the caller rejects it
@@ -321,16 +317,24 @@ def _negation(text: ProseRecord, body: str, rng: np.random.Generator) -> tuple[s
       continue
     if negatives:
       match = _NEGATED.search(sentence) or _CONTRACTED.search(sentence) or re.search(r"\bcannot(?= \w)", sentence)
-      new = match and ("can" if match[0] == "cannot" else _FULL[match[1]] if match[1] in _FULL else match[1])
     else:
       match = _AUXILIARY.search(sentence)
-      new = match and ("cannot" if match[0] == "can" else f"{match[0]} not")
     if match:
-      edits.append((start + match.start(), start + match.end(), new))
+      edits.append((start + match.start(), start + match.end(), _affirmed(match) if negatives else _negated(match)))
   if not edits:
     return None
   start, stop, new = edits[rng.integers(len(edits))]
   return body[:start] + new + body[stop:], body[start:stop], new
+
+
+def _affirmed(match: re.Match[str]) -> str:
+  """Return the auxiliary without its negation."""
+  return "can" if match[0] == "cannot" else _FULL[match[1]] if match[1] in _FULL else match[1]
+
+
+def _negated(match: re.Match[str]) -> str:
+  """Return the auxiliary with a negation."""
+  return "cannot" if match[0] == "can" else f"{match[0]} not"
 
 
 def _placed_sentences(text: str) -> Iterator[tuple[int, str]]:

@@ -182,7 +182,7 @@ def parse(text: str, markers: Markers, unit: str) -> Transcript:
 
 def _join_pieces(pieces: list[Piece]) -> Transcript:
   """Return the pieces without empty ones; neighbouring text pieces become one."""
-  joined = []
+  joined: list[Piece] = []
   for is_text, run in itertools.groupby(filter(lambda piece: piece.text, pieces), key=lambda piece: piece.role == TEXT):
     same = tuple(run)
     joined += [Piece(TEXT, "".join(piece.text for piece in same))] if is_text else same

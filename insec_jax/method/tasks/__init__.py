@@ -7,6 +7,7 @@ import abc
 import dataclasses
 import hashlib
 import importlib
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -18,10 +19,11 @@ MALFORMED = "malformed"  # class of a step that cannot be parsed: only models wr
 _SPLITS = (("train", 0.7), ("mine", 0.1), ("probe", 0.1), ("test", 0.1))
 _MAX_TRIES = 200  # draws for each problem asked for
 _MAX_MISSES = 100_000  # draws in a row without a new problem: few or none are left
+FactsT = TypeVar("FactsT")
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Problem(Generic[FactsT]):
   """A problem with its solution; `prompt + "".join(steps)` is the whole text, and each step ends in a newline.
 
   `key` identifies the problem (two problems with one key are in one split); the task alone defines and reads `facts`.
@@ -31,7 +33,7 @@ class Problem:
   steps: tuple[str, ...]
   answer: str
   key: str
-  facts: object
+  facts: FactsT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Verdict:
 RIGHT, UNVERIFIED = Verdict("right", ""), Verdict("unverified", "")
 
 
-class Task(abc.ABC):
+class Task(abc.ABC, Generic[FactsT]):
   """Interface of a task. `before` are the accepted or corrected steps before the one in question.
 
   A task implements make, check, inject and explain; the other methods have defaults for a solution with one order.
@@ -72,22 +74,24 @@ class Task(abc.ABC):
     self.min_size, self.max_size = task.min_size, task.max_size
 
   @abc.abstractmethod
-  def make(self, rng: np.random.Generator) -> Problem:
+  def make(self, rng: np.random.Generator) -> Problem[FactsT]:
     """Return a new problem."""
 
   @abc.abstractmethod
-  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+  def check(self, problem: Problem[FactsT], before: tuple[str, ...], step: str) -> Verdict:
     """Return the verdict on `step` after `before`; steps may come in any valid order."""
 
   @abc.abstractmethod
-  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+  def inject(
+    self, problem: Problem[FactsT], before: tuple[str, ...], error: str, rng: np.random.Generator
+  ) -> str | None:
     """Return a wrong step of class `error` in place of the next one; None where there is none."""
 
   @abc.abstractmethod
-  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+  def explain(self, problem: Problem[FactsT], before: tuple[str, ...], wrong: str, detail: str) -> str:
     """Return what is wrong with a wrong step: "label" names it, "recompute" also corrects it."""
 
-  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+  def next_step(self, problem: Problem[FactsT], before: tuple[str, ...]) -> str | None:
     """Return the right next step; None when the problem is solved.
 
     The default is the first step of the solution that is not in `before`.
@@ -98,12 +102,12 @@ class Task(abc.ABC):
         left.remove(step)
     return left[0] if left else None
 
-  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+  def correction(self, problem: Problem[FactsT], before: tuple[str, ...], wrong: str) -> str | None:
     """Return the right step in place of `wrong`: of the same quantity if it can come now, else the next step."""
     del wrong
     return self.next_step(problem, before)
 
-  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+  def answer_of(self, problem: Problem[FactsT], steps: tuple[str, ...]) -> str | None:
     """Return the final answer that the steps state, right or wrong, to compare with `problem.answer`; None if none.
 
     The default is the last step, once there are as many steps as in the solution.
@@ -140,7 +144,8 @@ def problems(task: Task, split: str, *, num: int, seed: int) -> list[Problem]:
   if split not in dict(_SPLITS):
     raise InputError(f"split {split!r}; must be one of {', '.join(dict(_SPLITS))}")
   rng = np.random.default_rng((seed, *split.encode()))
-  problem_of_prompt, misses = {}, 0
+  problem_of_prompt: dict[str, Problem] = {}
+  misses = 0
   for _ in range(_MAX_TRIES * num):
     if len(problem_of_prompt) == num or misses == _MAX_MISSES:
       break

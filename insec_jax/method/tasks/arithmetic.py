@@ -185,23 +185,33 @@ def equations(text: str) -> tuple[Equation, ...]:
 
 def _compare(left: list[str], rights: list[list[str]]) -> list[Equation]:
   """Return the equation where both sides have a value, else no equation."""
-  values = [evaluate(reading) for reading in _percent_readings(left)]
-  stated = [(evaluate(reading), _tolerance(reading)) for right in rights for reading in _percent_readings(right)]
-  if None in values or any(value is None for value, _ in stated):
+  right_readings = [reading for right in rights for reading in _percent_readings(right)]
+  values, stated = _evaluate_all(_percent_readings(left)), _evaluate_all(right_readings)
+  if not values or not stated:
     return []
   holds = any(
     value == claimed or (abs(value - claimed) < tolerance and (tolerance < 1 or value.denominator > 1))
     for value in values
-    for claimed, tolerance in stated
+    for claimed, tolerance in zip(stated, map(_tolerance, right_readings), strict=True)
   )
-  return [Equation("".join(left), values[-1], stated[0][0], holds)]
+  return [Equation("".join(left), values[-1], stated[0], holds)]
+
+
+def _evaluate_all(readings: list[list[str]]) -> list[Fraction]:
+  """Return the value of each reading; no values if one of them has none."""
+  values = []
+  for reading in readings:
+    if (value := evaluate(reading)) is None:
+      return []
+    values.append(value)
+  return values
 
 
 def _percent_readings(tokens: list[str]) -> list[list[str]]:
   """Return the tokens with "%" left out, and with it as hundredths."""
   if "%" not in tokens:
     return [tokens]
-  hundredths = []
+  hundredths: list[str] = []
   for token in tokens:
     hundredths += ["(", hundredths.pop(), "/", "100", ")"] if token == "%" else [token]
   return [[token for token in tokens if token != "%"], hundredths]
@@ -229,7 +239,9 @@ def _units_of_measure(units: list[str]) -> set[str]:
 
 def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[str]] | None:
   """Return tokens and measures of the arithmetic that ends before the equal sign `k`; None if none or ambiguous."""
-  taken, units, depth, operand = [], [], 0, False
+  taken: list[str] = []
+  units: list[str] = []
+  depth, operand = 0, False
   i = k - 1
   while i >= 0 and len(taken) <= _MOST_TOKENS:
     kind, token, _ = tokens[i]
@@ -281,7 +293,10 @@ def _can_begin_after(text: str, tokens: list[tuple], i: int) -> bool:
 
 def _right_sides(tokens: list[tuple], k: int) -> tuple[list[list[str]], set[str]] | None:
   """Return the first number after the equal sign `k`, all of its arithmetic, and the measures; None if ambiguous."""
-  taken, first, units, operand = [], [], [], False
+  taken: list[str] = []
+  first: list[str] = []
+  units: list[str] = []
+  operand = False
   for i in range(k + 1, len(tokens)):
     kind, token, _ = tokens[i]
     if kind == "number" and not operand:

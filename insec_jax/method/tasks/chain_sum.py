@@ -44,7 +44,7 @@ def _read(step: str) -> Sum | None:
   return match and Sum(*map(int, match.groups()))
 
 
-class ChainSum(Task):
+class ChainSum(Task[Facts]):
   """The chain-sum task; its size is the number of sums. The numbers may be added in any order."""
 
   name = "chain_sum"
@@ -52,7 +52,7 @@ class ChainSum(Task):
   units = ("line", "sentence")
   symbols = (*CLASSES, MALFORMED, "not", *"0123456789", "+", "=", "\n")
 
-  def make(self, rng: np.random.Generator) -> Problem:
+  def make(self, rng: np.random.Generator) -> Problem[Facts]:
     size = int(rng.integers(self.min_size, self.max_size + 1))
     numbers = tuple(rng.integers(1, MAX_NUMBER + 1, size + 1).tolist())
     steps, total = [], numbers[0]
@@ -63,7 +63,7 @@ class ChainSum(Task):
     key = "+".join(map(str, sorted(numbers)))
     return Problem(prompt, tuple(steps), str(total), key, Facts(numbers))
 
-  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+  def check(self, problem: Problem[Facts], before: tuple[str, ...], step: str) -> Verdict:
     """Check the operands against what is left to add, then the sum.
 
     Sums only grow, so a step seen before is a repeat.
@@ -83,7 +83,9 @@ class ChainSum(Task):
       return Verdict("wrong", "value")
     return RIGHT if read.result == read.total + read.number else Verdict("wrong", "calc")
 
-  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+  def inject(
+    self, problem: Problem[Facts], before: tuple[str, ...], error: str, rng: np.random.Generator
+  ) -> str | None:
     if error == "repeat":
       return before[rng.integers(len(before))] if before else None
     right = self._next(problem, before)
@@ -98,7 +100,7 @@ class ChainSum(Task):
       result = total + number
     return _format_step(total, number, result) if min(total, number, result) > 0 else None
 
-  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+  def explain(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str, detail: str) -> str:
     """Return the class and the wrong number; with "recompute" also what is right.
 
     class      wrong step   label      recompute
@@ -122,17 +124,17 @@ class ChainSum(Task):
       return f"{error}{stated}"
     return f"{error}{right.total if error == 'value' else right.number}not{stated}"
 
-  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+  def next_step(self, problem: Problem[Facts], before: tuple[str, ...]) -> str | None:
     right = self._next(problem, before)
     return None if right is None else _format_step(*right)
 
-  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+  def answer_of(self, problem: Problem[Facts], steps: tuple[str, ...]) -> str | None:
     """Return the result of the last step, once every number has been added."""
     _, left = self._state(problem, steps)
     reads = [read for step in steps if (read := _read(step)) is not None]
     return str(reads[-1].result) if reads and not left else None
 
-  def _state(self, problem: Problem, before: tuple[str, ...]) -> tuple[int | None, list[int]]:
+  def _state(self, problem: Problem[Facts], before: tuple[str, ...]) -> tuple[int | None, list[int]]:
     """Return the true total of the numbers added so far (None before the first), and the numbers left."""
     total, left = None, list(problem.facts.numbers)
     for place, step in enumerate(before):
@@ -147,7 +149,7 @@ class ChainSum(Task):
         left.remove(read.number)
     return total, left
 
-  def _next(self, problem: Problem, before: tuple[str, ...]) -> Sum | None:
+  def _next(self, problem: Problem[Facts], before: tuple[str, ...]) -> Sum | None:
     total, left = self._state(problem, before)
     if not left:
       return None

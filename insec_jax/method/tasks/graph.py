@@ -12,6 +12,7 @@ import functools
 import random
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def _format_derived(name: str, operands: tuple[str, str]) -> str:
   return f"{name}{operands[0]}{operands[1]}"
 
 
-def _format_step(name: str, operands: tuple[str, str], values: tuple[int, int], result: int) -> str:
+def _format_step(name: str, operands: tuple[str, str], values: Sequence[int], result: int) -> str:
   return f"{name}{operands[0]}{values[0]}{operands[1]}{values[1]}{name}{result}\n"
 
 
@@ -85,7 +86,7 @@ def _key(reads: list[list[int]], values: list[int]) -> str:
 
   The last quantity is the asked one.
   """
-  codes = []
+  codes: list[int] = []
   for pair, value in zip(reads, values, strict=True):
     if pair:
       low, high = sorted((codes[pair[0]], codes[pair[1]]))
@@ -100,7 +101,7 @@ def _chain(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
 
   A sum reads the one before it: all are needed, and only one order is right.
   """
-  reads = [[] for _ in range(num_givens + size)]
+  reads: list[list[int]] = [[] for _ in range(num_givens + size)]
   for k in range(num_givens, num_givens + size):
     second, first = draw.sample(range(k), 2)
     if k > num_givens:
@@ -109,7 +110,7 @@ def _chain(draw: random.Random, num_givens: int, size: int) -> list[list[int]]:
   return reads
 
 
-class Graph(Task):
+class Graph(Task[Facts]):
   """The graph task; its size is the number of sums that the asked quantity needs.
 
   There are 2 or 3 givens, and the sums form a chain. A step that reads a quantity too early or follows a wrong
@@ -132,7 +133,7 @@ class Graph(Task):
     numbers = sorted(map(str, range(self.modulus)), key=len, reverse=True)
     self.symbols = (*self.error_classes, MALFORMED, *numbers, *NAMES, "=", "+", ";", "?", ":", "\n")
 
-  def make(self, rng: np.random.Generator) -> Problem:
+  def make(self, rng: np.random.Generator) -> Problem[Facts]:
     draw = random.Random(int(rng.integers(2**62)))  # several times faster than NumPy for single draws
     size = draw.randint(self.min_size, self.max_size)
     num_givens = draw.randint(2, MAX_GIVENS)
@@ -156,7 +157,7 @@ class Graph(Task):
       facts,
     )
 
-  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+  def check(self, problem: Problem[Facts], before: tuple[str, ...], step: str) -> Verdict:
     facts = problem.facts
     read = _read(step, self.modulus)
     if read is None:
@@ -178,7 +179,9 @@ class Graph(Task):
       return Verdict("wrong", "early")
     return Verdict("wrong", "calc" if values_right else "value")
 
-  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+  def inject(
+    self, problem: Problem[Facts], before: tuple[str, ...], error: str, rng: np.random.Generator
+  ) -> str | None:
     facts = problem.facts
     stated = self._stated(before)
     if error == "repeat":
@@ -202,10 +205,10 @@ class Graph(Task):
         if self._missing(facts, stated, (operand,)):
           values[place] = self._another_value(values[place], rng)
     elif error == "value":
-      place = rng.integers(2)
+      place = int(rng.integers(2))
       values[place] = self._another_value(values[place], rng)
     elif error == "copy":
-      place = rng.integers(2)
+      place = int(rng.integers(2))
       known = [
         candidate
         for candidate in facts.value
@@ -221,7 +224,7 @@ class Graph(Task):
     result = sum(values) % self.modulus
     return _format_step(name, operands, values, self._another_value(result, rng) if error == "calc" else result)
 
-  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+  def explain(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str, detail: str) -> str:
     """Return the class and the quantity it is about; with "recompute" also what is right.
 
         class      wrong step   label      recompute
@@ -240,7 +243,9 @@ class Graph(Task):
     error = self.check(problem, before, wrong).error
     assert error, f"{wrong!r} is not wrong; there is nothing to explain"
     read = _read(wrong, self.modulus)
-    name = read.name if read else ""
+    if read is None:
+      return error if detail == "label" else error + self._definitions(facts, self._way(facts, stated, None))
+    name = read.name
     if error == "early":
       name = self._missing(facts, stated, facts.operands[read.name])[0]
     elif error == "value":
@@ -256,18 +261,17 @@ class Graph(Task):
       way = way[1:]  # starts at the missing operand
     elif error == "repeat" or (error == "copy" and name in facts.value and name not in facts.operands):
       name = _format_given(name, facts.value[name])
-    definitions = "".join(_format_derived(quantity, facts.operands[quantity]) for quantity in way)
-    return error + (definitions if way[:1] == [name] else name + definitions)
+    return error + ("" if way[:1] == [name] else name) + self._definitions(facts, way)
 
-  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+  def next_step(self, problem: Problem[Facts], before: tuple[str, ...]) -> str | None:
     name = self._next_name(problem.facts, self._stated(before))
     return None if name is None else self._right_step(problem.facts, name)
 
-  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+  def correction(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str) -> str | None:
     way = self._way(problem.facts, self._stated(before), _read(wrong, self.modulus))
     return self._right_step(problem.facts, way[-1]) if way else None
 
-  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+  def answer_of(self, problem: Problem[Facts], steps: tuple[str, ...]) -> str | None:
     stated = self._stated(steps)
     return str(stated[problem.facts.asked]) if problem.facts.asked in stated else None
 
@@ -286,6 +290,9 @@ class Graph(Task):
     while way and (missing := self._missing(facts, stated, facts.operands[way[-1]])):
       way.append(missing[0])
     return way
+
+  def _definitions(self, facts: Facts, names: list[str]) -> str:
+    return "".join(_format_derived(name, facts.operands[name]) for name in names)
 
   def _missing(self, facts: Facts, stated: dict[str, int], names: tuple[str, ...]) -> list[str]:
     """Return those of `names` that cannot be read yet: derived and not stated. A given is always known."""

@@ -35,6 +35,7 @@ from insec_jax.method.tasks.arithmetic import (
 )
 from insec_jax.method.tasks.gsm8k_records import (
   FINAL,
+  Facts,
   Gold,
   Note,
   answer_in,
@@ -113,8 +114,8 @@ def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray | None:
   None where the record has so many numbers that no other number can be shown to have no source.
   """
   words = re.findall(r"[a-z]+", question.lower())
-  stated = {float(number) for text in (question, *steps) for number in numbers_of(text)}
-  stated = np.array(sorted(stated | {float(_WORDS[word]) for word in words if word in _WORDS}))
+  numbers = {float(number) for text in (question, *steps) for number in numbers_of(text)}
+  stated = np.array(sorted(numbers | {float(_WORDS[word]) for word in words if word in _WORDS}))
   if len(stated) > _MOST_SOURCES:
     return None
   with np.errstate(divide="ignore", invalid="ignore"):
@@ -129,7 +130,7 @@ def _sourced(question: str, steps: tuple[str, ...]) -> np.ndarray | None:
   return np.unique(np.abs(sources[np.isfinite(sources)]))
 
 
-def _has_source(number: Fraction, problem: Problem) -> bool:
+def _has_source(number: Fraction, problem: Problem[Facts]) -> bool:
   sourced = _sourced(problem.facts.question, problem.steps)
   if sourced is None:
     return True
@@ -151,7 +152,7 @@ def _has_operator(note: Note) -> bool:
   return any(sign in note.expression for sign in "+-*/")
 
 
-class Gsm8k(Task):
+class Gsm8k(Task[Facts]):
   """The GSM8K task; problems come from records, and steps may be lines, sentences or paragraphs."""
 
   name = "gsm8k"
@@ -166,14 +167,14 @@ class Gsm8k(Task):
         "data.path, all three must be 0"
       )
 
-  def make(self, rng: np.random.Generator) -> Problem:
+  def make(self, rng: np.random.Generator) -> Problem[Facts]:
     del rng
     raise InputError("task gsm8k makes no problems; it reads them from data.path")
 
-  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+  def check(self, problem: Problem[Facts], before: tuple[str, ...], step: str) -> Verdict:
     return self._find(problem, before, step).verdict
 
-  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+  def explain(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str, detail: str) -> str:
     """Return what is wrong, in words.
 
     class     label                        recompute
@@ -187,7 +188,9 @@ class Gsm8k(Task):
     assert finding.verdict.error, f"{wrong!r} is not wrong; there is nothing to explain"
     return finding.label if detail == "label" else finding.recompute
 
-  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+  def inject(
+    self, problem: Problem[Facts], before: tuple[str, ...], error: str, rng: np.random.Generator
+  ) -> str | None:
     golds = golds_of(problem.steps, problem.facts.notes)
     k = self._place(problem, before)
     if error == "repeat":
@@ -225,22 +228,19 @@ class Gsm8k(Task):
     j = chosen[rng.integers(len(chosen))]
     new = _slip(gold, spans[j], rng, lambda number: not _has_source(number, problem))
     result = None if new is None else _new_value(note, {gold.numbers[j]: new})
-    return _replace(
-      gold,
-      spans,
-      dict.fromkeys((i for i in near if gold.numbers[i] == gold.numbers[j]), new) | dict.fromkeys(results, result),
-    )
+    changes: dict[int, Fraction | None] = {i: new for i in near if gold.numbers[i] == gold.numbers[j]}
+    return _replace(gold, spans, changes | dict.fromkeys(results, result))
 
-  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+  def next_step(self, problem: Problem[Facts], before: tuple[str, ...]) -> str | None:
     k = self._place(problem, before)
     return problem.steps[k] if k < len(problem.steps) else None
 
-  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+  def answer_of(self, problem: Problem[Facts], steps: tuple[str, ...]) -> str | None:
     del problem
     answers = [answer for step in steps if (answer := answer_in(step)) is not None]
     return show(answers[-1]) if answers else None
 
-  def _place(self, problem: Problem, before: tuple[str, ...]) -> int:
+  def _place(self, problem: Problem[Facts], before: tuple[str, ...]) -> int:
     """Return the index of the next step: one past the last of the solution that `before` states by text or result."""
     if before == problem.steps[: len(before)]:
       return len(before)
@@ -254,12 +254,12 @@ class Gsm8k(Task):
           break
     return place
 
-  def _is_earlier(self, problem: Problem, k: int, number: Fraction) -> bool:
+  def _is_earlier(self, problem: Problem[Facts], k: int, number: Fraction) -> bool:
     """Return whether the number is the result of a step before the k-th that the question does not give."""
     results = results_of(problem.steps, problem.facts.notes)
     return number in results and results[number] < k and number not in _given(problem.facts.question)
 
-  def _find(self, problem: Problem, before: tuple[str, ...], step: str) -> Finding:
+  def _find(self, problem: Problem[Facts], before: tuple[str, ...], step: str) -> Finding:
     golds = golds_of(problem.steps, problem.facts.notes)
     stripped, words, numbers = step.strip(), words_of(step), numbers_of(step)
     seen = sum(earlier.strip() == stripped for earlier in before)
@@ -292,12 +292,12 @@ class Gsm8k(Task):
     confirmed = any(equation.stated in results for equation in written) or FINAL.fullmatch(stripped)
     return Finding(RIGHT if confirmed else UNVERIFIED)
 
-  def _altered(self, problem: Problem, k: int, numbers: tuple[Fraction, ...]) -> Finding:
+  def _altered(self, problem: Problem[Facts], k: int, numbers: tuple[Fraction, ...]) -> Finding:
     """Return the finding on a step with the words of step k and other numbers; unverified unless proved wrong."""
     gold = golds_of(problem.steps, problem.facts.notes)[k]
     if len(re.findall(r"[^\W\d_]{2,}", gold.text)) < _LEAST_WORDS:
       return Finding(UNVERIFIED)
-    changed = {}
+    changed: dict[Fraction, Fraction] = {}
     for old, new in zip(gold.numbers, numbers, strict=True):
       if old != new and changed.setdefault(old, new) != new:
         return Finding(UNVERIFIED)
@@ -316,12 +316,12 @@ class Gsm8k(Task):
         continue
       stray = [old for old, new in operands.items() if not _has_source(new, problem)]
       if stray and operands.keys() <= set(numbers_of(note.expression)) and _new_value(note, operands) == result:
-        old, new = show(stray[0]), show(operands[stray[0]])
+        right, stated = show(stray[0]), show(operands[stray[0]])
         error = "carry" if self._is_earlier(problem, k, stray[0]) else "operand"
         return _wrong(
           error,
-          f"{new} is not the right number.",
-          f"The number is {old}, not {new}: {note.expression} = {show(note.result)}.",
+          f"{stated} is not the right number.",
+          f"The number is {right}, not {stated}: {note.expression} = {show(note.result)}.",
         )
     return Finding(UNVERIFIED)
 
@@ -346,7 +346,8 @@ def _replace(gold: Gold, spans: list[tuple[int, int]], changes: dict[int, Fracti
   text = gold.text
   for place in sorted(changes, reverse=True):
     start, end = spans[place]
-    written = None if changes[place] is None else written_like(changes[place], text[start:end])
+    new = changes[place]
+    written = None if new is None else written_like(new, text[start:end])
     if written is None:
       return None
     text = text[:start] + written + text[end:]

@@ -73,7 +73,7 @@ def answer_in(step: str) -> Fraction | None:
   return match and value_of(match[2]) * (-1 if match[1] else 1)
 
 
-def problem_of(record: dict) -> Problem:
+def problem_of(record: dict) -> Problem[Facts]:
   """Return the problem of a published record; its steps are the lines of the answer.
 
   Raises InputError for an answer without "#### number" at its end, or an annotation that is no arithmetic or does not
@@ -170,7 +170,7 @@ def golds_of(steps: tuple[str, ...], notes: tuple[Note, ...]) -> tuple[Gold, ...
 @cached_by_identity
 def results_of(steps: tuple[str, ...], notes: tuple[Note, ...]) -> dict[Fraction, int]:
   """Return the index of the first step that has each result."""
-  places = {}
+  places: dict[Fraction, int] = {}
   for k, gold in enumerate(golds_of(steps, notes)):
     for _, note in gold.notes:
       places.setdefault(note.result, k)

@@ -53,7 +53,7 @@ class Step(NamedTuple):
   @property
   def task(self) -> tuple[str, int, int]:
     """Return what is computed: the same for operands in the other order."""
-    return (self.sign, *sorted((self.first, self.second)))
+    return self.sign, min(self.first, self.second), max(self.first, self.second)
 
 
 class State(NamedTuple):
@@ -159,7 +159,7 @@ def _slip(error: str, step: Step, rng: np.random.Generator) -> int:
   return _digits_changed(step.true, 2 if error == "adjacent" else 1, rng)
 
 
-class Multiplication(Task):
+class Multiplication(Task[Facts]):
   """The multiplication task; its size is the number of digits of each number.
 
   Partial products and sums may come in any order. A step that holds but reads what is not stated yet, takes several
@@ -176,17 +176,17 @@ class Multiplication(Task):
     if self.max_size > MAX_DIGITS:
       raise InputError(f"task.max_size={task.max_size}; multiplication takes numbers of 1 to {MAX_DIGITS} digits")
 
-  def make(self, rng: np.random.Generator) -> Problem:
+  def make(self, rng: np.random.Generator) -> Problem[Facts]:
     size = int(rng.integers(self.min_size, self.max_size + 1))
     first, second = rng.integers(10 ** (size - 1), 10**size, 2).tolist()
     facts = Facts(first, second)
-    steps = []
+    steps: list[str] = []
     while (step := self._next(facts, tuple(steps))) is not None:
       steps.append(_format_step(*step))
     key = "*".join(map(str, sorted((first, second))))
     return Problem(f"{_format_task(first, '*', second)}=\n", tuple(steps), str(first * second), key, facts)
 
-  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+  def check(self, problem: Problem[Facts], before: tuple[str, ...], step: str) -> Verdict:
     read = _read(step)
     if read is None:
       return Verdict("wrong", MALFORMED)
@@ -199,7 +199,9 @@ class Multiplication(Task):
       return UNVERIFIED if known else Verdict("wrong", "copy")
     return RIGHT if read.result == read.true else Verdict("wrong", _class_of(read))
 
-  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+  def inject(
+    self, problem: Problem[Facts], before: tuple[str, ...], error: str, rng: np.random.Generator
+  ) -> str | None:
     if error == "repeat":
       return before[rng.integers(len(before))] if before else None
     right = self._next(problem.facts, before)
@@ -212,7 +214,7 @@ class Multiplication(Task):
         return step
     return None
 
-  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+  def explain(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str, detail: str) -> str:
     """Return the class and the wrong number; with "recompute" the columns from the last on, or what is right.
 
     class       wrong step    short       recompute
@@ -238,17 +240,17 @@ class Multiplication(Task):
       return error + _format_step(*read[:3], read.true).strip()
     return error + ",".join(str(value) for _, value in _columns(*self._ordered(problem.facts, read)[:3]))
 
-  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+  def next_step(self, problem: Problem[Facts], before: tuple[str, ...]) -> str | None:
     right = self._next(problem.facts, before)
     return None if right is None else _format_step(*right)
 
-  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+  def correction(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str) -> str | None:
     read, state = _read(wrong), self._state(problem.facts, before)
     if read is not None and read.task not in state.done and self._can_come(problem.facts, state, read):
       return _format_step(*read[:3], read.true)
     return self.next_step(problem, before)
 
-  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+  def answer_of(self, problem: Problem[Facts], steps: tuple[str, ...]) -> str | None:
     """Return the result of the last step, once there are as many different steps as in the solution."""
     reads = self._reads(steps)
     return str(reads[-1].result) if len({read.task for read in reads}) >= len(problem.steps) else None

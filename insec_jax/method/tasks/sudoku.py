@@ -101,7 +101,7 @@ def _key(grid: np.ndarray, givens: frozenset[int]) -> str:
   return "".join(map(str, min(forms)))
 
 
-class Sudoku(Task):
+class Sudoku(Task[Facts]):
   """The sudoku task; its size is the number of empty cells.
 
   `open` is a number in a cell that has several candidates: a guess, which counts as wrong even where the solution has
@@ -127,7 +127,7 @@ class Sudoku(Task):
     if self.max_size > 16 - FEWEST_GIVENS:
       raise InputError(f"task.max_size={task.max_size}; a sudoku has 1 to {16 - FEWEST_GIVENS} empty cells")
 
-  def make(self, rng: np.random.Generator) -> Problem:
+  def make(self, rng: np.random.Generator) -> Problem[Facts]:
     size = int(rng.integers(self.min_size, self.max_size + 1))
     while True:
       grid = tuple(GRIDS[rng.integers(len(GRIDS))].tolist())
@@ -143,7 +143,7 @@ class Sudoku(Task):
       Facts(grid, givens),
     )
 
-  def check(self, problem: Problem, before: tuple[str, ...], step: str) -> Verdict:
+  def check(self, problem: Problem[Facts], before: tuple[str, ...], step: str) -> Verdict:
     facts, read = problem.facts, _read(step)
     if read is None:
       return Verdict("wrong", MALFORMED)
@@ -154,7 +154,9 @@ class Sudoku(Task):
       return Verdict("wrong", "invalid")
     return RIGHT if len(fits) == 1 else Verdict("wrong", "open")
 
-  def inject(self, problem: Problem, before: tuple[str, ...], error: str, rng: np.random.Generator) -> str | None:
+  def inject(
+    self, problem: Problem[Facts], before: tuple[str, ...], error: str, rng: np.random.Generator
+  ) -> str | None:
     facts = problem.facts
     known = self._known(facts, before)
     choices = []
@@ -166,7 +168,7 @@ class Sudoku(Task):
         choices += [(cell, number) for number in fits]
     return _format_step(*choices[rng.integers(len(choices))]) if choices and len(known) < 16 else None
 
-  def explain(self, problem: Problem, before: tuple[str, ...], wrong: str, detail: str) -> str:
+  def explain(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str, detail: str) -> str:
     """Return the class and the cell; with "recompute" also why, and that the number is withdrawn.
 
     class      wrong step  label      recompute
@@ -179,9 +181,10 @@ class Sudoku(Task):
     facts = problem.facts
     error = self.check(problem, before, wrong).error
     assert error, f"{wrong!r} is not wrong; there is nothing to explain"
-    if error == MALFORMED:
+    read = _read(wrong)
+    if read is None:
       return MALFORMED
-    cell, number = _read(wrong)
+    cell, number = read
     if detail == "label":
       return error + CELLS[cell]
     known = self._known(facts, before)
@@ -194,19 +197,19 @@ class Sudoku(Task):
     why = f"{error}{CELLS[clash]}{facts.grid[clash]}"
     return why if cell in known and facts.grid[cell] == number else why + withdrawn
 
-  def next_step(self, problem: Problem, before: tuple[str, ...]) -> str | None:
+  def next_step(self, problem: Problem[Facts], before: tuple[str, ...]) -> str | None:
     known = self._known(problem.facts, before)
     # The first that is not stated: the steps before it in the solution settle it.
-    return next((step for step in problem.steps if _read(step)[0] not in known), None)
+    return next((step for step in problem.steps if CELLS.index(step[0]) not in known), None)
 
-  def correction(self, problem: Problem, before: tuple[str, ...], wrong: str) -> str | None:
+  def correction(self, problem: Problem[Facts], before: tuple[str, ...], wrong: str) -> str | None:
     facts, read = problem.facts, _read(wrong)
     known = self._known(facts, before)
     if read is not None and read[0] not in known and len(_candidates(facts.grid, known, read[0])) == 1:
       return _format_step(read[0], facts.grid[read[0]])
     return self.next_step(problem, before)
 
-  def answer_of(self, problem: Problem, steps: tuple[str, ...]) -> str | None:
+  def answer_of(self, problem: Problem[Facts], steps: tuple[str, ...]) -> str | None:
     """Return the grid as filled, with the last number stated for a cell; None while a cell is empty."""
     facts = problem.facts
     stated = {cell: facts.grid[cell] for cell in facts.givens}
