@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct fine-tuned to correct injected and self-made arithmetic mistakes in GSM8K solutions.
+"""SmolLM2-135M-Instruct fine-tuned to correct injected arithmetic mistakes in GSM8K solutions.
 
   launch/local.sh configs/smollm2_gsm8k.py --config.model.path=SMOLLM2_FOLDER --config.data.path=GSM8K/train.jsonl
-  python -m insec_jax.sweep --config configs/smollm2_gsm8k.py --base base --arms clean,injected,mined --seeds 0,1,2 \
+  python -m insec_jax.sweep --config configs/smollm2_gsm8k.py --base base --arms clean,injected --seeds 0,1,2 \
       --output runs/gsm8k --config.model.path=SMOLLM2_FOLDER --config.data.path=GSM8K/train.jsonl
 
 SMOLLM2_FOLDER is the Hugging Face folder of HuggingFaceTB/SmolLM2-135M-Instruct, GSM8K/train.jsonl the published train
@@ -10,7 +10,8 @@ GPU or TPU chip and have not been run: `base` learns the unmodified solutions, a
 
   clean      more of the same
   injected   rule-generated mistakes in some of the solutions
-  mined      the model's own mistakes, some of its right solutions, and solutions with and without generated mistakes
+  mined      the model's own mistakes, some of its right solutions, and solutions with and without generated mistakes;
+             not to be run before the checker finds the first wrong step of natural solutions (see README.md)
 """
 
 from insec_jax.config import defaults
