@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
-from insec_jax.config_build import build, plain_values
+from insec_jax.config_build import build, plain_values, update_keys
 from insec_jax.files.reading import read_json, read_text
 from insec_jax.pages import correction
 
@@ -101,6 +101,10 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
   if (folder / "results.json").exists():
     results = read_json(folder / "results.json", "the results of a run")
     correction.check(results, folder / "results.json")
+    try:
+      update_keys(results["config"])
+    except InputError as error:
+      raise InputError(f"{folder / 'results.json'}: {error}") from None
     step = results.get("step")  # older versions did not say
     if lines and step is not None and step != lines[-1]["step"]:
       notes.append(
