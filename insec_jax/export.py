@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 from absl import flags
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import command
+from insec_jax import command, config_build
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.config_build import build
 from insec_jax.data import tokenizer_files, tokens
 from insec_jax.files.reading import local_path, read_json, read_text
-from insec_jax.model import hf, llama
+from insec_jax.model import build, hf, hf_writing, llama
 from insec_jax.training import checkpoint
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
@@ -49,7 +48,7 @@ def main() -> None:
 
 
 class SidecarFiles(NamedTuple):
-  """Files beside the weights, passed to hf.save as its tokenizer: the tokenizer's files, unchanged, and our markers."""
+  """Files beside the weights, the tokenizer of hf_writing.save: the tokenizer's files, unchanged, and our markers."""
 
   folder: pathlib.Path
   marks: dict[str, Any] | None
@@ -58,16 +57,16 @@ class SidecarFiles(NamedTuple):
     """Write the files into `folder`."""
     tokenizer_files.copy(self.folder, folder)
     if self.marks is not None:
-      hf.write_json(folder / checkpoint.MARKERS, self.marks)
+      hf_writing.write_json(folder / checkpoint.MARKERS, self.marks)
 
 
 def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   """Read, check and rewrite the HF folder, tensor by tensor."""
   config = hf.read_config(folder)
   tokenizer = tokens.load(str(folder))
-  config = with_ends(config, tokenizer)
+  config = build.with_ends(config, tokenizer, vocab_size=config.vocab_size)
   card = folder / CARD
-  hf.save(
+  hf_writing.save(
     output,
     hf.stored(folder, config),
     config,
@@ -80,10 +79,10 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Write the newest checkpoint, or that of --step, as an HF folder."""
-  config = build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
+  config = config_build.build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
   opened = checkpoint.load_model(str(workdir), step=STEP.value)
   model = with_ids(opened.config, opened.tokenizer)
-  hf.save(
+  hf_writing.save(
     output,
     opened.params,
     model,
@@ -102,13 +101,7 @@ def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> l
     pad_id = tokenizer.pad_token_id
   if pad_id is None and LLAMA_PAD in known:
     pad_id = known[LLAMA_PAD]
-  return dataclasses.replace(with_ends(config, tokenizer), pad_id=pad_id)
-
-
-def with_ends(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
-  """Return the config with every token that ends a text."""
-  eos_ids = tokens.stop_ids(config.eos_ids, tokenizer, vocab_size=config.vocab_size)
-  return dataclasses.replace(config, eos_ids=eos_ids)
+  return dataclasses.replace(build.with_ends(config, tokenizer, vocab_size=config.vocab_size), pad_id=pad_id)
 
 
 def generation_of(folder: pathlib.Path, config: llama.LlamaConfig) -> dict[str, Any] | None:

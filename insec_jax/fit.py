@@ -18,14 +18,13 @@ from typing import Any
 
 from absl import flags
 
-from insec_jax import command, config_file
+from insec_jax import command, config_build, config_file
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.config_build import build
 from insec_jax.data import tokens
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, written_whole
-from insec_jax.model import hf, hf_config, llama, sharding
+from insec_jax.model import build, hf, llama, sharding
 from insec_jax.sizing import hardware
 from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Topology
@@ -45,7 +44,7 @@ flags.mark_flags_as_required(["config", "topology"])
 
 
 def main() -> None:
-  config = build(CONFIG.value)
+  config = config_build.build(CONFIG.value)
   requests = hardware.parse(TOPOLOGY.value)
   if OUTPUT.value is not None:
     check_output(OUTPUT.value, "--output", config_file.files_read(config))
@@ -76,10 +75,9 @@ def hlo_folder() -> pathlib.Path | None:
 def model_of(config: Config) -> llama.LlamaConfig:
   """Return the config of the model in the train step, its vocabulary grown for the tokenizer as in train."""
   if not config.model.path:
-    fields = {"architectures": ["LlamaForCausalLM"], "vocab_size": None, **config.model.size}
-    if fields["vocab_size"] is None:
-      fields["vocab_size"] = len(tokens.open_tokenizer(config).tokenizer)
-    return hf_config.config_from_json(fields, "model.size")
+    size = config.model.size
+    is_given = size.get("vocab_size") is not None
+    return build.model_of_size(size, None if is_given else len(tokens.open_tokenizer(config).tokenizer))
   folder = pathlib.Path(config.model.path)
   if not (folder / hf.CONFIG).is_file():
     raise InputError(
@@ -90,7 +88,7 @@ def model_of(config: Config) -> llama.LlamaConfig:
   if not (pathlib.Path(config.tokenizer.path or folder) / "tokenizer.json").is_file():
     return model_config
   num_tokens = len(tokens.open_tokenizer(config).tokenizer)
-  return dataclasses.replace(model_config, vocab_size=hf.vocabulary_for(num_tokens, model_config.vocab_size))
+  return dataclasses.replace(model_config, vocab_size=build.vocabulary_for(num_tokens, model_config.vocab_size))
 
 
 def measure(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> Estimate:

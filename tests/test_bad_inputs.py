@@ -16,7 +16,7 @@ from datakit import write_lines
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
-from insec_jax.model import hf, hf_config
+from insec_jax.model import build, hf_config, hf_writing
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
@@ -202,7 +202,7 @@ def lay_out(home):
   write_lines(home / "tokens.jsonl", [{"tokens": [0, 10**6]}])
 
   config = hf_config.config_from_json(SIZE, "the test's size")
-  hf.save(home / "hf", hf.init(config, jax.random.key(0), "float32"), config, dtype="float32")
+  hf_writing.save(home / "hf", build.init(config, jax.random.key(0), "float32"), config, dtype="float32")
   # Its markers are called otherwise, so those of the config are missing.
   others = TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(), confidence_first=())
   build_tokenizer([*"0123456789+=?"], others).save_pretrained(home / "hf")

@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from insec_jax import export
-from insec_jax.model import hf, hf_config, llama
+from insec_jax.model import build, hf_config, hf_writing, llama
 from insec_jax.training import checkpoint, optimizer, step
 from insec_jax.training.checkpoint import Saver, load_model
 
@@ -64,7 +64,7 @@ def workdir(tmp_path_factory, tokenizer, model):
   """A workdir as train leaves it, with random weights."""
   folder = tmp_path_factory.mktemp("run")
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
-  params = hf.init(model, jax.random.key(0), "float32")
+  params = build.init(model, jax.random.key(0), "float32")
   state = step.new_state(params, optimizer.make(config.optimizer, 7))
   (folder / checkpoint.CONFIG).write_text(config.to_json())
   (folder / checkpoint.MODEL).write_text(json.dumps(hf_config.config_to_json(model)))
@@ -94,9 +94,9 @@ def others(workdir, model, tokenizer, tmp_path_factory):
   """(folder, exit code and output of each export there): of an HF folder, in another dtype, over something."""
   folder = tmp_path_factory.mktemp("others")
   generation = {"eos_token_id": [1, 2], "temperature": 0.6}
-  hf.save(
+  hf_writing.save(
     folder / "source",
-    hf.init(model, jax.random.key(1), "bfloat16"),
+    build.init(model, jax.random.key(1), "bfloat16"),
     model,
     tokenizer=tokenizer,
     generation=generation,

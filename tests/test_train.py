@@ -15,7 +15,7 @@ from modelkit import run, small_llama
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
-from insec_jax.model import hf, sharding
+from insec_jax.model import build, hf_writing, sharding
 from insec_jax.training import checkpoint
 from insec_jax.training.checkpoint import load_model
 
@@ -285,8 +285,8 @@ def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean
     TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(), confidence_first=()),
   )
   model = small_llama(vocab_size=len(tokenizer), tied=True, init_std=0.1, max_positions=128, eos_ids=())
-  before = hf.init(model, jax.random.key(0), "float32")
-  hf.save(home / "hf", before, model, tokenizer=tokenizer)
+  before = build.init(model, jax.random.key(0), "float32")
+  hf_writing.save(home / "hf", before, model, tokenizer=tokenizer)
   # A rate so small that what is read back is what training began with.
   said = train(
     home,

@@ -14,7 +14,7 @@ from insec_jax.config import Config
 from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load, stop_ids
 from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens, Sampler, Surprisal, step_scores
 from insec_jax.method.transcript import Markers
-from insec_jax.model import hf
+from insec_jax.model import build
 from insec_jax.progress import Progress
 from insec_jax.training.checkpoint import LoadedModel
 
@@ -240,8 +240,8 @@ def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel
   )
   params, model_config = loaded.params, loaded.config
   if len(tokenizer) > model_config.vocab_size:
-    params, model_config = hf.grow_vocabulary(
-      params, model_config, hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
+    params, model_config = build.grow_vocabulary(
+      params, model_config, build.vocabulary_for(len(tokenizer), model_config.vocab_size)
     )
   return LoadedModel(
     model_config,

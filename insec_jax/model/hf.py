@@ -1,11 +1,10 @@
-"""Hugging Face folders, read and written: config.json, and weights by one table of names for both directions.
+"""Hugging Face folders, read: config.json, and weights by one table of names, which hf_writing.py uses too.
 
 Values do not change: weights are only reshaped and transposed, and cast where the caller gives another dtype.
 """
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
@@ -13,19 +12,16 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError
 from insec_jax.files.reading import read_json
-from insec_jax.files.writing import folder_written_whole, write_text
-from insec_jax.model import llama
-from insec_jax.model.hf_config import config_from_json, config_to_json, readable_by_all, token_ids
+from insec_jax.model import llama, sharding
+from insec_jax.model.hf_config import config_from_json, token_ids
 from insec_jax.model.llama import LlamaConfig
-from insec_jax.model.safetensors_io import CODES, Source, open_tensors, some_of, write_tensors
+from insec_jax.model.safetensors_io import open_tensors, some_of
 
 CONFIG, GENERATION, SINGLE, INDEX = (
   "config.json",
@@ -33,9 +29,6 @@ CONFIG, GENERATION, SINGLE, INDEX = (
   "model.safetensors",
   "model.safetensors.index.json",
 )
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-VOCAB_MULTIPLE = 128
-SHARD_BYTES = 5 * 10**9  # of one file, the default of transformers
 SHARD = re.compile(r"[\w.+=-]{1,200}\.safetensors", re.ASCII)  # a file of the folder itself, not of another
 MOST_NAMED = 5  # problems listed in one error
 FINITE_CHUNK = 1 << 14  # elements checked together
@@ -238,26 +231,7 @@ def load(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None, shardin
 
   `shardings` is a tree like the params (model/sharding.py), None for the first device; `dtype` and errors as `stored`.
   """
-  return _place_all(stored(folder, config, dtype=dtype), shardings)
-
-
-def _place_all(weights: dict, shardings) -> dict:
-  """Return the same tree of arrays on devices; without shardings on the first device."""
-  if shardings is None:
-    first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = jax.tree.map(lambda _: first_device, weights)
-  return jax.tree.map(_place, weights, shardings)
-
-
-def _place(weight: "LazyWeight | RandomWeight", sharding: jax.sharding.Sharding) -> jax.Array:
-  @functools.cache  # a shard that several devices hold is read once
-  def read(bounds):
-    return weight[tuple(slice(*bound) for bound in bounds)]
-
-  placed = jax.make_array_from_callback(
-    weight.shape, sharding, lambda index: read(tuple((piece.start, piece.stop) for piece in index))
-  )
-  return placed.block_until_ready()  # the host holds a copy until then: wait, so that it holds one weight at a time
+  return sharding.place(stored(folder, config, dtype=dtype), shardings)
 
 
 def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -318,161 +292,3 @@ def _check_tied_head(tensors: dict[str, np.ndarray]) -> list[str]:
     return [f"unexpected {name}, which differs from {embed} although tie_word_embeddings is true"]
   logging.warning("%s repeats %s, to which tie_word_embeddings ties it: read once, and not written again", name, embed)
   return []
-
-
-def save(
-  folder: pathlib.Path | str,
-  params,
-  config: LlamaConfig,
-  *,
-  dtype=None,
-  max_shard_bytes: int = SHARD_BYTES,
-  tokenizer=None,
-  generation: dict[str, Any] | None = None,
-  card: str | None = None,
-) -> None:
-  """Write an HF folder, which appears only when it is complete.
-
-  It holds the weights, an index if they need several files, config.json, generation_config.json (`generation`, or the
-  config's token ids if None), and where given the tokenizer and the model card (README.md). With `params` from
-  `stored`, one HF tensor and its transpose are in memory at a time. Raises InputError when the folder is not empty.
-  """
-  folder = pathlib.Path(folder)
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-  except (FileExistsError, NotADirectoryError):
-    raise InputError(f"{folder} cannot be made, a folder above it is a file; give another") from None
-  with folder_written_whole(folder) as partial:
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-      raise InputError(f"{folder} is there already and not empty; give a new folder, nothing is written over")
-    weights = flatten_dict(params, sep="/")
-    target = np.dtype(dtype or weights["embed"].dtype)
-    _write_weights(
-      partial,
-      [
-        _source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype)) for slot in slots(config)
-      ],
-      max_shard_bytes,
-    )
-    fields = readable_by_all(config_to_json(dataclasses.replace(config, stored_dtype=target.name)), config)
-    ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
-    write_json(partial / CONFIG, fields)
-    write_json(partial / GENERATION, ids if generation is None else generation)
-    if tokenizer is not None:
-      tokenizer.save_pretrained(partial)
-    if card is not None:
-      write_text(partial / "README.md", card)
-
-
-def write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
-  """Write a JSON file with the indentation that transformers uses."""
-  write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-
-
-def _source(slot: Slot, weight, config: LlamaConfig, dtype: np.dtype) -> Source:
-  if dtype not in CODES:
-    raise InputError(f"weights cannot be written as {dtype}; choose one of {', '.join(kind.name for kind in CODES)}")
-
-  def read():
-    array = np.asarray(weight[...] if slot.layer is None else weight[slot.layer])
-    with np.errstate(over="ignore"):  # overflow is an error below
-      moved = np.ascontiguousarray(to_hf(slot.path, array, config)).astype(dtype, copy=False)
-    check_finite(moved, f"{slot.name} as {dtype}")
-    return moved
-
-  return Source(slot.name, dtype, slot.shape, read)
-
-
-def _write_weights(folder: pathlib.Path, sources: list[Source], max_shard_bytes: int) -> None:
-  shards: list[list[Source]] = []
-  room = 0
-  for source in sources:
-    if source.num_bytes > room:
-      shards.append([])
-      room = max_shard_bytes
-    shards[-1].append(source)
-    room -= source.num_bytes
-  if len(shards) == 1:
-    write_tensors(folder / SINGLE, shards[0])
-    return
-  places = {}
-  for number, shard in enumerate(shards, 1):
-    file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    write_tensors(folder / file, shard)
-    places |= dict.fromkeys((source.name for source in shard), file)
-  write_json(
-    folder / INDEX,
-    {
-      "metadata": {"total_size": sum(source.num_bytes for source in sources)},
-      "weight_map": dict(sorted(places.items())),
-    },
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomWeight:
-  """Random weight, drawn when it is indexed; each layer has its own seed, so values do not depend on the sharding."""
-
-  seed: tuple[int, ...]
-  deviation: float | None  # None: all ones
-  shape: tuple[int, ...]
-  stacked: bool
-  dtype: np.dtype
-
-  def __getitem__(self, index) -> np.ndarray:
-    """Return `self[index]`; `index` is one slice for each axis."""
-    if not self.stacked:
-      return self._draw(0, self.shape)[index].astype(self.dtype)
-    return np.stack(
-      [self._draw(layer, self.shape[1:])[index[1:]].astype(self.dtype) for layer in range(self.shape[0])[index[0]]]
-    )
-
-  def _draw(self, layer: int, shape: tuple[int, ...]) -> np.ndarray:
-    if self.deviation is None:
-      return np.ones(shape, np.float32)
-    return np.random.default_rng((*self.seed, layer)).standard_normal(shape, np.float32) * np.float32(self.deviation)
-
-
-def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
-  """Return random params: norms 1, the others normal with the config's standard deviation; the same on any mesh.
-
-  Each device's shard is made on its host. NumPy draws them: compiling threefry for every weight takes longer than the
-  toy's first hundred steps.
-  """
-  if config.init_std is None:
-    raise InputError("the model has no initializer_range, the deviation of random weights; give one, such as 0.02")
-  seed = tuple(np.asarray(jax.random.key_data(key)).tolist())
-  paths = [path for path in NAMES if path != "head" or not config.tied]
-  weights = {}
-  for number, path in enumerate(paths):
-    stacked = path.startswith("layers/")
-    shape = (config.num_layers,) * stacked + tuple(config.size(letter) for letter in LETTERS[path])
-    deviation = None if LETTERS[path] == "D" else config.init_std
-    weights[path] = RandomWeight((*seed, number), deviation, shape, stacked, np.dtype(dtype))
-  return _place_all(unflatten_dict(weights, sep="/"), shardings)
-
-
-def vocabulary_for(num_tokens: int, vocab_size: int) -> int:
-  """Return the vocabulary size for a tokenizer: the model's own if it holds all tokens, else a VOCAB_MULTIPLE."""
-  return vocab_size if num_tokens <= vocab_size else -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
-def grow_vocabulary(params, config: LlamaConfig, new_size: int) -> tuple[dict, LlamaConfig]:
-  """Return (params, config) with rows added to the embedding and the output matrix, each the mean of the old rows.
-
-  With the mean, a new token starts as likely as an average one. Raises InputError unless `new_size` is a multiple of
-  128, which divides over devices, and at least the present size.
-  """
-  if new_size % VOCAB_MULTIPLE or new_size < config.vocab_size:
-    raise InputError(
-      f"the vocabulary cannot go from {config.vocab_size} to {new_size} tokens; the new size must be a "
-      f"multiple of {VOCAB_MULTIPLE} and no smaller"
-    )
-
-  def grown(matrix_VD):
-    mean_D = matrix_VD.astype(jnp.float32).mean(0).astype(matrix_VD.dtype)
-    added = jnp.broadcast_to(mean_D[None], (new_size - config.vocab_size, config.width))
-    return jnp.concatenate((matrix_VD, added))
-
-  names = ("embed",) if config.tied else ("embed", "head")
-  return {**params, **{name: grown(params[name]) for name in names}}, dataclasses.replace(config, vocab_size=new_size)

@@ -245,7 +245,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
 
 
 def declare(module: nn.Module, name: str, letters: str):
-  """Declare the device's part of a parameter, axes named; `init` gives nan: weights come from hf.load or hf.init."""
+  """Declare the device's part of a parameter, axes named; `init` gives nan: weights come from hf.load or build.init."""
   axes = tuple(AXES[letter] for letter in letters)
   init = nn.with_logical_partitioning(nn.initializers.constant(math.nan), axes)
   shape = (sharding.local_size(AXES[letter], module.config.size(letter), module.mesh) for letter in letters)

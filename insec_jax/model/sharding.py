@@ -81,11 +81,6 @@ def spec(*axes: str) -> PartitionSpec:
   return PartitionSpec(*(RULES[axis] for axis in axes))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Return the sharding of arrays [B, T]: rows over data and fsdp; tensor does not split the batch."""
-  return NamedSharding(mesh, spec("batch", "position"))
-
-
 def params_shardings(boxed, mesh: Mesh):
   """Return the tree of NamedSharding for the tree that `llama.shapes` returns.
 
@@ -112,6 +107,29 @@ def params_shardings(boxed, mesh: Mesh):
       f"the mesh does not divide the model: {', '.join(dict.fromkeys(misfits))}; choose mesh sizes that divide these"
     )
   return shardings
+
+
+def place(weights: dict, shardings=None) -> dict:
+  """Return the same tree of arrays on devices; without shardings on the first device.
+
+  A weight has a shape, and indexing it with a slice for each axis returns an array: each process reads or draws only
+  the shards of its devices, one weight at a time.
+  """
+  if shardings is None:
+    first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: first_device, weights)
+  return jax.tree.map(_place, weights, shardings)
+
+
+def _place(weight, sharding: jax.sharding.Sharding) -> jax.Array:
+  @functools.cache  # a shard that several devices hold is read once
+  def read(bounds):
+    return weight[tuple(slice(*bound) for bound in bounds)]
+
+  placed = jax.make_array_from_callback(
+    weight.shape, sharding, lambda index: read(tuple((piece.start, piece.stop) for piece in index))
+  )
+  return placed.block_until_ready()  # the host holds a copy until then: wait, so that it holds one weight at a time
 
 
 # The functions below run on each device, inside jax.shard_map over all axes of the mesh with check_vma=False: there

@@ -15,7 +15,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, template, tokens
 from insec_jax.distributed.processes import Processes
-from insec_jax.model import attention, hf, hf_config, llama, sharding
+from insec_jax.model import attention, build, llama, sharding
 from insec_jax.training import checkpoint, optimizer
 from insec_jax.training import step as step_lib
 from insec_jax.training.step import TrainState
@@ -63,33 +63,19 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   tokenizer = tokens.open_tokenizer(config).tokenizer
   # All use the date of process 0. It is saved with the tokenizer for resumption, generate and export.
   template.fix_date(tokenizer, processes.gather("the date", template.today() if processes.is_first else None)[0])
-  before = starting_model(config, tokenizer)
-  vocab_size = hf.vocabulary_for(len(tokenizer), before.vocab_size)
+  before = build.starting_model(config, tokenizer)
+  vocab_size = build.vocabulary_for(len(tokenizer), before.vocab_size)
   model_config = dataclasses.replace(before, vocab_size=vocab_size)
   data = load_data(config, tokenizer, model_config)
   processes.agree("data", data_fingerprint(config, data, mesh))
   tx = optimizer.make(config.optimizer, config.train.steps)
   shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))
-  if config.model.path:
-    params = hf.load(
-      config.model.path,
-      before,
-      dtype=config.precision.params,
-      shardings=sharding.params_shardings(llama.shapes(before), mesh),
+  params = build.starting_params(config, before, vocab_size, mesh, shardings.params)
+  if config.model.path and vocab_size > before.vocab_size:
+    processes.say(
+      f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
+      f"multiple of {build.VOCAB_MULTIPLE}; new rows are the mean of the old ones",
     )
-    if vocab_size > before.vocab_size:
-      processes.say(
-        f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
-        f"multiple of {hf.VOCAB_MULTIPLE}; new rows are the mean of the old ones",
-      )
-      # Only the matrices that grow: the others need no copy.
-      rows = {name: params[name] for name in ("embed", "head") if name in params}
-      params |= jax.jit(
-        lambda rows: hf.grow_vocabulary(rows, before, vocab_size)[0],
-        out_shardings={name: shardings.params[name] for name in rows},
-      )(rows)
-  else:
-    params = hf.init(model_config, jax.random.key(config.seed), config.precision.params, shardings=shardings.params)
   state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
   return Run(model_config, tokenizer, data, state, shardings, 0, None)
 
@@ -164,30 +150,6 @@ def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
 def rows_of(config: Config, mesh: Mesh) -> int:
   """Return the rows of one micro-batch over all devices; `tensor` does not split the batch."""
   return config.data.rows_per_device * sharding.size_over(mesh, sharding.BATCH)
-
-
-def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
-  """Return the config of the model before its vocabulary grows, with every token that ends a text."""
-  if config.model.path:
-    model_config = hf.read_config(config.model.path)
-  else:
-    ids = {
-      "bos_token_id": tokenizer.bos_token_id,
-      "eos_token_id": tokenizer.eos_token_id,
-      "pad_token_id": tokenizer.pad_token_id,
-    }
-    fields = {"architectures": ["LlamaForCausalLM"], **ids, "vocab_size": None, **config.model.size}
-    if fields["vocab_size"] is None:
-      fields["vocab_size"] = len(tokenizer)
-    elif fields["vocab_size"] < len(tokenizer):
-      raise InputError(
-        f"model.size.vocab_size={fields['vocab_size']} is below the {len(tokenizer)} tokens of the "
-        "tokenizer; give at least that many, or None for as many"
-      )
-    model_config = hf_config.config_from_json(fields, "model.size")
-  vocab_size = hf.vocabulary_for(len(tokenizer), model_config.vocab_size)
-  eos_ids = tokens.stop_ids(model_config.eos_ids, tokenizer, vocab_size=vocab_size)
-  return dataclasses.replace(model_config, eos_ids=eos_ids)
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:

@@ -21,7 +21,7 @@ from insec_jax.distributed.processes import Processes
 from insec_jax.files.reading import local_path, read_json
 from insec_jax.files.temporary import partial_of
 from insec_jax.files.writing import write_text
-from insec_jax.model import hf, hf_config
+from insec_jax.model import hf, hf_config, hf_writing
 from insec_jax.training import checkpoint
 from insec_jax.training.run import Run, choose_attention
 
@@ -105,7 +105,7 @@ def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrained
     partial.rename(workdir / checkpoint.TOKENIZER)
   generation = hf.read_generation_config(local_path(config.model.path, "model.path")) if config.model.path else None
   if generation is not None:
-    hf.write_json(workdir / hf.GENERATION, generation)
+    hf_writing.write_json(workdir / hf.GENERATION, generation)
 
 
 def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from insec_jax.generation import generator
 from insec_jax.generation.generator import TextGenerator, compute_dtype, with_markers
 from insec_jax.generation.sampler import SampledTokens, rows_that_fit, step_scores
 from insec_jax.method.transcript import Markers
-from insec_jax.model import hf
+from insec_jax.model import build
 from insec_jax.model.hf_config import config_from_json
 from insec_jax.training.checkpoint import LoadedModel
 
@@ -163,7 +163,7 @@ def reading(config) -> TextGenerator:
   marked = tokens.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
   fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
   model_config = config_from_json(fields, "config.json")
-  params = hf.init(model_config, jax.random.key(0), "float32")
+  params = build.init(model_config, jax.random.key(0), "float32")
   return TextGenerator(
     LoadedModel(
       model_config,

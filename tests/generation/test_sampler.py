@@ -12,7 +12,7 @@ from modelkit import small_llama
 from insec_jax.command import InputError
 from insec_jax.generation import sampler
 from insec_jax.generation.sampler import Sampler
-from insec_jax.model import hf, llama
+from insec_jax.model import build, llama
 
 CONFIG = small_llama(vocab_size=61, max_positions=256, stored_dtype="float32", source="{}")
 FLAG = 7
@@ -22,7 +22,7 @@ SETTINGS = {"max_tokens": 12, "batch_size": 4}  # the same throughout: each shap
 
 @functools.cache
 def params():
-  return hf.init(CONFIG, jax.random.key(0), "float32")
+  return build.init(CONFIG, jax.random.key(0), "float32")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig
-from insec_jax.model import hf, llama, sharding
+from insec_jax.model import hf, hf_writing, llama, sharding
 from insec_jax.model.hf_config import config_from_json
 from insec_jax.model.safetensors_io import open_tensors
 
@@ -59,7 +59,7 @@ def test_loading_and_saving_gives_the_same_bytes_per_tensor(dtype, tied, files, 
   config = hf.read_config(source)
   for number, params in enumerate((hf.load(source, config), hf.stored(source, config))):
     out = tmp_path / f"out{number}"
-    hf.save(out, params, config, max_shard_bytes=10**9 if files == 1 else 20_000)
+    hf_writing.save(out, params, config, max_shard_bytes=10**9 if files == 1 else 20_000)
     assert digests(out) == digests(source)
     assert json.loads((out / "config.json").read_text()) == fields
     assert (out / "model.safetensors").exists() == (files == 1)
@@ -70,14 +70,14 @@ def test_loading_on_a_mesh_and_saving_gives_the_same_bytes_per_tensor(tmp_path):
   config = hf.read_config(source)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
   shardings = sharding.params_shardings(llama.shapes(config), mesh)
-  hf.save(tmp_path / "out", hf.load(source, config, shardings=shardings), config)
+  hf_writing.save(tmp_path / "out", hf.load(source, config, shardings=shardings), config)
   assert digests(tmp_path / "out") == digests(source)
 
 
 def test_what_is_saved_is_what_the_safetensors_library_reads(tmp_path):
   numpy_reader = pytest.importorskip("safetensors.numpy")
   params = hf.load(reference.write_folder(tmp_path / "in", FIELDS, TENSORS), CONFIG)
-  hf.save(tmp_path / "out", params, CONFIG, max_shard_bytes=40_000)
+  hf_writing.save(tmp_path / "out", params, CONFIG, max_shard_bytes=40_000)
   index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
   assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in TENSORS.values())
   seen = {}
@@ -103,7 +103,7 @@ def test_what_the_safetensors_library_writes_is_read(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_saving_in_another_dtype_rounds_once_and_says_so(dtype, tmp_path):
   params = hf.load(reference.write_folder(tmp_path / "in", FIELDS, TENSORS), CONFIG)
-  hf.save(tmp_path / "out", params, CONFIG, dtype=dtype)
+  hf_writing.save(tmp_path / "out", params, CONFIG, dtype=dtype)
   saved = open_tensors(tmp_path / "out" / "model.safetensors")
   for name, tensor in TENSORS.items():
     np.testing.assert_array_equal(saved[name], tensor.astype(DTYPES[dtype]))
@@ -263,7 +263,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_place(value, dtype, tmp_p
   with pytest.raises(InputError, match=place):
     hf.load(source, CONFIG)
   with pytest.raises(InputError, match=place):
-    hf.save(tmp_path / "out", hf.stored(source, CONFIG), CONFIG)
+    hf_writing.save(tmp_path / "out", hf.stored(source, CONFIG), CONFIG)
   assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -272,7 +272,7 @@ def test_a_weight_too_large_for_the_dtype_asked_for_is_refused(tmp_path):
   with pytest.raises(InputError, match=rf"{Q} holds values that float16 cannot hold"):
     hf.load(source, CONFIG, dtype="float16")
   with pytest.raises(InputError, match=rf"{Q} as float16 holds NaN or infinity"):
-    hf.save(tmp_path / "out", hf.stored(source, CONFIG), CONFIG, dtype="float16")
+    hf_writing.save(tmp_path / "out", hf.stored(source, CONFIG), CONFIG, dtype="float16")
 
 
 def test_more_layers_than_the_files_can_hold_are_refused_unlisted(tmp_path):
@@ -309,9 +309,9 @@ def test_two_exports_to_one_folder_cannot_collide(tmp_path):
   class Second:
     def save_pretrained(self, _):
       with pytest.raises(InputError, match=r"out is being written by process [0-9]+ on "):
-        hf.save(tmp_path / "out", params, CONFIG)
+        hf_writing.save(tmp_path / "out", params, CONFIG)
 
-  hf.save(tmp_path / "out", params, CONFIG, tokenizer=Second())
+  hf_writing.save(tmp_path / "out", params, CONFIG, tokenizer=Second())
   assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
   assert digests(tmp_path / "out") == digests(tmp_path / "in")
 
@@ -423,14 +423,14 @@ def test_host_memory_stays_at_two_tensors_when_saving_and_two_weights_when_loadi
     return result
 
   # A lock and the look for NaN come on top, some KB.
-  assert tensor <= peak(lambda: hf.save(tmp_path / "out", hf.stored(source, config), config)) < 2.4 * tensor
+  assert tensor <= peak(lambda: hf_writing.save(tmp_path / "out", hf.stored(source, config), config)) < 2.4 * tensor
   weights = flatten_dict(hf.stored(source, config), sep="/")
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
   # As hf.load, but each weight is let go: on CPU the device's memory is the host's. jax frees the last one late.
   def load():
     for leaf in weights.values():
-      hf._place(leaf, one).delete()
+      sharding._place(leaf, one).delete()
 
   assert weight <= peak(load) < 2.1 * weight < everything
 
@@ -438,17 +438,17 @@ def test_host_memory_stays_at_two_tensors_when_saving_and_two_weights_when_loadi
 def test_save_writes_nothing_over_and_leaves_no_half_folder(tmp_path):
   params = hf.stored(reference.write_folder(tmp_path / "in", FIELDS, TENSORS), CONFIG)
   with pytest.raises(InputError, match="is there already and not empty"):
-    hf.save(tmp_path / "in", params, CONFIG)
+    hf_writing.save(tmp_path / "in", params, CONFIG)
 
   class Unwilling:
     def save_pretrained(self, folder):
       raise OSError(f"disk full, {folder}")
 
   with pytest.raises(OSError, match="disk full"):
-    hf.save(tmp_path / "out", params, CONFIG, tokenizer=Unwilling())
+    hf_writing.save(tmp_path / "out", params, CONFIG, tokenizer=Unwilling())
   assert not (tmp_path / "out").exists()
   (tmp_path / "out").mkdir()  # empty is as good as new
-  hf.save(tmp_path / "out", params, CONFIG)
+  hf_writing.save(tmp_path / "out", params, CONFIG)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -458,7 +458,7 @@ def test_save_writes_token_ids_card_and_tokenizer(tmp_path):
       (pathlib.Path(folder) / "tokenizer.json").write_text("{}")
 
   params = hf.stored(reference.write_folder(tmp_path / "in", FIELDS, TENSORS), CONFIG)
-  hf.save(tmp_path / "out", params, CONFIG, tokenizer=Tokenizer(), card="# A card\n")
+  hf_writing.save(tmp_path / "out", params, CONFIG, tokenizer=Tokenizer(), card="# A card\n")
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
     "README.md",
     "config.json",
@@ -468,44 +468,6 @@ def test_save_writes_token_ids_card_and_tokenizer(tmp_path):
   ]
   assert hf.read_generation_config(tmp_path / "out") == {"bos_token_id": 1, "eos_token_id": [2, 3]}
   assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
-  hf.save(tmp_path / "again", params, CONFIG, generation={"temperature": 0.6, "eos_token_id": 3})
+  hf_writing.save(tmp_path / "again", params, CONFIG, generation={"temperature": 0.6, "eos_token_id": 3})
   assert hf.read_generation_config(tmp_path / "again") == {"temperature": 0.6, "eos_token_id": 3}
   assert hf.read_generation_config(tmp_path / "in") is None
-
-
-def test_added_tokens_get_the_mean_of_the_old_rows_and_the_old_logits_stay(tmp_path):
-  params = hf.load(reference.write_folder(tmp_path, FIELDS, TENSORS), CONFIG)
-  grown, config = hf.grow_vocabulary(params, CONFIG, 128)
-  assert config == dataclasses.replace(CONFIG, vocab_size=128)
-  for ours, name in (("embed", "model.embed_tokens.weight"), ("head", "lm_head.weight")):
-    np.testing.assert_array_equal(grown[ours][:80], TENSORS[name])
-    np.testing.assert_allclose(grown[ours][80:], np.tile(TENSORS[name].mean(0), (48, 1)), rtol=0, atol=1e-6)
-  hf.save(tmp_path / "out", grown, config)
-  assert hf.read_config(tmp_path / "out").vocab_size == 128
-
-
-@pytest.mark.parametrize("size", [127, 0, 64])
-def test_a_vocabulary_grows_to_a_multiple_of_128_and_never_shrinks(size):
-  with pytest.raises(InputError, match=f"from 80 to {size} tokens; the new size must be a multiple of 128"):
-    hf.grow_vocabulary({}, CONFIG, size)
-
-
-def test_random_weights_have_the_deviation_of_the_config_and_are_the_same_on_any_mesh():
-  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), jax.devices())
-  shardings = sharding.params_shardings(llama.shapes(CONFIG), mesh)
-  with jax.set_mesh(mesh):
-    spread = hf.init(CONFIG, jax.random.key(0), "float32", shardings=shardings)
-  one = hf.init(CONFIG, jax.random.key(0), "float32")
-  for (path, weight), other, where in zip(
-    jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(spread), jax.tree.leaves(shardings), strict=True
-  ):
-    assert other.sharding == where
-    np.testing.assert_array_equal(weight, other)
-    if "norm" in str(path):
-      np.testing.assert_array_equal(weight, 1)
-    else:
-      np.testing.assert_allclose(np.std(weight), CONFIG.init_std, rtol=0.05)
-  layers = one["layers"]["attn"]["wq"]
-  assert not np.array_equal(layers[0], layers[1])
-  with pytest.raises(InputError, match="has no initializer_range"):
-    hf.init(dataclasses.replace(CONFIG, init_std=None), jax.random.key(0), "float32")

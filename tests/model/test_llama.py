@@ -73,7 +73,7 @@ def forward(params, token_BT, position_BT=None, segment_BT=None, *, config=CONFI
 
 
 def draw(config):
-  """Params drawn with the config's deviation; hf.init would compile anew for each config."""
+  """Params drawn with the config's deviation; build.init would compile anew for each config."""
   rng = np.random.default_rng(0)
   return jax.tree.map(
     lambda shape: jnp.array(rng.normal(0, config.init_std, shape.shape), jnp.float32), nn.unbox(llama.shapes(config))

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import reference
 import smollm2
 
-from insec_jax.model import hf, llama
+from insec_jax.model import build, hf, hf_writing, llama
 from insec_jax.model.attention import XLA
 from insec_jax.model.hf_config import config_from_json
 
@@ -205,7 +205,7 @@ def test_the_real_model_gives_transformers_logits_over_512_positions(real):
 def test_what_save_writes_opens_in_transformers_with_the_same_weights_and_tokenizer(real, tmp_path):
   config = hf.read_config(real)
   tokenizer = transformers.AutoTokenizer.from_pretrained(real)
-  hf.save(tmp_path / "out", hf.stored(real, config), config, max_shard_bytes=10**8, tokenizer=tokenizer)
+  hf_writing.save(tmp_path / "out", hf.stored(real, config), config, max_shard_bytes=10**8, tokenizer=tokenizer)
   model, again = (
     transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for folder in (real, tmp_path / "out")
@@ -223,8 +223,8 @@ def test_what_save_writes_opens_in_transformers_with_the_same_weights_and_tokeni
 
 def test_a_random_model_of_ours_opens_in_transformers_and_gives_our_logits(tmp_path):
   config = config_from_json(reference.FIELDS | {"rope_scaling": SCALING_32}, "fields")
-  params = hf.init(config, jax.random.key(0), "float32")
-  hf.save(tmp_path / "out", params, config)
+  params = build.init(config, jax.random.key(0), "float32")
+  hf_writing.save(tmp_path / "out", params, config)
   token_1T = np.random.default_rng(0).integers(0, config.vocab_size, (1, 96)).astype(np.int32)
   position_1T = np.arange(96, dtype=np.int32)[None]
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()

@@ -8,7 +8,7 @@ import sys
 
 import jax
 
-from insec_jax.model import hf
+from insec_jax.model import build, hf_writing
 from insec_jax.model.hf_config import config_from_json
 from insec_jax.model.llama import LlamaConfig
 
@@ -84,7 +84,7 @@ def save_model(folder: pathlib.Path, tokenizer) -> pathlib.Path:
   """The folder, with a random model that fits the tokenizer."""
   fields = FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
   config = config_from_json(fields, "config.json")
-  hf.save(folder, hf.init(config, jax.random.key(0), "float32"), config, tokenizer=tokenizer)
+  hf_writing.save(folder, build.init(config, jax.random.key(0), "float32"), config, tokenizer=tokenizer)
   return folder
 
 

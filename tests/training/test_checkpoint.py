@@ -16,7 +16,7 @@ from insec_jax.command import DivergedError, InputError
 from insec_jax.config import MeshConfig, OptimizerConfig
 from insec_jax.data import tokens
 from insec_jax.distributed import processes
-from insec_jax.model import hf, sharding
+from insec_jax.model import hf_writing, sharding
 from insec_jax.training import checkpoint, metrics, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
@@ -392,7 +392,7 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   assert (opened.confidence, opened.confidence_first) == (((0.1,), (0.5, 1.0)) if task else ((), ()))
   jax.tree.map(np.testing.assert_array_equal, opened.params, state.params)
 
-  hf.save(folder, opened.params, opened.config, tokenizer=tokenizer)
+  hf_writing.save(folder, opened.params, opened.config, tokenizer=tokenizer)
   plain = checkpoint.load_model(str(folder))
   assert (plain.markers, plain.flag_id, plain.unit) == (None, None, None)  # no run of ours wrote that folder
   jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
