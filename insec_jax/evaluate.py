@@ -53,9 +53,10 @@ from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
 from insec_jax.files.writing import written_whole
-from insec_jax.generation.generator import TextGenerator, with_markers
+from insec_jax.generation.generator import TextGenerator
+from insec_jax.generation.loading import LoadedModel, load_model, with_markers
 from insec_jax.method import tasks
-from insec_jax.training.checkpoint import LoadedModel, load_model, versions
+from insec_jax.training.layout import versions
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)

@@ -19,8 +19,9 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, tokens
 from insec_jax.files.reading import local_path, read_json, read_text
+from insec_jax.generation import loading
 from insec_jax.model import build, hf, hf_writing, llama
-from insec_jax.training import checkpoint
+from insec_jax.training import layout
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
@@ -38,7 +39,7 @@ def main() -> None:
     raise InputError(f"--output={output} is there already and not empty; give a new folder, nothing is written over")
   if output.resolve() == model.resolve():
     raise InputError(f"--output={output} is the model itself; give a new folder")
-  if checkpoint.is_workdir(model):
+  if loading.is_workdir(model):
     export_workdir(model, output)
   elif STEP.value is not None:
     raise InputError(f"--step={STEP.value} names a checkpoint of a workdir, and {model} is an HF folder; leave it out")
@@ -57,7 +58,7 @@ class SidecarFiles(NamedTuple):
     """Write the files into `folder`."""
     tokenizer_files.copy(self.folder, folder)
     if self.marks is not None:
-      hf_writing.write_json(folder / checkpoint.MARKERS, self.marks)
+      hf_writing.write_json(folder / loading.MARKERS, self.marks)
 
 
 def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
@@ -71,7 +72,7 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
     hf.stored(folder, config),
     config,
     dtype=DTYPE.value,
-    tokenizer=SidecarFiles(folder, checkpoint.read_markers(folder)),
+    tokenizer=SidecarFiles(folder, loading.read_markers(folder)),
     generation=generation_of(folder, config),
     card=read_text(card, "model card") if card.is_file() else None,
   )
@@ -79,15 +80,15 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   """Write the newest checkpoint, or that of --step, as an HF folder."""
-  config = config_build.build(read_json(workdir / checkpoint.CONFIG, "the config of a run"))
-  opened = checkpoint.load_model(str(workdir), step=STEP.value)
+  config = config_build.build(read_json(workdir / layout.CONFIG, "the config of a run"))
+  opened = loading.load_model(str(workdir), step=STEP.value)
   model = with_ids(opened.config, opened.tokenizer)
   hf_writing.save(
     output,
     opened.params,
     model,
     dtype=DTYPE.value,
-    tokenizer=SidecarFiles(workdir / checkpoint.TOKENIZER, checkpoint.marked_as(config, opened.step)),
+    tokenizer=SidecarFiles(workdir / layout.TOKENIZER, loading.marked_as(config, opened.step)),
     generation=generation_of(workdir, model),
     card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step),
   )
@@ -143,7 +144,7 @@ Trained by insec_jax from {start}: {step:,} steps, task `{config.task.name}`, mi
     a wrong step {config.tokenizer.flag} what is wrong {config.tokenizer.fix} the right step
 
 A reader wants the text without the wrong step, the reason and both markers; `python -m insec_jax.generate --clean`
-gives that. `{checkpoint.MARKERS}` names the markers for programs.
+gives that. `{loading.MARKERS}` names the markers for programs.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

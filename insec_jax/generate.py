@@ -23,11 +23,11 @@ from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.data.encoding import least_tokens
 from insec_jax.files.writing import written_whole
-from insec_jax.generation.generator import Completion, TextGenerator, compute_dtype
+from insec_jax.generation.generator import Completion, TextGenerator
+from insec_jax.generation.loading import LoadedModel, compute_dtype, load_model
 from insec_jax.generation.prompts import Prompt, read_prompts
 from insec_jax.generation.sampler import check_prompt, rows_that_fit
 from insec_jax.method.transcript import clean_text
-from insec_jax.training.checkpoint import LoadedModel, load_model
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)

@@ -23,11 +23,11 @@ from insec_jax import command, config_file
 from insec_jax.command import InputError
 from insec_jax.config_build import build
 from insec_jax.files.writing import check_output
-from insec_jax.generation.generator import TextGenerator, with_markers
+from insec_jax.generation.generator import TextGenerator
+from insec_jax.generation.loading import load_model, with_markers
 from insec_jax.method import tasks
 from insec_jax.mining.chunks import ChunkStore
 from insec_jax.mining.miner import Miner, fingerprint, join, mine_chunks
-from insec_jax.training.checkpoint import load_model
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)

@@ -62,7 +62,7 @@ from insec_jax.stages import (
   shares_of_cores,
   stop_on_signal,
 )
-from insec_jax.training import checkpoint, optimizer, step
+from insec_jax.training import checkpoint, layout, optimizer, step
 
 config_file.define_flag("Config file of the experiment, with arms.")
 ARMS = flags.DEFINE_list("arms", None, "Comma-separated arms of the config.")
@@ -303,8 +303,8 @@ def load(file: str, arm: str) -> ml_collections.ConfigDict:
 
 def newest(folder: pathlib.Path) -> pathlib.Path:
   """Return the newest checkpoint of a workdir, or the config of an HF folder, which is as old as its weights."""
-  steps = checkpoint.steps(folder)
-  return folder / checkpoint.CHECKPOINTS / str(steps[-1]) if steps else folder / checkpoint.CONFIG
+  steps = layout.steps(folder)
+  return folder / layout.CHECKPOINTS / str(steps[-1]) if steps else folder / layout.CONFIG
 
 
 def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
@@ -317,18 +317,18 @@ def is_trained(workdir: pathlib.Path, config: Config, started: pathlib.Path | No
 
   Raises InputError if it was made from another config or older weights.
   """
-  checkpoint.check_workdir(workdir, config)
-  for path in (started / checkpoint.CONFIG if started else None, _mined_path(config)):
-    if path is not None and (workdir / checkpoint.MODEL).exists() and not is_newer(workdir / checkpoint.MODEL, path):
+  layout.check_workdir(workdir, config)
+  for path in (started / layout.CONFIG if started else None, _mined_path(config)):
+    if path is not None and (workdir / layout.MODEL).exists() and not is_newer(workdir / layout.MODEL, path):
       raise InputError(f"{workdir} is older than {path}, with which it should begin; remove it to train it again")
-  return config.train.steps in checkpoint.steps(workdir) and is_sound(workdir, config)
+  return config.train.steps in layout.steps(workdir) and is_sound(workdir, config)
 
 
 def is_sound(workdir: pathlib.Path, config: Config) -> bool:
   """Return whether the checkpoint of the last step holds what was saved; it is read on the CPU."""
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   tx = optimizer.make(config.optimizer, config.train.steps)
-  abstract = step.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
+  abstract = step.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh)
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes.alone())
 
 
@@ -340,7 +340,7 @@ def is_exported(folder: pathlib.Path, workdir: pathlib.Path) -> bool:
   """Return whether the folder exists; InputError if its weights are older than the workdir's."""
   if not folder.exists():
     return False
-  if not is_newer(folder / checkpoint.CONFIG, newest(workdir)):
+  if not is_newer(folder / layout.CONFIG, newest(workdir)):
     raise InputError(f"{folder} is older than {workdir}, of which it is the export; remove it")
   return True
 
@@ -367,7 +367,7 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
     arm: [
       read_run(workdir, f"seed{seed}/{arm}")
       for seed in sweep.seeds
-      if (workdir := sweep.workdir(arm, seed)).joinpath(checkpoint.CONFIG).is_file()
+      if (workdir := sweep.workdir(arm, seed)).joinpath(layout.CONFIG).is_file()
     ]
     for arm in sweep.arms
   }

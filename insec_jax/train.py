@@ -31,7 +31,7 @@ from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer, write_text
 from insec_jax.mining import rounds
 from insec_jax.model import sharding
-from insec_jax.training import checkpoint
+from insec_jax.training import checkpoint, layout
 from insec_jax.training.loop import loop
 from insec_jax.training.run import Phases, Run, begin, is_trained, resume
 from insec_jax.training.workdir import check_shared, started_with, write_workdir
@@ -68,11 +68,9 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
   All inputs are checked before the first file is written. Raises DivergedError when a loss is not finite.
   """
   if processes.is_first:
-    checkpoint.check_workdir(workdir, config)
+    layout.check_workdir(workdir, config)
   # Process 0 lists for all: on a network drive a file may appear later on another host.
-  saved_steps = processes.gather(
-    "the search for checkpoints", checkpoint.steps(workdir) if processes.is_first else None
-  )[0]
+  saved_steps = processes.gather("the search for checkpoints", layout.steps(workdir) if processes.is_first else None)[0]
   processes.agree(
     "devices",
     {

@@ -7,8 +7,8 @@ import pytest
 from modelkit import run, save_model
 
 from insec_jax.data import tokens
+from insec_jax.generation.loading import MARKERS
 from insec_jax.method import tasks
-from insec_jax.training.checkpoint import MARKERS
 
 CONFIG = """
 import copy

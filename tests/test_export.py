@@ -18,9 +18,11 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from insec_jax import export
+from insec_jax.generation import loading
+from insec_jax.generation.loading import load_model
 from insec_jax.model import build, hf_config, hf_writing, llama
-from insec_jax.training import checkpoint, optimizer, step
-from insec_jax.training.checkpoint import Saver, load_model
+from insec_jax.training import layout, optimizer, step
+from insec_jax.training.checkpoint import Saver
 
 ROOT = pathlib.Path(__file__).parents[1]
 LLAMA_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
@@ -66,10 +68,10 @@ def workdir(tmp_path_factory, tokenizer, model):
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
   params = build.init(model, jax.random.key(0), "float32")
   state = step.new_state(params, optimizer.make(config.optimizer, 7))
-  (folder / checkpoint.CONFIG).write_text(config.to_json())
-  (folder / checkpoint.MODEL).write_text(json.dumps(hf_config.config_to_json(model)))
+  (folder / layout.CONFIG).write_text(config.to_json())
+  (folder / layout.MODEL).write_text(json.dumps(hf_config.config_to_json(model)))
   (folder / "environment.json").write_text(json.dumps({"commit": "abc123", "packages": {"jax": jax.__version__}}))
-  tokenizer.save_pretrained(folder / checkpoint.TOKENIZER)
+  tokenizer.save_pretrained(folder / layout.TOKENIZER)
   with Saver(folder, keep=1) as saver:
     saver.save(7, state, config=config, facts={}, totals=[])
   return folder
@@ -153,7 +155,7 @@ def test_a_folder_exported_again_keeps_every_byte(others):
   assert {name: (array.dtype, array.tobytes()) for name, array in tensors_of(output).items()} == before
   for name in ("tokenizer.json", "chat_template.jinja", "README.md"):
     assert (output / name).read_bytes() == (source / name).read_bytes(), name
-  assert not (output / checkpoint.MARKERS).exists()
+  assert not (output / loading.MARKERS).exists()
   third = folder / "third"
   assert {path.name: path.read_bytes() for path in third.iterdir()} == {
     path.name: path.read_bytes() for path in output.iterdir()

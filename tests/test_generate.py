@@ -10,9 +10,9 @@ from datakit import write_lines
 from modelkit import run, save_model
 
 from insec_jax.data import tokens
+from insec_jax.generation.loading import MARKERS, load_model
 from insec_jax.generation.sampler import Sampler
 from insec_jax.method.transcript import Markers, clean_text
-from insec_jax.training.checkpoint import MARKERS, load_model
 
 PROMPTS = [
   {"prompt": "12 + 30 = "},

@@ -15,9 +15,9 @@ from modelkit import run, small_llama
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.tokens import build_tokenizer
+from insec_jax.generation.loading import load_model
 from insec_jax.model import build, hf_writing, sharding
-from insec_jax.training import checkpoint
-from insec_jax.training.checkpoint import load_model
+from insec_jax.training import layout
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "toy.txt"
@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_the_state_before_it_save
   assert said.strip().split("\n")[-1].startswith("error: the loss is nan")
   assert "in step 3; the state after step 2 is saved" in said
   assert "Traceback" not in said
-  assert checkpoint.steps(home / "lost") == [2]
+  assert layout.steps(home / "lost") == [2]
   metadata = [home / name / "checkpoints" / "2" / "_CHECKPOINT_METADATA" for name in ("clean", "lost")]
   clean, lost = (json.loads(path.read_text())["custom_metadata"]["run"]["fingerprints"] for path in metadata)
   assert lost == clean

@@ -6,17 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from insec_jax.command import InputError
-from insec_jax.config import Config
-from insec_jax.data.tokens import add_markers, encode_prompt, encode_text, load, stop_ids
+from insec_jax.data.tokens import encode_prompt, encode_text, stop_ids
+from insec_jax.generation.loading import LoadedModel
 from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens, Sampler, Surprisal, step_scores
-from insec_jax.method.transcript import Markers
-from insec_jax.model import build
 from insec_jax.progress import Progress
-from insec_jax.training.checkpoint import LoadedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,59 +199,3 @@ class TextGenerator:
   @functools.cached_property
   def _end_ids(self) -> tuple[int, ...]:
     return tuple(token for token in range(len(self.tokenizer)) if self.decode([token]).endswith("\n"))
-
-
-def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel:
-  """Return the model with the config's markers; a model without markers gets them as at step 0 of training.
-
-  A model trained without confidence tokens stays without, whatever the config says. Raises InputError when it was
-  trained with other markers, steps or template than the config's.
-  """
-  markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-  if loaded.markers is not None:
-    settings = {
-      "tokenizer.flag": (loaded.markers.flag, markers.flag),
-      "tokenizer.fix": (loaded.markers.fix, markers.fix),
-      "tokenizer.special": (loaded.flag_id is not None, config.tokenizer.special),
-      "mistakes.unit": (loaded.unit, config.mistakes.unit),
-      "data.template": (loaded.template, config.data.template),
-    }
-    for name, (has, wanted) in settings.items():
-      if has != wanted:
-        raise InputError(
-          f"{where} was trained with {name}={has!r}, and the config says {wanted!r}; use the config of that run"
-        )
-    for name in ("confidence", "confidence_first") if loaded.confidence else ():
-      has, wanted = getattr(loaded, name), getattr(config.tokenizer, name)
-      if has != wanted:
-        raise InputError(
-          f"{where} was trained with tokenizer.{name}={has}, and the config says {wanted}; use the config of that run"
-        )
-    return loaded
-  tokenizer = load(config.tokenizer.path) if config.tokenizer.path else loaded.tokenizer
-  marked = add_markers(
-    tokenizer,
-    # Without confidence tokens: the model was never trained to read any.
-    dataclasses.replace(config.tokenizer, confidence=(), confidence_first=()),
-  )
-  params, model_config = loaded.params, loaded.config
-  if len(tokenizer) > model_config.vocab_size:
-    params, model_config = build.grow_vocabulary(
-      params, model_config, build.vocabulary_for(len(tokenizer), model_config.vocab_size)
-    )
-  return LoadedModel(
-    model_config,
-    params,
-    tokenizer,
-    markers,
-    marked.flag_id,
-    marked.fix_id,
-    config.mistakes.unit,
-    config.data.template,
-    step=loaded.step,
-  )
-
-
-def compute_dtype(loaded: LoadedModel) -> str:
-  """Return the dtype to compute in: bfloat16 for 16-bit weights on accelerators, else float32."""
-  return "float32" if jax.default_backend() == "cpu" or loaded.params["embed"].dtype.itemsize == 4 else "bfloat16"

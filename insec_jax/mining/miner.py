@@ -46,7 +46,8 @@ from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps, with_confidence
 from insec_jax.mining.chunks import ChunkStore
-from insec_jax.training.checkpoint import fingerprints, flat
+from insec_jax.training.fingerprints import fingerprints
+from insec_jax.training.layout import flat
 
 TEMPERATURE = 1.0  # of the samples
 SAMPLES_PER_CHUNK = 1024  # least number of samples between writes to disk

@@ -25,12 +25,12 @@ from insec_jax.distributed.processes import Processes
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
 from insec_jax.generation.generator import TextGenerator
+from insec_jax.generation.loading import LoadedModel
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.mining.chunks import ChunkStore
 from insec_jax.mining.miner import Miner, MiningSummary, fingerprint, join, mine_chunks, seed_of
 from insec_jax.model.llama import LlamaConfig
-from insec_jax.training.checkpoint import LoadedModel
 
 FOLDER = "mined"  # of a workdir
 SHARED_SECONDS = 60  # until a file on a network drive must be visible on another host

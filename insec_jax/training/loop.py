@@ -16,7 +16,7 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
 from insec_jax.model import llama
-from insec_jax.training import checkpoint, metrics
+from insec_jax.training import checkpoint, layout, metrics
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
 from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
@@ -135,7 +135,7 @@ def diverged(
   """Save the state after the last sound step, unless it is saved, and return the error that names both."""
   saver.wait()
   # Process 0 decides for all: a save needs all processes.
-  saved = processes.gather("the last sound step", sound in checkpoint.steps(workdir) if processes.is_first else None)[0]
+  saved = processes.gather("the last sound step", sound in layout.steps(workdir) if processes.is_first else None)[0]
   if sound and not saved:
     save(sound)
     saver.wait()

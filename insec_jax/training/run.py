@@ -16,7 +16,7 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline, template, tokens
 from insec_jax.distributed.processes import Processes
 from insec_jax.model import attention, build, llama, sharding
-from insec_jax.training import checkpoint, optimizer
+from insec_jax.training import checkpoint, layout, optimizer
 from insec_jax.training import step as step_lib
 from insec_jax.training.step import TrainState
 
@@ -84,8 +84,8 @@ def resume(
   config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], phases: Phases, processes: Processes
 ) -> tuple[Run, list[int]]:
   """Return (run after the newest sound checkpoint of the steps found, damaged newer steps); model.path is not read."""
-  model_config = checkpoint.read_model(workdir)
-  tokenizer = tokens.load(str(workdir / checkpoint.TOKENIZER))
+  model_config = layout.read_model(workdir)
+  tokenizer = tokens.load(str(workdir / layout.TOKENIZER))
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
 
@@ -115,7 +115,7 @@ def resume(
 def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Processes) -> bool:
   """Return whether the checkpoint of the last step is sound."""
   tx = optimizer.make(config.optimizer, config.train.steps)
-  abstract = step_lib.abstract_state(checkpoint.read_model(workdir), config.precision.params, tx, mesh)
+  abstract = step_lib.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh)
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes)
 
 

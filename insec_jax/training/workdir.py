@@ -22,7 +22,7 @@ from insec_jax.files.reading import local_path, read_json
 from insec_jax.files.temporary import partial_of
 from insec_jax.files.writing import write_text
 from insec_jax.model import hf, hf_config, hf_writing
-from insec_jax.training import checkpoint
+from insec_jax.training import layout
 from insec_jax.training.run import Run, choose_attention
 
 SHARED_SECONDS = 60  # time limit for a file on a network drive to appear on another host
@@ -51,9 +51,9 @@ def started_with(config: Config) -> dict[str, Any]:
     "commit": commit,
     "changes since (SHA-256 of git diff)": commit and _digest(_git("diff", "HEAD")),
     "python": platform.python_version(),
-    **checkpoint.versions(PACKAGES),
+    **layout.versions(PACKAGES),
     "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS"),
-    **checkpoint.flat(config),
+    **layout.flat(config),
   }
 
 
@@ -64,12 +64,12 @@ def _digest(text: str) -> str:
 def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
   """Raise InputError unless every process sees the config that process 0 has written."""
   deadline = time.monotonic() + SHARED_SECONDS
-  while not (workdir / checkpoint.CONFIG).is_file() and time.monotonic() < deadline:
+  while not (workdir / layout.CONFIG).is_file() and time.monotonic() < deadline:
     time.sleep(0.5)
-  seen = processes.gather("the look into the workdir", (workdir / checkpoint.CONFIG).is_file())
+  seen = processes.gather("the look into the workdir", (workdir / layout.CONFIG).is_file())
   if blind := [f"process {index} ({name})" for index, name in enumerate(processes.names) if not seen[index]]:
     raise InputError(
-      f"{', '.join(blind)} cannot see {workdir / checkpoint.CONFIG}, which process 0 wrote; give a "
+      f"{', '.join(blind)} cannot see {workdir / layout.CONFIG}, which process 0 wrote; give a "
       "--workdir on a drive that all hosts share"
     )
 
@@ -77,12 +77,12 @@ def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
 def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, processes: Processes) -> None:
   """Write the files that describe the run to its folder; the config first, so that a killed start can be repeated."""
   workdir.mkdir(parents=True, exist_ok=True)
-  write_text(workdir / checkpoint.CONFIG, config.to_json() + "\n")
+  write_text(workdir / layout.CONFIG, config.to_json() + "\n")
   here = environment(config, run, mesh, processes)
   path = workdir / "environment.json"
   if run.totals is None:
     model = json.dumps(hf_config.config_to_json(run.config), indent=2)
-    write_text(workdir / checkpoint.MODEL, model + "\n")
+    write_text(workdir / layout.MODEL, model + "\n")
     write_text(workdir / "receipt.txt", run.data.receipt)
     if run.data.left_out:
       write_text(workdir / "left_out.jsonl", run.data.left_out.to_json_lines())
@@ -99,10 +99,10 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, p
 def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> None:
   """Write the source's tokenizer with the markers added, and the source's generation_config.json, for an export."""
   source = config.tokenizer.path or config.model.path
-  with partial_of(workdir / checkpoint.TOKENIZER) as partial:
+  with partial_of(workdir / layout.TOKENIZER) as partial:
     tokenizer_files.save(tokenizer, local_path(source, "tokenizer.path") if source else None, partial)
-    shutil.rmtree(workdir / checkpoint.TOKENIZER, ignore_errors=True)  # of a start that was killed
-    partial.rename(workdir / checkpoint.TOKENIZER)
+    shutil.rmtree(workdir / layout.TOKENIZER, ignore_errors=True)  # of a start that was killed
+    partial.rename(workdir / layout.TOKENIZER)
   generation = hf.read_generation_config(local_path(config.model.path, "model.path")) if config.model.path else None
   if generation is not None:
     hf_writing.write_json(workdir / hf.GENERATION, generation)
@@ -116,7 +116,7 @@ def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> d
     "commit": commit,
     "diff": None if commit is None else _git("diff", "HEAD"),
     "untracked": None if commit is None else _git("ls-files", "--others", "--exclude-standard"),
-    "packages": checkpoint.versions(PACKAGES),
+    "packages": layout.versions(PACKAGES),
     "python": platform.python_version(),
     "system": platform.platform(),
     "devices": {

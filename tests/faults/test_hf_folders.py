@@ -94,7 +94,7 @@ import gc, hashlib, json, os, resource, signal, sys, time
 import jax, flax.linen, optax, orbax.checkpoint, transformers
 import numpy as np
 from insec_jax import command
-from insec_jax.training.checkpoint import load_model
+from insec_jax.generation.loading import load_model
 from insec_jax.generation.generator import TextGenerator
 SECONDS = %d
 

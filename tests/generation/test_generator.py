@@ -13,12 +13,12 @@ import reference
 from insec_jax.command import InputError
 from insec_jax.data import tokens
 from insec_jax.generation import generator
-from insec_jax.generation.generator import TextGenerator, compute_dtype, with_markers
+from insec_jax.generation.generator import TextGenerator
+from insec_jax.generation.loading import LoadedModel, compute_dtype, with_markers
 from insec_jax.generation.sampler import SampledTokens, rows_that_fit, step_scores
 from insec_jax.method.transcript import Markers
 from insec_jax.model import build
 from insec_jax.model.hf_config import config_from_json
-from insec_jax.training.checkpoint import LoadedModel
 
 SPARE = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
 NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_train import CONFIG, ROOT, SIGNALLED, read_lines, train
 
-from insec_jax.training.checkpoint import load_model
+from insec_jax.generation.loading import load_model
 
 pytestmark = pytest.mark.processes
 GRAPH = (

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 
-from insec_jax.model import build, hf_writing
+from insec_jax.config import MeshConfig, OptimizerConfig
+from insec_jax.model import build, hf_writing, sharding
 from insec_jax.model.hf_config import config_from_json
 from insec_jax.model.llama import LlamaConfig
+from insec_jax.training import optimizer, step
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {
@@ -108,3 +111,28 @@ def run(program: str, *lines: list[str], folder: pathlib.Path, num_devices: int 
   )
   assert done.returncode == 0, done.stderr
   return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+STATE_MODEL = small_llama(width=16, head_width=4, mlp_width=24, tied=True)
+TX = optimizer.make(
+  OptimizerConfig(
+    learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
+  ),
+  20,
+)
+
+
+def abstract(shape=(1, 1, 1), model=STATE_MODEL, tx=TX, dtype="float32"):
+  """Return the abstract state of a model on a mesh of this shape (data, fsdp, tensor)."""
+  sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
+  mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
+  return step.abstract_state(model, dtype, tx, mesh)
+
+
+def make_state(abstract_state):
+  """Return a state in which no two arrays are alike."""
+  leaves, tree = jax.tree.flatten(abstract_state)
+  rng = np.random.default_rng(0)
+  return jax.tree.unflatten(
+    tree, [jax.device_put((rng.normal(size=leaf.shape) * 10).astype(leaf.dtype), leaf.sharding) for leaf in leaves]
+  )

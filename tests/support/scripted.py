@@ -10,10 +10,10 @@ from insec_jax.data import tokens
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
 from insec_jax.evaluation import measuring, probing, results
 from insec_jax.generation.generator import TextGenerator
+from insec_jax.generation.loading import LoadedModel
 from insec_jax.generation.sampler import SampledTokens
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers, split_steps
-from insec_jax.training.checkpoint import LoadedModel
 
 CONFIG = datakit.config(
   task__name="graph",

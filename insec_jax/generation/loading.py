@@ -1,0 +1,187 @@
+"""Loading of a model for the programs that decode: a workdir or a Hugging Face folder, with its markers."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from transformers import PreTrainedTokenizerFast
+
+from insec_jax import config_build
+from insec_jax.command import InputError
+from insec_jax.config import Config, TokenizerConfig
+from insec_jax.data import tokens
+from insec_jax.files.reading import local_path, read_json
+from insec_jax.method.transcript import Markers
+from insec_jax.model import build, hf, llama
+from insec_jax.training.checkpoint import load_params
+from insec_jax.training.layout import CONFIG, MODEL, TOKENIZER, check_kinds, read_model, steps
+
+MARKERS = "insec.json"  # of an exported folder: its markers, unit and template
+# Types of the fields of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
+MARKED = {
+  "flag": str,
+  "fix": str,
+  "special": bool,
+  "unit": str,
+  "template": str,
+  "step": int | None,
+  "confidence": list | None,
+  "confidence_first": list | None,
+}
+
+
+class LoadedModel(NamedTuple):
+  """Model ready for use; markers, unit and template are None for a folder that no run of ours wrote."""
+
+  config: llama.LlamaConfig
+  params: Any
+  tokenizer: PreTrainedTokenizerFast
+  markers: Markers | None
+  flag_id: int | None  # None also where the markers are plain words
+  fix_id: int | None
+  unit: str | None  # mistakes.unit and data.template of its training
+  template: str | None
+  confidence: tuple[float, ...] = ()  # tokenizer.confidence and tokenizer.confidence_first of its training
+  confidence_first: tuple[float, ...] = ()
+  confidence_ids: tuple[int, ...] = ()
+  step: int | None = None  # of the checkpoint; None where it is not known
+
+
+def is_workdir(folder: pathlib.Path) -> bool:
+  """Return whether the folder is a run's workdir with a checkpoint; InputError if it holds no model at all."""
+  if not folder.is_dir():
+    raise InputError(f"no folder {str(folder)!r}; give a workdir of train or an HF folder")
+  if (folder / MODEL).is_file():
+    if not steps(folder):
+      raise InputError(f"{folder} is a workdir without a checkpoint; let train run until it has saved one")
+    return True
+  if not (folder / hf.CONFIG).is_file():
+    if unusable := [name for name in (MODEL, hf.CONFIG) if os.path.lexists(folder / name)]:
+      raise InputError(f"{folder / unusable[0]} is no file that can be read; bring the file back")
+    raise InputError(f"{folder} holds neither {MODEL} (a workdir) nor {hf.CONFIG} (an HF folder); give one of these")
+  return False
+
+
+def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
+  """Load a workdir (its newest checkpoint, or that of `step`) or an HF folder, weights in the dtype stored there."""
+  path = local_path(folder, "--model")
+  if not is_workdir(path):
+    if step is not None:
+      raise InputError(f"--step={step} names a checkpoint of a workdir, and {path} is an HF folder; leave it out")
+    config = hf.read_config(path)
+    tokenizer = tokens.load(str(path))
+    params = hf.load(path, config, dtype=None)
+    marked = read_markers(path)
+    step = None if marked is None else marked.get("step")
+  else:
+    check_kinds(path)
+    config = read_model(path)
+    tokenizer = tokens.load(str(path / TOKENIZER))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype, sharding=here),
+      llama.shapes(config),
+      is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+    step, params = load_params(path, abstract, step)
+    marked = marked_as(config_build.build(read_json(path / CONFIG, "the config of a run")), step)
+  if marked is None:
+    return LoadedModel(config, params, tokenizer, None, None, None, None, None, step=step)
+  settings = TokenizerConfig(
+    path="",
+    flag=marked["flag"],
+    fix=marked["fix"],
+    special=marked["special"],
+    confidence=tuple(marked.get("confidence") or ()),
+    confidence_first=tuple(marked.get("confidence_first") or ()),
+  )
+  model = LoadedModel(config, params, tokenizer, None, None, None, marked["unit"], marked["template"], step=step)
+  return _with_ids(model, settings)
+
+
+def _with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
+  """Return the model with these markers, which its tokenizer has."""
+  ids = tokens.find_markers(model.tokenizer, settings)
+  return model._replace(
+    markers=Markers(settings.flag, settings.fix),
+    flag_id=ids.flag_id,
+    fix_id=ids.fix_id,
+    confidence=settings.confidence,
+    confidence_first=settings.confidence_first,
+    confidence_ids=ids.confidence_ids,
+  )
+
+
+def marked_as(config: Config, step: int) -> dict[str, Any]:
+  """Return the fields of MARKERS, which an exported folder needs beside HF's files, and the exported step."""
+  return {
+    "step": step,
+    "flag": config.tokenizer.flag,
+    "fix": config.tokenizer.fix,
+    "special": config.tokenizer.special,
+    "confidence": config.tokenizer.confidence,
+    "confidence_first": config.tokenizer.confidence_first,
+    "unit": config.mistakes.unit,
+    "template": config.data.template,
+  }
+
+
+def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Return the fields that `marked_as` wrote; None for a folder that no run of ours wrote."""
+  path = folder / MARKERS
+  if not path.exists():
+    return None
+  marked = read_json(path, "the markers of a model")
+  for name, kinds in MARKED.items():
+    if not isinstance(marked.get(name), kinds):
+      raise InputError(f"{path}: {name} is {marked.get(name)!r:.60}, which no export writes; export the model again")
+  return marked
+
+
+def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel:
+  """Return the model with the config's markers; a model without markers gets them as at step 0 of training.
+
+  A model trained without confidence tokens stays without, whatever the config says. Raises InputError when it was
+  trained with other markers, steps or template than the config's.
+  """
+  if loaded.markers is not None:
+    pairs = {
+      "tokenizer.flag": (loaded.markers.flag, config.tokenizer.flag),
+      "tokenizer.fix": (loaded.markers.fix, config.tokenizer.fix),
+      "tokenizer.special": (loaded.flag_id is not None, config.tokenizer.special),
+      "mistakes.unit": (loaded.unit, config.mistakes.unit),
+      "data.template": (loaded.template, config.data.template),
+    }
+    for name, (has, wanted) in pairs.items():
+      if has != wanted:
+        raise InputError(
+          f"{where} was trained with {name}={has!r}, and the config says {wanted!r}; use the config of that run"
+        )
+    for name in ("confidence", "confidence_first") if loaded.confidence else ():
+      has, wanted = getattr(loaded, name), getattr(config.tokenizer, name)
+      if has != wanted:
+        raise InputError(
+          f"{where} was trained with tokenizer.{name}={has}, and the config says {wanted}; use the config of that run"
+        )
+    return loaded
+  # Without confidence tokens: the model was never trained to read any.
+  settings = dataclasses.replace(config.tokenizer, confidence=(), confidence_first=())
+  tokenizer = tokens.load(config.tokenizer.path) if config.tokenizer.path else loaded.tokenizer
+  tokens.add_markers(tokenizer, settings)
+  params, model_config = loaded.params, loaded.config
+  if len(tokenizer) > model_config.vocab_size:
+    params, model_config = build.grow_vocabulary(
+      params, model_config, build.vocabulary_for(len(tokenizer), model_config.vocab_size)
+    )
+  model = LoadedModel(
+    model_config, params, tokenizer, None, None, None, config.mistakes.unit, config.data.template, step=loaded.step
+  )
+  return _with_ids(model, settings)
+
+
+def compute_dtype(loaded: LoadedModel) -> str:
+  """Return the dtype to compute in: bfloat16 for 16-bit weights on accelerators, else float32."""
+  return "float32" if jax.default_backend() == "cpu" or loaded.params["embed"].dtype.itemsize == 4 else "bfloat16"

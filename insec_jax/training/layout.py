@@ -1,0 +1,168 @@
+"""Layout of a workdir: the names of its files and folders, and checks that they belong to one run.
+
+  config.json          the config                          environment.json   versions, devices, commit
+  model.json           the model's config                  receipt.txt        the mask receipt
+  tokenizer/           the tokenizer with markers          metrics.jsonl, tb/ the log
+  checkpoints/STEP/    see checkpoint.py                   mined/             records of each round
+
+What a run resumes with must be what it began with, except for the keys in FREE.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from insec_jax.command import InputError
+from insec_jax.config import Config
+from insec_jax.config_build import build
+from insec_jax.files.reading import open_to_read, read_json
+from insec_jax.model import hf, hf_config, llama
+from insec_jax.training import metrics
+
+DAMAGED = "damaged"  # folder of a workdir to which a resumed run moves damaged checkpoints
+CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"  # of a workdir
+COVERED = (MODEL, hf.GENERATION)  # files whose SHA-256 a checkpoint holds, in addition to all of TOKENIZER
+EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
+FOLDERS = ("tb", "mined")  # of a workdir
+STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a checkpoint
+VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
+# Keys that may change when a run resumes: the result does not depend on them. Rows per step are compared separately.
+FREE = (
+  "model.remat",
+  "train.log_every",
+  "train.eval_every",
+  "train.checkpoint_every",
+  "train.keep",
+  "data.rows_per_device",
+  "data.accumulation",
+  "mesh.",
+  "evaluate.",
+  "mine.",
+)
+MINING = ("evaluate.max_tokens", "evaluate.batch_size", "mine.")  # not free where a run mines its training data
+MINED = ("mine.",)  # not free where the training data was mined before
+
+
+def versions(packages: Iterable[str] = VERSIONS) -> dict[str, str]:
+  """Return the installed version of each package."""
+  return {package: importlib.metadata.version(package) for package in packages}
+
+
+def check_workdir(workdir: pathlib.Path, config: Config):
+  """Raise InputError if the folder holds another experiment, or files of a run without its config."""
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f"--workdir={workdir} is a file; give a folder")
+  check_kinds(workdir)
+  path = workdir / CONFIG
+  if not path.is_file():
+    if taken := [name for name in (MODEL, "metrics.jsonl", TOKENIZER, CHECKPOINTS) if (workdir / name).exists()]:
+      raise InputError(
+        f"{workdir} holds {taken[0]} but no {CONFIG}, so it is no workdir of a run; give another --workdir"
+      )
+    return
+  try:
+    made = build(read_json(path, "the config of a run"))
+  except InputError as error:
+    raise InputError(
+      f"{path} is not the config of a run ({error}); bring it back, or give another --workdir"
+    ) from error
+  made, given = flat(made), flat(config)
+  held = MINING if config.rounds else MINED if config.mistakes.mined else ()
+  differ = [key for key in made if made[key] != given[key] and (not key.startswith(FREE) or key.startswith(held))]
+  if differ:
+    shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
+    raise InputError(
+      f"{workdir} was made from another config: {shown}; give another --workdir, or the values it was made with"
+    )
+
+
+def flat(config: Config) -> dict[str, Any]:
+  """Return every value of the config by its name on the command line, without `config.`."""
+  values = {}
+  for name, value in dataclasses.asdict(config).items():
+    values |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+  return values
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+  """Return the steps of the workdir's checkpoints, oldest first.
+
+  A partly written checkpoint does not count: Orbax gives a checkpoint its name when it is complete.
+  """
+  folder = workdir / CHECKPOINTS
+  return (
+    sorted(int(path.name) for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
+    if folder.is_dir()
+    else []
+  )
+
+
+def check_kinds(workdir: pathlib.Path) -> None:
+  """Raise InputError unless each known entry of a workdir is a file or a folder, as it should be."""
+  for name in (CONFIG, *COVERED, *EXPLAIN):
+    if os.path.lexists(workdir / name):
+      open_to_read(workdir / name, f"the file {name} of a workdir").close()
+  for name in (CHECKPOINTS, TOKENIZER, DAMAGED, *FOLDERS):
+    if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
+      raise InputError(
+        f"{workdir / name} is no folder, and a workdir has one there; move it away or bring the folder back"
+      )
+  for path in (workdir / CHECKPOINTS).iterdir() if (workdir / CHECKPOINTS).is_dir() else ():
+    if path.name.isnumeric() and not STEP.fullmatch(path.name):
+      raise InputError(
+        f"{path} has no name that a checkpoint has, which is its step in digits without a leading zero; "
+        "bring its name back, or move it away"
+      )
+  for path in (workdir / TOKENIZER).rglob("*"):
+    if not path.is_dir():
+      open_to_read(path, "a file of the tokenizer").close()
+
+
+def file_digests(workdir: pathlib.Path) -> dict[str, str]:
+  """Return the SHA-256 of each file, beside checkpoints and config, that changes the output of the model."""
+  files = [workdir / name for name in COVERED if (workdir / name).exists()]
+  files += sorted(path for path in (workdir / TOKENIZER).rglob("*") if not path.is_dir())
+
+  def digest(path: pathlib.Path) -> str:
+    with open_to_read(path, "a file of the workdir") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+
+  return {str(path.relative_to(workdir)): digest(path) for path in files}
+
+
+def check_files(workdir: pathlib.Path, run: dict):
+  """Raise InputError unless files and config of the workdir are those with which this checkpoint was saved."""
+  if "files" not in run:  # a checkpoint of an earlier version
+    return
+  saved, now = run["files"], file_digests(workdir)
+  if differ := sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name)):
+    what = "was not there" if differ[0] not in saved else "is gone" if differ[0] not in now else "was another"
+    raise InputError(
+      f"{workdir / differ[0]} {what} when {describe_checkpoint(workdir, run['step'])} was saved; bring back the "
+      f"files as they were ({', '.join(differ)})"
+    )
+  if not (workdir / CONFIG).exists():  # a caller that needs it raises
+    return
+  config = flat(build(read_json(workdir / CONFIG, "the config of a run")))
+  was = flat(build(run["config"]))
+  if differ := [key for key in was if was[key] != config[key] and not key.startswith(FREE)]:
+    raise InputError(
+      f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {describe_checkpoint(workdir, run['step'])} "
+      f"was saved with {was[differ[0]]!r}; bring it back as it was"
+    )
+
+
+def describe_checkpoint(workdir: pathlib.Path, step: int) -> str:
+  """Return the checkpoint's name in messages."""
+  return f"checkpoint {step} of {workdir}"
+
+
+def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
+  """Return the config of the model that a workdir trains."""
+  path = workdir / MODEL
+  return hf_config.config_from_json(read_json(path, "the model of a workdir"), str(path))

@@ -1,0 +1,72 @@
+"""Workdirs: a run resumes only in the folder of its own experiment."""
+
+import dataclasses
+
+import datakit
+import pytest
+
+from insec_jax.command import InputError
+from insec_jax.training import layout
+
+
+def test_a_run_that_mines_as_it_goes_keeps_the_length_of_what_it_mines(tmp_path):
+  rounds, longer = (
+    datakit.config(
+      rounds=2,
+      train__steps=2,
+      mistakes__mined=0.5,
+      task__name="graph",
+      task__min_size=1,
+      task__max_size=2,
+      task__modulus=10,
+      data__num_records=1,
+      evaluate__max_tokens=num,
+    )
+    for num in (8, 9)
+  )
+  (tmp_path / layout.CONFIG).write_text(rounds.to_json())
+  with pytest.raises(InputError, match=r"another config: evaluate\.max_tokens=9"):
+    layout.check_workdir(tmp_path, longer)
+
+
+def test_a_run_on_what_was_mined_before_keeps_how_it_was_mined(tmp_path):
+  one, other = (
+    datakit.config(mistakes__mined=0.5, mistakes__mined_path="mined.jsonl", mine__samples=num) for num in (2, 3)
+  )
+  (tmp_path / layout.CONFIG).write_text(one.to_json())
+  with pytest.raises(InputError, match=r"another config: mine\.samples=3 \(was 2\)"):
+    layout.check_workdir(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+  ("change", "shown"),
+  [
+    ({"train__steps": 3}, "train.steps=3 (was 2)"),
+    ({"seed__": 1}, "seed=1 (was 0)"),
+    ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
+    ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__votes": 7}, None),
+    ({"evaluate__max_tokens": 9, "mine__samples": 3}, None),
+  ],
+)
+def test_a_workdir_of_another_config_is_refused_with_every_key_that_matters(tmp_path, change, shown):
+  (tmp_path / layout.CONFIG).write_text(datakit.config().to_json())
+  given = dataclasses.replace(datakit.config(), seed=1) if "seed__" in change else datakit.config(**change)
+  if shown is None:
+    layout.check_workdir(tmp_path, given)
+    return
+  with pytest.raises(InputError) as error:
+    layout.check_workdir(tmp_path, given)
+  assert f"another config: {shown};" in str(error.value)
+
+
+def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(InputError, match="is a file"):
+    layout.check_workdir(tmp_path / "file", datakit.config())
+  layout.check_workdir(tmp_path, datakit.config())
+  (tmp_path / "metrics.jsonl").touch()
+  with pytest.raises(InputError, match=r"holds metrics.jsonl but no config.json"):
+    layout.check_workdir(tmp_path, datakit.config())
+  (tmp_path / layout.CONFIG).write_text('{"model_type": "llama"}')
+  with pytest.raises(InputError, match="not the config of a run"):
+    layout.check_workdir(tmp_path, datakit.config())
