@@ -22,10 +22,12 @@ from absl import flags
 
 from insec_jax import command
 from insec_jax.command import InputError
+from insec_jax.evaluation.tables import aligned
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import written_whole
 from insec_jax.method import roles
 from insec_jax.pages import charts, comparison, correction, operating
+from insec_jax.pages.brief import brief
 from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
 from insec_jax.pages.runs import Arm, Run, in_words, over_seeds, read_run
@@ -54,6 +56,8 @@ def main() -> None:
   with written_whole(OUTPUT.value) as file:
     arms = over_seeds([read_run(folder, name) for folder, name in zip(folders, names, strict=True)])
     file.write(page(arms))
+  if any(arm.evaluated for arm in arms):
+    print(aligned(brief(arms)), end="\n\n")
   print(f"{OUTPUT.value} shows {', '.join(map(in_words, arms))}")
 
 
@@ -86,6 +90,7 @@ def page(arms: Sequence[Arm]) -> str:
     element("h1", "Internalized self-correction"),
     element("p", names, class_="soft"),
     *explanation(),
+    *in_short(arms),
     *([element("h2", "What is missing"), element("ul", *notes, class_="notes")] if notes else []),
     element("h2", "Arms"),
     arms_table(arms),
@@ -113,6 +118,12 @@ def page(arms: Sequence[Arm]) -> str:
     element("h2", "Reproduce"),
     *reproduce(runs),
   )
+
+
+def in_short(arms: Sequence[Arm]) -> list[Element]:
+  """Return the table to read first, or nothing when no arm was evaluated."""
+  header, *rows = brief(arms)
+  return [element("h2", "In short"), table("", header[1:], [("", rows)])] if len(header) > 1 else []
 
 
 def self_correction(arms: Sequence[Arm]) -> list[Element]:

@@ -26,6 +26,11 @@ class Run:
   results: dict  # empty when there is no such file
   notes: tuple[str, ...]
 
+  @property
+  def trained_tokens(self) -> int | None:
+    """Trained tokens at the last line of metrics that has them; None without such a line."""
+    return next((line["trained_tokens"] for line in reversed(self.lines) if "trained_tokens" in line), None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:

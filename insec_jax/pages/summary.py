@@ -23,8 +23,7 @@ CLOSE = 0.02  # relative difference up to which numbers of trained tokens count 
 def table(runs: dict[str, list[Run]], reference: str) -> str:
   """Return the table over seeds, and a line for each arm whose trained tokens differ from those of the reference."""
   trained = {
-    arm: [line["trained_tokens"] for run in arm_runs if (line := _last_line(run)) is not None]
-    for arm, arm_runs in runs.items()
+    arm: [tokens for run in arm_runs if (tokens := run.trained_tokens) is not None] for arm, arm_runs in runs.items()
   }
   text = summary(
     list(runs),
@@ -38,11 +37,6 @@ def table(runs: dict[str, list[Run]], reference: str) -> str:
   lines += ["each rate: mean over seeds, [95 % interval of all seeds pooled], (each seed)", "", text]
   unequal = list(_compared_tokens(runs, trained, reference))
   return "\n".join([*lines, *(["", *unequal] if unequal else [])])
-
-
-def _last_line(run: Run) -> dict[str, float] | None:
-  """Return the last line of metrics that has trained_tokens, or None."""
-  return next((line for line in reversed(run.lines) if "trained_tokens" in line), None)
 
 
 def _compared_tokens(runs: dict[str, list[Run]], trained: dict[str, list[int]], reference: str) -> Iterator[str]:
