@@ -77,7 +77,7 @@ def fixed_problem():
   return task, tasks.Problem("cab;a4;dca;b3;ecb?d:\n", ("ca4b3c7\n", "dc7a4d1\n"), "1", "k", facts)
 
 
-def test_the_problems_are_the_ones_that_the_toy_was_measured_on():
+def test_the_problems_are_the_ones_on_which_the_sums_were_measured():
   said = hashlib.blake2b(digest_size=8)
   for modulus in (10, 23):
     for problem in made(200, seed=5, min_size=1, max_size=8, modulus=modulus)[1]:
