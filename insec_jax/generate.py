@@ -23,10 +23,11 @@ from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.data.encoding import least_tokens
 from insec_jax.files.writing import written_whole
+from insec_jax.generation.batching import rows_that_fit
 from insec_jax.generation.generator import Completion, TextGenerator
 from insec_jax.generation.loading import LoadedModel, compute_dtype, load_model
 from insec_jax.generation.prompts import Prompt, read_prompts
-from insec_jax.generation.sampler import check_prompt, rows_that_fit
+from insec_jax.generation.sampler import check_prompt
 from insec_jax.method.transcript import clean_text
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal, step_scores
 from insec_jax.generation.generator import Completion, TextGenerator
-from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens, Surprisal, step_scores
+from insec_jax.generation.sampler import SampledTokens
 
 SHORT = 48  # tokens sampled per solution in a later round: few solutions are left, and one may never end
 

@@ -18,8 +18,8 @@ from insec_jax.evaluation import scoring
 from insec_jax.evaluation.baselines import redraw
 from insec_jax.evaluation.scoring import Outcome, SolutionScore
 from insec_jax.evaluation.steps import Reader, Step
+from insec_jax.generation.confidence import ConfidenceTrigger, step_scores
 from insec_jax.generation.generator import Completion, TextGenerator
-from insec_jax.generation.sampler import ConfidenceTrigger, step_scores
 from insec_jax.method import mistakes
 from insec_jax.method.mistakes import Probe
 from insec_jax.method.roles import MISTAKE, PROMPT, TEXT

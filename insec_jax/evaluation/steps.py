@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from insec_jax.generation.confidence import Surprisal
 from insec_jax.generation.generator import Completion, TextGenerator
-from insec_jax.generation.sampler import Surprisal
 from insec_jax.method.tasks import Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, split_steps
 

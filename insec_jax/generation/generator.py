@@ -10,8 +10,9 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.data.tokens import encode_prompt, encode_text, stop_ids
+from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal, step_scores
 from insec_jax.generation.loading import LoadedModel
-from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens, Sampler, Surprisal, step_scores
+from insec_jax.generation.sampler import SampledTokens, Sampler
 from insec_jax.progress import Progress
 
 

@@ -39,8 +39,8 @@ from insec_jax.data.problems import problems_to_mine
 from insec_jax.evaluation.steps import judged
 from insec_jax.evaluation.tables import aligned
 from insec_jax.files.writing import written_whole
+from insec_jax.generation.confidence import Surprisal
 from insec_jax.generation.generator import Completion, TextGenerator
-from insec_jax.generation.sampler import Surprisal
 from insec_jax.method import mistakes, roles
 from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
 from insec_jax.method.tasks import Problem, Task

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from insec_jax.evaluation.baselines import redraw
+from insec_jax.generation.confidence import ConfidenceTrigger
 from insec_jax.generation.generator import Completion
-from insec_jax.generation.sampler import ConfidenceTrigger, SampledTokens
+from insec_jax.generation.sampler import SampledTokens
 
 END, STOP = 1, 0
 

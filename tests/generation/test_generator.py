@@ -1,6 +1,5 @@
 """A model is given the config's markers once, and a model that has other ones is refused."""
 
-import dataclasses
 import functools
 import types
 
@@ -13,9 +12,10 @@ import reference
 from insec_jax.command import InputError
 from insec_jax.data import tokens
 from insec_jax.generation import generator
+from insec_jax.generation.confidence import step_scores
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.loading import LoadedModel, compute_dtype, with_markers
-from insec_jax.generation.sampler import SampledTokens, rows_that_fit, step_scores
+from insec_jax.generation.sampler import SampledTokens
 from insec_jax.method.transcript import Markers
 from insec_jax.model import build
 from insec_jax.model.hf_config import config_from_json
@@ -120,16 +120,6 @@ def test_prompts_are_encoded_as_in_training_and_forge_no_marker(monkeypatch):
   assert tokens[0] == model.tokenizer.bos_token_id
   assert model.flag_id not in tokens
   assert made.decode(tokens[1:]) == "12 + 30?<err>\n12 +"
-
-
-def test_rows_are_fewer_the_longer_they_are_and_at_least_one():
-  config = untuned().config
-  assert rows_that_fit(config, slots=64, compute="float32") == 256
-  large = dataclasses.replace(config, num_layers=32, num_heads=32, num_kv_heads=8, head_width=128)
-  rows = [rows_that_fit(large, slots=slots, compute="bfloat16") for slots in (256, 1024, 4096, 131_072)]
-  assert rows == sorted(rows, reverse=True)
-  assert rows[0] > rows[2] >= rows[3] == 1
-  assert all(row & (row - 1) == 0 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 import smollm2
 
 from insec_jax.data import tokens
-from insec_jax.generation.sampler import SampledTokens, Sampler, bucket
+from insec_jax.generation.batching import bucket
+from insec_jax.generation.sampler import SampledTokens, Sampler
 from insec_jax.model import hf
 
 torch = pytest.importorskip("torch")

@@ -14,8 +14,8 @@ import pytest
 
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens
+from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal
 from insec_jax.generation.generator import Completion
-from insec_jax.generation.sampler import ConfidenceTrigger, Surprisal
 from insec_jax.method import mistakes, tasks
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.transcript import Markers, Piece, clean
