@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from insec_jax.evaluation import measuring, scoring, thresholds
+from insec_jax.evaluation import measuring, scoring, statistics, thresholds
 from insec_jax.evaluation.measuring import BANNED, GREEDY, MAJORITY, SAMPLED, Measurements, Thresholds
 from insec_jax.evaluation.probing import ProbeResults, SolveResults
-from insec_jax.evaluation.scoring import Outcome, Rate
+from insec_jax.evaluation.scoring import Outcome
+from insec_jax.evaluation.statistics import Rate
 from insec_jax.evaluation.steps import Step
 from insec_jax.method import roles
 from insec_jax.method.transcript import Transcript
@@ -47,15 +48,15 @@ def results(measured: Measurements) -> dict:
     "operating": operating,
     "operating_confidence": by_score,
     "tokens_per_problem": {
-      **{source: mean(solutions.num_tokens) for source, solutions in solved.items()},
-      majority: mean(all_votes.num_tokens),
+      **{source: statistics.mean(solutions.num_tokens) for source, solutions in solved.items()},
+      majority: statistics.mean(all_votes.num_tokens),
     },
     "accuracy_at_tokens": {
       majority: [
         {
           "votes": number,
           "accuracy": majority_vote.rates["accuracy_t2"].to_json(),
-          "tokens_per_problem": mean(majority_vote.num_tokens),
+          "tokens_per_problem": statistics.mean(majority_vote.num_tokens),
         }
         for number, majority_vote in votes.items()
       ]
@@ -107,8 +108,8 @@ def _rates(outcomes: Sequence[Outcome], forced: Sequence[Outcome] | None, steps:
 def auroc(wrong: Sequence[float], right: Sequence[float]) -> dict[str, float | int | None]:
   """Return the fraction of pairs in which the wrong step has the higher score, in the form of a rate."""
   n = len(wrong) * len(right)
-  value = scoring.auroc(wrong, right)
-  low, high = scoring.auroc_interval(wrong, right)
+  value = statistics.auroc(wrong, right)
+  low, high = statistics.auroc_interval(wrong, right)
   return {"rate": value if n else None, "k": value * n if n else 0, "n": n, "low": low, "high": high}
 
 
@@ -130,11 +131,11 @@ def vote(solutions: Sequence[SolveResults]) -> MajorityVote:
   right = [int(score.right) for score in chosen]
   return MajorityVote(
     {
-      "accuracy_t1": scoring.rate(first),
-      "accuracy_t2": scoring.rate(right),
-      "wrong_to_right": scoring.rate(after > before for before, after in zip(first, right, strict=True)),
-      "right_to_wrong": scoring.rate(after < before for before, after in zip(first, right, strict=True)),
-      "answered": scoring.rate(score.answered for score in chosen),
+      "accuracy_t1": statistics.rate(first),
+      "accuracy_t2": statistics.rate(right),
+      "wrong_to_right": statistics.rate(after > before for before, after in zip(first, right, strict=True)),
+      "right_to_wrong": statistics.rate(after < before for before, after in zip(first, right, strict=True)),
+      "answered": statistics.rate(score.answered for score in chosen),
     },
     [sum(nums) for nums in zip(*(solved.num_tokens for solved in solutions), strict=True)],
     first,
@@ -158,7 +159,7 @@ def first_tries(solved: SolveResults) -> dict[str, dict]:
   total = np.bincount([step.solution for step in steps], minlength=len(solved.scores)).tolist()
   for step in steps:
     names[step.error or step.kind].append(step.solution)
-  rates = scoring.grouped_rates(
+  rates = statistics.grouped_rates(
     [(np.bincount(solutions, minlength=len(solved.scores)).tolist(), total) for solutions in names.values()]
   )
   return {name: rate.to_json() for name, rate in zip(names, rates, strict=True)}
@@ -198,29 +199,11 @@ def gaps(rates: dict[str, dict]) -> dict:
     injected = source.replace("own", "injected", 1)
     if source.startswith("own") and injected in rates:
       differences[source] = {
-        metric: newcombe(rates[injected][metric], rates[source][metric])
+        metric: statistics.newcombe(rates[injected][metric], rates[source][metric])
         for metric in COMPARED
         if metric in rates[source] and rates[injected][metric].n and rates[source][metric].n
       }
   return differences
-
-
-def newcombe(first: Rate, second: Rate) -> dict[str, float]:
-  """Return first - second and its 95 % interval (Newcombe 1998, method 10: from the two Wilson intervals)."""
-  difference = first.share - second.share
-  return {
-    "difference": difference,
-    "low": difference - math.hypot(first.share - first.low, second.high - second.share),
-    "high": difference + math.hypot(first.high - first.share, second.share - second.low),
-  }
-
-
-def mean(values: Sequence[float]) -> dict[str, float | int | None]:
-  """Return the mean, its 95 % interval (1.96 standard errors; None for fewer than two values) and n."""
-  middle, n = float(np.mean(values)), len(values)
-  half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else None
-  low, high = (None, None) if half is None else (middle - half, middle + half)
-  return {"mean": middle, "low": low, "high": high, "n": n}
 
 
 def counts(solved: dict[str, SolveResults], sources: dict[str, ProbeResults]) -> dict:

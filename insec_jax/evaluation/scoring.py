@@ -1,159 +1,20 @@
-"""Scoring of the text after a wrong step and of whole solutions; rates with their n and 95 % intervals.
+"""Scoring of the text after a wrong step and of whole solutions.
 
 Inputs are text: a generation, the problem, and the task whose `check` grades each step. Three kinds of step are
 counted separately: right, wrong, and unverified (not wrong, but not confirmed), which counts as neither.
 """
 
 import collections
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from insec_jax.evaluation.statistics import Rate, grouped_rates, rate
 from insec_jax.method.mistakes import reason_of
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, REASON, TEXT
 from insec_jax.method.tasks import UNVERIFIED, Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
 
 WITHIN = 2  # delay, in steps, within which a flag counts for `detection_within`
-_Z = 1.959963984540054  # of a two-sided 95 % interval
-_DRAWS = 2000  # of a bootstrap
-
-
-@dataclass(frozen=True)
-class Rate:
-  """k out of n; `share` is nan and the interval [0, 1] when n is 0. The interval assumes that the n are independent.
-
-  Where each of the n counts with a chance (whether a flag would be drawn), `k` is the sum of the chances.
-  """
-
-  k: float
-  n: int
-
-  @property
-  def share(self) -> float:
-    return self.k / self.n if self.n else math.nan
-
-  @property
-  def low(self) -> float:
-    return wilson(self.k, self.n)[0]
-
-  @property
-  def high(self) -> float:
-    return wilson(self.k, self.n)[1]
-
-  def to_json(self) -> dict[str, float | int | None]:
-    """Return the rate with its n and interval; "rate" is None when n is 0, since JSON has no nan."""
-    return {"rate": self.share if self.n else None, "k": self.k, "n": self.n, "low": self.low, "high": self.high}
-
-  def __str__(self) -> str:
-    return f"{self.share:.1%} [{self.low:.1%}, {self.high:.1%}] n={self.n}" if self.n else "- n=0"
-
-
-@dataclass(frozen=True)
-class GroupedRate(Rate):
-  """A rate whose n come in groups, as steps come in solutions; its interval is from `grouped_rates`."""
-
-  interval: tuple[float, float]
-
-  @property
-  def low(self) -> float:
-    return self.interval[0]
-
-  @property
-  def high(self) -> float:
-    return self.interval[1]
-
-
-def wilson(k: float, n: int) -> tuple[float, float]:
-  """Return Wilson's 95 % interval of k out of n; (0, 1) when n is 0."""
-  if not 0 <= k <= n:
-    raise ValueError(f"{k} out of {n} is no rate")
-  if n == 0:
-    return 0.0, 1.0
-  centre = (k + _Z**2 / 2) / (n + _Z**2)
-  half = _Z / (n + _Z**2) * math.sqrt(k * (n - k) / n + _Z**2 / 4)
-  return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
-
-
-def rate(flags: Iterable[bool]) -> Rate:
-  """Return the fraction of true flags."""
-  flags = list(flags)
-  return Rate(sum(map(bool, flags)), len(flags))
-
-
-def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[GroupedRate]:
-  """Return for each (k of every group, n of every group) the rate over all, with a 95 % interval.
-
-  The interval is a bootstrap over the groups, which are the same for all of `counts`. It is at least as wide as
-  Wilson's: with identical groups, for example where k is 0, the bootstrap alone would have no width.
-  """
-  kn_2CG = np.array([[k for k, _ in counts], [n for _, n in counts]], np.float64)
-  groups = len(counts[0][0]) if counts else 0
-  rng = np.random.default_rng(0)
-  drawn_D2C = np.array(
-    [kn_2CG @ np.bincount(rng.integers(groups, size=groups), minlength=groups) for _ in range(_DRAWS if groups else 0)]
-  )
-  rates = []
-  for column, (group_k, group_n) in enumerate(counts):
-    k, n = sum(group_k), sum(group_n)
-    low, high = wilson(k, n)
-    if n:
-      k_D, n_D = drawn_D2C[:, 0, column], drawn_D2C[:, 1, column]
-      from_low, from_high = np.quantile(k_D[n_D > 0] / n_D[n_D > 0], (0.025, 0.975))
-      low, high = min(low, float(from_low)), max(high, float(from_high))
-    rates.append(GroupedRate(k, n, (low, high)))
-  return rates
-
-
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-  """Return P(score of a positive > score of a negative), ties counting half; nan when either is empty."""
-  above_P, _ = _placements(positive, negative)
-  return float(above_P.mean()) if len(above_P) and len(negative) else math.nan
-
-
-def auroc_interval(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
-  """Return DeLong's 95 % interval of `auroc`, cut at 0 and 1; (0, 1) with fewer than two scores on a side."""
-  above_P, below_N = _placements(positive, negative)
-  if min(len(above_P), len(below_N)) < 2:
-    return 0.0, 1.0
-  half = _Z * math.sqrt(above_P.var(ddof=1) / len(above_P) + below_N.var(ddof=1) / len(below_N))
-  centre = float(above_P.mean())
-  return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Return the fraction of negatives below each positive and of positives above each negative; ties count half."""
-  positive_P, negative_N = np.asarray(positive, np.float64), np.asarray(negative, np.float64)
-  if np.isnan(positive_P).any() or np.isnan(negative_N).any():
-    raise ValueError("a score is nan; scores must be numbers")
-  sorted_N, sorted_P = np.sort(negative_N), np.sort(positive_P)
-  below_P = np.searchsorted(sorted_N, positive_P, "left") + np.searchsorted(sorted_N, positive_P, "right")
-  not_above_N = np.searchsorted(sorted_P, negative_N, "left") + np.searchsorted(sorted_P, negative_N, "right")
-  return below_P / (2 * max(len(negative_N), 1)), 1 - not_above_N / (2 * max(len(positive_P), 1))
-
-
-def mcnemar(first: Iterable[bool], second: Iterable[bool]) -> float:
-  """Return the exact two-sided p-value that two arms are right equally often; 1 when they never differ."""
-  pairs = list(zip(first, second, strict=True))
-  only_first = sum(a and not b for a, b in pairs)
-  only_second = sum(b and not a for a, b in pairs)
-  n = only_first + only_second
-  # Divided as integers: 2**n overflows a float from 1,024 differences on.
-  tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-  return min(1.0, 2 * tail / 2**n)
-
-
-def paired_difference(first: Iterable[float], second: Iterable[float], *, seed: int) -> tuple[float, float, float]:
-  """Return the mean of second minus first over the same problems, and its 95 % interval by bootstrap over them."""
-  difference_N = np.array([float(b) - float(a) for a, b in zip(first, second, strict=True)])
-  if not len(difference_N):
-    return math.nan, -math.inf, math.inf
-  rng = np.random.default_rng(seed)
-  means = [difference_N[rng.integers(len(difference_N), size=len(difference_N))].mean() for _ in range(_DRAWS)]
-  low, high = np.quantile(means, (0.025, 0.975))
-  return float(difference_N.mean()), float(low), float(high)
 
 
 @dataclass

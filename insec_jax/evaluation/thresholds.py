@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from insec_jax.evaluation import scoring
+from insec_jax.evaluation import statistics
 from insec_jax.evaluation.steps import Step
 
 MOST_BIAS = 60.0  # e^60 times as likely: above any difference of logits that occurs
@@ -133,7 +133,7 @@ def _curve(
   counts = [
     counts for setting in settings for counts in (counted(wrong, caught(setting)), counted(right, alarmed(setting)))
   ]
-  rates = scoring.grouped_rates(counts)
+  rates = statistics.grouped_rates(counts)
   return [
     {name: setting, "detection": detection.to_json(), "false_alarms": alarms.to_json()}
     for setting, detection, alarms in zip(settings, rates[::2], rates[1::2], strict=True)

@@ -7,10 +7,8 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from scipy import special
-
 from insec_jax.config import FROM_FILE
-from insec_jax.evaluation import scoring
+from insec_jax.evaluation import statistics
 
 # Config keys that determine the problems and their parsing; the second tuple, for problems from a file.
 SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")
@@ -66,7 +64,7 @@ def pooled_rate(metric: str, rates: Sequence[dict | None]) -> dict:
   pairs = metric.startswith("auroc")
   middle = mean if pairs else k / n
   if not pairs and all(_is_wilson(rate) for rate in measured):
-    low, high = scoring.wilson(k, n)
+    low, high = statistics.wilson(k, n)
   else:
     weights = [1 / len(measured) if pairs else rate["n"] / n for rate in measured]
     below, above = (
@@ -75,12 +73,12 @@ def pooled_rate(metric: str, rates: Sequence[dict | None]) -> dict:
     )
     low, high = max(0.0, middle - below), min(1.0, middle + above)
     if not pairs:
-      low, high = min(low, scoring.wilson(k, n)[0]), max(high, scoring.wilson(k, n)[1])
+      low, high = min(low, statistics.wilson(k, n)[0]), max(high, statistics.wilson(k, n)[1])
   return {"rate": mean, "pooled": middle, "k": k, "n": n, "low": low, "high": high, "seeds": seeds}
 
 
 def _is_wilson(rate: dict) -> bool:
-  low, high = scoring.wilson(rate["k"], rate["n"])
+  low, high = statistics.wilson(rate["k"], rate["n"])
   return math.isclose(low, rate["low"], abs_tol=1e-9) and math.isclose(high, rate["high"], abs_tol=1e-9)
 
 
@@ -97,17 +95,6 @@ def averaged(middle: str, values: Sequence[dict | None]) -> dict:
   if any("n" in value for value in present):
     merged["n"] = sum(value["n"] for value in present)
   return merged
-
-
-def spread(values: Sequence[float]) -> tuple[float, float] | None:
-  """Return the 95 % t-interval of the mean over seeds, which covers other sets of seeds; None for one seed."""
-  num = len(values)
-  if num < 2:
-    return None
-  mean = sum(values) / num
-  deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (num - 1))
-  half = float(special.stdtrit(num - 1, 0.975)) * deviation / math.sqrt(num)
-  return mean - half, mean + half
 
 
 def matched(first: Sequence[dict], second: Sequence[dict]) -> list[tuple[dict, dict]]:
@@ -142,19 +129,19 @@ def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) 
   """Return second minus first, problem by problem, each a list of 0 and 1 a seed: the mean over problems and seeds.
 
   "low", "high": 95 % by bootstrap over problems; "p": McNemar's, exact; "seeds": the difference of each seed;
-  "spread": `spread` of these differences.
+  "spread": the 95 % t-interval over seeds of these, which covers other sets of seeds; None for one seed.
   """
   first_right, second_right = ([right for seed in arm for right in seed] for arm in (first, second))
-  mean, low, high = scoring.paired_difference(first_right, second_right, seed=0)
+  mean, low, high = statistics.paired_difference(first_right, second_right, seed=0)
   seeds = [sum(after) / len(after) - sum(before) / len(before) for before, after in zip(first, second, strict=True)]
   return {
     "difference": mean,
     "low": low,
     "high": high,
-    "p": scoring.mcnemar(first_right, second_right),
+    "p": statistics.mcnemar(first_right, second_right),
     "n": len(first_right),
     "seeds": seeds,
-    "spread": spread(seeds),
+    "spread": statistics.t_interval(seeds),
   }
 
 

@@ -8,7 +8,7 @@ import pytest
 from insec_jax.evaluation import results
 from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Measurements, Thresholds
 from insec_jax.evaluation.probing import ProbeResults, SolveResults
-from insec_jax.evaluation.scoring import Outcome, Rate, SolutionScore
+from insec_jax.evaluation.scoring import Outcome, SolutionScore
 from insec_jax.evaluation.steps import Step
 from insec_jax.evaluation.tables import table
 from insec_jax.method.roles import FLAG, MISTAKE, PROMPT
@@ -47,18 +47,6 @@ CHOSEN = Thresholds(temperature=0.0, most=0.01, bias=None, score=None, steps=[])
 
 def outcome(error: str, delay: int | None, **changes) -> Outcome:
   return Outcome(**{**SEEN, "error": error, "delay": delay, **changes})
-
-
-def test_the_interval_of_a_difference_is_the_published_one():
-  gap = results.newcombe(Rate(56, 70), Rate(48, 80))  # Newcombe 1998, table II, (a), method 10
-  assert [round(gap[key], 4) for key in ("difference", "low", "high")] == [0.2, 0.0524, 0.3339]
-
-
-def test_a_mean_has_its_interval_and_n():
-  found = results.mean([1.0, 2.0, 3.0, 4.0])
-  assert found["mean"] == 2.5
-  assert found["high"] - 2.5 == 2.5 - found["low"] == pytest.approx(1.96 * 1.2909944 / 2)
-  assert results.mean([7]) == {"mean": 7.0, "low": None, "high": None, "n": 1}
 
 
 def test_auroc_is_the_share_of_pairs_ordered_rightly():

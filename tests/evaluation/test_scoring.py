@@ -1,7 +1,6 @@
 """Rates, and the reading of continuations and whole solutions."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -9,21 +8,14 @@ import pytest
 from insec_jax.config import MistakesConfig, TaskConfig
 from insec_jax.evaluation import scoring
 from insec_jax.evaluation.scoring import (
-  Rate,
-  auroc,
-  auroc_interval,
   by_class,
-  grouped_rates,
   majority,
-  mcnemar,
-  paired_difference,
   probe_rates,
-  rate,
   read_probe,
   score_solution,
   solution_rates,
-  wilson,
 )
+from insec_jax.evaluation.statistics import Rate
 from insec_jax.method import tasks
 from insec_jax.method.mistakes import with_mistakes
 from insec_jax.method.roles import MISTAKE
@@ -57,108 +49,6 @@ def probed(continuation, before=(C,), wrong=D2, *, finished=True, forced=False):
 
 def scored(text, *, finished=True):
   return score_solution(PROBLEM, text, finished=finished, task=TASK, markers=MARKERS, unit="line")
-
-
-# Rates
-
-
-@pytest.mark.parametrize(
-  ("k", "n", "low", "high"),
-  [
-    (0, 10, 0.0, 0.2775),
-    (10, 10, 0.7225, 1.0),
-    (5, 10, 0.2366, 0.7634),
-    (81, 263, 0.2553, 0.3662),
-    (0, 0, 0.0, 1.0),
-  ],
-)
-def test_wilson_gives_the_published_intervals(k, n, low, high):
-  assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_covers_the_true_rate_19_times_in_20():
-  rng = np.random.default_rng(0)
-  for p in (0.1, 0.5):
-    inside = [low <= p <= high for low, high in (wilson(int(k), 60) for k in rng.binomial(60, p, 2000))]
-    assert 0.93 < np.mean(inside) < 0.98
-
-
-def test_a_rate_has_its_n_and_interval_and_says_when_it_is_empty():
-  assert Rate(3, 4).share == 0.75
-  assert str(Rate(3, 4)) == "75.0% [30.1%, 95.4%] n=4"
-  assert Rate(0, 0).to_json() == {"rate": None, "k": 0, "n": 0, "low": 0.0, "high": 1.0}
-  assert math.isnan(Rate(0, 0).share)
-  assert rate([True, False, True]) == Rate(2, 3)
-  with pytest.raises(ValueError, match="no rate"):
-    _ = Rate(2, 1).low
-
-
-def test_auroc_is_the_share_of_pairs_in_order():
-  rng = np.random.default_rng(0)
-  positive, negative = rng.integers(0, 6, 30), rng.integers(0, 5, 40)
-  pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
-  assert auroc(positive, negative) == pytest.approx(np.mean(pairs))
-  assert auroc([2, 3], [0, 1]) == 1.0
-  assert auroc([0], [1]) == 0.0
-  assert math.isnan(auroc([], [1.0]))
-  assert math.isnan(auroc([1.0], []))
-  with pytest.raises(ValueError, match="nan"):
-    auroc([math.nan], [1.0])
-
-
-def test_the_auroc_interval_covers_the_true_area():
-  rng = np.random.default_rng(0)
-  true = 0.5 * (1 + math.erf(1 / 2))  # normal scores one deviation apart
-  inside = 0
-  for _ in range(400):
-    low, high = auroc_interval(rng.normal(1, 1, 50), rng.normal(0, 1, 60))
-    inside += low <= true <= high
-  assert 0.91 < inside / 400 < 0.98
-  assert auroc_interval([1.0], [0.0, 1.0]) == (0.0, 1.0)
-
-
-def test_mcnemar_counts_only_the_problems_that_differ():
-  assert mcnemar([True] * 50, [True] * 50) == 1.0
-  assert mcnemar([True, False] * 30, [False, True] * 30) == 1.0
-  assert mcnemar([False] * 6 + [True] * 9, [True] * 6 + [True] * 9) == pytest.approx(2 / 2**6)
-  assert 0 <= mcnemar([True] * 3000 + [False] * 1000, [False] * 3000 + [True] * 1000) < 1e-100
-
-
-def test_the_paired_difference_is_that_of_the_same_problems():
-  rng = np.random.default_rng(0)
-  first = rng.random(400) < 0.5
-  second = first | (rng.random(400) < 0.1)
-  mean, low, high = paired_difference(first, second, seed=0)
-  assert mean == pytest.approx(second.mean() - first.mean())
-  assert 0 < low < mean < high < 0.1
-  assert paired_difference(first, second, seed=0) == (mean, low, high)
-  assert math.isnan(paired_difference([], [], seed=0)[0])
-
-
-@pytest.mark.slow
-def test_the_interval_of_grouped_rates_covers_the_true_rate_where_wilsons_does_not():
-  rng = np.random.default_rng(0)
-  inside, too_narrow = 0, 0
-  for _ in range(100):
-    p_G = rng.choice([0.0, 0.4], 80, p=[0.75, 0.25])  # most solutions have no alarm, some have many
-    n_G = rng.integers(5, 15, 80)
-    k_G = rng.binomial(n_G, p_G)
-    (one,) = grouped_rates([(k_G.tolist(), n_G.tolist())])
-    assert (one.k, one.n) == (k_G.sum(), n_G.sum())
-    inside += one.low <= 0.1 <= one.high
-    low, high = wilson(one.k, one.n)
-    too_narrow += not low <= 0.1 <= high
-  assert inside >= 88
-  assert too_narrow > 15
-
-
-def test_groups_that_are_all_alike_leave_as_much_doubt_as_wilson():
-  none, all_of_them, nothing = grouped_rates([([0] * 20, [3] * 20), ([3] * 20, [3] * 20), ([0] * 20, [0] * 20)])
-  assert (none.low, none.high) == wilson(0, 60)
-  assert (all_of_them.low, all_of_them.high) == wilson(60, 60)
-  assert (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
-  assert none.to_json() == {"rate": 0.0, "k": 0, "n": 60, "low": none.low, "high": none.high}
-  assert grouped_rates([([], [])])[0].to_json() == {"rate": None, "k": 0, "n": 0, "low": 0.0, "high": 1.0}
 
 
 def test_the_majority_is_the_first_with_the_answer_given_most_often():

@@ -5,7 +5,7 @@ import pretended
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.evaluation import scoring
+from insec_jax.evaluation import statistics
 from insec_jax.pages.correction import breakdown, check, gap_cell, main_rates, rate_cell
 
 
@@ -92,22 +92,22 @@ def test_over_seeds_a_cell_says_the_mean_the_pooled_rate_its_interval_and_each_s
     "rate": 0.75,
     "k": 3,
     "n": 4,
-    "low": scoring.wilson(3, 4)[0],
-    "high": scoring.wilson(3, 4)[1],
+    "low": statistics.wilson(3, 4)[0],
+    "high": statistics.wilson(3, 4)[1],
   }
   results[1]["rates"]["own"]["detection"] = {
     "rate": 0.25,
     "k": 3,
     "n": 12,
-    "low": scoring.wilson(3, 12)[0],
-    "high": scoring.wilson(3, 12)[1],
+    "low": statistics.wilson(3, 12)[0],
+    "high": statistics.wilson(3, 12)[1],
   }
   cell = next(
     cells[0]
     for _, name, cells in rows(main_rates(["insec"], [[results[1], other]]))
     if name == "DetectionOwn mistakes, greedy"
   )
-  low, high = scoring.wilson(6, 16)
+  low, high = statistics.wilson(6, 16)
   assert cell == f"50.0 %pooled 37.5 · {100 * low:.1f} to {100 * high:.1f}n 16 · seeds 25.0, 75.0"
 
 

@@ -2,12 +2,12 @@ import math
 
 import pytest
 
-from insec_jax.evaluation import scoring
-from insec_jax.pages.seeds import averaged, difference, differences, matched, pooled, pooled_rate, spread
+from insec_jax.evaluation import statistics
+from insec_jax.pages.seeds import averaged, difference, differences, matched, pooled, pooled_rate
 
 
 def rate(k, n):
-  low, high = scoring.wilson(k, n)
+  low, high = statistics.wilson(k, n)
   return {"rate": k / n if n else None, "k": k, "n": n, "low": low, "high": high}
 
 
@@ -27,7 +27,7 @@ def test_a_rate_over_seeds_is_the_mean_of_the_seeds_and_its_interval_wilsons_of_
   found = pooled_rate("detection", [rate(1, 10), rate(9, 30), None, rate(0, 0)])
   assert found["rate"] == pytest.approx((0.1 + 0.3) / 2)
   assert (found["pooled"], found["k"], found["n"]) == (0.25, 10, 40)
-  assert (found["low"], found["high"]) == scoring.wilson(10, 40)
+  assert (found["low"], found["high"]) == statistics.wilson(10, 40)
   assert found["seeds"] == [0.1, 0.3, None, None]
 
 
@@ -40,7 +40,7 @@ def test_wider_intervals_of_grouped_steps_are_not_narrowed_to_wilsons_by_pooling
   grouped = {"rate": 0.1, "k": 100, "n": 1000, "low": 0.05, "high": 0.2}
   found = pooled_rate("false_alarms", [grouped] * 4)
   assert (found["low"], found["high"]) == (pytest.approx(0.1 - 0.05 / 2), pytest.approx(0.1 + 0.1 / 2))
-  assert found["high"] > scoring.wilson(400, 4000)[1]
+  assert found["high"] > statistics.wilson(400, 4000)[1]
 
 
 def test_an_auroc_is_not_pooled_but_averaged():
@@ -61,14 +61,6 @@ def test_errors_of_seeds_add_up_as_independent_ones():
     "mean", [{"mean": 10.0, "low": 7.0, "high": 13.0, "n": 5}, None, {"mean": 20.0, "low": 16.0, "high": 24.0, "n": 5}]
   )
   assert found == {"mean": 15.0, "low": 12.5, "high": 17.5, "n": 10, "seeds": [10.0, None, 20.0]}
-
-
-def test_the_spread_over_three_seeds_is_students():
-  assert spread([1.0, 2.0, 3.0]) == (
-    pytest.approx(2 - 4.3027 / math.sqrt(3), abs=1e-3),
-    pytest.approx(2 + 4.3027 / math.sqrt(3), abs=1e-3),
-  )
-  assert spread([1.0]) is None
 
 
 def test_one_seed_is_left_as_it_is():
@@ -100,7 +92,7 @@ def test_a_difference_over_seeds_is_second_minus_first_over_all_problems():
   assert (found["difference"], found["n"], found["seeds"]) == (0.375, 8, [0.5, 0.25])
   assert found["p"] == pytest.approx(0.25)
   assert found["low"] < 0.375 < found["high"]
-  assert found["spread"] == spread([0.5, 0.25])
+  assert found["spread"] == statistics.t_interval([0.5, 0.25])
 
 
 def test_a_source_is_set_against_another_of_the_other_arm_on_the_same_problems_only():
