@@ -40,71 +40,92 @@ def redraw(
   Every round has its own seed. Raises InputError as `TextGenerator.watch` does.
   """
   watch = writer.watch()
-  kept = [np.zeros(0, np.int32) for _ in prompts]  # tokens kept so far
-  kept_logprobs = [np.zeros(0, np.float32) for _ in prompts]
-  tries, counted = [0] * len(prompts), [0] * len(prompts)
-  whole = set(range(len(prompts)))  # sampled to the end in the next round
+  drafts = [_Draft() for _ in prompts]
   done: dict[int, Completion] = {}
   number = 0
   while len(done) < len(prompts):
     groups: dict[int, dict[int, np.ndarray]] = {}  # by tokens to draw
-    for index, prompt in enumerate(prompts):
+    for index, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True)):
       if index not in done:
-        begin = np.concatenate([prompt, kept[index]])
-        num = max_tokens if index in whole else min(SHORT, max_tokens)
+        begin = np.concatenate([prompt, draft.tokens])
+        num = max_tokens if draft.whole else min(SHORT, max_tokens)
         # A solution with less room left than `num` is sampled to its maximum length.
-        groups.setdefault(num if writer.has_room(begin, num) else max_tokens - len(kept[index]), {})[index] = begin
-    drawn = {}
+        num = num if writer.has_room(begin, num) else max_tokens - len(draft.tokens)
+        groups.setdefault(num, {})[index] = begin
     for num, begins in groups.items():
-      drawn |= zip(
-        begins,
-        writer.write(
-          list(begins.values()),
-          label=f"{label}, round {number + 1}",
-          max_tokens=num,
-          temperature=temperature,
-          seed=seed + number,
-          flag_bias=0.0 if writer.flag_id is None else -math.inf,
-          batch_size=batch_size,
-        ),
-        strict=True,
+      completions = writer.write(
+        list(begins.values()),
+        label=f"{label}, round {number + 1}",
+        max_tokens=num,
+        temperature=temperature,
+        seed=seed + number,
+        flag_bias=0.0 if writer.flag_id is None else -math.inf,
+        batch_size=batch_size,
       )
+      for index, completion in zip(begins, completions, strict=True):
+        scored = step_scores(completion.generation.tokens, completion.generation.logprobs, watch, writer.flag_id)
+        finish = drafts[index].add(
+          completion.generation,
+          scored,
+          watch,
+          threshold=threshold,
+          most=most,
+          room=max_tokens - len(drafts[index].tokens),
+        )
+        if finish is not None:
+          done[index] = writer.written(SampledTokens(drafts[index].tokens, drafts[index].logprobs, finish, None, None))
     number += 1
-    for index, completion in drawn.items():
-      generation = completion.generation
-      room = max_tokens - len(kept[index])
-      scored = step_scores(generation.tokens, generation.logprobs, watch, writer.flag_id)
-      above = next(
-        (
-          (first, stop)
-          for first, stop, surprisal in scored
-          if surprisal.score > threshold and stop <= room and not (first == 0 and tries[index] >= most)
-        ),
-        None,
-      )
-      forced = bool(watch.confidence_ids)  # a confidence token follows each step
-      if above is None and generation.finish == "length" and len(generation.tokens) + forced < room:
-        if scored and forced and scored[-1][1] == len(generation.tokens):
-          generation = _with_confidence(generation, watch, scored[-1][2])
-        num_kept = scored[-1][1] + forced if scored else 0
-        counted[index] += num_kept
-        tries[index] = 0 if num_kept else tries[index]
-        (whole.discard if num_kept else whole.add)(index)
-      elif above is None:
-        tokens = np.concatenate([kept[index], generation.tokens[:room]])
-        finish = generation.finish if len(generation.tokens) <= room else "length"
-        logprobs = np.concatenate([kept_logprobs[index], generation.logprobs[:room]])
-        counted[index] += min(room, len(generation.tokens))
-        done[index] = writer.written(SampledTokens(tokens, logprobs, finish, None, None))
-        continue
-      else:
-        num_kept, stop = above
-        counted[index] += stop
-        tries[index] = 1 if num_kept else tries[index] + 1
-        whole.discard(index)
-      kept[index] = np.concatenate([kept[index], generation.tokens[:num_kept]])
-      kept_logprobs[index] = np.concatenate([kept_logprobs[index], generation.logprobs[:num_kept]])
-  return [done[index] for index in range(len(prompts))], counted
+  return [done[index] for index in range(len(prompts))], [draft.counted for draft in drafts]
+
+
+@dataclasses.dataclass
+class _Draft:
+  """A solution of which more steps are sampled or deleted in each round."""
+
+  tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # those kept so far
+  logprobs: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+  tries: int = 0  # deletions of the step that comes next
+  counted: int = 0  # tokens generated
+  whole: bool = True  # it is sampled to the end in the next round
+
+  def add(
+    self,
+    generation: SampledTokens,
+    scored: Sequence[tuple[int, int, Surprisal]],
+    watch: ConfidenceTrigger,
+    *,
+    threshold: float,
+    most: int,
+    room: int,
+  ) -> str | None:
+    """Keep the part of a round's tokens that needs no redraw; return the finish of the solution, None if it goes on."""
+    above = next(
+      (
+        (first, stop)
+        for first, stop, surprisal in scored
+        if surprisal.score > threshold and stop <= room and not (first == 0 and self.tries >= most)
+      ),
+      None,
+    )
+    forced = bool(watch.confidence_ids)  # a confidence token follows each step
+    finish = None
+    if above is not None:
+      num_kept, num_counted = above
+      self.tries = 1 if num_kept else self.tries + 1
+      self.whole = False
+    elif generation.finish == "length" and len(generation.tokens) + forced < room:
+      if scored and forced and scored[-1][1] == len(generation.tokens):
+        generation = _with_confidence(generation, watch, scored[-1][2])
+      num_kept = num_counted = scored[-1][1] + forced if scored else 0
+      self.tries = 0 if num_kept else self.tries
+      self.whole = not num_kept
+    else:
+      num_kept = num_counted = min(room, len(generation.tokens))
+      finish = generation.finish if len(generation.tokens) <= room else "length"
+    self.counted += num_counted
+    self.tokens = np.concatenate([self.tokens, generation.tokens[:num_kept]])
+    self.logprobs = np.concatenate([self.logprobs, generation.logprobs[:num_kept]])
+    return finish
 
 
 def _with_confidence(generation: SampledTokens, watch: ConfidenceTrigger, surprisal: Surprisal) -> SampledTokens:
