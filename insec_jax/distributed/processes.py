@@ -1,4 +1,4 @@
-"""Processes of one run: collective values, failure detection, and a common last step after SIGTERM.
+"""Processes of one run: collective values, a common end after a failure, and a common last step after SIGTERM.
 
 After the rendezvous (rendezvous.py) each process writes a heartbeat every second to the key-value store of JAX's
 runtime, which works even while the devices wait for each other. Process 0 ends the run on all processes when one is
@@ -8,32 +8,33 @@ all of this.
 
 import contextlib
 import json
-import os
-import pathlib
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from insec_jax import command, stop_signal
 from insec_jax.command import InputError
 from insec_jax.distributed import coordinator
-from insec_jax.distributed.coordinator import GREETING_SECONDS
+from insec_jax.distributed.failure import (
+  AGAIN,
+  SILENCE_AFTER_FAILURE,
+  SILENCE_SECONDS,
+  ExitStatus,
+  FailureDetector,
+  missing_processes,
+)
+from insec_jax.distributed.relay import Relay
 from insec_jax.distributed.rendezvous import ProcessSpec, disagreement, rendezvous
 
 BEAT_SECONDS = 1
-# Seconds without a heartbeat after which a process counts as missing: a garbage collection or a slow disk must not end
-# a run. After a failure, such as that of a collective whose peer is missing, only the cause remains to be found.
-SILENCE_SECONDS, SILENCE_AFTER_FAILURE = 30, 5
-MAX_RELAYED = 16  # connections of JAX's client to process 0; it has one, and retries until process 0 listens
 JOIN_SECONDS = 60  # for processes that have just finished the rendezvous
 PATIENCE_SECONDS = 3600  # for live processes: one host may read weights far slower than another
-AGAIN = "start the same command again on every host: the run goes on from its last checkpoint"
 
 
 def _jax_client():
@@ -41,118 +42,6 @@ def _jax_client():
   from jax._src import distributed
 
   return distributed.global_state.client
-
-
-class Relay:
-  """TCP relay between JAX's client in this process and process 0.
-
-  Once `holds` is set and the far end closes, the near end stays open and `on_loss` is called. JAX's client would abort
-  its process, with a stack trace that names no process, as soon as its connection closes; before it has joined, it
-  retries by itself. Connections of other processes of this machine are closed at once: the end of such a connection
-  would end the run.
-  """
-
-  def __init__(self, host: str, port: int, on_loss: Callable[[], None]):
-    self._target, self._on_loss = (host, port), on_loss
-    self.holds = False
-    self._free = threading.Semaphore(MAX_RELAYED)
-    self._server = socket.create_server(("127.0.0.1", 0))
-    self.port = self._server.getsockname()[1]
-    self._start(self._accept)
-
-  def _start(self, function, *arguments):
-    threading.Thread(target=function, args=arguments, daemon=True, name="relay").start()
-
-  def _accept(self):
-    while True:
-      try:
-        near, address = self._server.accept()
-      except OSError:  # the peer has closed, or descriptors are scarce: the next connection may succeed
-        time.sleep(0.1)
-        continue
-      if is_foreign(address[1], self.port) or not self._free.acquire(blocking=False):
-        near.close()
-        continue
-      try:
-        self._start(self._connect, near)
-      except RuntimeError:  # no more threads; JAX's client tries again
-        near.close()
-        self._free.release()
-
-  def _connect(self, near: socket.socket):
-    try:
-      self._relay(near)
-    except (OSError, RuntimeError):
-      _close(near)
-    finally:
-      self._free.release()
-
-  def _relay(self, near: socket.socket):
-    while True:  # process 0 opens its port again right after the rendezvous
-      try:
-        far = socket.create_connection(self._target, timeout=GREETING_SECONDS)
-        break
-      except OSError:
-        time.sleep(0.1)
-    far.settimeout(None)
-    for connection in (near, far):
-      connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    self._start(self._send, near, far)
-    with contextlib.suppress(OSError):
-      while data := far.recv(2**16):
-        near.sendall(data)
-    _close(far)
-    if self.holds:
-      self._on_loss()
-    else:
-      _close(near)
-
-  def _send(self, near: socket.socket, far: socket.socket):
-    with contextlib.suppress(OSError):
-      while data := near.recv(2**16):
-        with contextlib.suppress(OSError):  # process 0 is missing; `_relay` reports it
-          far.sendall(data)
-    _close(far)
-
-
-def is_foreign(near_port: int, far_port: int) -> bool:
-  """Return whether the near end of a TCP connection within this machine is known to belong to another process.
-
-  Linux lists every connection with the inode of its socket. Where no such list exists, the result is False.
-  """
-  ends = [f"{port:04X}" for port in (near_port, far_port)]
-  try:
-    rows = [
-      row.split()
-      for table in ("tcp", "tcp6")
-      for row in pathlib.Path("/proc/self/net", table).read_text(encoding="ascii").splitlines()[1:]
-    ]
-    inodes = {f"socket:[{row[9]}]" for row in rows if [end.rpartition(":")[2] for end in row[1:3]] == ends}
-    own = {_link(file) for file in os.scandir("/proc/self/fd")}
-  except (OSError, ValueError, IndexError):
-    return False
-  return bool(inodes) and not inodes & own
-
-
-def _link(file: os.DirEntry) -> str:
-  try:
-    return os.readlink(file)
-  except OSError:  # closed since
-    return ""
-
-
-def _close(line: socket.socket):
-  """Close the socket; a thread that reads from it is woken."""
-  with contextlib.suppress(OSError):
-    line.shutdown(socket.SHUT_RDWR)
-  line.close()
-
-
-class ExitStatus(NamedTuple):
-  """Early end of a run of several processes: exit code and last line, the same for every process."""
-
-  code: int
-  line: str
 
 
 def alone() -> "Processes":
@@ -171,7 +60,7 @@ def joined(spec: ProcessSpec | None, facts: dict[str, Any], *, seconds: int) -> 
     yield alone()
     return
   processes = Processes(spec.index, rendezvous(spec, facts, seconds=seconds))
-  with stop_signal.deferred(processes.ask_to_stop):
+  with stop_signal.deferred(processes.request_stop):
     processes.join(spec)
     try:
       yield processes
@@ -191,7 +80,7 @@ class Processes:
     self._error: BaseException | None = None
     self._failure: ExitStatus | None = None
     self._last_response = time.monotonic()  # time at which the store last responded
-    self._told = threading.Event()  # set by SIGTERM to this process
+    self._stop_requested = threading.Event()  # set by SIGTERM to this process
     self._choosing_last_step = threading.Lock()  # held while the processes exchange their current steps
     self._step, self._last_step = 0, None  # the current step of this process; the step after which all stop
 
@@ -247,9 +136,9 @@ class Processes:
       self._step = step
     return step == self._last_step
 
-  def ask_to_stop(self) -> None:
+  def request_stop(self) -> None:
     """Ask all processes to stop after the same step."""
-    self._told.set()
+    self._stop_requested.set()
 
   def join(self, spec: ProcessSpec) -> None:
     """Start jax.distributed, the heartbeat, failure detection and the handling of SIGTERM."""
@@ -297,7 +186,7 @@ class Processes:
   def leave(self) -> None:
     """Wait for all processes to arrive here, and shut the runtime down."""
     if self.is_first:
-      self._call_off("over")  # or `_choose_last_step` would wait for ever
+      self._publish_stop("over")  # or `_choose_last_step` would wait for ever
     self.gather("the end", None)
     self._over.set()
     jax.distributed.shutdown()
@@ -341,7 +230,7 @@ class Processes:
           self._acknowledge()
           self._end(ExitStatus(*statuses[0]))
 
-  def _call_off(self, why: str) -> None:
+  def _publish_stop(self, why: str) -> None:
     """Publish the reason to stop, which `_choose_last_step` of every process reads; the first reason counts."""
     try:
       self._client.key_value_set("insec/stop", why)
@@ -351,8 +240,8 @@ class Processes:
 
   def _announce_stop(self) -> None:
     """Publish a SIGTERM to this process."""
-    self._told.wait()
-    self._call_off("SIGTERM")
+    self._stop_requested.wait()
+    self._publish_stop("SIGTERM")
 
   def _choose_last_step(self) -> None:
     """Set the last step after a SIGTERM to any process: one more than the largest current step of all processes."""
@@ -398,41 +287,3 @@ class Processes:
     if self._failure is not None and self._failure.code == command.FAILED and self._failure.line in status.line:
       traceback.print_exception(self._error)
     stop_signal.end(status.code, f"error: {status.line}")
-
-
-class FailureDetector:
-  """Heartbeats and failures of all processes as process 0 has seen them."""
-
-  def __init__(self, names: Sequence[str]):
-    self._names = names
-    self._beats: dict[int, tuple[Any, float]] = {}  # the last heartbeat, and the time at which it was new
-    self._failed: dict[int, tuple[ExitStatus, float]] = {}  # in the order of detection
-
-  def diagnose(self, beats: dict[int, Any], failed: dict[int, Sequence], now: float) -> ExitStatus | None:
-    """Return the exit status of the run; None while no process has failed, or the cause is not yet known."""
-    for index in range(len(self._names)):
-      beat = beats.get(index)
-      if index not in self._beats or self._beats[index][0] != beat:
-        self._beats[index] = beat, now
-    for index, status in failed.items():
-      self._failed.setdefault(index, (ExitStatus(*status), now))
-    limit = SILENCE_AFTER_FAILURE if self._failed else SILENCE_SECONDS
-    silence = {index: now - since for index, (_, since) in self._beats.items()}
-    if silent := [index for index in silence if silence[index] > limit]:
-      return missing_processes(silent, max(silence.values()), self._names)
-    if not self._failed:
-      return None
-    index, (first, since) = next(iter(self._failed.items()))
-    all_failed = len(self._failed) == len(self._names)
-    if all_failed and len({status for status, _ in self._failed.values()}) == 1:
-      return first
-    # Another process may be about to report the same failure, or to fall silent.
-    if not all_failed and now - since < (1 if first.code != command.FAILED else 2) + SILENCE_AFTER_FAILURE:
-      return None
-    return first._replace(line=f"process {index} ({self._names[index]}): {first.line}")
-
-
-def missing_processes(silent: Sequence[int], seconds: float, names: Sequence[str]) -> ExitStatus:
-  """Return the exit status of a run in which these processes have been silent for so many seconds."""
-  who = ", ".join(f"process {index} ({names[index]})" for index in silent)
-  return ExitStatus(command.FAILED, f"missing: {who}, no sign of life for {seconds:.0f} s; {AGAIN}")

@@ -21,11 +21,11 @@ ROWS, STEPS = 8, 20
 SERVER = """
 import json, os, runpy, signal, sys, time
 import flax.linen, grain, jax, optax, orbax.checkpoint, tensorboardX, tqdm, transformers
-from insec_jax.distributed import processes
+from insec_jax.distributed.relay import Relay
 from insec_jax.training import checkpoint, metrics
 
 def slow(seconds):
-  send = processes.Relay._send
+  send = Relay._send
   class Line:
     def __init__(self, line):
       self.line = line
@@ -33,7 +33,7 @@ def slow(seconds):
       data = self.line.recv(size)
       time.sleep(seconds)
       return data
-  processes.Relay._send = lambda self, near, far: send(self, Line(near), far)
+  Relay._send = lambda self, near, far: send(self, Line(near), far)
 
 def hurt(at, number, pause):
   add, steps = metrics.Meter.add, []

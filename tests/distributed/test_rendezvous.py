@@ -1,4 +1,4 @@
-"""How processes of a run find each other, agree, and judge whose fault an end is; whole runs are in test_hosts.py."""
+"""How processes of a run find each other and agree; whole runs are in test_processes.py."""
 
 import contextlib
 import dataclasses
@@ -10,18 +10,14 @@ import resource
 import selectors
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 
-import jax
 import pytest
 from jax._src.lib import _jax
 
-from insec_jax.command import FAILED, WRONG_INPUT, InputError
+from insec_jax.command import InputError
 from insec_jax.distributed import coordinator, handshake, processes, rendezvous
-from insec_jax.distributed.processes import ExitStatus, FailureDetector, Relay
 from insec_jax.distributed.rendezvous import ProcessSpec, detect_processes, disagreement
 
 CLUSTER = {
@@ -767,206 +763,6 @@ def test_an_address_of_another_machine_is_refused_with_what_to_do(monkeypatch):
 def test_a_port_in_use_is_refused_with_what_to_do(places):
   with socket.create_server(("127.0.0.1", places[0].port)):
     assert "cannot be opened at 127.0.0.1" in meet_all(places[:1])[0]
-
-
-class Store:
-  """A key-value store as JAX's, whose answers take a while."""
-
-  def __init__(self, seconds):
-    self.seconds, self.values, self.changed = seconds, {}, threading.Condition()
-
-  def key_value_set(self, key, value):
-    time.sleep(self.seconds)
-    with self.changed:
-      if key in self.values:
-        raise jax.errors.JaxRuntimeError("ALREADY_EXISTS")
-      self.values[key] = value
-      self.changed.notify_all()
-
-  def blocking_key_value_get(self, key, milliseconds):
-    time.sleep(self.seconds)
-    with self.changed:
-      if not self.changed.wait_for(lambda: key in self.values, milliseconds / 1000):
-        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
-      return self.values[key]
-
-
-def stopped_at(monkeypatch, *, after, called_off=None, store_seconds=0.02, most=150):
-  """The step after which each of three processes stopped, `most` for one that went on; they run at their own speeds.
-
-  The second is told to stop by its `after`-th step. `called_off`: as process 0 does it at the end, before all begin.
-  """
-  monkeypatch.setattr(processes, "BEAT_SECONDS", 0.001)
-  store, members, found = Store(store_seconds), [processes.Processes(index, NAMES) for index in range(3)], {}
-  for one in members:
-    one._client = store
-    for part in (one._announce_stop, one._choose_last_step):
-      threading.Thread(target=part, daemon=True).start()
-  if called_off:
-    members[0]._call_off(called_off)
-
-  def run(one):
-    for step in range(1, most + 1):
-      time.sleep(0.003 * (1 + one.index))
-      if one.index == 1 and step == after:
-        one._told.set()
-      found[one.index] = step
-      if one.stops(step):
-        return
-
-  threads = [threading.Thread(target=run, args=(one,)) for one in members]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join(30)
-    assert not thread.is_alive()
-  return [found[index] for index in range(3)]
-
-
-def test_all_stop_after_the_same_step_which_none_has_passed_however_slow_the_store_is(monkeypatch):
-  for seconds in (0.0, 0.02, 0.1):
-    first, *others = stopped_at(monkeypatch, after=5, store_seconds=seconds)
-    assert others == [first, first]
-    assert 5 < first < 100
-
-
-def test_nobody_stops_when_nobody_is_told_or_when_the_run_was_over_before(monkeypatch):
-  assert stopped_at(monkeypatch, after=None, most=20) == [20, 20, 20]
-  assert stopped_at(monkeypatch, after=5, called_off="over", most=40) == [40, 40, 40]
-
-
-def test_a_store_that_refuses_a_stop_for_another_reason_than_an_earlier_one_is_an_error(monkeypatch):
-  one = processes.Processes(0, NAMES)
-  one._client = Store(0)
-  one._call_off("SIGTERM")
-  one._call_off("over")
-  assert one._client.values == {"insec/stop": "SIGTERM"}
-
-  def fail(*_):
-    raise jax.errors.JaxRuntimeError("UNAVAILABLE")
-
-  monkeypatch.setattr(one._client, "key_value_set", fail)
-  with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"):
-    one._call_off("SIGTERM")
-
-
-def judge_all(detector, *times, beats=lambda time: [time] * 3, failed=lambda _: {}):
-  """The first status at these times, with its time."""
-  for now in times:
-    if status := detector.diagnose(dict(enumerate(beats(now))), failed(now), now):
-      return now, status
-  return None
-
-
-def test_a_silent_process_is_gone_after_30_seconds_or_soon_once_another_has_failed():
-  time, status = judge_all(FailureDetector(NAMES), *range(99), beats=lambda time: [time, min(time, 9), time])
-  assert (time, status.code) == (40, FAILED)
-  assert status.line.startswith("missing: process 1 (b), no sign of life for 31 s; start the same command again")
-  time, status = judge_all(
-    FailureDetector(NAMES),
-    *range(99),
-    beats=lambda time: [time, min(time, 9), time],
-    failed=lambda time: {2: (FAILED, "Gloo: closed")} if time > 10 else {},
-  )
-  assert time == 15
-  assert status.line.startswith("missing: process 1 (b)")
-
-
-def test_a_failure_while_all_live_is_the_fault_of_the_first_that_failed():
-  def failed(time):
-    return {index: (FAILED, f"ValueError: {index}") for index in (0, 2) if time > (20 if index == 0 else 10)}
-
-  assert judge_all(FailureDetector(NAMES), *range(99), failed=failed) == (
-    18,
-    ExitStatus(FAILED, "process 2 (c): ValueError: 2"),
-  )
-
-
-def test_what_all_find_wrong_is_said_once_without_a_name():
-  failed = dict.fromkeys(range(3), (WRONG_INPUT, "bad"))
-  assert judge_all(FailureDetector(NAMES), 1, failed=lambda _: failed) == (1, ExitStatus(WRONG_INPUT, "bad"))
-  assert judge_all(FailureDetector(NAMES), *range(9), failed=lambda _: {1: failed[1]})[1].line == "process 1 (b): bad"
-
-
-def test_the_way_to_process_0_stays_open_at_this_end_when_the_other_closes():
-  lost = threading.Event()
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    relay = Relay("127.0.0.1", server.getsockname()[1], lost.set)
-    relay.holds = True
-    near = socket.create_connection(("127.0.0.1", relay.port))
-    near.sendall(b"to")
-    far, _ = server.accept()
-    assert far.recv(2) == b"to"
-    far.sendall(b"fro")
-    assert near.recv(3) == b"fro"
-    far.close()
-    assert lost.wait(5)
-    for _ in range(9):
-      near.sendall(b"nobody hears this")
-    near.settimeout(0.2)
-    with pytest.raises(TimeoutError):
-      near.recv(1)
-    near.close()
-
-
-def test_before_it_holds_the_way_closes_at_both_ends():
-  lost = threading.Event()
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    relay = Relay("127.0.0.1", server.getsockname()[1], lost.set)
-    near = socket.create_connection(("127.0.0.1", relay.port), timeout=5)
-    server.accept()[0].close()
-    assert near.recv(1) == b""
-    near.close()
-  assert not lost.is_set()
-
-
-def test_the_way_to_process_0_is_closed_to_other_processes_of_the_machine():
-  lost = threading.Event()
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    server.settimeout(5)
-    relay = Relay("127.0.0.1", server.getsockname()[1], lost.set)
-    relay.holds = True
-    script = f"import socket; print(socket.create_connection(('127.0.0.1', {relay.port}), timeout=5).recv(9))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "b''\n"
-    near = socket.create_connection(("127.0.0.1", relay.port))
-    far, _ = server.accept()  # the first that comes
-    near.sendall(b"to")
-    assert far.recv(2) == b"to"
-    assert not lost.is_set()
-    near.close()
-    far.close()
-
-
-def test_the_way_to_process_0_stays_open_after_connections_that_fail(monkeypatch):
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    server.settimeout(5)
-    failures = [OSError(24, "Too many open files"), ConnectionAbortedError()]
-    real = socket.socket.accept
-    monkeypatch.setattr(
-      socket.socket,
-      "accept",
-      lambda line: (
-        (_ for _ in ()).throw(failures.pop())
-        if (failures and threading.current_thread().name == "relay")
-        else real(line)
-      ),
-    )
-    relay = Relay("127.0.0.1", server.getsockname()[1], lambda: None)
-    with socket.create_connection(("127.0.0.1", relay.port)) as near:
-      far, _ = server.accept()
-      far.sendall(b"fro")
-      assert near.recv(3) == b"fro"
-      far.close()
-    assert not failures
-    lines = [socket.create_connection(("127.0.0.1", relay.port)) for _ in range(processes.MAX_RELAYED + 5)]
-    accepted = []
-    server.settimeout(0.3)
-    with contextlib.suppress(TimeoutError):
-      while True:
-        accepted.append(server.accept()[0])
-    assert processes.MAX_RELAYED - 1 <= len(accepted) <= processes.MAX_RELAYED
-    for line in (*lines, *accepted):
-      line.close()
 
 
 def test_what_is_not_public_in_jax_is_there():
