@@ -27,7 +27,8 @@ from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.loading import load_model, with_markers
 from insec_jax.method import tasks
 from insec_jax.mining.chunks import ChunkStore
-from insec_jax.mining.miner import Miner, fingerprint, join, mine_chunks
+from insec_jax.mining.miner import Miner, fingerprint, mine_chunks
+from insec_jax.mining.records import join
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)

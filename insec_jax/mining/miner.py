@@ -9,7 +9,7 @@ A solution is sampled with the flag banned and checked step by step up to its fi
 
 After a wrong step the model continues from the right step in its place, without the mistake in its context, up to its
 next wrong step, until mistakes.max_per_solution are found. The task completes an unfinished solution. The end of a
-wrong line has weight 1, whatever loss.mistake is (`with_trained_ends`).
+wrong line has weight 1, whatever loss.mistake is (`records.with_trained_ends`).
 
 With mistakes.mined=1 only these records are trained on, so no other transcript has injected mistakes: then
 mistakes.share of the right solutions get injected ones here.
@@ -36,16 +36,22 @@ from insec_jax.config import Config
 from insec_jax.data import tokens
 from insec_jax.data.encoding import special_pattern
 from insec_jax.data.problems import problems_to_mine
-from insec_jax.evaluation.steps import judged
-from insec_jax.evaluation.tables import aligned
-from insec_jax.files.writing import written_whole
 from insec_jax.generation.confidence import Surprisal
 from insec_jax.generation.generator import Completion, TextGenerator
-from insec_jax.method import mistakes, roles
-from insec_jax.method.roles import CORRECTION, MISTAKE, PROMPT, TEXT
+from insec_jax.method import mistakes
+from insec_jax.method.roles import CORRECTION, MISTAKE, TEXT
 from insec_jax.method.tasks import Problem, Task
-from insec_jax.method.transcript import Markers, Piece, Transcript, render, split_steps, with_confidence
+from insec_jax.method.transcript import Markers, Transcript, split_steps, with_confidence
 from insec_jax.mining.chunks import ChunkStore
+from insec_jax.mining.records import (
+  Mistake,
+  Sample,
+  as_json,
+  corrected,
+  corrected_transcript,
+  judge,
+  with_trained_ends,
+)
 from insec_jax.training.fingerprints import fingerprints
 from insec_jax.training.layout import flat
 
@@ -74,79 +80,6 @@ NOT_READ = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Mistake:
-  """A wrong step that the model wrote after `place` accepted steps."""
-
-  place: int
-  step: str
-  error: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """A solution as checked: the accepted steps, without a correction of the last mistake, and the mistakes."""
-
-  kind: str
-  steps: tuple[str, ...]
-  mistakes: tuple[Mistake, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class MiningSummary:
-  """The outcome of mining: counts of samples and problems, and the content of the records written."""
-
-  counts: dict[str, int]
-  samples: dict[str, int]  # wrong samples, by the class of their first mistake
-  mistakes: dict[str, int]  # in the records, by class
-  mistake_records: int
-  right_records: int
-  distinct_right: int
-  left_out: dict[str, int]
-  refusal: str  # the error train would raise for the first record it rejects
-  injected_records: int = 0
-  injected: int = 0  # mistakes in them
-
-  def __str__(self) -> str:
-    counts = self.counts
-    num, wrong = counts["samples"], counts["wrong"]
-
-    def part(count: int, whole: int) -> str:
-      return f"{count / whole:.1%}" if whole else "-"
-
-    whole = [
-      (f"{kind} samples", f"{counts[kind]:,}", part(counts[kind], num))
-      for kind in ("right", "wrong", "unverified", "incomplete")
-    ]
-    whole.append(
-      (
-        "problems with a mistake",
-        f"{counts['problems with a mistake']:,}",
-        part(counts["problems with a mistake"], counts["problems"]),
-      )
-    )
-    classes = [
-      (error, f"{first:,}", part(first, wrong), f"{self.mistakes.get(error, 0):,}")
-      for error in sorted({*self.samples, *self.mistakes})
-      for first in [self.samples.get(error, 0)]
-    ]
-    classes.append(("all", f"{wrong:,}", part(wrong, wrong), f"{sum(self.mistakes.values()):,}"))
-    lines = [
-      aligned([(f"{num:,} samples of {counts['problems']:,} problems", "", ""), *whole]),
-      aligned([("mistakes", "first of sample", "of wrong", "in records"), *classes]),
-      f"{self.mistake_records:,} records of wrong solutions",
-      *(
-        [f"{self.injected_records:,} records of right solutions with {self.injected:,} injected mistakes"]
-        if self.injected_records
-        else []
-      ),
-      f"{self.right_records:,} records of right solutions, of {self.distinct_right:,} different ones",
-    ]
-    lines += [f"left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
-    lines += [f"  {self.refusal}"] if self.refusal else []
-    return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
-
-
 def mined_by(config: Config) -> str:
   """Return all that the mined file depends on, as text: arms with the same text can share one file."""
   values = {key: value for key, value in flat(config).items() if not key.startswith(NOT_READ)}
@@ -161,85 +94,6 @@ def _injects(config: Config) -> bool:
 def fingerprint(params) -> str:
   """Return a short text that changes with any of the weights."""
   return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def judge(
-  problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
-) -> Sample:
-  """Return the sample of the model's text after the steps `stands`, these included."""
-  steps, start, kind = stands, 0, "right"
-  for end, verdict in judged(problem, written, task, markers, unit, stands=stands):
-    step = written.text[start:end]
-    if verdict.kind == "wrong":
-      return Sample("wrong", steps, (Mistake(len(steps), step, verdict.error),))
-    if verdict.kind == "unverified":
-      kind = "unverified"
-    steps += (step,)
-    start = end
-  whole = written.finished and start == len(written.text)  # without marker, not cut short
-  if not whole or task.answer_of(problem, steps) != problem.answer:
-    kind = "incomplete"
-  return Sample(kind, steps)
-
-
-def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] | None:
-  """Return the steps with the last mistake corrected too; None where the task has no right step for it."""
-  if not sample.mistakes or sample.mistakes[-1].place < len(sample.steps):
-    return sample.steps
-  right = task.correction(problem, sample.steps, sample.mistakes[-1].step)
-  if right is None or task.check(problem, sample.steps, right).kind != "right":
-    return None
-  return (*sample.steps, right)
-
-
-def record_of(problem: Problem, sample: Sample, task: Task, markers: Markers, reason: str) -> Transcript | None:
-  """Return the solution with its mistakes corrected; None where the task cannot reach the right answer by right steps.
-
-  text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   own steps, mistakes, the rest
-  role   prompt  text              mistake         flag    reason  flag   correction   text ...
-  """
-  kept_steps = corrected(problem, sample, task)
-  if kept_steps is None:
-    return None
-  while (step := task.next_step(problem, kept_steps)) is not None:
-    if task.check(problem, kept_steps, step).kind != "right":
-      return None
-    kept_steps += (step,)
-  if task.answer_of(problem, kept_steps) != problem.answer:
-    return None
-
-  def explanation(mistake: Mistake) -> str:
-    return "" if reason == "none" else task.explain(problem, kept_steps[: mistake.place], mistake.step, reason)
-
-  return (
-    Piece(PROMPT, problem.prompt),
-    *mistakes.pieces_of(
-      kept_steps, {mistake.place: (mistake.step, explanation(mistake)) for mistake in sample.mistakes}, markers
-    ),
-  )
-
-
-def with_trained_ends(pieces: Transcript) -> Transcript:
-  """Return the pieces with weight 1 on the end of each wrong line, which must end before it can be flagged.
-
-      text   a=4\n  b==9    \n           <flag>  reason  <fix>  b=7\n
-      role   text   mistake mistake, 1   flag    reason  flag   correction
-
-  Otherwise the end of a malformed line would never be trained, and the model would stop in the middle of it.
-  """
-  ended = []
-  for piece in pieces:
-    line = piece.text.removesuffix("\n")
-    if piece.role == MISTAKE and line and line != piece.text:
-      ended += [dataclasses.replace(piece, text=line), Piece(MISTAKE, "\n", 1.0)]
-    else:
-      ended.append(piece)
-  return tuple(ended)
-
-
-def _as_json(piece: Piece) -> dict[str, Any]:
-  weight = {"weight": piece.weight} if piece.role == MISTAKE and piece.weight is not None else {}
-  return {"role": roles.NAMES[piece.role], "text": piece.text, **weight}
 
 
 class Miner:
@@ -276,13 +130,13 @@ class Miner:
     counts = collections.Counter(sample.kind for sample in samples)
     left_out = collections.Counter()
     candidates = []  # (pieces, meta)
-    rng = np.random.default_rng((seed_of(self._seed, number), *b"inject"))
+    rng = np.random.default_rng((derive_seed(self._seed, number), *b"inject"))
     for index, (problem, sample) in enumerate(zip(problem_of_sample, samples, strict=True)):
       if sample.kind not in ("wrong", "right"):
         continue
       if sample.kind == "right" and _injects(config):
         sample = self._with_injected(problem, sample, rng)
-      pieces = record_of(problem, sample, self._task, self._markers, config.mistakes.reason)
+      pieces = corrected_transcript(problem, sample, self._task, self._markers, config.mistakes.reason)
       if self._special.search("".join((*sample.steps, *(mistake.step for mistake in sample.mistakes)))):
         left_out[SPECIAL] += 1
       elif pieces is None:
@@ -322,7 +176,7 @@ class Miner:
       "classes": dict(collections.Counter(sample.mistakes[0].error for sample in samples if sample.mistakes)),
       "left out": dict(left_out),
       "refusal": refusal,
-      "records": [{"pieces": [_as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept],
+      "records": [{"pieces": [as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept],
     }
 
   def _samples(self, problems: Sequence[Problem], number: int) -> list[Sample]:
@@ -372,7 +226,7 @@ class Miner:
       max_tokens=self._max_tokens,
       batch_size=self._config.evaluate.batch_size,
       temperature=TEMPERATURE,
-      seed=seed_of(self._seed, number, turn),
+      seed=derive_seed(self._seed, number, turn),
       flag_bias=0.0 if self._writer.flag_id is None else -math.inf,
     )
 
@@ -438,7 +292,7 @@ class Miner:
     return [record for record, error in zip(candidates, errors, strict=True) if not error], next(filter(None, errors))
 
 
-def seed_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
   """Return a seed derived from the numbers, deterministically."""
   return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
@@ -462,44 +316,3 @@ def mine_chunks(
           return False
         store.append(chunk, miner.chunk(chunk), process=process)
     return True
-
-
-def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: int) -> MiningSummary:
-  """Write the distinct records of all chunks to `output`, `right` right solutions per mistake; return their summary.
-
-  The right solutions to keep are drawn by the seed.
-  """
-  different = {}
-  for chunk in chunks:
-    for record in chunk["records"]:
-      different.setdefault(render(tuple(Piece(TEXT, piece["text"]) for piece in record["pieces"])), record)
-  distinct = list(different.values())
-  are_right = [not record["meta"]["classes"] for record in distinct]
-  right_K = np.flatnonzero(are_right)
-  num = min(len(right_K), round(right * (len(distinct) - len(right_K))))
-  chosen = set(np.random.default_rng((seed, *b"right")).permutation(right_K)[:num].tolist())
-  written = [record for k, record in enumerate(distinct) if not are_right[k] or k in chosen]
-  with written_whole(output) as file:
-    for record in written:
-      file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-  def total(name: str) -> dict[str, int]:
-    summed = collections.Counter()
-    for chunk in chunks:
-      summed.update(chunk[name])
-    return dict(summed)
-
-  own = [record["meta"]["classes"] for record in written if not record["meta"]["injected"]]
-  injected = [record["meta"]["classes"] for record in written if record["meta"]["injected"]]
-  return MiningSummary(
-    total("counts"),
-    total("classes"),
-    dict(collections.Counter(itertools.chain(*own))),
-    len(own) - num,
-    num,
-    len(right_K),
-    total("left out"),
-    next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""),
-    len(injected),
-    sum(map(len, injected)),
-  )

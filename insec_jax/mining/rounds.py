@@ -29,7 +29,8 @@ from insec_jax.generation.loading import LoadedModel
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
 from insec_jax.mining.chunks import ChunkStore
-from insec_jax.mining.miner import Miner, MiningSummary, fingerprint, join, mine_chunks, seed_of
+from insec_jax.mining.miner import Miner, derive_seed, fingerprint, mine_chunks
+from insec_jax.mining.records import MiningSummary, join
 from insec_jax.model.llama import LlamaConfig
 
 FOLDER = "mined"  # of a workdir
@@ -123,7 +124,7 @@ def _earlier_summary(path: pathlib.Path, weights: str) -> str | None:
 
 def _join(config: Config, number: int, store: ChunkStore, num_chunks: int, path: pathlib.Path, weights: str) -> str:
   """Write the records and counts of all processes and return their summary as text."""
-  seed = seed_of(config.seed, number)
+  seed = derive_seed(config.seed, number)
   # On a network drive the last lines of another process may become visible late.
   if not _holds_soon(lambda: len(store.read()) == num_chunks):
     raise RuntimeError(f"{store.folder} lacks chunks that other processes wrote, {SHARED_SECONDS} s after they ended")
@@ -164,7 +165,7 @@ def _miner(
     TextGenerator(loaded, compute=config.precision.compute),
     tasks.get(config.task),
     config,
-    seed=seed_of(config.seed, number),
+    seed=derive_seed(config.seed, number),
     weights=weights,
   )
 

@@ -17,11 +17,12 @@ from insec_jax.data import records, tokens
 from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal
 from insec_jax.generation.generator import Completion
 from insec_jax.method import mistakes, tasks
-from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
+from insec_jax.method.roles import FLAG, MISTAKE, PROMPT
 from insec_jax.method.transcript import Markers, Piece, clean
 from insec_jax.mining import miner
 from insec_jax.mining.chunks import ChunkStore
-from insec_jax.mining.miner import Miner, Mistake, join, judge, mine_chunks, record_of
+from insec_jax.mining.miner import Miner, mine_chunks
+from insec_jax.mining.records import corrected_transcript, join
 
 CONFIG = datakit.config(
   task__name="graph",
@@ -124,34 +125,6 @@ FIRST, SECOND, THIRD = PROBLEM.steps
 CALC = wrong(PROBLEM, 0, "calc")
 
 
-@pytest.mark.parametrize(
-  ("text", "finish", "kind", "num_steps", "error"),
-  [
-    (FIRST + SECOND + THIRD, "stop", "right", 3, ""),
-    (FIRST + FIRST + SECOND, "stop", "wrong", 1, "repeat"),
-    (FIRST + SECOND + "ab", "stop", "wrong", 2, "malformed"),
-    (FIRST + SECOND + "ab", "length", "incomplete", 2, ""),  # a step cut short was never said
-    (FIRST + SECOND, "stop", "incomplete", 2, ""),
-    (FIRST + SECOND + THIRD, "length", "incomplete", 3, ""),
-    (FIRST + MARKERS.flag + "calc" + MARKERS.fix + SECOND + THIRD, "stop", "incomplete", 1, ""),
-    (FIRST + FIRST[0] + MARKERS.fix + FIRST, "stop", "wrong", 1, "malformed"),
-    ("", "stop", "incomplete", 0, ""),
-  ],
-)
-def test_a_sample_is_judged_up_to_its_first_wrong_step_or_marker(text, finish, kind, num_steps, error):
-  sample = judge(PROBLEM, said(text, finish), TASK, MARKERS, "line")
-  assert (sample.kind, sample.steps) == (kind, PROBLEM.steps[:num_steps])
-  assert [(one.place, one.error) for one in sample.mistakes] == ([(num_steps, error)] if error else [])
-  assert "".join((*sample.steps, *(one.step for one in sample.mistakes))) in text
-
-
-def test_steps_that_stand_are_known_to_what_is_written_after_them():
-  after_one = judge(PROBLEM, said(SECOND + THIRD), TASK, MARKERS, "line", stands=(FIRST,))
-  assert (after_one.kind, after_one.steps) == ("right", PROBLEM.steps)
-  again = judge(PROBLEM, said(SECOND + FIRST), TASK, MARKERS, "line", stands=(FIRST,))
-  assert again.mistakes == (Mistake(2, FIRST, "repeat"),)
-
-
 def lucky_answer(problem):
   """A right solution with a step in it that reads a value too early, yet has every number right."""
   for k in range(1, len(problem.steps)):
@@ -168,22 +141,6 @@ def test_a_lucky_step_is_no_mistake_and_its_solution_no_contrast(tmp_path):
   assert not [record for record in written if record["meta"]["classes"]]
   assert found.counts["wrong"] == 0
   assert found.counts["unverified"] > 5
-
-
-def test_a_record_has_the_own_wrong_step_and_then_the_rest_of_the_solution_put_right():
-  sample = judge(PROBLEM, said(CALC), TASK, MARKERS, "line")
-  before = sample.steps
-  (bad,) = sample.mistakes
-  record = record_of(PROBLEM, sample, TASK, MARKERS, "recompute")
-  own = [piece for piece in record if piece.role in (PROMPT, MISTAKE)]
-  assert [piece.text for piece in own] == [PROBLEM.prompt, bad.step]
-  assert CALC.startswith("".join(before) + bad.step)
-  assert clean(record) == PROBLEM.prompt + "".join(PROBLEM.steps)
-  order = [piece.role for piece in record if piece.role != TEXT]
-  assert order == [PROMPT, MISTAKE, FLAG, REASON, FLAG, CORRECTION]
-  reason = next(piece.text for piece in record if piece.role == REASON)
-  assert reason == TASK.explain(PROBLEM, before, bad.step, "recompute")
-  assert REASON not in [piece.role for piece in record_of(PROBLEM, sample, TASK, MARKERS, "none")]
 
 
 SEVERAL = dataclasses.replace(CONFIG, mistakes=dataclasses.replace(CONFIG.mistakes, max_per_solution=3))
@@ -244,7 +201,7 @@ def test_own_steps_after_a_correction_stay_only_where_they_end_in_a_mistake_or_t
   assert asked == [LONG.steps[:1]]
   assert len(sample.steps) == (1 + own if own else 0)
   assert [one.step for one in sample.mistakes] == ["ab\n"]
-  record = record_of(LONG, sample, TASK, MARKERS, "none")
+  record = corrected_transcript(LONG, sample, TASK, MARKERS, "none")
   assert clean(record) == LONG.prompt + right(LONG)
 
 
@@ -274,14 +231,6 @@ def test_a_wrong_step_after_the_answer_has_no_correction_and_is_left_out(tmp_pat
   assert written == []
   assert found.samples == {"repeat": 48}
   assert found.left_out == {miner.NO_CORRECTION: 48}
-
-
-def test_a_task_whose_correction_is_wrong_gives_no_record(monkeypatch):
-  sample = judge(PROBLEM, said(CALC), TASK, MARKERS, "line")
-  monkeypatch.setattr(type(TASK), "correction", lambda *_: sample.mistakes[0].step)
-  monkeypatch.setattr(type(TASK), "next_step", lambda *_: None)
-  monkeypatch.setattr(type(TASK), "answer_of", lambda *_: PROBLEM.answer)
-  assert record_of(PROBLEM, sample, TASK, MARKERS, "none") is None
 
 
 def test_every_class_is_counted_as_it_was_made_and_training_takes_every_record(tmp_path):
