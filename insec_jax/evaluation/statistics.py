@@ -13,13 +13,14 @@ RESAMPLES, BATCH = 2000, 100  # of a bootstrap; BATCH are in memory at once
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-  """k out of n; `share` is nan and the interval [0, 1] when n is 0. The interval assumes that the n are independent.
+  """k out of n; `share` is nan and the interval [0, 1] when n is 0.
 
   Where each of the n counts with a chance (whether a flag would be drawn), `k` is the sum of the chances.
   """
 
   k: float
   n: int
+  interval: tuple[float, float] | None = None  # that of `grouped_rates`; None: Wilson's, for independent n
 
   @property
   def share(self) -> float:
@@ -27,11 +28,11 @@ class Rate:
 
   @property
   def low(self) -> float:
-    return wilson(self.k, self.n)[0]
+    return (self.interval or wilson(self.k, self.n))[0]
 
   @property
   def high(self) -> float:
-    return wilson(self.k, self.n)[1]
+    return (self.interval or wilson(self.k, self.n))[1]
 
   def to_json(self) -> dict[str, float | int | None]:
     """Return the rate with its n and interval; "rate" is None when n is 0, since JSON has no nan."""
@@ -39,21 +40,6 @@ class Rate:
 
   def __str__(self) -> str:
     return f"{self.share:.1%} [{self.low:.1%}, {self.high:.1%}] n={self.n}" if self.n else "- n=0"
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupedRate(Rate):
-  """A rate whose n come in groups, as steps come in solutions; its interval is from `grouped_rates`."""
-
-  interval: tuple[float, float]
-
-  @property
-  def low(self) -> float:
-    return self.interval[0]
-
-  @property
-  def high(self) -> float:
-    return self.interval[1]
 
 
 def wilson(k: float, n: int) -> tuple[float, float]:
@@ -76,13 +62,13 @@ def rate(flags: Iterable[bool]) -> Rate:
   return Rate(sum(map(bool, flags)), len(flags))
 
 
-def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[GroupedRate]:
-  """Return for each (k of every group, n of every group) the rate over all, with its interval.
+def grouped_rates(counts: Sequence[tuple[Sequence[float], Sequence[int]]]) -> list[Rate]:
+  """Return for each (k of every group, n of every group) the rate over all; steps come in groups, their solutions.
 
   The interval is a bootstrap over the groups, which are the same for all of `counts`. It is at least as wide as
   Wilson's: with identical groups, for example where k is 0, the bootstrap alone would have no width.
   """
-  rates = [GroupedRate(k := sum(k_G), n := sum(n_G), wilson(k, n)) for k_G, n_G in counts]
+  rates = [Rate(k := sum(k_G), n := sum(n_G), wilson(k, n)) for k_G, n_G in counts]
   if not counts or len(counts[0][0]) < 2:
     return rates
   k_CR, n_CR = _resampled(np.array(list(zip(*counts, strict=True)), np.float64), np.sum, seed=0)
