@@ -1,90 +1,22 @@
-"""A model is given the config's markers once, and a model that has other ones is refused."""
+"""Prompts are encoded as in training, texts keep their markers, and steps are read with their confidence."""
 
 import functools
-import types
 
 import datakit
 import jax
 import numpy as np
-import pytest
 import reference
+from test_loading import NEW, SURE, trained
 
-from insec_jax.command import InputError
 from insec_jax.data import tokens
 from insec_jax.generation import generator
 from insec_jax.generation.confidence import step_scores
 from insec_jax.generation.generator import TextGenerator
-from insec_jax.generation.loading import LoadedModel, compute_dtype, with_markers
+from insec_jax.generation.loading import LoadedModel
 from insec_jax.generation.sampler import SampledTokens
 from insec_jax.method.transcript import Markers
 from insec_jax.model import build
 from insec_jax.model.hf_config import config_from_json
-
-SPARE = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
-NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")
-
-
-def untuned() -> LoadedModel:
-  tokenizer = datakit.bpe_tokenizer()
-  config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": [3]}, "config.json")
-  shape = (len(tokenizer), config.width)
-  params = {"embed": jax.random.normal(jax.random.key(0), shape), "head": jax.random.normal(jax.random.key(1), shape)}
-  return LoadedModel(config, params, tokenizer, None, None, None, None, None)
-
-
-def trained(config) -> LoadedModel:
-  return with_markers(untuned(), config, "here")
-
-
-def test_an_untuned_model_gets_markers_that_begin_as_the_mean_of_its_rows():
-  before, after = untuned(), trained(NEW)
-  assert after.config.vocab_size == 384 > len(after.tokenizer) == after.fix_id + 1 == after.flag_id + 2
-  assert (after.markers, after.unit, after.template) == (Markers("<err>", "<fix>"), "line", "plain")
-  for name in ("embed", "head"):
-    np.testing.assert_array_equal(after.params[name][: len(before.tokenizer)], before.params[name])
-    np.testing.assert_allclose(after.params[name][after.flag_id], before.params[name].mean(0), atol=1e-6)
-
-
-def test_an_untuned_model_reads_with_the_tokenizer_that_the_config_names(tmp_path):
-  other = datakit.bpe_tokenizer()
-  other.add_tokens(["a token more"])
-  other.save_pretrained(tmp_path)
-  after = trained(datakit.config(tokenizer__path=str(tmp_path)))
-  assert after.flag_id == untuned().config.vocab_size + 1 == trained(NEW).flag_id + 1
-
-
-def test_markers_that_the_tokenizer_already_has_resize_nothing():
-  after = trained(SPARE)
-  assert after.params["embed"].shape == untuned().params["embed"].shape
-  assert after.tokenizer.convert_ids_to_tokens([after.flag_id, after.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
-
-
-def test_markers_of_plain_words_are_no_tokens():
-  words = datakit.config(tokenizer__special=False)
-  assert (trained(words).flag_id, trained(words).fix_id) == (None, None)
-  assert trained(words).config == untuned().config
-  assert trained(words).markers == Markers("<err>", "<fix>")
-
-
-def test_a_model_trained_with_the_same_settings_stays_as_it_is():
-  assert with_markers(trained(NEW), NEW, "here").params["embed"].shape == (384, 64)
-
-
-@pytest.mark.parametrize(
-  ("setting", "value"),
-  [
-    ("tokenizer__flag", "<oops>"),
-    ("tokenizer__fix", "<ok>"),
-    ("tokenizer__special", False),
-    ("mistakes__unit", "sentence"),
-    ("data__template", "chat"),
-  ],
-)
-def test_a_model_trained_with_another_setting_is_refused_by_its_name(setting, value):
-  name = setting.replace("__", ".")
-  values = {"tokenizer__flag": "<err>", "tokenizer__fix": "<fix>", setting: value}
-  with pytest.raises(InputError, match=f"runs/a was trained with {name}=.*, and the config says {value!r}"):
-    with_markers(trained(NEW), datakit.config(**values), "runs/a")
 
 
 class Given:
@@ -122,23 +54,6 @@ def test_prompts_are_encoded_as_in_training_and_forge_no_marker(monkeypatch):
   assert made.decode(tokens[1:]) == "12 + 30?<err>\n12 +"
 
 
-@pytest.mark.parametrize(
-  ("platform", "stored", "needed"),
-  [
-    ("cpu", "bfloat16", "float32"),
-    ("cpu", "float32", "float32"),
-    ("gpu", "float32", "float32"),
-    ("tpu", "bfloat16", "bfloat16"),
-    ("gpu", "float16", "bfloat16"),
-  ],
-)
-def test_accelerators_compute_16_bit_weights_in_bfloat16_and_all_else_is_float32(monkeypatch, platform, stored, needed):
-  monkeypatch.setattr(jax, "default_backend", lambda: platform)
-  weight = types.SimpleNamespace(dtype=jax.numpy.dtype(stored))
-  assert compute_dtype(untuned()._replace(params={"embed": weight})) == needed
-
-
-SURE = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0))
 STEPS = (["He adds 12 and 30.\n", "12 + 30 = 43\n"], ["12 + 30 = 42\n", "#### 42\n", "a\n"], [])
 QUESTIONS = ("What is 12 + 30?\n", "What?\n", "12 + 30 = ")
 
@@ -219,20 +134,6 @@ def test_what_a_model_writes_holds_its_confidence_as_tokens_and_not_as_text():
   written = writer.write(prompts, label="", max_tokens=60, batch_size=32, temperature=5.0, flag_bias=-np.inf)
   assert any(token in ids for one in written for token in one.generation.tokens)
   assert not any("<|sure_" in one.text for one in written)
-
-
-def test_a_model_of_other_edges_of_confidence_is_refused():
-  opened = trained(NEW)._replace(confidence=(1.0,))
-  with pytest.raises(InputError, match=r"trained with tokenizer.confidence=\(1.0,\), and the config says \(0.5, 5.0\)"):
-    with_markers(opened, SURE, "here")
-  other = datakit.config(
-    tokenizer__flag="<err>",
-    tokenizer__fix="<fix>",
-    tokenizer__confidence=(0.5, 5.0),
-    tokenizer__confidence_first=(1.0,),
-  )
-  with pytest.raises(InputError, match=r"trained with tokenizer.confidence_first=\(\), and the config says \(1.0,\)"):
-    with_markers(trained(NEW)._replace(confidence=(0.5, 5.0)), other, "here")
 
 
 def test_a_step_of_two_lines_moves_no_confidence_of_the_steps_after_it():

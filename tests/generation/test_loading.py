@@ -1,21 +1,40 @@
-"""A workdir and the folder exported from it open as the same model; anything else is refused."""
+"""A workdir and its exported folder open as the same model, with the config's markers; anything else is refused."""
 
 import json
+import types
 
 import datakit
 import jax
 import numpy as np
 import pytest
+import reference
 from modelkit import STATE_MODEL, abstract, make_state
 
 from insec_jax.command import InputError
 from insec_jax.data import tokens
 from insec_jax.generation import loading
+from insec_jax.generation.loading import LoadedModel, compute_dtype, with_markers
 from insec_jax.method.transcript import Markers
 from insec_jax.model import hf_writing
-from insec_jax.model.hf_config import config_to_json
+from insec_jax.model.hf_config import config_from_json, config_to_json
 from insec_jax.training import layout
 from insec_jax.training.checkpoint import Saver
+
+SPARE = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")
+SURE = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0))
+
+
+def untuned() -> LoadedModel:
+  tokenizer = datakit.bpe_tokenizer()
+  config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": [3]}, "config.json")
+  shape = (len(tokenizer), config.width)
+  params = {"embed": jax.random.normal(jax.random.key(0), shape), "head": jax.random.normal(jax.random.key(1), shape)}
+  return LoadedModel(config, params, tokenizer, None, None, None, None, None)
+
+
+def trained(config) -> LoadedModel:
+  return with_markers(untuned(), config, "here")
 
 
 @pytest.fixture
@@ -85,3 +104,84 @@ def test_markers_of_a_folder_that_no_export_writes_are_refused(tmp_path, change)
   (tmp_path / loading.MARKERS).write_text(json.dumps(marks))
   with pytest.raises(InputError, match=f"{next(iter(change))} is .*export the model again"):
     loading.read_markers(tmp_path)
+
+
+def test_an_untuned_model_gets_markers_that_begin_as_the_mean_of_its_rows():
+  before, after = untuned(), trained(NEW)
+  assert after.config.vocab_size == 384 > len(after.tokenizer) == after.fix_id + 1 == after.flag_id + 2
+  assert (after.markers, after.unit, after.template) == (Markers("<err>", "<fix>"), "line", "plain")
+  for name in ("embed", "head"):
+    np.testing.assert_array_equal(after.params[name][: len(before.tokenizer)], before.params[name])
+    np.testing.assert_allclose(after.params[name][after.flag_id], before.params[name].mean(0), atol=1e-6)
+
+
+def test_an_untuned_model_reads_with_the_tokenizer_that_the_config_names(tmp_path):
+  other = datakit.bpe_tokenizer()
+  other.add_tokens(["a token more"])
+  other.save_pretrained(tmp_path)
+  after = trained(datakit.config(tokenizer__path=str(tmp_path)))
+  assert after.flag_id == untuned().config.vocab_size + 1 == trained(NEW).flag_id + 1
+
+
+def test_markers_that_the_tokenizer_already_has_resize_nothing():
+  after = trained(SPARE)
+  assert after.params["embed"].shape == untuned().params["embed"].shape
+  assert after.tokenizer.convert_ids_to_tokens([after.flag_id, after.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
+
+
+def test_markers_of_plain_words_are_no_tokens():
+  words = datakit.config(tokenizer__special=False)
+  assert (trained(words).flag_id, trained(words).fix_id) == (None, None)
+  assert trained(words).config == untuned().config
+  assert trained(words).markers == Markers("<err>", "<fix>")
+
+
+def test_a_model_trained_with_the_same_settings_stays_as_it_is():
+  assert with_markers(trained(NEW), NEW, "here").params["embed"].shape == (384, 64)
+
+
+@pytest.mark.parametrize(
+  ("setting", "value"),
+  [
+    ("tokenizer__flag", "<oops>"),
+    ("tokenizer__fix", "<ok>"),
+    ("tokenizer__special", False),
+    ("mistakes__unit", "sentence"),
+    ("data__template", "chat"),
+  ],
+)
+def test_a_model_trained_with_another_setting_is_refused_by_its_name(setting, value):
+  name = setting.replace("__", ".")
+  values = {"tokenizer__flag": "<err>", "tokenizer__fix": "<fix>", setting: value}
+  with pytest.raises(InputError, match=f"runs/a was trained with {name}=.*, and the config says {value!r}"):
+    with_markers(trained(NEW), datakit.config(**values), "runs/a")
+
+
+@pytest.mark.parametrize(
+  ("platform", "stored", "needed"),
+  [
+    ("cpu", "bfloat16", "float32"),
+    ("cpu", "float32", "float32"),
+    ("gpu", "float32", "float32"),
+    ("tpu", "bfloat16", "bfloat16"),
+    ("gpu", "float16", "bfloat16"),
+  ],
+)
+def test_accelerators_compute_16_bit_weights_in_bfloat16_and_all_else_is_float32(monkeypatch, platform, stored, needed):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  weight = types.SimpleNamespace(dtype=jax.numpy.dtype(stored))
+  assert compute_dtype(untuned()._replace(params={"embed": weight})) == needed
+
+
+def test_a_model_of_other_edges_of_confidence_is_refused():
+  opened = trained(NEW)._replace(confidence=(1.0,))
+  with pytest.raises(InputError, match=r"trained with tokenizer.confidence=\(1.0,\), and the config says \(0.5, 5.0\)"):
+    with_markers(opened, SURE, "here")
+  other = datakit.config(
+    tokenizer__flag="<err>",
+    tokenizer__fix="<fix>",
+    tokenizer__confidence=(0.5, 5.0),
+    tokenizer__confidence_first=(1.0,),
+  )
+  with pytest.raises(InputError, match=r"trained with tokenizer.confidence_first=\(\), and the config says \(1.0,\)"):
+    with_markers(trained(NEW)._replace(confidence=(0.5, 5.0)), other, "here")
