@@ -55,10 +55,12 @@ from insec_jax.evaluation.tables import table
 from insec_jax.files.writing import written_whole
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.loading import LoadedModel, load_model, with_markers
+from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
 from insec_jax.training.layout import versions
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; an existing one is replaced.")
@@ -69,7 +71,9 @@ def main() -> None:
   config = build(CONFIG.value)
   task = tasks.get(config.task)
   with written_whole(OUTPUT.value, inputs=config_file.files_read(config)) as file:
-    loaded = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
+    loaded = with_markers(
+      load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute), config, MODEL.value
+    )
     measured = {"model": MODEL.value, "step": loaded.step, **evaluate(loaded, task, config)}
     json.dump(measured, file, indent=1, allow_nan=False)
   print(heading(measured))
@@ -88,7 +92,7 @@ def evaluate(loaded: LoadedModel, task: tasks.Task, config: Config) -> dict:
   start = time.perf_counter()
   problems, probes = problems_to_solve(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)
-  prober = Prober(TextGenerator(loaded, compute=config.precision.compute), task, config)
+  prober = Prober(TextGenerator(loaded), task, config)
   measured = measure(
     prober, config, probes=probes, problems=problems, validation=validation, larger=larger_problems(config)
   )

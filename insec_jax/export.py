@@ -22,6 +22,7 @@ from insec_jax.files.reading import local_path, read_json, read_text
 from insec_jax.generation import loading
 from insec_jax.model import build, hf, hf_writing, llama
 from insec_jax.training import layout
+from insec_jax.training.stored import read_params
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
@@ -79,19 +80,25 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
-  """Write the newest checkpoint, or that of --step, as an HF folder."""
+  """Write the newest checkpoint, or that of --step, as an HF folder, tensor by tensor."""
+  layout.check_kinds(workdir)
   config = config_build.build(read_json(workdir / layout.CONFIG, "the config of a run"))
-  opened = loading.load_model(str(workdir), step=STEP.value)
-  model = with_ids(opened.config, opened.tokenizer)
-  hf_writing.save(
-    output,
-    opened.params,
-    model,
-    dtype=DTYPE.value,
-    tokenizer=SidecarFiles(workdir / layout.TOKENIZER, loading.marked_as(config, opened.step)),
-    generation=generation_of(workdir, model),
-    card=card_text(config, read_json(workdir / "environment.json", "the environment of a run"), opened.step),
-  )
+  model_config = layout.read_model(workdir)
+  model = with_ids(model_config, tokens.load(str(workdir / layout.TOKENIZER)))
+  environment = read_json(workdir / "environment.json", "the environment of a run")
+
+  def write(step: int, weights: dict) -> None:
+    hf_writing.save(
+      output,
+      weights,
+      model,
+      dtype=DTYPE.value,
+      tokenizer=SidecarFiles(workdir / layout.TOKENIZER, loading.marked_as(config, step)),
+      generation=generation_of(workdir, model),
+      card=card_text(config, environment, step),
+    )
+
+  read_params(workdir, model_config, STEP.value, write)
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:

@@ -1,7 +1,7 @@
 """Generation of text after prompts: reads JSON lines, writes JSON lines in the same order.
 
   python -m insec_jax.generate --model DIR --prompts P.jsonl --output O.jsonl [--max_tokens --temperature --top_p --seed
-      --flag_bias --flag_above --logprobs --clean]
+      --flag_bias --flag_above --logprobs --clean --mesh] [--num_processes N --process_id I]
 
   in    {"prompt": "2+3="}  or  {"tokens": [17, 4]}; other fields are copied to the output
   out   {"prompt", "text", "clean", "tokens", "logprobs", "finish"}
@@ -10,11 +10,18 @@
 With --clean, `text` is the clean view too, for end users. `tokens` are the sampled ids, with the stop token last where
 `finish` is "stop". `logprobs`, with --logprobs, are their log probabilities under the model's own distribution
 (temperature 1, no top_p, no bias), else null. A prompt of tokens is used unchanged, special tokens included.
+
+After a kill the same command resumes from O.jsonl.parts. Processes do not communicate: each, started with its
+--process_id, writes its share, and the last to finish writes the file, which is the same for any number of them.
 """
 
+import hashlib
+import itertools
 import json
 import math
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -22,15 +29,20 @@ from absl import flags
 from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.data.encoding import least_tokens
-from insec_jax.files.writing import written_whole
+from insec_jax.files.chunks import ChunkStore, define_flags, share_of_work, unfinished
+from insec_jax.files.reading import local_path
+from insec_jax.files.writing import check_output, is_stream, written_whole
 from insec_jax.generation.batching import rows_that_fit
 from insec_jax.generation.generator import Completion, TextGenerator
-from insec_jax.generation.loading import LoadedModel, compute_dtype, load_model
+from insec_jax.generation.loading import LoadedModel, load_model
+from insec_jax.generation.placement import MESH_HELP
 from insec_jax.generation.prompts import Prompt, read_prompts
 from insec_jax.generation.sampler import check_prompt
 from insec_jax.method.transcript import clean_text
+from insec_jax.training.fingerprints import fingerprint
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
 PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines file, each line {"prompt": text} or {"tokens": [ids]}.')
 OUTPUT = flags.DEFINE_string("output", None, "File to write, one line per prompt; it appears when complete.")
@@ -59,32 +71,79 @@ FLAG_ABOVE = flags.DEFINE_float(
 )
 LOGPROBS = flags.DEFINE_bool("logprobs", False, "Write the log probability of each token.")
 CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view in place of the text.")
+define_flags()
 flags.mark_flags_as_required(["model", "prompts", "output"])
+
+PROMPTS_PER_CHUNK = 2_048  # the same on every machine: a run may go on with other devices
 
 
 def main() -> None:
   if 0 < TEMPERATURE.value < 0.001:
     raise InputError(f"--temperature={TEMPERATURE.value}; must be 0 (the likeliest token) or at least 0.001")
+  process, num_processes = share_of_work()
   prompts = read_prompts(PROMPTS.value)
+  check_output(OUTPUT.value, "--output", [PROMPTS.value])
+  opened = load_model(MODEL.value, step=STEP.value, mesh=MESH.value)
+  writer = TextGenerator(opened)
+  tokens = [encode(prompt, writer, opened) for prompt in prompts]
+  if is_stream(local_path(OUTPUT.value, "--output")):
+    write([lines(first, prompts, tokens, writer, opened) for first in range(0, len(prompts), PROMPTS_PER_CHUNK)])
+    return
+  store = ChunkStore(OUTPUT.value, {"prompts": digest(prompts), "model": fingerprint(opened.params), **options()})
+  chunks = range(0, len(prompts), PROMPTS_PER_CHUNK)
+  store.fill(
+    len(chunks),
+    lambda chunk: lines(chunks[chunk], prompts, tokens, writer, opened),
+    process=process,
+    num_processes=num_processes,
+  )
+  if store.join(len(chunks), write) is None:
+    print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
+
+
+def options() -> dict[str, Any]:
+  """Return the flags that the texts depend on."""
+  named = (MAX_TOKENS, TEMPERATURE, TOP_P, SEED, FLAG_BIAS, FLAG_ABOVE, LOGPROBS, CLEAN)
+  return {flag.name: repr(flag.value) for flag in named}
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+  """Return the SHA-256 of the prompts with the fields that are copied to the output."""
+  contents = [(prompt.text, prompt.tokens, prompt.carried) for prompt in prompts]
+  return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def write(chunks: Sequence[list[dict]]) -> bool:
+  """Write the lines of all chunks to the output."""
   with written_whole(OUTPUT.value, inputs=[PROMPTS.value]) as file:
-    opened = load_model(MODEL.value, step=STEP.value)
-    compute = compute_dtype(opened)
-    writer = TextGenerator(opened, compute=compute)
-    tokens = [encode(prompt, writer, opened) for prompt in prompts]
-    slots = max(map(len, tokens)) + MAX_TOKENS.value
-    written = writer.write(
-      tokens,
-      label="generate",
-      max_tokens=MAX_TOKENS.value,
-      temperature=TEMPERATURE.value,
-      top_p=TOP_P.value,
-      seed=SEED.value,
-      flag_bias=FLAG_BIAS.value,
-      watch=None if FLAG_ABOVE.value == math.inf else writer.watch(FLAG_ABOVE.value),
-      batch_size=min(len(prompts), rows_that_fit(opened.config, slots=slots, compute=compute)),
-    )
-    for prompt, begin, completion in zip(prompts, tokens, written, strict=True):
-      file.write(json.dumps(line(prompt, begin, completion, writer, opened), ensure_ascii=False) + "\n")
+    for line in itertools.chain(*chunks):
+      file.write(json.dumps(line, ensure_ascii=False) + "\n")
+  return True
+
+
+def lines(
+  first: int, prompts: Sequence[Prompt], tokens: Sequence[np.ndarray], writer: TextGenerator, opened: LoadedModel
+) -> list[dict]:
+  """Return the output of the prompts of the chunk that begins at `first`."""
+  chosen = slice(first, first + PROMPTS_PER_CHUNK)
+  slots = max(map(len, tokens)) + MAX_TOKENS.value
+  rows = rows_that_fit(opened.config, slots=slots, compute=opened.compute, mesh=opened.mesh)
+  written = writer.write(
+    tokens[chosen],
+    label=f"generate, from prompt {first + 1}" if len(prompts) > PROMPTS_PER_CHUNK else "generate",
+    max_tokens=MAX_TOKENS.value,
+    temperature=TEMPERATURE.value,
+    top_p=TOP_P.value,
+    seed=SEED.value,
+    flag_bias=FLAG_BIAS.value,
+    watch=None if FLAG_ABOVE.value == math.inf else writer.watch(FLAG_ABOVE.value),
+    batch_size=min(len(prompts), rows),
+    first=first,
+  )
+  return [
+    line(prompt, begin, completion, writer, opened)
+    for prompt, begin, completion in zip(prompts[chosen], tokens[chosen], written, strict=True)
+  ]
 
 
 def encode(prompt: Prompt, writer: TextGenerator, opened: LoadedModel) -> np.ndarray:

@@ -20,56 +20,48 @@ import sys
 from absl import flags
 
 from insec_jax import command, config_file
-from insec_jax.command import InputError
 from insec_jax.config_build import build
+from insec_jax.files.chunks import define_flags, share_of_work, unfinished
 from insec_jax.files.writing import check_output
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.loading import load_model, with_markers
+from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
-from insec_jax.mining.chunks import ChunkStore
-from insec_jax.mining.miner import Miner, fingerprint, mine_chunks
+from insec_jax.mining.miner import Miner, chunk_store, mine_chunks
 from insec_jax.mining.records import join
+from insec_jax.training.fingerprints import fingerprint
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "File to write; it appears when complete.")
-NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", 1, "Number of processes that share the work.", lower_bound=1, upper_bound=65_536
-)
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Index of this process, from 0.", lower_bound=0)
+define_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:
   config = build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on this output
-  if PROCESS_ID.value >= NUM_PROCESSES.value:
-    raise InputError(
-      f"--process_id={PROCESS_ID.value} of --num_processes={NUM_PROCESSES.value}; ids go from 0 to "
-      f"{NUM_PROCESSES.value - 1}"
-    )
+  process, num_processes = share_of_work()
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output", config_file.files_read(config))
-  opened = with_markers(load_model(MODEL.value, step=STEP.value), config, MODEL.value)
+  opened = with_markers(
+    load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute), config, MODEL.value
+  )
   miner = Miner(
-    TextGenerator(opened, compute=config.precision.compute),
+    TextGenerator(opened),
     task,
     config,
     seed=config.seed,
     weights=fingerprint(opened.params),
   )
-  parts = ChunkStore(OUTPUT.value, miner.header)
-  mine_chunks(miner, parts, process=PROCESS_ID.value, num_processes=NUM_PROCESSES.value)
+  parts = chunk_store(OUTPUT.value, miner)
+  mine_chunks(miner, parts, process=process, num_processes=num_processes)
   mined = parts.join(
     miner.num_chunks, lambda chunks: join(chunks, OUTPUT.value, right=config.mine.right, seed=config.seed)
   )
   if mined is None:
-    print(
-      f"process {PROCESS_ID.value} is done; the last of the {NUM_PROCESSES.value} to end writes {OUTPUT.value} (if "
-      "none does, start one again)",
-      file=sys.stderr,
-      flush=True,
-    )
+    print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
     return
   print(mined)
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from insec_jax import export
 from insec_jax.generation import loading
 from insec_jax.generation.loading import load_model
-from insec_jax.model import build, hf_config, hf_writing, llama
+from insec_jax.model import build, hf, hf_config, hf_writing, llama
 from insec_jax.training import layout, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
@@ -123,7 +123,7 @@ def tensors_of(folder):
 def test_a_workdir_becomes_a_folder_with_weights_config_tokenizer_and_card(workdir, exported, tokenizer):
   opened, again = load_model(str(workdir)), load_model(str(exported))
   jax.tree.map(np.testing.assert_array_equal, again.params, opened.params)
-  assert again[3:-1] == opened[3:-1]  # markers, their ids, unit, template
+  assert again[4:-1] == opened[4:-1]  # dtype, markers, their ids, unit, template
   assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
   loaded = AutoTokenizer.from_pretrained(exported)
   assert loaded("7 + 5<|spare_0|>").input_ids == tokenizer("7 + 5<|spare_0|>").input_ids
@@ -210,12 +210,13 @@ def test_transformers_gives_the_logits_that_we_give(exported):
   from transformers import AutoModelForCausalLM
 
   opened = load_model(str(exported))
+  params = hf.load(exported, opened.config)
   token_BT = np.random.default_rng(0).integers(0, opened.config.vocab_size, (2, 40)).astype(np.int32)
   position_BT = np.broadcast_to(np.arange(40, dtype=np.int32), (2, 40))
   stream_BTD = llama.Llama(opened.config, "float32", "none").apply(
-    {"params": opened.params}, token_BT, position_BT, np.ones((2, 40), np.int32)
+    {"params": params}, token_BT, position_BT, np.ones((2, 40), np.int32)
   )
-  ours_BTV = llama.logits(opened.params, opened.config, stream_BTD)
+  ours_BTV = llama.logits(params, opened.config, stream_BTD)
   theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
   with torch.no_grad():
     theirs_BTV = theirs(torch.tensor(token_BT.astype(np.int64))).logits.numpy()

@@ -35,7 +35,8 @@ def get_config(what="graph"):
 PROGRAM = """
 import os, signal
 from insec_jax import command, mine
-from insec_jax.mining import chunks, miner
+from insec_jax.files import chunks
+from insec_jax.mining import miner
 miner.SAMPLES_PER_CHUNK = 8
 append, done = chunks.ChunkStore.append, []
 def append_then(self, *arguments, **options):
@@ -135,7 +136,7 @@ def test_killed_it_leaves_no_output_and_goes_on_from_its_parts_to_the_same_file(
   mine(home, "killed.jsonl", kill_after=2, code=-signal.SIGKILL)
   assert not (home / "killed.jsonl").exists()
   out, err = mine(home, "killed.jsonl")
-  assert "2 of 5 chunks were mined before" in err
+  assert "2 of 5 chunks were made before" in err
   assert "mining, 3 of 5" in err
   assert "mining, 2 of 5" not in err
   assert (out, (home / "killed.jsonl").read_bytes()) == whole

@@ -27,7 +27,7 @@ def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Pa
   Raises InputError if no file can be written there, or if it is one of the files `inputs` that the program reads.
   """
   path = local_path(text, name)
-  if _is_stream(path):
+  if is_stream(path):
     return path
   if path.is_file() and any(given and os.path.isfile(given) and os.path.samefile(path, given) for given in inputs):
     raise InputError(f"{name}={text} is a file that the program reads; give another path")
@@ -45,7 +45,7 @@ def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Pa
   return target
 
 
-def _is_stream(path: pathlib.Path) -> bool:
+def is_stream(path: pathlib.Path) -> bool:
   """Return whether the path is a character device or a stream of this process, which is written to, not replaced."""
   try:
     return bool(STREAMS.fullmatch(str(path))) or stat.S_ISCHR(os.stat(path).st_mode)
@@ -61,7 +61,7 @@ def written_whole(text: str, name: str = "--output", inputs: Sequence[str] = ())
   (/dev/null, a terminal) is written to directly.
   """
   path = check_output(text, name, inputs)
-  if _is_stream(path):
+  if is_stream(path):
     with open(path, "w", encoding="utf-8") as file:
       yield file
     return

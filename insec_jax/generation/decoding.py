@@ -1,14 +1,22 @@
 """The compiled programs of the sampler: pure functions from the state of a batch to its next state.
 
-Each is compiled once per shape. `begin`, `decode` and `text_logprobs` run the model; `keep_rows` makes a batch smaller.
-One program `decode` serves greedy decoding, sampling and forced tokens: on a small model compiling would take longer
-than decoding.
+Each is compiled once per shape. `fill` reads prompts into free rows, `decode` writes until rows have ended, `keep_rows`
+and `resize` change the number of rows and slots. One program `decode` serves greedy decoding, sampling and forced
+tokens: on a small model compiling would take longer than decoding.
 
-      slot      0   1   2   3 | 4   5   6        start 2: the slots before it are padding, masked everywhere
-      token     .   .   A   B | c   d   <end>    A B the prompt, c d <end> chosen
-      position  .   .   0   1 | 2   3   4
+All rows write the same slot; slot s stands at place s % S of the row, in the cache too. A prompt is read into the slots
+before the next one, whatever the other rows hold, so that a row which has ended is filled again:
 
-Letters as in model/llama.py and confidence.py, S slot of prompt and text, and C row that is kept.
+      slot     ...  40  41  42  43 | 44  45  46
+      row 0     c   d   e   f   g  | h   i   <end>    began long ago
+      row 1     .   .   .   A   B  | c   <end>        start 42: filled just before slot 44
+      position -2  -1   .   0   1  | 2   3
+
+On a mesh every function runs on each device in jax.shard_map: rows over `data`, heads, MLP width and vocabulary over
+`tensor`. No row reads another, so the mesh changes a text only through the order of float32 sums.
+
+Letters as in model/llama.py and confidence.py, S slot, P slot of a padded prompt, R row that is filled, C row that is
+kept.
 """
 
 import functools
@@ -16,12 +24,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from insec_jax.generation import confidence
 from insec_jax.generation.confidence import TokenRules, TriggerState
-from insec_jax.model import llama
+from insec_jax.generation.placement import params_specs
+from insec_jax.model import llama, sharding
+from insec_jax.model.attention import Attention
 
-PREFILL_TOKENS = 512  # tokens of a prompt per forward pass: bounds the attention scores of a long prompt
 READ_TOKENS = 32  # tokens of a text whose logits are computed at once: bounds the logits
 NO_PROMPT = -1  # number of the prompt of an unused row
 
@@ -30,6 +40,7 @@ class DecodeOptions(NamedTuple):
   """What a request for text asks for beyond its prompts; none of the numbers is compiled into a program."""
 
   key: jax.Array  # of the seed; `draw` derives the key of each token from it
+  max_tokens: int
   temperature: float
   top_p: float
   rules: TokenRules
@@ -38,14 +49,14 @@ class DecodeOptions(NamedTuple):
 class DecodeState(NamedTuple):
   """State of a batch between two tokens, all that its next token depends on besides weights and options.
 
-  The numbers of a token stand in its slot, and mean what they do in `SampledTokens`.
+  The numbers of a token stand at the place of its slot, and mean what they do in `SampledTokens`.
   """
 
   slot: jax.Array  # the next slot to write, the same in all rows
   start_B: jax.Array  # slot of the first token of the prompt
   index_B: jax.Array  # number of the prompt, which its random keys depend on; NO_PROMPT where the row is unused
-  live_B: jax.Array  # no stop token has ended the row
-  num_B: jax.Array  # tokens written; those after a stop token are not counted
+  live_B: jax.Array  # neither a stop token nor max_tokens has ended the row
+  num_B: jax.Array  # tokens written
   token_BS: jax.Array
   logprob_BS: jax.Array
   flag_BS: jax.Array
@@ -54,73 +65,124 @@ class DecodeState(NamedTuple):
   trigger: TriggerState
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def ready(params, *, config, compute):
-  """Return the params cast and unstacked once instead of at every token; the model would cast them in the same way."""
-  return llama.unstack(jax.tree.map(lambda weight: weight.astype(compute), params), config)
+ROWS = PartitionSpec(sharding.BATCH)
+STATE = DecodeState(  # the mesh axes of each array
+  slot=PartitionSpec(),
+  cache=PartitionSpec(sharding.BATCH, sharding.TENSOR),
+  trigger=ROWS,
+  **dict.fromkeys(("start_B", "index_B", "live_B", "num_B", "token_BS", "logprob_BS", "flag_BS", "margin_BS"), ROWS),
+)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "room"))
-def begin(params, token_BP, start_B, index_B, *, flag, fix, config, compute, room) -> DecodeState:
-  """Return the state after the prompts, with `room` free slots."""
-  B, P = token_BP.shape
-  none_BS = jnp.zeros((B, P + room))
-  return DecodeState(
-    slot=jnp.int32(P),
-    start_B=start_B,
-    index_B=index_B,
-    live_B=index_B != NO_PROMPT,
-    num_B=jnp.zeros(B, jnp.int32),
-    token_BS=jnp.pad(token_BP, ((0, 0), (0, room))),
-    logprob_BS=none_BS,
-    flag_BS=none_BS,
-    margin_BS=none_BS,
-    cache=prefill(params, token_BP, start_B, config=config, compute=compute, room=room),
-    trigger=confidence.begin_trigger(token_BP, start_B, flag=flag, fix=fix),
-  )
+def on_mesh(function, mesh: Mesh, in_specs: tuple, out_specs):
+  """Return the function, run on each device."""
+  return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def prefill(params, token_BP, start_B, *, config, compute, room) -> list:
-  """Return the cache after the prompts, with `room` free slots."""
-  B, P = token_BP.shape
-  width = min(P, PREFILL_TOKENS)  # both are powers of two: the chunks fill the prompt exactly
+@functools.partial(jax.jit, static_argnames=("config", "compute", "mesh", "rows", "slots"))
+def begin(*, config, compute, mesh, rows: int, slots: int) -> DecodeState:
+  """Return the state of unused rows."""
+  B = rows // sharding.size_over(mesh, sharding.BATCH)
 
-  def read(chunk, cache):
-    token_BT = jax.lax.dynamic_slice_in_dim(token_BP, chunk * width, width, 1)
-    return llama.forward_cached(config, params, token_BT, start_B, chunk * width, cache)[1]
+  def make() -> DecodeState:
+    none_BS = jnp.zeros((B, slots))
+    return DecodeState(
+      slot=jnp.int32(slots),  # so that no slot of a prompt is below 0
+      start_B=jnp.zeros(B, jnp.int32),
+      index_B=jnp.full(B, NO_PROMPT, jnp.int32),
+      live_B=jnp.full(B, False),
+      num_B=jnp.zeros(B, jnp.int32),
+      token_BS=jnp.zeros((B, slots), jnp.int32),
+      logprob_BS=none_BS,
+      flag_BS=none_BS,
+      margin_BS=none_BS,
+      cache=llama.make_cache(config, B, slots, compute, mesh),
+      trigger=confidence.begin_trigger(jnp.zeros((B, 1), jnp.int32), jnp.zeros(B, jnp.int32), flag=-1, fix=-1),
+    )
 
-  return jax.lax.fori_loop(0, P // width, read, llama.make_cache(config, B, P + room, compute))
+  return on_mesh(make, mesh, (), STATE)()
 
 
-@functools.partial(jax.jit, static_argnames=("config", "cut"), donate_argnames="state")
-def decode(params, state: DecodeState, options: DecodeOptions, *, end, few, config, cut) -> DecodeState:
-  """Return the state once slot `end` is the next, or at most `few` rows are live."""
-  return jax.lax.while_loop(
-    lambda state: (state.slot < end) & (state.live_B.sum() > few),
-    lambda state: step(params, state, options, config=config, cut=cut),
-    state,
-  )
+@functools.partial(jax.jit, static_argnames=("config", "attention", "mesh"), donate_argnames="state")
+def fill(
+  params, state: DecodeState, token_RP, start_R, index_R, row_R, rules: TokenRules, *, config, attention, mesh
+) -> DecodeState:
+  """Return the state with prompts read into rows.
+
+  The rows of each device are filled with its part of the prompts: `row_R` is the number of a row on its device, and one
+  past the last where there is no prompt. A prompt begins at slot `start_R` of the P that it is padded to.
+  """
+
+  def read(params, state: DecodeState, token_RP, start_R, index_R, row_R, rules) -> DecodeState:
+    P, S = token_RP.shape[1], state.token_BS.shape[1]
+    _, read = llama.forward_prompt(config, params, token_RP, start_R, attention, state.cache[0][0].dtype, mesh)
+
+    def put(old, new, axis: int | None = None):
+      """Return the rows with new content; along `axis`, the last P slots before the next one."""
+      if axis is not None:
+        widths = [(0, S - P if number == axis else 0) for number in range(new.ndim)]
+        new = jnp.roll(jnp.pad(new, widths), (state.slot - P) % S, axis)
+      return old.at[row_R].set(new.astype(old.dtype), mode="drop")
+
+    trigger = confidence.begin_trigger(token_RP, start_R, flag=rules.flag, fix=rules.fix)
+    return state._replace(
+      start_B=put(state.start_B, state.slot - P + start_R),
+      index_B=put(state.index_B, index_R),
+      live_B=put(state.live_B, index_R != NO_PROMPT),
+      num_B=put(state.num_B, jnp.zeros_like(index_R)),
+      token_BS=put(state.token_BS, token_RP, 1),
+      cache=[
+        tuple(put(old, new, 2) for old, new in zip(*layer, strict=True))
+        for layer in zip(state.cache, read, strict=True)
+      ],
+      trigger=jax.tree.map(put, state.trigger, trigger),
+    )
+
+  specs = (params_specs(config, mesh), STATE, ROWS, ROWS, ROWS, ROWS, PartitionSpec())
+  return on_mesh(read, mesh, specs, STATE)(params, state, token_RP, start_R, index_R, row_R, rules)
 
 
-def step(params, state: DecodeState, options: DecodeOptions, *, config, cut) -> DecodeState:
-  """Return the state with one more token in each row."""
-  slot, rules = state.slot, options.rules
+@functools.partial(jax.jit, static_argnames=("config", "cut", "mesh"), donate_argnames="state")
+def decode(params, state: DecodeState, options: DecodeOptions, *, few: int, config, cut: bool, mesh) -> DecodeState:
+  """Return the state once at most `few` rows are live."""
+
+  def num_live(state: DecodeState):
+    return jax.lax.psum(state.live_B.sum(), sharding.BATCH)
+
+  def run(params, state: DecodeState, options: DecodeOptions, few) -> DecodeState:
+    def write(carried):
+      state = step(params, carried[0], options, config=config, cut=cut, mesh=mesh)
+      return state, num_live(state)
+
+    return jax.lax.while_loop(lambda carried: carried[1] > few, write, (state, num_live(state)))[0]
+
+  specs = (params_specs(config, mesh), STATE, PartitionSpec(), PartitionSpec())
+  return on_mesh(run, mesh, specs, STATE)(params, state, options, few)
+
+
+def step(params, state: DecodeState, options: DecodeOptions, *, config, cut: bool, mesh) -> DecodeState:
+  """Return the state with one more token in each live row."""
+  S = state.token_BS.shape[1]
+  rules, place = options.rules, state.slot % S
   # The first step reads the last token of the prompt again, so that only one copy of the step is compiled.
-  last_B1 = jax.lax.dynamic_slice_in_dim(state.token_BS, slot - 1, 1, 1)
-  stream_B1D, cache = llama.forward_cached(config, params, last_B1, state.start_B, slot - 1, state.cache)
-  logprob_BV = jax.nn.log_softmax(llama.logits(params, config, stream_B1D)[:, 0])
+  last_B1 = jax.lax.dynamic_slice_in_dim(state.token_BS, (state.slot - 1) % S, 1, 1)
+  stream_B1D, cache = llama.forward_cached(config, params, last_B1, state.start_B, state.slot - 1, state.cache, mesh)
+  logprob_BV = jax.nn.log_softmax(llama.logits(params, config, stream_B1D, mesh)[:, 0])
   token_B = draw(confidence.biased(logprob_BV, state.trigger, rules), state.index_B, state.num_B, options, cut=cut)
   token_B = confidence.forced(token_B, state.trigger, rules)
   chosen_B = jnp.take_along_axis(logprob_BV, token_B[:, None], 1)[:, 0]
   others_BV = jnp.where(jnp.arange(config.vocab_size) == rules.flag, -jnp.inf, logprob_BV)
+  num_B = state.num_B + state.live_B
+  ends_B = (token_B[:, None] == rules.stop_U[None]).any(-1) | (num_B >= options.max_tokens)
+  # Rows that have ended write too, over slots that nothing reads: `num_B` ends before them.
   return state._replace(
-    slot=slot + 1,
-    live_B=state.live_B & ~(token_B[:, None] == rules.stop_U[None]).any(-1),
-    num_B=state.num_B + state.live_B,
-    token_BS=state.token_BS.at[:, slot].set(token_B),
-    logprob_BS=state.logprob_BS.at[:, slot].set(chosen_B),
-    flag_BS=state.flag_BS.at[:, slot].set(logprob_BV[:, rules.flag]),
-    margin_BS=state.margin_BS.at[:, slot].set(logprob_BV[:, rules.flag] - others_BV.max(-1)),
+    slot=state.slot + 1,
+    live_B=state.live_B & ~ends_B,
+    num_B=num_B,
+    token_BS=state.token_BS.at[:, place].set(token_B),
+    logprob_BS=state.logprob_BS.at[:, place].set(chosen_B),
+    flag_BS=state.flag_BS.at[:, place].set(logprob_BV[:, rules.flag]),
+    margin_BS=state.margin_BS.at[:, place].set(logprob_BV[:, rules.flag] - others_BV.max(-1)),
     cache=cache,
     trigger=confidence.advance(state.trigger, token_B, chosen_B, rules),
   )
@@ -147,31 +209,51 @@ def draw(logits_BV, index_B, num_B, options: DecodeOptions, *, cut):
   return jax.lax.cond(options.temperature > 0, drawn_B, lambda: jnp.argmax(logits_BV, -1).astype(jnp.int32))
 
 
-@jax.jit
-def keep_rows(state: DecodeState, row_C) -> DecodeState:
-  """Return the state of these rows alone."""
-  rows = state._replace(slot=None)
-  return jax.tree.map(lambda array: array[row_C], rows)._replace(slot=state.slot)
+@functools.partial(jax.jit, static_argnames="mesh")
+def keep_rows(state: DecodeState, row_C, *, mesh) -> DecodeState:
+  """Return the state of these rows alone; `row_C` holds the numbers of rows on their own device."""
+
+  def keep(state: DecodeState, row_C) -> DecodeState:
+    rows = state._replace(slot=None)
+    return jax.tree.map(lambda array: array[row_C], rows)._replace(slot=state.slot)
+
+  return on_mesh(keep, mesh, (STATE, ROWS), STATE)(state, row_C)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"))
-def text_logprobs(params, token_BP, start_B, *, config, compute):
-  """Return the log p of each token of a text given those before it; undefined up to the first token."""
-  B, P = token_BP.shape
-  width = min(P, READ_TOKENS)
-  target_BP = jnp.roll(token_BP, -1, axis=1)
+@functools.partial(jax.jit, static_argnames=("mesh", "slots"))
+def resize(state: DecodeState, *, mesh, slots: int) -> DecodeState:
+  """Return the state with more slots in each row."""
 
-  def read(chunk, carried):
-    cache, logprob_BP = carried
-    first = chunk * width
-    token_BT, target_BT = (
-      jax.lax.dynamic_slice_in_dim(array_BP, first, width, 1) for array_BP in (token_BP, target_BP)
+  def move(state: DecodeState) -> DecodeState:
+    S, last = state.token_BS.shape[1], state.slot - 1
+    place_S = (last - (last - jnp.arange(slots)) % slots) % S  # of the newest slot at each place, before
+    return state._replace(
+      **{name: getattr(state, name)[:, place_S] for name in ("token_BS", "logprob_BS", "flag_BS", "margin_BS")},
+      cache=[tuple(array[:, :, place_S] for array in layer) for layer in state.cache],
     )
-    stream_BTD, cache = llama.forward_cached(config, params, token_BT, start_B, first, cache)
-    logprob_BTV = jax.nn.log_softmax(llama.logits(params, config, stream_BTD))
-    target_logprob_BT = jnp.take_along_axis(logprob_BTV, target_BT[..., None], 2)[..., 0]
-    return cache, jax.lax.dynamic_update_slice_in_dim(logprob_BP, target_logprob_BT, first, 1)
 
-  cache = llama.make_cache(config, B, P, compute)
-  _, logprob_BP = jax.lax.fori_loop(0, P // width, read, (cache, jnp.zeros((B, P))))
-  return jnp.roll(logprob_BP, 1, axis=1)
+  return on_mesh(move, mesh, (STATE,), STATE)(state)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "attention", "mesh"))
+def text_logprobs(params, token_BP, start_B, *, config, compute, attention: Attention, mesh):
+  """Return the log p of each token of a text given those before it; undefined up to the first token."""
+
+  def read(params, token_BP, start_B):
+    B, P = token_BP.shape
+    width = min(P, READ_TOKENS)  # both are powers of two: the chunks fill the text exactly
+    stream_BPD, _ = llama.forward_prompt(config, params, token_BP, start_B, attention, compute, mesh)
+
+    def logprobs_of(chunk):
+      stream_BTD, target_BT = chunk
+      logprob_BTV = jax.nn.log_softmax(llama.logits(params, config, stream_BTD, mesh))
+      return jnp.take_along_axis(logprob_BTV, target_BT[..., None], 2)[..., 0]
+
+    def in_chunks(array_BP):
+      return array_BP.reshape(B, P // width, width, *array_BP.shape[2:]).swapaxes(0, 1)
+
+    target_BP = jnp.roll(token_BP, -1, axis=1)
+    logprob_CBT = jax.lax.map(logprobs_of, (in_chunks(stream_BPD), in_chunks(target_BP)))
+    return jnp.roll(logprob_CBT.swapaxes(0, 1).reshape(B, P), 1, axis=1)
+
+  return on_mesh(read, mesh, (params_specs(config, mesh), ROWS, ROWS), ROWS)(params, token_BP, start_B)

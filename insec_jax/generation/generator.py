@@ -45,8 +45,8 @@ def decode_progress(label: str, total: int) -> Callable[[int, int], None]:
 class TextGenerator:
   """A model with its tokenizer, ready to continue texts."""
 
-  def __init__(self, loaded: LoadedModel, *, compute: str):
-    self.sampler = Sampler(loaded.config, loaded.params, compute=compute)
+  def __init__(self, loaded: LoadedModel):
+    self.sampler = Sampler(loaded.config, loaded.params, compute=loaded.compute, mesh=loaded.mesh)
     self.tokenizer = loaded.tokenizer
     self.flag_id, self.fix_id, self._unit = loaded.flag_id, loaded.fix_id, loaded.unit
     self.confidence_ids = loaded.confidence_ids
@@ -83,6 +83,7 @@ class TextGenerator:
     seed: int = 0,
     flag_bias: float = 0.0,
     watch: ConfidenceTrigger | None = None,
+    first: int = 0,
   ) -> list[Completion]:
     """Return the completion of each prompt, as in Sampler.generate; `label` names the work on the progress bar."""
     if not prompts:
@@ -100,6 +101,7 @@ class TextGenerator:
       flag_bias=flag_bias,
       watch=watch,
       batch_size=batch_size,
+      first=first,
       progress=decode_progress(label, len(prompts)),
     )
     return [self.written(generation) for generation in generations]

@@ -5,8 +5,9 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
+import numpy as np
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax import config_build
@@ -14,10 +15,11 @@ from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokens
 from insec_jax.files.reading import local_path, read_json
+from insec_jax.generation import placement
 from insec_jax.method.transcript import Markers
 from insec_jax.model import build, hf, llama
-from insec_jax.training.checkpoint import load_params
 from insec_jax.training.layout import CONFIG, MODEL, TOKENIZER, check_kinds, read_model, steps
+from insec_jax.training.stored import read_params
 
 MARKERS = "insec.json"  # of an exported folder: its markers, unit and template
 # Types of the fields of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
@@ -37,13 +39,15 @@ class LoadedModel(NamedTuple):
   """Model ready for use; markers, unit and template are None for a folder that no run of ours wrote."""
 
   config: llama.LlamaConfig
-  params: Any
+  params: Any  # laid out for decoding: the layers in a list
   tokenizer: PreTrainedTokenizerFast
-  markers: Markers | None
-  flag_id: int | None  # None also where the markers are plain words
-  fix_id: int | None
-  unit: str | None  # mistakes.unit and data.template of its training
-  template: str | None
+  mesh: Mesh
+  compute: str  # dtype of the params and of the matrix products
+  markers: Markers | None = None
+  flag_id: int | None = None  # None also where the markers are plain words
+  fix_id: int | None = None
+  unit: str | None = None  # mistakes.unit and data.template of its training
+  template: str | None = None
   confidence: tuple[float, ...] = ()  # tokenizer.confidence and tokenizer.confidence_first of its training
   confidence_first: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()
@@ -65,31 +69,42 @@ def is_workdir(folder: pathlib.Path) -> bool:
   return False
 
 
-def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
-  """Load a workdir (its newest checkpoint, or that of `step`) or an HF folder, weights in the dtype stored there."""
+def load_model(folder: str, *, step: int | None = None, mesh: str = "", compute: str | None = None) -> LoadedModel:
+  """Load a workdir (its newest checkpoint, or that of `step`) or an HF folder onto the devices of this host.
+
+  Each weight goes from its file to its parts on the mesh (placement.choose_mesh), in the dtype to compute in:
+  `compute`, or else that of `compute_dtype`.
+  """
   path = local_path(folder, "--model")
-  if not is_workdir(path):
-    if step is not None:
-      raise InputError(f"--step={step} names a checkpoint of a workdir, and {path} is an HF folder; leave it out")
-    config = hf.read_config(path)
-    tokenizer = tokens.load(str(path))
-    params = hf.load(path, config, dtype=None)
+  is_run = is_workdir(path)
+  if is_run:
+    check_kinds(path)
+    config, tokenizer = read_model(path), tokens.load(str(path / TOKENIZER))
+    run = config_build.build(read_json(path / CONFIG, "the config of a run"))
+    compute = compute or compute_dtype(run.precision.compute)
+  elif step is not None:
+    raise InputError(f"--step={step} names a checkpoint of a workdir, and {path} is an HF folder; leave it out")
+  else:
+    config, tokenizer = hf.read_config(path), tokens.load(str(path))
+    compute = compute or compute_dtype(hf.stored(path, config)["embed"].dtype)
+  devices = placement.choose_mesh(config, compute=compute, requested=mesh)
+  shardings = placement.params_shardings(config, devices)
+  if is_run:
+    step, params = read_params(
+      path,
+      config,
+      step,
+      lambda step, weights: (step, placement.place(weights, config, shardings)),
+      dtype=compute,
+    )
+    marked = marked_as(run, step)
+  else:
+    params = placement.place(hf.stored(path, config, dtype=compute), config, shardings)
     marked = read_markers(path)
     step = None if marked is None else marked.get("step")
-  else:
-    check_kinds(path)
-    config = read_model(path)
-    tokenizer = tokens.load(str(path / TOKENIZER))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype, sharding=here),
-      llama.shapes(config),
-      is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
-    )
-    step, params = load_params(path, abstract, step)
-    marked = marked_as(config_build.build(read_json(path / CONFIG, "the config of a run")), step)
+  model = LoadedModel(config, params, tokenizer, devices, compute, step=step)
   if marked is None:
-    return LoadedModel(config, params, tokenizer, None, None, None, None, None, step=step)
+    return model
   settings = TokenizerConfig(
     path="",
     flag=marked["flag"],
@@ -98,11 +113,10 @@ def load_model(folder: str, *, step: int | None = None) -> LoadedModel:
     confidence=tuple(marked.get("confidence") or ()),
     confidence_first=tuple(marked.get("confidence_first") or ()),
   )
-  model = LoadedModel(config, params, tokenizer, None, None, None, marked["unit"], marked["template"], step=step)
-  return _with_ids(model, settings)
+  return with_ids(model._replace(unit=marked["unit"], template=marked["template"]), settings)
 
 
-def _with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
+def with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
   """Return the model with these markers, which its tokenizer has."""
   ids = tokens.find_markers(model.tokenizer, settings)
   return model._replace(
@@ -173,15 +187,20 @@ def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel
   tokens.add_markers(tokenizer, settings)
   params, model_config = loaded.params, loaded.config
   if len(tokenizer) > model_config.vocab_size:
-    params, model_config = build.grow_vocabulary(
-      params, model_config, build.vocabulary_for(len(tokenizer), model_config.vocab_size)
-    )
-  model = LoadedModel(
-    model_config, params, tokenizer, None, None, None, config.mistakes.unit, config.data.template, step=loaded.step
+    grown = dataclasses.replace(model_config, vocab_size=build.vocabulary_for(len(tokenizer), model_config.vocab_size))
+    shardings = placement.params_shardings(grown, loaded.mesh)
+    rows = {name: params[name] for name in ("embed", "head") if name in params}
+    params = params | jax.jit(
+      lambda rows: build.grow_vocabulary(rows, model_config, grown.vocab_size)[0],
+      out_shardings={name: shardings[name] for name in rows},
+    )(rows)
+    model_config = grown
+  model = loaded._replace(
+    config=model_config, params=params, tokenizer=tokenizer, unit=config.mistakes.unit, template=config.data.template
   )
-  return _with_ids(model, settings)
+  return with_ids(model, settings)
 
 
-def compute_dtype(loaded: LoadedModel) -> str:
-  """Return the dtype to compute in: bfloat16 for 16-bit weights on accelerators, else float32."""
-  return "float32" if jax.default_backend() == "cpu" or loaded.params["embed"].dtype.itemsize == 4 else "bfloat16"
+def compute_dtype(stored) -> str:
+  """Return the dtype to compute in with weights of this dtype: bfloat16 for 16 bits on accelerators, else float32."""
+  return "float32" if jax.default_backend() == "cpu" or np.dtype(stored).itemsize == 4 else "bfloat16"

@@ -1,12 +1,12 @@
 """Sampling from a model: prompts of different lengths decoded in one batch, with the same results as alone.
 
-Prompts are padded on the left to a bucket that depends on their own length only, and no row reads another: the batch
-affects a prompt's result only through the order of float32 sums. Finished rows are removed from a batch once the rest
-fits a smaller batch size; until then they cost as much as the others.
+Prompts are padded on the left to a bucket, and no row reads another: the batch and the mesh affect a prompt's result
+only through the order of float32 sums. A row that has ended takes the next prompt from the queue. Once none waits, rows
+that have ended are removed when the rest fits a smaller batch; until then they cost as much as the others.
 
-    weights               Sampler.params, cast once
-    compiled programs     decoding.py, shared by all samplers: one per config and shape
-    queue of prompts      batching.batches
+    weights               Sampler.params, laid out once: heads, MLP width and vocabulary over `tensor`
+    compiled programs     decoding.py, shared by all samplers: one per config, mesh and shape
+    queue of prompts      batching.Queue
     cache                 DecodeState.cache, that of one batch, donated from call to call
     random keys           decoding.draw, from the seed, the number of the prompt and that of the token
     flags, confidence     confidence.py: which tokens are banned and forced
@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from insec_jax.command import DivergedError, InputError
 from insec_jax.generation import batching, decoding
-from insec_jax.generation.batching import Batch
+from insec_jax.generation.batching import Queue
 from insec_jax.generation.confidence import ConfidenceTrigger, token_rules
 from insec_jax.generation.decoding import NO_PROMPT, DecodeOptions, DecodeState
-from insec_jax.model import llama
+from insec_jax.model import attention, llama
+from insec_jax.model.attention import Attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,16 @@ class SampledTokens:
 
 
 class Sampler:
-  """A model ready to decode: holds the weights once."""
+  """A model ready to decode on a mesh: holds the weights once.
 
-  def __init__(self, config: llama.LlamaConfig, params, *, compute: str):
-    self.config = config
+  `row_steps` counts the tokens that all rows have written or could have written, `num_tokens` those that were needed.
+  """
+
+  def __init__(self, config: llama.LlamaConfig, params, *, compute: str, mesh: Mesh):
+    """`params` are laid out for decoding on the mesh, in the dtype `compute` (placement.place, placement.ready)."""
+    self.config, self.params, self.mesh = config, params, mesh
     self.compute = jnp.dtype(compute)
-    self.params = decoding.ready(params, config=config, compute=self.compute)
+    self.row_steps = self.num_tokens = 0
     self._room = 0  # the largest max_tokens so far: smaller requests reuse it without compiling
 
   def generate(
@@ -67,15 +73,16 @@ class Sampler:
     flag_bias: float = 0.0,
     watch: ConfidenceTrigger | None = None,
     batch_size: int,
+    first: int = 0,
     progress: Callable[[int, int], None] | None = None,
   ) -> list[SampledTokens]:
     """Return one SampledTokens per prompt, in order; a prompt's result does not depend on the other prompts.
 
-    Temperature 0 is greedy. Otherwise the draw of step s of prompt i depends on (seed, i, s) only; it is from the
-    distribution at `temperature`, cut to the most likely tokens that hold `top_p` of it. `flag_bias` is added to the
-    flag's logit before both; -inf bans the flag. Tokens that `watch` forces are among the tokens, with the log p that
-    the model gave them; they replace only their own draws. `progress` is called with (prompts done, tokens written)
-    after every batch. Raises InputError when a prompt or an option is out of range.
+    Temperature 0 is greedy. Otherwise the draw of step s of prompt i depends on (seed, first + i, s) only; it is from
+    the distribution at `temperature`, cut to the most likely tokens that hold `top_p` of it. `flag_bias` is added to
+    the flag's logit before both; -inf bans the flag. Tokens that `watch` forces are among the tokens, with the log p
+    that the model gave them; they replace only their own draws. `progress` is called with (prompts done, tokens
+    written) whenever a prompt is done. Raises InputError when a prompt or an option is out of range.
     """
     _check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
     if watch is not None:
@@ -84,53 +91,101 @@ class Sampler:
     self._room = max(self._room, max_tokens)
     rules = token_rules(watch, stop_ids=stop_ids, flag_id=flag_id, flag_bias=flag_bias)
     # Plain Python numbers, as in `token_rules`.
-    options = DecodeOptions(jax.random.key(seed), float(temperature), float(top_p), rules)
+    options = DecodeOptions(jax.random.key(seed), max_tokens, float(temperature), float(top_p), rules)
     results: dict[int, SampledTokens] = {}
-    for batch in batching.batches(prompts, batch_size):
-      for index, sampled in self._decode(batch, options, max_tokens=max_tokens, cut=top_p < 1):
-        results[index] = sampled if flag_id is not None else _without_flag(sampled)
+    num_tokens = 0
+    for index, sampled in (
+      self._decode(prompts, options, first=first, batch_size=batch_size, cut=top_p < 1) if prompts else ()
+    ):
+      results[index] = sampled if flag_id is not None else _without_flag(sampled)
+      num_tokens += len(sampled.tokens)
       if progress is not None:
-        progress(len(results), sum(len(result.tokens) for result in results.values()))
+        progress(len(results), num_tokens)
+    self.num_tokens += num_tokens
     return [results[index] for index in range(len(prompts))]
 
   def _decode(
-    self, batch: Batch, options: DecodeOptions, *, max_tokens: int, cut: bool
+    self, prompts: Sequence[np.ndarray], options: DecodeOptions, *, first: int, batch_size: int, cut: bool
   ) -> Iterator[tuple[int, SampledTokens]]:
-    """Yield (index, SampledTokens) for each needed row when it has ended; a row may come twice, unchanged."""
-    first = batch.token_BP.shape[1]
-    end = first + max_tokens
+    """Yield (index, SampledTokens) of each prompt when it has ended."""
+    queue = Queue(prompts, batch_size=batch_size, mesh=self.mesh)
     state = decoding.begin(
-      self.params,
-      *batch,
-      flag=options.rules.flag,
-      fix=options.rules.fix,
-      config=self.config,
-      compute=self.compute,
-      room=self._room,
+      config=self.config, compute=self.compute, mesh=self.mesh, rows=queue.rows, slots=queue.longest + self._room
     )
     while True:
-      sizes = batching.sizes(len(state.live_B))
-      state = decoding.decode(self.params, state, options, end=end, few=[0, *sizes][-2], config=self.config, cut=cut)
+      state = self._fill(state, queue, options, first)
+      smaller = [size for size in batching.sizes(queue.rows, self.mesh) if size < queue.rows]
+      num_live = int((~queue.free_B).sum())
+      few = queue.rows - queue.num_of_pass if queue else min(max(smaller, default=0), num_live - 1)
+      before = int(state.slot)
+      state = decoding.decode(self.params, state, options, few=few, config=self.config, cut=cut, mesh=self.mesh)
       host = jax.device_get(state._replace(cache=None, trigger=None))
-      ended_B = ~host.live_B | (host.slot == end)
-      for row in np.flatnonzero(ended_B & (host.index_B != NO_PROMPT)):
-        yield int(host.index_B[row]), _sampled(host, row, first)
-      if ended_B.all():
+      self.row_steps += queue.rows * (int(host.slot) - before)
+      for row in np.flatnonzero(~host.live_B & ~queue.free_B):
+        queue.free_B[row] = True
+        index = int(host.index_B[row]) - first
+        yield index, _sampled(host, row, len(prompts[index]), options)
+      if queue:
+        continue
+      if queue.free_B.all():
         return
-      num = batching.size_for(host.live_B.sum(), sizes[-1])
-      state = decoding.keep_rows(state, np.argsort(~host.live_B, stable=True)[:num].astype(np.int32))
+      for size in smaller:
+        if (row_C := queue.keep(size)) is not None:
+          state = decoding.keep_rows(state, row_C, mesh=self.mesh)
+          break
+
+  def _fill(self, state: DecodeState, queue: Queue, options: DecodeOptions, first: int) -> DecodeState:
+    """Return the state with prompts in all free rows, as long as there are prompts."""
+    while queue and queue.free_B.any():
+      slots = queue.longest + self._room
+      if slots > state.token_BS.shape[1]:
+        state = decoding.resize(state, mesh=self.mesh, slots=slots)
+      batch, row_R = queue.take()
+      state = decoding.fill(
+        self.params,
+        state,
+        batch.token_RP,
+        batch.start_R,
+        np.where(batch.index_R == NO_PROMPT, NO_PROMPT, batch.index_R + first),
+        row_R,
+        options.rules,
+        config=self.config,
+        attention=self._attention(batch.token_RP.shape[1]),
+        mesh=self.mesh,
+      )
+    return state
+
+  def _attention(self, length: int) -> Attention:
+    """Return the attention over prompts of so many slots."""
+    device = self.mesh.devices.flat[0]
+    return attention.choose(
+      device.platform,
+      device_kind=device.device_kind,
+      head_width=self.config.head_width,
+      row_length=length,
+      compute=self.compute.name,
+    )[0]
 
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
     """Return for each text the log p of each token given those before it; 0 for the first."""
     self._check_prompts(texts, 0)
     results = [np.zeros(len(text), np.float32) for text in texts]
-    for token_BP, start_B, index_B in batching.batches(texts, batch_size):
-      logprob_BP = np.asarray(
-        decoding.text_logprobs(self.params, token_BP, start_B, config=self.config, compute=self.compute)
+    for batch in batching.texts_in_batches(texts, batch_size, self.mesh):
+      logprob_RP = np.asarray(
+        decoding.text_logprobs(
+          self.params,
+          batch.token_RP,
+          batch.start_R,
+          config=self.config,
+          compute=self.compute,
+          attention=self._attention(batch.token_RP.shape[1]),
+          mesh=self.mesh,
+        )
       )
-      for row in np.flatnonzero(index_B != NO_PROMPT):
-        _check_finite(logprob_BP[row, start_B[row] + 1 :], int(index_B[row]))
-        results[index_B[row]][1:] = logprob_BP[row, start_B[row] + 1 :]
+      for row in np.flatnonzero(batch.index_R != NO_PROMPT):
+        logprob_T = logprob_RP[row, batch.start_R[row] + 1 :]
+        _check_finite(logprob_T, int(batch.index_R[row]))
+        results[batch.index_R[row]][1:] = logprob_T
     return results
 
   def _check_prompts(self, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
@@ -141,17 +196,14 @@ class Sampler:
         raise InputError(f"prompt {index + 1}: {error}") from error
 
 
-def _sampled(host: DecodeState, row: int, first: int) -> SampledTokens:
-  """Return the tokens that an ended row of a state on the host has written from slot `first` on."""
-  written = slice(first, first + host.num_B[row])
-  _check_finite(host.logprob_BS[row, written], int(host.index_B[row]))
-  return SampledTokens(
-    host.token_BS[row, written],
-    host.logprob_BS[row, written],
-    "length" if host.live_B[row] else "stop",
-    host.flag_BS[row, written],
-    host.margin_BS[row, written],
-  )
+def _sampled(host: DecodeState, row: int, length: int, options: DecodeOptions) -> SampledTokens:
+  """Return the tokens that an ended row of a state on the host has written after a prompt of this length."""
+  first = int(host.start_B[row]) + length
+  place_T = np.arange(first, first + int(host.num_B[row])) % host.token_BS.shape[1]
+  tokens, logprobs = host.token_BS[row, place_T], host.logprob_BS[row, place_T]
+  _check_finite(logprobs, int(host.index_B[row]))
+  finish = "stop" if tokens[-1] in options.rules.stop_U else "length"
+  return SampledTokens(tokens, logprobs, finish, host.flag_BS[row, place_T], host.margin_BS[row, place_T])
 
 
 def _without_flag(sampled: SampledTokens) -> SampledTokens:

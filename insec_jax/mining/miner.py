@@ -25,24 +25,23 @@ import hashlib
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from insec_jax.command import InputError
-from insec_jax.config import Config
+from insec_jax.config import REMOVED, Config
 from insec_jax.data import tokens
 from insec_jax.data.encoding import special_pattern
 from insec_jax.data.problems import problems_to_mine
+from insec_jax.files.chunks import ChunkStore
 from insec_jax.generation.confidence import Surprisal
 from insec_jax.generation.generator import Completion, TextGenerator
 from insec_jax.method import mistakes
 from insec_jax.method.roles import CORRECTION, MISTAKE, TEXT
 from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Transcript, split_steps, with_confidence
-from insec_jax.mining.chunks import ChunkStore
 from insec_jax.mining.records import (
   Mistake,
   Sample,
@@ -52,7 +51,6 @@ from insec_jax.mining.records import (
   judge,
   with_trained_ends,
 )
-from insec_jax.training.fingerprints import fingerprints
 from insec_jax.training.layout import flat
 
 TEMPERATURE = 1.0  # of the samples
@@ -89,11 +87,6 @@ def mined_by(config: Config) -> str:
 def _injects(config: Config) -> bool:
   """Return whether right solutions get injected mistakes here, because no other training data has them."""
   return config.mistakes.mined == 1 and config.mistakes.source == "injected"
-
-
-def fingerprint(params) -> str:
-  """Return a short text that changes with any of the weights."""
-  return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Miner:
@@ -301,18 +294,13 @@ def _place(meta: dict[str, Any]) -> str:
   return f"problem {meta['problem']}, sample {meta['sample']}"
 
 
+def chunk_store(output: str, miner: Miner) -> ChunkStore:
+  """Return the chunks of the miner's file, those of earlier versions included."""
+  return ChunkStore(output, miner.header, same_without={name: value for name, (value, _) in REMOVED.items()})
+
+
 def mine_chunks(
   miner: Miner, store: ChunkStore, *, process: int, num_processes: int, stopped: Callable[[], bool] = lambda: False
 ) -> bool:
   """Return whether all chunks of this process are done, earlier ones included; False when `stopped` returned True."""
-  with store.writer(process):
-    done = store.read()
-    mine = range(process, miner.num_chunks, num_processes)
-    if earlier := [chunk for chunk in mine if chunk in done]:
-      print(f"{len(earlier)} of {len(mine)} chunks were mined before", file=sys.stderr, flush=True)
-    for chunk in mine:
-      if chunk not in done:
-        if stopped():
-          return False
-        store.append(chunk, miner.chunk(chunk), process=process)
-    return True
+  return store.fill(miner.num_chunks, miner.chunk, process=process, num_processes=num_processes, stopped=stopped)

@@ -14,24 +14,24 @@ import pathlib
 import time
 from collections.abc import Callable
 
-import jax
-from jax.experimental import multihost_utils
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
 from insec_jax.distributed.processes import Processes
+from insec_jax.files.chunks import ChunkStore
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
+from insec_jax.generation import placement
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.loading import LoadedModel
 from insec_jax.method import tasks
 from insec_jax.method.transcript import Markers
-from insec_jax.mining.chunks import ChunkStore
-from insec_jax.mining.miner import Miner, derive_seed, fingerprint, mine_chunks
+from insec_jax.mining.miner import Miner, chunk_store, derive_seed, mine_chunks
 from insec_jax.mining.records import MiningSummary, join
 from insec_jax.model.llama import LlamaConfig
+from insec_jax.training.fingerprints import fingerprint
 
 FOLDER = "mined"  # of a workdir
 SHARED_SECONDS = 60  # until a file on a network drive must be visible on another host
@@ -83,8 +83,8 @@ def mine(
 ) -> str | None:
   """Mine the round on all processes of the run, which all call this, and return the summary as text.
 
-  Each process mines its part on its own first device, which must hold the model. Afterwards every process can read the
-  records. None when `stopped` returned True.
+  Each process mines its part on its own devices, which must hold the model together. Afterwards every process can read
+  the records. None when `stopped` returned True.
   """
   path, weights = mined_path(workdir, number), fingerprint(params)
   summary = processes.gather(
@@ -92,7 +92,7 @@ def mine(
   )[0]
   if summary is None:
     miner = _miner(config, number, params, weights, model_config, tokenizer)
-    store = ChunkStore(str(path), miner.header)
+    store = chunk_store(str(path), miner)
     if processes.is_first:
       path.parent.mkdir(exist_ok=True)
       store.discard_others()
@@ -137,10 +137,9 @@ def _join(config: Config, number: int, store: ChunkStore, num_chunks: int, path:
 def _miner(
   config: Config, number: int, params, weights: str, model_config: LlamaConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Miner:
-  """Return a miner with these parameters on the first device of this process."""
-  if jax.process_count() > 1:
-    params = multihost_utils.process_allgather(params, tiled=True)
-  params = jax.device_put(params, jax.local_devices()[0])
+  """Return a miner with these parameters, moved to the layout of decoding on the devices of this process."""
+  compute = config.precision.compute
+  params, mesh = placement.from_training(params, model_config, compute=compute, mesh=params["embed"].sharding.mesh)
   marked = tokens.find_markers(tokenizer, config.tokenizer)
   # Before the first round the model was not trained on confidence tokens, so it writes without them.
   confidence, confidence_first, ids = (
@@ -152,6 +151,8 @@ def _miner(
     model_config,
     params,
     tokenizer,
+    mesh,
+    compute,
     Markers(config.tokenizer.flag, config.tokenizer.fix),
     marked.flag_id,
     marked.fix_id,
@@ -162,7 +163,7 @@ def _miner(
     ids,
   )
   return Miner(
-    TextGenerator(loaded, compute=config.precision.compute),
+    TextGenerator(loaded),
     tasks.get(config.task),
     config,
     seed=derive_seed(config.seed, number),

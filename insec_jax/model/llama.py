@@ -180,21 +180,26 @@ def head(params, config: LlamaConfig):
   return params["embed"] if config.tied else params["head"]
 
 
-def logits(params, config: LlamaConfig, stream_BTD):
+def logits(params, config: LlamaConfig, stream_BTD, mesh=None):
   """Return all float32 logits [B, T, V]: for decoding and tests; training/loss.py computes them in chunks."""
   weight_VD = head(params, config).astype(stream_BTD.dtype)
-  return jnp.einsum(
+  logits_BTV = jnp.einsum(
     "BTD,VD->BTV",
     stream_BTD,
     weight_VD,
     preferred_element_type=jnp.float32,
     precision="highest" if stream_BTD.dtype == jnp.float32 else None,
   )
+  return sharding.gather(logits_BTV, 2, mesh, (sharding.TENSOR,))
 
 
-def make_cache(config: LlamaConfig, batch: int, length: int, dtype) -> list:
-  """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype."""
-  shape = (batch, config.num_kv_heads, length, config.head_width)  # the layout attention reads: no transpose per token
+def make_cache(config: LlamaConfig, batch: int, length: int, dtype, mesh=None) -> list:
+  """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype.
+
+  With a mesh it is the cache of each device: its heads of `batch` rows.
+  """
+  num_heads = sharding.local_size("kv_heads", config.num_kv_heads, mesh)
+  shape = (batch, num_heads, length, config.head_width)  # the layout attention reads: no transpose per token
   return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
@@ -211,7 +216,31 @@ def unstack(params, config: LlamaConfig):
   }
 
 
-def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
+def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: Attention, dtype, mesh=None):
+  """Return (stream_BTD after the last norm, keys and values (k_BKTH, v_BKTH) of each layer) of padded prompts.
+
+      slot        0   1   2   3        start 2: the slots before it are padding, of another segment
+      token       .   .   A   B
+      position   -2  -1   0   1
+
+  It computes in `dtype`; with a mesh on each device as in `Llama`. The stream at padding is finite and meaningless.
+  """
+  position_BT = jnp.arange(token_BT.shape[1])[None] - start_B[:, None]
+  rope = rope_angles(config, position_BT)
+  mask = attention.prepare((position_BT >= 0).astype(jnp.int32))
+  stream_BTD = sharding.look_up(params["embed"], token_BT, dtype, mesh)
+  read = []
+
+  def attend(q_BTNH, k_BTKH, v_BTKH):
+    read.append((k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)))
+    return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask)
+
+  for weights in unstack(params, config)["layers"]:
+    stream_BTD = block(weights, config, stream_BTD, rope, attend, mesh)
+  return rms_norm(params["norm"], stream_BTD, config.norm_eps), read
+
+
+def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, mesh=None):
   """Return (stream_BTD after the last norm, cache with T more slots filled), the same numbers as the full pass.
 
       slot        0   1   2 | 3   4        slot = 3, T = 2, start 1
@@ -220,19 +249,20 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
       c reads         x   x   x
       d reads         x   x   x   x        slots not yet filled are never read
 
-  It computes in the dtype of the cache; `slot` may be traced. The stream at padding is finite and meaningless.
+  The cache is a ring: slot s stands at place s % S and replaces slot s - S, so the T slots must not cross its end. It
+  computes in the dtype of the cache; `slot` may be traced. With a mesh on each device as in `Llama`.
   """
-  T = token_BT.shape[1]
+  T, S = token_BT.shape[1], cache[0][0].shape[2]
   slot_T = slot + jnp.arange(T)
   rope = rope_angles(config, slot_T[None] - start_B[:, None])
-  slot_S = jnp.arange(cache[0][0].shape[2])
+  slot_S = slot_T[-1] - (slot_T[-1] - jnp.arange(S)) % S  # the newest slot at each place; below 0: none
   allowed_BTS = (slot_S[None, None] >= start_B[:, None, None]) & (slot_S[None, None] <= slot_T[None, :, None])
-  stream_BTD = sharding.look_up(params["embed"], token_BT, cache[0][0].dtype, None)
+  stream_BTD = sharding.look_up(params["embed"], token_BT, cache[0][0].dtype, mesh)
   filled = []
 
   def attend(q_BTNH, k_BTKH, v_BTKH):
     k_BKSH, v_BKSH = (
-      jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), slot, 2)
+      jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), slot % S, 2)
       for old, new in zip(cache[len(filled)], (k_BTKH, v_BTKH), strict=True)
     )
     filled.append((k_BKSH, v_BKSH))
@@ -240,7 +270,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache):
 
   # Unrolled: a cache carried through a scan is copied at every token on CPU.
   for weights in unstack(params, config)["layers"]:
-    stream_BTD = block(weights, config, stream_BTD, rope, attend)
+    stream_BTD = block(weights, config, stream_BTD, rope, attend, mesh)
   return rms_norm(params["norm"], stream_BTD, config.norm_eps), filled
 
 
@@ -333,3 +363,8 @@ def shapes(config: LlamaConfig):
   token_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   model = Llama(config, "float32", "none")
   return jax.eval_shape(model.init, jax.random.key(0), token_BT, token_BT, token_BT)["params"]
+
+
+def unboxed_shapes(config: LlamaConfig):
+  """Return the params as float32 ShapeDtypeStructs."""
+  return nn.meta.unbox(shapes(config))

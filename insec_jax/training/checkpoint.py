@@ -26,8 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from insec_jax import stop_signal
 from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config
-from insec_jax.distributed.processes import Processes, alone
-from insec_jax.files.locks import LOCK, is_held
+from insec_jax.distributed.processes import Processes
 from insec_jax.training import metrics
 from insec_jax.training.fingerprints import array_types, compare_trees, fingerprints, not_finite
 from insec_jax.training.layout import (
@@ -36,7 +35,6 @@ from insec_jax.training.layout import (
   check_files,
   describe_checkpoint,
   file_digests,
-  steps,
   versions,
 )
 from insec_jax.training.step import TrainState
@@ -93,7 +91,12 @@ class Saver:
       "arrays": array_types(arrays),
       "fingerprints": fingerprints(arrays),
     }
-    self._orbax.save_checkpointables_async(step, arrays, force=True, custom_metadata={"run": run, "check": _check(run)})
+    context = ocp.Context()
+    context.array.saving.scoped_storage_options_creator = _by_layer
+    with context:
+      self._orbax.save_checkpointables_async(
+        step, arrays, force=True, custom_metadata={"run": run, "check": _check(run)}
+      )
 
   def wait(self):
     """Wait until every save is complete on disk."""
@@ -121,6 +124,12 @@ class Saver:
       for path in left:
         shutil.rmtree(path, ignore_errors=True)
       time.sleep(0.05)
+
+
+def _by_layer(path, _) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
+  """Return the storage of a stacked weight: a chunk for each layer, so that one layer can be read by itself."""
+  stacked = any(getattr(key, "key", None) == "layers" for key in path)
+  return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
 
 
 class RestoredRun(NamedTuple):
@@ -177,49 +186,6 @@ def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, processes: 
   return reading.problem is None
 
 
-def load_params(workdir: pathlib.Path, abstract, step: int | None) -> tuple[int, Any]:
-  """Return (step, parameters) of the newest checkpoint, or of the one of this step, in the dtype saved.
-
-  Raises InputError, which lists the sound steps, when the checkpoint is damaged. Also raises it when there is no such
-  checkpoint, or when other files of the workdir have changed since.
-  """
-
-  def expect(run):
-    dtype = run["arrays"]["params/embed"].split("[")[0]
-    return {"params": jax.tree.map(lambda leaf: leaf.update(dtype=dtype), abstract)}
-
-  def read(number: int) -> Reading:
-    return _read(workdir, number, expect, lambda run: check_files(workdir, run), alone())
-
-  deadline = time.monotonic() + VANISH_SECONDS
-  while True:
-    saved_steps = steps(workdir)
-    if not saved_steps:
-      raise InputError(f"{workdir} has no checkpoint any more; bring one back, or train again")
-    if step is not None and step not in saved_steps:
-      raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, saved_steps))}")
-    chosen = saved_steps[-1] if step is None else step
-    reading = read(chosen)
-    if reading.problem is None:
-      return chosen, reading.arrays["params"]
-    # A running training removes old checkpoints, possibly this one.
-    while _has_checkpoint(workdir, chosen) and time.monotonic() < deadline and is_held(workdir / LOCK):
-      time.sleep(0.2)
-    if _has_checkpoint(workdir, chosen):
-      break
-  sound = [number for number in saved_steps if number != chosen and read(number).problem is None]
-  remedy = (
-    f"sound are the steps {', '.join(map(str, sound))}: give --step={sound[-1]}, or let train go on from there"
-    if sound
-    else "no other one is sound: bring one back"
-  )
-  raise InputError(f"{describe_checkpoint(workdir, chosen)} is damaged ({reading.problem}); {remedy}")
-
-
-def _has_checkpoint(workdir: pathlib.Path, step: int) -> bool:
-  return (workdir / CHECKPOINTS / str(step)).is_dir()
-
-
 def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
   """Move these checkpoints to the folder DAMAGED of the workdir, so that the run can save those steps again."""
   for step in damaged:
@@ -232,7 +198,7 @@ def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
-class _DamageError(Exception):
+class DamageError(Exception):
   """Error: a checkpoint is not what was saved."""
 
 
@@ -285,41 +251,78 @@ def _newest_sound(workdir, among, expect, check, processes: Processes):
 
 def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
   """Read this process's shards of a checkpoint; errors of the machine (disk, memory) are raised, not called damage."""
-  here = jax.process_index()
-  # Each process reads independently: one that finds its shards damaged would leave the others waiting in a barrier.
-  context = ocp.Context()
-  context.multiprocessing.primary_host, context.multiprocessing.active_processes = here, {here}
   folder = folder.absolute()  # Orbax requires it
   try:
-    _check_regular(folder)
-    with context:
-      metadata = ocp.checkpointables_metadata(folder)
-      run = (metadata.custom_metadata or {}).get("run")
-      if run is None or _check(run) != metadata.custom_metadata["check"] or run["step"] != step:
-        raise _DamageError("its metadata is not what was saved")
-      check(run)
-      expected = expect(run)
-      saved = {name: shape for name, shape in run["arrays"].items() if name.split("/")[0] in expected}
-      compare_trees(f"checkpoint {step} of {folder.parent.parent}", saved=saved, expected=array_types(expected))
-      if {name: shape for name, shape in array_types(metadata.metadata).items() if name in saved} != saved:
-        raise _DamageError("its arrays are not those that were saved")
-      # The whole tree in one call: Orbax then loads all of it or nothing.
+    expected = {}
+
+    def types(run):
+      expected.update(expect(run))
+      return array_types(expected)
+
+    run = open_checkpoint(folder, step, check, types)
+    # The whole tree in one call: Orbax then loads all of it or nothing.
+    with _alone():
       return Reading(run, ocp.load_checkpointables(folder, expected), None)
   except (InputError, PermissionError, jax.errors.JaxRuntimeError):  # not the fault of the file
     raise
   except Exception as error:  # Orbax, tensorstore and JSON raise errors of any type for damaged files
     if is_refusal(error):
       raise
-    problem = str(error) if isinstance(error, _DamageError) else f"its files cannot be read: {type(error).__name__}"
-    return Reading(None, None, problem)
+    return Reading(None, None, str(error if isinstance(error, DamageError) else _unreadable(error)))
+
+
+def _alone() -> ocp.Context:
+  """Return a context in which each process reads by itself.
+
+  One that finds its shards damaged would otherwise leave the others waiting in a barrier.
+  """
+  here = jax.process_index()
+  context = ocp.Context()
+  context.multiprocessing.primary_host, context.multiprocessing.active_processes = here, {here}
+  return context
+
+
+def _unreadable(error: Exception) -> DamageError:
+  return DamageError(f"its files cannot be read: {type(error).__name__}")
+
+
+def open_checkpoint(
+  folder: pathlib.Path, step: int, check: Callable[[dict], None], types: Callable[[dict], dict[str, str]]
+) -> dict:
+  """Return the JSON of a checkpoint whose arrays have the names, dtypes and shapes that `types` maps its JSON to.
+
+  `check` raises for JSON that does not fit. Raises DamageError when the checkpoint is not what was saved, and
+  InputError when it holds other arrays.
+  """
+  try:
+    _check_regular(folder)
+    with _alone():
+      metadata = ocp.checkpointables_metadata(folder)
+    run = (metadata.custom_metadata or {}).get("run")
+    if run is None or _check(run) != metadata.custom_metadata["check"] or run["step"] != step:
+      raise DamageError("its metadata is not what was saved")
+    check(run)
+    expected = types(run)
+    rooms = {name.split("/")[0] for name in expected}
+    saved = {name: shape for name, shape in run["arrays"].items() if name.split("/")[0] in rooms}
+    compare_trees(f"checkpoint {step} of {folder.parent.parent}", saved=saved, expected=expected)
+    if {name: shape for name, shape in array_types(metadata.metadata).items() if name in saved} != saved:
+      raise DamageError("its arrays are not those that were saved")
+    return run
+  except (InputError, PermissionError, DamageError):
+    raise
+  except Exception as error:
+    if is_refusal(error):
+      raise
+    raise _unreadable(error) from None
 
 
 def _check_regular(folder: pathlib.Path) -> None:
-  """Raise _DamageError for an entry that is neither a file nor a folder: reading a FIFO would block for ever."""
+  """Raise DamageError for an entry that is neither a file nor a folder: reading a FIFO would block for ever."""
   for path in folder.rglob("*"):
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-      raise _DamageError(f"{path.relative_to(folder)} is no file")
+      raise DamageError(f"{path.relative_to(folder)} is no file")
 
 
 def _check(run: dict) -> int:

@@ -1,10 +1,16 @@
 """Fingerprints of arrays: their names and shapes, checksums of their bits, and whether they are finite."""
 
+import hashlib
+import json
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from insec_jax.command import InputError
+
+BITS_AT_ONCE = 1 << 20  # elements
 
 
 def fingerprints(tree) -> dict[str, int]:
@@ -27,6 +33,32 @@ def _fingerprint_sums(leaves):
     return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
 
   return jnp.stack([fingerprint(leaf) for leaf in leaves])
+
+
+def fingerprint(params) -> str:
+  """Return a short text that changes with any of the weights."""
+  return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def bit_sum(part: np.ndarray, start: list[int], shape: tuple[int, ...]) -> int:
+  """Return the share of a part of an array in its fingerprint; the part begins at `start` of an array of this shape."""
+  bits = np.ascontiguousarray(part).view(f"uint{8 * part.dtype.itemsize}")
+  rows = bits.reshape(-1, part.shape[-1])
+  strides = np.array([math.prod(shape[axis + 1 :]) for axis in range(len(shape))], np.uint64)
+  first = np.zeros(part.shape[:-1], np.uint64)  # position of the first element of each row
+  for axis, size in enumerate(part.shape[:-1]):
+    along = (np.arange(size, dtype=np.uint64) + np.uint64(start[axis])) * strides[axis]
+    first += along.reshape([-1 if other == axis else 1 for other in range(len(shape) - 1)])
+  first = (first.reshape(-1) + np.uint64(start[-1])).astype(np.uint32)
+  odd = (2 * np.arange(part.shape[-1], dtype=np.uint32) + 1).astype(np.uint32)
+  total = 0
+  for row in range(0, len(rows), max(1, BITS_AT_ONCE // rows.shape[1])):
+    chunk = rows[row : row + max(1, BITS_AT_ONCE // rows.shape[1])].astype(np.uint32)
+    base = first[row : row + len(chunk)]
+    total += int((2 * base * chunk.sum(1, dtype=np.uint32)).sum(dtype=np.uint32)) + int(
+      (chunk @ odd).sum(dtype=np.uint32)
+    )
+  return total % (1 << 32)
 
 
 def not_finite(tree) -> list[str]:

@@ -100,7 +100,7 @@ SECONDS = %d
 
 def numbers(folder):
   opened = load_model(folder)
-  writer = TextGenerator(opened, compute="float32")
+  writer = TextGenerator(opened)
   config = {name: repr(value) for name, value in vars(opened.config).items()
             if name not in ("source", "stored_dtype", "eos_ids", "bos_id", "pad_id", "init_std")}
   digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(opened.params))).hexdigest()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samplerkit import CONFIG, FLAG, SETTINGS, logprobs_while, params, some_prompts
+from samplerkit import FLAG, SETTINGS, logprobs_while, model_of, params, some_prompts
 
 from insec_jax.command import InputError
 from insec_jax.generation import decoding
@@ -16,7 +16,7 @@ from insec_jax.generation.sampler import Sampler
 
 @pytest.fixture
 def model() -> Sampler:
-  return Sampler(CONFIG, params(), compute="float32")
+  return model_of()
 
 
 FIX, END, SURE = 8, (9, 12, 15, 18), (20, 21, 22)
@@ -82,7 +82,7 @@ def test_what_stands_between_flag_and_fix_is_no_step(model):
 
 @pytest.mark.parametrize("is_open", [False, True])
 def test_a_fix_comes_only_where_a_flag_is_open(is_open):
-  flat = Sampler(CONFIG, jax.tree.map(jnp.zeros_like, params()), compute="float32")
+  flat = model_of(weights=jax.tree.map(jnp.zeros_like, params()))
   prompts = [np.append(prompt, [FIX, FLAG, 5] if is_open else [FLAG, FIX]) for prompt in some_prompts()]
   num = 0
   for one in watched(flat, WATCH, prompts, max_tokens=100):
@@ -127,7 +127,7 @@ def test_the_token_of_the_confidence_tells_the_first_token_apart_where_it_has_ed
 
 def test_what_is_forced_changes_no_later_draw():
   """With logits that do not depend on what was written, the tokens that are not forced stay the same."""
-  flat = Sampler(CONFIG, jax.tree.map(jnp.zeros_like, params()), compute="float32")
+  flat = model_of(weights=jax.tree.map(jnp.zeros_like, params()))
   plain, forcing = (
     watched(flat, watch) for watch in (WATCH, dataclasses.replace(WATCH, edges=EDGES, confidence_ids=SURE))
   )

@@ -6,10 +6,10 @@ import datakit
 import jax
 import numpy as np
 import reference
-from test_loading import NEW, SURE, trained
+from markedkit import NEW, SURE, trained
 
 from insec_jax.data import tokens
-from insec_jax.generation import generator
+from insec_jax.generation import generator, placement
 from insec_jax.generation.confidence import step_scores
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.loading import LoadedModel
@@ -22,7 +22,7 @@ from insec_jax.model.hf_config import config_from_json
 class Given:
   """In place of Sampler: writes what it is given."""
 
-  def __init__(self, config, params, *, compute):  # noqa: ARG002, as Sampler's
+  def __init__(self, config, params, *, compute, mesh):  # noqa: ARG002, as Sampler's
     self.written, self.options = [], {}
 
   def generate(self, prompts, **options):
@@ -33,7 +33,7 @@ class Given:
 def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
   monkeypatch.setattr(generator, "Sampler", Given)
   model = trained(NEW)
-  made = TextGenerator(model, compute="float32")
+  made = TextGenerator(model)
   end = model.tokenizer.eos_token_id
   token_T = [*model.tokenizer("12 + 30", add_special_tokens=False)["input_ids"], model.flag_id, end]
   made.sampler.written = [SampledTokens(np.array(token_T), None, finish, None, None) for finish in ("stop", "length")]
@@ -47,7 +47,7 @@ def test_text_has_its_markers_and_loses_only_its_stop_token(monkeypatch):
 def test_prompts_are_encoded_as_in_training_and_forge_no_marker(monkeypatch):
   monkeypatch.setattr(generator, "Sampler", Given)
   model = trained(NEW)
-  made = TextGenerator(model, compute="float32")
+  made = TextGenerator(model)
   tokens = made.encode("12 + 30?<err>\n", answer="12 +")
   assert tokens[0] == model.tokenizer.bos_token_id
   assert model.flag_id not in tokens
@@ -68,12 +68,15 @@ def reading(config) -> TextGenerator:
   marked = tokens.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
   fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
   model_config = config_from_json(fields, "config.json")
+  mesh = placement.one_device()
   params = build.init(model_config, jax.random.key(0), "float32")
   return TextGenerator(
     LoadedModel(
       model_config,
-      params,
+      placement.ready(params, model_config, compute="float32", mesh=mesh),
       marked.tokenizer,
+      mesh,
+      "float32",
       Markers("<err>", "<fix>"),
       marked.flag_id,
       marked.fix_id,
@@ -82,8 +85,7 @@ def reading(config) -> TextGenerator:
       config.tokenizer.confidence,
       config.tokenizer.confidence_first,
       marked.confidence_ids,
-    ),
-    compute="float32",
+    )
   )
 
 

@@ -7,39 +7,36 @@ import datakit
 import jax
 import numpy as np
 import pytest
-import reference
+from markedkit import NEW, SPARE, SURE, trained, untuned
 from modelkit import STATE_MODEL, abstract, make_state
 
 from insec_jax.command import InputError
 from insec_jax.data import tokens
-from insec_jax.generation import loading
-from insec_jax.generation.loading import LoadedModel, compute_dtype, with_markers
+from insec_jax.generation import loading, placement
+from insec_jax.generation.loading import compute_dtype, with_markers
 from insec_jax.method.transcript import Markers
-from insec_jax.model import hf_writing
-from insec_jax.model.hf_config import config_from_json, config_to_json
-from insec_jax.training import layout
+from insec_jax.model import hf_writing, llama
+from insec_jax.model.hf_config import config_to_json
+from insec_jax.training import layout, stored
 from insec_jax.training.checkpoint import Saver
-
-SPARE = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
-NEW = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>")
-SURE = datakit.config(tokenizer__flag="<err>", tokenizer__fix="<fix>", tokenizer__confidence=(0.5, 5.0))
-
-
-def untuned() -> LoadedModel:
-  tokenizer = datakit.bpe_tokenizer()
-  config = config_from_json(reference.FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": [3]}, "config.json")
-  shape = (len(tokenizer), config.width)
-  params = {"embed": jax.random.normal(jax.random.key(0), shape), "head": jax.random.normal(jax.random.key(1), shape)}
-  return LoadedModel(config, params, tokenizer, None, None, None, None, None)
-
-
-def trained(config) -> LoadedModel:
-  return with_markers(untuned(), config, "here")
 
 
 @pytest.fixture
 def tokenizer():
   return datakit.bpe_tokenizer()
+
+
+def save_run(workdir, tokenizer, config=None):
+  """The state of a workdir with a checkpoint of step 7; the tokenizer has the markers of the config."""
+  config = config or datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+  workdir.mkdir(exist_ok=True)
+  (workdir / layout.CONFIG).write_text(config.to_json())
+  (workdir / layout.MODEL).write_text(json.dumps(config_to_json(STATE_MODEL)))
+  tokenizer.save_pretrained(workdir / layout.TOKENIZER)
+  state = make_state(abstract())
+  with Saver(workdir, keep=1) as saver:
+    saver.save(7, state, config=config, facts={}, totals=[])
+  return state
 
 
 @pytest.mark.parametrize(
@@ -61,28 +58,69 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>", **task)
   tokenizer = tokens.add_markers(tokenizer, config.tokenizer).tokenizer
   workdir, folder = tmp_path / "run", tmp_path / "hf"
-  workdir.mkdir()
-  (workdir / layout.CONFIG).write_text(config.to_json())
-  (workdir / layout.MODEL).write_text(json.dumps(config_to_json(STATE_MODEL)))
-  tokenizer.save_pretrained(workdir / layout.TOKENIZER)
-  state = make_state(abstract())
-  with Saver(workdir, keep=1) as saver:
-    saver.save(7, state, config=config, facts={}, totals=[])
+  state = save_run(workdir, tokenizer, config)
   opened = loading.load_model(str(workdir))
   assert opened.markers == Markers("<|spare_0|>", "<|spare_1|>")
   assert tokenizer.convert_ids_to_tokens([opened.flag_id, opened.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
   assert (opened.unit, opened.template) == ("line", "plain")
   assert (opened.confidence, opened.confidence_first) == (((0.1,), (0.5, 1.0)) if task else ((), ()))
-  jax.tree.map(np.testing.assert_array_equal, opened.params, state.params)
+  unstacked = llama.unstack(state.params, STATE_MODEL)
+  jax.tree.map(np.testing.assert_array_equal, opened.params, unstacked)
 
-  hf_writing.save(folder, opened.params, opened.config, tokenizer=tokenizer)
+  hf_writing.save(folder, state.params, opened.config, tokenizer=tokenizer)
   plain = loading.load_model(str(folder))
   assert (plain.markers, plain.flag_id, plain.unit) == (None, None, None)  # no run of ours wrote that folder
-  jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
+  jax.tree.map(np.testing.assert_array_equal, plain.params, unstacked)
   (folder / loading.MARKERS).write_text(json.dumps(loading.marked_as(config, 7)))
   again = loading.load_model(str(folder))
   assert again[3:] == opened[3:]
   assert (plain.step, opened.step) == (None, 7)
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [("", 1), ("tensor:2", 2), ("data:2,tensor:2", 2), ("data:8", 1)])
+def test_each_weight_goes_to_its_parts_of_the_mesh_in_the_dtype_to_compute_in(tmp_path, tokenizer, mesh, parts):
+  state = save_run(tmp_path, tokenizer)
+  opened = loading.load_model(str(tmp_path), mesh=mesh, compute="bfloat16")
+  assert dict(opened.mesh.shape)["tensor"] == parts
+  expected = llama.unstack(jax.tree.map(lambda weight: weight.astype("bfloat16"), state.params), STATE_MODEL)
+  jax.tree.map(np.testing.assert_array_equal, opened.params, expected)
+  for part in ("gate", "down"):
+    weight = opened.params["layers"][1]["mlp"][part]
+    assert {shard.data.size * parts for shard in weight.addressable_shards} == {weight.size}
+
+
+def test_a_weight_that_is_damaged_while_it_is_laid_out_is_refused(tmp_path, tokenizer, monkeypatch):
+  save_run(tmp_path, tokenizer)
+  monkeypatch.setattr(stored, "bit_sum", lambda *_: 0)
+  with pytest.raises(InputError, match=r"checkpoint 7 of .* is damaged .params/.* is not what was saved"):
+    loading.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("mesh", "message"),
+  [
+    ("data:3,tensor:3", "needs 9 devices, and this host has 8"),
+    ("fsdp:2", "must be data:N, tensor:N or data:N,tensor:N"),
+    ("data:2,data:2", "must be data:N"),
+    ("tensor:8", "the mesh does not divide the model: kv_heads=2 over tensor=8"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_refused_in_one_line(tmp_path, tokenizer, mesh, message):
+  save_run(tmp_path, tokenizer)
+  with pytest.raises(InputError, match=message):
+    loading.load_model(str(tmp_path), mesh=mesh)
+
+
+def test_the_least_tensor_that_holds_the_weights_is_chosen():
+  size = placement.num_bytes(STATE_MODEL, "float32")
+
+  def chosen(memory, num=4):
+    devices = [types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": memory})] * num
+    return placement._least_tensor(STATE_MODEL, "float32", devices)
+
+  assert [chosen(factor * size) for factor in (2, 0.8)] == [1, 2]
+  with pytest.raises(InputError, match=r"over tensor=2 .the most that divides the model on this host's 4 devices"):
+    chosen(0.5 * size)
 
 
 def test_what_is_no_model_is_refused(tmp_path):
@@ -169,8 +207,7 @@ def test_a_model_trained_with_another_setting_is_refused_by_its_name(setting, va
 )
 def test_accelerators_compute_16_bit_weights_in_bfloat16_and_all_else_is_float32(monkeypatch, platform, stored, needed):
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
-  weight = types.SimpleNamespace(dtype=jax.numpy.dtype(stored))
-  assert compute_dtype(untuned()._replace(params={"embed": weight})) == needed
+  assert compute_dtype(jax.numpy.dtype(stored)) == needed
 
 
 def test_a_model_of_other_edges_of_confidence_is_refused():

@@ -6,7 +6,17 @@ import functools
 import jax
 import numpy as np
 import pytest
-from samplerkit import CONFIG, FLAG, LENGTHS, SETTINGS, logprobs_after, logprobs_while, params, same, some_prompts
+from samplerkit import (
+  CONFIG,
+  FLAG,
+  LENGTHS,
+  SETTINGS,
+  logprobs_after,
+  logprobs_while,
+  model_of,
+  same,
+  some_prompts,
+)
 
 from insec_jax.command import InputError
 from insec_jax.generation import batching, decoding
@@ -16,7 +26,7 @@ from insec_jax.generation.sampler import SampledTokens, Sampler
 
 @pytest.fixture
 def model() -> Sampler:
-  return Sampler(CONFIG, params(), compute="float32")
+  return model_of()
 
 
 def test_greedy_tokens_are_the_argmax_of_a_full_pass_at_every_step(model):
@@ -26,9 +36,9 @@ def test_greedy_tokens_are_the_argmax_of_a_full_pass_at_every_step(model):
     np.testing.assert_allclose(written.logprobs, logprob_TV.max(-1), atol=1e-5)
 
 
-def test_a_prompt_read_in_chunks_is_read_whole(model, monkeypatch):
-  monkeypatch.setattr(decoding, "PREFILL_TOKENS", 32)
-  (prompt,) = some_prompts((100,))
+def test_a_prompt_of_several_blocks_of_queries_is_read_whole():
+  model = model_of(dataclasses.replace(CONFIG, max_positions=1024))
+  (prompt,) = some_prompts((400,))
   (written,) = model.generate([prompt], stop_ids=[], **SETTINGS)
   assert written.tokens.tolist() == logprobs_while(prompt, written).argmax(-1).tolist()
 
@@ -108,7 +118,9 @@ def test_a_text_is_the_same_in_a_batch_that_others_leave(model, monkeypatch, opt
   expected = shrinking(model, **options)
   kept = []
   rows = decoding.keep_rows
-  monkeypatch.setattr(decoding, "keep_rows", lambda state, row_C: kept.append(len(row_C)) or rows(state, row_C))
+  monkeypatch.setattr(
+    decoding, "keep_rows", lambda state, row_C, **rest: kept.append(len(row_C)) or rows(state, row_C, **rest)
+  )
   monkeypatch.setattr(batching, "FEWEST", 1)
   for a, b in zip(expected, shrinking(model, **options), strict=True):
     same(a, b)

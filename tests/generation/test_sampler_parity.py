@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import smollm2
+from samplerkit import model_of
 
 from insec_jax.data import tokens
 from insec_jax.generation.batching import bucket
@@ -60,7 +61,7 @@ def from_transformers() -> list[list[int]]:
 @functools.cache
 def sampler() -> Sampler:
   config = hf.read_config(smollm2.folder())
-  return Sampler(config, hf.load(smollm2.folder(), config, dtype="float32"), compute="float32")
+  return model_of(config, hf.load(smollm2.folder(), config, dtype="float32"))
 
 
 def write(some: list[np.ndarray], batch_size: int) -> list[SampledTokens]:

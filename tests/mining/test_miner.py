@@ -14,14 +14,14 @@ import pytest
 
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens
+from insec_jax.files.chunks import ChunkStore
 from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal
 from insec_jax.generation.generator import Completion
 from insec_jax.method import mistakes, tasks
 from insec_jax.method.roles import FLAG, MISTAKE, PROMPT
 from insec_jax.method.transcript import Markers, Piece, clean
 from insec_jax.mining import miner
-from insec_jax.mining.chunks import ChunkStore
-from insec_jax.mining.miner import Miner, mine_chunks
+from insec_jax.mining.miner import Miner, chunk_store, mine_chunks
 from insec_jax.mining.records import corrected_transcript, join
 
 CONFIG = datakit.config(
@@ -382,7 +382,7 @@ def test_parts_of_a_version_with_removed_keys_go_on(tmp_path):
   for temperature, goes_on in ((1.0, True), (0.5, False)):
     store = ChunkStore(str(tmp_path / f"{temperature}.jsonl"), miner.header | {"mine.temperature": temperature})
     store.append(0, miner.chunk(0), process=0)
-    now = ChunkStore(str(tmp_path / f"{temperature}.jsonl"), miner.header)
+    now = chunk_store(str(tmp_path / f"{temperature}.jsonl"), miner)
     if goes_on:
       assert now.read().keys() == {0}
     else:

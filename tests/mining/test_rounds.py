@@ -38,7 +38,7 @@ GRAPH = (
 MINING = (
   SIGNALLED.split("write = ")[0]
   + """
-from insec_jax.mining import chunks, miner
+from insec_jax.files import chunks, miner
 miner.SAMPLES_PER_CHUNK = 8
 append, done = chunks.ChunkStore.append, []
 def append_then_signal(self, *arguments, **options):
@@ -107,10 +107,10 @@ def cut(home):
   )
   train(home, "cut", program=mining, code=-9, SIGNAL=9, SIGNAL_AFTER=2)  # in the first round, before any step
   said = train(home, "cut", program=mining, code=42, SIGNAL=15, SIGNAL_AFTER=CHUNKS - 2 + 3)  # in the second
-  assert "2 of 6 chunks were mined before" in said
+  assert "2 of 6 chunks were made before" in said
   assert "mining is cut short before step 7" in said.splitlines()[-1]
   said = train(home, "cut", program=after_line, code=-9, SIGNAL=9, SIGNAL_AT=14)  # right after the third began
-  assert "3 of 6 chunks were mined before" in said
+  assert "3 of 6 chunks were made before" in said
   said = train(home, "cut", program=after_line, code=42, SIGNAL=15, SIGNAL_AT=16)  # within the third
   assert "after step 13" in said
   assert "mining, " not in said  # these weights have mined already

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from modelkit import small_llama
 
-from insec_jax.generation.sampler import SampledTokens
+from insec_jax.generation import placement
+from insec_jax.generation.sampler import SampledTokens, Sampler
 from insec_jax.model import build, llama
 
 CONFIG = small_llama(vocab_size=61, max_positions=256, stored_dtype="float32", source="{}")
@@ -19,6 +20,13 @@ SETTINGS = {"max_tokens": 12, "batch_size": 4}  # the same throughout: each shap
 @functools.cache
 def params():
   return build.init(CONFIG, jax.random.key(0), "float32")
+
+
+def model_of(config=CONFIG, weights=None) -> Sampler:
+  """The model on one device; random weights where none are given."""
+  mesh = placement.one_device()
+  ready = placement.ready(params() if weights is None else weights, config, compute="float32", mesh=mesh)
+  return Sampler(config, ready, compute="float32", mesh=mesh)
 
 
 def some_prompts(lengths=LENGTHS) -> list[np.ndarray]:
@@ -36,7 +44,7 @@ def full_pass(params, token_BT):
 
 def logprobs_after(token_T) -> np.ndarray:
   """Log p of every next token, at every position of the text, by one full pass without a cache."""
-  token_1T = np.zeros((1, 128), np.int32)  # what follows moves nothing before it
+  token_1T = np.zeros((1, 128 * -(-len(token_T) // 128)), np.int32)  # what follows moves nothing before it
   token_1T[0, : len(token_T)] = token_T
   return np.asarray(full_pass(params(), token_1T))[0, : len(token_T)]
 

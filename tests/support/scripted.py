@@ -48,7 +48,7 @@ class Policy:
 class Scripted:
   """In place of Sampler: continues texts as a policy says, and keeps what it was given to continue."""
 
-  def __init__(self, config, params, *, compute):  # noqa: ARG002, as Sampler's
+  def __init__(self, config, params, *, compute, mesh):  # noqa: ARG002, as Sampler's
     self.config, self.policy, self.seen, self.asked = config, Policy(), [], []
     self.tokenizer = params
 
@@ -141,9 +141,18 @@ def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
   marked = tokens.open_tokenizer(config)
   model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer))
   opened = LoadedModel(
-    model, marked.tokenizer, marked.tokenizer, Markers(FLAG, FIX), marked.flag_id, marked.fix_id, "line", "plain"
+    model,
+    marked.tokenizer,
+    marked.tokenizer,
+    None,
+    "float32",
+    Markers(FLAG, FIX),
+    marked.flag_id,
+    marked.fix_id,
+    "line",
+    "plain",
   )
-  prober = probing.Prober(TextGenerator(opened, compute="float32"), TASK, config)
+  prober = probing.Prober(TextGenerator(opened), TASK, config)
   prober.writer.sampler.policy = policy
   return prober
 

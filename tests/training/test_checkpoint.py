@@ -16,6 +16,15 @@ from insec_jax.command import DivergedError, InputError
 from insec_jax.distributed import processes
 from insec_jax.training import checkpoint, layout, metrics
 from insec_jax.training.checkpoint import Saver
+from insec_jax.training.stored import read_params
+
+
+def stored_params(workdir, step=None):
+  """The step and the params of a checkpoint, read whole."""
+  return read_params(
+    workdir, MODEL, step, lambda number, params: (number, jax.tree.map(lambda weight: weight[...], params))
+  )
+
 
 FACTS = {"rows": 8}
 
@@ -153,8 +162,8 @@ def test_a_reader_of_a_damaged_newest_checkpoint_is_refused_and_given_the_sound_
   state = write(tmp_path, (1, 2, 3), keep=3)
   DAMAGE[kind](tmp_path / layout.CHECKPOINTS / "3")
   with pytest.raises(InputError, match=r"checkpoint 3 of .* is damaged .* sound are the steps 1, 2: give --step=2"):
-    checkpoint.load_params(tmp_path, abstract().params, None)
-  step, params = checkpoint.load_params(tmp_path, abstract().params, 2)
+    stored_params(tmp_path)
+  step, params = stored_params(tmp_path, 2)
   assert step == 2
   jax.tree.map(np.testing.assert_array_equal, params, state.params)
 
@@ -169,7 +178,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_read(tmp_path, monkey
       patch.setattr(checkpoint, "not_finite", lambda _: [])  # as an earlier version saved it
       saver.save(2, bad, config=datakit.config(), facts=FACTS, totals=[0.0])
   with pytest.raises(InputError, match=r"params/norm holds values that are not finite.* give --step=1"):
-    checkpoint.load_params(tmp_path, abstract().params, None)
+    stored_params(tmp_path)
   assert restore(tmp_path, abstract()).step == 1
   assert "params/norm holds values that are not finite" in capfd.readouterr().err
 
@@ -185,7 +194,7 @@ def test_files_that_change_what_the_model_says_must_be_those_of_the_checkpoint(t
     (tmp_path / name).write_text(text.replace(before, after))
     for read in (
       lambda: restore(tmp_path, abstract()),
-      lambda: checkpoint.load_params(tmp_path, abstract().params, None),
+      lambda: stored_params(tmp_path),
       lambda: checkpoint.is_sound(tmp_path, 1, abstract(), processes.alone()),
     ):
       with pytest.raises(InputError, match=f"{name} was another when checkpoint 1 of .* was saved"):
@@ -214,7 +223,7 @@ def test_what_is_no_folder_with_a_plain_number_is_no_checkpoint(tmp_path):
   for name in ("07", "8.0", "\u0669", "9" * 30, "notes"):
     (folder / name).mkdir()
   assert layout.steps(tmp_path) == [1]
-  assert checkpoint.load_params(tmp_path, abstract().params, None)[0] == 1
+  assert stored_params(tmp_path)[0] == 1
 
 
 def test_a_fifo_in_a_workdir_is_named_and_never_opened(tmp_path, capfd):
@@ -251,6 +260,6 @@ def test_parameters_saved_in_bfloat16_open_in_bfloat16(tmp_path):
   with Saver(tmp_path, keep=1) as saver:
     saver.save(7, state, config=datakit.config(), facts=FACTS, totals=[])
     saver.wait()
-    _, params = checkpoint.load_params(tmp_path, abstract().params, None)
+    _, params = stored_params(tmp_path)
   assert params["embed"].dtype == jnp.bfloat16
   jax.tree.map(np.testing.assert_array_equal, params, state.params)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.mining.chunks import ChunkStore
+from insec_jax.files.chunks import ChunkStore
 
 HEADER = {"the weights": "ab", "classes": ("early",)}
 

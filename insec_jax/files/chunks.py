@@ -13,24 +13,54 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from absl import flags
+
 from insec_jax.command import InputError
-from insec_jax.config import REMOVED
 from insec_jax.files.locks import one_writer
 from insec_jax.files.reading import parse_json
 
 Made = TypeVar("Made")
 
 
-class ChunkStore:
-  """Chunks of the file `output`, in one file a process; `header`, a JSON object, is all that the chunks depend on."""
+def define_flags() -> None:
+  """Define --num_processes and --process_id of a program whose processes share its work."""
+  flags.DEFINE_integer(
+    "num_processes", 1, "Number of processes that share the work.", lower_bound=1, upper_bound=65_536
+  )
+  flags.DEFINE_integer("process_id", 0, "Index of this process, from 0.", lower_bound=0)
 
-  def __init__(self, output: str, header: dict[str, Any]):
+
+def share_of_work() -> tuple[int, int]:
+  """Return (process id, number of processes) from the flags; InputError for an id that is none of them."""
+  process, num_processes = flags.FLAGS.process_id, flags.FLAGS.num_processes
+  if process >= num_processes:
+    raise InputError(f"--process_id={process} of --num_processes={num_processes}; ids go from 0 to {num_processes - 1}")
+  return process, num_processes
+
+
+def unfinished(process: int, num_processes: int, output: str) -> str:
+  """Return the line of a process that is done before others."""
+  return (
+    f"process {process} is done; the last of the {num_processes} to end writes {output} (if none does, start one again)"
+  )
+
+
+class ChunkStore:
+  """Chunks of the file `output`, in one file a process; `header`, a JSON object, is all that the chunks depend on.
+
+  `same_without` maps names that headers of earlier versions may have in addition to the value with which their work is
+  the same.
+  """
+
+  def __init__(self, output: str, header: dict[str, Any], *, same_without: Mapping[str, Any] | None = None):
     self.folder = pathlib.Path(f"{output}.parts")
     self.header = json.loads(json.dumps(header))  # as after reading: lists for tuples
+    self._same_without = same_without or {}
 
   def read(self) -> dict[int, Any]:
     """Return the value of each finished chunk, by chunk; raise InputError when a file is of other work."""
@@ -44,6 +74,31 @@ class ChunkStore:
     lock = self.folder.with_name(f".{self.folder.name[:80]}.{process}.lock")
     with one_writer(lock, str(self.folder / f"{process}.jsonl"), "--output or --process_id"):
       yield
+
+  def fill(
+    self,
+    num_chunks: int,
+    make: Callable[[int], Any],
+    *,
+    process: int,
+    num_processes: int,
+    stopped: Callable[[], bool] = lambda: False,
+  ) -> bool:
+    """Append make(chunk) of each missing chunk that falls to this process; return whether all of them are done.
+
+    False when `stopped` returned True before.
+    """
+    with self.writer(process):
+      done = self.read()
+      own = range(process, num_chunks, num_processes)
+      if earlier := [chunk for chunk in own if chunk in done]:
+        print(f"{len(earlier)} of {len(own)} chunks were made before", file=sys.stderr, flush=True)
+      for chunk in own:
+        if chunk not in done:
+          if stopped():
+            return False
+          self.append(chunk, make(chunk), process=process)
+    return True
 
   def append(self, chunk: int, value: Any, *, process: int) -> None:
     """Append the chunk to this process's file and fsync it."""
@@ -101,8 +156,7 @@ class ChunkStore:
       header, *chunks = (self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
       for name in sorted(header.keys() | self.header.keys()):
         was, now = header.get(name), self.header.get(name)
-        removed = name in REMOVED and was == REMOVED[name][0]  # of an earlier version, which did the same work
-        if was != now and not removed:
+        if was != now and not (name in self._same_without and was == self._same_without[name]):
           raise InputError(
             f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
             f"begun with, or remove {self.folder}, or give another --output"

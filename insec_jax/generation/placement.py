@@ -1,0 +1,172 @@
+"""The mesh that decodes on the devices of this host, and the weights on it."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from insec_jax.command import InputError
+from insec_jax.config import MeshConfig
+from insec_jax.model import llama, sharding
+
+AXES = ("data", sharding.TENSOR)
+WEIGHTS_PART = 0.7  # of a device's memory that weights may take; the rest is cache, logits and activations
+MESH_HELP = (
+  "Devices of this host for decoding, as data:2,tensor:4: rows over data, heads and vocabulary over tensor (default: "
+  "the least tensor at which the model fits, the other devices for data)."
+)
+
+
+def parse_mesh(text: str, num_devices: int) -> tuple[int, int]:
+  """Return (data, tensor) of a --mesh; an axis that is not given is 1. Raises InputError."""
+  sizes = {}
+  for part in text.split(","):
+    match = re.fullmatch(r"(\w+):([1-9][0-9]{0,5})", part.strip())
+    if match is None or match[1] not in AXES or match[1] in sizes:
+      raise InputError(f"--mesh={text!r:.100}; must be data:N, tensor:N or data:N,tensor:N")
+    sizes[match[1]] = int(match[2])
+  data, tensor = (sizes.get(axis, 1) for axis in AXES)
+  if data * tensor > num_devices:
+    raise InputError(f"--mesh={text} needs {data * tensor} devices, and this host has {num_devices}")
+  return data, tensor
+
+
+def choose_mesh(
+  config: llama.LlamaConfig, *, compute: str, requested: str = "", devices: Sequence | None = None
+) -> Mesh:
+  """Return the mesh that decodes: `requested`, or the least tensor at which the weights fit, the rest for data.
+
+  Raises InputError when the mesh does not divide the model, or the devices of this host cannot hold it.
+  """
+  devices = list(jax.local_devices() if devices is None else devices)
+  if requested:
+    data, tensor = parse_mesh(requested, len(devices))
+  else:
+    tensor = _least_tensor(config, compute, devices)
+    data = len(devices) // tensor
+  return sharding.make_mesh(MeshConfig(data=data, fsdp=1, tensor=tensor), devices[: data * tensor])
+
+
+def num_bytes(config: llama.LlamaConfig, compute: str) -> int:
+  """Return the size of the weights."""
+  return sum(leaf.size for leaf in jax.tree.leaves(llama.unboxed_shapes(config))) * np.dtype(compute).itemsize
+
+
+def _least_tensor(config: llama.LlamaConfig, compute: str, devices: Sequence) -> int:
+  stats = devices[0].memory_stats()
+  if stats is None:  # a CPU: all devices share its memory
+    return 1
+  sizes = [
+    size
+    for size in range(1, len(devices) + 1)
+    if not any(axis % size for axis in (len(devices), config.num_kv_heads, config.mlp_width, config.vocab_size))
+  ]
+  needed, memory = num_bytes(config, compute), WEIGHTS_PART * stats["bytes_limit"]
+  for size in sizes:
+    if needed / size <= memory:
+      return size
+  gib = 1 << 30
+  part, most = needed / sizes[-1] / gib, sizes[-1]
+  raise InputError(
+    f"the weights take {needed / gib:.1f} GiB in {compute}, over tensor={most} (the most that divides the model on "
+    f"this host's {len(devices)} devices) {part:.1f} GiB a device, and a device has "
+    f"{stats['bytes_limit'] / gib:.1f} GiB; use a host with more devices, or with {part / WEIGHTS_PART:.0f} GiB each"
+  )
+
+
+def params_shardings(config: llama.LlamaConfig, mesh: Mesh) -> dict:
+  """Return the NamedSharding of each of the params that decoding uses, in which `layers` is a list.
+
+  Raises InputError when the mesh does not divide the model.
+  """
+  stacked = sharding.params_shardings(llama.shapes(config), mesh)
+  layer = jax.tree.map(lambda stack: NamedSharding(mesh, PartitionSpec(*stack.spec[1:])), stacked["layers"])
+  return {**stacked, "layers": [layer] * config.num_layers}
+
+
+def params_specs(config: llama.LlamaConfig, mesh: Mesh) -> dict:
+  """Return the mesh axes of each of the params that decoding uses."""
+  return jax.tree.map(lambda placed: placed.spec, params_shardings(config, mesh))
+
+
+def ready(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh) -> dict:
+  """Return params that are on devices, laid out for decoding: cast, and the layers in a list."""
+
+  def cast(params):
+    return llama.unstack(jax.tree.map(lambda weight: weight.astype(compute), params), config)
+
+  return jax.device_put(jax.jit(cast)(params), params_shardings(config, mesh))
+
+
+def from_training(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh) -> tuple[dict, Mesh]:
+  """Return (params laid out for decoding on the devices of this process, their mesh), from those of a train step.
+
+  `mesh` is that of the training; all its processes call this. The weights are cast, then moved between the devices in
+  one compiled program: no host holds them.
+  """
+  local = choose_mesh(config, compute=compute)
+  tensor = local.shape[sharding.TENSOR]
+  devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)
+  every = Mesh(np.reshape(devices, (-1, 1, 1, 1, tensor)), sharding.MESH_AXES, axis_types=mesh.axis_types)
+  here = [device for device in devices if device.process_index == jax.process_index()]
+  local = Mesh(np.reshape(here, (-1, 1, 1, 1, tensor)), sharding.MESH_AXES, axis_types=mesh.axis_types)
+
+  placed = moving(params, config, compute, every)(params)
+  return jax.tree.map(
+    lambda weight, place: jax.make_array_from_single_device_arrays(
+      weight.shape, place, [shard.data for shard in weight.addressable_shards]
+    ),
+    placed,
+    params_shardings(config, local),
+  ), local
+
+
+def moving(params, config: llama.LlamaConfig, compute: str, mesh: Mesh):
+  """Return the compiled function that casts the params and lays them out for decoding on the mesh."""
+  before = jax.tree.map(lambda weight: weight.sharding, params)
+
+  def cast(params):
+    # Cast before the weights are gathered, which moves half of the bytes.
+    moved = jax.lax.with_sharding_constraint(jax.tree.map(lambda weight: weight.astype(compute), params), before)
+    return llama.unstack(moved, config)
+
+  return jax.jit(cast, out_shardings=params_shardings(config, mesh))
+
+
+def one_device() -> Mesh:
+  """Return the mesh of the first device."""
+  return sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
+
+
+def place(weights: dict, config: llama.LlamaConfig, shardings: dict) -> dict:
+  """Return the weights on their devices with the layers in a list; each part is read once, one weight at a time.
+
+  `shardings` are those of `params_shardings`; `weights` those of hf.stored or stored.read_params, in the dtype in which
+  they are read.
+  """
+  flat = flatten_dict(weights, sep="/")
+  stacked = {name: weight for name, weight in flat.items() if name.startswith("layers/")}
+  placed = sharding.place(
+    {name: weight for name, weight in weights.items() if name != "layers"},
+    {name: sharding_ for name, sharding_ in shardings.items() if name != "layers"},
+  )
+  layers = [{part: {} for part in weights["layers"]} for _ in range(config.num_layers)]
+  for (name, weight), layer in itertools.product(stacked.items(), range(config.num_layers)):
+    _, part, leaf = name.split("/")
+    layers[layer][part][leaf] = sharding.place(_Layer(weight, layer), shardings["layers"][layer][part][leaf])
+  return {**placed, "layers": layers}
+
+
+class _Layer:
+  """One layer of a stacked weight, read when it is indexed with a slice for each axis."""
+
+  def __init__(self, weight, layer: int):
+    self._weight, self._layer = weight, layer
+    self.shape = tuple(weight.shape[1:])
+
+  def __getitem__(self, index) -> np.ndarray:
+    return self._weight[(slice(self._layer, self._layer + 1), *index)][0]

@@ -1,0 +1,156 @@
+"""Parameters of a checkpoint that stay in its files until they are indexed, to be laid out or exported in parts."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import tensorstore
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from insec_jax.command import InputError, is_refusal
+from insec_jax.files.locks import LOCK, is_held
+from insec_jax.model import llama
+from insec_jax.model.hf import check_finite
+from insec_jax.training.checkpoint import DamageError, open_checkpoint
+from insec_jax.training.fingerprints import array_types, bit_sum
+from insec_jax.training.layout import CHECKPOINTS, check_files, describe_checkpoint, steps
+
+VANISH_SECONDS = 10  # time limit for a run to remove a checkpoint
+
+Result = TypeVar("Result")
+
+
+class StoredWeight:
+  """Parameter of a checkpoint: indexing reads only the bytes of the result, cast to `dtype`.
+
+  Once every element has been read, each once, the fingerprint is compared with that of the saved array. Reading raises
+  DamageError for another fingerprint, a value that is not finite, or files that cannot be read.
+  """
+
+  def __init__(self, folder: pathlib.Path, name: str, *, fingerprint: int, dtype: Any = None):
+    self._name, self._fingerprint = f"params/{name}", fingerprint
+    path = name.replace("/", ".") + "/"
+    store = {"driver": "ocdbt", "base": f"file://{folder}/", "path": path}
+    self._array = self._checked(lambda: tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result())
+    self.shape = tuple(self._array.shape)
+    self.dtype = np.dtype(self._array.dtype.numpy_dtype if dtype is None else dtype)
+    self._num = self._sum = 0
+
+  def __getitem__(self, index) -> np.ndarray:
+    """Return `self[index]`; `index` is a whole number for a layer, `...`, or one slice for each axis."""
+    if index is ...:
+      index = (slice(None),) * len(self.shape)
+    elif isinstance(index, int):
+      return self[(slice(index, index + 1), *(slice(None),) * (len(self.shape) - 1))][0]
+    bounds = [piece.indices(size)[:2] for piece, size in zip(index, self.shape, strict=True)]
+    part = self._checked(lambda: self._array[tuple(slice(*bound) for bound in bounds)].read().result())
+    try:
+      check_finite(part, self._name)
+    except InputError:
+      raise DamageError(f"{self._name} holds values that are not finite") from None
+    self._sum = (self._sum + bit_sum(part, [start for start, _ in bounds], self.shape)) % (1 << 32)
+    self._num += part.size
+    if self._num == self._array.size and self._sum != self._fingerprint:
+      raise DamageError(f"{self._name} is not what was saved")
+    with np.errstate(over="ignore"):  # overflow is an error below
+      cast = np.asarray(part, self.dtype)
+    if cast.dtype != part.dtype and not np.isfinite(cast.astype(np.float32)).all():
+      raise InputError(f"{self._name} holds values that {self.dtype} cannot hold; use float32")
+    return cast
+
+  def verify(self) -> None:
+    """Read the whole array, a layer at a time."""
+    for row in range(self.shape[0] if len(self.shape) > 1 else 0):
+      self[row]
+    if len(self.shape) == 1:
+      self[...]
+
+  def _checked(self, read: Callable[[], Result]) -> Result:
+    try:
+      return read()
+    except (PermissionError, MemoryError):
+      raise
+    except Exception as error:  # tensorstore raises errors of any type for damaged files
+      if is_refusal(error):
+        raise
+      raise DamageError(f"its files cannot be read: {type(error).__name__}") from None
+
+
+def read_params(
+  workdir: pathlib.Path,
+  config: llama.LlamaConfig,
+  step: int | None,
+  use: Callable[[int, dict], Result],
+  *,
+  dtype: Any = None,
+) -> Result:
+  """Return use(step, params) for the newest checkpoint, or the one of this step; each of the params a `StoredWeight`.
+
+  `use` reads every element once, in `dtype` (None: as saved). Raises InputError, which lists
+  the sound steps, when the checkpoint is damaged. Also raises it when there is no such checkpoint, or when other files
+  of the workdir have changed since.
+  """
+
+  def attempt(number: int, use: Callable[[int, dict], Result]) -> Result:
+    return use(number, _stored(workdir, number, config, dtype))
+
+  deadline = time.monotonic() + VANISH_SECONDS
+  while True:
+    saved_steps = steps(workdir)
+    if not saved_steps:
+      raise InputError(f"{workdir} has no checkpoint any more; bring one back, or train again")
+    if step is not None and step not in saved_steps:
+      raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, saved_steps))}")
+    chosen = saved_steps[-1] if step is None else step
+    try:
+      return attempt(chosen, use)
+    except DamageError as error:
+      problem = error
+    # A running training removes old checkpoints, possibly this one.
+    while _has_checkpoint(workdir, chosen) and time.monotonic() < deadline and is_held(workdir / LOCK):
+      time.sleep(0.2)
+    if _has_checkpoint(workdir, chosen):
+      break
+  sound = [number for number in saved_steps if number != chosen and _is_sound(attempt, number)]
+  remedy = (
+    f"sound are the steps {', '.join(map(str, sound))}: give --step={sound[-1]}, or let train go on from there"
+    if sound
+    else "no other one is sound: bring one back"
+  )
+  raise InputError(f"{describe_checkpoint(workdir, chosen)} is damaged ({problem}); {remedy}")
+
+
+def _is_sound(attempt: Callable, step: int) -> bool:
+  def verify(_, params: dict) -> None:
+    for weight in jax.tree.leaves(params):
+      weight.verify()
+
+  try:
+    attempt(step, verify)
+  except DamageError:
+    return False
+  return True
+
+
+def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype) -> dict:
+  """Return the params of a checkpoint; DamageError when they are not all there."""
+  folder = (workdir / CHECKPOINTS / str(step)).absolute()
+
+  def expected(run: dict) -> dict:
+    saved = run["arrays"]["params/embed"].split("[")[0]
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, saved), llama.unboxed_shapes(config))
+    return array_types({"params": shapes})
+
+  run = open_checkpoint(folder, step, lambda run: check_files(workdir, run), expected)
+  weights = {}
+  for name in flatten_dict(llama.unboxed_shapes(config), sep="/"):
+    fingerprint = run["fingerprints"][f"params/{name}"]
+    weights[name] = StoredWeight(folder / "params", name, fingerprint=fingerprint, dtype=dtype)
+  return unflatten_dict(weights, sep="/")
+
+
+def _has_checkpoint(workdir: pathlib.Path, step: int) -> bool:
+  return (workdir / CHECKPOINTS / str(step)).is_dir()

@@ -1,0 +1,20 @@
+"""Weights move from the layout of training to that of decoding, in the dtype to compute in."""
+
+import jax
+import numpy as np
+import pytest
+from modelkit import STATE_MODEL, abstract, make_state
+
+from insec_jax.generation import placement
+from insec_jax.model import llama
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
+def test_the_weights_of_training_are_laid_out_for_decoding(shape):
+  params = make_state(abstract(shape)).params
+  moved, mesh = placement.from_training(params, STATE_MODEL, compute="bfloat16", mesh=params["embed"].sharding.mesh)
+  expected = llama.unstack(jax.tree.map(lambda weight: weight.astype("bfloat16"), params), STATE_MODEL)
+  jax.tree.map(np.testing.assert_array_equal, moved, expected)
+  assert mesh.size == np.prod(shape)
+  placed = placement.params_shardings(STATE_MODEL, mesh)
+  assert jax.tree.all(jax.tree.map(lambda weight, where: weight.sharding == where, moved, placed))
