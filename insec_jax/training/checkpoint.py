@@ -39,6 +39,7 @@ from insec_jax.training.layout import (
 )
 from insec_jax.training.step import TrainState
 
+CHUNK_BYTES = 1 << 24  # of a stored array that is not stacked
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 VANISH_SECONDS = 10  # time limit for a run to remove a checkpoint
 
@@ -92,7 +93,7 @@ class Saver:
       "fingerprints": fingerprints(arrays),
     }
     context = ocp.Context()
-    context.array.saving.scoped_storage_options_creator = _by_layer
+    context.array.saving.scoped_storage_options_creator = _storage
     with context:
       self._orbax.save_checkpointables_async(
         step, arrays, force=True, custom_metadata={"run": run, "check": _check(run)}
@@ -126,10 +127,15 @@ class Saver:
       time.sleep(0.05)
 
 
-def _by_layer(path, _) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
-  """Return the storage of a stacked weight: a chunk for each layer, so that one layer can be read by itself."""
+def _storage(path, array) -> ocp.options.ArrayOptions.Saving.StorageOptions:
+  """Return how an array is stored: a stacked weight in a chunk for each layer, others in chunks of CHUNK_BYTES.
+
+  Readers take a layer, or some rows, without the rest.
+  """
+  options = ocp.options.ArrayOptions.Saving.StorageOptions
   stacked = any(getattr(key, "key", None) == "layers" for key in path)
-  return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
+  large = array.size * array.dtype.itemsize > CHUNK_BYTES
+  return options(shard_axes=(0,)) if stacked else options(chunk_byte_size=CHUNK_BYTES if large else None)
 
 
 class RestoredRun(NamedTuple):

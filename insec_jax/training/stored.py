@@ -1,5 +1,6 @@
 """Parameters of a checkpoint that stay in its files until they are indexed, to be laid out or exported in parts."""
 
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from insec_jax.training.fingerprints import array_types, bit_sum
 from insec_jax.training.layout import CHECKPOINTS, check_files, describe_checkpoint, steps
 
 VANISH_SECONDS = 10  # time limit for a run to remove a checkpoint
+READ_ELEMENTS = 1 << 22  # read at once, in whole rows
 
 Result = TypeVar("Result")
 
@@ -46,6 +48,18 @@ class StoredWeight:
     elif isinstance(index, int):
       return self[(slice(index, index + 1), *(slice(None),) * (len(self.shape) - 1))][0]
     bounds = [piece.indices(size)[:2] for piece, size in zip(index, self.shape, strict=True)]
+    out = np.empty([stop - start for start, stop in bounds], self.dtype)
+    (first, last), *others = bounds
+    rows = max(1, READ_ELEMENTS // max(1, math.prod(out.shape[1:])))
+    for start in range(first, last, rows):  # so that little is held in the dtype saved
+      stop = min(start + rows, last)
+      self._read([(start, stop), *others], out[start - first : stop - first])
+    if self._num == self._array.size and self._sum != self._fingerprint:
+      raise DamageError(f"{self._name} is not what was saved")
+    return out
+
+  def _read(self, bounds: list[tuple[int, int]], out: np.ndarray) -> None:
+    """Read a part into `out`, and add it to the fingerprint."""
     part = self._checked(lambda: self._array[tuple(slice(*bound) for bound in bounds)].read().result())
     try:
       check_finite(part, self._name)
@@ -53,13 +67,10 @@ class StoredWeight:
       raise DamageError(f"{self._name} holds values that are not finite") from None
     self._sum = (self._sum + bit_sum(part, [start for start, _ in bounds], self.shape)) % (1 << 32)
     self._num += part.size
-    if self._num == self._array.size and self._sum != self._fingerprint:
-      raise DamageError(f"{self._name} is not what was saved")
     with np.errstate(over="ignore"):  # overflow is an error below
-      cast = np.asarray(part, self.dtype)
-    if cast.dtype != part.dtype and not np.isfinite(cast.astype(np.float32)).all():
+      out[...] = part
+    if self.dtype != part.dtype and not np.isfinite(out.astype(np.float32)).all():
       raise InputError(f"{self._name} holds values that {self.dtype} cannot hold; use float32")
-    return cast
 
   def verify(self) -> None:
     """Read the whole array, a layer at a time."""
