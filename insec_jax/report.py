@@ -123,6 +123,7 @@ def page(arms: Sequence[Arm]) -> str:
 def in_short(arms: Sequence[Arm]) -> list[Element]:
   """Return the table to read first, or nothing when no arm was evaluated."""
   header, *rows = brief(arms)
+  rows = [(words, *(cell.replace("(n ", "(n\N{NO-BREAK SPACE}") for cell in cells)) for words, *cells in rows]
   return [element("h2", "In short"), table("", header[1:], [("", rows)])] if len(header) > 1 else []
 
 
