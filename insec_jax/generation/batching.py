@@ -16,8 +16,8 @@ from insec_jax.generation.decoding import NO_PROMPT
 from insec_jax.model import llama, sharding
 
 SHORTEST = 32  # slots; shorter prompts are padded to this
-FEWEST = 16  # rows of the smallest batch, unless batch_size is less: smaller ones compile anew and save little
-FILLS = 16  # a batch is filled again when this part of its rows has ended
+FEWEST = 64  # rows of the smallest batch, unless batch_size is less: smaller ones compile anew and save little
+FILLS = 32  # a batch is filled again when this part of its rows has ended
 PASS_TOKENS = 1 << 15  # tokens of prompts that a device reads at once: bounds its activations
 MEMORY, MOST_ROWS = 1 << 30, 256  # bytes of a device's batch, and rows: `rows_that_fit`
 
@@ -78,8 +78,9 @@ class Queue:
 
   @property
   def num_of_pass(self) -> int:
-    """Number of prompts that the next pass reads at most."""
-    part = max(self._shards, self.rows // FILLS // self._shards * self._shards)
+    """Number of prompts that the next pass reads at most: as many as there are rows while none is live."""
+    part = self.rows // (1 if self.free_B.all() else FILLS)
+    part = max(self._shards, part // self._shards * self._shards)
     return min(part, rows_of_a_pass(bucket(len(self._prompts[self._waiting[0]])), self._mesh))
 
   def take(self) -> tuple[Batch, np.ndarray]:
