@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax import command, config_build
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import tokenizer_files, tokens
+from insec_jax.data import tokenizer_files, vocabulary
 from insec_jax.files.reading import local_path, read_json, read_text
 from insec_jax.generation import loading
 from insec_jax.model import build, hf, hf_writing, llama
@@ -65,7 +65,7 @@ class SidecarFiles(NamedTuple):
 def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   """Read, check and rewrite the HF folder, tensor by tensor."""
   config = hf.read_config(folder)
-  tokenizer = tokens.load(str(folder))
+  tokenizer = vocabulary.load(str(folder))
   config = build.with_ends(config, tokenizer, vocab_size=config.vocab_size)
   card = folder / CARD
   hf_writing.save(
@@ -84,7 +84,7 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   layout.check_kinds(workdir)
   config = config_build.build(read_json(workdir / layout.CONFIG, "the config of a run"))
   model_config = layout.read_model(workdir)
-  model = with_ids(model_config, tokens.load(str(workdir / layout.TOKENIZER)))
+  model = with_ids(model_config, vocabulary.load(str(workdir / layout.TOKENIZER)))
   environment = read_json(workdir / "environment.json", "the environment of a run")
 
   def write(step: int, weights: dict) -> None:

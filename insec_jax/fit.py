@@ -21,7 +21,7 @@ from absl import flags
 from insec_jax import command, config_build, config_file
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.model import build, hf, llama, sharding
@@ -77,7 +77,7 @@ def model_of(config: Config) -> llama.LlamaConfig:
   if not config.model.path:
     size = config.model.size
     is_given = size.get("vocab_size") is not None
-    return build.model_of_size(size, None if is_given else len(tokens.open_tokenizer(config).tokenizer))
+    return build.model_of_size(size, None if is_given else len(vocabulary.open_tokenizer(config).tokenizer))
   folder = pathlib.Path(config.model.path)
   if not (folder / hf.CONFIG).is_file():
     raise InputError(
@@ -87,7 +87,7 @@ def model_of(config: Config) -> llama.LlamaConfig:
   model_config = hf.read_config(folder)
   if not (pathlib.Path(config.tokenizer.path or folder) / "tokenizer.json").is_file():
     return model_config
-  num_tokens = len(tokens.open_tokenizer(config).tokenizer)
+  num_tokens = len(vocabulary.open_tokenizer(config).tokenizer)
   return dataclasses.replace(model_config, vocab_size=build.vocabulary_for(num_tokens, model_config.vocab_size))
 
 

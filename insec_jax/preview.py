@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax import command, config_file
 from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.data import packing, pipeline, template, tokens
+from insec_jax.data import packing, pipeline, template, vocabulary
 from insec_jax.data.tokens import Example
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.method import roles
@@ -32,7 +32,7 @@ def main() -> None:
   config = build(CONFIG.value)
   if HTML.value is not None:
     check_output(HTML.value, "--html", config_file.files_read(config))
-  tokenizer = tokens.open_tokenizer(config).tokenizer
+  tokenizer = vocabulary.open_tokenizer(config).tokenizer
   template.fix_date(tokenizer, template.today())
   examples, long_train = pipeline.load_examples(config, tokenizer, "train")
   # Loaded for its errors, which would else appear only in training.

@@ -15,7 +15,7 @@ import safetensors.numpy
 from datakit import write_lines
 
 from insec_jax.config import TokenizerConfig
-from insec_jax.data.tokens import build_tokenizer
+from insec_jax.data.vocabulary import build_tokenizer
 from insec_jax.model import build, hf_config, hf_writing
 
 ROOT = pathlib.Path(__file__).parents[1]

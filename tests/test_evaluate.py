@@ -6,7 +6,7 @@ import datakit
 import pytest
 from modelkit import run, save_model
 
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.generation.loading import MARKERS
 from insec_jax.method import tasks
 
@@ -56,9 +56,9 @@ def done(tmp_path_factory):
     data__num_records=1,
     mistakes__source="injected",
   )
-  plain = tokens.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
+  plain = vocabulary.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
   save_model(folder / "untuned", plain)
-  save_model(folder / "trained", tokens.open_tokenizer(config).tokenizer)
+  save_model(folder / "trained", vocabulary.open_tokenizer(config).tokenizer)
   (folder / "trained" / MARKERS).write_text(
     json.dumps({"flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"})
   )

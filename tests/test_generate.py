@@ -13,7 +13,7 @@ import pytest
 from datakit import write_lines
 from modelkit import run, save_model
 
-from insec_jax.data import tokens
+from insec_jax.data import tokens, vocabulary
 from insec_jax.generation.loading import MARKERS, load_model
 from insec_jax.generation.sampler import Sampler
 from insec_jax.method.transcript import Markers, clean_text
@@ -112,7 +112,7 @@ def test_one_line_comes_out_for_each_in_the_same_order(folder, done):
   assert [set(line) - {"id"} for line in found] == [{"prompt", "text", "clean", "tokens", "logprobs", "finish"}] * 3
   assert [line["prompt"] for line in found[:2]] == [prompt["prompt"] for prompt in PROMPTS[:2]]
   assert found[1]["id"] == 5
-  assert found[2]["prompt"] == tokens.load(str(folder / "marked")).decode(PROMPTS[2]["tokens"])
+  assert found[2]["prompt"] == vocabulary.load(str(folder / "marked")).decode(PROMPTS[2]["tokens"])
 
 
 def test_tokens_and_logprobs_are_those_of_the_sampler_and_text_is_theirs(folder, done):

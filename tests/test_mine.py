@@ -10,7 +10,7 @@ import datakit
 import pytest
 from modelkit import ROOT, run, save_model
 
-from insec_jax.data import records, tokens
+from insec_jax.data import records, vocabulary
 from insec_jax.method import tasks
 from insec_jax.method.roles import MISTAKE
 
@@ -72,9 +72,9 @@ def home(tmp_path_factory):
     data__num_records=1,
     mistakes__source="injected",
   )
-  plain = tokens.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
+  plain = vocabulary.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
   save_model(folder / "untuned", plain)
-  save_model(folder / "trained", tokens.open_tokenizer(config).tokenizer)
+  save_model(folder / "trained", vocabulary.open_tokenizer(config).tokenizer)
   (folder / "trained" / "insec.json").write_text(
     json.dumps({"flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"})
   )

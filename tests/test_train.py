@@ -14,7 +14,7 @@ from datakit import write_lines
 from modelkit import run, small_llama
 
 from insec_jax.config import TokenizerConfig
-from insec_jax.data.tokens import build_tokenizer
+from insec_jax.data.vocabulary import build_tokenizer
 from insec_jax.generation.loading import load_model
 from insec_jax.model import build, hf_writing, sharding
 from insec_jax.training import layout

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import mixture, tokens
+from insec_jax.data import mixture, tokens, vocabulary
 from insec_jax.data.packing import Rows, pack
 from insec_jax.data.tokens import Example, TooLong
 from insec_jax.method import roles
@@ -81,7 +81,7 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
   heldout = pack(heldout_examples, config.data.row_length)
   left_out = LeftOut(long_train, long_heldout)
   # The held-out loss counts every token with a role; confidence tokens are input only, never a target.
-  ids = tokens.find_markers(tokenizer, config.tokenizer).confidence_ids
+  ids = vocabulary.find_markers(tokenizer, config.tokenizer).confidence_ids
   heldout.role_BT[np.isin(heldout.token_BT, ids)] = roles.NO_ROLE
   return Data(train, heldout, receipt(examples, train, config, left_out), left_out)
 

@@ -1,26 +1,20 @@
-"""Tokens: tokenizers with markers, and transcripts as tokens that each have a role and a weight.
+"""Tokens: transcripts as tokens that each have a role and a weight.
 
 Letters that end array names are those of encoding.py.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import os
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
-from insec_jax.config import Config, TokenizerConfig
-from insec_jax.data import tokenizer_files
+from insec_jax.config import Config
 from insec_jax.data.encoding import (
+  EncodedRecords,
   Span,
   TooLongError,
   begin_parts,
@@ -33,23 +27,12 @@ from insec_jax.data.encoding import (
 from insec_jax.data.negatives import negatives
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import Template, check_syntax
-from insec_jax.method import roles, tasks
-from insec_jax.method.mistakes import paper_reason
+from insec_jax.data.vocabulary import find_markers
+from insec_jax.method import roles
 from insec_jax.method.transcript import Piece, Transcript
 
-PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 # End tokens of Llama 3.1: of a text, of a tool call and of a turn.
 LLAMA_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
-
-
-class MarkedTokenizer(NamedTuple):
-  """A tokenizer with its markers; ids are None for plain words, `num_added` is the growth of the vocabulary."""
-
-  tokenizer: PreTrainedTokenizerFast
-  flag_id: int | None
-  fix_id: int | None
-  confidence_ids: tuple[int, ...]
-  num_added: int
 
 
 class TooLong(NamedTuple):
@@ -73,133 +56,6 @@ class Example:
   where: str
   num_boundary: int
   num_end: int
-
-
-def load(folder: str) -> PreTrainedTokenizerFast:
-  """Return the tokenizer of an HF folder, as its tokenizer.json defines it, without downloads.
-
-  It neither truncates nor pads, whatever the file says. Raises InputError when it cannot be opened.
-  """
-  path = Path(folder)
-  listed = tokenizer_files.check(path)
-  try:
-    with _without_panics():  # directly first: the library reports a damaged file in more detail than transformers
-      backend = tokenizers.Tokenizer.from_file(str(path / tokenizer_files.BACKEND))
-      _cut_and_pad_nothing(backend)
-      backend.encode("a b")
-    # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-  except (OSError, MemoryError):
-    raise
-  except BaseException as error:  # the two libraries may raise anything; a Rust panic is no Exception
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-      raise
-    raise InputError(
-      f"the tokenizer in {folder!r} cannot be opened ({' '.join(str(error).split()):.200}); write it again"
-    ) from None
-  _cut_and_pad_nothing(tokenizer.backend_tokenizer)
-  for content, number in listed.items():
-    if (given := tokenizer.backend_tokenizer.token_to_id(content)) != number:
-      raise InputError(
-        f"the tokenizer in {folder!r} says that {content!r:.60} is token {number}, it becomes {given}; write it again"
-      )
-  return tokenizer
-
-
-def _cut_and_pad_nothing(backend: tokenizers.Tokenizer) -> None:
-  backend.no_truncation()
-  backend.no_padding()
-
-
-@contextlib.contextmanager
-def _without_panics() -> Iterator[None]:
-  """Keep Rust's panic message off stderr; the exception that follows says the same in one line."""
-  kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-  os.dup2(null, 2)
-  try:
-    yield
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)
-    os.close(null)
-
-
-def build_tokenizer(symbols: Sequence[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-  """Return a tokenizer with one token for each symbol, pad, end, unknown and the two markers; decoding is exact.
-
-  Longer symbols match first. A character of no symbol becomes the unknown token, for which `tokenize` raises.
-  """
-  markers = (config.flag, config.fix)
-  words = list(symbols) + ([] if config.special else [marker for marker in markers if marker not in symbols])
-  vocabulary = {word: number for number, word in enumerate([PAD, END, UNKNOWN, *words])}
-  if len(vocabulary) != len(words) + 3:
-    raise ValueError("a symbol is given twice, or is one of the reserved words")
-  backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-  longest_first = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-  backend.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), behavior="isolated")
-  backend.decoder = decoders.Fuse()
-  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=PAD, unk_token=UNKNOWN)
-  return add_markers(tokenizer, config).tokenizer
-
-
-def add_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
-  """Make both markers special tokens of the tokenizer, in place, and return it; with special=False nothing changes.
-
-  Confidence tokens, where the config has any, become special tokens as well.
-  """
-  if not config.special:
-    return MarkedTokenizer(tokenizer, None, None, (), 0)
-  before = len(tokenizer)
-  markers = (config.flag, config.fix, *config.confidence_names)
-  tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers], special_tokens=True)
-  return _marked(tokenizer, config, len(tokenizer) - before)
-
-
-def find_markers(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> MarkedTokenizer:
-  """Return the tokenizer of a trained model with the markers it already has; raise InputError if one is missing."""
-  return MarkedTokenizer(tokenizer, None, None, (), 0) if not config.special else _marked(tokenizer, config, 0)
-
-
-def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig, num_added: int) -> MarkedTokenizer:
-  ids = []
-  added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-  special = {
-    token.content: number for number, token in added.items() if token.special and not token.lstrip and not token.rstrip
-  }
-  for marker in (config.flag, config.fix, *config.confidence_names):
-    if marker not in special:
-      raise InputError(
-        f"the tokenizer has no special token {marker!r} that keeps the white space around it; name one that "
-        "it has in tokenizer.flag and tokenizer.fix, or train a model that has it"
-      )
-    ids.append(special[marker])
-  return MarkedTokenizer(tokenizer, *ids[:2], tuple(ids[2:]), num_added)
-
-
-def open_tokenizer(config: Config) -> MarkedTokenizer:
-  """Return the config's tokenizer with markers: from tokenizer.path, model.path, or built from the task's symbols."""
-  marked = _open_tokenizer(config)
-  if config.mistakes.reason == "paper":
-    _check_can_write(paper_reason("calc", config.mistakes.unit), marked.tokenizer)
-  return marked
-
-
-def _check_can_write(words: str, tokenizer: PreTrainedTokenizerFast) -> None:
-  """Raise InputError where the tokenizer has no tokens for the words of the paper's annotation."""
-  if tokenizer.unk_token_id in tokenizer.backend_tokenizer.encode(words, add_special_tokens=False).ids:
-    raise InputError(
-      f"mistakes.reason='paper' writes {words!r}, for which the tokenizer has no tokens; "
-      "use 'none', 'label' or 'recompute', or a tokenizer for English in tokenizer.path"
-    )
-
-
-def _open_tokenizer(config: Config) -> MarkedTokenizer:
-  if folder := config.tokenizer.path or config.model.path:
-    return add_markers(load(folder), config.tokenizer)
-  symbols = None if config.task.name == "records" else tasks.get(config.task).symbols
-  if symbols is None:
-    raise InputError(f"task.name={config.task.name!r} has no symbols to build a tokenizer from; give tokenizer.path")
-  return add_markers(build_tokenizer(symbols, config.tokenizer), config.tokenizer)
 
 
 def tokenize(content: Transcript | Chat, where: str, tokenizer: PreTrainedTokenizerFast, config: Config) -> Example:
@@ -239,9 +95,15 @@ def tokenize_all(
     fit = [content for number, content in enumerate(contents) if number not in error.num_tokens]
     return tokenize_all(fit, tokenizer, config) if fit else []
   check_like_whole_text(parts_of_example, encoded, tokenizer)
-  negative_N = negatives(parts_of_example, wheres, encoded, tokenizer)
+  return _examples(parts_of_example, wheres, encoded, negatives(parts_of_example, wheres, encoded, tokenizer))
+
+
+def _examples(
+  parts_of_example: list[list[Span]], wheres: list[str], encoded: EncodedRecords, negative_N: np.ndarray
+) -> list[Example]:
+  """Return the tokens of each example, with role and weight of the part that owns each."""
   parts = list(itertools.chain.from_iterable(parts_of_example))
-  example_P = np.repeat(np.arange(len(contents)), [len(example_parts) for example_parts in parts_of_example])
+  example_P = np.repeat(np.arange(len(wheres)), [len(example_parts) for example_parts in parts_of_example])
   weight_P = np.array([part.weight for part in parts], np.float32)
   role_P = np.array([part.role for part in parts], np.int8)
   owner_N, is_boundary_N = owner_of_tokens(encoded.start_N, encoded.stop_N, encoded.end_P, role_P, weight_P)
@@ -258,7 +120,7 @@ def tokenize_all(
   role_N = role_P[owner_N]
   weight_N = weight_P[owner_N]
   is_end_N = np.array([part.is_end for part in parts])[owner_N]
-  first_E = np.searchsorted(example_N, np.arange(len(contents) + 1))
+  first_E = np.searchsorted(example_N, np.arange(len(wheres) + 1))
   examples = []
   for number, where in enumerate(wheres):
     span = slice(first_E[number], first_E[number + 1])

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax import config_build
 from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.files.reading import local_path, read_json
 from insec_jax.generation import placement
 from insec_jax.method.transcript import Markers
@@ -79,13 +79,13 @@ def load_model(folder: str, *, step: int | None = None, mesh: str = "", compute:
   is_run = is_workdir(path)
   if is_run:
     check_kinds(path)
-    config, tokenizer = read_model(path), tokens.load(str(path / TOKENIZER))
+    config, tokenizer = read_model(path), vocabulary.load(str(path / TOKENIZER))
     run = config_build.build(read_json(path / CONFIG, "the config of a run"))
     compute = compute or compute_dtype(run.precision.compute)
   elif step is not None:
     raise InputError(f"--step={step} names a checkpoint of a workdir, and {path} is an HF folder; leave it out")
   else:
-    config, tokenizer = hf.read_config(path), tokens.load(str(path))
+    config, tokenizer = hf.read_config(path), vocabulary.load(str(path))
     compute = compute or compute_dtype(hf.stored(path, config)["embed"].dtype)
   devices = placement.choose_mesh(config, compute=compute, requested=mesh)
   shardings = placement.params_shardings(config, devices)
@@ -118,7 +118,7 @@ def load_model(folder: str, *, step: int | None = None, mesh: str = "", compute:
 
 def with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
   """Return the model with these markers, which its tokenizer has."""
-  ids = tokens.find_markers(model.tokenizer, settings)
+  ids = vocabulary.find_markers(model.tokenizer, settings)
   return model._replace(
     markers=Markers(settings.flag, settings.fix),
     flag_id=ids.flag_id,
@@ -183,8 +183,8 @@ def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel
     return loaded
   # Without confidence tokens: the model was never trained to read any.
   settings = dataclasses.replace(config.tokenizer, confidence=(), confidence_first=())
-  tokenizer = tokens.load(config.tokenizer.path) if config.tokenizer.path else loaded.tokenizer
-  tokens.add_markers(tokenizer, settings)
+  tokenizer = vocabulary.load(config.tokenizer.path) if config.tokenizer.path else loaded.tokenizer
+  vocabulary.add_markers(tokenizer, settings)
   params, model_config = loaded.params, loaded.config
   if len(tokenizer) > model_config.vocab_size:
     grown = dataclasses.replace(model_config, vocab_size=build.vocabulary_for(len(tokenizer), model_config.vocab_size))

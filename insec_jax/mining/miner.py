@@ -32,7 +32,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import REMOVED, Config
-from insec_jax.data import tokens
+from insec_jax.data import tokens, vocabulary
 from insec_jax.data.encoding import special_pattern
 from insec_jax.data.problems import problems_to_mine
 from insec_jax.files.chunks import ChunkStore
@@ -96,7 +96,7 @@ class Miner:
     self._writer, self._task, self._config, self._seed = writer, task, config, seed
     self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
     # The model may have no confidence tokens yet: the records use those that it will be trained with.
-    self._tokenizer = tokens.add_markers(copy.deepcopy(writer.tokenizer), config.tokenizer).tokenizer
+    self._tokenizer = vocabulary.add_markers(copy.deepcopy(writer.tokenizer), config.tokenizer).tokenizer
     self._names = config.tokenizer.confidence_names
     self._special = special_pattern(self._tokenizer)
     self._problems = problems_to_mine(task, config, seed=seed)

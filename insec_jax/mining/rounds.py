@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.distributed.processes import Processes
 from insec_jax.files.chunks import ChunkStore
 from insec_jax.files.reading import read_json
@@ -140,7 +140,7 @@ def _miner(
   """Return a miner with these parameters, moved to the layout of decoding on the devices of this process."""
   compute = config.precision.compute
   params, mesh = placement.from_training(params, model_config, compute=compute, mesh=params["embed"].sharding.mesh)
-  marked = tokens.find_markers(tokenizer, config.tokenizer)
+  marked = vocabulary.find_markers(tokenizer, config.tokenizer)
   # Before the first round the model was not trained on confidence tokens, so it writes without them.
   confidence, confidence_first, ids = (
     (config.tokenizer.confidence, config.tokenizer.confidence_first, marked.confidence_ids)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import pipeline, template, tokens
+from insec_jax.data import pipeline, template, vocabulary
 from insec_jax.distributed.processes import Processes
 from insec_jax.model import attention, build, llama, sharding
 from insec_jax.training import checkpoint, layout, optimizer
@@ -60,7 +60,7 @@ class Run(NamedTuple):
 
 def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   """Return the run before its first step: weights from model.path, or random ones of model.size, drawn by the seed."""
-  tokenizer = tokens.open_tokenizer(config).tokenizer
+  tokenizer = vocabulary.open_tokenizer(config).tokenizer
   # All use the date of process 0. It is saved with the tokenizer for resumption, generate and export.
   template.fix_date(tokenizer, processes.gather("the date", template.today() if processes.is_first else None)[0])
   before = build.starting_model(config, tokenizer)
@@ -85,7 +85,7 @@ def resume(
 ) -> tuple[Run, list[int]]:
   """Return (run after the newest sound checkpoint of the steps found, damaged newer steps); model.path is not read."""
   model_config = layout.read_model(workdir)
-  tokenizer = tokens.load(str(workdir / layout.TOKENIZER))
+  tokenizer = vocabulary.load(str(workdir / layout.TOKENIZER))
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
 

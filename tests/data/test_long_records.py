@@ -11,7 +11,7 @@ import pytest
 from datakit import IM_TEMPLATE, bpe_tokenizer, config, write_lines
 
 from insec_jax.command import InputError
-from insec_jax.data import encoding, pipeline, tokens
+from insec_jax.data import encoding, pipeline, tokens, vocabulary
 from insec_jax.method.tasks import gsm8k_records
 from insec_jax.method.transcript import split_steps
 
@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 DIGEST = """
 import hashlib, sys
 from datakit import bpe_tokenizer, config
-from insec_jax.data import pipeline, tokens
+from insec_jax.data import pipeline, tokens, vocabulary
 some = config(data__path=sys.argv[1], data__num_heldout=1, mistakes__source="injected", mistakes__share=1.0,
               mistakes__unit="sentence")
-tokenizer = tokens.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
+tokenizer = vocabulary.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
 print(hashlib.sha256(pipeline.load_data(some, tokenizer).train.token_BT.tobytes()).hexdigest())
 """
 
@@ -33,7 +33,7 @@ def said(text):
 
 def load(tmp_path, lines, **changes):
   some = config(data__path=write_lines(tmp_path / "r.jsonl", lines), data__row_length=16, **changes)
-  return pipeline.load_data(some, tokens.build_tokenizer((*"0123456789ab?",), some.tokenizer))
+  return pipeline.load_data(some, vocabulary.build_tokenizer((*"0123456789ab?",), some.tokenizer))
 
 
 def test_a_record_too_long_is_refused_unless_it_is_to_be_dropped(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from datakit import config, write_lines
 
 from insec_jax.command import InputError
-from insec_jax.data import pipeline, tokens
+from insec_jax.data import pipeline, vocabulary
 from insec_jax.data.packing import Rows
 from insec_jax.method.roles import NO_ROLE
 
@@ -121,7 +121,7 @@ def test_the_receipt_counts_what_is_trained(tmp_path):
   ]
   path = write_lines(tmp_path / "r.jsonl", [{"pieces": pieces}, {"pieces": [{"role": "text", "text": "bb"}]}])
   some = config(data__path=path, data__row_length=16)
-  data = pipeline.load_data(some, tokens.build_tokenizer(("a", "b"), some.tokenizer))
+  data = pipeline.load_data(some, vocabulary.build_tokenizer(("a", "b"), some.tokenizer))
   lines = {line.split()[0]: line.split() for line in data.receipt.splitlines()}
   # In order: text, its end, two flags, |-2| for the reason, correction; then text (its first is no target) and its end.
   total = 1 + 0.5 + 2 + 2 + 2 + 1 + 0.5
@@ -145,7 +145,7 @@ def test_the_receipt_counts_negatives_when_they_weigh_something(tmp_path):
   receipts = {}
   for repeat in (0.0, 0.75):
     some = config(data__path=path, data__row_length=16, loss__repeat=repeat)
-    receipts[repeat] = pipeline.load_data(some, tokens.build_tokenizer(("a", "b"), some.tokenizer)).receipt
+    receipts[repeat] = pipeline.load_data(some, vocabulary.build_tokenizer(("a", "b"), some.tokenizer)).receipt
   # Each record: two flags, two tokens of the correction, and an end of weight 0.5.
   line = f"negative tokens   2 where a correction could repeat its mistake, weight 0.75 each: {1.5 / 9:.1%} "
   assert line in receipts[0.75]
@@ -177,9 +177,9 @@ def test_tokens_of_confidence_are_in_no_held_out_loss_and_in_no_loss_of_training
     tokenizer__path=str(tmp_path),
     mistakes__source="recorded",
   )
-  tokens.build_tokenizer([*"0123456789+?\n"], some.tokenizer).save_pretrained(tmp_path)
-  tokenizer = tokens.open_tokenizer(some).tokenizer
-  ids = tokens.find_markers(tokenizer, some.tokenizer).confidence_ids
+  vocabulary.build_tokenizer([*"0123456789+?\n"], some.tokenizer).save_pretrained(tmp_path)
+  tokenizer = vocabulary.open_tokenizer(some).tokenizer
+  ids = vocabulary.find_markers(tokenizer, some.tokenizer).confidence_ids
   data = pipeline.load_data(some, tokenizer)
   sure_BT = np.isin(data.heldout.token_BT, ids)
   assert sure_BT.sum() == 30

@@ -8,7 +8,7 @@ from datakit import bpe_tokenizer, config
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
-from insec_jax.data import tokenizer_files, tokens
+from insec_jax.data import tokenizer_files, vocabulary
 
 OTHERS = {
   "special_tokens_map.json": '{"bos_token":  "<|bos|>"}',
@@ -48,8 +48,8 @@ def files_of(folder):
 
 
 def test_a_tokenizer_that_gets_no_token_keeps_every_byte_of_every_file(source, tmp_path):
-  marked = tokens.add_markers(
-    tokens.load(str(source)), config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>").tokenizer
+  marked = vocabulary.add_markers(
+    vocabulary.load(str(source)), config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>").tokenizer
   )
   tokenizer_files.save(marked.tokenizer, source, tmp_path / "out")
   before = files_of(source)
@@ -58,7 +58,7 @@ def test_a_tokenizer_that_gets_no_token_keeps_every_byte_of_every_file(source, t
 
 
 def test_added_markers_are_all_that_changes_in_the_files(source, tmp_path):
-  marked = tokens.add_markers(tokens.load(str(source)), config().tokenizer)
+  marked = vocabulary.add_markers(vocabulary.load(str(source)), config().tokenizer)
   tokenizer_files.save(marked.tokenizer, source, tmp_path / "out")
   before, after = files_of(source), files_of(tmp_path / "out")
   changed = {name for name in after if after[name] != before[name]}
@@ -71,7 +71,7 @@ def test_added_markers_are_all_that_changes_in_the_files(source, tmp_path):
   assert {settings["added_tokens_decoder"].pop(str(number))["content"] for number in marked[1:3]} == {"<err>", "<fix>"}
   assert list(settings.items()) == list(SETTINGS.items())
   assert json.loads(after["added_tokens.json"]) == {"<|eot|>": 5, "<err>": marked.flag_id, "<fix>": marked.fix_id}
-  again = tokens.find_markers(tokens.load(str(tmp_path / "out")), config().tokenizer)
+  again = vocabulary.find_markers(vocabulary.load(str(tmp_path / "out")), config().tokenizer)
   assert again[1:3] == marked[1:3]
 
 
@@ -100,12 +100,12 @@ def test_a_token_with_two_ids_is_refused(source):
   with pytest.raises(
     InputError, match=r"tokenizer_config\.json gives '<\|eos\|>' the id 3, tokenizer\.json gives it 2"
   ):
-    tokens.load(str(source))
+    vocabulary.load(str(source))
   added = json.loads((source / "tokenizer.json").read_text())["added_tokens"]
   changed(source, "tokenizer_config.json", added_tokens_decoder={})
   changed(source, "tokenizer.json", added_tokens=[{**added[0], "id": 1}, *added[1:]])
   with pytest.raises(InputError, match="two added tokens have one id"):
-    tokens.load(str(source))
+    vocabulary.load(str(source))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_token_with_two_ids_is_refused(source):
 def test_a_damaged_tokenizer_is_one_line(fields, source):
   changed(source, "tokenizer.json", **fields)
   with pytest.raises(InputError) as error:
-    tokens.load(str(source))
+    vocabulary.load(str(source))
   assert "\n" not in str(error.value)
   assert len(str(error.value)) < 500
 
@@ -134,20 +134,20 @@ def test_a_fifo_in_place_of_a_tokenizers_file_is_refused(name, source):
   (source / name).unlink()
   os.mkfifo(source / name)
   with pytest.raises(InputError, match=rf"{name} is a FIFO"):
-    tokens.load(str(source))
+    vocabulary.load(str(source))
 
 
 @pytest.mark.parametrize("name", ["a", "<|stranger|>"])
 def test_a_text_cannot_end_with_a_token_that_is_not_special(name, source):
   changed(source, "tokenizer_config.json", eos_token=name)
   with pytest.raises(InputError, match="is none of the tokens that"):
-    tokens.load(str(source))
+    vocabulary.load(str(source))
 
 
 def test_a_panic_of_the_library_is_one_line_and_nothing_else_is_said(source, capfd):
   changed(source, "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
   with pytest.raises(InputError, match="cannot be opened"):
-    tokens.load(str(source))
+    vocabulary.load(str(source))
   assert capfd.readouterr().err == ""
 
 
@@ -156,4 +156,4 @@ def test_an_added_token_that_the_vocabulary_calls_otherwise_is_refused(source):
   fields["model"]["vocab"]["<|head}|>"] = fields["model"]["vocab"].pop("<|head|>")
   (source / "tokenizer.json").write_text(json.dumps(fields))
   with pytest.raises(InputError, match=r"says that '<\|head\|>' is token 3, it becomes [0-9]+"):
-    tokens.load(str(source))
+    vocabulary.load(str(source))

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tokenizers
 from datakit import IM_TEMPLATE, LLAMA_TEMPLATE, bpe_tokenizer, config, write_lines
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
-from insec_jax.data import encoding, mixture, tokens
+from insec_jax.data import encoding, mixture, tokens, vocabulary
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import DATE, DATE_KEY, fix_date
 from insec_jax.method import roles
@@ -31,12 +31,12 @@ def bpe(**changes):
   """A tokenizer like Llama 3's with its spare tokens as markers, and the config that names them."""
   template = changes.pop("chat", None)
   some = config(**{**SPARE, **({"data__template": "chat"} if template else {}), **changes})
-  return tokens.add_markers(bpe_tokenizer(template), some.tokenizer).tokenizer, some
+  return vocabulary.add_markers(bpe_tokenizer(template), some.tokenizer).tokenizer, some
 
 
 def toy(symbols="0123456789+=\n", **changes):
   some = config(**changes)
-  return tokens.build_tokenizer(tuple(symbols), some.tokenizer), some
+  return vocabulary.build_tokenizer(tuple(symbols), some.tokenizer), some
 
 
 def one(pieces, tokenizer, some):
@@ -266,7 +266,7 @@ def test_a_tokenizer_that_puts_a_space_in_front_of_every_stretch_is_refused():
   backend.decoder = decoders.Metaspace()
   tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eos|>")
   some = config()
-  tokens.add_markers(tokenizer, some.tokenizer)
+  vocabulary.add_markers(tokenizer, some.tokenizer)
   with pytest.raises(InputError, match="encodes what follows a special token otherwise"):
     one((Piece(TEXT, "a"), Piece(FLAG, "<err>"), Piece(TEXT, "b")), tokenizer, some)
 
@@ -312,7 +312,7 @@ def test_a_template_that_asks_the_clock_is_told_the_day_of_the_run(tmp_path):
   assert read.startswith("26 Jul 2024 00:00:00")
   fix_date(tokenizer, "2026-02-03")
   tokenizer.save_pretrained(tmp_path)
-  again = tokens.load(str(tmp_path))
+  again = vocabulary.load(str(tmp_path))
   for some in (tokenizer, again):
     assert some.decode(tokens.encode_prompt("a", some, "chat")).startswith("03 Feb 2026 00:00:00")
   # One tokenizer's day is not another's, though the template is the same.
@@ -412,84 +412,6 @@ def test_a_prompt_of_unknown_characters_or_without_tokens_is_refused():
     tokens.encode_prompt("", tokenizer, "plain")
 
 
-def test_a_built_tokenizer_has_one_token_a_symbol_and_gives_every_text_back(tmp_path):
-  symbols = ("a", "ab", "10", "1", "0", " ", "\n", "<", "#", "-", ".", "wrong value")
-  built = tokens.build_tokenizer(symbols, config().tokenizer)
-  built.save_pretrained(tmp_path)
-  text = "ab a10.\n<err>#-wrong value1<fix>< "
-  for tokenizer in (built, tokens.load(str(tmp_path))):
-    ids = tokenizer(text).input_ids
-    assert tokenizer.convert_ids_to_tokens(ids) == [
-      "ab",
-      " ",
-      "a",
-      "10",
-      ".",
-      "\n",
-      "<err>",
-      "#",
-      "-",
-      "wrong value",
-      "1",
-      "<fix>",
-      "<",
-      " ",
-    ]
-    assert tokenizer.decode(ids) == text
-    assert len(tokenizer) == len(symbols) + 5
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", "<|pad|>")
-
-
-def test_a_built_tokenizer_takes_plain_word_markers_as_symbols():
-  some = config(tokenizer__special=False)
-  tokenizer = tokens.build_tokenizer(("a", "b"), some.tokenizer)
-  assert tokenizer.convert_ids_to_tokens(tokenizer("a<err>b<fix>").input_ids) == ["a", "<err>", "b", "<fix>"]
-  assert tokens.find_markers(tokenizer, some.tokenizer).flag_id is None
-
-
-def test_special_tokens_that_exist_become_markers_and_nothing_is_added():
-  marked = tokens.add_markers(bpe_tokenizer(), config(**SPARE).tokenizer)
-  assert marked[1:] == (6, 7, (), 0)
-
-
-def test_markers_that_are_new_are_added_as_special_tokens(tmp_path):
-  before = len(bpe_tokenizer())
-  marked = tokens.add_markers(bpe_tokenizer(), config().tokenizer)
-  assert marked[1:] == (before, before + 1, (), 2)
-  marked.tokenizer.save_pretrained(tmp_path)
-  again = tokens.find_markers(tokens.load(str(tmp_path)), config().tokenizer)
-  assert again[1:] == (before, before + 1, (), 0)
-
-
-def test_an_added_word_that_is_not_special_becomes_special():
-  tokenizer = bpe_tokenizer()
-  tokenizer.add_tokens([AddedToken("<err>", special=False)])
-  marked = tokens.add_markers(tokenizer, config().tokenizer)
-  assert marked.num_added == 1
-  assert (tokens.encode_prompt("<err>", tokenizer, "plain") != marked.flag_id).all()
-
-
-def test_a_tokenizer_is_read_as_its_file_says(tmp_path):
-  # A class name such as GPT2Tokenizer makes AutoTokenizer rebuild the tokenizer without its digit splitter.
-  tokenizer = bpe_tokenizer()
-  tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-  )
-  tokenizer.save_pretrained(tmp_path)
-  settings = tmp_path / "tokenizer_config.json"
-  settings.write_text(re.sub('"tokenizer_class": "[^"]*"', '"tokenizer_class": "GPT2Tokenizer"', settings.read_text()))
-  text = "He adds 12 and 30."
-  assert tokens.load(str(tmp_path))(text).input_ids == tokenizer(text).input_ids
-
-
-def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_refused(tmp_path):
-  with pytest.raises(InputError, match=r"has no tokenizer\.json"):
-    tokens.load(str(tmp_path))
-  (tmp_path / "tokenizer.json").write_text("{")
-  with pytest.raises(InputError, match="not JSON"):
-    tokens.load(str(tmp_path))
-
-
 def test_a_text_ends_with_the_models_tokens_the_tokenizers_and_the_templates():
   tokenizer = bpe_tokenizer(IM_TEMPLATE)
   eos, turn = tokenizer.convert_tokens_to_ids(["<|eos|>", "<|eot|>"])
@@ -532,30 +454,6 @@ def test_a_template_without_an_end_is_refused_and_plain_prompts_are_not(template
     tokens.encode_prompt("12", tokenizer, "chat")
 
 
-def test_what_a_tokenizer_file_says_of_cutting_and_padding_does_not_count(tmp_path):
-  tokenizer = bpe_tokenizer()
-  before = tokens.encode_prompt("12 + 30", tokenizer, "plain")
-  tokenizer.backend_tokenizer.enable_truncation(2)
-  tokenizer.backend_tokenizer.enable_padding(length=100)
-  tokenizer.save_pretrained(tmp_path)
-  np.testing.assert_array_equal(tokens.encode_prompt("12 + 30", tokens.load(str(tmp_path)), "plain"), before)
-
-
-def test_words_of_the_paper_need_a_tokenizer_that_can_write_them(tmp_path):
-  toy = dict(
-    task__name="chain_sum",
-    task__min_size=3,
-    task__max_size=3,
-    data__num_records=1,
-    mistakes__reason="paper",
-    mistakes__source="injected",
-  )
-  with pytest.raises(InputError, match=r"^mistakes\.reason='paper' writes 'Found an .*no tokens; use 'none', 'label'"):
-    tokens.open_tokenizer(config(**toy))
-  bpe_tokenizer().save_pretrained(tmp_path)
-  tokens.open_tokenizer(config(**toy, tokenizer__path=str(tmp_path)))
-
-
 def test_one_record_from_its_line_to_its_tokens(tmp_path):
   path = write_lines(
     tmp_path / "r.jsonl",
@@ -572,7 +470,7 @@ def test_one_record_from_its_line_to_its_tokens(tmp_path):
     tokenizer__fix="<|spare_1|>",
   )
   (pair,) = mixture.transcripts(some, "train")
-  marked = tokens.add_markers(bpe_tokenizer(), some.tokenizer)
+  marked = vocabulary.add_markers(bpe_tokenizer(), some.tokenizer)
   example = tokens.tokenize(*pair, marked.tokenizer, some)
   assert example.where == f"{path}:1"
   runs = [
@@ -598,19 +496,9 @@ def test_one_record_from_its_line_to_its_tokens(tmp_path):
   assert [some for name, _, some in runs if name == "flag"] == [[marked.flag_id], [marked.fix_id]]
 
 
-def test_the_tokenizer_comes_from_its_folder_or_the_model_or_the_task(tmp_path):
-  bpe_tokenizer().save_pretrained(tmp_path)
-  for changes in ({"tokenizer__path": str(tmp_path)}, {"model__path": str(tmp_path), "model__size": None}):
-    assert tokens.open_tokenizer(config(**SPARE, **changes))[1:] == (6, 7, (), 0)
-  sums = config(task__name="chain_sum", task__min_size=2, task__max_size=3, data__num_records=1)
-  assert tokens.open_tokenizer(sums).num_added == 0
-  with pytest.raises(InputError, match=r"no symbols to build a tokenizer from; give tokenizer\.path"):
-    tokens.open_tokenizer(config())
-
-
 def test_a_token_of_confidence_is_one_special_token_that_is_never_trained():
   some = config(tokenizer__confidence=(0.1, 1.0), loss__flag=2.0)
-  marked = tokens.add_markers(bpe_tokenizer(), some.tokenizer)
+  marked = vocabulary.add_markers(bpe_tokenizer(), some.tokenizer)
   assert len(marked.confidence_ids) == 3
   pieces = (
     Piece(PROMPT, "12 + 30 = "),
@@ -631,7 +519,7 @@ def test_a_token_of_confidence_is_one_special_token_that_is_never_trained():
 
 def test_text_cannot_forge_confidence():
   some = config(tokenizer__confidence=(0.1,))
-  tokenizer = tokens.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
+  tokenizer = vocabulary.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
   with pytest.raises(InputError, match=r"the text holds the marker '<\|sure_1\|>'"):
     one((Piece(PROMPT, "12 <|sure_1|>"), Piece(TEXT, "a\n")), tokenizer, some)
 
@@ -644,7 +532,7 @@ def test_edges_of_confidence_that_make_no_sense_are_refused(edges, special):
 
 def test_there_is_a_token_for_each_bin_of_a_step_and_of_its_first_token():
   some = config(tokenizer__confidence=(0.1, 1.0), tokenizer__confidence_first=(0.5,))
-  assert len(tokens.add_markers(bpe_tokenizer(), some.tokenizer).confidence_ids) == 6
+  assert len(vocabulary.add_markers(bpe_tokenizer(), some.tokenizer).confidence_ids) == 6
   with pytest.raises(InputError, match=r"tokenizer\.confidence_first=\(0\.5,\) parts tokens that .* does not have"):
     config(tokenizer__confidence_first=(0.5,))
   with pytest.raises(InputError, match=r"tokenizer\.confidence_first=\(2\.0, 0\.5\); must be scores above 0"):

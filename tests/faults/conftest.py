@@ -10,7 +10,7 @@ from datakit import config as make_config
 from modelkit import save_model
 from workdirs import Programs
 
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def home(tmp_path_factory):
     data__num_records=9,
     mistakes__source="injected",
   )
-  save_model(folder / "hf", tokens.open_tokenizer(config).tokenizer)
+  save_model(folder / "hf", vocabulary.open_tokenizer(config).tokenizer)
   (folder / "prompts.jsonl").write_text('{"tokens": [3, 4, 5]}\n')
   tries.attempt(folder, (*tries.TRAIN, "--workdir=trained", "--config.train.keep=9"), folder).check(0)
   for program in ("evaluate", "mine", "generate"):  # compiled programs

@@ -12,7 +12,7 @@ from datakit import write_lines
 from test_bad_inputs import CONFIG, GOOD
 
 from insec_jax.config import TokenizerConfig
-from insec_jax.data.tokens import build_tokenizer
+from insec_jax.data.vocabulary import build_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}

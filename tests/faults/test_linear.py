@@ -12,7 +12,7 @@ import pytest
 from datakit import IM_TEMPLATE, bpe_tokenizer, config, write_lines
 
 from insec_jax.command import InputError
-from insec_jax.data import pipeline, tokens
+from insec_jax.data import pipeline, tokens, vocabulary
 from insec_jax.generation.prompts import read_prompts
 from insec_jax.method.prose import CLASSES
 
@@ -147,7 +147,7 @@ def seconds_with(tmp_path, form, size, row_length, classes):
     mistakes__share=1.0,
     mistakes__classes=classes,
   )
-  tokenizer = tokens.add_markers(bpe_tokenizer(IM_TEMPLATE), some.tokenizer).tokenizer
+  tokenizer = vocabulary.add_markers(bpe_tokenizer(IM_TEMPLATE), some.tokenizer).tokenizer
 
   def load():
     if row_length < size and not classes:
@@ -195,7 +195,7 @@ def test_ten_times_as_many_records_take_ten_times_as_long(tmp_path):
       for k in range(num)
     ]
     some = config(data__path=write_lines(tmp_path / "r.jsonl", lines))
-    tokenizer = tokens.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
+    tokenizer = vocabulary.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer
     begin = time.process_time()
     pipeline.load_data(some, tokenizer)
     return time.process_time() - begin

@@ -13,7 +13,7 @@ from datakit import IM_TEMPLATE, bpe_tokenizer, config
 from tokenizers import Regex, pre_tokenizers
 
 from insec_jax.command import InputError
-from insec_jax.data import mixture, records, tokens
+from insec_jax.data import mixture, records, tokens, vocabulary
 from insec_jax.generation.prompts import read_prompts
 from insec_jax.method import roles
 from insec_jax.method.tasks import Problem
@@ -278,7 +278,7 @@ def outcome(tmp_path_factory):
   """Return the counts (kind, "refused" or "read") and what was wrong."""
   folder = tmp_path_factory.mktemp("faults")
   tokenizer = {
-    name: tokens.add_markers(bpe_tokenizer(IM_TEMPLATE), config(data__template=name).tokenizer).tokenizer
+    name: vocabulary.add_markers(bpe_tokenizer(IM_TEMPLATE), config(data__template=name).tokenizer).tokenizer
     for name in ("plain", "chat")
   }
   counts, wrong = collections.Counter(), []

@@ -8,7 +8,7 @@ import numpy as np
 import reference
 from markedkit import NEW, SURE, trained
 
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.generation import generator, placement
 from insec_jax.generation.confidence import step_scores
 from insec_jax.generation.generator import TextGenerator
@@ -65,7 +65,7 @@ def reader(sure: bool) -> TextGenerator:
 
 
 def reading(config) -> TextGenerator:
-  marked = tokens.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
+  marked = vocabulary.add_markers(datakit.bpe_tokenizer(), config.tokenizer)
   fields = reference.FIELDS | {"vocab_size": len(marked.tokenizer), "eos_token_id": [2]}
   model_config = config_from_json(fields, "config.json")
   mesh = placement.one_device()

@@ -11,7 +11,7 @@ from markedkit import NEW, SPARE, SURE, trained, untuned
 from modelkit import STATE_MODEL, abstract, make_state
 
 from insec_jax.command import InputError
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.generation import loading, placement
 from insec_jax.generation.loading import compute_dtype, with_markers
 from insec_jax.method.transcript import Markers
@@ -56,7 +56,7 @@ def save_run(workdir, tokenizer, config=None):
 )
 def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer, task):
   config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>", **task)
-  tokenizer = tokens.add_markers(tokenizer, config.tokenizer).tokenizer
+  tokenizer = vocabulary.add_markers(tokenizer, config.tokenizer).tokenizer
   workdir, folder = tmp_path / "run", tmp_path / "hf"
   state = save_run(workdir, tokenizer, config)
   opened = loading.load_model(str(workdir))

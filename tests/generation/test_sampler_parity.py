@@ -7,7 +7,7 @@ import pytest
 import smollm2
 from samplerkit import model_of
 
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.generation.batching import bucket
 from insec_jax.generation.sampler import SampledTokens, Sampler
 from insec_jax.model import hf
@@ -41,7 +41,7 @@ TEXTS = (
 
 @functools.cache
 def prompts() -> list[np.ndarray]:
-  tokenizer = tokens.load(str(smollm2.folder()))
+  tokenizer = vocabulary.load(str(smollm2.folder()))
   return [np.array(tokenizer(text)["input_ids"], np.int32) for text in TEXTS]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.data import records, tokens
+from insec_jax.data import records, tokens, vocabulary
 from insec_jax.files.chunks import ChunkStore
 from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal
 from insec_jax.generation.generator import Completion
@@ -38,7 +38,7 @@ CONFIG = datakit.config(
 )
 TASK = tasks.get(CONFIG.task)
 MARKERS = Markers(CONFIG.tokenizer.flag, CONFIG.tokenizer.fix)
-TOKENIZER = tokens.open_tokenizer(CONFIG).tokenizer
+TOKENIZER = vocabulary.open_tokenizer(CONFIG).tokenizer
 PROBLEMS = tasks.problems(TASK, "mine", num=24, seed=0)
 CLASSES = ("early", "value", "calc", "copy", "repeat")
 
@@ -442,8 +442,8 @@ def test_with_confidence_each_step_is_followed_by_how_sure_the_model_was_of_it(m
         assert (after, name) == ("flag", "<|sure_2|>" if role == "mistake" else "<|sure_0|>")
         seen[role] += 1
   assert min(seen["text"], seen["mistake"], seen["correction"]) > 5
-  example = tokens.tokenize(read_back(tmp_path)[0], "", tokens.open_tokenizer(SURE).tokenizer, SURE)
-  ids = tokens.open_tokenizer(SURE).confidence_ids
+  example = tokens.tokenize(read_back(tmp_path)[0], "", vocabulary.open_tokenizer(SURE).tokenizer, SURE)
+  ids = vocabulary.open_tokenizer(SURE).confidence_ids
   assert not example.weight_T[np.isin(example.token_T, ids)].any()
   assert np.isin(example.token_T, ids).any()
 
@@ -510,7 +510,7 @@ def test_the_end_of_a_wrong_line_is_trained_and_no_other_token_of_it(tmp_path):
   config = dataclasses.replace(SURE, tokenizer=dataclasses.replace(SURE.tokenizer, confidence=()))
   _, written = mined(lambda problem, _: wrong(problem, 1), tmp_path, config=config, go_on=repeats)
   assert len(written) > 10
-  tokenizer = tokens.open_tokenizer(config).tokenizer
+  tokenizer = vocabulary.open_tokenizer(config).tokenizer
   for content in read_back(tmp_path):
     example = tokens.tokenize(content, "", tokenizer, config)
     wrong_T = example.role_T == MISTAKE

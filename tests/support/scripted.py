@@ -6,7 +6,7 @@ import types
 import datakit
 import numpy as np
 
-from insec_jax.data import tokens
+from insec_jax.data import vocabulary
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
 from insec_jax.evaluation import measuring, probing, results
 from insec_jax.generation.generator import TextGenerator
@@ -138,7 +138,7 @@ PROBLEMS = [
 
 def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
   """A prober of a scripted model; `writer.Sampler` must have been replaced by Scripted."""
-  marked = tokens.open_tokenizer(config)
+  marked = vocabulary.open_tokenizer(config)
   model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer))
   opened = LoadedModel(
     model,

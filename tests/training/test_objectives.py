@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_step
 
-from insec_jax.data import pipeline, tokens
+from insec_jax.data import pipeline, vocabulary
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 
 TASK = {
@@ -73,7 +73,7 @@ def test_one_config_value_makes_the_objective(name):
   change, of_mistake, of_negative = OBJECTIVES[name]
   config = datakit.config(**TASK, **change)
   assert len(change) == 1
-  tokenizer = tokens.open_tokenizer(config).tokenizer
+  tokenizer = vocabulary.open_tokenizer(config).tokenizer
   examples, _ = pipeline.load_examples(config, tokenizer, "train")
   rows = pipeline.load_data(config, tokenizer).train
   batch = next(pipeline.in_order(rows, rows_per_step=len(rows), share=slice(None), negatives=config.loss.negatives))
