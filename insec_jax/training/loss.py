@@ -12,12 +12,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from insec_jax.method.roles import NO_NEGATIVE, NO_ROLE, NUM_ROLES
 from insec_jax.model import sharding
 from insec_jax.model.sharding import BATCH, FSDP, TENSOR
 
 FLOOR = 1e-5  # of 1 - p in unlikelihood, arXiv 1908.04319 and its code
+
+
+class Targets(NamedTuple):
+  """What each position predicts: a token, with its role and weight, and a token to avoid (a negative).
+
+  Role NO_ROLE, weight 0 and NO_NEGATIVE mean none; `negative` is None where the batch has none at all.
+  """
+
+  token: jax.Array
+  role: jax.Array
+  weight: jax.Array
+  negative: jax.Array | None
 
 
 class Negatives(NamedTuple):
@@ -56,8 +69,8 @@ def no_sums(*, negatives: bool) -> Sums:
   )
 
 
-def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None):
-  """Return (target_BT, role_BT, weight_BT, negative_BT): those of the next token within the segment of each position.
+def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None) -> Targets:
+  """Return the target of each position: the next token within its segment.
 
       token     a  b  c  d  e  .        role      0  1  2  0  3 -1        weight    0  1  2  0  4  0
       segment   1  1  1  2  2  0
@@ -72,7 +85,9 @@ def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None):
   same_BT = (next_segment_BT == segment_BT) & (segment_BT > 0) & (jnp.arange(T) < T - 1)[None]
   if negative_BT is not None:
     negative_BT = jnp.where(same_BT, jnp.roll(negative_BT, -1, axis=1), NO_NEGATIVE)
-  return target_BT, jnp.where(same_BT, next_role_BT, NO_ROLE), jnp.where(same_BT, next_weight_BT, 0.0), negative_BT
+  return Targets(
+    target_BT, jnp.where(same_BT, next_role_BT, NO_ROLE), jnp.where(same_BT, next_weight_BT, 0.0), negative_BT
+  )
 
 
 def chunk_size(num_tokens: int) -> int:
@@ -94,75 +109,85 @@ def loss_sums(
   Without negatives the program is smaller. With a mesh the function runs inside jax.shard_map, on the device's shard of
   the head and its own rows, and sums over these rows.
   """
-  target_BT, role_BT, weight_BT, negative_BT = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT)
-  return _weighted_sums(
-    head_VD,
-    stream_BTD,
-    target_BT,
-    role_BT,
-    weight_BT.astype(jnp.float32),
-    negative_BT,
-    mesh,
-    chunk or chunk_size(token_BT.size),
-    repeat,
+  targets = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT)
+  targets = targets._replace(weight=targets.weight.astype(jnp.float32))
+  token_axes, head_axes = (
+    ((), ())
+    if mesh is None
+    else split_fsdp(mesh, num_tokens=token_BT.size, num_rows=head_VD.shape[0], itemsize=stream_BTD.dtype.itemsize)
   )
+  plan = Plan(mesh, token_axes, head_axes, chunk or chunk_size(token_BT.size), repeat)
+  return _weighted_sums(head_VD, stream_BTD, targets, plan)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _weighted_sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat):
-  sums, _ = _sums(
-    head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat, with_gradient=False
-  )
-  return sums
+class Plan(NamedTuple):
+  """How the devices share the work, and what is added to the loss for negatives.
+
+  The vocabulary is split over tensor and, within that, over `token_axes`, along which devices concatenate their chunks.
+  """
+
+  mesh: Mesh | None
+  token_axes: tuple[str, ...]  # of fsdp, along which trained tokens are exchanged
+  head_axes: tuple[str, ...]  # of fsdp, along which the head is gathered
+  chunk: int
+  repeat: float
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """Axes of the mesh over which the vocabulary is split."""
+    return self.token_axes if self.mesh is None or self.mesh.shape[TENSOR] == 1 else (TENSOR, *self.token_axes)
+
+  def reduce(self, operation, x):
+    """Return `x` reduced over the parts of the vocabulary."""
+    return operation(x, self.axes) if self.axes else x
+
+  def gather(self, x_C):
+    """Return the chunks of the devices that share a vocabulary, [W]."""
+    return jax.lax.all_gather(x_C, self.token_axes, tiled=True) if self.token_axes else x_C
+
+  def own(self, x_W):
+    """Return the device's own chunk of those gathered."""
+    if not self.token_axes:
+      return x_W
+    return jax.lax.dynamic_slice(x_W, (jax.lax.axis_index(self.token_axes) * self.chunk,), (self.chunk,))
 
 
-def _forward(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _weighted_sums(head_VD, stream_BTD, targets: Targets, plan: Plan) -> Sums:
+  return _sums(head_VD, stream_BTD, targets, plan, with_gradient=False)[0]
+
+
+def _forward(head_VD, stream_BTD, targets: Targets, plan: Plan):
   # Gradients are computed in the forward pass: each chunk's logits exist once, and the number of chunks may depend on
   # the data.
-  return _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat, with_gradient=True)
+  return _sums(head_VD, stream_BTD, targets, plan, with_gradient=True)
 
 
-def _backward(mesh, chunk, repeat, gradients, cotangent):
-  del mesh, chunk, repeat
+def _backward(plan: Plan, gradients, cotangent):
+  del plan
   head_VD, stream_BTD = ((gradient * cotangent.loss).astype(gradient.dtype) for gradient in gradients)
-  return head_VD, stream_BTD, None, None, None, None
+  return head_VD, stream_BTD, None
 
 
 _weighted_sums.defvjp(_forward, _backward)
 
 
-def _sums(head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, chunk, repeat, *, with_gradient):
+def _sums(head_VD, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
   """Return (sums, gradients of head and stream or None); the head is split along its width over fsdp.
 
-  Along some axes of fsdp each device takes a part of the vocabulary, and trained tokens are communicated; along the
-  others the head is gathered.
+  Along `token_axes` each device takes a part of the vocabulary, and trained tokens are communicated; along `head_axes`
+  the head is gathered.
   """
   part_VD = head_VD.astype(stream_BTD.dtype)  # before communication: half the bytes in bfloat16
-  token_axes, head_axes = (
-    ((), ())
-    if mesh is None
-    else split_fsdp(mesh, num_tokens=target_BT.size, num_rows=head_VD.shape[0], itemsize=part_VD.dtype.itemsize)
-  )
-  if token_axes:
-    part_VD = jax.lax.all_to_all(part_VD, token_axes, split_axis=0, concat_axis=1, tiled=True)
-  sums, gradients = _chunked(
-    sharding.gather(part_VD, 1, mesh, head_axes),
-    stream_BTD,
-    target_BT,
-    role_BT,
-    weight_BT,
-    negative_BT,
-    mesh,
-    token_axes,
-    chunk,
-    repeat,
-    with_gradient=with_gradient,
-  )
+  if plan.token_axes:
+    part_VD = jax.lax.all_to_all(part_VD, plan.token_axes, split_axis=0, concat_axis=1, tiled=True)
+  part_VD = sharding.gather(part_VD, 1, plan.mesh, plan.head_axes)
+  sums, gradients = _chunked(part_VD, stream_BTD, targets, plan, with_gradient=with_gradient)
   if not with_gradient:
     return sums, None
-  head_grad_VD = sharding.scatter(gradients[0], 1, mesh, head_axes).astype(head_VD.dtype)
-  if token_axes:
-    head_grad_VD = jax.lax.all_to_all(head_grad_VD, token_axes, split_axis=1, concat_axis=0, tiled=True)
+  head_grad_VD = sharding.scatter(gradients[0], 1, plan.mesh, plan.head_axes).astype(head_VD.dtype)
+  if plan.token_axes:
+    head_grad_VD = jax.lax.all_to_all(head_grad_VD, plan.token_axes, split_axis=1, concat_axis=0, tiled=True)
   # A barrier: else the compiler delays the scatter and keeps the whole gradient through the layers' backward pass.
   return sums, jax.lax.optimization_barrier((head_grad_VD, gradients[1]))
 
@@ -185,143 +210,169 @@ def split_fsdp(mesh, *, num_tokens: int, num_rows: int, itemsize: int) -> tuple[
   return tuple(axes[first:]), tuple(axes[:first])
 
 
-def _chunked(
-  head_VD, stream_BTD, target_BT, role_BT, weight_BT, negative_BT, mesh, token_axes, chunk, repeat, *, with_gradient
-):
-  """Return (sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's rows.
-
-  The vocabulary is split over tensor and, within that, over `token_axes`, along which devices concatenate their chunks.
-  """
-  split_over = token_axes if mesh is None or mesh.shape[TENSOR] == 1 else (TENSOR, *token_axes)
+def _chunked(head_VD, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
+  """Return (sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's rows."""
   V, D = head_VD.shape
-  M = target_BT.size
-  first = jax.lax.axis_index(split_over) * V if split_over else 0
-  vocabulary_V = first + jnp.arange(V)
-  # A float32 matrix product on TPU multiplies in bfloat16 by default.
-  dot = functools.partial(
-    jnp.einsum, preferred_element_type=jnp.float32, precision="highest" if head_VD.dtype == jnp.float32 else None
-  )
-
-  def over_parts(reduce, x):
-    return reduce(x, split_over) if split_over else x
-
-  def gather_chunks(x_C):
-    return jax.lax.all_gather(x_C, token_axes, tiled=True) if token_axes else x_C
-
-  total = functools.partial(over_parts, jax.lax.psum)
-  stream_MD, target_M, role_M, weight_M = (
-    stream_BTD.reshape(M, D),
-    target_BT.reshape(M),
-    role_BT.reshape(M),
-    weight_BT.reshape(M),
-  )
-  is_trained_M, negatives = weight_M != 0, negative_BT is not None
-  if negatives:
-    negative_M = negative_BT.reshape(M)
-    role_M = jnp.where(is_trained_M, role_M, NO_ROLE)  # a token with only a negative does not count for its role
-    is_trained_M |= negative_M >= 0
-  num_trained = is_trained_M.sum()
-  num_chunks = -(-num_trained // chunk)
-  if split_over:
-    # Devices that share the vocabulary communicate in every chunk, so all must loop over the same number.
-    num_chunks = jax.lax.pmax(num_chunks, BATCH)
-  # Trained tokens first. The rest of the last chunk points past the end: it is read as zero and never written.
-  past_M = M + jnp.arange(chunk * math.ceil(M / chunk))
-  index_M = jnp.where(past_M - M < num_trained, jnp.nonzero(is_trained_M, size=past_M.size, fill_value=M)[0], past_M)
+  vocabulary_V = (jax.lax.axis_index(plan.axes) * V if plan.axes else 0) + jnp.arange(V)
+  stream_MD = stream_BTD.reshape(-1, D)
+  targets_M, index_M, num_chunks = _trained_first(targets, plan)
 
   def add_chunk(number, carry):
     sums, gradients = carry
-    index_C = jax.lax.dynamic_slice(index_M, (number * chunk,), (chunk,))
+    index_C = jax.lax.dynamic_slice(index_M, (number * plan.chunk,), (plan.chunk,))
     x_CD = stream_MD.at[index_C].get(mode="fill", fill_value=0)
-    target_C = target_M.at[index_C].get(mode="fill", fill_value=0)
-    role_C = role_M.at[index_C].get(mode="fill", fill_value=NO_ROLE)
-    weight_C = weight_M.at[index_C].get(mode="fill", fill_value=0)
-    x_WD, target_W, weight_W = gather_chunks(x_CD), gather_chunks(target_C), gather_chunks(weight_C)
-    if negatives:
-      negative_C = negative_M.at[index_C].get(mode="fill", fill_value=NO_NEGATIVE)
-      negative_W = gather_chunks(negative_C)
-
-    logit_WV = dot("WD,VD->WV", x_WD, head_VD)
-    top_W = over_parts(jax.lax.pmax, logit_WV.max(-1))
-    exp_WV = jnp.exp(logit_WV - top_W[:, None])
-
-    def parts(token_W):
-      """Return whether each entry is the token's, its logit and the sum of the others' exponentials, of this part."""
-      is_token_WV = vocabulary_V[None] == token_W[:, None]
-      return is_token_WV, jnp.where(is_token_WV, logit_WV, 0.0).sum(-1), jnp.where(is_token_WV, 0.0, exp_WV).sum(-1)
-
-    # 1 - p is added up from the other tokens: near p = 1 float32 cannot subtract.
-    is_target_WV, *target_parts = parts(target_W)
-    is_negative_WV, *negative_parts = parts(negative_W) if negatives else (None,)
-    sum_W, (target_logit_W, others_W), negative_parts = total((exp_WV.sum(-1), target_parts, negative_parts))
-    logp_W = target_logit_W - top_W - jnp.log(sum_W)
-    rest_W = others_W / sum_W
-    # The first of the largest, as argmax, which XLA runs slowly on CPU.
-    beaten_WV = (logit_WV > target_logit_W[:, None]) | (
-      (logit_WV == target_logit_W[:, None]) & (vocabulary_V[None] < target_W[:, None])
-    )
-    correct_W = total(beaten_WV.sum(-1)) == 0
-
-    unlikely_W = weight_W < 0
-    loss_W = jnp.abs(weight_W) * -jnp.where(unlikely_W, jnp.log(jnp.maximum(rest_W, FLOOR)), logp_W)
-
-    negative_sums = None
-    if negatives:
-      negative_logit_W, negative_others_W = negative_parts
-      is_negative_W, negative_rest_W = negative_W >= 0, negative_others_W / sum_W
-      negative_p_W = jnp.where(is_negative_W, jnp.exp(negative_logit_W - top_W) / sum_W, 0.0)
-      negative_cost_W = jnp.where(is_negative_W, -jnp.log(jnp.maximum(negative_rest_W, FLOOR)), 0.0)
-      loss_W += repeat * negative_cost_W
-
-    def own(x_W):
-      return jax.lax.dynamic_slice(x_W, (jax.lax.axis_index(token_axes) * chunk,), (chunk,)) if token_axes else x_W
-
-    is_role_CR = jax.nn.one_hot(role_C, NUM_ROLES)  # NO_ROLE gives a row of zeros
-    size = jnp.abs(weight_C).sum()
-    if negatives:
-      num_negatives = (negative_C >= 0).sum().astype(jnp.float32)
-      size += repeat * num_negatives
-      negative_sums = Negatives(own(negative_cost_W).sum(), own(negative_p_W).sum(), num_negatives)
-    sums = jax.tree.map(
-      jnp.add,
-      sums,
-      Sums(
-        own(loss_W).sum(),
-        size,
-        (-own(logp_W)[:, None] * is_role_CR).sum(0),
-        (own(correct_W)[:, None] * is_role_CR).sum(0),
-        is_role_CR.sum(0),
-        negative_sums,
-      ),
-    )
+    targets_C = _take(targets_M, index_C)
+    x_WD = plan.gather(x_CD)
+    targets_W = jax.tree.map(plan.gather, targets_C._replace(role=None))
+    scores = _score(x_WD, head_VD, vocabulary_V, targets_W, plan)
+    sums = jax.tree.map(jnp.add, sums, _chunk_sums(scores, targets_W, targets_C, plan))
     if with_gradient:
       head_grad_VD, stream_grad_MD = gradients
-      # Slope of the loss in log p; a clamped token has none.
-      unlikely_slope_W = jnp.where(rest_W > FLOOR, jnp.exp(logp_W) / jnp.maximum(rest_W, FLOOR), 0.0)
-      slope_W = jnp.abs(weight_W) * jnp.where(unlikely_W, unlikely_slope_W, -1.0)
-      slope_WV = slope_W[:, None] * jnp.where(is_target_WV, rest_W[:, None], -exp_WV / sum_W[:, None])
-      if negatives:
-        negative_slope_W = repeat * jnp.where(
-          negative_rest_W > FLOOR, negative_p_W / jnp.maximum(negative_rest_W, FLOOR), 0.0
-        )
-        slope_WV += negative_slope_W[:, None] * jnp.where(
-          is_negative_WV, negative_rest_W[:, None], -exp_WV / sum_W[:, None]
-        )
-      slope_WV = slope_WV.astype(x_CD.dtype)
-      x_grad_WD = dot("WV,VD->WD", slope_WV, head_VD)
-      if token_axes:
-        x_grad_WD = sharding.scatter(x_grad_WD.astype(x_CD.dtype), 0, mesh, token_axes)
-      if TENSOR in split_over:
+      slope_WV = _slopes(scores, targets_W, plan.repeat).astype(x_CD.dtype)
+      x_grad_WD = _dot("WV,VD->WD", slope_WV, head_VD)
+      if plan.token_axes:
+        x_grad_WD = sharding.scatter(x_grad_WD.astype(x_CD.dtype), 0, plan.mesh, plan.token_axes)
+      if TENSOR in plan.axes:
         x_grad_WD = jax.lax.psum(x_grad_WD, TENSOR)
       gradients = (
-        head_grad_VD + dot("WV,WD->VD", slope_WV, x_WD),
+        head_grad_VD + _dot("WV,WD->VD", slope_WV, x_WD),
         stream_grad_MD.at[index_C].set(x_grad_WD.astype(x_CD.dtype), mode="drop", unique_indices=True),
       )
     return sums, gradients
 
-  empty = (jnp.zeros((V, D)), jnp.zeros((M, D), stream_BTD.dtype)) if with_gradient else None
+  empty = (jnp.zeros((V, D)), jnp.zeros_like(stream_MD)) if with_gradient else None
   with jax.named_scope("trained_chunks"):
-    sums, gradients = jax.lax.fori_loop(0, num_chunks, add_chunk, (no_sums(negatives=negatives), empty))
+    start = (no_sums(negatives=targets.negative is not None), empty)
+    sums, gradients = jax.lax.fori_loop(0, num_chunks, add_chunk, start)
   if with_gradient:
     gradients = (gradients[0], gradients[1].reshape(stream_BTD.shape))
   return sums, gradients
+
+
+def _trained_first(targets: Targets, plan: Plan):
+  """Return (targets_M, positions with the trained ones first, number of chunks that hold these)."""
+  targets_M = jax.tree.map(lambda x_BT: x_BT.reshape(-1), targets)
+  M, is_trained_M = targets_M.token.size, targets_M.weight != 0
+  if targets_M.negative is not None:
+    # A token with only a negative does not count for its role.
+    targets_M = targets_M._replace(role=jnp.where(is_trained_M, targets_M.role, NO_ROLE))
+    is_trained_M |= targets_M.negative >= 0
+  num_trained = is_trained_M.sum()
+  num_chunks = -(-num_trained // plan.chunk)
+  if plan.axes:
+    # Devices that share the vocabulary communicate in every chunk, so all must loop over the same number.
+    num_chunks = jax.lax.pmax(num_chunks, BATCH)
+  # The rest of the last chunk points past the end: it is read as zero and never written.
+  past_M = M + jnp.arange(plan.chunk * math.ceil(M / plan.chunk))
+  index_M = jnp.where(past_M - M < num_trained, jnp.nonzero(is_trained_M, size=past_M.size, fill_value=M)[0], past_M)
+  return targets_M, index_M, num_chunks
+
+
+def _take(targets_M: Targets, index_C) -> Targets:
+  """Return the targets at these positions; none where a position is past the end."""
+  none = Targets(0, NO_ROLE, 0, None if targets_M.negative is None else NO_NEGATIVE)
+  return jax.tree.map(lambda x_M, fill: x_M.at[index_C].get(mode="fill", fill_value=fill), targets_M, none)
+
+
+def _dot(axes: str, x, y):
+  """Return the matrix product in float32, which on TPU multiplies in bfloat16 by default."""
+  precision = "highest" if y.dtype == jnp.float32 else None
+  return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32, precision=precision)
+
+
+class Scores(NamedTuple):
+  """The device's part of the exponentials of a chunk's logits, and probabilities of targets and negatives.
+
+  rest_W, negative_rest_W: 1 - p of the token, added up from the others, since float32 cannot subtract near p = 1.
+  """
+
+  exp_WV: jax.Array
+  sum_W: jax.Array
+  is_target_WV: jax.Array
+  logp_W: jax.Array
+  rest_W: jax.Array
+  correct_W: jax.Array
+  is_negative_WV: jax.Array | None
+  negative_p_W: jax.Array | None
+  negative_rest_W: jax.Array | None
+
+
+def _score(x_WD, head_VD, vocabulary_V, targets_W: Targets, plan: Plan) -> Scores:
+  """Return the scores of a chunk; `vocabulary_V` are the tokens of the device's part."""
+  logit_WV = _dot("WD,VD->WV", x_WD, head_VD)
+  top_W = plan.reduce(jax.lax.pmax, logit_WV.max(-1))
+  exp_WV = jnp.exp(logit_WV - top_W[:, None])
+
+  def parts(token_W):
+    """Return whether each entry is the token's, its logit and the sum of the others' exponentials, of this part."""
+    is_token_WV = vocabulary_V[None] == token_W[:, None]
+    return is_token_WV, jnp.where(is_token_WV, logit_WV, 0.0).sum(-1), jnp.where(is_token_WV, 0.0, exp_WV).sum(-1)
+
+  negatives = targets_W.negative is not None
+  is_target_WV, *target_parts = parts(targets_W.token)
+  is_negative_WV, *negative_parts = parts(targets_W.negative) if negatives else (None,)
+  sum_W, (target_logit_W, others_W), negative_parts = plan.reduce(
+    jax.lax.psum, (exp_WV.sum(-1), target_parts, negative_parts)
+  )
+  # The first of the largest, as argmax, which XLA runs slowly on CPU.
+  beaten_WV = (logit_WV > target_logit_W[:, None]) | (
+    (logit_WV == target_logit_W[:, None]) & (vocabulary_V[None] < targets_W.token[:, None])
+  )
+  correct_W = plan.reduce(jax.lax.psum, beaten_WV.sum(-1)) == 0
+  negative_p_W = negative_rest_W = None
+  if negatives:
+    negative_logit_W, negative_others_W = negative_parts
+    negative_p_W = jnp.where(targets_W.negative >= 0, jnp.exp(negative_logit_W - top_W) / sum_W, 0.0)
+    negative_rest_W = negative_others_W / sum_W
+  return Scores(
+    exp_WV,
+    sum_W,
+    is_target_WV,
+    target_logit_W - top_W - jnp.log(sum_W),
+    others_W / sum_W,
+    correct_W,
+    is_negative_WV,
+    negative_p_W,
+    negative_rest_W,
+  )
+
+
+def _chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Plan) -> Sums:
+  """Return the sums over the device's own tokens of a chunk."""
+  rest_W, own = jnp.maximum(scores.rest_W, FLOOR), plan.own
+  loss_W = jnp.abs(targets_W.weight) * -jnp.where(targets_W.weight < 0, jnp.log(rest_W), scores.logp_W)
+  size, negative_sums = jnp.abs(targets_C.weight).sum(), None
+  if targets_C.negative is not None:
+    cost_W = jnp.where(targets_W.negative >= 0, -jnp.log(jnp.maximum(scores.negative_rest_W, FLOOR)), 0.0)
+    loss_W += plan.repeat * cost_W
+    count = (targets_C.negative >= 0).sum().astype(jnp.float32)
+    size += plan.repeat * count
+    negative_sums = Negatives(own(cost_W).sum(), own(scores.negative_p_W).sum(), count)
+  is_role_CR = jax.nn.one_hot(targets_C.role, NUM_ROLES)  # NO_ROLE gives a row of zeros
+  return Sums(
+    own(loss_W).sum(),
+    size,
+    (-own(scores.logp_W)[:, None] * is_role_CR).sum(0),
+    (own(scores.correct_W)[:, None] * is_role_CR).sum(0),
+    is_role_CR.sum(0),
+    negative_sums,
+  )
+
+
+def _slopes(scores: Scores, targets_W: Targets, repeat: float):
+  """Return the gradient of the loss in the logits, [W, V]; a clamped token has none."""
+
+  def slope(p_W, rest_W):
+    """Return the slope of -log(1 - p) in log p."""
+    return jnp.where(rest_W > FLOOR, p_W / jnp.maximum(rest_W, FLOOR), 0.0)
+
+  def in_logits(slope_W, is_token_WV, rest_W):
+    return slope_W[:, None] * jnp.where(is_token_WV, rest_W[:, None], -scores.exp_WV / scores.sum_W[:, None])
+
+  unlikely_W = slope(jnp.exp(scores.logp_W), scores.rest_W)
+  slope_W = jnp.abs(targets_W.weight) * jnp.where(targets_W.weight < 0, unlikely_W, -1.0)
+  slope_WV = in_logits(slope_W, scores.is_target_WV, scores.rest_W)
+  if targets_W.negative is not None:
+    negative_W = repeat * slope(scores.negative_p_W, scores.negative_rest_W)
+    slope_WV += in_logits(negative_W, scores.is_negative_WV, scores.negative_rest_W)
+  return slope_WV
