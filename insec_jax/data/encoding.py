@@ -108,17 +108,10 @@ def encode(
       least_tokens(texts[stretch], row_length, tokenizer) if isinstance(stretch, int) else 1 for stretch in stretches
     ]
     _check_lengths(np.bincount(example_S, least_S, minlength=len(wheres)), wheres, row_length, "at least ")
-  try:
-    with _all_plain(tokenizer.backend_tokenizer):
-      encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-  except BaseException as error:
-    if type(error).__name__ != "PanicException":  # a BaseException without a public name
-      raise
-    longest = wheres[example_S[stretches.index(max(range(len(texts)), key=lambda number: len(texts[number])))]]
-    raise InputError(
-      f"{longest}, or a shorter text read with it: the tokenizer gives up ({error}); shorten it, or a "
-      "run of one character in it"
-    ) from None
+  where_of_text = [
+    wheres[number] for number, stretch in zip(example_S, stretches, strict=True) if isinstance(stretch, int)
+  ]
+  encodings = _encode_texts(texts, where_of_text, tokenizer)
   num_S = np.array([len(encodings[stretch]) if isinstance(stretch, int) else 1 for stretch in stretches], int)
   num_E = np.bincount(example_S, num_S, minlength=len(wheres)).astype(int)
   if row_length is not None:  # before the tokens are processed, which takes most of the time and memory
@@ -144,6 +137,21 @@ def encode(
   )
   _check_encoded(encoded, example_N, parts_of_example, wheres, tokenizer)
   return encoded
+
+
+def _encode_texts(texts: list[str], wheres: list[str], tokenizer: PreTrainedTokenizerFast) -> list[tokenizers.Encoding]:
+  """Return the encoding of each text; raise InputError, which names the longest, when the tokenizer gives up."""
+  try:
+    with _all_plain(tokenizer.backend_tokenizer):
+      return tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+  except BaseException as error:
+    if type(error).__name__ != "PanicException":  # a BaseException without a public name
+      raise
+    longest = wheres[max(range(len(texts)), key=lambda number: len(texts[number]))]
+    raise InputError(
+      f"{longest}, or a shorter text read with it: the tokenizer gives up ({error}); shorten it, or a "
+      "run of one character in it"
+    ) from None
 
 
 def least_tokens(text: str, row_length: int, tokenizer: PreTrainedTokenizerFast) -> int:

@@ -38,34 +38,8 @@ def loop(
   The line of a step is written before its checkpoint, so a checkpoint never lacks the lines before it. Raises
   DivergedError when a loss is not finite; the state before that step is saved.
   """
-  every, steps = config.train, config.train.steps
-  rows = rows_of(config, mesh)
-  local = local_rows(rows, mesh)
-  attend, reason = choose_attention(config, run.config, jax.devices()[0])
-  model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
-
-  def batches_from(data: pipeline.Data, step: int) -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.batches(
-      data.train,
-      seed=config.seed,
-      rows_per_step=rows,
-      accumulation=config.data.accumulation,
-      start_step=step - 1,
-      share=local,
-      negatives=config.loss.negatives,
-    )
-
-  def save(step: int) -> None:
-    saver.save(step, state, config=config, facts=facts, totals=meter.to_json(), log=log.state())
-
-  batches = None if run.first + 1 in phases.number_of else batches_from(run.data, run.first + 1)
-  progress = metrics.TrainProgress(run.first, steps) if processes.is_first else metrics.NullLogger()
-  announce(config, run, reason, progress)
-  train_step, seconds = compile_step(config, run, model, mesh)
-  progress.say(f"train step compiled in {seconds:.1f} s")
-  heldout = heldout_measure(config, run, model, mesh, rows, local)
-  facts = data_fingerprint(config, run.data, mesh)
-  state, meter = run.state, metrics.Meter(run.totals)
+  progress = metrics.TrainProgress(run.first, config.train.steps) if processes.is_first else metrics.NullLogger()
+  trainer = Trainer(config, run, mesh, saver, phases, processes, progress)
   last_logged = run.first if run.totals is not None else -1
   with (
     contextlib.closing(progress),
@@ -74,73 +48,130 @@ def loop(
       metrics.Log(workdir, last_logged, run.log) if processes.is_first else metrics.NullLogger()
     ) as log,
   ):
+    return trainer.train(workdir, log, stops)
+
+
+class Trainer:
+  """A run in progress: its compiled step, its state, and the data that it reads."""
+
+  def __init__(self, config: Config, run: Run, mesh: Mesh, saver, phases: Phases, processes: Processes, progress):
+    self.config, self.run, self.mesh, self.saver = config, run, mesh, saver
+    self.phases, self.processes, self.progress = phases, processes, progress
+    self.rows = rows_of(config, mesh)
+    self.local = local_rows(self.rows, mesh)
+    # A phase that begins with the next step brings its own data.
+    self.batches = None if run.first + 1 in phases.number_of else self.batches_from(run.data, run.first + 1)
+    attend, reason = choose_attention(config, run.config, jax.devices()[0])
+    model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
+    announce(config, run, reason, progress)
+    self.train_step, seconds = compile_step(config, run, model, mesh)
+    progress.say(f"train step compiled in {seconds:.1f} s")
+    self.heldout = heldout_measure(config, run, model, mesh, self.rows, self.local)
+    self.state, self.meter = run.state, metrics.Meter(run.totals)
+    self.facts = data_fingerprint(config, run.data, mesh)
+
+  def batches_from(self, data: pipeline.Data, step: int) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches of the data from this step on."""
+    return pipeline.batches(
+      data.train,
+      seed=self.config.seed,
+      rows_per_step=self.rows,
+      accumulation=self.config.data.accumulation,
+      start_step=step - 1,
+      share=self.local,
+      negatives=self.config.loss.negatives,
+    )
+
+  def train(self, workdir: pathlib.Path, log: metrics.Log, stops: Callable[[int], bool]) -> int:
+    """Train to the end or to a signal, and return the exit code."""
+    run, steps, every = self.run, self.config.train.steps, self.config.train
     if run.totals is None and len(run.data.heldout):
-      values = heldout(state.params)
+      values = self.heldout(self.state.params)
       check_finite(values, "before the first step")
       log.write(0, values)
-      progress.line(0, values)
-    meter.start_clock()
-    progress.start()
+      self.progress.line(0, values)
+    self.meter.start_clock()
+    self.progress.start()
     for step in range(run.first + 1, steps + 1):
-      if step in phases.number_of:
-        saver.wait()
-        data = next_phase(config, phases, step, run, state.params, progress, processes, stops)
-        if data is None:
-          progress.say(f"stopped by a signal: mining is cut short before step {step}; run the same command to go on")
-          return command.PREEMPTED
-        facts = data_fingerprint(config, data, mesh)
-        processes.agree(f"data of round {phases.number_of[step]}", facts)
-        batches = batches_from(data, step)
-        meter.start_clock()
-      state, step_metrics = train_step(state, on_devices(next(batches), mesh, rows, local))
-      meter.add(step_metrics)
-      progress.step(step)
+      if step in self.phases.number_of and not self.begin_phase(step, stops):
+        self.progress.say(f"stopped by a signal: mining is cut short before step {step}; run the same command to go on")
+        return command.PREEMPTED
+      self.state, step_metrics = self.train_step(
+        self.state, on_devices(next(self.batches), self.mesh, self.rows, self.local)
+      )
+      self.meter.add(step_metrics)
+      self.progress.step(step)
       last, stopping = step == steps, stops(step)
       logs = last or step % every.log_every == 0
       measures = len(run.data.heldout) and (last or step % every.eval_every == 0)
-      saves = last or stopping or step % every.checkpoint_every == 0 or step + 1 in phases.number_of
+      saves = last or stopping or step % every.checkpoint_every == 0 or step + 1 in self.phases.number_of
       if not logs and not measures and not saves:
         continue
       try:
-        meter.settle()
+        self.meter.settle()
       except metrics.NotFiniteError as error:
-        raise diverged(error, step - error.num_lost, workdir, saver, save, processes) from None
-      values = {**(meter.line() if logs else {}), **(heldout(state.params) if measures else {})}
-      if measures and not all(map(math.isfinite, values.values())):
-        save(step)
-        saver.wait()
-        check_finite(values, f"after step {step}, which is saved")
-      if values:
-        log.write(step, values)
-        progress.line(step, values)
+        raise self.diverged(error, step - error.num_lost, workdir, log) from None
+      self.log_values(step, log, logs=logs, measures=measures)
       if saves:
-        save(step)
+        self.save(step, log)
       if stopping and not last:
-        saver.wait()
-        progress.say(f"stopped by a signal: saved after step {step}; run the same command to go on")
+        self.saver.wait()
+        self.progress.say(f"stopped by a signal: saved after step {step}; run the same command to go on")
         return command.PREEMPTED
-      meter.start_clock()
-    saver.wait()
-  return command.DONE
+      self.meter.start_clock()
+    self.saver.wait()
+    return command.DONE
 
+  def begin_phase(self, step: int, stops: Callable[[int], bool]) -> bool:
+    """Return whether the data of the phase that begins at this step is there: False if a signal has arrived."""
+    self.saver.wait()
+    number = self.phases.number_of[step]
+    text = self.phases.prepare(
+      number, self.state.params, self.run, stopped=lambda: self.processes.num == 1 and stops(step)
+    )
+    if text is None:
+      return False
+    self.progress.say(f"round {number} of {self.config.rounds}\n{text}")
+    data = load_data(self.phases.config(number), self.run.tokenizer, self.run.config)
+    if self.processes.is_first:
+      self.phases.record(number, f"{text}\n\n{data.receipt}")
+    self.progress.say(data.receipt.rstrip())
+    self.facts = data_fingerprint(self.config, data, self.mesh)
+    self.processes.agree(f"data of round {number}", self.facts)
+    self.batches = self.batches_from(data, step)
+    self.meter.start_clock()
+    return True
 
-def diverged(
-  error: metrics.NotFiniteError,
-  sound: int,
-  workdir: pathlib.Path,
-  saver: checkpoint.Saver,
-  save: Callable[[int], None],
-  processes: Processes,
-) -> DivergedError:
-  """Save the state after the last sound step, unless it is saved, and return the error that names both."""
-  saver.wait()
-  # Process 0 decides for all: a save needs all processes.
-  saved = processes.gather("the last sound step", sound in layout.steps(workdir) if processes.is_first else None)[0]
-  if sound and not saved:
-    save(sound)
-    saver.wait()
-  kept = f"; the state after step {sound} is saved" if sound else ""
-  return DivergedError(f"{error} in step {sound + 1}{kept}{REMEDY}")
+  def log_values(self, step: int, log: metrics.Log, *, logs: bool, measures: bool) -> None:
+    """Write the line of the step, with the held-out loss where it is measured; save first if that is not finite."""
+    values = {**(self.meter.line() if logs else {}), **(self.heldout(self.state.params) if measures else {})}
+    if measures and not all(map(math.isfinite, values.values())):
+      self.save(step, log)
+      self.saver.wait()
+      check_finite(values, f"after step {step}, which is saved")
+    if values:
+      log.write(step, values)
+      self.progress.line(step, values)
+
+  def save(self, step: int, log: metrics.Log) -> None:
+    """Begin to save the state after this step."""
+    self.saver.save(
+      step, self.state, config=self.config, facts=self.facts, totals=self.meter.to_json(), log=log.state()
+    )
+
+  def diverged(
+    self, error: metrics.NotFiniteError, sound: int, workdir: pathlib.Path, log: metrics.Log
+  ) -> DivergedError:
+    """Save the state after the last sound step, unless it is saved, and return the error that names both."""
+    self.saver.wait()
+    # Process 0 decides for all: a save needs all processes.
+    is_saved = sound in layout.steps(workdir) if self.processes.is_first else None
+    is_saved = self.processes.gather("the last sound step", is_saved)[0]
+    if sound and not is_saved:
+      self.save(sound, log)
+      self.saver.wait()
+    kept = f"; the state after step {sound} is saved" if sound else ""
+    return DivergedError(f"{error} in step {sound + 1}{kept}{REMEDY}")
 
 
 @contextlib.contextmanager
@@ -158,29 +189,6 @@ def check_finite(values: dict[str, float], when: str) -> None:
   for name, value in values.items():
     if not math.isfinite(value):
       raise DivergedError(f"{name} is {value} {when}{REMEDY}")
-
-
-def next_phase(
-  config: Config,
-  phases: Phases,
-  step: int,
-  run: Run,
-  params,
-  progress,
-  processes: Processes,
-  stops: Callable[[int], bool],
-) -> pipeline.Data | None:
-  """Return the data of the phase that begins at this step with these parameters; None if a signal has arrived."""
-  number = phases.number_of[step]
-  text = phases.prepare(number, params, run, stopped=lambda: processes.num == 1 and stops(step))
-  if text is None:
-    return None
-  progress.say(f"round {number} of {config.rounds}\n{text}")
-  data = load_data(phases.config(number), run.tokenizer, run.config)
-  if processes.is_first:
-    phases.record(number, f"{text}\n\n{data.receipt}")
-  progress.say(data.receipt.rstrip())
-  return data
 
 
 def announce(config: Config, run: Run, attention_reason: str, progress: metrics.TrainProgress) -> None:
