@@ -36,7 +36,7 @@ def test_holding_everything_out_is_refused(tmp_path):
 
 def test_procedural_problems_of_the_two_splits_are_different_and_as_many_as_asked_for():
   some = config(
-    task__name="chain_sum",
+    task__name="multiplication",
     task__min_size=3,
     task__max_size=5,
     task__modulus=0,
@@ -57,7 +57,7 @@ def test_procedural_problems_of_the_two_splits_are_different_and_as_many_as_aske
 
 
 def test_recorded_mistakes_of_a_procedural_task_need_a_file():
-  some = config(task__name="chain_sum", task__min_size=3, task__max_size=5, data__path="", data__num_records=3)
+  some = config(task__name="multiplication", task__min_size=3, task__max_size=5, data__path="", data__num_records=3)
   with pytest.raises(InputError, match="reads records from a file"):
     mixture.transcripts(some, "train")
 

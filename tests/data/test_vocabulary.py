@@ -104,7 +104,7 @@ def test_what_a_tokenizer_file_says_of_cutting_and_padding_does_not_count(tmp_pa
 
 def test_words_of_the_paper_need_a_tokenizer_that_can_write_them(tmp_path):
   toy = dict(
-    task__name="chain_sum",
+    task__name="multiplication",
     task__min_size=3,
     task__max_size=3,
     data__num_records=1,
@@ -121,7 +121,7 @@ def test_the_tokenizer_comes_from_its_folder_or_the_model_or_the_task(tmp_path):
   bpe_tokenizer().save_pretrained(tmp_path)
   for changes in ({"tokenizer__path": str(tmp_path)}, {"model__path": str(tmp_path), "model__size": None}):
     assert vocabulary.open_tokenizer(config(**SPARE, **changes))[1:] == (6, 7, ())
-  sums = config(task__name="chain_sum", task__min_size=2, task__max_size=3, data__num_records=1)
+  sums = config(task__name="multiplication", task__min_size=2, task__max_size=3, data__num_records=1)
   assert vocabulary.open_tokenizer(sums).flag_id is not None
   with pytest.raises(InputError, match=r"no symbols to build a tokenizer from; give tokenizer\.path"):
     vocabulary.open_tokenizer(config())

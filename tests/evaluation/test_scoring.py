@@ -260,9 +260,9 @@ def test_a_last_step_cut_short_is_not_judged():
 def test_any_text_can_be_scored():
   rng = np.random.default_rng(0)
   gsm8k = tasks.get(TaskConfig(name="gsm8k", min_size=0, max_size=0, modulus=0))
-  chain = tasks.get(TaskConfig(name="chain_sum", min_size=2, max_size=4, modulus=0))
+  product = tasks.get(TaskConfig(name="multiplication", min_size=2, max_size=3, modulus=0))
   record = {"question": "2 and 3?", "answer": "It has 2 * 3 = <<2*3=6>>6 parts, 50% are red.\n#### 6"}
-  problems = [(TASK, PROBLEM), (chain, chain.make(rng)), (gsm8k, gsm8k_records.problem_of(record))]
+  problems = [(TASK, PROBLEM), (product, product.make(rng)), (gsm8k, gsm8k_records.problem_of(record))]
   words = [
     "<err>",
     "<fix>",
