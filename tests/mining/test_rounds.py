@@ -30,9 +30,7 @@ GRAPH = (
     "steps=20, log_every=2, eval_every=10, checkpoint_every=4",
   )
   .replace("max_tokens=8, batch_size=1", "max_tokens=24, batch_size=8")
-  .replace(
-    "num_problems=2, samples=2, temperature=1.0, right=1.0", "num_problems=24, samples=2, temperature=1.0, right=1.0"
-  )
+  .replace("num_problems=2, samples=2, right=1.0", "num_problems=24, samples=2, right=1.0")
 )
 # Chunks of eight samples, and a signal to itself after so many of them.
 MINING = (
