@@ -92,7 +92,9 @@ def encode(
   With `row_length`, raises TooLongError when examples have more tokens than that; without `needs_number` this happens
   before any text is encoded if its characters alone are certainly too many.
   """
-  texts, stretches, num_stretches = [], [], []  # a stretch is a special part, or the number of a text
+  texts: list[str] = []
+  stretches: list[int | Span] = []  # a special part, or the number of a text
+  num_stretches = []
   for parts in parts_of_example:
     before = len(stretches)
     for is_text, run in itertools.groupby(parts, key=lambda part: part.token is None):
@@ -121,7 +123,7 @@ def encode(
   offsets = [
     encodings[stretch].offsets if isinstance(stretch, int) else ((0, len(stretch.text)),) for stretch in stretches
   ]
-  length_S = [len(texts[stretch]) if isinstance(stretch, int) else len(stretch.text) for stretch in stretches]
+  length_S = np.array([len(texts[part] if isinstance(part, int) else part.text) for part in stretches], np.int64)
   token_N = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
   chained = itertools.chain.from_iterable(itertools.chain.from_iterable(offsets))
   offset_N2 = np.fromiter(chained, np.int64).reshape(-1, 2)
@@ -250,7 +252,7 @@ def special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
 def template_parts(text: str, pattern: re.Pattern, tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Span]:
   """Return the text of a chat template as prompt parts: its special tokens and the text between them."""
   return [
-    Span(piece, roles.PROMPT, weight, tokenizer.convert_tokens_to_ids(piece) if number % 2 else None)
+    Span(piece, roles.PROMPT, weight, tokenizer.backend_tokenizer.token_to_id(piece) if number % 2 else None)
     for number, piece in enumerate(pattern.split(text))
     if piece
   ]
@@ -262,7 +264,8 @@ def begin_parts(tokenizer: PreTrainedTokenizerFast, weight: float) -> list[Span]
   bare = backend.encode("a", add_special_tokens=False).ids
   if not bare:
     raise InputError("the tokenizer makes no token of the letter a; use a tokenizer that knows letters")
-  whole = backend.encode("a", add_special_tokens=True).ids
+  whole = backend.encode("a", add_special_tokens=True)
+  num = whole.ids.index(bare[0])
   return [
-    Span(tokenizer.convert_ids_to_tokens(token), roles.PROMPT, weight, token) for token in whole[: whole.index(bare[0])]
+    Span(name, roles.PROMPT, weight, token) for name, token in zip(whole.tokens[:num], whole.ids[:num], strict=True)
   ]

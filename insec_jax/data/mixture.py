@@ -38,7 +38,7 @@ def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, st
   indexed = split_records(config, split)
   for _, record in indexed:
     if isinstance(record.content, tuple):
-      _check_marks(record, markers)
+      _check_marks(record.content, record.where, markers)
   if config.mistakes.source != "injected":
     return [(as_transcript(record.content), record.where) for _, record in indexed]
   if config.task.name == "records":
@@ -67,7 +67,7 @@ def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) ->
   """
   path, fraction = config.mistakes.mined_path, config.mistakes.mined
   held = {prompt_text(record.content) for _, record in split_records(config, "heldout")}
-  mined = []
+  mined: list[tuple[Transcript | Chat, str]] = []
   for record in read(path, limit=0, name="mistakes.mined_path"):
     if not isinstance(record.content, tuple):
       raise InputError(f"{record.where}: a mined record has pieces; give this file as data.path")
@@ -83,11 +83,11 @@ def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) ->
   return [both[k] for k in np.argsort(place, kind="stable")]
 
 
-def _check_marks(record: Record, markers: Markers) -> None:
+def _check_marks(transcript: Transcript, where: str, markers: Markers) -> None:
   try:
-    check_marks(record.content, markers)
+    check_marks(transcript, markers)
   except InputError as error:
-    raise InputError(f"{record.where}: {error}") from error
+    raise InputError(f"{where}: {error}") from error
 
 
 def _with_prose_mistakes(

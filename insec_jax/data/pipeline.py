@@ -95,7 +95,7 @@ def load_examples(
   """
   contents = mixture.transcripts(config, split)
   examples = []
-  left_out = None if config.data.too_long == "refuse" else []
+  left_out: list[TooLong] | None = None if config.data.too_long == "refuse" else []
   with contextlib.closing(Progress(f"tokenise {split}", len(contents), unit="transcript")) as progress:
     for start in range(0, len(contents), TRANSCRIPTS_PER_CHUNK):
       chunk = contents[start : start + TRANSCRIPTS_PER_CHUNK]

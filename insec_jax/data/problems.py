@@ -12,6 +12,7 @@ No problem is in two splits of a task. With mistakes.source other than "injected
 any task.
 """
 
+import collections
 import dataclasses
 import hashlib
 
@@ -54,9 +55,7 @@ def _held_out(records: list[Record], config: Config) -> list[bool]:
   Records with the same prompt stay together, so a held-out prompt is never trained on.
   """
   prompts = [prompt_text(record.content) for record in records]
-  count = {}
-  for prompt in prompts:
-    count[prompt] = count[prompt] + 1 if prompt in count else 1
+  count = collections.Counter(prompts)
   held, num = set(), 0
   for prompt in sorted(count, key=lambda text: hashlib.sha256(text.encode()).digest()):
     if num >= config.data.num_heldout:

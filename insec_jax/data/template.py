@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import ClassVar
 
 import jinja2
 import jinja2.ext
@@ -63,7 +62,7 @@ def _fix_chance(source: str, date: datetime) -> None:
 class _Generation(jinja2.ext.Extension):
   """The tag with which transformers finds the assistant's text."""
 
-  tags: ClassVar = {"generation"}
+  tags = {"generation"}
 
   def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
     next(parser.stream)
@@ -92,7 +91,7 @@ class Template:
     check_template(tokenizer.chat_template)
     self._tokenizer = tokenizer
     self._date = _read_date(tokenizer)
-    self._gaps = {}
+    self._gaps: dict[tuple[tuple[str, ...], bool], list[str]] = {}
 
   def fill(
     self, speakers: tuple[str, ...], contents: list[str], where: str, *, generation: bool
@@ -138,6 +137,7 @@ class Template:
       text = self._tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=generation, date_string=DATE.strftime("%d %b %Y")
       )
+      assert isinstance(text, str), "the template is asked for text"
       text.encode()
     except (OSError, MemoryError):
       raise

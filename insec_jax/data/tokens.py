@@ -109,10 +109,10 @@ def _examples(
   owner_N, is_boundary_N = owner_of_tokens(encoded.start_N, encoded.stop_N, encoded.end_P, role_P, weight_P)
 
   owned_P = np.bincount(owner_N, minlength=len(parts))
-  for number in np.flatnonzero(owned_P == 0):
-    if parts[number].must_own:
+  for part in np.flatnonzero(owned_P == 0).tolist():
+    if parts[part].must_own:
       raise InputError(
-        f"{wheres[example_P[number]]}: the {roles.NAMES[parts[number].role]} piece {parts[number].text!r:.60} "
+        f"{wheres[example_P[part]]}: the {roles.NAMES[parts[part].role]} piece {parts[part].text!r:.60} "
         "gets no token of its own, because a neighbour of smaller weight shares its characters; "
         "move the boundary to where a token ends"
       )
@@ -171,7 +171,7 @@ def end_token(tokenizer: PreTrainedTokenizerFast, template: str) -> int:
   if template == "chat":
     gaps, _ = Template(tokenizer).fill(("user", "assistant"), ["a", "b"], "an example", generation=False)
     after = template_parts(gaps[-1], special_pattern(tokenizer), tokenizer, 0.0)
-    return after[_end_index(after, "an example")].token
+    return _end_of_turn(after, "an example")[1]
   if tokenizer.eos_token_id is None:
     raise InputError(
       "the tokenizer names no end-of-text token, so the model would never learn to stop; "
@@ -212,11 +212,11 @@ def _template_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return None  # using the template raises later
 
 
-def _end_index(after: list[Span], where: str) -> int:
-  """Return the index of the first special token after an answer, where the template ends the assistant's turn."""
+def _end_of_turn(after: list[Span], where: str) -> tuple[int, int]:
+  """Return index and id of the first special token after an answer, where the template ends the assistant's turn."""
   for number, part in enumerate(after):
     if part.token is not None:
-      return number
+      return number, part.token
   raise InputError(
     f"{where}: the chat template puts no special token after what the assistant says, so the model would never learn "
     "to stop; use a tokenizer whose template ends a turn"
@@ -252,7 +252,8 @@ class _Layout:
     return [*self._begin, *self._pieces(content, where), self._end]
 
   def _pieces(self, pieces: Transcript, where: str) -> list[Span]:
-    parts, stretch = [], []
+    parts: list[Span] = []
+    stretch: list[str] = []
     for piece in pieces:
       if piece.role == roles.FLAG:
         self._check_no_marker("".join(stretch), where)
@@ -304,7 +305,7 @@ class _Layout:
       )
       after = template_parts(gap, self._pattern, self._tokenizer, prompt)
       if turn.speaker == "assistant":
-        last = _end_index(after, where)
+        last, _ = _end_of_turn(after, where)
         after[: last + 1] = [part._replace(role=roles.TEXT, weight=end, is_end=True) for part in after[: last + 1]]
       parts += after
     return parts

@@ -126,7 +126,7 @@ def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> Mark
         "it has in tokenizer.flag and tokenizer.fix, or train a model that has it"
       )
     ids.append(special[marker])
-  return MarkedTokenizer(tokenizer, *ids[:2], tuple(ids[2:]))
+  return MarkedTokenizer(tokenizer, ids[0], ids[1], tuple(ids[2:]))
 
 
 def open_tokenizer(config: Config) -> MarkedTokenizer:
