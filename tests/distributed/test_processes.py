@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from test_train import read_lines, write_home
+from training_runs import read_lines, write_home
 
 pytestmark = pytest.mark.processes
 ROOT = pathlib.Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from accepted import CONFIG, GOOD
 from datakit import write_lines
-from test_bad_inputs import CONFIG, GOOD
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.vocabulary import build_tokenizer

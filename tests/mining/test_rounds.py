@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_train import CONFIG, ROOT, SIGNALLED, read_lines, train
+from training_runs import CONFIG, ROOT, SIGNALLED, read_lines, train
 
 from insec_jax.generation.loading import load_model
 

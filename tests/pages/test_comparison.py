@@ -3,7 +3,7 @@ import json
 
 import pretended
 import pytest
-from test_correction import rows
+from pretended import rows
 
 from insec_jax.pages.comparison import controls, paired
 

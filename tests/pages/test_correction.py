@@ -3,6 +3,7 @@ import json
 
 import pretended
 import pytest
+from pretended import rows
 
 from insec_jax.command import InputError
 from insec_jax.evaluation import statistics
@@ -24,17 +25,6 @@ def whole(tmp_path_factory):
 def results(whole):
   """The same without what newer versions measure besides."""
   return [pretended.before_variants(one) for one in whole]
-
-
-def rows(parts):
-  """(table's title, name of the row, texts of its cells) of every table."""
-  for part in parts:
-    for table in part.iter("table"):
-      title = "".join(next(table.iter("th")).itertext())
-      for row in table.iter("tr"):
-        cells = ["".join(cell.itertext()) for cell in row.iter("td")]
-        if cells:
-          yield title, "".join(next(row.iter("th")).itertext()), cells
 
 
 def test_every_rate_that_evaluate_wrote_is_in_a_table_with_its_n_and_interval(whole):

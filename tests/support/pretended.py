@@ -197,3 +197,14 @@ def before_variants(found: dict) -> dict:
     "rates": rates,
     **{key: kept(found[key]) for key in ("solved", "tokens_per_problem", "gap")},
   }
+
+
+def rows(parts):
+  """(table's title, name of the row, texts of its cells) of every table."""
+  for part in parts:
+    for table in part.iter("table"):
+      title = "".join(next(table.iter("th")).itertext())
+      for row in table.iter("tr"):
+        cells = ["".join(cell.itertext()) for cell in row.iter("td")]
+        if cells:
+          yield title, "".join(next(row.iter("th")).itertext()), cells

@@ -3,11 +3,11 @@
 import functools
 
 import datakit
+import gradients
 import jax
 import naive
 import numpy as np
 import pytest
-import test_step
 
 from insec_jax.data import pipeline, vocabulary
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
@@ -37,8 +37,8 @@ OBJECTIVES = {
 def probabilities(token_T):
   """Float64 [T, V]: what the model of test_step says at each place of a record, given what stands before; not at 0."""
   with jax.enable_x64(True):
-    params = jax.tree.map(np.float64, test_step.make_params())
-    logit_TV = np.asarray(naive.stream(params, test_step.MODEL, np.array(token_T)) @ params["head"].T)
+    params = jax.tree.map(np.float64, gradients.make_params())
+    logit_TV = np.asarray(naive.stream(params, gradients.MODEL, np.array(token_T)) @ params["head"].T)
   p_TV = np.exp(logit_TV - logit_TV.max(-1, keepdims=True))
   return np.roll(p_TV / p_TV.sum(-1, keepdims=True), 1, axis=0)
 
@@ -77,7 +77,7 @@ def test_one_config_value_makes_the_objective(name):
   examples, _ = pipeline.load_examples(config, tokenizer, "train")
   rows = pipeline.load_data(config, tokenizer).train
   batch = next(pipeline.in_order(rows, rows_per_step=len(rows), share=slice(None), negatives=config.loss.negatives))
-  _, sums = test_step.gradient(batch, repeat=config.loss.repeat)
+  _, sums = gradients.gradient(batch, repeat=config.loss.repeat)
   want = np.sum([expected(example, of_mistake, of_negative) for example in examples], axis=0)
   np.testing.assert_allclose((sums.loss, sums.weight), want, rtol=1e-5)
   counted = {role for role in (PROMPT, TEXT, MISTAKE, FLAG, REASON, CORRECTION) if sums.count_R[role]}

@@ -1,6 +1,5 @@
 """One training step on eight pretended devices, against a naive float64 sum over unpacked records."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,9 +8,9 @@ import naive
 import numpy as np
 import optax
 import pytest
-from modelkit import small_llama
+from gradients import MODEL, gradient, make_mesh, make_params, model_config
 
-from insec_jax.config import MeshConfig, OptimizerConfig
+from insec_jax.config import OptimizerConfig
 from insec_jax.method.roles import NO_ROLE, NUM_ROLES, PROMPT
 from insec_jax.model import llama, sharding
 from insec_jax.training import optimizer, step
@@ -21,26 +20,11 @@ T = 24
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), "fsdp 2x2x2")
 SETTINGS = ((1, 16, "none", True), (4, 8, "full", False))  # accumulation, rows, remat, tied
 QUICK = (((1, 1, 1), SETTINGS[0]), ((2, 2, 2), SETTINGS[1]), ("fsdp 2x2x2", SETTINGS[1]))  # the others are marked slow
-MODEL = small_llama(width=16, num_kv_heads=4, mlp_width=24)
 OPTIMIZER = OptimizerConfig(
   learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
 )
 STEPS = 20
 WEIGHT_R = np.array([0.0, 1.0, -0.5, 2.0, 0.25, 1.5], np.float32)
-
-
-def model_config(tied):
-  return dataclasses.replace(MODEL, tied=tied)
-
-
-@functools.cache
-def make_params(tied=False):
-  rng = np.random.default_rng(0)
-  boxed = llama.shapes(model_config(tied))
-  return jax.tree.map(
-    lambda leaf: (rng.normal(size=leaf.shape) * 0.3 + (len(leaf.shape) == 1)).astype(np.float32),
-    jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")),
-  )
 
 
 def make_records(num=20, weight_R=WEIGHT_R):
@@ -81,28 +65,6 @@ def pack(records, accumulation, rows):
       batch["negative_ABT"][part] = rest[0]
     used[row] += len(token_T)
   return {name: array.reshape(accumulation, rows, T) for name, array in batch.items()}
-
-
-def make_mesh(shape):
-  if shape == "fsdp 2x2x2":
-    return jax.make_mesh((1, 2, 2, 2, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
-  sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
-  return sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
-
-
-@functools.cache
-def compiled_gradient(shape, remat, tied, repeat):
-  mesh, config = make_mesh(shape), model_config(tied)
-  shardings = sharding.params_shardings(llama.shapes(config), mesh)
-  mean_gradient = functools.partial(
-    step.mean_gradient, model=llama.Llama(config, "float32", remat), mesh=mesh, shardings=shardings, repeat=repeat
-  )
-  return jax.jit(mean_gradient, in_shardings=(shardings, step.batch_sharding(mesh)), out_shardings=(shardings, None))
-
-
-def gradient(batch, shape=(1, 1, 1), *, remat="none", tied=False, repeat=0.0):
-  """(gradient, sums) of step.mean_gradient on a mesh of that shape."""
-  return compiled_gradient(shape, remat, tied, repeat)(make_params(tied), batch)
 
 
 @functools.cache

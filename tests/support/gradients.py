@@ -1,0 +1,50 @@
+"""Gradients of a small random model on a mesh of pretended devices."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from modelkit import small_llama
+
+from insec_jax.config import MeshConfig
+from insec_jax.model import llama, sharding
+from insec_jax.training import step
+
+MODEL = small_llama(width=16, num_kv_heads=4, mlp_width=24)
+
+
+def model_config(tied):
+  return dataclasses.replace(MODEL, tied=tied)
+
+
+@functools.cache
+def make_params(tied=False):
+  rng = np.random.default_rng(0)
+  boxed = llama.shapes(model_config(tied))
+  return jax.tree.map(
+    lambda leaf: (rng.normal(size=leaf.shape) * 0.3 + (len(leaf.shape) == 1)).astype(np.float32),
+    jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")),
+  )
+
+
+def make_mesh(shape):
+  if shape == "fsdp 2x2x2":
+    return jax.make_mesh((1, 2, 2, 2, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+  sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
+  return sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
+
+
+@functools.cache
+def compiled_gradient(shape, remat, tied, repeat):
+  mesh, config = make_mesh(shape), model_config(tied)
+  shardings = sharding.params_shardings(llama.shapes(config), mesh)
+  mean_gradient = functools.partial(
+    step.mean_gradient, model=llama.Llama(config, "float32", remat), mesh=mesh, shardings=shardings, repeat=repeat
+  )
+  return jax.jit(mean_gradient, in_shardings=(shardings, step.batch_sharding(mesh)), out_shardings=(shardings, None))
+
+
+def gradient(batch, shape=(1, 1, 1), *, remat="none", tied=False, repeat=0.0):
+  """(gradient, sums) of step.mean_gradient on a mesh of that shape."""
+  return compiled_gradient(shape, remat, tied, repeat)(make_params(tied), batch)
