@@ -1,7 +1,7 @@
 """A sample is checked up to its first wrong step, and becomes a transcript that ends in the right answer."""
 
 import pytest
-from test_miner import CALC, FIRST, MARKERS, PROBLEM, SECOND, TASK, THIRD, said
+from miningkit import CALC, FIRST, MARKERS, PROBLEM, SECOND, TASK, THIRD, said
 
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.transcript import clean

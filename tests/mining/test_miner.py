@@ -6,41 +6,22 @@ import itertools
 import json
 import math
 import re
-import types
 
 import datakit
 import numpy as np
 import pytest
+from miningkit import CLASSES, CONFIG, MARKERS, PROBLEMS, TASK, TOKENIZER, right, said, wrong
 
 from insec_jax.command import InputError
 from insec_jax.data import records, tokens, vocabulary
 from insec_jax.files.chunks import ChunkStore
 from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal
-from insec_jax.generation.generator import Completion
-from insec_jax.method import mistakes, tasks
+from insec_jax.method import tasks
 from insec_jax.method.roles import FLAG, MISTAKE, PROMPT
-from insec_jax.method.transcript import Markers, Piece, clean
+from insec_jax.method.transcript import Piece, clean
 from insec_jax.mining import miner
 from insec_jax.mining.miner import Miner, chunk_store, mine_chunks
 from insec_jax.mining.records import corrected_transcript, join
-
-CONFIG = datakit.config(
-  task__name="graph",
-  task__min_size=3,
-  task__max_size=4,
-  task__modulus=10,
-  data__path="",
-  data__num_records=1,
-  mistakes__source="injected",
-  evaluate__batch_size=4,
-  mine__num_problems=24,
-  mine__samples=2,
-)
-TASK = tasks.get(CONFIG.task)
-MARKERS = Markers(CONFIG.tokenizer.flag, CONFIG.tokenizer.fix)
-TOKENIZER = vocabulary.open_tokenizer(CONFIG).tokenizer
-PROBLEMS = tasks.problems(TASK, "mine", num=24, seed=0)
-CLASSES = ("early", "value", "calc", "copy", "repeat")
 
 
 class Scripted:
@@ -75,22 +56,6 @@ class Scripted:
     return written
 
 
-def said(text, finish="stop"):
-  return Completion(text, types.SimpleNamespace(finish=finish))
-
-
-def right(problem, _=0):
-  return "".join(problem.steps)
-
-
-def wrong(problem, sample, error=None):
-  """A solution with one wrong step, and some steps after it."""
-  number = PROBLEMS.index(problem)
-  only = dataclasses.replace(CONFIG.mistakes, classes=(error or CLASSES[number % 5],))
-  probe = mistakes.probe(problem, TASK, only, np.random.default_rng((number, sample)))
-  return "".join((*probe.before, probe.wrong, *problem.steps[len(probe.before) + 1 :]))
-
-
 def mined(answer, tmp_path, *, config=CONFIG, num_processes=1, problems=PROBLEMS, go_on=None):
   """(what was found, the records written)."""
   output = str(tmp_path / "mined.jsonl")
@@ -118,11 +83,6 @@ def whole(record):
     else:
       joined.append((piece["role"], piece["text"]))
   return joined
-
-
-PROBLEM = next(problem for problem in PROBLEMS if len(problem.steps) == 3)
-FIRST, SECOND, THIRD = PROBLEM.steps
-CALC = wrong(PROBLEM, 0, "calc")
 
 
 def lucky_answer(problem):
