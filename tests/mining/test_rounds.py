@@ -36,7 +36,8 @@ GRAPH = (
 MINING = (
   SIGNALLED.split("write = ")[0]
   + """
-from insec_jax.files import chunks, miner
+from insec_jax.files import chunks
+from insec_jax.mining import miner
 miner.SAMPLES_PER_CHUNK = 8
 append, done = chunks.ChunkStore.append, []
 def append_then_signal(self, *arguments, **options):
