@@ -10,7 +10,7 @@ import numpy as np
 from datakit import write_lines
 
 from insec_jax.config import TokenizerConfig
-from insec_jax.data.tokens import build_tokenizer
+from insec_jax.data.vocabulary import build_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
