@@ -5,7 +5,8 @@
   recorded   mistakes that a record of data.path has in its pieces or spans  every such record, unchanged
   mined      the model's own mistakes (mistakes.mined_path)                  mistakes.mined of the whole
 
-Which problems these are is in problems.py.
+The function `split_records` (problems.py) chooses the records of a split. Wrong steps come from method/mistakes.py:
+`with_mistakes` returns a problem as a transcript with mistakes, `in_prose` wrong steps for prose by number of the step.
 """
 
 import numpy as np
@@ -22,24 +23,25 @@ from insec_jax.method.transcript import Markers, Transcript, check_marks, split_
 
 
 def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
-  """Return the transcripts of the split "train" or "heldout", each with its source, in a fixed order.
+  """Return the transcripts of the split "train" or "heldout", each with its place ("file:line"), in a fixed order.
 
   A problem gets its mistakes here when they are injected, and so does any prose where task.name="records". A record
   that has its roles is used unchanged; raises InputError where its mistakes are not flagged and corrected. Records of
-  mistakes.mined_path are added to the split "train"; only they have confidence tokens.
+  mistakes.mined_path are added to the split "train"; only they have confidence tokens,
+  which follow a step and name the model's confidence in it.
   """
   contents = _transcripts(config, split)
   return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
 
 
 def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
-  """Return the same without mined records."""
+  """Return what `transcripts` does, without records of mistakes.mined_path."""
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
   indexed = split_records(config, split)
   for _, record in indexed:
     if isinstance(record.content, tuple):
       _check_marks(record.content, record.where, markers)
-  if config.mistakes.source != "injected":
+  if config.mistakes.source != "injected":  # recorded or mined: nothing is put in here
     return [(as_transcript(record.content), record.where) for _, record in indexed]
   if config.task.name == "records":
     return _with_prose_mistakes(indexed, config, markers)
@@ -63,7 +65,7 @@ def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) ->
       c c c  and mined  m n  at 1       m n
 
   All contents are kept, except at 1. The counts of two mined records differ by at most one.
-  Raises InputError for a record that is not in pieces, or whose prompt is held out.
+  Raises InputError for a record that is not in pieces, or whose prompt is in the split "heldout".
   """
   path, fraction = config.mistakes.mined_path, config.mistakes.mined
   held = {prompt_text(record.content) for _, record in split_records(config, "heldout")}
@@ -93,7 +95,7 @@ def _check_marks(transcript: Transcript, where: str, markers: Markers) -> None:
 def _with_prose_mistakes(
   indexed: list[tuple[int, Record]], config: Config, markers: Markers
 ) -> list[tuple[Transcript | Chat, str]]:
-  """Return the transcripts, with mistakes wherever they can be verified; raise InputError where that is nowhere.
+  """Return the transcripts, with mistakes where they can be verified; raise InputError if no record can have one.
 
   A mistake uses text of other records of the same split only, so held-out text is never trained on.
   """
@@ -104,7 +106,7 @@ def _with_prose_mistakes(
   num_drawn = num_put = 0
   for place, number in enumerate(open_to):
     wrong = in_prose(corpus, place, config.mistakes, np.random.default_rng((config.seed, indexed[number][0])))
-    if wrong is None:
+    if wrong is None:  # by mistakes.share this record gets none; an empty dict: none can be verified
       continue
     content, where = contents[number]
     contents[number] = (_insert_mistakes(content, wrong, markers, unit), where)
@@ -120,14 +122,14 @@ def _with_prose_mistakes(
 
 def _prose_record(content: Transcript | Chat, unit: str) -> ProseRecord:
   """Return the prompt and the steps of the answer as a ProseRecord."""
-  pieces = [piece for run in pieces_by_turn(content) for piece in run]
+  pieces = [piece for turn in pieces_by_turn(content) for piece in turn]
   steps = [step for piece in pieces if piece.role == roles.TEXT for step in split_steps(piece.text, unit)]
   prompt = "\n".join(piece.text for piece in pieces if piece.role == roles.PROMPT)
   return ProseRecord(prompt, tuple(steps), led=pieces[0].role == roles.PROMPT)
 
 
 def _insert_mistakes(content: Transcript | Chat, wrong: dict[int, tuple[str, str]], markers: Markers, unit: str):
-  """Return the content with wrong steps (and reasons) before steps, whose numbers count over all answers."""
+  """Return the content with mistakes; `wrong` has (wrong step, reason) by number of the step over all turns."""
   runs, num = [], 0
   for run in pieces_by_turn(content):
     pieces = []

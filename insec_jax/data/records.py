@@ -7,7 +7,12 @@
   {"text", "spans": [{"start", "end", "role"[, "weight"]}]}    character offsets, end exclusive; the rest is text
 
 A key "meta" may be added to any of them; it is a comment and is not read. Any other key is an error.
-One file may mix the formats.
+One file may mix the formats. Their contents become, with the types of the package `method`,
+
+  Problem       prompt, steps, answer: its steps can be checked, so mistakes can be put in
+  PlainRecord   prompt and text, unchecked
+  Transcript    a tuple of Piece(role, text, weight); a weight of None is that of the role in config.loss
+  Chat          turns of pieces
 """
 
 import dataclasses
@@ -35,7 +40,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-  """A record of messages: those of the system and the user are prompt, those of the assistant are text."""
+  """Messages in order; the pieces of system and user have the role prompt, those of the assistant the role text."""
 
   turns: tuple[Turn, ...]
 
@@ -62,15 +67,16 @@ class Record:
 def read(path: str, *, limit: int, checked: bool = True, name: str = "data.path") -> Iterator[Record]:
   """Yield the records of a .jsonl or .jsonl.gz file in order, at most `limit` of them (0: all).
 
-  With `checked`, each question's answer must end as GSM8K's do; else it may be any text. Raises InputError with file
-  and line for every defect, and for a file without records; `name` is the config key that gave the path.
+  With `checked`, the answer of a question must end in a line "#### NUMBER", as in GSM8K; else it may be any text.
+  Raises InputError with file and line for every defect, and for a file without records; `name` is the config key that
+  gave the path.
   """
   for values, where in itertools.islice(read_json_lines(local_path(path, name), name), limit or None):
     yield Record(_content(values, where, checked), where)
 
 
 def as_transcript(content: Content) -> Transcript | Chat:
-  """Return the content as pieces, without further mistakes."""
+  """Return the content as pieces, with no mistakes added; a Chat is returned unchanged."""
   if isinstance(content, Problem):
     content = PlainRecord(content.prompt, "".join(content.steps))
   if isinstance(content, PlainRecord):
@@ -91,6 +97,7 @@ def prompt_text(content: Content) -> str:
 
 
 def _content(record: dict[str, Any], where: str, checked: bool) -> Content:
+  """Return the content, read by the function for its keys in FORMATS, the table after these functions."""
   keys = frozenset(record) - {"meta"}
   if keys not in FORMATS:
     known = "; or ".join(" and ".join(sorted(form)) for form in FORMATS)
@@ -104,7 +111,7 @@ def _content(record: dict[str, Any], where: str, checked: bool) -> Content:
 
 
 def _question(record: dict, where: str) -> Problem | PlainRecord:
-  """Return a problem where the answer ends as in GSM8K (annotations are removed), else prose as given."""
+  """Return a problem where the answer ends as in GSM8K (annotations <<3+4=7>> are removed), else prose as given."""
   question, answer = (_text(record[key], where, key).strip() for key in ("question", "answer"))
   if not question or not answer:
     raise InputError(f"{where}: {'answer' if question else 'question'} is white space; must be text")
