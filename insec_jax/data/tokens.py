@@ -1,6 +1,10 @@
 """Tokens: transcripts as tokens that each have a role and a weight.
 
-Letters that end array names are those of encoding.py.
+A transcript is laid out as parts (`Span`: a text, or one special token with its id), these are encoded to tokens with
+the characters that each covers (encoding.py), and each token takes role and weight from the part that owns it.
+
+Letters that end array names, as in encoding.py: E example, P part, N token of all examples one after the other, T token
+of one example, R role.
 """
 
 import dataclasses
@@ -44,9 +48,11 @@ class TooLong(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One transcript as tokens; `num_boundary` of them span pieces of different roles, `num_end` end the text.
+  """One transcript as tokens.
 
-  negative_T: the mistake's token where a correction first differs from it; elsewhere NO_NEGATIVE.
+  num_boundary: how many of them cover parts of different role or weight. num_end: how many are special tokens that end
+  the text or a turn.
+  negative_T: the mistake's token where a correction first differs from it (data/negatives.py); elsewhere NO_NEGATIVE.
   """
 
   token_T: np.ndarray
@@ -73,13 +79,17 @@ def tokenize_all(
   """Return transcripts as tokens: each whole text is encoded once, as the model reads it when it generates.
 
       text    <bos> 7 + 5 =   <err>  a d d  <fix>  12   <end>
-      role      p     mistake   f    reason   f  correct.  t       bos and a chat template are prompt, <end> is text
+      role      p     mistake   f    reason   f  correct.  t
 
-  A token takes its role from the characters that it covers (`owner_of_tokens`). Only pieces of role flag, the template
-  and the end become special tokens; other text never does. Raises InputError, which names the record, when text holds
-  a marker (data.marker_text="refuse"), a flag piece is no marker, a piece gets no token, the tokenizer has no token for
-  a character, nothing is trained, no end of text is trained, or the tokens do not fit in a row. With `left_out`,
-  transcripts of too many tokens are appended to it instead.
+  The tokens in front and a chat template are prompt; <end> is text, with the weight loss.end.
+
+  A token takes its role from the part of smallest weight among those whose characters it covers (`owner_of_tokens`).
+  Only pieces of role flag, the template and the end become special tokens; other text never does. With `left_out`,
+  transcripts of too many tokens for a row are appended to it and not returned.
+
+  Raises InputError, which names the record, when text holds a marker (data.marker_text="refuse"), a flag piece is no
+  marker, a piece gets no token, the tokenizer has no token for a character, nothing is trained, no end of text is
+  trained, or the tokens do not fit in a row.
   """
   layout = _Layout(tokenizer, config)
   parts_of_example = [layout.parts(content, where) for content, where in contents]
@@ -96,6 +106,114 @@ def tokenize_all(
     return tokenize_all(fit, tokenizer, config) if fit else []
   check_like_whole_text(parts_of_example, encoded, tokenizer)
   return _examples(parts_of_example, wheres, encoded, negatives(parts_of_example, wheres, encoded, tokenizer))
+
+
+class _Layout:
+  """Conversion of transcripts to parts, each a text or one special token, with role and weight."""
+
+  def __init__(self, tokenizer: PreTrainedTokenizerFast, config: Config):
+    self._config = config
+    self._tokenizer = tokenizer
+    marked = find_markers(tokenizer, config.tokenizer)
+    self._confidence_ids = dict(zip(config.tokenizer.confidence_names, marked.confidence_ids, strict=True))
+    self._marker_ids = {config.tokenizer.flag: marked.flag_id, config.tokenizer.fix: marked.fix_id}
+    self._marker_ids |= self._confidence_ids
+    self._weight_R = config.loss.weight_R
+    self._is_chat = config.data.template == "chat"
+    if self._is_chat:
+      self._template, self._pattern = Template(tokenizer), special_pattern(tokenizer)
+      return
+    self._begin = begin_parts(tokenizer, self._weight_R[roles.PROMPT])
+    self._end = Span(tokenizer.eos_token, roles.TEXT, config.loss.end, end_token(tokenizer, "plain"), is_end=True)
+
+  def parts(self, content: Transcript | Chat, where: str) -> list[Span]:
+    """Return the parts of a transcript: what the tokenizer or chat template adds, and the pieces."""
+    if self._is_chat:
+      return self._chat(content.turns if isinstance(content, Chat) else _turns(content), where)
+    if isinstance(content, Chat):
+      raise InputError(
+        f"{where}: messages are rendered with the tokenizer's chat template, and prompts must be too; "
+        "set data.template='chat'"
+      )
+    return [*self._begin, *self._pieces(content, where), self._end]
+
+  def _pieces(self, pieces: Transcript, where: str) -> list[Span]:
+    parts: list[Span] = []
+    stretch: list[str] = []  # texts since the last flag piece: a marker may begin in one and end in the next
+    for piece in pieces:
+      if piece.role == roles.FLAG:
+        self._check_no_marker("".join(stretch), where)
+        stretch = []
+        parts += self._flag(piece, where)
+      else:
+        stretch.append(piece.text)
+        parts.append(Span(piece.text, piece.role, self._weight(piece), must_own=not piece.text.isspace()))
+    self._check_no_marker("".join(stretch), where)
+    return parts
+
+  def _weight(self, piece: Piece) -> float:
+    return self._weight_R[piece.role] if piece.weight is None else piece.weight
+
+  def _flag(self, piece: Piece, where: str) -> list[Span]:
+    marker = piece.text if piece.text in self._marker_ids else piece.text.strip()
+    if marker not in self._marker_ids:
+      raise InputError(
+        f"{where}: the flag piece {piece.text!r:.60} is neither tokenizer.flag={self._config.tokenizer.flag!r} "
+        f"nor tokenizer.fix={self._config.tokenizer.fix!r}; change the record or the config"
+      )
+    weight, token = self._weight(piece), self._marker_ids[marker]
+    if marker in self._confidence_ids:
+      weight = 0.0  # written by the decoder, only read by the model
+    if token is None:  # tokenizer.special=False: markers are ordinary text
+      return [Span(piece.text, roles.FLAG, weight, must_own=True)]
+    before, after = piece.text.split(marker)
+    parts = [Span(before, roles.FLAG, weight), Span(marker, roles.FLAG, weight, token), Span(after, roles.FLAG, weight)]
+    return [part for part in parts if part.text]
+
+  def _check_no_marker(self, text: str, where: str) -> None:
+    if self._config.data.marker_text == "plain":
+      return
+    for marker in self._marker_ids:
+      if marker in text:
+        raise InputError(
+          f"{where}: the text holds the marker {marker!r}, which only a piece of role flag may; remove it, "
+          "choose other markers, or encode it as plain characters with data.marker_text='plain'"
+        )
+
+  def _chat(self, turns: tuple[Turn, ...], where: str) -> list[Span]:
+    """Return the parts of a chat; `gaps` are what the template puts before, between and after the contents."""
+    texts = ["".join(piece.text for piece in turn.pieces) for turn in turns]
+    gaps, contents = self._template.fill(tuple(turn.speaker for turn in turns), texts, where, generation=False)
+    prompt, end = self._weight_R[roles.PROMPT], self._config.loss.end
+    parts = template_parts(gaps[0], self._pattern, self._tokenizer, prompt)
+    for turn, content, gap in zip(turns, contents, gaps[1:], strict=True):
+      parts += self._pieces(
+        turn.pieces if content == "".join(piece.text for piece in turn.pieces) else _stripped(turn.pieces), where
+      )
+      after = template_parts(gap, self._pattern, self._tokenizer, prompt)
+      if turn.speaker == "assistant":
+        last, _ = _end_of_turn(after, where)
+        after[: last + 1] = [part._replace(role=roles.TEXT, weight=end, is_end=True) for part in after[: last + 1]]
+      parts += after
+    return parts
+
+
+def _turns(transcript: Transcript) -> tuple[Turn, ...]:
+  """Return each run of prompt pieces as a turn of the user, and the pieces between as turns of the assistant."""
+  runs = itertools.groupby(transcript, key=lambda piece: piece.role == roles.PROMPT)
+  return tuple(Turn("user" if is_prompt else "assistant", tuple(run)) for is_prompt, run in runs)
+
+
+def _stripped(pieces: Transcript) -> Transcript:
+  """Return the pieces without white space at both ends of their text, as a template that trims renders them."""
+  text = "".join(piece.text for piece in pieces)
+  first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+  kept, end = [], 0
+  for piece in pieces:
+    start, end = end, end + len(piece.text)
+    if cut := piece.text[max(first - start, 0) : max(last - start, 0)]:
+      kept.append(dataclasses.replace(piece, text=cut))
+  return tuple(kept)
 
 
 def _examples(
@@ -136,6 +254,19 @@ def _examples(
     _check_example(example, is_end_N[span])
     examples.append(example)
   return examples
+
+
+def _check_example(example: Example, is_end_T: np.ndarray) -> None:
+  if not example.num_end:
+    raise InputError(
+      f"{example.where}: no end of text is trained, because nothing is said by the assistant; add an answer"
+    )
+  # The first token is never a target.
+  if not (example.weight_T[1:] * ~is_end_T[1:]).any():
+    raise InputError(
+      f"{example.where}: no token is trained, because every role or span in it weighs 0; "
+      "give a role that it has a weight in loss, or take the record out"
+    )
 
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, *, answer: str = "") -> np.ndarray:
@@ -221,122 +352,3 @@ def _end_of_turn(after: list[Span], where: str) -> tuple[int, int]:
     f"{where}: the chat template puts no special token after what the assistant says, so the model would never learn "
     "to stop; use a tokenizer whose template ends a turn"
   )
-
-
-class _Layout:
-  """Conversion of transcripts to parts: text or one special token, each with its weight."""
-
-  def __init__(self, tokenizer: PreTrainedTokenizerFast, config: Config):
-    self._config = config
-    self._tokenizer = tokenizer
-    marked = find_markers(tokenizer, config.tokenizer)
-    self._confidence_ids = dict(zip(config.tokenizer.confidence_names, marked.confidence_ids, strict=True))
-    self._marker_ids = {config.tokenizer.flag: marked.flag_id, config.tokenizer.fix: marked.fix_id}
-    self._marker_ids |= self._confidence_ids
-    self._weight_R = config.loss.weight_R
-    self._is_chat = config.data.template == "chat"
-    if self._is_chat:
-      self._template, self._pattern = Template(tokenizer), special_pattern(tokenizer)
-      return
-    self._begin = begin_parts(tokenizer, self._weight_R[roles.PROMPT])
-    self._end = Span(tokenizer.eos_token, roles.TEXT, config.loss.end, end_token(tokenizer, "plain"), is_end=True)
-
-  def parts(self, content: Transcript | Chat, where: str) -> list[Span]:
-    if self._is_chat:
-      return self._chat(content.turns if isinstance(content, Chat) else _turns(content), where)
-    if isinstance(content, Chat):
-      raise InputError(
-        f"{where}: messages are rendered with the tokenizer's chat template, and prompts must be too; "
-        "set data.template='chat'"
-      )
-    return [*self._begin, *self._pieces(content, where), self._end]
-
-  def _pieces(self, pieces: Transcript, where: str) -> list[Span]:
-    parts: list[Span] = []
-    stretch: list[str] = []
-    for piece in pieces:
-      if piece.role == roles.FLAG:
-        self._check_no_marker("".join(stretch), where)
-        stretch = []
-        parts += self._flag(piece, where)
-      else:
-        stretch.append(piece.text)
-        parts.append(Span(piece.text, piece.role, self._weight(piece), must_own=not piece.text.isspace()))
-    self._check_no_marker("".join(stretch), where)
-    return parts
-
-  def _weight(self, piece: Piece) -> float:
-    return self._weight_R[piece.role] if piece.weight is None else piece.weight
-
-  def _flag(self, piece: Piece, where: str) -> list[Span]:
-    marker = piece.text if piece.text in self._marker_ids else piece.text.strip()
-    if marker not in self._marker_ids:
-      raise InputError(
-        f"{where}: the flag piece {piece.text!r:.60} is neither tokenizer.flag={self._config.tokenizer.flag!r} "
-        f"nor tokenizer.fix={self._config.tokenizer.fix!r}; change the record or the config"
-      )
-    weight, token = self._weight(piece), self._marker_ids[marker]
-    if marker in self._confidence_ids:
-      weight = 0.0  # written by the decoder, only read by the model
-    if token is None:
-      return [Span(piece.text, roles.FLAG, weight, must_own=True)]
-    before, after = piece.text.split(marker)
-    parts = [Span(before, roles.FLAG, weight), Span(marker, roles.FLAG, weight, token), Span(after, roles.FLAG, weight)]
-    return [part for part in parts if part.text]
-
-  def _check_no_marker(self, text: str, where: str) -> None:
-    if self._config.data.marker_text == "plain":
-      return
-    for marker in self._marker_ids:
-      if marker in text:
-        raise InputError(
-          f"{where}: the text holds the marker {marker!r}, which only a piece of role flag may; remove it, "
-          "choose other markers, or encode it as plain characters with data.marker_text='plain'"
-        )
-
-  def _chat(self, turns: tuple[Turn, ...], where: str) -> list[Span]:
-    texts = ["".join(piece.text for piece in turn.pieces) for turn in turns]
-    gaps, contents = self._template.fill(tuple(turn.speaker for turn in turns), texts, where, generation=False)
-    prompt, end = self._weight_R[roles.PROMPT], self._config.loss.end
-    parts = template_parts(gaps[0], self._pattern, self._tokenizer, prompt)
-    for turn, content, gap in zip(turns, contents, gaps[1:], strict=True):
-      parts += self._pieces(
-        turn.pieces if content == "".join(piece.text for piece in turn.pieces) else _stripped(turn.pieces), where
-      )
-      after = template_parts(gap, self._pattern, self._tokenizer, prompt)
-      if turn.speaker == "assistant":
-        last, _ = _end_of_turn(after, where)
-        after[: last + 1] = [part._replace(role=roles.TEXT, weight=end, is_end=True) for part in after[: last + 1]]
-      parts += after
-    return parts
-
-
-def _turns(transcript: Transcript) -> tuple[Turn, ...]:
-  """Return each run of prompt pieces as a turn of the user, and the pieces between as turns of the assistant."""
-  runs = itertools.groupby(transcript, key=lambda piece: piece.role == roles.PROMPT)
-  return tuple(Turn("user" if is_prompt else "assistant", tuple(run)) for is_prompt, run in runs)
-
-
-def _stripped(pieces: Transcript) -> Transcript:
-  """Return the pieces without white space at both ends of their text, as a template that trims renders them."""
-  text = "".join(piece.text for piece in pieces)
-  first, last = len(text) - len(text.lstrip()), len(text.rstrip())
-  kept, end = [], 0
-  for piece in pieces:
-    start, end = end, end + len(piece.text)
-    if cut := piece.text[max(first - start, 0) : max(last - start, 0)]:
-      kept.append(dataclasses.replace(piece, text=cut))
-  return tuple(kept)
-
-
-def _check_example(example: Example, is_end_T: np.ndarray) -> None:
-  if not example.num_end:
-    raise InputError(
-      f"{example.where}: no end of text is trained, because nothing is said by the assistant; add an answer"
-    )
-  # The first token is never a target.
-  if not (example.weight_T[1:] * ~is_end_T[1:]).any():
-    raise InputError(
-      f"{example.where}: no token is trained, because every role or span in it weighs 0; "
-      "give a role that it has a weight in loss, or take the record out"
-    )
