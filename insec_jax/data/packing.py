@@ -1,13 +1,14 @@
 """Packing: examples packed into rows of one length, none of them split.
 
-      token     a  b  c  |  d  e  |  .        letters as in model/llama.py
+      token     a  b  c  |  d  e  |  .
       segment   1  1  1     2  2     0        0 is padding
       position  0  1  2     0  1     0        restarts with each segment
-      role      0  1  1     0  1    -1        roles.NO_ROLE is padding
+      role      0  1  5     0  1    -1        0 prompt, 1 text, 5 correction; roles.NO_ROLE is padding
       weight    0  1  1     0  1     0
-      negative -1 -1  8    -1 -1    -1        roles.NO_NEGATIVE where there is none
+      negative -1 -1  8    -1 -1    -1        id of a token to avoid here; roles.NO_NEGATIVE where there is none
 
 The first token of a segment is never a target, so its weight does not count; training/loss.py enforces this by segment.
+Axes of arrays: B row, T position in the row.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class Rows:
     return len(self.token_BT)
 
   def of(self, index) -> dict[str, np.ndarray]:
-    """Return the rows at `index`, an array of any shape, by field name without axes; index -1 gives an empty row."""
+    """Return the rows at `index`, an array of any shape, by field name without axes; -1 gives a row of padding."""
     taken = {}
     for field, empty in zip(dataclasses.fields(self), (0, 0, 0, NO_ROLE, 0, NO_NEGATIVE), strict=True):
       value_BT = getattr(self, field.name)
@@ -87,6 +88,6 @@ def _first_fit(lengths: Sequence[int], row_length: int) -> tuple[list[int], int]
       num_rows += 1
     free_B[row] -= length
     rows.append(row)
-    while first_open < num_rows and free_B[first_open] < shortest:
+    while first_open < num_rows and free_B[first_open] < shortest:  # no example fits: not searched again
       first_open += 1
   return rows, num_rows

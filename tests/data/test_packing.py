@@ -27,11 +27,11 @@ def random_examples(num=200, longest=30):
 
 
 def test_a_row_is_the_one_in_the_docstring():
-  rows = pack([example([7, 8, 9], [0, 1, 1], [0, 1, 1], [-1, -1, 8]), example([5, 6], [0, 1], [0, 1])], 6)
+  rows = pack([example([7, 8, 9], [0, 1, 5], [0, 1, 1], [-1, -1, 8]), example([5, 6], [0, 1], [0, 1])], 6)
   np.testing.assert_array_equal(rows.token_BT, [[7, 8, 9, 5, 6, 0]])
   np.testing.assert_array_equal(rows.segment_BT, [[1, 1, 1, 2, 2, 0]])
   np.testing.assert_array_equal(rows.position_BT, [[0, 1, 2, 0, 1, 0]])
-  np.testing.assert_array_equal(rows.role_BT, [[0, 1, 1, 0, 1, -1]])
+  np.testing.assert_array_equal(rows.role_BT, [[0, 1, 5, 0, 1, -1]])
   np.testing.assert_array_equal(rows.weight_BT, [[0, 1, 1, 0, 1, 0]])
   np.testing.assert_array_equal(rows.negative_BT, [[-1, -1, 8, -1, -1, -1]])
   assert [getattr(rows, field.name).dtype for field in dataclasses.fields(rows)] == [
