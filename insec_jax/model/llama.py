@@ -4,8 +4,16 @@ Letters that end array names and fill every einsum:
   B row of the batch   T position that reads   S position that is read   L layer   V token of the vocabulary
   D width of the stream   F width of the MLP   N query head   K key head   G = N // K   H width of a head   R role
 
-The arithmetic is written once, in functions of plain arrays. The Linen modules below it declare the weights, scan the
-layers and choose what the backward pass keeps; `forward_cached` calls the same functions with a cache.
+The stream is the residual stream. The arithmetic is written once, in functions of plain arrays. Training calls them
+through the Linen modules at the end of the file, which declare the weights, scan the layers and choose what the
+backward pass keeps. Generation calls them in `forward_prompt`, which returns keys and values for a cache, and in
+`forward_cached`, which reads and extends the cache.
+
+Functions of sharding.py do nothing without a mesh, except that `look_up` reads the embedding. With one, on each device:
+  whole, gather   concatenate a device's shards of a weight (along fsdp) or of an array
+  enter, leave    bracket the device's part of heads or of MLP width; `leave` sums over tensor, `enter` the gradients
+Implementations of attention are pairs (attention.py): prepare(segment_BT) -> mask, once for all layers, and
+attend(q, k, v, mask) -> context.
 """
 
 import dataclasses
@@ -34,10 +42,10 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-  """Scaling of slow rotations of Llama 3.
+  """Scaling of the frequencies of rotary positions, as in Llama 3.1.
 
-  Wavelengths above original_max_positions / low_freq_factor are multiplied by `factor`, those below
-  original_max_positions / high_freq_factor are unchanged, and frequencies between are interpolated.
+  Wavelengths, in positions, above original_max_positions / low_freq_factor are multiplied by `factor`; those below
+  original_max_positions / high_freq_factor are unchanged; frequencies between are interpolated.
   """
 
   factor: float
@@ -111,10 +119,10 @@ def dot(letters: str, x, weight):
 
 
 def rms_norm(scale_D, x_BTD, eps: float):
-  """Divide `x` by its root mean square in float32, cast back, then scale: HF's order, to the last bit."""
+  """Return `x` divided by its root mean square in float32, cast back, then scaled: HF's order, to the last bit."""
   x32_BTD = x_BTD.astype(jnp.float32)
-  rms_BT1 = jax.lax.rsqrt(jnp.mean(x32_BTD * x32_BTD, -1, keepdims=True) + eps)
-  return scale_D.astype(x_BTD.dtype)[None, None] * (x32_BTD * rms_BT1).astype(x_BTD.dtype)
+  inverse_rms_BT1 = jax.lax.rsqrt(jnp.mean(x32_BTD * x32_BTD, -1, keepdims=True) + eps)
+  return scale_D.astype(x_BTD.dtype)[None, None] * (x32_BTD * inverse_rms_BT1).astype(x_BTD.dtype)
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -151,7 +159,8 @@ def rotate(x_BTNH, rope):
 def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
   """Return attention's contribution to the stream.
 
-  `attend(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query, with a checkpoint name.
+  `attend(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query. `checkpoint_name` gives activations the names that
+  REMAT lists.
   """
   x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
   q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), rope), "query")
@@ -223,7 +232,8 @@ def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: At
       token       .   .   A   B
       position   -2  -1   0   1
 
-  It computes in `dtype`; with a mesh on each device as in `Llama`. The stream at padding is finite and meaningless.
+  Activations have this `dtype`. With a mesh it runs on each device, as `Llama` does. The stream at padding is finite
+  and is not used.
   """
   position_BT = jnp.arange(token_BT.shape[1])[None] - start_B[:, None]
   rope = rope_angles(config, position_BT)
@@ -249,8 +259,8 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
       c reads         x   x   x
       d reads         x   x   x   x        slots not yet filled are never read
 
-  The cache is a ring: slot s stands at place s % S and replaces slot s - S, so the T slots must not cross its end. It
-  computes in the dtype of the cache; `slot` may be traced. With a mesh on each device as in `Llama`.
+  The cache is a ring: slot s is at place s % S and replaces slot s - S, so the T slots must not cross its end.
+  Activations have the dtype of the cache; `slot` may be traced. With a mesh it runs on each device, as `Llama` does.
   """
   T, S = token_BT.shape[1], cache[0][0].shape[2]
   slot_T = slot + jnp.arange(T)
@@ -275,7 +285,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
 
 
 def declare(module: nn.Module, name: str, letters: str):
-  """Declare the device's part of a parameter, axes named; `init` gives nan: weights come from hf.load or build.init."""
+  """Declare the device's part of a parameter, axes named; nan until weights come from hf.load or build.init."""
   axes = tuple(AXES[letter] for letter in letters)
   init = nn.with_logical_partitioning(nn.initializers.constant(math.nan), axes)
   shape = (sharding.local_size(AXES[letter], module.config.size(letter), module.mesh) for letter in letters)
@@ -354,7 +364,7 @@ class Llama(nn.Module):
       stream_BTD, rope_angles(config, position_BT), self.attention.prepare(segment_BT)
     )
     if not config.tied:
-      declare(self, "head", WEIGHTS["head"])  # read by `head`
+      declare(self, "head", WEIGHTS["head"])  # declared only: the function `head` reads it
     return rms_norm(declare_whole(self, "norm", WEIGHTS["norm"]), stream_BTD, config.norm_eps)
 
 

@@ -3,7 +3,12 @@
 Letters are those of model/llama.py, and
   M position in a device's rows, one row after another   C position in a chunk of trained tokens
   W position in the chunks of all devices that share a vocabulary
-This module does not divide: sums are added over chunks, micro-batches, devices and hosts, and divided afterwards.
+This module does not divide: sums are added over chunks, micro-batches, devices and hosts, and training/step.py divides
+the gradient by the sum of |weight|. The gradient here is that of the head and of the stream; jax.grad in step.py
+continues it through the model.
+
+Order: `shift` makes targets, `loss_sums` is the entry, `_weighted_sums` its custom gradient, `_sums` communicates the
+head, `_chunked` loops over chunks, and `_score`, `_chunk_sums`, `_slopes` are the arithmetic of one chunk.
 """
 
 import functools
@@ -105,9 +110,9 @@ def loss_sums(
   """Return the sums of the weighted loss over tokens of non-zero weight; only `loss` has a gradient (head and stream).
 
   Weight w > 0 costs w * -log p(token). Weight w < 0 is unlikelihood, |w| * -log(max(1 - p(token), 1e-5)), without a
-  gradient where it is clamped. A negative adds unlikelihood of weight -repeat, whatever the weight of its token.
-  Without negatives the program is smaller. With a mesh the function runs inside jax.shard_map, on the device's shard of
-  the head and its own rows, and sums over these rows.
+  gradient where it is clamped. A negative n adds repeat * -log(max(1 - p(n), 1e-5)), whatever the weight of its
+  token; without negatives none of this is compiled. With a mesh the function runs inside jax.shard_map, on the device's
+  shard of the head and its own rows, and sums over these rows.
   """
   targets = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT)
   targets = targets._replace(weight=targets.weight.astype(jnp.float32))
@@ -146,7 +151,7 @@ class Plan(NamedTuple):
     return jax.lax.all_gather(x_C, self.token_axes, tiled=True) if self.token_axes else x_C
 
   def own(self, x_W):
-    """Return the device's own chunk of those gathered."""
+    """Return the device's own chunk of the gathered ones, [C]."""
     if not self.token_axes:
       return x_W
     return jax.lax.dynamic_slice(x_W, (jax.lax.axis_index(self.token_axes) * self.chunk,), (self.chunk,))
@@ -367,6 +372,7 @@ def _slopes(scores: Scores, targets_W: Targets, repeat: float):
     return jnp.where(rest_W > FLOOR, p_W / jnp.maximum(rest_W, FLOOR), 0.0)
 
   def in_logits(slope_W, is_token_WV, rest_W):
+    """Return the slope in log p times that of log p in the logits: 1 - p at the token itself, -p at each other."""
     return slope_W[:, None] * jnp.where(is_token_WV, rest_W[:, None], -scores.exp_WV / scores.sum_W[:, None])
 
   unlikely_W = slope(jnp.exp(scores.logp_W), scores.rest_W)
