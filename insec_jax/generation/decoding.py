@@ -2,21 +2,25 @@
 
 Each is compiled once per shape. `fill` reads prompts into free rows, `decode` writes until rows have ended, `keep_rows`
 and `resize` change the number of rows and slots. One program `decode` serves greedy decoding, sampling and forced
-tokens: on a small model compiling would take longer than decoding.
+tokens: on a small model compiling would take longer than decoding. The loop that calls them is Sampler._decode
+(sampler.py); batching.py chooses which prompts go to which free rows, and when.
 
-All rows write the same slot; slot s stands at place s % S of the row, in the cache too. A prompt is read into the slots
+All rows write the same slot; slot s is at place s % S of the row, in the cache too. A prompt is read into the slots
 before the next one, whatever the other rows hold, so that a row which has ended is filled again:
 
       slot     ...  40  41  42  43 | 44  45  46
-      row 0     c   d   e   f   g  | h   i   <end>    began long ago
+      row 0     c   d   e   f   g  | h   i   <end>    began earlier
       row 1     .   .   .   A   B  | c   <end>        start 42: filled just before slot 44
-      position -2  -1   .   0   1  | 2   3
+      position ... -2  -1   0   1  | 2   3        of row 1; the cache's slots before its start are not read
 
 On a mesh every function runs on each device in jax.shard_map: rows over `data`, heads, MLP width and vocabulary over
 `tensor`. No row reads another, so the mesh changes a text only through the order of float32 sums.
 
-Letters as in model/llama.py and confidence.py, S slot, P slot of a padded prompt, R row that is filled, C row that is
-kept.
+Functions of confidence.py apply the rules for tokens: `biased` adds the flag's bias and bans tokens (the fix where no
+flag is open), `forced` replaces drawn tokens, and `advance` updates the state that both read.
+
+Letters as in model/llama.py, and S slot, P slot of a padded prompt, R row that is filled, C row that is kept (in
+`text_logprobs`: chunk), U stop token.
 """
 
 import functools
@@ -37,7 +41,7 @@ NO_PROMPT = -1  # number of the prompt of an unused row
 
 
 class DecodeOptions(NamedTuple):
-  """What a request for text asks for beyond its prompts; none of the numbers is compiled into a program."""
+  """Options of a request for text; its numbers are arguments of the compiled programs, so new ones compile nothing."""
 
   key: jax.Array  # of the seed; `draw` derives the key of each token from it
   max_tokens: int
@@ -47,9 +51,9 @@ class DecodeOptions(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-  """State of a batch between two tokens, all that its next token depends on besides weights and options.
+  """State of a batch between two tokens: with weights and options, it decides the next token.
 
-  The numbers of a token stand at the place of its slot, and mean what they do in `SampledTokens`.
+  Arrays [B, S] hold the numbers of a token at the place of its slot; `SampledTokens` (sampler.py) returns them.
   """
 
   slot: jax.Array  # the next slot to write, the same in all rows
@@ -58,9 +62,9 @@ class DecodeState(NamedTuple):
   live_B: jax.Array  # neither a stop token nor max_tokens has ended the row
   num_B: jax.Array  # tokens written
   token_BS: jax.Array
-  logprob_BS: jax.Array
-  flag_BS: jax.Array
-  margin_BS: jax.Array
+  logprob_BS: jax.Array  # log p of the token, at temperature 1
+  flag_BS: jax.Array  # log p of the flag in its place
+  margin_BS: jax.Array  # log p of the flag minus that of the likeliest other token
   cache: list  # (k_BKSH, v_BKSH) of each layer
   trigger: TriggerState
 
@@ -81,7 +85,7 @@ def on_mesh(function, mesh: Mesh, in_specs: tuple, out_specs):
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "mesh", "rows", "slots"))
 def begin(*, config, compute, mesh, rows: int, slots: int) -> DecodeState:
-  """Return the state of unused rows."""
+  """Return the state of a batch in which every row is unused."""
   B = rows // sharding.size_over(mesh, sharding.BATCH)
 
   def make() -> DecodeState:
@@ -115,7 +119,7 @@ def fill(
 
   def read(params, state: DecodeState, token_RP, start_R, index_R, row_R, rules) -> DecodeState:
     P, S = token_RP.shape[1], state.token_BS.shape[1]
-    _, read = llama.forward_prompt(config, params, token_RP, start_R, attention, state.cache[0][0].dtype, mesh)
+    _, cache = llama.forward_prompt(config, params, token_RP, start_R, attention, state.cache[0][0].dtype, mesh)
 
     def put(old, new, axis: int | None = None):
       """Return the rows with new content; along `axis`, the last P slots before the next one."""
@@ -133,7 +137,7 @@ def fill(
       token_BS=put(state.token_BS, token_RP, 1),
       cache=[
         tuple(put(old, new, 2) for old, new in zip(*layer, strict=True))
-        for layer in zip(state.cache, read, strict=True)
+        for layer in zip(state.cache, cache, strict=True)
       ],
       trigger=jax.tree.map(put, state.trigger, trigger),
     )
@@ -144,7 +148,7 @@ def fill(
 
 @functools.partial(jax.jit, static_argnames=("config", "cut", "mesh"), donate_argnames="state")
 def decode(params, state: DecodeState, options: DecodeOptions, *, few: int, config, cut: bool, mesh) -> DecodeState:
-  """Return the state once at most `few` rows are live."""
+  """Return the state after the first step that leaves at most `few` rows live; unchanged if no more are live."""
 
   def num_live(state: DecodeState):
     return jax.lax.psum(state.live_B.sum(), sharding.BATCH)
@@ -161,7 +165,10 @@ def decode(params, state: DecodeState, options: DecodeOptions, *, few: int, conf
 
 
 def step(params, state: DecodeState, options: DecodeOptions, *, config, cut: bool, mesh) -> DecodeState:
-  """Return the state with one more token in each live row."""
+  """Return the state with one more token in each live row.
+
+  `cut` is whether top_p is below 1; it is static, because sorting the vocabulary is slow.
+  """
   S = state.token_BS.shape[1]
   rules, place = options.rules, state.slot % S
   # The first step reads the last token of the prompt again, so that only one copy of the step is compiled.

@@ -1,4 +1,7 @@
-"""A model and its tokenizer together: text in, text out."""
+"""A model and its tokenizer together: text in, text out.
+
+A text is written by `encode`, then `write`. The other methods score steps that are given, or continue after them.
+"""
 
 import dataclasses
 import functools
