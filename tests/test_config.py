@@ -244,7 +244,7 @@ def working() -> dict:
   return values
 
 
-def test_every_key_refuses_every_wrong_value_in_one_line_that_names_it_and_takes_the_right_ones():
+def test_every_key_takes_right_values_and_refuses_wrong_ones_in_a_line_with_its_name():
   assert len(keys()) >= 70
   wrong = []
   for key in keys():

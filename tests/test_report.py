@@ -278,7 +278,7 @@ def test_the_same_run_twice_or_none_is_refused(workdir):
     assert words in done.stderr
 
 
-def test_an_output_that_cannot_be_written_is_refused_and_an_older_page_stays_when_a_run_is_damaged(workdir):
+def test_an_unwritable_output_is_refused_and_an_older_page_outlives_a_damaged_run(workdir):
   done = report(workdir.parent, workdir.name, output="absent/report.html")
   assert done.returncode == 2
   assert "absent/report.html" in done.stderr

@@ -1,4 +1,4 @@
-"""The shape of the package: imports point one way, words match across sections, nothing of a machine is in the tree."""
+"""The shape of the package and its tests: imports point one way, files and functions are short, words match."""
 
 import ast
 import pathlib
@@ -34,6 +34,8 @@ ORDER = (
 )
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}
 FILES = sorted(PACKAGE.rglob("*.py"))
+TEST_FILES = sorted(pathlib.Path(__file__).parent.rglob("test_*.py"))
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_LETTERS = 400, 60, 80
 
 
 def part_of(module: str) -> str:
@@ -89,3 +91,22 @@ def test_text_is_read_and_written_in_an_encoding_that_no_locale_changes(file):
       names = {keyword.arg for keyword in node.keywords}
       is_text = isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text")
       assert "encoding" in names or not (is_text or ("text" in names and "capture_output" in names)), node.lineno
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_and_functions_are_short_enough_to_read_at_once(file):
+  text = file.read_text()
+  assert text.count("\n") <= MOST_LINES
+  functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+  lines = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+  assert {name: num for name, num in lines.items() if num > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+@pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
+def test_tests_have_names_of_at_most_80_letters_and_import_no_other_tests(file):
+  nodes = list(ast.walk(ast.parse(file.read_text())))
+  names = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+  assert [name for name in names if len(name) > MOST_LETTERS] == []
+  imported = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+  imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+  assert [name for name in imported if name.startswith("test_")] == []

@@ -149,7 +149,7 @@ def test_every_arm_is_trained_and_measured_on_every_seed(first):
   assert {path.name for path in (folder / "out" / "logs").iterdir()} >= {"seed0_clean_train.log", "report.log"}
 
 
-def test_arms_begin_with_the_base_of_their_seed_and_the_base_with_what_its_config_says(first):
+def test_arms_begin_with_the_base_of_their_seed_and_the_base_as_its_config_says(first):
   found = first[-1]
   assert [flags["model"] for flags in of(found, "export")] == ["out/seed0/base", "out/seed1/base"]
   begins = {

@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_the_state_before_it_save
   assert lost == clean
 
 
-def test_a_model_without_the_markers_starts_with_rows_for_them_that_are_the_mean_of_the_others(home):
+def test_rows_of_new_markers_start_as_the_mean_of_the_other_rows(home):
   tokenizer = build_tokenizer(
     [*"0123456789+= ?\n", "wrong sum"],
     TokenizerConfig(path="", flag="<a>", fix="<b>", special=False, confidence=(), confidence_first=()),

@@ -15,7 +15,7 @@ from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TE
 from insec_jax.method.transcript import Piece, clean, render
 
 
-def test_problems_of_a_file_get_injected_mistakes_and_finished_records_stay_as_they_are(tmp_path):
+def test_problems_of_a_file_get_injected_mistakes_and_finished_records_stay(tmp_path):
   finished = pieces(("prompt", "q"), ("mistake", "a"), ("flag", "<err>"), ("flag", "<fix>"), ("correction", "b"))
   some = gsm8k(tmp_path, [question(number) for number in range(20)] + [finished], mistakes__share=1.0)
   *injected, (kept, _) = mixture.transcripts(some, "train")

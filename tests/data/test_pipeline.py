@@ -71,7 +71,7 @@ def test_accumulation_reads_the_rows_of_as_many_smaller_steps():
 
 
 @pytest.mark.parametrize("negatives", [False, True])
-def test_a_batch_has_arrays_with_the_axes_that_their_names_say_and_negatives_only_when_asked(negatives):
+def test_arrays_of_a_batch_have_the_axes_of_their_names_negatives_only_when_asked(negatives):
   how = {"rows_per_step": 4, "share": slice(1, 3), "negatives": negatives}
   batch = next(pipeline.batches(numbered_rows(3), seed=0, accumulation=2, start_step=0, **how))
   in_order = next(pipeline.in_order(numbered_rows(3), **how))

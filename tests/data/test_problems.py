@@ -34,7 +34,7 @@ def test_holding_everything_out_is_refused(tmp_path):
     mixture.transcripts(gsm8k(tmp_path, [question(number) for number in range(3)], data__num_heldout=3), "train")
 
 
-def test_procedural_problems_of_the_two_splits_are_different_and_as_many_as_asked_for():
+def test_generated_problems_of_two_splits_differ_and_are_as_many_as_asked_for():
   some = config(
     task__name="multiplication",
     task__min_size=3,
@@ -62,7 +62,7 @@ def test_recorded_mistakes_of_a_procedural_task_need_a_file():
     mixture.transcripts(some, "train")
 
 
-def test_larger_problems_are_of_every_size_above_those_trained_on_and_apart_from_them():
+def test_larger_problems_have_every_size_above_those_trained_on():
   found = problems.larger_problems(LARGER)
   assert {len(problem.steps) for problem in found} == {5, 6}  # trained on: 2 to 4
   assert len(found) == CONFIG.evaluate.num_problems

@@ -62,7 +62,7 @@ def test_owners_are_those_in_the_docstring():
   np.testing.assert_array_equal(is_boundary_N, [False, True, False, False])
 
 
-def test_of_equal_weights_the_first_piece_owns_the_token_and_pieces_alike_are_no_boundary():
+def test_of_equal_weights_the_first_piece_has_the_token_and_equal_roles_no_boundary():
   args = np.array([0]), np.array([2]), np.array([1, 2])
   owner_N, is_boundary_N = encoding.owner_of_tokens(*args, np.array([1, 3]), np.array([1.0, 1.0]))
   assert (owner_N.tolist(), is_boundary_N.tolist()) == ([0], [True])
@@ -70,7 +70,7 @@ def test_of_equal_weights_the_first_piece_owns_the_token_and_pieces_alike_are_no
   assert (owner_N.tolist(), is_boundary_N.tolist()) == ([0], [False])
 
 
-def test_each_token_has_the_role_of_its_characters_and_bos_is_prompt_and_the_end_is_text():
+def test_each_token_has_the_role_of_its_characters_bos_is_prompt_the_end_is_text():
   tokenizer, some = bpe()
   example = one(SOLUTION, tokenizer, some)
   assert runs(example, tokenizer) == [
@@ -290,7 +290,7 @@ CHAT = Chat(
 
 
 @pytest.mark.parametrize("template", [LLAMA_TEMPLATE, IM_TEMPLATE], ids=["llama", "im"])
-def test_messages_give_the_templates_own_tokens_and_train_answers_and_ends_of_turn_only(template):
+def test_messages_have_the_templates_tokens_and_train_only_answers_and_ends_of_turn(template):
   tokenizer, some = bpe(chat=template)
   messages = [{"role": turn.speaker, "content": render(turn.pieces)} for turn in CHAT.turns]
   text = tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE.strftime("%d %b %Y"))
@@ -377,7 +377,7 @@ def test_words_of_a_message_cannot_end_a_turn():
   assert ((example.token_T == eot).sum(), (example.token_T == head).sum()) == (2, 2)
 
 
-def test_a_template_may_put_plain_characters_before_the_end_and_they_are_trained_with_it():
+def test_plain_characters_that_a_template_puts_before_the_end_are_trained_with_it():
   tokenizer, some = bpe(chat=IM_TEMPLATE.replace("'<|eot|>'", "' <|eot|>'"))
   assert runs(one(SOLUTION, tokenizer, some), tokenizer)[-2:] == [(TEXT, 0.5, " <|eot|>"), (PROMPT, 0.0, "\n")]
 
@@ -610,7 +610,7 @@ def test_a_correction_that_begins_inside_a_token_differs_where_that_token_does()
 
 
 @pytest.mark.parametrize("template", ["plain", LLAMA_TEMPLATE, IM_TEMPLATE], ids=["plain", "llama", "im"])
-def test_the_negatives_of_many_transcripts_are_those_of_each_alone_also_in_a_chat_template(template):
+def test_negatives_of_many_transcripts_are_those_of_each_alone_also_in_a_template(template):
   tokenizer, some = bpe(**({} if template == "plain" else {"chat": template}))
   contents = [(SOLUTION[:number], f"file:{number}") for number in range(2, len(SOLUTION) + 1)]
   for together, (content, where) in zip(tokens.tokenize_all(contents, tokenizer, some), contents, strict=True):
@@ -618,7 +618,7 @@ def test_the_negatives_of_many_transcripts_are_those_of_each_alone_also_in_a_cha
   assert negatives_of(SOLUTION, tokenizer, some) == [(" 42", " 43")]
 
 
-def test_a_chat_template_that_cannot_be_read_is_refused_though_only_its_end_is_needed():
+def test_an_unreadable_chat_template_is_refused_also_where_only_its_end_counts():
   tokenizer = bpe_tokenizer(IM_TEMPLATE.replace("endfor", "endfr"))
   with pytest.raises(InputError, match=r"the chat template of .* cannot be read: line 1: .*endfr.*; mend "):
     tokens.stop_ids((), tokenizer, vocab_size=1000)

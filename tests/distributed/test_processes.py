@@ -215,7 +215,7 @@ def test_processes_that_share_rows_give_the_losses_of_one(runs, alone):
   assert_same_losses(runs.lines("tensor"), alone)
 
 
-def test_sigterm_saves_on_all_after_the_same_step_even_when_messages_between_processes_take_longer_than_steps(runs):
+def test_sigterm_saves_on_all_after_one_step_also_with_messages_slower_than_steps(runs):
   ended = runs.well("slow", 2, code=42, hurt={0: (5, 15, 0.02), 1: (5, 0, 0.5)}, slow=0.3)
   step = int(re.search(r"stopped by a signal: saved after step (\d+)", ended[0].said)[1])
   assert 5 <= step < STEPS
@@ -223,7 +223,7 @@ def test_sigterm_saves_on_all_after_the_same_step_even_when_messages_between_pro
   assert max(end.seconds for end in ended) < 30
 
 
-def test_a_run_goes_from_four_processes_to_two_to_one_past_a_damaged_checkpoint_with_the_same_losses(runs, alone):
+def test_losses_are_the_same_from_four_processes_to_one_past_a_damaged_checkpoint(runs, alone):
   slowly = {number: (7, 15 if number == 2 else 0, 0.2) for number in range(4)}  # SIGTERM to one of them
   stopped = runs.well("elastic", 4, code=42, hurt=slowly)
   step = int(re.search(r"stopped by a signal: saved after step (\d+)", stopped[0].said)[1])

@@ -65,7 +65,7 @@ def stopped_at(monkeypatch, *, after, published=None, store_seconds=0.02, most=1
   return [found[index] for index in range(3)]
 
 
-def test_all_stop_after_the_same_step_which_none_has_passed_however_slow_the_store_is(monkeypatch):
+def test_all_stop_after_one_step_that_none_has_passed_however_slow_the_store_is(monkeypatch):
   for seconds in (0.0, 0.02, 0.1):
     first, *others = stopped_at(monkeypatch, after=5, store_seconds=seconds)
     assert others == [first, first]
@@ -77,7 +77,7 @@ def test_nobody_stops_when_nobody_is_stop_requested_or_when_the_run_was_over_bef
   assert stopped_at(monkeypatch, after=5, published="over", most=40) == [40, 40, 40]
 
 
-def test_a_store_that_refuses_a_stop_for_another_reason_than_an_earlier_one_is_an_error(monkeypatch):
+def test_a_store_that_refuses_a_stop_is_an_error_unless_an_earlier_one_is_there(monkeypatch):
   one = processes.Processes(0, NAMES)
   one._client = Store(0)
   one._publish_stop("SIGTERM")

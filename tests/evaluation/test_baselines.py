@@ -82,7 +82,7 @@ def run(script, *, most=2, max_tokens=100, max_positions=1_000):
   return [one.generation.tokens.tolist() for one in written], counted, writer.seen
 
 
-def test_an_unsure_step_is_drawn_again_from_the_same_prefix_with_another_seed_and_its_tokens_count():
+def test_an_unsure_step_is_drawn_again_from_its_prefix_and_its_tokens_count():
   tokens, counted, seen = run(
     {5: [[*step(20, 0.1), *step(21, 2.0), *step(22, 0.0), (STOP, 0.0)], [*step(23, 0.2), (STOP, 0.0)]]}
   )
@@ -123,7 +123,7 @@ def test_what_is_kept_never_exceeds_max_tokens():
   assert counted == [6 + 4]
 
 
-def test_what_has_grown_too_long_for_max_tokens_more_is_drawn_alone_as_far_as_it_may_grow():
+def test_a_text_too_long_for_max_tokens_more_is_drawn_alone_as_far_as_it_may_grow():
   grown = [[*step(20, 0.0), *step(21, 2.0), (STOP, 0.0)], [*step(22, 0.0), (STOP, 0.0)]]
   unsure = [[*step(30, 2.0), (STOP, 0.0)], [*step(31, 0.0), (STOP, 0.0)]]
   writer = Script({5: grown, 6: unsure}, max_positions=10)

@@ -39,7 +39,7 @@ def test_every_source_is_measured_greedily_and_at_the_temperature():
     assert [len(source["t1"]), len(source["t2"])] == [24, 24]
 
 
-def test_larger_problems_are_solved_with_flags_as_they_come_and_their_own_mistakes_are_read():
+def test_larger_problems_are_solved_unconstrained_and_their_own_mistakes_are_read():
   found = results_of(prober(Policy(slips=True)), LARGER)
   assert {source for source in found["solved"] if "larger" in source} == {
     "solutions, larger",
@@ -68,7 +68,7 @@ def test_what_the_model_reads_is_encoded_once_for_all_passes(monkeypatch):
   assert len(set(encoded)) == len(encoded)
 
 
-def test_a_bias_from_validation_catches_the_models_own_mistakes_without_a_false_alarm():
+def test_a_bias_from_validation_catches_own_mistakes_without_a_false_alarm():
   found = results_of(prober(Policy(slips=True)))
   chosen = found["thresholds"]
   assert chosen["flag_bias"]["greedy"] == pytest.approx(3.0, abs=1e-4)  # right steps have a margin of -3

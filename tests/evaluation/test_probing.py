@@ -47,7 +47,7 @@ def test_a_model_that_sees_and_mends_everything_scores_all_of_it():
   assert found["solved"]["solutions"] == {"t1": [1] * 24, "t2": [1] * 24}
 
 
-def test_a_blind_model_detects_nothing_and_shows_with_the_flag_forced_that_it_could_mend():
+def test_a_blind_model_detects_nothing_and_corrects_with_the_flag_forced():
   found = results_of(prober(Policy()))["rates"]["injected"]
   assert fractions(found, "detection", "detection_within", "correction", "correction, forced") == [
     "0/20",

@@ -39,7 +39,7 @@ def kinds(reader: Reader, written: Completion) -> list[tuple]:
   return [(step.kind, step.error, step.is_first_try) for step in reader.steps(0, PROBLEM, written)]
 
 
-def test_the_score_leaves_out_the_first_token_and_the_places_go_from_the_second_to_right_after_the_step():
+def test_the_score_leaves_out_the_first_token_and_places_end_right_after_the_step():
   first, second = RIGHT[0], RIGHT[1]
   reader, written = read_as(
     first[:2],
@@ -59,7 +59,7 @@ def test_the_score_leaves_out_the_first_token_and_the_places_go_from_the_second_
   assert (one.solution, one.kind, two.kind) == (4, "right", "right")
 
 
-def test_a_token_of_confidence_is_no_part_of_a_step_and_the_flag_has_its_place_after_it():
+def test_a_confidence_token_is_no_part_of_a_step_and_the_flag_comes_after_it():
   first, second = RIGHT[0], RIGHT[1]
   reader, written = read_as(
     first[:2],

@@ -79,7 +79,7 @@ def test_the_score_is_the_smallest_that_keeps_the_bound():
   assert choose_score([step("right", 0.0, score=1.0)] * 50, most=0.1) == 1.0  # above it is none: ties stay together
 
 
-def test_without_a_right_step_nothing_is_chosen_and_a_flag_that_always_comes_is_banned():
+def test_without_a_right_step_nothing_is_chosen_and_a_constant_flag_is_banned():
   wrong = [step("wrong", 1.0, score=1.0)]
   assert choose_bias(wrong, temperature=0.0, most=0.01) is None
   assert choose_score(wrong, most=0.01) is None

@@ -47,7 +47,7 @@ def test_a_watch_that_never_forces_changes_nothing(model):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
 
 
-def test_a_step_is_followed_by_the_flag_exactly_when_its_score_is_above_the_threshold(model):
+def test_the_flag_follows_a_step_exactly_when_its_score_is_above_the_threshold(model):
   scores = [
     said.score
     for one in watched(model, WATCH, max_tokens=80)
@@ -111,7 +111,7 @@ def test_the_token_of_the_confidence_follows_each_step_and_the_flag_comes_after_
   assert seen == set(SURE)
 
 
-def test_the_token_of_the_confidence_tells_the_first_token_apart_where_it_has_edges_for_it(model):
+def test_the_confidence_token_bins_the_first_token_apart_where_it_has_edges(model):
   sure = (*SURE, 23, 24, 25)
   watch = dataclasses.replace(WATCH, edges=EDGES, first_edges=(4.0,), confidence_ids=sure)
   seen = set()

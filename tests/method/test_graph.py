@@ -235,7 +235,7 @@ def test_reasons_say_what_is_wrong_and_recompute_it(before, wrong, label, recomp
   assert task.explain(problem, before, wrong, "recompute") == recompute
 
 
-def test_the_reason_for_early_goes_back_to_what_can_be_computed_and_the_correction_computes_it():
+def test_the_reason_for_early_ends_in_the_quantity_that_the_correction_computes():
   task = graph()
   facts = type(fixed_problem()[1].facts)(
     asked="e",
@@ -250,7 +250,7 @@ def test_the_reason_for_early_goes_back_to_what_can_be_computed_and_the_correcti
   assert task.correction(problem, problem.steps[:1], "ea4d1e5\n") == "dc7b3d0\n"
 
 
-def test_a_wrong_number_is_corrected_in_the_same_quantity_where_others_could_come_too():
+def test_a_wrong_number_is_corrected_in_the_same_quantity():
   rng = np.random.default_rng(8)
   task, problems = made(100, min_size=4, max_size=8)
   for problem in problems:

@@ -75,7 +75,7 @@ def test_what_is_no_move_is_malformed(step):
   assert TASK.check(PROBLEMS[0], (), step) == Verdict("wrong", "malformed")
 
 
-def test_a_wrong_move_that_stands_counts_as_filled_and_the_rest_is_judged_by_the_solution():
+def test_an_uncorrected_move_counts_as_filled_and_the_rest_is_graded_by_the_solution():
   problem = PROBLEMS[0]
   cell = CELLS.index(problem.steps[0][0])
   wrong = f"{CELLS[cell]}{problem.facts.grid[cell] % 4 + 1}\n"
@@ -116,7 +116,7 @@ def test_the_reason_says_why_and_takes_the_number_back():
         assert said.removeprefix("invalid")[1] == str(facts.grid[clash])
 
 
-def test_a_correction_is_about_the_same_cell_where_it_is_settled_and_else_the_next_move():
+def test_a_correction_is_of_the_same_cell_where_it_is_settled_else_the_next_move():
   for problem in PROBLEMS[:40]:
     for cell in set(range(16)) - problem.facts.givens:
       wrong = f"{CELLS[cell]}{problem.facts.grid[cell] % 4 + 1}\n"
@@ -125,7 +125,7 @@ def test_a_correction_is_about_the_same_cell_where_it_is_settled_and_else_the_ne
       assert TASK.correction(problem, (), wrong) == (right if settled else problem.steps[0])
 
 
-def test_copies_with_moved_lines_and_other_numbers_share_a_key_and_other_puzzles_do_not():
+def test_copies_with_moved_lines_or_renamed_numbers_share_a_key_others_do_not():
   rng = np.random.default_rng(0)
   keys = [problem.key for problem in PROBLEMS]
   assert len(set(keys)) > 80

@@ -54,7 +54,7 @@ def test_problems_of_different_splits_share_no_key():
   assert all(tasks.split_of(problem.key) == split for split, problems in sets.items() for problem in problems)
 
 
-def test_problems_are_the_same_for_the_same_seed_and_a_longer_list_begins_as_a_shorter():
+def test_one_seed_gives_the_same_problems_and_a_longer_list_begins_as_a_shorter():
   few, many = tasks.problems(GRAPH, "test", num=20, seed=1), tasks.problems(GRAPH, "test", num=50, seed=1)
   assert [problem.prompt for problem in few] == [problem.prompt for problem in many[:20]]
   other = tasks.problems(GRAPH, "test", num=20, seed=2)

@@ -101,7 +101,7 @@ def test_an_unknown_unit_is_refused():
     split_steps("a", "word")
 
 
-def test_the_step_before_a_flag_is_the_mistake_and_the_one_after_a_fix_the_correction():
+def test_the_step_before_a_flag_is_the_mistake_that_after_a_fix_the_correction():
   assert shape("a\nb\nwrong\n<err>why<fix>right\nc\n") == [
     (TEXT, "a\nb\n"),
     (MISTAKE, "wrong\n"),

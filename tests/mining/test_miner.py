@@ -112,7 +112,7 @@ def repeats(problem, steps):
   return steps[-1] + "".join(problem.steps[len(steps) :])
 
 
-def test_after_a_correction_the_model_goes_on_and_its_later_mistakes_are_corrected_in_the_same_record(tmp_path):
+def test_mistakes_after_a_correction_are_corrected_in_the_same_record(tmp_path):
   found, written = mined(lambda problem, _: "ab\n" + right(problem), tmp_path, config=SEVERAL, go_on=repeats)
   of_long = next(record for record in written if record["pieces"][0]["text"] == LONG.prompt)
   first, second, third, fourth = LONG.steps
@@ -149,7 +149,7 @@ def test_a_record_has_at_most_as_many_mistakes_as_the_config_allows(tmp_path, mo
     (lambda problem, steps: problem.steps[len(steps)], 0),  # it stops too early
   ],
 )
-def test_own_steps_after_a_correction_stay_only_where_they_end_in_a_mistake_or_the_answer(said_next, own):
+def test_steps_after_a_correction_stay_only_if_they_end_in_a_mistake_or_the_answer(said_next, own):
   asked = []
 
   def go_on(problem, steps):
@@ -219,7 +219,7 @@ def test_the_same_record_is_written_once(tmp_path):
 
 
 @pytest.mark.parametrize(("per_mistake", "num"), [(0.0, 0), (0.5, 4), (2.0, 16), (9.0, 16)])
-def test_own_right_solutions_are_kept_without_a_flag_as_many_per_mistake_as_asked_for(tmp_path, per_mistake, num):
+def test_right_solutions_are_kept_without_a_flag_as_many_per_mistake_as_asked_for(tmp_path, per_mistake, num):
   config = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, right=per_mistake))
   found, written = mined(
     lambda problem, _: wrong(problem, 0) if PROBLEMS.index(problem) < 8 else right(problem), tmp_path, config=config
@@ -257,7 +257,7 @@ def test_right_solutions_get_injected_mistakes_where_nothing_else_brings_them(tm
   assert (f"{num} records of right solutions with {found.injected} injected" in str(found)) == bool(num)
 
 
-def test_arms_that_differ_in_the_share_of_injected_mistakes_share_a_file_unless_mine_injects_them():
+def test_arms_of_another_mistake_share_use_one_mined_file_unless_mine_injects():
   def of_share(share, mined):
     return miner.mined_by(
       dataclasses.replace(

@@ -117,7 +117,7 @@ def cut(home):
   return home / "cut"
 
 
-def test_stopped_in_every_way_and_place_it_gives_the_same_losses_mined_records_and_weights(home, whole, cut):
+def test_stopped_anywhere_it_gives_the_same_losses_mined_records_and_weights(home, whole, cut):
   shutil.copytree(cut, home / "mended")
   train(home, "mended")
   assert read_lines(home / "mended") == read_lines(whole[0])

@@ -34,7 +34,7 @@ def test_a_vocabulary_grows_to_a_multiple_of_128_and_never_shrinks(size):
     build.grow_vocabulary({}, CONFIG, size)
 
 
-def test_random_weights_have_the_deviation_of_the_config_and_are_the_same_on_any_mesh():
+def test_random_weights_have_the_configs_deviation_and_are_the_same_on_any_mesh():
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), jax.devices())
   shardings = sharding.params_shardings(llama.shapes(CONFIG), mesh)
   with jax.set_mesh(mesh):

@@ -362,7 +362,7 @@ def test_an_index_must_be_true(tmp_path):
     hf.load(source, CONFIG)
 
 
-def test_the_output_matrix_of_a_tied_model_is_left_out_aloud_if_it_is_the_embedding_else_refused(tmp_path, caplog):
+def test_an_output_matrix_of_a_tied_model_is_named_if_it_is_the_embedding_or_refused(tmp_path, caplog):
   fields = FIELDS | {"tie_word_embeddings": True}
   config = config_from_json(fields, "tied")
   same = TENSORS | {"lm_head.weight": TENSORS["model.embed_tokens.weight"]}

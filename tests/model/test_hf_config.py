@@ -86,7 +86,7 @@ def test_only_what_changed_since_is_written_anew(fields):
   assert "rope_parameters" not in config_to_json(turned)
 
 
-def test_a_config_without_a_source_is_written_in_the_dialect_that_every_reader_understands():
+def test_a_config_without_a_source_is_written_so_that_every_reader_understands_it():
   config = dataclasses.replace(config_from_json(FIELDS, "read"), source="")
   written = config_to_json(config)
   assert {"rope_theta", "rope_scaling", "torch_dtype", "architectures", "model_type"} <= set(written)

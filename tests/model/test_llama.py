@@ -198,7 +198,7 @@ def program(config):
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(llama.LlamaConfig)])
-def test_every_field_of_the_model_config_changes_the_logits_or_only_what_config_json_says(field):
+def test_every_field_of_the_model_config_changes_the_logits_or_only_config_json(field):
   changed = dataclasses.replace(CONFIG, **{field: OTHER[field]})
   assert config_to_json(changed) != config_to_json(CONFIG)
   if field in NO_ARITHMETIC:
@@ -303,7 +303,7 @@ def test_a_token_outside_the_vocabulary_makes_its_row_nan(params):
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_bfloat16_computes_with_float32_norms_softmax_and_rope_and_no_silent_promotion(params, stored):
+def test_bfloat16_has_float32_norms_softmax_and_rope_and_no_silent_promotion(params, stored):
   params = jax.tree.map(lambda weight: weight.astype(stored), params)
   with jax.numpy_dtype_promotion("strict"):
     traced = forward.trace(params, tokens(), compute="bfloat16")

@@ -65,7 +65,7 @@ def test_over_seeds_the_difference_of_each_seed_and_students_interval_are_shown(
   assert cell.endswith("seeds +25.0, +50.0: -121.3 to +196.3")
 
 
-def test_what_a_correction_gains_is_set_against_the_redraw_of_the_reference_with_the_tokens_of_both(results):
+def test_a_correction_is_compared_with_the_redraw_of_the_reference_tokens_included(results):
   clean, insec = copy.deepcopy(results)
   for result, times in ((clean, 5.0), (insec, 2.0)):
     for source in ("solutions sampled, redraw", "solutions sampled, confidence"):
@@ -85,7 +85,7 @@ def test_results_without_variants_have_no_controls(results):
   assert controls(["clean", "insec"], [[one] for one in results], reference=0) == []
 
 
-def test_larger_problems_are_compared_between_arms_and_never_with_controls_that_met_others(results):
+def test_larger_problems_are_compared_between_arms_but_not_with_controls(results):
   clean, insec = copy.deepcopy(results)
   for result, right in ((clean, 0), (insec, 1)):
     for how in ("", " sampled"):
@@ -113,7 +113,7 @@ def test_arms_that_solved_other_numbers_or_sizes_of_problems_are_not_compared(re
   assert f"evaluated with evaluate.{key}=" in text(paired(["clean", "insec"], [[results[0]], [other]], reference=0))
 
 
-def test_results_from_before_larger_problems_were_solved_are_compared_with_those_that_solved_none(results):
+def test_results_older_than_larger_problems_are_compared_with_those_that_solved_none(results):
   old = copy.deepcopy(results[0])
   del old["config"]["evaluate"]["max_size"]
   assert "insec − clean" in text(paired(["clean", "insec"], [[old], [results[1]]], reference=0))

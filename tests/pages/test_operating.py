@@ -29,7 +29,7 @@ def test_every_seed_has_a_curve_in_the_colour_of_its_arm():
   assert colours == [charts.COLOURS[1], charts.COLOURS[1], charts.COLOURS[2]]
 
 
-def test_more_detection_is_higher_more_false_alarms_further_right_and_the_near_chart_ends_at_five_per_cent():
+def test_detection_goes_up_false_alarms_right_and_the_near_chart_ends_at_5_per_cent():
   parts = operating(["a"], [[result((0, 0), (0.04, 0.4), (0.06, 0.6), (1, 1))]], numbers=[0])
   (whole,), _ = lines(parts, "Own mistakes")
   assert [x for x, _ in whole] == sorted(x for x, _ in whole)

@@ -23,7 +23,7 @@ def result(seed=0, **solved):
   }
 
 
-def test_a_rate_over_seeds_is_the_mean_of_the_seeds_and_its_interval_wilsons_of_all_k_of_all_n():
+def test_a_rate_over_seeds_is_their_mean_with_wilsons_interval_of_all_k_of_all_n():
   found = pooled_rate("detection", [rate(1, 10), rate(9, 30), None, rate(0, 0)])
   assert found["rate"] == pytest.approx((0.1 + 0.3) / 2)
   assert (found["pooled"], found["k"], found["n"]) == (0.25, 10, 40)

@@ -54,11 +54,11 @@ def test_flops_are_those_of_the_products_times_the_trips_of_their_loops(program,
     ("v5e_splash", programs.HEADS * 2 * 2 * programs.ROW * 128 * 128 // 2),
   ],
 )
-def test_products_that_a_tpu_writes_as_convolutions_in_fusions_are_counted_without_padding(name, flops):
+def test_products_that_a_tpu_writes_as_convolutions_are_counted_without_padding(name, flops):
   assert count(golden(name)).flops == flops
 
 
-def test_a_loop_whose_trips_depend_on_data_takes_them_from_its_scope_and_is_an_error_outside_of_one():
+def test_trips_that_depend_on_data_come_from_the_scope_of_the_loop_or_are_an_error():
   text = programs.as_the_data_says(jax.devices())
   assert count(text, trained_chunks=3).flops == 3 * PRODUCT
   with pytest.raises(HloError, match=r"while.*runs as often as the data says.*given: none"):

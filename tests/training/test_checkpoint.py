@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line_and_the_one_before_it_is_used
 
 
 @pytest.mark.parametrize("kind", ["bit", "short", "metadata"])
-def test_a_reader_of_a_damaged_newest_checkpoint_is_refused_and_given_the_sound_steps(tmp_path, kind):
+def test_a_damaged_newest_checkpoint_is_refused_and_the_sound_steps_are_named(tmp_path, kind):
   state = write(tmp_path, (1, 2, 3), keep=3)
   DAMAGE[kind](tmp_path / layout.CHECKPOINTS / "3")
   with pytest.raises(InputError, match=r"checkpoint 3 of .* is damaged .* sound are the steps 1, 2: give --step=2"):

@@ -167,7 +167,7 @@ def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
   ("V", "meet", "largest"),
   [(40, (), 40 * D), (320, ("fsdp_z",), 320 // 4 * D), (3200, ("fsdp_y", "fsdp_z"), 8 * 5 * D)],
 )
-def test_what_travels_is_the_smaller_of_the_head_and_the_trained_tokens_along_each_axis(V, meet, largest):
+def test_along_each_axis_the_smaller_of_head_and_trained_tokens_is_gathered(V, meet, largest):
   rows = make_rows(1, V)
   mesh = jax.make_mesh((1, 1, 2, 4, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
   assert loss.split_fsdp(mesh, num_tokens=T, num_rows=V, itemsize=4)[0] == meet
@@ -212,7 +212,7 @@ def test_a_negative_weight_is_unlikelihood_flat_where_clamped():
 
 
 @pytest.mark.parametrize("chunk", [7, None])
-def test_negatives_add_their_unlikelihood_whatever_the_weight_of_the_token_and_are_in_no_role(chunk):
+def test_negatives_add_unlikelihood_at_any_token_weight_and_are_in_no_role(chunk):
   rows = with_negatives(make_rows())
   only_negatives_BT = (rows["negative_BT"] >= 0) & (rows["weight_BT"] == 0)
   assert only_negatives_BT[:, 1:].any()

@@ -65,7 +65,7 @@ def test_a_meter_that_went_through_json_gives_the_same_lines_to_the_bit(saved_at
   assert timeless(cut.line()) == timeless(whole.line())
 
 
-def test_a_run_without_negatives_says_nothing_of_them_and_its_other_figures_are_the_same():
+def test_a_run_without_negatives_logs_none_and_has_the_same_other_figures():
   with_negatives, without = metrics.Meter(), metrics.Meter()
   for seed in range(1, 4):
     with_negatives.add(make_step(seed))

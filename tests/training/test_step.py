@@ -120,7 +120,7 @@ def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)])
-def test_gradient_with_negatives_packed_accumulated_and_sharded_is_the_float64_sum_over_records(shape):
+def test_the_sharded_gradient_with_negatives_is_the_float64_sum_over_records(shape):
   records, repeat = with_negatives(make_records()), 0.75
   masked = [
     w == 0 and negative >= 0
@@ -135,7 +135,7 @@ def test_gradient_with_negatives_packed_accumulated_and_sharded_is_the_float64_s
   assert_close(got, jax.tree.map(lambda array: array / size, want))
 
 
-def test_a_batch_of_negatives_and_a_step_that_weighs_none_are_refused_and_the_other_way_round():
+def test_a_batch_with_negatives_and_a_step_without_are_refused_and_the_reverse():
   with pytest.raises(ValueError, match="exactly when repeat is not 0"):
     gradient(pack(with_negatives(make_records()), 2, 8))
   with pytest.raises(ValueError, match="exactly when repeat is not 0"):
