@@ -10,7 +10,7 @@ from insec_jax.config import defaults, small_llama
 
 
 def get_config(arm: str = "insec"):
-  steps, records, share = {"clean": (5_850, 90_000, 0.0), "insec": (5_000, 75_000, 0.3)}[arm]
+  steps, records, share = {"clean": (6_960, 105_000, 0.0), "insec": (6_000, 90_000, 0.3)}[arm]
   c = defaults()
   c.model.size = small_llama(num_layers=4)
   c.model.remat = "matmuls"
