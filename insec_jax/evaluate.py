@@ -1,13 +1,19 @@
 """Evaluation of self-correction, on injected mistakes and on the model's own.
 
   python -m insec_jax.evaluate --model DIR --config configs/X.py --output results.json [--step N]
+      [--num_processes N --process_id I]
 
 DIR may be a workdir, or an HF folder that was never trained on transcripts. Such a model gets the markers as at step 0
 of training, so the untuned model is measured on the same probes. Problems and probes depend only on the config's task,
 data, seed and evaluate sections: arms that share these are measured on the same ones, in the same order.
 
+After a kill the same command resumes from results.json.parts. Processes, each started with its --process_id, share the
+work and wait for each other: the folder of results.json must be on a drive that all of them share. The last to finish
+writes the file, with the same results for any number of them.
+
 results.json holds
-  model, step (of the checkpoint; null where it is not known), config, versions, seconds, seeds, counts
+  model, step (of the checkpoint; null where it is not known), config, versions, seeds, counts
+  seconds        of the process that wrote the file, with what it computed before a kill
   rates          {source: {metric: {"rate", "k", "n", "low", "high"}}}; "rate" is null when n is 0. The sources, each
                  greedily and, with " sampled" after the first word, at evaluate.temperature:
     injected, injected: CLASS   continuations of rule-generated wrong steps
@@ -40,11 +46,14 @@ results.json holds
 
 import dataclasses
 import json
+import sys
 import time
+from typing import Any
 
 from absl import flags
 
 from insec_jax import command, config_file
+from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
@@ -52,33 +61,69 @@ from insec_jax.evaluation.measuring import measure
 from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
-from insec_jax.files.writing import written_whole
+from insec_jax.files.chunks import define_flags, share_of_work, unfinished
+from insec_jax.files.reading import local_path
+from insec_jax.files.writing import check_output, is_stream, written_whole
 from insec_jax.generation.generator import TextGenerator
+from insec_jax.generation.journal import journaled
 from insec_jax.generation.loading import LoadedModel, load_model, with_markers
 from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
-from insec_jax.training.layout import versions
+from insec_jax.training.fingerprints import fingerprint
+from insec_jax.training.layout import flat, versions
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; an existing one is replaced.")
+define_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
+
+READ = ("seed", "task", "data", "mistakes", "tokenizer", "evaluate")  # sections of the config that are read here
 
 
 def main() -> None:
   config = build(CONFIG.value)
+  process, num_processes = share_of_work()
   task = tasks.get(config.task)
-  with written_whole(OUTPUT.value, inputs=config_file.files_read(config)) as file:
-    loaded = with_markers(
-      load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute), config, MODEL.value
-    )
-    measured = {"model": MODEL.value, "step": loaded.step, **evaluate(loaded, task, config)}
-    json.dump(measured, file, indent=1, allow_nan=False)
+  check_output(OUTPUT.value, "--output", config_file.files_read(config))
+  alone = is_stream(local_path(OUTPUT.value, "--output"))
+  if alone and num_processes > 1:
+    raise InputError(f"--output={OUTPUT.value} cannot be shared by {num_processes} processes; give a file's path")
+  loaded = with_markers(
+    load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute), config, MODEL.value
+  )
+  writer = TextGenerator(loaded)
+  measured = {"model": MODEL.value, "step": loaded.step}
+  if alone:
+    measured |= evaluate(writer, task, config)
+    write(measured, config)
+  else:
+    with journaled(
+      writer.sampler, OUTPUT.value, work(loaded, config), process=process, num_processes=num_processes
+    ) as journal:
+      writer.sampler = journal
+      measured |= evaluate(writer, task, config)
+      measured["seconds"] = round(measured["seconds"] + journal.seconds_before, 1)
+      if not journal.join(lambda: write(measured, config)):
+        print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
+        return
   print(heading(measured))
   print(table(measured))
   print(f"\n{measured['seconds']} seconds")
+
+
+def work(loaded: LoadedModel, config: Config) -> dict[str, Any]:
+  """Return all that the first texts depend on; the later ones depend on these."""
+  read = {name: value for name, value in flat(config).items() if name.partition(".")[0] in READ}
+  return {"the weights": fingerprint(loaded.params), "step": loaded.step, "compute": loaded.compute, **read}
+
+
+def write(measured: dict[str, Any], config: Config) -> None:
+  """Write results.json."""
+  with written_whole(OUTPUT.value, inputs=config_file.files_read(config)) as file:
+    json.dump(measured, file, indent=1, allow_nan=False)
 
 
 def heading(measured: dict) -> str:
@@ -87,12 +132,12 @@ def heading(measured: dict) -> str:
   return f"{measured['model']}{at}\n"
 
 
-def evaluate(loaded: LoadedModel, task: tasks.Task, config: Config) -> dict:
+def evaluate(writer: TextGenerator, task: tasks.Task, config: Config) -> dict:
   """Return all fields of results.json except the model and its step."""
   start = time.perf_counter()
   problems, probes = problems_to_solve(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)
-  prober = Prober(TextGenerator(loaded), task, config)
+  prober = Prober(writer, task, config)
   measured = measure(
     prober, config, probes=probes, problems=problems, validation=validation, larger=larger_problems(config)
   )

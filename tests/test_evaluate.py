@@ -1,10 +1,12 @@
 """The contract of evaluate: one command gives a file of numbers and a table, or one clear line."""
 
 import json
+import signal
 
 import datakit
 import pytest
-from modelkit import run, save_model
+from killkit import ended, start
+from modelkit import EIGHT, MESHES, run, save_model
 
 from insec_jax.data import vocabulary
 from insec_jax.generation.loading import MARKERS
@@ -37,6 +39,9 @@ BAD = {
   "no records": (["--config=config.py:gsm8k"], "cannot read none.jsonl"),
   "no model": (["--model=none"], "no folder 'none'"),
   "output in no folder": (["--output=none/o.json"], "--output=none/o.json cannot be written"),
+  "parts of other work": (["--output=begun.json"], "begun.json.parts/0.jsonl was begun with the weights='others', now"),
+  "a process too many": (["--num_processes=2", "--process_id=2"], "ids go from 0 to 1"),
+  "shared stream": (["--num_processes=2", "--output=/dev/stdout"], "--output=/dev/stdout cannot be shared by 2 proc"),
   "config key": (["--config.evaluate.num_probe=3"], "num_probes"),
   "no room": (["--config=config.py:long"], "do not fit in the model's 256 positions"),
 }
@@ -58,10 +63,13 @@ def done(tmp_path_factory):
   )
   plain = vocabulary.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
   save_model(folder / "untuned", plain)
+  save_model(folder / "eight", plain, **EIGHT)
   save_model(folder / "trained", vocabulary.open_tokenizer(config).tokenizer)
   (folder / "trained" / MARKERS).write_text(
     json.dumps({"flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"})
   )
+  (folder / "begun.json.parts").mkdir()
+  (folder / "begun.json.parts" / "0.jsonl").write_text('{"the weights": "others"}\n')
   lines = {
     "right": ["--output=results.json"],
     **{name: ["--output=bad_out.json", *arguments] for name, (arguments, _) in BAD.items()},
@@ -99,6 +107,7 @@ def test_an_untuned_model_is_measured_on_every_class_and_the_table_is_printed(do
   assert "detection" in out
   assert "accuracy_t2" in out
   assert out.splitlines()[-1] == f"{found['seconds']} seconds"
+  assert not list(folder.glob("results.json.*"))
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -109,3 +118,54 @@ def test_wrong_input_ends_in_one_line_and_code_2_and_writes_nothing(done, name):
   assert BAD[name][1] in err
   assert len(err.splitlines()) == 1
   assert not list(folder.glob("bad_out*"))
+
+
+def same(found, expected, where="results.json"):
+  """Assert that two files of results are equal, but for the order of sums of floats, paths and times."""
+  if isinstance(expected, dict):
+    assert found.keys() == expected.keys(), where
+    for key in expected.keys() - {"seconds"}:
+      same(found[key], expected[key], f"{where}, {key}")
+  elif isinstance(expected, list):
+    assert len(found) == len(expected), where
+    for number, pair in enumerate(zip(found, expected, strict=True)):
+      same(*pair, f"{where}, {number}")
+  elif isinstance(expected, float):
+    assert found == pytest.approx(expected, abs=1e-5), where
+  else:
+    assert found == expected, where
+
+
+@pytest.fixture(scope="module")
+def alone(done):
+  """What one device measures of a model of eight key-value heads."""
+  folder, _ = done
+  ended(start(folder, "evaluate", "--model=eight", "--config=config.py", "--output=alone.json"))
+  return json.loads((folder / "alone.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_results_do_not_depend_on_the_mesh(done, alone, mesh):
+  folder, _ = done
+  words = ("--model=eight", "--config=config.py", "--output=mesh.json", f"--mesh={mesh}")
+  ended(start(folder, "evaluate", *words, num_devices=8))
+  same(json.loads((folder / "mesh.json").read_text()), alone)
+
+
+@pytest.mark.processes
+def test_two_processes_of_four_devices_and_a_kill_give_the_results_of_one_device(done, alone):
+  folder, _ = done
+  words = ("--model=eight", "--config=config.py", "--output=two.json", "--num_processes=2")
+
+  def process(number, mesh, **options):
+    return start(folder, "evaluate", *words, f"--process_id={number}", f"--mesh={mesh}", num_devices=4, **options)
+
+  first, second = process(0, "data:4"), process(1, "data:2,tensor:2", kill_after=7)
+  ended(second, -signal.SIGKILL)
+  again = process(1, "tensor:4")
+  (one, _), (two, err) = ended(first), ended(again)
+  assert "7 chunks were made before" in err
+  assert sorted("detection" in out for out in (one, two)) == [False, True]
+  same(json.loads((folder / "two.json").read_text()), alone)
+  assert not list(folder.glob("two.json.*"))

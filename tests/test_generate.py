@@ -1,16 +1,14 @@
 """The contract of generate: lines in, lines out, and one clear line when the input is wrong."""
 
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
+import signal
 
 import datakit
 import numpy as np
 import pytest
 from datakit import write_lines
+from killkit import ended, start
 from modelkit import run, save_model
 
 from insec_jax.data import tokens, vocabulary
@@ -18,7 +16,6 @@ from insec_jax.generation.loading import MARKERS, load_model
 from insec_jax.generation.sampler import Sampler
 from insec_jax.method.transcript import Markers, clean_text
 
-ROOT = pathlib.Path(__file__).parents[1]
 PROMPTS = [
   {"prompt": "12 + 30 = "},
   {"prompt": "He adds 12 and 30. What is the sum? \n" * 4, "id": 5},
@@ -180,30 +177,10 @@ def test_wrong_input_ends_in_one_line_and_code_2_and_writes_nothing(folder, done
   assert not list(folder.glob("bad_out*"))
 
 
-CHUNKED = """
-import os, signal, sys
-from insec_jax import command, generate
-generate.PROMPTS_PER_CHUNK = 8
-left = [int(sys.argv.pop())]
-append = generate.ChunkStore.append
-def append_and_die(*args, **rest):
-  append(*args, **rest)
-  left[0] -= 1
-  if not left[0]:
-    os.kill(os.getpid(), signal.SIGKILL)
-generate.ChunkStore.append = append_and_die
-command.run(generate.main)
-"""
-
-
-def chunked(folder, name, *arguments, chunks=0, num_devices=1):
-  """(exit code, stderr) of a run in chunks of 8 prompts, killed after so many of them; 0: never."""
-  words = [*RIGHT, "--prompts=many.jsonl", f"--output={name}.jsonl", *DRAWN, *arguments, str(chunks)]
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
-  done = subprocess.run(
-    [sys.executable, "-c", CHUNKED, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-  )
-  return done.returncode, done.stderr
+def chunked(folder, name, *arguments, code=0, **options):
+  """The stderr of a run in chunks of 8 prompts."""
+  words = (*RIGHT, "--prompts=many.jsonl", f"--output={name}.jsonl", *DRAWN, *arguments)
+  return ended(start(folder, "generate", *words, **options), code)[1]
 
 
 @pytest.fixture(scope="module")
@@ -215,23 +192,18 @@ def whole(folder):
 
 
 def test_killed_and_run_again_it_goes_on_from_its_chunks_to_the_same_bytes(folder, whole):
-  assert chunked(folder, "killed", chunks=2)[0] == -9
+  chunked(folder, "killed", kill_after=2, code=-signal.SIGKILL)
   assert not (folder / "killed.jsonl").exists()
-  code, err = chunked(folder, "killed", "--temperature=0.9")
-  assert code == 2
+  err = chunked(folder, "killed", "--temperature=0.9", code=2)
   assert "was begun with temperature='0.8', now it is '0.9'" in err
-  code, err = chunked(folder, "killed")
-  assert code == 0, err
-  assert "2 of 4 chunks were made before" in err
+  assert "2 of 4 chunks were made before" in chunked(folder, "killed")
   assert (folder / "killed.jsonl").read_bytes() == whole
   assert not list(folder.glob("*.parts"))
 
 
 def test_two_processes_on_other_devices_write_the_same_bytes(folder, whole):
-  code, err = chunked(folder, "shared", "--num_processes=2", "--process_id=1", "--mesh=data:2", num_devices=2)
-  assert code == 0, err
+  err = chunked(folder, "shared", "--num_processes=2", "--process_id=1", "--mesh=data:2", num_devices=2)
   assert "process 1 is done; the last of the 2 to end writes shared.jsonl" in err
   assert not (folder / "shared.jsonl").exists()
-  code, err = chunked(folder, "shared", "--num_processes=2", "--process_id=0", "--mesh=data:1", num_devices=2)
-  assert code == 0, err
+  chunked(folder, "shared", "--num_processes=2", "--process_id=0", "--mesh=data:1", num_devices=2)
   assert (folder / "shared.jsonl").read_bytes() == whole

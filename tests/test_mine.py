@@ -1,14 +1,12 @@
 """The contract of mine: one command gives a file of own mistakes and a table, shared and killed or not."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import datakit
 import pytest
-from modelkit import ROOT, run, save_model
+from killkit import ended, start
+from modelkit import EIGHT, MESHES, run, save_model
 
 from insec_jax.data import records, vocabulary
 from insec_jax.method import tasks
@@ -30,22 +28,6 @@ def get_config(what="graph"):
     values["task"] = dict(name=what, min_size=0, max_size=0, modulus=0)
     values["data"] |= dict(path="none.jsonl")
   return ConfigDict(values)
-"""
-# Chunks of eight samples; the process kills itself after so many of them.
-PROGRAM = """
-import os, signal
-from insec_jax import command, mine
-from insec_jax.files import chunks
-from insec_jax.mining import miner
-miner.SAMPLES_PER_CHUNK = 8
-append, done = chunks.ChunkStore.append, []
-def append_then(self, *arguments, **options):
-  append(self, *arguments, **options)
-  done.append(1)
-  if len(done) == int(os.environ.get("KILL_AFTER", 0)):
-    os.kill(os.getpid(), signal.SIGKILL)
-chunks.ChunkStore.append = append_then
-command.run(mine.main)
 """
 BAD = {
   "no model": (["--model=none"], "no folder 'none'"),
@@ -74,6 +56,7 @@ def home(tmp_path_factory):
   )
   plain = vocabulary.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
   save_model(folder / "untuned", plain)
+  save_model(folder / "eight", plain, **EIGHT)
   save_model(folder / "trained", vocabulary.open_tokenizer(config).tokenizer)
   (folder / "trained" / "insec.json").write_text(
     json.dumps({"flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"})
@@ -83,27 +66,10 @@ def home(tmp_path_factory):
   return folder
 
 
-def mine(home, output, *more, kill_after=0, code=0):
+def mine(home, output, *more, code=0, **options):
   """(stdout, stderr) of the program."""
-  environment = {
-    **os.environ,
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "KILL_AFTER": str(kill_after),
-    "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, "--model=untuned", "--config=config.py", f"--output={output}", *more],
-    cwd=home,
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == code, done.stderr
-  return done.stdout, done.stderr
+  words = ("--model=untuned", "--config=config.py", f"--output={output}", *more)
+  return ended(start(home, "mine", *words, **options), code)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +116,35 @@ def test_processes_share_the_work_and_the_last_one_writes_the_same_file(home, wh
   out, err = mine(home, "two.jsonl", "--num_processes=2", "--process_id=0")
   assert (out, (home / "two.jsonl").read_bytes()) == whole
   assert "mining, 2 of 5" not in err
+
+
+@pytest.fixture(scope="module")
+def alone(home):
+  """The bytes that one device mines of a model of eight key-value heads."""
+  mine(home, "alone.jsonl", "--model=eight")
+  return (home / "alone.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_file_does_not_depend_on_the_mesh(home, alone, mesh):
+  mine(home, "mesh.jsonl", "--model=eight", f"--mesh={mesh}", num_devices=8)
+  assert (home / "mesh.jsonl").read_bytes() == alone
+
+
+@pytest.mark.processes
+def test_two_processes_of_four_devices_and_a_kill_give_the_file_of_one_device(home, alone):
+  words = ("--model=eight", "--config=config.py", "--output=both.jsonl", "--num_processes=2")
+
+  def process(number, mesh, **options):
+    return start(home, "mine", *words, f"--process_id={number}", f"--mesh={mesh}", num_devices=4, **options)
+
+  first, second = process(0, "data:4"), process(1, "data:2,tensor:2", kill_after=1)
+  ended(second, -signal.SIGKILL)
+  ended(first)
+  assert not (home / "both.jsonl").exists()
+  assert "1 of 2 chunks were made before" in ended(process(1, "tensor:4"))[1]
+  assert (home / "both.jsonl").read_bytes() == alone
 
 
 def test_wrong_input_ends_in_one_line_and_code_2_and_writes_nothing(home):

@@ -16,7 +16,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 
@@ -50,6 +50,13 @@ def unfinished(process: int, num_processes: int, output: str) -> str:
   )
 
 
+class _Place(NamedTuple):
+  """A place in a file, after whole lines."""
+
+  byte: int
+  lines: int
+
+
 class ChunkStore:
   """Chunks of the file `output`, in one file a process; `header`, a JSON object, is all that the chunks depend on.
 
@@ -65,7 +72,17 @@ class ChunkStore:
   def read(self) -> dict[int, Any]:
     """Return the value of each finished chunk, by chunk; raise InputError when a file is of other work."""
     with self._locked():
-      return self._read()
+      return self._read({})
+
+  def follow(self) -> Callable[[], dict[int, Any]]:
+    """Return a function that returns, as `read` does, the chunks that were finished since its last call."""
+    read: dict[pathlib.Path, _Place] = {}
+
+    def finished() -> dict[int, Any]:
+      with self._locked():
+        return self._read(read)
+
+    return finished
 
   @contextlib.contextmanager
   def writer(self, process: int) -> Iterator[None]:
@@ -104,11 +121,14 @@ class ChunkStore:
     """Append the chunk to this process's file and fsync it."""
     self.folder.mkdir(exist_ok=True)
     with open(self.folder / f"{process}.jsonl", "a+b") as file:
-      file.seek(0)
-      lines = file.read()
-      whole = lines[: lines.rfind(b"\n") + 1]
-      file.truncate(len(whole))  # a kill may have cut the last line short
-      if not whole:
+      size = file.tell()
+      if size:
+        file.seek(size - 1)
+        if file.read(1) != b"\n":  # a kill has cut the last line short
+          file.seek(0)
+          size = file.read().rfind(b"\n") + 1
+          file.truncate(size)
+      if not size:
         file.write(_line(self.header))
       file.write(_line({"chunk": chunk, "value": value, "check": _checksum(chunk, value)}))
       file.flush()
@@ -120,7 +140,7 @@ class ChunkStore:
     One process at a time calls `make`; afterwards the folder is removed.
     """
     with self._locked():
-      chunks = self._read()
+      chunks = self._read({})
       if len(chunks) < num_chunks:
         return None
       made = make([chunks[chunk] for chunk in range(num_chunks)])
@@ -147,25 +167,35 @@ class ChunkStore:
     finally:
       os.close(handle)
 
-  def _read(self) -> dict[int, Any]:
+  def _read(self, places: "dict[pathlib.Path, _Place]") -> dict[int, Any]:
+    """Return the chunks that come after these places of the files, and move the places to the ends."""
     values = {}
     for path in sorted(self.folder.glob("*.jsonl")):
-      lines = path.read_bytes().split(b"\n")[:-1]  # the text after the last newline is incomplete
-      if not lines:
-        continue
-      header, *chunks = (self._parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
-      for name in sorted(header.keys() | self.header.keys()):
-        was, now = header.get(name), self.header.get(name)
-        if was != now and not (name in self._same_without and was == self._same_without[name]):
-          raise InputError(
-            f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
-            f"begun with, or remove {self.folder}, or give another --output"
-          )
-      for number, entry in enumerate(chunks, 2):
-        if entry.keys() != {"chunk", "value", "check"} or entry["check"] != _checksum(entry["chunk"], entry["value"]):
+      start, number = places.get(path, _Place(0, 0))
+      with open(path, "rb") as file:
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]  # the text after the last newline is incomplete
+      for line in lines:
+        number += 1
+        start += len(line) + 1
+        entry = self._parse(line, f"{path}:{number}")
+        if number == 1:
+          self._check_header(entry, path)
+        elif entry.keys() != {"chunk", "value", "check"} or entry["check"] != _checksum(entry["chunk"], entry["value"]):
           raise InputError(f"{path}:{number} is not what was written; {self._remedy}")
-        values[entry["chunk"]] = entry["value"]
+        else:
+          values[entry["chunk"]] = entry["value"]
+      places[path] = _Place(start, number)
     return values
+
+  def _check_header(self, header: dict[str, Any], path: pathlib.Path) -> None:
+    for name in sorted(header.keys() | self.header.keys()):
+      was, now = header.get(name), self.header.get(name)
+      if was != now and not (name in self._same_without and was == self._same_without[name]):
+        raise InputError(
+          f"{path} was begun with {name}={was!r:.200}, now it is {now!r:.200}; go on with what it was "
+          f"begun with, or remove {self.folder}, or give another --output"
+        )
 
   @property
   def _remedy(self) -> str:

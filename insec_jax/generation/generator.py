@@ -14,6 +14,7 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.data.tokens import encode_prompt, encode_text, stop_ids
 from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal, step_scores
+from insec_jax.generation.journal import Engine
 from insec_jax.generation.loading import LoadedModel
 from insec_jax.generation.sampler import SampledTokens, Sampler
 from insec_jax.progress import Progress
@@ -49,7 +50,7 @@ class TextGenerator:
   """A model with its tokenizer, ready to continue texts."""
 
   def __init__(self, loaded: LoadedModel):
-    self.sampler = Sampler(loaded.config, loaded.params, compute=loaded.compute, mesh=loaded.mesh)
+    self.sampler: Engine = Sampler(loaded.config, loaded.params, compute=loaded.compute, mesh=loaded.mesh)
     self.tokenizer = loaded.tokenizer
     self.flag_id, self.fix_id, self._unit = loaded.flag_id, loaded.fix_id, loaded.unit
     self.confidence_ids = loaded.confidence_ids

@@ -1,6 +1,8 @@
 """Which sources are measured, with what the sampler is asked for each, and what comes of it."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -9,7 +11,7 @@ from scripted import CONFIG, LARGER, TASK, UNSURE, WORDS, Policy, Scripted, frac
 from insec_jax.data.problems import problems_to_solve, validation_problems
 from insec_jax.evaluation import measuring, probing
 from insec_jax.evaluation.baselines import SHORT
-from insec_jax.generation import generator
+from insec_jax.generation import generator, journal
 
 WAYS = ("", ", flags banned", ", at threshold", ", confidence")
 
@@ -176,3 +178,48 @@ def test_plain_words_and_other_units_leave_out_only_what_they_cannot_have():
   found = results_of(prober(Policy(slips=True), sentences), sentences)["solved"]
   assert "solutions, at threshold" in found
   assert not any("confidence" in source or "redraw" in source for source in found)
+
+
+def kept(output, policy, process=0, num_processes=1, calls=math.inf):
+  """(the measured part of results.json, the calls of the engine); the engine dies after so many calls."""
+  one = prober(policy)
+  engine, generate = one.writer.sampler, one.writer.sampler.generate
+
+  def until_killed(*arguments, **options):
+    if len(engine.asked) == calls:
+      raise InterruptedError
+    return generate(*arguments, **options)
+
+  engine.generate = until_killed
+  with journal.journaled(engine, str(output), {}, process=process, num_processes=num_processes) as journaled:
+    one.writer.sampler = journaled
+    found = results_of(one)
+    journaled.join(lambda: None)
+  return found, engine.asked
+
+
+@functools.cache
+def undisturbed():
+  """(the measured part of results.json, the calls of the engine)."""
+  whole = prober(Policy(slips=True))
+  return results_of(whole), whole.writer.sampler.asked
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_results_and_computes_only_the_rest(tmp_path):
+  with pytest.raises(InterruptedError):
+    kept(tmp_path / "o", Policy(slips=True), calls=10)
+  found, asked = kept(tmp_path / "o", Policy(slips=True))
+  assert found == undisturbed()[0]
+  assert asked == undisturbed()[1][10:]
+  assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_share_an_evaluation_all_have_its_results(tmp_path, monkeypatch):
+  monkeypatch.setattr(journal, "POLL_SECONDS", 0.01)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    runs = [pool.submit(kept, tmp_path / "o", Policy(slips=True), process, 2) for process in range(2)]
+  for run in runs:
+    found, asked = run.result()
+    assert found == undisturbed()[0]
+    assert [num for num, *_ in asked] == [num // 2 for num, *_ in undisturbed()[1]]
+  assert not list(tmp_path.iterdir())

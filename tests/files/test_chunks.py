@@ -46,6 +46,26 @@ def test_a_part_whose_header_a_kill_cut_short_counts_for_nothing(output):
   assert parts.read() == {1: "x"}
 
 
+def test_a_follower_is_given_each_chunk_once_and_reads_only_what_is_new(output, monkeypatch):
+  parts = ChunkStore(output, HEADER)
+  finished = ChunkStore(output, HEADER).follow()
+  assert finished() == {}
+  parts.append(0, "a", process=0)
+  parts.append(1, "b", process=1)
+  assert finished() == {0: "a", 1: "b"}
+  read = []
+  parse = ChunkStore._parse
+  monkeypatch.setattr(ChunkStore, "_parse", lambda self, line, where: read.append(where) or parse(self, line, where))
+  assert finished() == {}
+  parts.append(2, "c", process=0)
+  with open(parts.folder / "1.jsonl", "ab") as file:
+    file.write(b'{"chunk": 3')  # being written
+  assert finished() == {2: "c"}
+  assert [where.rsplit("/", 1)[1] for where in read] == ["0.jsonl:3"]
+  parts.append(3, "d", process=1)
+  assert finished() == {3: "d"}
+
+
 def test_parts_of_other_work_are_refused_and_named_or_discarded_when_asked(output):
   ChunkStore(output, HEADER).append(0, "x", process=3)
   other = ChunkStore(output, {**HEADER, "the weights": "cd"})

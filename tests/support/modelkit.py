@@ -83,9 +83,13 @@ for arguments in json.load(sys.stdin):
 """
 
 
-def save_model(folder: pathlib.Path, tokenizer) -> pathlib.Path:
-  """The folder, with a random model that fits the tokenizer."""
-  fields = FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+MESHES = ("data:8", "data:4,tensor:2", "data:2,tensor:4", "tensor:8")
+EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 64}  # divides over eight devices
+
+
+def save_model(folder: pathlib.Path, tokenizer, **changes) -> pathlib.Path:
+  """The folder, with a random model that fits the tokenizer, with these fields changed."""
+  fields = FIELDS | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id} | changes
   config = config_from_json(fields, "config.json")
   hf_writing.save(folder, build.init(config, jax.random.key(0), "float32"), config, tokenizer=tokenizer)
   return folder
