@@ -91,9 +91,8 @@ def main() -> None:
   alone = is_stream(local_path(OUTPUT.value, "--output"))
   if alone and num_processes > 1:
     raise InputError(f"--output={OUTPUT.value} cannot be shared by {num_processes} processes; give a file's path")
-  loaded = with_markers(
-    load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute), config, MODEL.value
-  )
+  stored = load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute)
+  loaded = with_markers(stored, config, MODEL.value)
   writer = TextGenerator(loaded)
   measured = {"model": MODEL.value, "step": loaded.step}
   if alone:
@@ -101,7 +100,7 @@ def main() -> None:
     write(measured, config)
   else:
     with journaled(
-      writer.sampler, OUTPUT.value, work(loaded, config), process=process, num_processes=num_processes
+      writer.sampler, OUTPUT.value, work(stored, config), process=process, num_processes=num_processes
     ) as journal:
       writer.sampler = journal
       measured |= evaluate(writer, task, config)
@@ -114,10 +113,13 @@ def main() -> None:
   print(f"\n{measured['seconds']} seconds")
 
 
-def work(loaded: LoadedModel, config: Config) -> dict[str, Any]:
-  """Return all that the first texts depend on; the later ones depend on these."""
+def work(stored: LoadedModel, config: Config) -> dict[str, Any]:
+  """Return all that the first texts depend on; the later ones depend on these.
+
+  `stored` is the model without rows for markers that it lacks: the mean of a sharded matrix depends on the mesh.
+  """
   read = {name: value for name, value in flat(config).items() if name.partition(".")[0] in READ}
-  return {"the weights": fingerprint(loaded.params), "step": loaded.step, "compute": loaded.compute, **read}
+  return {"the weights": fingerprint(stored.params), "step": stored.step, "compute": stored.compute, **read}
 
 
 def write(measured: dict[str, Any], config: Config) -> None:

@@ -45,16 +45,10 @@ def main() -> None:
   process, num_processes = share_of_work()
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output", config_file.files_read(config))
-  opened = with_markers(
-    load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute), config, MODEL.value
-  )
-  miner = Miner(
-    TextGenerator(opened),
-    task,
-    config,
-    seed=config.seed,
-    weights=fingerprint(opened.params),
-  )
+  stored = load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute)
+  writer = TextGenerator(with_markers(stored, config, MODEL.value))
+  # Of the weights as stored: rows that with_markers adds are a mean, which depends on the mesh in its last bits.
+  miner = Miner(writer, task, config, seed=config.seed, weights=fingerprint(stored.params))
   parts = chunk_store(OUTPUT.value, miner)
   mine_chunks(miner, parts, process=process, num_processes=num_processes)
   mined = parts.join(

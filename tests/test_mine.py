@@ -6,7 +6,7 @@ import signal
 import datakit
 import pytest
 from killkit import ended, start
-from modelkit import EIGHT, MESHES, run, save_model
+from modelkit import MESHES, run, save_eight, save_model
 
 from insec_jax.data import records, vocabulary
 from insec_jax.method import tasks
@@ -56,7 +56,8 @@ def home(tmp_path_factory):
   )
   plain = vocabulary.build_tokenizer(tasks.get(config.task).symbols, datakit.config(tokenizer__special=False).tokenizer)
   save_model(folder / "untuned", plain)
-  save_model(folder / "eight", plain, **EIGHT)
+  words = datakit.config(tokenizer__special=False, tokenizer__flag="<a>", tokenizer__fix="<b>").tokenizer
+  save_eight(folder / "eight", vocabulary.build_tokenizer(tasks.get(config.task).symbols, words))
   save_model(folder / "trained", vocabulary.open_tokenizer(config).tokenizer)
   (folder / "trained" / "insec.json").write_text(
     json.dumps({"flag": "<oops>", "fix": "<fix>", "special": False, "unit": "line", "template": "plain"})
