@@ -1,4 +1,4 @@
-"""A model and its tokenizer together: text in, text out.
+"""A model and its tokenizer together: text in, text out, from the devices of this host or from a server.
 
 A text is written by `encode`, then `write`. The other methods score steps that are given, or continue after them.
 """
@@ -14,9 +14,10 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.data.tokens import encode_prompt, encode_text, stop_ids
 from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal, step_scores
-from insec_jax.generation.journal import Engine
+from insec_jax.generation.engine import Engine
 from insec_jax.generation.loading import LoadedModel
 from insec_jax.generation.sampler import SampledTokens, Sampler
+from insec_jax.generation.server_engine import ServerEngine
 from insec_jax.progress import Progress
 
 
@@ -50,7 +51,13 @@ class TextGenerator:
   """A model with its tokenizer, ready to continue texts."""
 
   def __init__(self, loaded: LoadedModel):
-    self.sampler: Engine = Sampler(loaded.config, loaded.params, compute=loaded.compute, mesh=loaded.mesh)
+    self.sampler: Engine = (
+      Sampler(loaded.config, loaded.params, compute=loaded.compute, mesh=loaded.mesh)
+      if loaded.server is None
+      else ServerEngine(loaded.server, loaded.config)
+    )
+    self.forces_tokens = loaded.server is None  # by the confidence in a step, while decoding
+    self.scores_flags = loaded.flag_id is not None and (loaded.server is None or loaded.server.scores_flags)
     self.tokenizer = loaded.tokenizer
     self.flag_id, self.fix_id, self._unit = loaded.flag_id, loaded.fix_id, loaded.unit
     self.confidence_ids = loaded.confidence_ids

@@ -19,12 +19,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.files.chunks import ChunkStore
+from insec_jax.generation.engine import Engine
 from insec_jax.generation.sampler import SampledTokens
 
 FORMAT = 1  # of the chunks; another one is not read
@@ -33,22 +34,6 @@ POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 60.0  # to wait for another process before it is named
 
 Progress = Callable[[int, int], None]
-
-
-class Engine(Protocol):
-  """What continues and reads texts; Sampler says how."""
-
-  @property
-  def config(self) -> Any:
-    """Return the config of the model."""
-
-  def generate(
-    self, prompts: Sequence[np.ndarray], *, first: int = 0, progress: Progress | None = None, **options: Any
-  ) -> list[SampledTokens]:
-    """Return one SampledTokens per prompt."""
-
-  def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
-    """Return for each text the log p of each token."""
 
 
 class Journal:

@@ -16,10 +16,11 @@ from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import vocabulary
 from insec_jax.files.reading import local_path, read_json
 from insec_jax.generation import placement
+from insec_jax.generation.server import Server
 from insec_jax.method.transcript import Markers
 from insec_jax.model import build, hf, llama
 from insec_jax.training.layout import CONFIG, MODEL, TOKENIZER, check_kinds, read_model, steps
-from insec_jax.training.stored import read_params
+from insec_jax.training.stored import find_step, read_params
 
 MARKERS = "insec.json"  # of an exported folder: its markers, unit and template
 # Types of the fields of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
@@ -39,9 +40,9 @@ class LoadedModel(NamedTuple):
   """Model ready for use; markers, unit and template are None for a folder that no run of ours wrote."""
 
   config: llama.LlamaConfig
-  params: Any  # laid out for decoding: the layers in a list
+  params: Any  # laid out for decoding: the layers in a list; None where a server has them
   tokenizer: PreTrainedTokenizerFast
-  mesh: Mesh
+  mesh: Mesh | None  # None where a server has the weights
   compute: str  # dtype of the params and of the matrix products
   markers: Markers | None = None
   flag_id: int | None = None  # None also where the markers are plain words
@@ -52,6 +53,7 @@ class LoadedModel(NamedTuple):
   confidence_first: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()
   step: int | None = None  # of the checkpoint; None where it is not known
+  server: Server | None = None
 
 
 def is_workdir(folder: pathlib.Path) -> bool:
@@ -69,11 +71,13 @@ def is_workdir(folder: pathlib.Path) -> bool:
   return False
 
 
-def load_model(folder: str, *, step: int | None = None, mesh: str = "", compute: str | None = None) -> LoadedModel:
+def load_model(
+  folder: str, *, step: int | None = None, mesh: str = "", compute: str | None = None, weights: bool = True
+) -> LoadedModel:
   """Load a workdir (its newest checkpoint, or that of `step`) or an HF folder onto the devices of this host.
 
   Each weight goes from its file to its parts on the mesh (placement.choose_mesh), in the dtype to compute in:
-  `compute`, or else that of `compute_dtype`.
+  `compute`, or else that of `compute_dtype`. Without `weights` none is read, and no device is used.
   """
   path = local_path(folder, "--model")
   is_run = is_workdir(path)
@@ -81,28 +85,23 @@ def load_model(folder: str, *, step: int | None = None, mesh: str = "", compute:
     check_kinds(path)
     config, tokenizer = read_model(path), vocabulary.load(str(path / TOKENIZER))
     run = config_build.build(read_json(path / CONFIG, "the config of a run"))
-    compute = compute or compute_dtype(run.precision.compute)
+    stored = run.precision.compute
   elif step is not None:
     raise InputError(f"--step={step} names a checkpoint of a workdir, and {path} is an HF folder; leave it out")
   else:
     config, tokenizer = hf.read_config(path), vocabulary.load(str(path))
-    compute = compute or compute_dtype(hf.stored(path, config)["embed"].dtype)
-  devices = placement.choose_mesh(config, compute=compute, requested=mesh)
-  shardings = placement.params_shardings(config, devices)
+    stored = hf.stored(path, config)["embed"].dtype if weights else "float32"
+  model = LoadedModel(config, None, tokenizer, None, compute or (compute_dtype(stored) if weights else "float32"))
   if is_run:
-    step, params = read_params(
-      path,
-      config,
-      step,
-      lambda step, weights: (step, placement.place(weights, config, shardings)),
-      dtype=compute,
-    )
-    marked = marked_as(run, step)
+    model = _load_run(model, path, step, mesh) if weights else model._replace(step=find_step(path, step))
+    marked = marked_as(run, model.step)
   else:
-    params = placement.place(hf.stored(path, config, dtype=compute), config, shardings)
     marked = read_markers(path)
-    step = None if marked is None else marked.get("step")
-  model = LoadedModel(config, params, tokenizer, devices, compute, step=step)
+    model = model._replace(step=None if marked is None else marked.get("step"))
+    if weights:
+      devices, shardings = _layout(model, mesh)
+      params = placement.place(hf.stored(path, config, dtype=model.compute), config, shardings)
+      model = model._replace(params=params, mesh=devices)
   if marked is None:
     return model
   settings = TokenizerConfig(
@@ -114,6 +113,25 @@ def load_model(folder: str, *, step: int | None = None, mesh: str = "", compute:
     confidence_first=tuple(marked.get("confidence_first") or ()),
   )
   return with_ids(model._replace(unit=marked["unit"], template=marked["template"]), settings)
+
+
+def _load_run(model: LoadedModel, workdir: pathlib.Path, step: int | None, mesh: str) -> LoadedModel:
+  """Return the model with the weights of a checkpoint, and with its step."""
+  devices, shardings = _layout(model, mesh)
+  step, params = read_params(
+    workdir,
+    model.config,
+    step,
+    lambda step, weights: (step, placement.place(weights, model.config, shardings)),
+    dtype=model.compute,
+  )
+  return model._replace(params=params, mesh=devices, step=step)
+
+
+def _layout(model: LoadedModel, mesh: str) -> tuple[Mesh, dict]:
+  """Return the mesh that decodes and the sharding of each weight."""
+  devices = placement.choose_mesh(model.config, compute=model.compute, requested=mesh)
+  return devices, placement.params_shardings(model.config, devices)
 
 
 def with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
@@ -186,6 +204,11 @@ def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel
   tokenizer = vocabulary.load(config.tokenizer.path) if config.tokenizer.path else loaded.tokenizer
   vocabulary.add_markers(tokenizer, settings)
   params, model_config = loaded.params, loaded.config
+  if loaded.server is not None and len(tokenizer) > model_config.vocab_size:
+    raise InputError(
+      f"the server's model has {model_config.vocab_size} rows of its vocabulary, and the markers of the config need "
+      f"{len(tokenizer)}; serve a model that has them, or set tokenizer.flag and tokenizer.fix to special tokens it has"
+    )
   if len(tokenizer) > model_config.vocab_size:
     grown = dataclasses.replace(model_config, vocab_size=build.vocabulary_for(len(tokenizer), model_config.vocab_size))
     shardings = placement.params_shardings(grown, loaded.mesh)

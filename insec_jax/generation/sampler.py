@@ -84,10 +84,10 @@ class Sampler:
     that the model gave them; they replace only their own draws. `progress` is called with (prompts done, tokens
     written) whenever a prompt is done. Raises InputError when a prompt or an option is out of range.
     """
-    _check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
+    check_options(temperature, top_p, max_tokens, flag_id, flag_bias)
     if watch is not None:
       watch.check(flag_id)
-    self._check_prompts(prompts, max_tokens)
+    check_prompts(prompts, self.config, max_tokens)
     self._room = max(self._room, max_tokens)
     rules = token_rules(watch, stop_ids=stop_ids, flag_id=flag_id, flag_bias=flag_bias)
     # Plain Python numbers, as in `token_rules`.
@@ -168,7 +168,7 @@ class Sampler:
 
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
     """Return for each text the log p of each token given those before it; 0 for the first."""
-    self._check_prompts(texts, 0)
+    check_prompts(texts, self.config, 0)
     results = [np.zeros(len(text), np.float32) for text in texts]
     for batch in batching.texts_in_batches(texts, batch_size, self.mesh):
       logprob_RP = np.asarray(
@@ -184,16 +184,9 @@ class Sampler:
       )
       for row in np.flatnonzero(batch.index_R != NO_PROMPT):
         logprob_T = logprob_RP[row, batch.start_R[row] + 1 :]
-        _check_finite(logprob_T, int(batch.index_R[row]))
+        check_finite(logprob_T, int(batch.index_R[row]))
         results[batch.index_R[row]][1:] = logprob_T
     return results
-
-  def _check_prompts(self, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
-    for index, prompt in enumerate(prompts):
-      try:
-        check_prompt(prompt, self.config, max_tokens)
-      except InputError as error:
-        raise InputError(f"prompt {index + 1}: {error}") from error
 
 
 def _sampled(host: DecodeState, row: int, length: int, options: DecodeOptions) -> SampledTokens:
@@ -201,7 +194,7 @@ def _sampled(host: DecodeState, row: int, length: int, options: DecodeOptions) -
   first = int(host.start_B[row]) + length
   place_T = np.arange(first, first + int(host.num_B[row])) % host.token_BS.shape[1]
   tokens, logprobs = host.token_BS[row, place_T], host.logprob_BS[row, place_T]
-  _check_finite(logprobs, int(host.index_B[row]))
+  check_finite(logprobs, int(host.index_B[row]))
   finish = "stop" if tokens[-1] in options.rules.stop_U else "length"
   return SampledTokens(tokens, logprobs, finish, host.flag_BS[row, place_T], host.margin_BS[row, place_T])
 
@@ -224,7 +217,16 @@ def check_prompt(token_T: np.ndarray, config: llama.LlamaConfig, max_tokens: int
     )
 
 
-def _check_finite(logprob_T: np.ndarray, index: int) -> None:
+def check_prompts(prompts: Sequence[np.ndarray], config: llama.LlamaConfig, max_tokens: int) -> None:
+  """Raise InputError, with the number of the prompt, as `check_prompt` does."""
+  for index, prompt in enumerate(prompts):
+    try:
+      check_prompt(prompt, config, max_tokens)
+    except InputError as error:
+      raise InputError(f"prompt {index + 1}: {error}") from error
+
+
+def check_finite(logprob_T: np.ndarray, index: int) -> None:
   """Raise DivergedError unless the log p of all tokens of this prompt are finite."""
   if not np.isfinite(logprob_T).all():
     token = int(np.flatnonzero(~np.isfinite(logprob_T))[0])
@@ -234,7 +236,8 @@ def _check_finite(logprob_T: np.ndarray, index: int) -> None:
     )
 
 
-def _check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:
+def check_options(temperature, top_p, max_tokens, flag_id, flag_bias) -> None:
+  """Raise InputError when an option of `Sampler.generate` is out of range."""
   if not 0 <= temperature < math.inf:
     raise InputError(f"temperature={temperature}; must be a number of at least 0")
   if not 0 < top_p <= 1:

@@ -90,6 +90,16 @@ class StoredWeight:
       raise DamageError(f"its files cannot be read: {type(error).__name__}") from None
 
 
+def find_step(workdir: pathlib.Path, step: int | None) -> int:
+  """Return the step of the newest checkpoint, or `step`; InputError when there is no such checkpoint."""
+  saved_steps = steps(workdir)
+  if not saved_steps:
+    raise InputError(f"{workdir} has no checkpoint any more; bring one back, or train again")
+  if step is not None and step not in saved_steps:
+    raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, saved_steps))}")
+  return saved_steps[-1] if step is None else step
+
+
 def read_params(
   workdir: pathlib.Path,
   config: llama.LlamaConfig,
@@ -110,12 +120,7 @@ def read_params(
 
   deadline = time.monotonic() + VANISH_SECONDS
   while True:
-    saved_steps = steps(workdir)
-    if not saved_steps:
-      raise InputError(f"{workdir} has no checkpoint any more; bring one back, or train again")
-    if step is not None and step not in saved_steps:
-      raise InputError(f"{workdir} has no checkpoint of --step={step}; it has {', '.join(map(str, saved_steps))}")
-    chosen = saved_steps[-1] if step is None else step
+    saved_steps, chosen = steps(workdir), find_step(workdir, step)
     try:
       return attempt(chosen, use)
     except DamageError as error:

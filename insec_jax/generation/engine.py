@@ -1,0 +1,113 @@
+"""The engine that continues and reads texts: the weights on the devices of this host, or a server (--server)."""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from absl import flags
+
+from insec_jax.command import InputError
+from insec_jax.generation import server
+from insec_jax.generation.confidence import ConfidenceTrigger
+from insec_jax.generation.loading import LoadedModel, load_model
+from insec_jax.generation.sampler import SampledTokens
+from insec_jax.model.llama import LlamaConfig
+from insec_jax.training.fingerprints import fingerprint
+
+
+class Engine(Protocol):
+  """What continues and reads texts of token ids; Sampler says how."""
+
+  @property
+  def config(self) -> LlamaConfig:
+    """Return the config of the model."""
+
+  def generate(
+    self,
+    prompts: Sequence[np.ndarray],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop_ids: Sequence[int],
+    flag_id: int | None = None,
+    flag_bias: float = 0.0,
+    watch: ConfidenceTrigger | None = None,
+    batch_size: int,
+    first: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> list[SampledTokens]:
+    """Return one SampledTokens per prompt."""
+
+  def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
+    """Return for each text the log p of each token."""
+
+
+flags.disclaim_key_flags()  # those of `define_flags` are the program's: its --help has them
+
+
+def define_flags() -> None:
+  """Define the flags of a server, for a program that decodes."""
+  flags.DEFINE_string(
+    "server",
+    None,
+    "URL of a server of OpenAI's completions, such as vLLM, that has the weights; --model then gives the tokenizer, "
+    "the template and the markers. An API key is read from the environment variable OPENAI_API_KEY.",
+  )
+  flags.DEFINE_string("server_model", None, "Name of the model on the server (default: its only one).")
+  flags.DEFINE_integer(
+    "server_requests", server.REQUESTS, "Requests to the server in flight.", lower_bound=1, upper_bound=4_096
+  )
+
+
+def uses_server() -> bool:
+  """Return whether the flags name a server."""
+  return flags.FLAGS.server is not None
+
+
+def open_model(
+  folder: str, *, step: int | None, mesh: str, compute: str | None = None, score_flags: bool = False
+) -> LoadedModel:
+  """Load a model onto the devices of this host or, with --server, its tokenizer, template and markers only.
+
+  `score_flags`: the log p of a flag that is not written is wanted, from a server that gives it. Raises InputError as
+  `load_model` and `server.connect` do.
+  """
+  values = flags.FLAGS
+  if values.server is None:
+    for name in ("server_model", "server_requests"):
+      if values[name].present:
+        raise InputError(f"--{name} is for a server; give its URL as --server, or leave it out")
+    return load_model(folder, step=step, mesh=mesh, compute=compute)
+  if mesh:
+    raise InputError(f"--mesh={mesh} places weights on devices, and with --server none are read; leave it out")
+  loaded = load_model(folder, step=step, weights=False)
+  if loaded.confidence_ids:
+    raise InputError(
+      f"{folder} writes confidence tokens, which are forced while decoding, and a server forces none; leave --server "
+      "out"
+    )
+  served = server.connect(
+    values.server,
+    loaded.tokenizer,
+    model=values.server_model or "",
+    requests=values.server_requests,
+    score_flags=score_flags,
+  )
+  most, limit = loaded.config.max_positions, served.max_positions
+  if limit is not None and limit < most:
+    print(f"the server takes {limit} of the model's {most} positions", file=sys.stderr, flush=True)
+    loaded = loaded._replace(config=dataclasses.replace(loaded.config, max_positions=limit))
+  return loaded._replace(server=served)
+
+
+def identity(loaded: LoadedModel) -> str:
+  """Return a short text that changes with the weights; for a server's, with its name for the model."""
+  if loaded.server is None:
+    return fingerprint(loaded.params)
+  read_by: tuple[Any, ...] = (loaded.markers, loaded.flag_id, loaded.unit, loaded.template, loaded.config.eos_ids)
+  return f"{loaded.server.model} on a server, {hashlib.sha256(repr(read_by).encode()).hexdigest()[:8]}"
