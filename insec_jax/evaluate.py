@@ -1,7 +1,7 @@
 """Evaluation of self-correction, on injected mistakes and on the model's own.
 
   python -m insec_jax.evaluate --model DIR --config configs/X.py --output results.json [--step N]
-      [--num_processes N --process_id I]
+      [--num_processes N --process_id I] [--server URL]
 
 DIR may be a workdir, or an HF folder that was never trained on transcripts. Such a model gets the markers as at step 0
 of training, so the untuned model is measured on the same probes. Problems and probes depend only on the config's task,
@@ -11,8 +11,13 @@ After a kill the same command resumes from results.json.parts. Processes, each s
 work and wait for each other: the folder of results.json must be on a drive that all of them share. The last to finish
 writes the file, with the same results for any number of them.
 
+With --server the weights are those of a server of OpenAI's completions, such as vLLM, and --model gives the tokenizer,
+the template and the markers only. Greedy rates are the same; at a temperature the server draws others. What it cannot
+measure is left out, and named on stderr.
+
 results.json holds
-  model, step (of the checkpoint; null where it is not known), config, versions, seeds, counts
+  model, step (of the checkpoint; null where it is not known), server (its name for the model; null without --server),
+                 config, versions, seeds, counts
   seconds        of the process that wrote the file, with what it computed before a kill
   rates          {source: {metric: {"rate", "k", "n", "low", "high"}}}; "rate" is null when n is 0. The sources, each
                  greedily and, with " sampled" after the first word, at evaluate.temperature:
@@ -57,19 +62,19 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
-from insec_jax.evaluation.measuring import measure
+from insec_jax.evaluation.measuring import left_out, measure
 from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
 from insec_jax.files.chunks import define_flags, share_of_work, unfinished
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, is_stream, written_whole
+from insec_jax.generation import engine
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.journal import journaled
-from insec_jax.generation.loading import LoadedModel, load_model, with_markers
+from insec_jax.generation.loading import LoadedModel, with_markers
 from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
-from insec_jax.training.fingerprints import fingerprint
 from insec_jax.training.layout import flat, versions
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
@@ -78,6 +83,7 @@ STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to u
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; an existing one is replaced.")
 define_flags()
+engine.define_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
 
 READ = ("seed", "task", "data", "mistakes", "tokenizer", "evaluate")  # sections of the config that are read here
@@ -91,10 +97,13 @@ def main() -> None:
   alone = is_stream(local_path(OUTPUT.value, "--output"))
   if alone and num_processes > 1:
     raise InputError(f"--output={OUTPUT.value} cannot be shared by {num_processes} processes; give a file's path")
-  stored = load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute)
+  stored = engine.open_model(
+    MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute, score_flags=True
+  )
   loaded = with_markers(stored, config, MODEL.value)
   writer = TextGenerator(loaded)
-  measured = {"model": MODEL.value, "step": loaded.step}
+  served = None if loaded.server is None else loaded.server.model
+  measured = {"model": MODEL.value, "step": loaded.step, "server": served}
   if alone:
     measured |= evaluate(writer, task, config)
     write(measured, config)
@@ -119,7 +128,7 @@ def work(stored: LoadedModel, config: Config) -> dict[str, Any]:
   `stored` is the model without rows for markers that it lacks: the mean of a sharded matrix depends on the mesh.
   """
   read = {name: value for name, value in flat(config).items() if name.partition(".")[0] in READ}
-  return {"the weights": fingerprint(stored.params), "step": stored.step, "compute": stored.compute, **read}
+  return {"the weights": engine.identity(stored), "step": stored.step, "compute": stored.compute, **read}
 
 
 def write(measured: dict[str, Any], config: Config) -> None:
@@ -139,6 +148,8 @@ def evaluate(writer: TextGenerator, task: tasks.Task, config: Config) -> dict:
   start = time.perf_counter()
   problems, probes = problems_to_solve(task, config), injected_probes(task, config)
   validation = validation_problems(task, config)
+  for line in left_out(writer):
+    print(line, file=sys.stderr, flush=True)
   prober = Prober(writer, task, config)
   measured = measure(
     prober, config, probes=probes, problems=problems, validation=validation, larger=larger_problems(config)

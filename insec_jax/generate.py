@@ -1,7 +1,7 @@
 """Generation of text after prompts: reads JSON lines, writes JSON lines in the same order.
 
   python -m insec_jax.generate --model DIR --prompts P.jsonl --output O.jsonl [--max_tokens --temperature --top_p --seed
-      --flag_bias --flag_above --logprobs --clean --mesh] [--num_processes N --process_id I]
+      --flag_bias --flag_above --logprobs --clean --mesh] [--num_processes N --process_id I] [--server URL]
 
   in    {"prompt": "2+3="}  or  {"tokens": [17, 4]}; other fields are copied to the output
   out   {"prompt", "text", "clean", "tokens", "logprobs", "finish"}
@@ -13,6 +13,10 @@ With --clean, `text` is the clean view too, for end users. `tokens` are the samp
 
 After a kill the same command resumes from O.jsonl.parts. Processes do not communicate: each, started with its
 --process_id, writes its share, and the last to finish writes the file, which is the same for any number of them.
+
+With --server the weights are those of a server of OpenAI's completions, such as vLLM, and --model gives the tokenizer,
+the template and the markers only. Greedy texts are the same; at a temperature the server draws others for the same
+seed. --flag_above needs the weights here.
 """
 
 import hashlib
@@ -32,14 +36,14 @@ from insec_jax.data.encoding import least_tokens
 from insec_jax.files.chunks import ChunkStore, define_flags, share_of_work, unfinished
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, is_stream, written_whole
+from insec_jax.generation import engine
 from insec_jax.generation.batching import rows_that_fit
 from insec_jax.generation.generator import Completion, TextGenerator
-from insec_jax.generation.loading import LoadedModel, load_model
+from insec_jax.generation.loading import LoadedModel
 from insec_jax.generation.placement import MESH_HELP
 from insec_jax.generation.prompts import Prompt, read_prompts
 from insec_jax.generation.sampler import check_prompt
 from insec_jax.method.transcript import clean_text
-from insec_jax.training.fingerprints import fingerprint
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
@@ -72,6 +76,7 @@ FLAG_ABOVE = flags.DEFINE_float(
 LOGPROBS = flags.DEFINE_bool("logprobs", False, "Write the log probability of each token.")
 CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view in place of the text.")
 define_flags()
+engine.define_flags()
 flags.mark_flags_as_required(["model", "prompts", "output"])
 
 PROMPTS_PER_CHUNK = 2_048  # the same on every machine: a run may go on with other devices
@@ -83,13 +88,15 @@ def main() -> None:
   process, num_processes = share_of_work()
   prompts = read_prompts(PROMPTS.value)
   check_output(OUTPUT.value, "--output", [PROMPTS.value])
-  opened = load_model(MODEL.value, step=STEP.value, mesh=MESH.value)
+  if engine.uses_server() and FLAG_ABOVE.value < math.inf:
+    raise InputError(f"--flag_above={FLAG_ABOVE.value}: a server cannot force flags while decoding; leave one flag out")
+  opened = engine.open_model(MODEL.value, step=STEP.value, mesh=MESH.value)
   writer = TextGenerator(opened)
   tokens = [encode(prompt, writer, opened) for prompt in prompts]
   if is_stream(local_path(OUTPUT.value, "--output")):
     write([lines(first, prompts, tokens, writer, opened) for first in range(0, len(prompts), PROMPTS_PER_CHUNK)])
     return
-  store = ChunkStore(OUTPUT.value, {"prompts": digest(prompts), "model": fingerprint(opened.params), **options()})
+  store = ChunkStore(OUTPUT.value, {"prompts": digest(prompts), "model": engine.identity(opened), **options()})
   chunks = range(0, len(prompts), PROMPTS_PER_CHUNK)
   store.fill(
     len(chunks),
@@ -127,7 +134,9 @@ def lines(
   """Return the output of the prompts of the chunk that begins at `first`."""
   chosen = slice(first, first + PROMPTS_PER_CHUNK)
   slots = max(map(len, tokens)) + MAX_TOKENS.value
-  rows = rows_that_fit(opened.config, slots=slots, compute=opened.compute, mesh=opened.mesh)
+  rows = len(prompts)  # a server makes its own batches
+  if opened.server is None:
+    rows = rows_that_fit(opened.config, slots=slots, compute=opened.compute, mesh=opened.mesh)
   written = writer.write(
     tokens[chosen],
     label=f"generate, from prompt {first + 1}" if len(prompts) > PROMPTS_PER_CHUNK else "generate",

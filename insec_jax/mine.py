@@ -1,6 +1,7 @@
 """Mining of the model's own mistakes: samples solutions, finds the first wrong step of each, writes its correction.
 
   python -m insec_jax.mine --model DIR --config configs/X.py --output mined.jsonl [--num_processes N --process_id I]
+      [--server URL]
 
 DIR may be a workdir or an HF folder, trained on transcripts or not. Problems are those of the split "mine", or training
 records of data.path, never held-out ones. The config's mine section gives the number of problems, samples and the
@@ -13,6 +14,9 @@ on the file:
 
 After a kill the same command resumes from mined.jsonl.parts. Processes do not communicate: each, started with its
 --process_id, mines its share, and the last to finish writes the file. The file is the same for any number of processes.
+
+With --server the weights are those of a server of OpenAI's completions, such as vLLM, and --model gives the tokenizer,
+the template and the markers only. The samples for a seed are other ones than without it: the server draws them.
 """
 
 import sys
@@ -23,13 +27,13 @@ from insec_jax import command, config_file
 from insec_jax.config_build import build
 from insec_jax.files.chunks import define_flags, share_of_work, unfinished
 from insec_jax.files.writing import check_output
+from insec_jax.generation import engine
 from insec_jax.generation.generator import TextGenerator
-from insec_jax.generation.loading import load_model, with_markers
+from insec_jax.generation.loading import with_markers
 from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
 from insec_jax.mining.miner import Miner, chunk_store, mine_chunks
 from insec_jax.mining.records import join
-from insec_jax.training.fingerprints import fingerprint
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
@@ -37,6 +41,7 @@ STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to u
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "File to write; it appears when complete.")
 define_flags()
+engine.define_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
 
 
@@ -45,10 +50,10 @@ def main() -> None:
   process, num_processes = share_of_work()
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output", config_file.files_read(config))
-  stored = load_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute)
+  stored = engine.open_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute)
   writer = TextGenerator(with_markers(stored, config, MODEL.value))
   # Of the weights as stored: rows that with_markers adds are a mean, which depends on the mesh in its last bits.
-  miner = Miner(writer, task, config, seed=config.seed, weights=fingerprint(stored.params))
+  miner = Miner(writer, task, config, seed=config.seed, weights=engine.identity(stored))
   parts = chunk_store(OUTPUT.value, miner)
   mine_chunks(miner, parts, process=process, num_processes=num_processes)
   mined = parts.join(

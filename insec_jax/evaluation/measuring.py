@@ -27,7 +27,9 @@ The bound holds for the steps of validation solutions written without flags. Cor
 again: measured false alarms can be above it.
 
 Where markers are plain words no flag can be banned, biased or forced: sources that need this are left out, and the rest
-is written without a ban. Where steps are not lines, sources that need scores while decoding are left out.
+is written without a ban. Where steps are not lines, sources that need scores while decoding are left out. A server
+(--server) forces no flags while decoding: ", confidence" is left out. Where it does not give the log p of flags that
+are not written, so are ", at threshold", the operating curves and "auroc", and no greedy text is reused.
 """
 
 import dataclasses
@@ -38,6 +40,7 @@ from insec_jax.config import Config
 from insec_jax.evaluation import thresholds
 from insec_jax.evaluation.probing import NO_FLAG, Prober, ProbeResults, SolveResults
 from insec_jax.evaluation.steps import Step
+from insec_jax.generation.generator import TextGenerator
 from insec_jax.method.mistakes import Probe
 from insec_jax.method.tasks import Problem
 
@@ -97,7 +100,7 @@ def measure(
       at = how + AT_THRESHOLD
       measured.injected[at] = inject(label=f"injected{at}", flag_bias=chosen.bias)
       measured.solved[at] = solve(problems, label=f"solutions{at}", flag_bias=chosen.bias)
-    if can_ban(prober) and can_watch(prober, chosen):
+    if can_ban(prober) and can_watch(prober, chosen) and prober.writer.forces_tokens:
       measured.solved[how + CONFIDENCE] = solve(
         problems, label=f"solutions{how}{CONFIDENCE}", flag_bias=NO_FLAG, watch=prober.writer.watch(chosen.score)
       )
@@ -111,7 +114,7 @@ def measure(
 
 def choose(prober: Prober, steps: list[Step], temperature: float, most: float) -> Thresholds:
   """Return the thresholds that keep false alarms within `most` on these steps."""
-  bias = thresholds.choose_bias(steps, temperature=temperature, most=most) if can_ban(prober) else None
+  bias = thresholds.choose_bias(steps, temperature=temperature, most=most) if prober.writer.scores_flags else None
   return Thresholds(temperature, most, bias, thresholds.choose_score(steps, most=most), steps)
 
 
@@ -137,6 +140,19 @@ def controls(measured: Measurements, prober: Prober, config: Config, problems: S
         seed=prober.seed + vote,
       )
     )
+
+
+def left_out(writer: TextGenerator) -> list[str]:
+  """Return what a server cannot measure, one line for each."""
+  lines = []
+  if not writer.forces_tokens:
+    lines.append("the server forces no flags while decoding: the sources ', confidence' are left out")
+  if writer.flag_id is not None and not writer.scores_flags:
+    lines.append(
+      "the server does not give the log p of a flag that is not written (logprob_token_ids, prompt_logprobs): "
+      "'auroc', the operating curves and the sources ', at threshold' are left out"
+    )
+  return lines
 
 
 def can_ban(prober: Prober) -> bool:

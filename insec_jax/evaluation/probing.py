@@ -133,7 +133,7 @@ class Prober:
         (probe.problem.steps[len(probe.before)], "right", ""),
       )
     ]
-    if self.writer.flag_id is None:
+    if not self.writer.scores_flags:
       flag_scores = [(None, None)] * len(candidates)
     else:
       written = self.writer.write(
@@ -228,11 +228,14 @@ class Prober:
     watch: ConfidenceTrigger | None = None,
     **options,
   ) -> list[Completion]:
-    """Return completions as `TextGenerator.write` does; reuse a greedy text that the new flag_bias would not change."""
+    """Return completions as `TextGenerator.write` does; reuse a greedy text that the new flag_bias would not change.
+
+    None is reused where the scores of the flag are not known.
+    """
     write = functools.partial(
       self.writer.write, label=label, temperature=temperature, flag_bias=flag_bias, watch=watch, **options
     )
-    if temperature or self.writer.flag_id is None:
+    if temperature or not self.writer.scores_flags:
       return write(prompts)
     completions = [
       next(

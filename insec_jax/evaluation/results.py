@@ -185,7 +185,8 @@ def curves(measured: Measurements) -> tuple[dict, dict]:
   over_bias, over_score = {}, {}
   for how, chosen in measured.chosen.items():
     unflagged = measured.solved.get(how + BANNED)
-    if unflagged is not None:
+    steps = [] if unflagged is None else [*measured.injected[how].steps, *unflagged.steps]
+    if unflagged is not None and all(step.flag_P is not None for step in steps):
       over_bias["injected" + how] = thresholds.operating(measured.injected[how].steps, temperature=chosen.temperature)
       over_bias["own" + how] = thresholds.operating(unflagged.own.steps, temperature=chosen.temperature)
     over_score["own" + how] = thresholds.operating_by_score((unflagged or measured.solved[how]).own.steps)

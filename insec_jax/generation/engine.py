@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from absl import flags
@@ -106,8 +106,9 @@ def open_model(
 
 
 def identity(loaded: LoadedModel) -> str:
-  """Return a short text that changes with the weights; for a server's, with its name for the model."""
+  """Return a short text that changes with the weights; for a server's, with its name and how texts are read."""
   if loaded.server is None:
     return fingerprint(loaded.params)
-  read_by: tuple[Any, ...] = (loaded.markers, loaded.flag_id, loaded.unit, loaded.template, loaded.config.eos_ids)
-  return f"{loaded.server.model} on a server, {hashlib.sha256(repr(read_by).encode()).hexdigest()[:8]}"
+  served = loaded.server
+  read_by = (loaded.markers, loaded.flag_id, loaded.unit, loaded.template, loaded.config.eos_ids, served.scores_flags)
+  return f"{served.model} on a server, {hashlib.sha256(repr(read_by).encode()).hexdigest()[:8]}"

@@ -223,3 +223,38 @@ def test_processes_that_share_an_evaluation_all_have_its_results(tmp_path, monke
     assert found == undisturbed()[0]
     assert [num for num, *_ in asked] == [num // 2 for num, *_ in undisturbed()[1]]
   assert not list(tmp_path.iterdir())
+
+
+def served(scores_flags: bool) -> probing.Prober:
+  """A prober whose scripted model is a server's, which may not know the scores of flags that it does not write."""
+  one = prober(Policy(slips=True))
+  one.writer.forces_tokens, one.writer.scores_flags = False, scores_flags
+  generate = one.writer.sampler.generate
+
+  def answered(*arguments, **options):
+    assert options["watch"] is None
+    sampled = generate(*arguments, **options)
+    if scores_flags:
+      return sampled
+    return [dataclasses.replace(one, flag_logprobs=None, margins=None) for one in sampled]
+
+  one.writer.sampler.generate = answered
+  return one
+
+
+@pytest.mark.parametrize("scores_flags", [True, False])
+def test_what_a_server_cannot_do_is_named_and_left_out_and_the_rest_is_the_same(scores_flags):
+  whole, one = results_of(prober(Policy(slips=True))), served(scores_flags)
+  found, lines = results_of(one), measuring.left_out(one.writer)
+  missing = (", confidence",) if scores_flags else (", confidence", ", at threshold")
+  assert [source for source in whole["rates"] if source not in found["rates"]] == [
+    source for source in whole["rates"] if source.partition(":")[0].endswith(missing)
+  ]
+  assert found["solved"].keys() <= whole["solved"].keys()
+  for source, rates in found["rates"].items():
+    unknown = set() if scores_flags or "solutions" in source else {"auroc"}
+    assert rates == {name: rate for name, rate in whole["rates"][source].items() if name not in unknown}
+  assert found["operating"] == (whole["operating"] if scores_flags else {})
+  assert found["operating_confidence"] == whole["operating_confidence"]
+  assert [", confidence" in lines[0], any(", at threshold" in line for line in lines)] == [True, not scores_flags]
+  assert not measuring.left_out(prober(Policy()).writer)
