@@ -101,10 +101,10 @@ def _with_prose_mistakes(
   """
   unit, classes = config.mistakes.unit, prose_classes_of(config.mistakes)
   contents = [(as_transcript(record.content), record.where) for _, record in indexed]
-  open_to = [number for number, (_, record) in enumerate(indexed) if not isinstance(record.content, tuple)]
-  corpus = Corpus([_prose_record(contents[number][0], unit) for number in open_to])
+  candidates = [number for number, (_, record) in enumerate(indexed) if not isinstance(record.content, tuple)]
+  corpus = Corpus([_prose_record(contents[number][0], unit) for number in candidates])
   num_drawn = num_put = 0
-  for place, number in enumerate(open_to):
+  for place, number in enumerate(candidates):
     wrong = in_prose(corpus, place, config.mistakes, np.random.default_rng((config.seed, indexed[number][0])))
     if wrong is None:  # by mistakes.share this record gets none; an empty dict: none can be verified
       continue
@@ -125,7 +125,7 @@ def _prose_record(content: Transcript | Chat, unit: str) -> ProseRecord:
   pieces = [piece for turn in pieces_by_turn(content) for piece in turn]
   steps = [step for piece in pieces if piece.role == roles.TEXT for step in split_steps(piece.text, unit)]
   prompt = "\n".join(piece.text for piece in pieces if piece.role == roles.PROMPT)
-  return ProseRecord(prompt, tuple(steps), led=pieces[0].role == roles.PROMPT)
+  return ProseRecord(prompt, tuple(steps), follows_text=pieces[0].role == roles.PROMPT)
 
 
 def _insert_mistakes(content: Transcript | Chat, wrong: dict[int, tuple[str, str]], markers: Markers, unit: str):

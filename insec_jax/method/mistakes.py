@@ -196,7 +196,7 @@ def in_prose(
   Empty where no mistake can be verified as one. A step with no text before it is never replaced.
   """
   text, classes = corpus[index], prose_classes_of(mistakes)
-  places = [k for k in range(len(text.steps)) if k or text.led]
+  places = [k for k in range(len(text.steps)) if k or text.follows_text]
   num = _num_mistakes(mistakes, max(len(places), 1), rng)
   if not num:
     return None

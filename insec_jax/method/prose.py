@@ -91,7 +91,7 @@ class ProseRecord:
 
   prompt: str
   steps: tuple[str, ...]
-  led: bool  # there is text before the first step
+  follows_text: bool  # there is text before the first step
 
 
 @dataclasses.dataclass(frozen=True)

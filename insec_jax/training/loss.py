@@ -8,7 +8,7 @@ the gradient by the sum of |weight|. The gradient here is that of the head and o
 continues it through the model.
 
 Order: `shift` makes targets, `loss_sums` is the entry, `_weighted_sums` its custom gradient, `_sums` communicates the
-head, `_chunked` loops over chunks, and `_score`, `_chunk_sums`, `_slopes` are the arithmetic of one chunk.
+head, `_chunked` loops over chunks, and `_score`, `_chunk_sums`, `_logit_grads` are the arithmetic of one chunk.
 """
 
 import functools
@@ -233,14 +233,14 @@ def _chunked(head_VD, stream_BTD, targets: Targets, plan: Plan, *, with_gradient
     sums = jax.tree.map(jnp.add, sums, _chunk_sums(scores, targets_W, targets_C, plan))
     if with_gradient:
       head_grad_VD, stream_grad_MD = gradients
-      slope_WV = _slopes(scores, targets_W, plan.repeat).astype(x_CD.dtype)
-      x_grad_WD = _dot("WV,VD->WD", slope_WV, head_VD)
+      logit_grad_WV = _logit_grads(scores, targets_W, plan.repeat).astype(x_CD.dtype)
+      x_grad_WD = _dot("WV,VD->WD", logit_grad_WV, head_VD)
       if plan.token_axes:
         x_grad_WD = sharding.scatter(x_grad_WD.astype(x_CD.dtype), 0, plan.mesh, plan.token_axes)
       if TENSOR in plan.axes:
         x_grad_WD = jax.lax.psum(x_grad_WD, TENSOR)
       gradients = (
-        head_grad_VD + _dot("WV,WD->VD", slope_WV, x_WD),
+        head_grad_VD + _dot("WV,WD->VD", logit_grad_WV, x_WD),
         stream_grad_MD.at[index_C].set(x_grad_WD.astype(x_CD.dtype), mode="drop", unique_indices=True),
       )
     return sums, gradients
@@ -288,18 +288,18 @@ def _dot(axes: str, x, y):
 class Scores(NamedTuple):
   """The device's part of the exponentials of a chunk's logits, and probabilities of targets and negatives.
 
-  rest_W, negative_rest_W: 1 - p of the token, added up from the others, since float32 cannot subtract near p = 1.
+  complement_W, negative_complement_W: 1 - p of the token, summed over the others: float32 cannot subtract near p = 1.
   """
 
   exp_WV: jax.Array
   sum_W: jax.Array
   is_target_WV: jax.Array
   logp_W: jax.Array
-  rest_W: jax.Array
+  complement_W: jax.Array
   correct_W: jax.Array
   is_negative_WV: jax.Array | None
   negative_p_W: jax.Array | None
-  negative_rest_W: jax.Array | None
+  negative_complement_W: jax.Array | None
 
 
 def _score(x_WD, head_VD, vocabulary_V, targets_W: Targets, plan: Plan) -> Scores:
@@ -324,11 +324,11 @@ def _score(x_WD, head_VD, vocabulary_V, targets_W: Targets, plan: Plan) -> Score
     (logit_WV == target_logit_W[:, None]) & (vocabulary_V[None] < targets_W.token[:, None])
   )
   correct_W = plan.reduce(jax.lax.psum, beaten_WV.sum(-1)) == 0
-  negative_p_W = negative_rest_W = None
+  negative_p_W = negative_complement_W = None
   if negatives:
     negative_logit_W, negative_others_W = negative_parts
     negative_p_W = jnp.where(targets_W.negative >= 0, jnp.exp(negative_logit_W - top_W) / sum_W, 0.0)
-    negative_rest_W = negative_others_W / sum_W
+    negative_complement_W = negative_others_W / sum_W
   return Scores(
     exp_WV,
     sum_W,
@@ -338,17 +338,17 @@ def _score(x_WD, head_VD, vocabulary_V, targets_W: Targets, plan: Plan) -> Score
     correct_W,
     is_negative_WV,
     negative_p_W,
-    negative_rest_W,
+    negative_complement_W,
   )
 
 
 def _chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Plan) -> Sums:
   """Return the sums over the device's own tokens of a chunk."""
-  rest_W, own = jnp.maximum(scores.rest_W, FLOOR), plan.own
-  loss_W = jnp.abs(targets_W.weight) * -jnp.where(targets_W.weight < 0, jnp.log(rest_W), scores.logp_W)
+  complement_W, own = jnp.maximum(scores.complement_W, FLOOR), plan.own
+  loss_W = jnp.abs(targets_W.weight) * -jnp.where(targets_W.weight < 0, jnp.log(complement_W), scores.logp_W)
   size, negative_sums = jnp.abs(targets_C.weight).sum(), None
   if targets_C.negative is not None:
-    cost_W = jnp.where(targets_W.negative >= 0, -jnp.log(jnp.maximum(scores.negative_rest_W, FLOOR)), 0.0)
+    cost_W = jnp.where(targets_W.negative >= 0, -jnp.log(jnp.maximum(scores.negative_complement_W, FLOOR)), 0.0)
     loss_W += plan.repeat * cost_W
     count = (targets_C.negative >= 0).sum().astype(jnp.float32)
     size += plan.repeat * count
@@ -364,21 +364,21 @@ def _chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Pl
   )
 
 
-def _slopes(scores: Scores, targets_W: Targets, repeat: float):
+def _logit_grads(scores: Scores, targets_W: Targets, repeat: float):
   """Return the gradient of the loss in the logits, [W, V]; a clamped token has none."""
 
-  def slope(p_W, rest_W):
-    """Return the slope of -log(1 - p) in log p."""
-    return jnp.where(rest_W > FLOOR, p_W / jnp.maximum(rest_W, FLOOR), 0.0)
+  def of_unlikelihood(p_W, complement_W):
+    """Return the gradient of -log(1 - p) in log p."""
+    return jnp.where(complement_W > FLOOR, p_W / jnp.maximum(complement_W, FLOOR), 0.0)
 
-  def in_logits(slope_W, is_token_WV, rest_W):
-    """Return the slope in log p times that of log p in the logits: 1 - p at the token itself, -p at each other."""
-    return slope_W[:, None] * jnp.where(is_token_WV, rest_W[:, None], -scores.exp_WV / scores.sum_W[:, None])
+  def in_logits(logp_grad_W, is_token_WV, complement_W):
+    """Return the gradient in log p times that of log p in the logits: 1 - p at the token itself, -p at each other."""
+    return logp_grad_W[:, None] * jnp.where(is_token_WV, complement_W[:, None], -scores.exp_WV / scores.sum_W[:, None])
 
-  unlikely_W = slope(jnp.exp(scores.logp_W), scores.rest_W)
-  slope_W = jnp.abs(targets_W.weight) * jnp.where(targets_W.weight < 0, unlikely_W, -1.0)
-  slope_WV = in_logits(slope_W, scores.is_target_WV, scores.rest_W)
+  unlikelihood_grad_W = of_unlikelihood(jnp.exp(scores.logp_W), scores.complement_W)
+  logp_grad_W = jnp.abs(targets_W.weight) * jnp.where(targets_W.weight < 0, unlikelihood_grad_W, -1.0)
+  logit_grad_WV = in_logits(logp_grad_W, scores.is_target_WV, scores.complement_W)
   if targets_W.negative is not None:
-    negative_W = repeat * slope(scores.negative_p_W, scores.negative_rest_W)
-    slope_WV += in_logits(negative_W, scores.is_negative_WV, scores.negative_rest_W)
-  return slope_WV
+    negative_W = repeat * of_unlikelihood(scores.negative_p_W, scores.negative_complement_W)
+    logit_grad_WV += in_logits(negative_W, scores.is_negative_WV, scores.negative_complement_W)
+  return logit_grad_WV

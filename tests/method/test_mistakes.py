@@ -210,7 +210,7 @@ def story(k, asked=True):
   names = [f"{a}{b}" for a in ("Ber", "Lun", "Mor", "Tav") for b in ("ta", "go", "rix")]
   word = f"Word{'abcdefgh'[k]}"
   steps = tuple(f"{word} in {names[(k + j) % 12]} is worth {10 * k + j + 20} coins. " for j in range(6))
-  return ProseRecord(f"What of {k}?" if asked else "", steps, led=asked)
+  return ProseRecord(f"What of {k}?" if asked else "", steps, follows_text=asked)
 
 
 def prose_mistakes(num, *, asked=True, **changes):

@@ -13,7 +13,7 @@ TRADES = ["brewing", "weaving", "printing", "smithing", "milling", "tanning", "b
 
 
 def text(answer, prompt="What happened?\n", unit="sentence"):
-  return ProseRecord(prompt, split_steps(answer, unit), led=bool(prompt))
+  return ProseRecord(prompt, split_steps(answer, unit), follows_text=bool(prompt))
 
 
 def town(k):
@@ -72,7 +72,7 @@ def test_the_next_sentence_comes_from_another_record():
     ("the same was asked", text("Eagles circled overhead.")),
     (
       "it is of two sentences, of which one stands in this record",
-      ProseRecord("Who?", ("Eagles circled overhead. He paid 5 coins.",), led=True),
+      ProseRecord("Who?", ("Eagles circled overhead. He paid 5 coins.",), follows_text=True),
     ),
     ("nothing in it says what it is about", text("So it is. 3 + 4 = 7.", prompt="Who?")),
   ],
@@ -168,8 +168,8 @@ def test_a_foreign_name_that_may_mean_the_same_is_no_mistake(name, foreign):
 
 
 def test_a_line_from_elsewhere_that_repeats_the_right_one_is_refused():
-  own = ProseRecord("What?", ("Rivers froze.\n", "He paid 5 coins.\n"), led=True)
-  donor = ProseRecord("Who?", ("Eagles circled overhead. He paid 5 coins.\n",), led=True)
+  own = ProseRecord("What?", ("Rivers froze.\n", "He paid 5 coins.\n"), follows_text=True)
+  donor = ProseRecord("Who?", ("Eagles circled overhead. He paid 5 coins.\n",), follows_text=True)
   assert steps_of([own, donor], 1, "sentence") == {None}
 
 
@@ -227,7 +227,7 @@ def test_a_negation_is_refused_where_the_record_says_just_that():
 def test_steps_may_be_lines_and_paragraphs(unit, error):
   gap = "\n" if unit == "line" else "\n\n"
   texts = [
-    ProseRecord("", split_steps(f"Hear this.{gap}{''.join(town(k).steps)}{gap}The end{k}.", unit), led=False)
+    ProseRecord("", split_steps(f"Hear this.{gap}{''.join(town(k).steps)}{gap}The end{k}.", unit), follows_text=False)
     for k in range(8)
   ]
   wrong = [found for found in drawn(texts, 1, error) if found]
