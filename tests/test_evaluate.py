@@ -39,7 +39,10 @@ BAD = {
   "no records": (["--config=config.py:gsm8k"], "cannot read none.jsonl"),
   "no model": (["--model=none"], "no folder 'none'"),
   "output in no folder": (["--output=none/o.json"], "--output=none/o.json cannot be written"),
-  "parts of other work": (["--output=begun.json"], "begun.json.parts/0.jsonl was begun with the weights='others', now"),
+  "parts of other work": (
+    ["--output=begun.json"],
+    "begun.json.parts/0.jsonl was begun with compute=None, now it is 'float32'",
+  ),
   "a process too many": (["--num_processes=2", "--process_id=2"], "ids go from 0 to 1"),
   "shared stream": (["--num_processes=2", "--output=/dev/stdout"], "--output=/dev/stdout cannot be shared by 2 proc"),
   "config key": (["--config.evaluate.num_probe=3"], "num_probes"),

@@ -27,6 +27,9 @@ from insec_jax.files.reading import parse_json
 Made = TypeVar("Made")
 
 
+flags.disclaim_key_flags()  # those of `define_flags` are the program's: its --help has them
+
+
 def define_flags() -> None:
   """Define --num_processes and --process_id of a program whose processes share its work."""
   flags.DEFINE_integer(
