@@ -60,9 +60,10 @@ def moved_bytes(module: Module, computation: Computation, instruction: Instructi
     return 0.0
   if instruction.opcode == "copy-start":
     return _hbm(instruction.arrays)
-  if instruction.opcode == "slice-start":
-    return 2 * _hbm(instruction.arrays[-2:-1])
   operands = [computation.instructions[name].arrays for name in instruction.operands]
+  if instruction.opcode == "slice-start":
+    (cut,) = instruction.arrays[-2:-1]  # between the operand and what synchronises
+    return cut.num_bytes * (bool(_hbm(operands[0])) + (cut.space == 0))
   if instruction.opcode in SLICES:
     return _hbm(instruction.arrays) * (1 + bool(_hbm(operands[0])))
   if instruction.opcode in ("dynamic-update-slice", "scatter"):
@@ -91,11 +92,12 @@ def _read_bytes(module: Module, fused: Computation, instruction: Instruction) ->
       total += _read_bytes(module, fused, user)
     elif user.opcode == "fusion":
       inner = module.computations[user.called("calls")[0]]
-      total += sum(
-        _read_bytes(module, inner, inner.parameter(number))
-        for number, name in enumerate(user.operands)
-        if name == instruction.name
-      )
+      for number, name in enumerate(user.operands):
+        if name == instruction.name:
+          parameter = inner.parameter(number)
+          total += _read_bytes(module, inner, parameter)
+          if _only_renamed(inner, inner.instructions[inner.root]) is parameter:
+            total += _read_bytes(module, fused, user)
     elif user.opcode in SLICES and user.operands[0] == instruction.name:
       total += sum(array.num_bytes for array in user.arrays)
     elif user.opcode != "dynamic-update-slice" or user.operands[0] != instruction.name:
@@ -103,10 +105,16 @@ def _read_bytes(module: Module, fused: Computation, instruction: Instruction) ->
   return total
 
 
-def _written_bytes(fused: Computation, instruction: Instruction) -> float:
-  """Return the bytes of a fusion's result that are written: all, or only the update of a buffer updated in place."""
+def _only_renamed(fused: Computation, instruction: Instruction) -> Instruction:
+  """Return the instruction of which this one is the same bytes, itself included."""
   while instruction.opcode == "bitcast":
     instruction = fused.instructions[instruction.operands[0]]
+  return instruction
+
+
+def _written_bytes(fused: Computation, instruction: Instruction) -> float:
+  """Return the bytes of a fusion's result that are written: all, or only the update of a buffer updated in place."""
+  instruction = _only_renamed(fused, instruction)
   if instruction.opcode == "dynamic-update-slice":
     instruction = fused.instructions[instruction.operands[1]]
   return sum(array.num_bytes for array in instruction.arrays)

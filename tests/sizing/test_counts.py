@@ -280,6 +280,45 @@ def test_a_fusion_that_changes_a_slice_in_place_moves_the_slice():
   assert count(FUSION.replace("add(%slice, %other)", "reduce(%whole, %other)")).hbm_bytes == (64 + 1 + 1) * 64 + 4
 
 
+PREFETCH = """HloModule hand_made
+
+ENTRY %main (x: s8[64]) -> s8[16] {
+  %x = s8[64]{0} parameter(0)
+  %start = ((s8[64]{0}), s8[16]{0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:16]}
+  ROOT %done = s8[16]{0:S(1)} slice-done(%start)
+}
+"""
+
+
+def test_a_slice_that_is_brought_to_the_chip_moves_its_own_bytes():
+  assert count(PREFETCH).hbm_bytes == 16
+  assert count(PREFETCH.replace("s8[16]{0:S(1)}", "s8[16]{0}")).hbm_bytes == 2 * 16
+
+
+RENAMED = """HloModule hand_made
+
+%same (part: f32[64,16]) -> f32[1024] {
+  %part = f32[64,16]{1,0} parameter(0)
+  ROOT %flat = f32[1024]{0} bitcast(%part)
+}
+
+%fused (whole: f32[64,16]) -> f32[] {
+  %whole = f32[64,16]{1,0} parameter(0)
+  %flat = f32[1024]{0} fusion(%whole), kind=kLoop, calls=%same
+  ROOT %sum = f32[] negate(%flat)
+}
+
+ENTRY %main (whole: f32[64,16]) -> f32[] {
+  %whole = f32[64,16]{1,0} parameter(0)
+  ROOT %y = f32[] fusion(%whole), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_an_operand_that_an_inner_fusion_only_renames_is_read():
+  assert count(RENAMED).hbm_bytes == 64 * 16 * 4 + 4
+
+
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize(("name", "chips"), [("v5e:4x4", (4, 4)), ("v5p:2x2x4", (4, 4)), ("v6e:2x4", (2, 4))])
 def test_what_libtpu_writes_today_is_counted_within_2_per_cent(name, chips):
