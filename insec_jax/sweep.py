@@ -28,28 +28,16 @@ an accelerator: parallel programs would share its memory.
 """
 
 import collections
-import dataclasses
-import json
-import pathlib
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
-import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
-from insec_jax import command, config_file
+from insec_jax import command, config_file, study
 from insec_jax.command import InputError
-from insec_jax.config import Config, MeshConfig
-from insec_jax.config_build import build, plain_values, update_keys
-from insec_jax.distributed import processes
-from insec_jax.files.reading import local_path, read_json
+from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer, write_text
-from insec_jax.mining.miner import mined_by
-from insec_jax.model import sharding
 from insec_jax.pages.runs import read_run
 from insec_jax.pages.summary import table
 from insec_jax.stages import (
@@ -62,45 +50,25 @@ from insec_jax.stages import (
   shares_of_cores,
   stop_on_signal,
 )
-from insec_jax.training import checkpoint, layout, optimizer, step
+from insec_jax.study import Study
+from insec_jax.training import layout
 
 config_file.define_flag("Config file of the experiment, with arms.")
-ARMS = flags.DEFINE_list("arms", None, "Comma-separated arms of the config.")
-SEEDS = flags.DEFINE_list("seeds", None, "Comma-separated seeds.")
+study.define_flags()
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep; a stopped sweep is resumed.")
-BASE = flags.DEFINE_list(
-  "base",
-  [],
-  "Arm from whose weights the arms with a model.path start; of several, comma-separated, each starts from the one "
-  "before it (default: none).",
-)
 REFERENCE = flags.DEFINE_string(
   "reference", None, "Arm with which the others are compared (default: clean if it is one, else the first)."
 )
 JOBS = flags.DEFINE_integer("jobs", 1, "Number of stages to run in parallel.", lower_bound=1, upper_bound=1_024)
 flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
-PYTHON = (sys.executable, "-m")
-MOST_SEED = 2**32 - 1
-
 
 def main() -> int:
-  arms, seeds = names_of("arms", ARMS.value), numbers_of("seeds", SEEDS.value)
-  reference = REFERENCE.value or ("clean" if "clean" in arms else arms[0])
-  if reference not in arms:
-    raise InputError(f"--reference={reference} is none of --arms={','.join(arms)}; name one of these")
   output = local_path(OUTPUT.value, "--output")
-  file = config_flags.get_config_filename(flags.FLAGS["config"])
-  if ":" in file:
-    raise InputError(f"--config={file} names an arm; give the file alone, and the arms in --arms")
-  sweep = Sweep(
-    output,
-    file,
-    config_flags.get_override_values(flags.FLAGS["config"]),
-    arms,
-    seeds,
-    names_of("base", BASE.value) if BASE.value else [],
-  )
+  sweep = study.from_flags(output)
+  reference = REFERENCE.value or ("clean" if "clean" in sweep.arms else sweep.arms[0])
+  if reference not in sweep.arms:
+    raise InputError(f"--reference={reference} is none of --arms={','.join(sweep.arms)}; name one of these")
   jax.config.update("jax_platforms", "cpu")  # accelerators are for the programs that this one starts
   stages = sweep.stages()
   cores = shares_of_cores(JOBS.value)
@@ -108,7 +76,7 @@ def main() -> int:
     return run_all(sweep, stages, cores, reference)
 
 
-def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | None], reference: str) -> int:
+def run_all(sweep: Study, stages: Sequence[Stage], cores: Sequence[set[int] | None], reference: str) -> int:
   """Run the stages, compare the arms, and return the exit code."""
   output, seeds = sweep.output, sweep.seeds
   for folder in ("logs", *(f"seed{seed}" for seed in seeds)):
@@ -127,238 +95,7 @@ def run_all(sweep: "Sweep", stages: Sequence[Stage], cores: Sequence[set[int] | 
   return command.FAILED if failed else command.DONE
 
 
-def names_of(flag: str, names: Sequence[str]) -> list[str]:
-  """Return the names; InputError for an empty list, a repeated name, or one that cannot be the name of a folder."""
-  for name in names:
-    if (
-      not name.isprintable()
-      or not 0 < len(name) <= 100
-      or name[0] in ".-"
-      or set("/:,") & set(name)
-      or (names.count(name) > 1)
-    ):
-      raise InputError(
-        f"--{flag}={','.join(names):.200} has {name!r:.100} more than once, or it is no name; give each once"
-      )
-  if not names:
-    raise InputError(f"--{flag} is empty; give at least one")
-  return list(names)
-
-
-def numbers_of(flag: str, words: Sequence[str]) -> list[int]:
-  """Return the whole numbers; InputError for another word, a number above MOST_SEED, or a repeated one (1 and 01)."""
-  for word in names_of(flag, words):
-    if not re.fullmatch("[0-9]{1,20}", word) or int(word) > MOST_SEED:
-      raise InputError(
-        f"--{flag} has {word!r:.100}; give whole numbers of at most {MOST_SEED} with commas between them"
-      )
-  numbers = [int(word) for word in words]
-  if twice := [number for number in numbers if numbers.count(number) > 1]:
-    raise InputError(f"--{flag}={','.join(words):.200} has {twice[0]} more than once; give each once")
-  return numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-  """Experiment; `overrides` are the values of the command line, by their names without `config.`."""
-
-  output: pathlib.Path
-  file: str
-  overrides: dict[str, Any]
-  arms: list[str]
-  seeds: list[int]
-  bases: list[str]  # each starts from the one before it, other arms from the last
-
-  def workdir(self, arm: str, seed: int) -> pathlib.Path:
-    """Return the workdir of an arm and seed."""
-    return self.output / f"seed{seed}" / arm
-
-  def stages(self) -> list[Stage]:
-    """Return every stage of every seed, each after those it needs; InputError if an arm cannot run."""
-    return [stage for seed in self.seeds for stage in self.of_seed(seed)]
-
-  def of_seed(self, seed: int) -> Iterator[Stage]:
-    """Yield the stages of one seed."""
-    miners = {}  # mining settings -> (stage, its file)
-    for arm in (*self.bases, *(arm for arm in self.arms if arm not in self.bases)):
-      values = {**self.overrides, "seed": seed}
-      given = self.given(arm, values)
-      after = ()
-      if arm in self.bases[1:] and not given.model.path:
-        raise InputError(
-          f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "
-          "before it; give it a model.path, or leave out what comes before it"
-        )
-      if given.model.path and (base := self.base(arm)):
-        values["model.path"] = str(self.workdir(f"{base}_hf", seed))
-        after = (f"seed {seed}, {base}: export",)
-      elif given.model.path and not pathlib.Path(given.model.path).is_dir():
-        raise InputError(
-          f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
-          "--config.model.path=FOLDER, or name the arm that makes it with --base"
-        )
-      if given.mistakes.mined > 0 and given.rounds == 0 and not given.mistakes.mined_path:
-        if not given.model.path:
-          raise InputError(
-            f"arm {arm} has mistakes.mined={given.mistakes.mined} and begins with random weights, which "
-            "solve nothing; give it a model.path or a mistakes.mined_path"
-          )
-        values["mistakes.mined_path"] = str(self.workdir(f"{arm}_mined.jsonl", seed))
-        alike = mined_by(self.config(arm, values))
-        if alike not in miners:
-          miners[alike] = self.mine(arm, seed, values, after), values["mistakes.mined_path"]
-          yield miners[alike][0]
-        stage, values["mistakes.mined_path"] = miners[alike]
-        after = (stage.name,)
-      yield from self.of_arm(arm, seed, values, after)
-
-  def base(self, arm: str) -> str | None:
-    """Return the base arm from which the arm starts if it has a model.path; None if there is none."""
-    before = self.bases[: self.bases.index(arm)] if arm in self.bases else self.bases
-    return before[-1] if before else None
-
-  def of_arm(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Iterator[Stage]:
-    """Yield the arm's training; its export if it is a base; its evaluation if it is in --arms."""
-    config, workdir = self.config(arm, values), self.workdir(arm, seed)
-    base = self.base(arm)
-    started = self.workdir(f"{base}_hf", seed) if base and "model.path" in values else None
-    train = self.stage(
-      arm,
-      seed,
-      "train",
-      (*self.words(arm, values), f"--workdir={workdir}"),
-      lambda: is_trained(workdir, config, started),
-      after,
-    )
-    yield train
-    if arm in self.bases:
-      folder = self.workdir(f"{arm}_hf", seed)
-      yield self.stage(
-        arm,
-        seed,
-        "export",
-        (f"--model={workdir}", f"--output={folder}"),
-        lambda: is_exported(folder, workdir),
-        (train.name,),
-      )
-    if arm in self.arms:
-      results = workdir / "results.json"
-      yield self.stage(
-        arm,
-        seed,
-        "evaluate",
-        (f"--model={workdir}", *self.words(arm, values), f"--output={results}"),
-        lambda: is_measured(results, workdir, config),
-        (train.name,),
-      )
-
-  def mine(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> Stage:
-    """Return the stage that mines with the starting weights of the arm."""
-    config = self.config(arm, values)
-    start, file = pathlib.Path(config.model.path), pathlib.Path(config.mistakes.mined_path)
-    return self.stage(
-      arm,
-      seed,
-      "mine",
-      (f"--model={start}", *self.words(arm, values), f"--output={file}"),
-      lambda: is_newer(file, newest(start)),
-      after,
-    )
-
-  def stage(
-    self, arm: str, seed: int, program: str, words: tuple[str, ...], done: Callable[[], bool], after: tuple[str, ...]
-  ) -> Stage:
-    return Stage(
-      f"seed {seed}, {arm}: {program}",
-      (*PYTHON, f"insec_jax.{program}", *words),
-      self.output / "logs" / f"seed{seed}_{arm}_{program}.log",
-      done,
-      after,
-    )
-
-  def words(self, arm: str, values: dict[str, Any]) -> tuple[str, ...]:
-    """Return the config flags for the command line of a program."""
-    return (f"--config={self.file}:{arm}", *(f"--config.{key}={value}" for key, value in values.items()))
-
-  def given(self, arm: str, values: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Return the ConfigDict of an arm with these values."""
-    config = load(self.file, arm)
-    config.update_from_flattened_dict(values)
-    return config
-
-  def config(self, arm: str, values: dict[str, Any]) -> Config:
-    """Return the checked config of an arm with these values, as the programs build it."""
-    return build(self.given(arm, values))
-
-
-def load(file: str, arm: str) -> ml_collections.ConfigDict:
-  """Return the file's ConfigDict for the arm; InputError for an unknown arm, or a missing or unknown key."""
-  try:
-    values = config_file.load(file, arm)
-    plain_values(values)
-  except InputError as error:
-    raise InputError(f"arm {arm!r}: {error}") from None
-  return values
-
-
-def newest(folder: pathlib.Path) -> pathlib.Path:
-  """Return the newest checkpoint of a workdir, or the config of an HF folder, which is as old as its weights."""
-  steps = layout.steps(folder)
-  return folder / layout.CHECKPOINTS / str(steps[-1]) if steps else folder / layout.CONFIG
-
-
-def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
-  """Return whether the file exists and is not older than the other."""
-  return path.exists() and path.stat().st_mtime >= than.stat().st_mtime
-
-
-def is_trained(workdir: pathlib.Path, config: Config, started: pathlib.Path | None) -> bool:
-  """Return whether the workdir has a sound checkpoint of its last step.
-
-  Raises InputError if it was made from another config or older weights.
-  """
-  layout.check_workdir(workdir, config)
-  for path in (started / layout.CONFIG if started else None, _mined_path(config)):
-    if path is not None and (workdir / layout.MODEL).exists() and not is_newer(workdir / layout.MODEL, path):
-      raise InputError(f"{workdir} is older than {path}, with which it should begin; remove it to train it again")
-  return config.train.steps in layout.steps(workdir) and is_sound(workdir, config)
-
-
-def is_sound(workdir: pathlib.Path, config: Config) -> bool:
-  """Return whether the checkpoint of the last step holds what was saved; it is read on the CPU."""
-  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-  tx = optimizer.make(config.optimizer, config.train.steps)
-  abstract = step.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh)
-  return checkpoint.is_sound(workdir, config.train.steps, abstract, processes.alone())
-
-
-def _mined_path(config: Config) -> pathlib.Path | None:
-  return pathlib.Path(config.mistakes.mined_path) if config.mistakes.mined_path else None
-
-
-def is_exported(folder: pathlib.Path, workdir: pathlib.Path) -> bool:
-  """Return whether the folder exists; InputError if its weights are older than the workdir's."""
-  if not folder.exists():
-    return False
-  if not is_newer(folder / layout.CONFIG, newest(workdir)):
-    raise InputError(f"{folder} is older than {workdir}, of which it is the export; remove it")
-  return True
-
-
-def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) -> bool:
-  """Return whether the results are of the last step and of the same evaluation settings."""
-  if not is_newer(results, newest(workdir)):
-    return False
-  stored = read_json(results, "the results of a run")
-  if "config" not in stored or stored.get("step", config.train.steps) != config.train.steps:
-    return False
-  measured = stored["config"]
-  update_keys(measured)
-  wanted = json.loads(config.to_json())  # as JSON has it: no tuples
-  return measured["evaluate"] == wanted["evaluate"]  # the rest cannot change in a workdir
-
-
-def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
+def compare(sweep: Study, reference: str, stopping: ChildPrograms) -> list[str]:
   """Write the page, write and print the table over seeds, and return the names of failed parts.
 
   Runs that have not begun are omitted from both.
@@ -385,7 +122,7 @@ def compare(sweep: Sweep, reference: str, stopping: ChildPrograms) -> list[str]:
   folders = ",".join(str(run.folder) for arm_runs in runs.values() for run in arm_runs)
   stage = Stage(
     "report",
-    (*PYTHON, "insec_jax.report", f"--workdirs={folders}", f"--output={page}", *chosen),
+    (*study.PYTHON, "insec_jax.report", f"--workdirs={folders}", f"--output={page}", *chosen),
     sweep.output / "logs" / "report.log",
     lambda: False,
   )

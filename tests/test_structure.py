@@ -30,6 +30,7 @@ ORDER = (
   "evaluation",
   "mining",
   "pages",
+  "study",
   "sizing",
 )
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}

@@ -70,8 +70,8 @@ else:
 """
 # The sweep, with the stand-in in place of "python -m".
 DRIVER = (
-  "import sys; from insec_jax import command, sweep; sweep.PYTHON = (sys.executable, 'stand_in.py'); "
-  "sweep.is_sound = lambda *_: True; "
+  "import sys; from insec_jax import command, study, sweep; study.PYTHON = (sys.executable, 'stand_in.py'); "
+  "study.is_sound = lambda *_: True; "
   "command.run(sweep.main)"
 )
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "JAX_PLATFORMS": "cpu"}
