@@ -145,16 +145,19 @@ def size_for(num: int, most: int, mesh: Mesh) -> int:
   return next(size for size in sizes(most, mesh) if size >= num)
 
 
-def rows_that_fit(config: llama.LlamaConfig, *, slots: int, compute: str, mesh: Mesh) -> int:
+def rows_that_fit(
+  config: llama.LlamaConfig, *, slots: int, compute: str, mesh: Mesh, memory: float | None = None
+) -> int:
   """Return how many rows of `slots` tokens to decode at once, for each part of the mesh a power of two up to MOST_ROWS.
 
   Cache, attention scores and logits stay below a quarter of the device's memory, or below MEMORY if it is unknown.
+  `memory` is the bytes of a device; None: those that it reports.
   """
   heads = mesh.shape[sharding.TENSOR]
   cache = 2 * config.num_layers * config.num_kv_heads * config.head_width * slots * jnp.dtype(compute).itemsize // heads
   scores = 4 * config.num_heads * slots // heads
   logits = 4 * 4 * config.vocab_size
-  stats = mesh.devices.flat[0].memory_stats()
-  memory = MEMORY if stats is None else stats["bytes_limit"] // 4
-  rows = memory // (cache + scores + logits)
+  if memory is None:
+    memory = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", 4 * MEMORY)
+  rows = int(memory // 4 // (cache + scores + logits))
   return rows_over(mesh) * min(MOST_ROWS, 1 << max(0, rows.bit_length() - 1))

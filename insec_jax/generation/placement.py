@@ -36,17 +36,25 @@ def parse_mesh(text: str, num_devices: int) -> tuple[int, int]:
 
 
 def choose_mesh(
-  config: llama.LlamaConfig, *, compute: str, requested: str = "", devices: Sequence | None = None
+  config: llama.LlamaConfig,
+  *,
+  compute: str,
+  requested: str = "",
+  devices: Sequence | None = None,
+  memory: float | None = None,
 ) -> Mesh:
   """Return the mesh that decodes: `requested`, or the least tensor at which the weights fit, the rest for data.
 
-  Raises InputError when the mesh does not divide the model, or the devices of this host cannot hold it.
+  `memory` is the bytes of a device; None: those that it reports, no limit where it reports none (a CPU). Raises
+  InputError when the mesh does not divide the model, or the devices of this host cannot hold it.
   """
   devices = list(jax.local_devices() if devices is None else devices)
   if requested:
     data, tensor = parse_mesh(requested, len(devices))
   else:
-    tensor = _least_tensor(config, compute, devices)
+    if memory is None:
+      memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    tensor = 1 if memory is None else _least_tensor(config, compute, len(devices), memory)
     data = len(devices) // tensor
   return sharding.make_mesh(MeshConfig(data=data, fsdp=1, tensor=tensor), devices[: data * tensor])
 
@@ -56,25 +64,22 @@ def num_bytes(config: llama.LlamaConfig, compute: str) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(llama.unboxed_shapes(config))) * np.dtype(compute).itemsize
 
 
-def _least_tensor(config: llama.LlamaConfig, compute: str, devices: Sequence) -> int:
-  stats = devices[0].memory_stats()
-  if stats is None:  # a CPU: all devices share its memory
-    return 1
+def _least_tensor(config: llama.LlamaConfig, compute: str, num_devices: int, memory: float) -> int:
   sizes = [
     size
-    for size in range(1, len(devices) + 1)
-    if not any(axis % size for axis in (len(devices), config.num_kv_heads, config.mlp_width, config.vocab_size))
+    for size in range(1, num_devices + 1)
+    if not any(axis % size for axis in (num_devices, config.num_kv_heads, config.mlp_width, config.vocab_size))
   ]
-  needed, memory = num_bytes(config, compute), WEIGHTS_PART * stats["bytes_limit"]
+  needed = num_bytes(config, compute)
   for size in sizes:
-    if needed / size <= memory:
+    if needed / size <= WEIGHTS_PART * memory:
       return size
   gib = 1 << 30
   part, most = needed / sizes[-1] / gib, sizes[-1]
   raise InputError(
     f"the weights take {needed / gib:.1f} GiB in {compute}, over tensor={most} (the most that divides the model on "
-    f"this host's {len(devices)} devices) {part:.1f} GiB a device, and a device has "
-    f"{stats['bytes_limit'] / gib:.1f} GiB; use a host with more devices, or with {part / WEIGHTS_PART:.0f} GiB each"
+    f"this host's {num_devices} devices) {part:.1f} GiB a device, and a device has "
+    f"{memory / gib:.1f} GiB; use a host with more devices, or with {part / WEIGHTS_PART:.0f} GiB each"
   )
 
 

@@ -1,7 +1,6 @@
 """A workdir and its exported folder open as the same model, with the config's markers; anything else is refused."""
 
 import json
-import types
 
 import datakit
 import jax
@@ -115,8 +114,7 @@ def test_the_least_tensor_that_holds_the_weights_is_chosen():
   size = placement.num_bytes(STATE_MODEL, "float32")
 
   def chosen(memory, num=4):
-    devices = [types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": memory})] * num
-    return placement._least_tensor(STATE_MODEL, "float32", devices)
+    return placement._least_tensor(STATE_MODEL, "float32", num, memory)
 
   assert [chosen(factor * size) for factor in (2, 0.8)] == [1, 2]
   with pytest.raises(InputError, match=r"over tensor=2 .the most that divides the model on this host's 4 devices"):
