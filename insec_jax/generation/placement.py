@@ -110,8 +110,8 @@ def ready(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh) -> dic
 def from_training(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh) -> tuple[dict, Mesh]:
   """Return (params laid out for decoding on the devices of this process, their mesh), from those of a train step.
 
-  `mesh` is that of the training; all its processes call this. The weights are cast, then moved between the devices in
-  one compiled program: no host holds them.
+  `mesh` is that of the training; all its processes call this. The weights are cast, then moved between the devices one
+  at a time: no host holds them, and a device holds little besides what it had and what it gets.
   """
   local = choose_mesh(config, compute=compute)
   tensor = local.shape[sharding.TENSOR]
@@ -120,26 +120,34 @@ def from_training(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh
   here = [device for device in devices if device.process_index == jax.process_index()]
   local = Mesh(np.reshape(here, (-1, 1, 1, 1, tensor)), sharding.MESH_AXES, axis_types=mesh.axis_types)
 
-  placed = moving(params, config, compute, every)(params)
   return jax.tree.map(
     lambda weight, place: jax.make_array_from_single_device_arrays(
       weight.shape, place, [shard.data for shard in weight.addressable_shards]
     ),
-    placed,
+    moved(params, config, compute, every),
     params_shardings(config, local),
   ), local
 
 
-def moving(params, config: llama.LlamaConfig, compute: str, mesh: Mesh):
-  """Return the compiled function that casts the params and lays them out for decoding on the mesh."""
+def moved(params, config: llama.LlamaConfig, compute: str, mesh: Mesh) -> dict:
+  """Return the params cast and laid out for decoding on the mesh, which has all their devices, in any order.
+
+  A compiled program needs its devices in one order, and those of a slice are not in the order of the processes:
+  device_put takes them as they are.
+  """
+  return jax.device_put(casting(params, config, compute)(params), params_shardings(config, mesh))
+
+
+def casting(params, config: llama.LlamaConfig, compute: str):
+  """Return the compiled function that casts the params, which moves nothing, and makes a list of the layers."""
   before = jax.tree.map(lambda weight: weight.sharding, params)
+  layer = jax.tree.map(lambda stack: NamedSharding(stack.mesh, PartitionSpec(*stack.spec[1:])), before["layers"])
 
   def cast(params):
-    # Cast before the weights are gathered, which moves half of the bytes.
-    moved = jax.lax.with_sharding_constraint(jax.tree.map(lambda weight: weight.astype(compute), params), before)
-    return llama.unstack(moved, config)
+    return llama.unstack(jax.tree.map(lambda weight: weight.astype(compute), params), config)
 
-  return jax.jit(cast, out_shardings=params_shardings(config, mesh))
+  # Cast before the weights are gathered, which moves half of the bytes.
+  return jax.jit(cast, out_shardings={**before, "layers": [layer] * config.num_layers})
 
 
 def one_device() -> Mesh:
