@@ -131,7 +131,7 @@ def _load_run(model: LoadedModel, workdir: pathlib.Path, step: int | None, mesh:
 def _layout(model: LoadedModel, mesh: str) -> tuple[Mesh, dict]:
   """Return the mesh that decodes and the sharding of each weight."""
   devices = placement.choose_mesh(model.config, compute=model.compute, requested=mesh)
-  return devices, placement.params_shardings(model.config, devices)
+  return devices, placement.params_formats(model.config, devices)
 
 
 def with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
@@ -211,7 +211,7 @@ def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel
     )
   if len(tokenizer) > model_config.vocab_size:
     grown = dataclasses.replace(model_config, vocab_size=build.vocabulary_for(len(tokenizer), model_config.vocab_size))
-    shardings = placement.params_shardings(grown, loaded.mesh)
+    shardings = placement.params_formats(grown, loaded.mesh)
     rows = {name: params[name] for name in ("embed", "head") if name in params}
     params = params | jax.jit(
       lambda rows: build.grow_vocabulary(rows, model_config, grown.vocab_size)[0],

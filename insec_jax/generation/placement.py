@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from insec_jax.command import InputError
@@ -15,6 +16,9 @@ from insec_jax.model import llama, sharding
 
 AXES = ("data", sharding.TENSOR)
 WEIGHTS_PART = 0.7  # of a device's memory that weights may take; the rest is cache, logits and activations
+# Where weights [D, N, H] are multiplied as N matrices [D, H]: in the usual order of axes the TPU compiler copies those
+# of all layers, at each call of `decode` and `fill`, and holds the copies: 1.5 GiB of 8B.
+HEADS_FIRST_ON = ("tpu",)
 MESH_HELP = (
   "Devices of this host for decoding, as data:2,tensor:4: rows over data, heads and vocabulary over tensor (default: "
   "the least tensor at which the model fits, the other devices for data)."
@@ -93,6 +97,19 @@ def params_shardings(config: llama.LlamaConfig, mesh: Mesh) -> dict:
   return {**stacked, "layers": [layer] * config.num_layers}
 
 
+def params_formats(config: llama.LlamaConfig, mesh: Mesh) -> dict:
+  """Return the shardings of `params_shardings`, with the order of axes in memory where it is not the usual one."""
+  shardings = params_shardings(config, mesh)
+  if mesh.devices.flat[0].platform not in HEADS_FIRST_ON:
+    return shardings
+
+  def heads_first(attn: dict) -> dict:
+    order = Layout(major_to_minor=(1, 0, 2))
+    return attn | {name: Format(order, attn[name]) for name in ("wq", "wk", "wv")}
+
+  return {**shardings, "layers": [{**layer, "attn": heads_first(layer["attn"])} for layer in shardings["layers"]]}
+
+
 def params_specs(config: llama.LlamaConfig, mesh: Mesh) -> dict:
   """Return the mesh axes of each of the params that decoding uses."""
   return jax.tree.map(lambda placed: placed.spec, params_shardings(config, mesh))
@@ -120,13 +137,14 @@ def from_training(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh
   here = [device for device in devices if device.process_index == jax.process_index()]
   local = Mesh(np.reshape(here, (-1, 1, 1, 1, tensor)), sharding.MESH_AXES, axis_types=mesh.axis_types)
 
-  return jax.tree.map(
+  placed = jax.tree.map(
     lambda weight, place: jax.make_array_from_single_device_arrays(
       weight.shape, place, [shard.data for shard in weight.addressable_shards]
     ),
     moved(params, config, compute, every),
     params_shardings(config, local),
-  ), local
+  )
+  return jax.device_put(placed, params_formats(config, local)), local
 
 
 def moved(params, config: llama.LlamaConfig, compute: str, mesh: Mesh) -> dict:
@@ -158,7 +176,7 @@ def one_device() -> Mesh:
 def place(weights: dict, config: llama.LlamaConfig, shardings: dict) -> dict:
   """Return the weights on their devices with the layers in a list; each part is read once, one weight at a time.
 
-  `shardings` are those of `params_shardings`; `weights` those of hf.stored or stored.read_params, in the dtype in which
+  `shardings` are those of `params_formats`; `weights` those of hf.stored or stored.read_params, in the dtype in which
   they are read.
   """
   flat = flatten_dict(weights, sep="/")

@@ -22,6 +22,20 @@ def test_the_weights_of_training_are_laid_out_for_decoding(shape):
   assert jax.tree.all(jax.tree.map(lambda weight, where: weight.sharding == where, moved, placed))
 
 
+def test_weights_have_their_heads_first_in_memory_however_they_come(monkeypatch):
+  monkeypatch.setattr(placement, "HEADS_FIRST_ON", ("cpu",))
+  params = make_state(abstract((1, 2, 2))).params
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])
+  host = jax.tree.map(np.asarray, params)
+  moved, _ = placement.from_training(params, STATE_MODEL, compute="float32", mesh=params["embed"].sharding.mesh)
+  read = placement.place(host, STATE_MODEL, placement.params_formats(STATE_MODEL, mesh))
+  for placed in (moved, read):
+    jax.tree.map(np.testing.assert_array_equal, placed, llama.unstack(host, STATE_MODEL))
+    for layer in placed["layers"]:
+      orders = {name: weight.format.layout.major_to_minor for name, weight in layer["attn"].items()}
+      assert orders == {"norm": (0,), "wo": (0, 1, 2), **dict.fromkeys(("wq", "wk", "wv"), (1, 0, 2))}
+
+
 def test_weights_reach_devices_that_are_in_another_order_than_in_training():
   params = make_state(abstract((1, 4, 2))).params
   devices = np.array(jax.devices())[[0, 1, 4, 5, 2, 3, 6, 7]]

@@ -57,6 +57,15 @@ def alone():
   return {name: [texts(prompts=PROMPTS[:1], **options)[0]] + texts(**options)[1:] for name, options in OPTIONS.items()}
 
 
+def test_the_order_of_the_weights_in_memory_changes_no_text(alone, monkeypatch):
+  monkeypatch.setattr(placement, "HEADS_FIRST_ON", ("cpu",))
+  mesh = mesh_of(2, 2)
+  params = placement.place(jax.tree.map(np.asarray, PARAMS), EVEN, placement.params_formats(EVEN, mesh))
+  assert params["layers"][0]["attn"]["wq"].format.layout.major_to_minor == (1, 0, 2)
+  model = Sampler(EVEN, params, compute="float32", mesh=mesh)
+  all_same(model.generate(PROMPTS, batch_size=16, **SETTINGS), alone["greedy"])
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize(("data", "tensor"), [(8, 1), (4, 2)])
 def test_a_text_does_not_depend_on_the_mesh(alone, name, data, tensor):
