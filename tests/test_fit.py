@@ -36,11 +36,23 @@ WRONG = {
   "there is no folder": ["--topology=local", "--output=nowhere/fit.json"],
   "does not divide 2 devices": ["--topology=local", "--config.mesh.fsdp=3"],
   "the memory of 'cpu' is not known": ["--topology=local", "--search"],
+  "--topology must be given": ["--program=evaluate"],
+  "--mesh is not read with --program=train, only with --program=generate": ["--topology=local", "--mesh=data:2"],
+  "--hlo is not read with --study": ["--topology=local", "--study", "--arms=a", "--seeds=0"],
+  "the model's 256 positions": ["--topology=local", "--program=mine"],
+  "--mesh=data:3 needs 3 devices": ["--topology=local", "--program=mine", "--prompt_tokens=9", "--mesh=data:3"],
   "is no folder with a config.json here; give --config.model.path=FOLDER": [
     "--topology=local",
     "--config=unfetched.py",
   ],
 }
+
+
+DECODES = [
+  *("--config=config.py", "--topology=local", "--program=evaluate", "--output=decode.json"),
+  *("--prompt_tokens=30", "--max_tokens=32", "--rows=5"),
+]
+EXPORTS = ["--config=config.py", "--program=export", "--dtype=bfloat16", "--output=export.json"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +64,7 @@ def runs(tmp_path_factory):
   (folder / "unfetched.py").write_text(unfetched)
   wrong = [["--config=config.py", "--hlo=hlo", *arguments] for arguments in WRONG.values()]
   right = ["--config=config.py", "--topology=local", "--output=fit.json", "--hlo=hlo"]
-  *of_wrong, of_right = modelkit.run("fit", *wrong, right, folder=folder, num_devices=2)
+  *of_wrong, of_right, _, _ = modelkit.run("fit", *wrong, right, DECODES, EXPORTS, folder=folder, num_devices=2)
   return folder, dict(zip(WRONG, of_wrong, strict=True)), of_right
 
 
@@ -76,6 +88,34 @@ def test_fit_compiles_the_step_for_the_devices_here_and_tells_what_it_does(runs)
   [text] = (folder / "hlo").iterdir()
   assert text.read_text().startswith("HloModule")
   assert "| local | 2 | 1 x 2 x 1 | 2 x 64 | full |" in out
+
+
+def test_fit_compiles_the_decode_step_and_the_reading_of_prompts(runs):
+  [found] = json.loads((runs[0] / "decode.json").read_text())
+  assert (found["mesh"], found["rows"], found["slots"], found["prompts_at_once"]) == (
+    {"data": 2, "tensor": 1},
+    6,
+    64,
+    6,
+  )
+  step, prompts = found["decode_step"], found["reading_of_prompts"]
+  # A dot of one query is a sum here, so the step multiplies by its weights only.
+  assert step["per_chip"]["matmul_flops"] == 3 * 2 * (3 * LAYER + 32 * 64)
+  assert step["tokens_per_step"] == 6
+  # The last layer gives keys and values only.
+  of_prompts = 2 * (LAYER + 2 * 32 * 32) + 2 * 32 * 16
+  assert prompts["per_chip"]["matmul_flops"] == 3 * 32 * 2 * of_prompts
+  # Keys and values of 3 layers, 2 heads of 8; 3 rows of 64 slots on a device.
+  for program in (step, prompts):
+    assert program["gib_per_chip"]["cache"] * 2**30 == 2 * 3 * 2 * 8 * 3 * 64 * 4
+    held = program["gib_per_chip"]["cache"] + program["gib_per_chip"]["weights"]
+    assert held < program["gib_per_chip"]["peak"] < 1.5 * held
+
+
+def test_fit_says_what_export_needs(runs):
+  found = json.loads((runs[0] / "export.json").read_text())
+  assert (found["largest"], found["host_bytes"]) == ("model.embed_tokens.weight", 3 * 4 * 64 * 32)
+  assert found["read_bytes"] == 2 * found["written_bytes"]
 
 
 @pytest.mark.parametrize("message", WRONG)

@@ -112,6 +112,19 @@ def measure(
   return dataclasses.replace(measured, injected=injected)
 
 
+def num_texts(config: Config) -> int:
+  """Return the number of texts that `measure` writes, each pass counted whole and the redraw as one pass.
+
+  Greedy texts that a bias does not change are reused, and a flag is forced only after own mistakes: there it is less.
+  Later rounds of the redraw write more.
+  """
+  amount = config.evaluate
+  larger = amount.num_problems if amount.max_size else 0
+  each_temperature = 3 * amount.num_probes + 6 * amount.num_problems + larger
+  redraw, votes = 1, amount.votes - 1  # the first vote is that with flags banned
+  return 2 * each_temperature + (redraw + votes) * amount.num_problems
+
+
 def choose(prober: Prober, steps: list[Step], temperature: float, most: float) -> Thresholds:
   """Return the thresholds that keep false alarms within `most` on these steps."""
   bias = thresholds.choose_bias(steps, temperature=temperature, most=most) if prober.writer.scores_flags else None

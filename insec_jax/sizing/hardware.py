@@ -206,6 +206,23 @@ def _request(name: str) -> Request:
   return Request(name, match[2], shape, slices)
 
 
+def host_of(request: Request) -> tuple[Request, int]:
+  """Return (the part of the slice that is on one host, the number of hosts); `local` is the devices of this host.
+
+  A host has 4 chips, 2 x 2 of a slice; one of v5e or v6e has all of a slice of up to 8. Source: the pages of
+  cloud.google.com/tpu/docs named above.
+  """
+  if request.chip is None or CHIPS[request.chip].sides == 0:
+    return request, 1
+  shape = request.shape
+  if CHIPS[request.chip].sides == 3:
+    shape = (*(min(2, side) for side in shape[:2]), 1)
+  elif math.prod(shape) > 8:
+    shape = tuple(min(2, side) for side in shape)
+  hosts = math.prod(request.shape) // math.prod(shape) * request.slices
+  return Request(f"{request.chip}:{'x'.join(map(str, shape))}", request.chip, shape, 1), hosts
+
+
 def prepare(requests: list[Request]) -> None:
   """Set up jax for described devices; call it before jax looks for devices.
 
@@ -258,9 +275,12 @@ def _tpu_devices(request: Request, chip: Chip) -> tuple:
       "pip install 'insec_jax[tpu]' (it works without a TPU)"
     )
   name = f"{request.chip}:{'x'.join(map(str, request.shape))}"
-  slices = {"num_slices": request.slices} if request.slices > 1 else {}
+  sides = host_of(request)[0].shape
+  options = {**chip.options, "chips_per_host_bounds": (*sides, *[1] * (3 - len(sides)))}
+  if request.slices > 1:
+    options["num_slices"] = request.slices
   try:
-    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **chip.options, **slices).devices)
+    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
   except jax.errors.JaxRuntimeError as error:
     raise InputError(f"--topology: the TPU compiler refuses {request.name!r}: {error}") from error
 

@@ -2,29 +2,42 @@
 
 import math
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
-from insec_jax.sizing.estimate import Estimate
+from insec_jax.sizing.compiled import Memory
 
 MOST_ROWS = 4096  # of a device; the search ends here
 
 
-def most_rows(measured: Callable[[int], Estimate]) -> Estimate:
+class Measured(Protocol):
+  """Estimate that has a memory."""
+
+  @property
+  def memory(self) -> Memory: ...
+
+
+Found = TypeVar("Found", bound=Measured)
+
+
+def most_rows(measured: Callable[[int], Found], *, start: int = 1, growth: float | None = None) -> Found:
   """Return the estimate with the most rows that fit; that of one row if not even one fits.
 
-  The peak grows almost linearly: the limit is extrapolated from two estimates and then verified.
+  The peak grows almost linearly: the limit is extrapolated from the trial before and verified. The first trial has
+  `start` rows; `growth`, the GiB of a row, is taken from two trials where it is None.
   """
-  best = measured(1)
-  if not best.memory.fits:
-    return best
-  low, high, rows = 1, MOST_ROWS + 1, 2  # `low` rows fit; `high` do not, or exceed MOST_ROWS
+  best, trial = None, None
+  low, high, rows = 0, MOST_ROWS + 1, min(start, MOST_ROWS)  # `low` rows fit; `high` do not, or exceed MOST_ROWS
   while high - low > 1:
     trial = measured(rows)
-    if trial.memory.fits:
-      a_row = (trial.memory.peak - best.memory.peak) / (rows - low)
+    memory = trial.memory
+    if memory.fits:
+      if best is not None:
+        growth = (memory.peak - best.memory.peak) / (rows - low)
       best, low = trial, rows
-      rows = low + max(1, math.floor((trial.memory.limit - trial.memory.peak) / a_row)) if a_row > 0 else 2 * low
+      rows = low + max(1, math.floor((memory.limit - memory.peak) / growth)) if growth and growth > 0 else 2 * low
     else:
       high = rows
-      rows = high - 1  # not the middle: the extrapolation is seldom wrong by much
+      # Without a growth that was measured: one row less, as the extrapolation is seldom wrong by much.
+      rows = high - (1 if best is not None or not growth else math.ceil(memory.missing / growth))
     rows = min(max(rows, low + 1), high - 1)
-  return best
+  return trial if best is None else best

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+from functools import partial
 
 import pytest
 from scripted import CONFIG, LARGER, TASK, UNSURE, WORDS, Policy, Scripted, fractions, measured, prober, results_of
@@ -54,6 +55,26 @@ def test_larger_problems_are_solved_unconstrained_and_their_own_mistakes_are_rea
   longer = found["tokens_per_problem"]["solutions, larger"]["mean"] - plain["tokens_per_problem"]["solutions"]["mean"]
   assert longer > 8  # tokens of a step
   assert found["rates"]["solutions"] == plain["rates"]["solutions"]
+
+
+@pytest.mark.parametrize("config", [CONFIG, LARGER])
+def test_the_number_of_texts_is_that_of_the_passes_over_problems_and_probes(config, monkeypatch):
+  texts = 0
+  solve, injected = probing.Prober.solve, probing.Prober.injected
+
+  def counted(run, problems, options):
+    nonlocal texts
+    texts += len(problems) * (1 + options.get("force", False))
+    return run(problems, **options)
+
+  monkeypatch.setattr(
+    probing.Prober, "solve", lambda self, problems, **options: counted(partial(solve, self), problems, options)
+  )
+  monkeypatch.setattr(
+    probing.Prober, "injected", lambda self, probes, **options: counted(partial(injected, self), probes, options)
+  )
+  results_of(prober(Policy(slips=True)), config)
+  assert measuring.num_texts(config) == texts + config.evaluate.num_problems  # and the redraw
 
 
 def test_what_the_model_reads_is_encoded_once_for_all_passes(monkeypatch):

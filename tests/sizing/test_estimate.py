@@ -8,7 +8,8 @@ import pytest
 
 from insec_jax.command import InputError
 from insec_jax.model.hf_config import config_from_json
-from insec_jax.sizing.estimate import Memory, flops_per_token, optimised_hlo, read_refusal
+from insec_jax.sizing.compiled import Memory, optimised_hlo, read_refusal
+from insec_jax.sizing.estimate import flops_per_token
 
 CONFIGS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
 
@@ -45,8 +46,10 @@ def test_a_compiler_of_another_time_than_jax_is_named():
 
 
 def test_memory_fits_up_to_the_limit_and_says_what_is_missing():
-  memory = dict(weights=1.0, optimizer=2.0, temporary=1.0)
-  assert Memory(**memory, peak=4.0, limit=4.0, refused=False).fits
+  memory = dict(held={"weights": 1.0, "optimizer": 2.0})
+  fitting = Memory(**memory, peak=4.0, limit=4.0, refused=False)
+  assert fitting.fits
+  assert fitting.temporary == 1.0
   over = Memory(**memory, peak=4.5, limit=4.0, refused=False)
   assert over.fits is False
   assert over.missing == 0.5

@@ -56,6 +56,25 @@ def test_a_chip_receives_over_two_links_of_a_closed_side_and_one_of_an_open_one(
 
 
 @pytest.mark.parametrize(
+  ("name", "host", "hosts"),
+  [
+    ("v5e:1x1", "v5e:1x1", 1),
+    ("v6e:2x4", "v6e:2x4", 1),
+    ("v5e:4x4", "v5e:2x2", 4),
+    ("v5p:2x2x1", "v5p:2x2x1", 1),
+    ("v4:2x2x4", "v4:2x2x1", 4),
+    ("2xv5e:8x8", "v5e:2x2", 32),
+    ("h100:8", "h100:8", 1),
+    ("local", "local", 1),
+  ],
+)
+def test_a_slice_is_divided_into_hosts_as_it_is_rented(name, host, hosts):
+  part, num = hardware.host_of(hardware.parse(name)[0])
+  assert (part.name, part.slices, num) == (host, 1, hosts)
+  assert part == hardware.parse(host)[0]
+
+
+@pytest.mark.parametrize(
   ("module", "name", "extra"), [("libtpu", "v5e:2x2", "tpu"), ("jax_cuda12_plugin", "h100:8", "cuda")]
 )
 def test_a_missing_compiler_is_named_with_what_installs_it(monkeypatch, module, name, extra):
