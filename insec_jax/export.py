@@ -70,7 +70,7 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   card = folder / CARD
   hf_writing.save(
     output,
-    hf.stored(folder, config),
+    hf.stored(folder, config, dtype=DTYPE.value),
     config,
     dtype=DTYPE.value,
     tokenizer=SidecarFiles(folder, loading.read_markers(folder)),
@@ -98,7 +98,7 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
       card=card_text(config, environment, step),
     )
 
-  read_params(workdir, model_config, STEP.value, write)
+  read_params(workdir, model_config, STEP.value, write, dtype=DTYPE.value)
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:

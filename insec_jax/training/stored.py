@@ -1,9 +1,11 @@
 """Parameters of a checkpoint that stay in its files until they are indexed, to be laid out or exported in parts."""
 
+import contextlib
+import ctypes
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -21,6 +23,9 @@ from insec_jax.training.layout import CHECKPOINTS, check_files, describe_checkpo
 
 VANISH_SECONDS = 10  # time limit for a run to remove a checkpoint
 READ_ELEMENTS = 1 << 22  # read at once, in whole rows
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+MIB = 1 << 20
 
 Result = TypeVar("Result")
 
@@ -116,7 +121,8 @@ def read_params(
   """
 
   def attempt(number: int, use: Callable[[int, dict], Result]) -> Result:
-    return use(number, _stored(workdir, number, config, dtype))
+    with _buffers_returned():
+      return use(number, _stored(workdir, number, config, dtype))
 
   deadline = time.monotonic() + VANISH_SECONDS
   while True:
@@ -137,6 +143,24 @@ def read_params(
     else "no other one is sound: bring one back"
   )
   raise InputError(f"{describe_checkpoint(workdir, chosen)} is damaged ({problem}); {remedy}")
+
+
+@contextlib.contextmanager
+def _buffers_returned() -> Iterator[None]:
+  """Inside the block, freed buffers of at least a MiB are returned to the system; nothing changes without glibc.
+
+  Otherwise glibc comes to keep freed buffers of up to 32 MiB, tensorstore's among them, in the heap of each thread.
+  """
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+  if mallopt is None:
+    yield
+    return
+  mallopt(M_MMAP_THRESHOLD, MIB)
+  try:
+    yield
+  finally:  # the most to which glibc raises its thresholds by itself
+    mallopt(M_MMAP_THRESHOLD, 32 * MIB)
+    mallopt(M_TRIM_THRESHOLD, 64 * MIB)
 
 
 def _is_sound(attempt: Callable, step: int) -> bool:

@@ -1,13 +1,19 @@
 """A workdir and its exported folder open as the same model, with the config's markers; anything else is refused."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
+import types
 
 import datakit
 import jax
 import numpy as np
+import optax
 import pytest
 from markedkit import NEW, SPARE, SURE, trained, untuned
-from modelkit import STATE_MODEL, abstract, make_state
+from modelkit import ROOT, STATE_MODEL, abstract, make_state
 
 from insec_jax.command import InputError
 from insec_jax.data import vocabulary
@@ -19,22 +25,26 @@ from insec_jax.model.hf_config import config_to_json
 from insec_jax.training import layout, stored
 from insec_jax.training.checkpoint import Saver
 
+DTYPES = ("float32", "bfloat16")
+
 
 @pytest.fixture
 def tokenizer():
   return datakit.bpe_tokenizer()
 
 
-def save_run(workdir, tokenizer, config=None):
+def save_run(workdir, tokenizer, config=None, model=STATE_MODEL):
   """The state of a workdir with a checkpoint of step 7; the tokenizer has the markers of the config."""
   config = config or datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
   workdir.mkdir(exist_ok=True)
   (workdir / layout.CONFIG).write_text(config.to_json())
-  (workdir / layout.MODEL).write_text(json.dumps(config_to_json(STATE_MODEL)))
+  (workdir / layout.MODEL).write_text(json.dumps(config_to_json(model)))
+  (workdir / "environment.json").write_text(json.dumps({"commit": "", "packages": {"jax": ""}}))
   tokenizer.save_pretrained(workdir / layout.TOKENIZER)
-  state = make_state(abstract())
+  state = make_state(abstract(model=model, tx=optax.scale_by_schedule(float)))
   with Saver(workdir, keep=1) as saver:
     saver.save(7, state, config=config, facts={}, totals=[])
+    saver.wait()
   return state
 
 
@@ -86,6 +96,47 @@ def test_each_weight_goes_to_its_parts_of_the_mesh_in_the_dtype_to_compute_in(tm
   for part in ("gate", "down"):
     weight = opened.params["layers"][1]["mlp"][part]
     assert {shard.data.size * parts for shard in weight.addressable_shards} == {weight.size}
+
+
+# Prints the most MiB that the process held: of a program that opens a workdir, or exports it in a dtype.
+PEAK = """
+import re, sys
+import jax
+from insec_jax import command, export
+from insec_jax.generation import loading
+jax.config.update("jax_num_cpu_devices", 1)
+workdir, how = sys.argv[1:3]
+if how == "open":
+  loading.load_model(workdir, compute="bfloat16")
+else:
+  sys.argv = ["export", f"--model={workdir}", f"--output={workdir}/hf_{how}", f"--dtype={how}"]
+  try:
+    command.run(export.main)
+  except SystemExit as end:
+    assert not end.code, end.code
+with open("/proc/self/status") as file:  # ru_maxrss would be that of the parent, where that is more
+  print(int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1]) // 1024)
+"""
+
+
+def peak_mib(workdir, how):
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", PEAK, str(workdir), how], env=environment, capture_output=True, text=True, check=True
+  )
+  return int(done.stdout.split()[-1])
+
+
+@pytest.mark.slow
+def test_opening_and_exporting_hold_little_beside_the_weights_to_compute_in(tmp_path, tokenizer):
+  model = dataclasses.replace(STATE_MODEL, vocab_size=1 << 17, width=256, num_layers=1)  # of 128 MiB in float32
+  save_run(tmp_path / "small", tokenizer)
+  save_run(tmp_path / "large", tokenizer, model=model)
+  more = {how: peak_mib(tmp_path / "large", how) - peak_mib(tmp_path / "small", how) for how in ("open", *DTYPES)}
+  # A weight of 64 MiB on the host and on the device, and what is read at once: float32, encoded and decoded.
+  assert more["open"] < 64 + 64 + 64, more
+  assert more["bfloat16"] < 64 + 64, more  # no float32 copy
+  assert more["float32"] < 128 + 64, more
 
 
 def test_a_weight_that_is_damaged_while_it_is_laid_out_is_refused(tmp_path, tokenizer, monkeypatch):
