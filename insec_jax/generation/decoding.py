@@ -65,7 +65,7 @@ class DecodeState(NamedTuple):
   logprob_BS: jax.Array  # log p of the token, at temperature 1
   flag_BS: jax.Array  # log p of the flag in its place
   margin_BS: jax.Array  # log p of the flag minus that of the likeliest other token
-  cache: list  # (k_BKSH, v_BKSH) of each layer
+  cache: list  # (keys, values) of each layer (llama.make_cache)
   trigger: TriggerState
 
 
@@ -136,7 +136,7 @@ def fill(
       num_B=put(state.num_B, jnp.zeros_like(index_R)),
       token_BS=put(state.token_BS, token_RP, 1),
       cache=[
-        tuple(put(old, new, 2) for old, new in zip(*layer, strict=True))
+        tuple(put(old, new, axis) for old, new, axis in zip(*layer, llama.slot_axes(mesh), strict=True))
         for layer in zip(state.cache, cache, strict=True)
       ],
       trigger=jax.tree.map(put, state.trigger, trigger),
@@ -236,7 +236,10 @@ def resize(state: DecodeState, *, mesh, slots: int) -> DecodeState:
     place_S = (last - (last - jnp.arange(slots)) % slots) % S  # of the newest slot at each place, before
     return state._replace(
       **{name: getattr(state, name)[:, place_S] for name in ("token_BS", "logprob_BS", "flag_BS", "margin_BS")},
-      cache=[tuple(array[:, :, place_S] for array in layer) for layer in state.cache],
+      cache=[
+        tuple(jnp.take(array, place_S, axis) for array, axis in zip(layer, llama.slot_axes(mesh), strict=True))
+        for layer in state.cache
+      ],
     )
 
   return on_mesh(move, mesh, (STATE,), STATE)(state)

@@ -58,27 +58,27 @@ def attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
   return checkpoint_name(context_BTKGH.reshape(B, T, N, H), "context")
 
 
-def attend_one(q_B1NH, k_BKSH, v_BKSH, allowed_B1S):
-  """Apply `attend` to a single query: the same products, summed without a dot."""
-  B, _, N, H = q_B1NH.shape
-  K = k_BKSH.shape[1]
-  q_BKG1H = q_B1NH.reshape(B, K, N // K, 1, H).astype(jnp.float32)
-  score_BKGS = (q_BKG1H * k_BKSH[:, :, None]).sum(-1)
-  score_BKGS = jnp.where(allowed_B1S[:, None], score_BKGS * H**-0.5, MASKED)
+def attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
+  """Apply `attend` to keys and values in the layout of the cache."""
+  return attend(q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
+
+
+def attend_turned(q_BTNH, k_BKHS, v_BKSH, allowed_BTS):
+  """Apply `attend` to a cache with turned keys; a single query has the same products, summed without a dot.
+
+  On CPU a dot of one query loops over the heads of each row. Both sums are over the last axis but one, so that the
+  products of each of its elements fill vectors.
+  """
+  B, T, N, H = q_BTNH.shape
+  if T > 1:
+    return attend(q_BTNH, k_BKHS.transpose(0, 3, 1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
+  K = k_BKHS.shape[1]
+  q_BKGH1 = q_BTNH.reshape(B, K, N // K, H, 1).astype(jnp.float32)
+  score_BKGS = (q_BKGH1 * k_BKHS[:, :, None]).sum(3)
+  score_BKGS = jnp.where(allowed_BTS[:, None], score_BKGS * H**-0.5, MASKED)
   weight_BKGS = jax.nn.softmax(score_BKGS)
   context_BKGH = (weight_BKGS[..., None] * v_BKSH[:, :, None]).sum(3)
   return context_BKGH.reshape(B, 1, N, H).astype(v_BKSH.dtype)
-
-
-def attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
-  """Apply `attend` to keys and values in the layout of the cache."""
-
-  def with_dots(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
-    return attend(q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
-
-  # On CPU a dot of one query loops over the heads of each row.
-  one_by_one = {"cpu": attend_one} if q_BTNH.shape[1] == 1 else {}
-  return jax.lax.platform_dependent(q_BTNH, k_BKSH, v_BKSH, allowed_BTS, **one_by_one, default=with_dots)
 
 
 def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, segment_BT):

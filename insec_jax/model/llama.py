@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from insec_jax.command import InputError
 from insec_jax.model import sharding
-from insec_jax.model.attention import XLA, Attention, attend_cached
+from insec_jax.model.attention import XLA, Attention, attend_cached, attend_turned
 
 # Activations of a layer that the backward pass keeps, in addition to the stream between layers; never gathered weights.
 REMAT = {
@@ -202,14 +202,29 @@ def logits(params, config: LlamaConfig, stream_BTD, mesh=None):
   return sharding.gather(logits_BTV, 2, mesh, (sharding.TENSOR,))
 
 
+def turned_keys(mesh=None) -> bool:
+  """Return whether a cache holds keys as k_BKHS, not k_BKSH: on CPU, where products with one query are no dots."""
+  return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+
+
+def slot_axes(mesh=None) -> tuple[int, int]:
+  """Return the axes of the slots in the keys and in the values of a cache."""
+  return (3 if turned_keys(mesh) else 2), 2
+
+
+def as_cached(k_BTKH, v_BTKH, mesh=None):
+  """Return keys and values in the layout of a cache, with T for its slots."""
+  return k_BTKH.transpose((0, 2, 3, 1) if turned_keys(mesh) else (0, 2, 1, 3)), v_BTKH.swapaxes(1, 2)
+
+
 def make_cache(config: LlamaConfig, batch: int, length: int, dtype, mesh=None) -> list:
   """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype.
 
-  With a mesh it is the cache of each device: its heads of `batch` rows.
+  Keys are k_BKHS where `turned_keys`. With a mesh it is the cache of each device: its heads of `batch` rows.
   """
   num_heads = sharding.local_size("kv_heads", config.num_kv_heads, mesh)
-  shape = (batch, num_heads, length, config.head_width)  # the layout attention reads: no transpose per token
-  return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)]
+  zeros = jnp.zeros((batch, length, num_heads, config.head_width), dtype)
+  return [as_cached(zeros, zeros, mesh) for _ in range(config.num_layers)]
 
 
 def unstack(params, config: LlamaConfig):
@@ -226,7 +241,7 @@ def unstack(params, config: LlamaConfig):
 
 
 def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: Attention, dtype, mesh=None):
-  """Return (stream_BTD after the last norm, keys and values (k_BKTH, v_BKTH) of each layer) of padded prompts.
+  """Return (stream_BTD after the last norm, keys and values of each layer as cached) of padded prompts.
 
       slot        0   1   2   3        start 2: the slots before it are padding, of another segment
       token       .   .   A   B
@@ -242,7 +257,7 @@ def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: At
   read = []
 
   def attend(q_BTNH, k_BTKH, v_BTKH):
-    read.append((k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)))
+    read.append(as_cached(k_BTKH, v_BTKH, mesh))
     return attention.attend(q_BTNH, k_BTKH, v_BTKH, mask)
 
   for weights in unstack(params, config)["layers"]:
@@ -262,7 +277,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
   The cache is a ring: slot s is at place s % S and replaces slot s - S, so the T slots must not cross its end.
   Activations have the dtype of the cache; `slot` may be traced. With a mesh it runs on each device, as `Llama` does.
   """
-  T, S = token_BT.shape[1], cache[0][0].shape[2]
+  T, S = token_BT.shape[1], cache[0][1].shape[2]
   slot_T = slot + jnp.arange(T)
   rope = rope_angles(config, slot_T[None] - start_B[:, None])
   slot_S = slot_T[-1] - (slot_T[-1] - jnp.arange(S)) % S  # the newest slot at each place; below 0: none
@@ -271,12 +286,9 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
   filled = []
 
   def attend(q_BTNH, k_BTKH, v_BTKH):
-    k_BKSH, v_BKSH = (
-      jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), slot % S, 2)
-      for old, new in zip(cache[len(filled)], (k_BTKH, v_BTKH), strict=True)
-    )
-    filled.append((k_BKSH, v_BKSH))
-    return attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
+    old, new = cache[len(filled)], as_cached(k_BTKH, v_BTKH, mesh)
+    filled.append(tuple(map(jax.lax.dynamic_update_slice_in_dim, old, new, (slot % S,) * 2, slot_axes(mesh))))
+    return (attend_turned if turned_keys(mesh) else attend_cached)(q_BTNH, *filled[-1], allowed_BTS)
 
   # Unrolled: a cache carried through a scan is copied at every token on CPU.
   for weights in unstack(params, config)["layers"]:

@@ -53,14 +53,14 @@ def test_each_group_of_query_heads_reads_its_own_key_head(num_kv_heads, head_wid
 def test_one_query_reads_a_cache_as_it_would_among_others(num_kv_heads, dtype):
   rng = np.random.default_rng(0)
   q_BTNH = jnp.array(rng.normal(size=(3, 1, 4, 8)), dtype)
-  k_BKSH, v_BKSH = (jnp.array(rng.normal(size=(3, num_kv_heads, 9, 8)), dtype) for _ in range(2))
+  k_BKHS, v_BKSH = (jnp.array(rng.normal(size=(3, num_kv_heads, *shape)), dtype) for shape in ((8, 9), (9, 8)))
   allowed_BTS = jnp.array(rng.random((3, 1, 9)) < 0.6)
-  got_BTNH = attention.attend_one(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
-  expected_BTNH = attention.attend(q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
+  got_BTNH = attention.attend_turned(q_BTNH, k_BKHS, v_BKSH, allowed_BTS)
+  expected_BTNH = attention.attend(q_BTNH, k_BKHS.transpose(0, 3, 1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
   assert got_BTNH.dtype == expected_BTNH.dtype == dtype
   tolerance = TOLERANCE if dtype == "float32" else 0.02
   np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (got_BTNH, expected_BTNH)), rtol=0, atol=tolerance)
-  by_cache_BTNH = attention.attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS)
+  by_cache_BTNH = attention.attend_cached(q_BTNH, k_BKHS.swapaxes(2, 3), v_BKSH, allowed_BTS)
   np.testing.assert_allclose(
     *(np.asarray(x, np.float32) for x in (by_cache_BTNH, expected_BTNH)), rtol=0, atol=tolerance
   )
