@@ -66,7 +66,7 @@ from insec_jax.evaluation.measuring import left_out, measure
 from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
-from insec_jax.files.chunks import define_flags, share_of_work, unfinished
+from insec_jax.files.chunks import define_flags, one_process, share_of_work, unfinished
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, is_stream, written_whole
 from insec_jax.generation import engine
@@ -94,6 +94,17 @@ def main() -> None:
   process, num_processes = share_of_work()
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output", config_file.files_read(config))
+  with one_process(OUTPUT.value, process):
+    if (measured := measure_model(config, task, process=process, num_processes=num_processes)) is None:
+      print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
+      return
+  print(heading(measured))
+  print(table(measured))
+  print(f"\n{measured['seconds']} seconds")
+
+
+def measure_model(config: Config, task: tasks.Task, *, process: int, num_processes: int) -> dict[str, Any] | None:
+  """Write results.json and return its content; None where other processes have not finished."""
   alone = is_stream(local_path(OUTPUT.value, "--output"))
   if alone and num_processes > 1:
     raise InputError(f"--output={OUTPUT.value} cannot be shared by {num_processes} processes; give a file's path")
@@ -107,19 +118,12 @@ def main() -> None:
   if alone:
     measured |= evaluate(writer, task, config)
     write(measured, config)
-  else:
-    with journaled(
-      writer.sampler, OUTPUT.value, work(stored, config), process=process, num_processes=num_processes
-    ) as journal:
-      writer.sampler = journal
-      measured |= evaluate(writer, task, config)
-      measured["seconds"] = round(measured["seconds"] + journal.seconds_before, 1)
-      if not journal.join(lambda: write(measured, config)):
-        print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
-        return
-  print(heading(measured))
-  print(table(measured))
-  print(f"\n{measured['seconds']} seconds")
+    return measured
+  journal = journaled(writer.sampler, OUTPUT.value, work(stored, config), process=process, num_processes=num_processes)
+  writer.sampler = journal
+  measured |= evaluate(writer, task, config)
+  measured["seconds"] = round(measured["seconds"] + journal.seconds_before, 1)
+  return measured if journal.join(lambda: write(measured, config)) else None
 
 
 def work(stored: LoadedModel, config: Config) -> dict[str, Any]:

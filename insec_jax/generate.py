@@ -33,7 +33,7 @@ from absl import flags
 from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.data.encoding import least_tokens
-from insec_jax.files.chunks import ChunkStore, define_flags, share_of_work, unfinished
+from insec_jax.files.chunks import ChunkStore, define_flags, one_process, share_of_work, unfinished
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, is_stream, written_whole
 from insec_jax.generation import engine
@@ -88,6 +88,13 @@ def main() -> None:
   process, num_processes = share_of_work()
   prompts = read_prompts(PROMPTS.value)
   check_output(OUTPUT.value, "--output", [PROMPTS.value])
+  with one_process(OUTPUT.value, process):
+    if not generate(prompts, process=process, num_processes=num_processes):
+      print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
+
+
+def generate(prompts: Sequence[Prompt], *, process: int, num_processes: int) -> bool:
+  """Write the output and return True; False where other processes have not finished."""
   if engine.uses_server() and FLAG_ABOVE.value < math.inf:
     raise InputError(f"--flag_above={FLAG_ABOVE.value}: a server cannot force flags while decoding; leave one flag out")
   opened = engine.open_model(MODEL.value, step=STEP.value, mesh=MESH.value)
@@ -95,7 +102,7 @@ def main() -> None:
   tokens = [encode(prompt, writer, opened) for prompt in prompts]
   if is_stream(local_path(OUTPUT.value, "--output")):
     write([lines(first, prompts, tokens, writer, opened) for first in range(0, len(prompts), PROMPTS_PER_CHUNK)])
-    return
+    return True
   store = ChunkStore(OUTPUT.value, {"prompts": digest(prompts), "model": engine.identity(opened), **options()})
   chunks = range(0, len(prompts), PROMPTS_PER_CHUNK)
   store.fill(
@@ -104,8 +111,7 @@ def main() -> None:
     process=process,
     num_processes=num_processes,
   )
-  if store.join(len(chunks), write) is None:
-    print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
+  return store.join(len(chunks), write) is not None
 
 
 def options() -> dict[str, Any]:

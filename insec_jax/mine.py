@@ -24,8 +24,9 @@ import sys
 from absl import flags
 
 from insec_jax import command, config_file
+from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.files.chunks import define_flags, share_of_work, unfinished
+from insec_jax.files.chunks import define_flags, one_process, share_of_work, unfinished
 from insec_jax.files.writing import check_output
 from insec_jax.generation import engine
 from insec_jax.generation.generator import TextGenerator
@@ -33,7 +34,7 @@ from insec_jax.generation.loading import with_markers
 from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
 from insec_jax.mining.miner import Miner, chunk_store, mine_chunks
-from insec_jax.mining.records import join
+from insec_jax.mining.records import MiningSummary, join
 
 MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
 MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
@@ -50,19 +51,25 @@ def main() -> None:
   process, num_processes = share_of_work()
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output", config_file.files_read(config))
+  with one_process(OUTPUT.value, process):
+    mined = mine(config, task, process=process, num_processes=num_processes)
+  if mined is None:
+    print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
+    return
+  print(mined)
+
+
+def mine(config: Config, task: tasks.Task, *, process: int, num_processes: int) -> MiningSummary | None:
+  """Write the output and return its counts; None where other processes have not finished."""
   stored = engine.open_model(MODEL.value, step=STEP.value, mesh=MESH.value, compute=config.precision.compute)
   writer = TextGenerator(with_markers(stored, config, MODEL.value))
   # Of the weights as stored: rows that with_markers adds are a mean, which depends on the mesh in its last bits.
   miner = Miner(writer, task, config, seed=config.seed, weights=engine.identity(stored))
   parts = chunk_store(OUTPUT.value, miner)
   mine_chunks(miner, parts, process=process, num_processes=num_processes)
-  mined = parts.join(
+  return parts.join(
     miner.num_chunks, lambda chunks: join(chunks, OUTPUT.value, right=config.mine.right, seed=config.seed)
   )
-  if mined is None:
-    print(unfinished(process, num_processes, OUTPUT.value), file=sys.stderr, flush=True)
-    return
-  print(mined)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from absl import flags
 
 from insec_jax.command import InputError
 from insec_jax.files.locks import one_writer
-from insec_jax.files.reading import parse_json
+from insec_jax.files.reading import local_path, parse_json
+from insec_jax.files.writing import is_stream
 
 Made = TypeVar("Made")
 
@@ -53,6 +54,27 @@ def unfinished(process: int, num_processes: int, output: str) -> str:
   )
 
 
+@contextlib.contextmanager
+def one_process(output: str, process: int) -> Iterator[None]:
+  """Make this the only process of that id that writes chunks of a file, or the file, inside the block.
+
+  Raises InputError when another process has the id. Does nothing where the output is a stream.
+  """
+  folder = parts_of(output)
+  if is_stream(local_path(output, "--output")):
+    yield
+    return
+  # Outside the folder, which the last process removes.
+  lock = folder.with_name(f".{folder.name[:80]}.{process}.lock")
+  with one_writer(lock, str(folder / f"{process}.jsonl"), "--output or --process_id"):
+    yield
+
+
+def parts_of(output: str) -> pathlib.Path:
+  """Return the folder of the chunks of a file."""
+  return pathlib.Path(f"{output}.parts")
+
+
 class _Place(NamedTuple):
   """A place in a file, after whole lines."""
 
@@ -68,7 +90,7 @@ class ChunkStore:
   """
 
   def __init__(self, output: str, header: dict[str, Any], *, same_without: Mapping[str, Any] | None = None):
-    self.folder = pathlib.Path(f"{output}.parts")
+    self.folder = parts_of(output)
     self.header = json.loads(json.dumps(header))  # as after reading: lists for tuples
     self._same_without = same_without or {}
 
@@ -87,14 +109,6 @@ class ChunkStore:
 
     return finished
 
-  @contextlib.contextmanager
-  def writer(self, process: int) -> Iterator[None]:
-    """Make this the only process of that id inside the block; raise InputError when another one has the id."""
-    # Outside the folder, which the last process removes.
-    lock = self.folder.with_name(f".{self.folder.name[:80]}.{process}.lock")
-    with one_writer(lock, str(self.folder / f"{process}.jsonl"), "--output or --process_id"):
-      yield
-
   def fill(
     self,
     num_chunks: int,
@@ -106,18 +120,17 @@ class ChunkStore:
   ) -> bool:
     """Append make(chunk) of each missing chunk that falls to this process; return whether all of them are done.
 
-    False when `stopped` returned True before.
+    False when `stopped` returned True before. The caller is inside `one_process`.
     """
-    with self.writer(process):
-      done = self.read()
-      own = range(process, num_chunks, num_processes)
-      if earlier := [chunk for chunk in own if chunk in done]:
-        print(f"{len(earlier)} of {len(own)} chunks were made before", file=sys.stderr, flush=True)
-      for chunk in own:
-        if chunk not in done:
-          if stopped():
-            return False
-          self.append(chunk, make(chunk), process=process)
+    done = self.read()
+    own = range(process, num_chunks, num_processes)
+    if earlier := [chunk for chunk in own if chunk in done]:
+      print(f"{len(earlier)} of {len(own)} chunks were made before", file=sys.stderr, flush=True)
+    for chunk in own:
+      if chunk not in done:
+        if stopped():
+          return False
+        self.append(chunk, make(chunk), process=process)
     return True
 
   def append(self, chunk: int, value: Any, *, process: int) -> None:

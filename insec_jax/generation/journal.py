@@ -11,7 +11,6 @@ number of processes stays the same; their devices may differ.
 """
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -148,17 +147,13 @@ class Journal:
       self._finished |= {chunk: value for chunk, value in found.items() if value["process"] != self._process}
 
 
-@contextlib.contextmanager
-def journaled(
-  engine: Engine, output: str, header: dict[str, Any], *, process: int, num_processes: int
-) -> Iterator[Journal]:
-  """Yield the engine with its calls kept beside the file `output`; `header` is all that the first call depends on.
+def journaled(engine: Engine, output: str, header: dict[str, Any], *, process: int, num_processes: int) -> Journal:
+  """Return the engine with its calls kept beside the file `output`; `header` is all that the first call depends on.
 
-  Raises InputError when the chunks there are of other work, or another process has the same id.
+  The caller is inside `chunks.one_process`. Raises InputError when the chunks there are of other work.
   """
   store = ChunkStore(output, {**header, "format": FORMAT, "number of processes": num_processes})
-  with store.writer(process):
-    yield Journal(engine, store, process=process, num_processes=num_processes)
+  return Journal(engine, store, process=process, num_processes=num_processes)
 
 
 def _cut(num: int, num_processes: int) -> list[slice]:

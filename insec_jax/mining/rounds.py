@@ -20,7 +20,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import vocabulary
 from insec_jax.distributed.processes import Processes
-from insec_jax.files.chunks import ChunkStore
+from insec_jax.files.chunks import ChunkStore, one_process
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
 from insec_jax.generation import placement
@@ -97,7 +97,9 @@ def mine(
       path.parent.mkdir(exist_ok=True)
       store.discard_others()
     processes.gather(f"the beginning of round {number}", None)
-    if not mine_chunks(miner, store, process=processes.index, num_processes=processes.num, stopped=stopped):
+    with one_process(str(path), processes.index):
+      finished = mine_chunks(miner, store, process=processes.index, num_processes=processes.num, stopped=stopped)
+    if not finished:
       return None
     processes.gather(f"the end of mining round {number}", None)
     summary = _join(config, number, store, miner.num_chunks, path, weights) if processes.is_first else None

@@ -212,10 +212,9 @@ def kept(output, policy, process=0, num_processes=1, calls=math.inf):
     return generate(*arguments, **options)
 
   engine.generate = until_killed
-  with journal.journaled(engine, str(output), {}, process=process, num_processes=num_processes) as journaled:
-    one.writer.sampler = journaled
-    found = results_of(one)
-    journaled.join(lambda: None)
+  one.writer.sampler = journal.journaled(engine, str(output), {}, process=process, num_processes=num_processes)
+  found = results_of(one)
+  one.writer.sampler.join(lambda: None)
   return found, engine.asked
 
 

@@ -63,14 +63,14 @@ def names(run, first):
 def paused(seconds=4):
   """The first program rests with its lock, so that the second meets it whatever the machine does."""
   return (
-    f"import threading, time; from insec_jax.files import writing; held = writing.one_writer\n"
+    f"import time; from insec_jax.files import chunks, writing; held = writing.one_writer\n"
     f"import contextlib\n"
     f"@contextlib.contextmanager\n"
     f"def slow(*arguments):\n"
     f"  with held(*arguments):\n"
     f"    time.sleep({seconds})\n"
     f"    yield\n"
-    f"writing.one_writer = slow\n"
+    f"writing.one_writer = chunks.one_writer = slow\n"
   )
 
 
@@ -88,7 +88,7 @@ def test_one_output_has_one_writer(home, programs, first, second):
   flag = "--prompts=prompts.jsonl" if first == "generate" else "--config=config.py"
   more = ("--max_tokens=6", "--logprobs") if first == "generate" else ()
   one = programs.start(first, "--model=whole", flag, f"--output={output}", *more, BEFORE=paused(8))
-  until(lock_of(home, output).exists)
+  until(lock_of(home, f"{output}.parts.0").exists)
   other = getattr(programs, second)("whole", output).wait()
   assert names(other, one), str(other)
   assert one.wait().code == 0, str(one)
@@ -107,7 +107,7 @@ def test_a_command_that_fails_at_once_leaves_the_file_of_a_running_one(home, pro
     "--logprobs",
     BEFORE=paused(8),
   )
-  until(lock_of(home, "f").exists)
+  until(lock_of(home, "f.parts.0").exists)
   for wrong in ("--model=absent", "--prompts=absent.jsonl", "--max_tokens=100000"):
     assert programs.generate("whole", "f", wrong).wait().code == 2
   assert one.wait().code == 0, str(one)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.files.chunks import ChunkStore
+from insec_jax.files.chunks import ChunkStore, one_process
 
 HEADER = {"the weights": "ab", "classes": ("early",)}
 
@@ -124,13 +124,12 @@ def test_damage_in_a_part_is_one_line_with_its_place_and_a_remedy(output, old, n
 
 
 def test_a_process_id_has_one_process_at_a_time(output):
-  parts = ChunkStore(output, HEADER)
   with (
-    parts.writer(0),
-    parts.writer(1),
+    one_process(output, 0),
+    one_process(output, 1),
     pytest.raises(InputError, match=r"0\.jsonl is being written by process"),
-    ChunkStore(output, HEADER).writer(0),
+    one_process(output, 0),
   ):
     pass
-  with parts.writer(0):
+  with one_process(output, 0):
     pass
