@@ -115,15 +115,6 @@ def params_specs(config: llama.LlamaConfig, mesh: Mesh) -> dict:
   return jax.tree.map(lambda placed: placed.spec, params_shardings(config, mesh))
 
 
-def ready(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh) -> dict:
-  """Return params that are on devices, laid out for decoding: cast, and the layers in a list."""
-
-  def cast(params):
-    return llama.unstack(jax.tree.map(lambda weight: weight.astype(compute), params), config)
-
-  return jax.device_put(jax.jit(cast)(params), params_shardings(config, mesh))
-
-
 def from_training(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh) -> tuple[dict, Mesh]:
   """Return (params laid out for decoding on the devices of this process, their mesh), from those of a train step.
 

@@ -54,7 +54,7 @@ class Sampler:
   """
 
   def __init__(self, config: llama.LlamaConfig, params, *, compute: str, mesh: Mesh):
-    """`params` are laid out for decoding on the mesh, in the dtype `compute` (placement.place, placement.ready)."""
+    """`params` are laid out for decoding on the mesh, in the dtype `compute` (placement.place, placement.moved)."""
     self.config, self.params, self.mesh = config, params, mesh
     self.compute = jnp.dtype(compute)
     self.row_steps = self.num_tokens = 0

@@ -73,7 +73,7 @@ def reading(config) -> TextGenerator:
   return TextGenerator(
     LoadedModel(
       model_config,
-      placement.ready(params, model_config, compute="float32", mesh=mesh),
+      placement.moved(params, model_config, "float32", mesh),
       marked.tokenizer,
       mesh,
       "float32",

@@ -38,7 +38,7 @@ def mesh_of(data, tensor):
 
 def model_on(data=1, tensor=1, config=EVEN, params=PARAMS):
   mesh = mesh_of(data, tensor)
-  return Sampler(config, placement.ready(params, config, compute="float32", mesh=mesh), compute="float32", mesh=mesh)
+  return Sampler(config, placement.moved(params, config, "float32", mesh), compute="float32", mesh=mesh)
 
 
 def texts(data=1, tensor=1, *, batch_size=16, prompts=PROMPTS, **options):

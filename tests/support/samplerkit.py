@@ -25,7 +25,7 @@ def params():
 def model_of(config=CONFIG, weights=None) -> Sampler:
   """The model on one device; random weights where none are given."""
   mesh = placement.one_device()
-  ready = placement.ready(params() if weights is None else weights, config, compute="float32", mesh=mesh)
+  ready = placement.moved(params() if weights is None else weights, config, "float32", mesh)
   return Sampler(config, ready, compute="float32", mesh=mesh)
 
 
