@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import reference
 from markedkit import NEW, SURE, trained
+from samplerkit import laid_out
 
 from insec_jax.data import vocabulary
 from insec_jax.generation import generator, placement
@@ -73,7 +74,7 @@ def reading(config) -> TextGenerator:
   return TextGenerator(
     LoadedModel(
       model_config,
-      placement.moved(params, model_config, "float32", mesh),
+      laid_out(params, model_config, mesh),
       marked.tokenizer,
       mesh,
       "float32",

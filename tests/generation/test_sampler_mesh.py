@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samplerkit import CONFIG, FLAG, same, some_prompts
+from samplerkit import CONFIG, FLAG, laid_out, same, some_prompts
 
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig
@@ -38,7 +38,7 @@ def mesh_of(data, tensor):
 
 def model_on(data=1, tensor=1, config=EVEN, params=PARAMS):
   mesh = mesh_of(data, tensor)
-  return Sampler(config, placement.moved(params, config, "float32", mesh), compute="float32", mesh=mesh)
+  return Sampler(config, laid_out(params, config, mesh), compute="float32", mesh=mesh)
 
 
 def texts(data=1, tensor=1, *, batch_size=16, prompts=PROMPTS, **options):

@@ -25,8 +25,13 @@ def params():
 def model_of(config=CONFIG, weights=None) -> Sampler:
   """The model on one device; random weights where none are given."""
   mesh = placement.one_device()
-  ready = placement.moved(params() if weights is None else weights, config, "float32", mesh)
+  ready = laid_out(params() if weights is None else weights, config, mesh)
   return Sampler(config, ready, compute="float32", mesh=mesh)
+
+
+def laid_out(params, config, mesh):
+  """Float32 params as decoding has them on the mesh."""
+  return jax.device_put(llama.unstack(params, config), placement.params_shardings(config, mesh))
 
 
 def some_prompts(lengths=LENGTHS) -> list[np.ndarray]:
