@@ -31,6 +31,9 @@ class _Parser(flags.ArgumentParser):
     return load(file, *([arm] if colon else []))
 
 
+flags.disclaim_key_flags()  # --config is the program's: its --help has it
+
+
 def define_flag(help_string: str = "Config file of the experiment.") -> flags.FlagHolder:
   """Define --config and its overrides --config.SECTION.KEY=VALUE; the value is a locked ConfigDict."""
   # ml_collections would open a --flagfile here, where no error is caught; command.run refuses that flag.

@@ -19,8 +19,8 @@ generate, evaluate, mine
           of `data`.
 export    the memory of the host and the bytes read and written; no accelerator takes part.
 --study   the chip-hours of the study that sweep runs with the same --config, --arms, --seeds and --base: training,
-          mining, and evaluation of all arms and seeds. It is a lower bound, the roofline divided by --efficiency: what
-          starting, compiling, checkpoints and latency take is not in it.
+          mining, and evaluation of all arms and seeds. It is the roofline divided by --efficiency, a lower bound at 1.
+          Starting, compiling, checkpoints and latency are not in it.
 """
 
 import dataclasses
@@ -247,6 +247,8 @@ def say(text: str) -> None:
 
 def size_decoding(config: Config, requests: list[Request]) -> None:
   """Print and save the estimates of the decode step and of the reading of prompts."""
+  if SEARCH.value and ROWS.value is not None:
+    raise InputError(f"--search finds the rows, and --rows={ROWS.value} gives them; leave one out")
   model_config = model_of(config)
   estimates = []
   for decoder in [decoder_of(config, model_config, request) for request in requests]:

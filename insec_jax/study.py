@@ -31,6 +31,9 @@ PYTHON = (sys.executable, "-m")
 MOST_SEED = 2**32 - 1
 
 
+flags.disclaim_key_flags()  # those of `define_flags` are the program's: its --help has them
+
+
 def define_flags() -> None:
   """Define --arms, --seeds and --base, which with --config say what a study is."""
   flags.DEFINE_list("arms", None, "Comma-separated arms of the config.")

@@ -37,7 +37,8 @@ create() {
 send() {
   archive=$(mktemp --suffix=.tar)
   trap 'rm -f "$archive"' EXIT
-  { git ls-files -z --cached --others --exclude-standard; find .git -type f -print0; } | tar --null -T - -cf "$archive"
+  { git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+      [ -e "$file" ] && printf '%s\0' "$file" || true; done; find .git -type f -print0; } | tar --null -T - -cf "$archive"
   show gcloud compute tpus tpu-vm scp "$archive" "$TPU":insec_jax.tar "${where[@]}" --worker=all
   # The images of some TPUs have Python 3.10 and no newer one.
   on_all 'mkdir -p insec_jax && tar -xf insec_jax.tar -C insec_jax && cd insec_jax &&
@@ -52,7 +53,7 @@ run() {
     code=0
     on_all "cd insec_jax && PATH=\$PWD/.venv/bin:\$PATH JAX_COMPILATION_CACHE_DIR=\$PWD/.venv/xla $command" || code=$?
     case $code in
-      0 | 2) exit "$code" ;;  # done, or the input is wrong: no use in trying again
+      0 | 2 | 3) exit "$code" ;;  # done, wrong input, a loss that is not finite: no use in trying again
     esac
     echo "try $try ended with $code; again in 30 s" >&2
     sleep 30

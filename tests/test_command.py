@@ -44,9 +44,14 @@ def helps(tmp_path_factory):
 def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program):
   source = (ROOT / "insec_jax" / f"{program}.py").read_text()
   assert helps[program].startswith(ast.get_docstring(ast.parse(source), clean=False))
-  shared = {"\ndefine_flags()": "files/chunks.py", "\nengine.define_flags()": "generation/engine.py"}
+  shared = {
+    "\ndefine_flags()": "files/chunks.py",
+    "\nengine.define_flags()": "generation/engine.py",
+    "\nstudy.define_flags()": "study.py",
+  }
   sources = [source, *((ROOT / "insec_jax" / file).read_text() for call, file in shared.items() if call in source)]
   named = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', "".join(sources))
+  named += ["config"] if "config_file.define_flag(" in source else []
   assert named
   for name in named:
     assert re.search(rf"^  --(\[no\])?{name}:", helps[program], re.MULTILINE), name

@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import random
+import re
 import ssl
 import sys
 import threading
@@ -63,20 +64,23 @@ class Client:
   """
 
   def __init__(self, url: str, *, timeout: float | None = None):
-    parts = urllib.parse.urlsplit(url)
-    try:
-      port = parts.port
-    except ValueError:
-      port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.query or parts.fragment:
-      raise InputError(f"--server={url!r:.200}; must be a URL such as http://host:8000")
-    if "@" in parts.netloc:
+    if "@" in url:
       raise InputError(f"--server holds a user or password; put a key in the environment variable {API_KEY}")
+    try:
+      parts = urllib.parse.urlsplit(url)
+      port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+      known = parts.scheme in ("http", "https") and host and not parts.query and not parts.fragment
+    except ValueError:  # UnicodeError is one
+      known = False
+    if not known or not re.fullmatch("[!-~]*", parts.path):
+      raise InputError(f"--server={url!r:.200}; must be a URL such as http://host:8000")
     self.url = url.rstrip("/").removesuffix("/v1")
     self._path = parts.path.rstrip("/").removesuffix("/v1")
     self._timeout = TIMEOUT_SECONDS if timeout is None else timeout
     self._key = os.environ.get(API_KEY, "").strip()
-    host, connect = parts.hostname, min(self._timeout, CONNECT_SECONDS)
+    if not re.fullmatch("[!-~]*", self._key):
+      raise InputError(f"the environment variable {API_KEY} holds white space or letters beyond ASCII; give the key")
+    connect = min(self._timeout, CONNECT_SECONDS)
     self._make: Callable[[], http.client.HTTPConnection] = lambda: (
       http.client.HTTPSConnection(host, port, timeout=connect, context=ssl.create_default_context())
       if parts.scheme == "https"

@@ -4,9 +4,10 @@ Greedy tokens are those of Sampler, up to the order of float sums. At a temperat
 random numbers of its own, from a seed that depends on the seed and the number of the prompt only.
 """
 
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,12 +94,13 @@ class ServerEngine:
     The best other token is among the two likeliest, of which a second request asks: the first one gives those that it
     names in their place.
     """
-    flag_T = np.array([place[flag_id] for place in choice.others], np.float32)
     text = [*prompt.tolist(), *choice.tokens[:-1]]
     read = self.server.complete(text, max_tokens=1, logprobs=2, prompt_logprobs=2, stopped=stopped)
     places = [*_prompt_logprobs(read)[len(prompt) :], read.others[0]]
-    best_T = [max(value for token, value in place.items() if token != flag_id) for place in places]
-    return flag_T, flag_T - np.array(best_T, np.float32)
+    with _complete():
+      flag_T = np.array([place[flag_id] for place in choice.others], np.float32)
+      best_T = [max(value for token, value in place.items() if token != flag_id) for place in places]
+      return flag_T, flag_T - np.array(best_T, np.float32)
 
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int = 0) -> list[np.ndarray]:  # noqa: ARG002
     """Return for each text the log p of each token given those before it; 0 for the first."""
@@ -108,13 +110,25 @@ class ServerEngine:
       text = texts[index].tolist()
       choice = self.server.complete(text, max_tokens=1, prompt_logprobs=0, stopped=stopped)
       places = _prompt_logprobs(choice)
-      logprob_T = np.array(
-        [0.0, *(place[token] for place, token in zip(places[1:], text[1:], strict=True))], np.float32
-      )
+      with _complete():
+        logprob_T = np.array(
+          [0.0, *(place[token] for place, token in zip(places[1:], text[1:], strict=True))], np.float32
+        )
       check_finite(logprob_T, index)
       return logprob_T
 
     return self.server.map(read, len(texts))
+
+
+@contextlib.contextmanager
+def _complete() -> Iterator[None]:
+  """Raise InputError when an answer lacks a log probability that was asked for."""
+  try:
+    yield
+  except (KeyError, ValueError) as error:
+    raise InputError(
+      f"the server's answer lacks log probabilities that were asked for ({error!r:.80}); use another server"
+    ) from error
 
 
 def _prompt_logprobs(choice: Choice) -> list[dict[int, float]]:

@@ -118,3 +118,17 @@ def test_delays_double_up_to_a_limit_with_jitter_or_are_those_the_server_asks_fo
   assert all(limit / 2 <= waited <= limit for waited, limit in zip(waits.seconds, most, strict=False))
   assert waits.seconds[:8] != most
   assert waits.seconds[8:] == [17.0]
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a..b:8000", "http://host:8000/a b", "http://host/ä", "ftp://h"])
+def test_a_url_that_cannot_be_one_is_refused_at_once(url):
+  with pytest.raises(InputError, match="must be a URL such as"):
+    Client(url)
+
+
+@pytest.mark.parametrize("key", ["sk-SECRET\nx", "sk-SECRET’"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key, monkeypatch):
+  monkeypatch.setenv("OPENAI_API_KEY", key)
+  with pytest.raises(InputError, match="OPENAI_API_KEY") as error:
+    Client("http://host:8000")
+  assert "SECRET" not in str(error.value)
