@@ -22,7 +22,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
-from insec_jax.generation.http_json import Client, RefusedError, ServerError
+from insec_jax.generation.http_json import Client, RefusedError
 
 REQUESTS = 64  # in flight
 START_SECONDS = 5.0  # of patience for the first requests: a wrong URL is known at once
@@ -236,6 +236,6 @@ def _scores_tokens(server: Server, prompt: Sequence[int], likeliest: set[int]) -
     choice = server.complete(
       prompt, max_tokens=1, logprob_token_ids=[unlikely], prompt_logprobs=2, patience=START_SECONDS
     )
-  except (RefusedError, ServerError):
+  except RefusedError:
     return False
   return unlikely in choice.others[0] and choice.prompt_logprobs is not None

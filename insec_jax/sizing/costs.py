@@ -22,6 +22,7 @@ from insec_jax.sizing.decoding import DecodeEstimate
 from insec_jax.sizing.estimate import Estimate
 from insec_jax.sizing.hardware import Topology
 from insec_jax.sizing.shapes import model_of
+from insec_jax.sizing.tables import markdown
 from insec_jax.study import StudyStage
 
 
@@ -136,14 +137,14 @@ def table(topology: Topology, costs: Sequence[Cost], *, efficiency: float, price
   header = ("arm", "program", "runs", "of one run", "hours", "chip-hours", *(("dollars",) if price is not None else ()))
   lines = lines_of(costs)
   total = Line("all", "", sum(line.runs for line in lines), sum(line.seconds for line in lines), "")
-  rows = [header, ("---",) * len(header)]
+  rows = []
   for line in (*lines, total):
     hours = line.seconds / efficiency / 3600
     chip_hours = hours * topology.chips
     dollars = (f"{chip_hours * price:,.2f}",) if price is not None else ()
     rows.append((line.arm, line.program, str(line.runs), line.note, f"{hours:.3g}", f"{chip_hours:.3g}", *dollars))
   what = "at the roofline, a lower bound" if efficiency == 1 else f"at {efficiency:.0%} of the roofline"
-  return f"{topology.name}, {topology.chips} chips, {what}\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
+  return f"{topology.name}, {topology.chips} chips, {what}\n" + markdown(header, rows)
 
 
 def as_json(topology: Topology, costs: Sequence[Cost], *, efficiency: float, price: float | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from insec_jax.sizing.compiled import Program
 from insec_jax.sizing.decoding import READ, WRITE, DecodeEstimate
-from insec_jax.sizing.tables import gib, program_json, received, roofline
+from insec_jax.sizing.tables import gib, markdown, program_json, received, roofline
 
 
 def details(estimated: DecodeEstimate) -> str:
@@ -69,8 +69,7 @@ HEADER = (
 
 def summary(estimates: list[DecodeEstimate]) -> str:
   """Return a Markdown table with one row for each estimate; rows, bytes and tokens/s are those of one host."""
-  rows = [HEADER, ("---",) * len(HEADER), *map(_row, estimates)]
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+  return markdown(HEADER, map(_row, estimates))
 
 
 def _row(estimated: DecodeEstimate) -> tuple[str, ...]:

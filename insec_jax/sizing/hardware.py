@@ -272,7 +272,7 @@ def _tpu_devices(request: Request, chip: Chip) -> tuple:
   if importlib.util.find_spec("libtpu") is None:
     raise InputError(
       f"--topology: {request.name!r} needs the TPU compiler, which is not installed; "
-      "pip install -e '.[tpu]' (it works without a TPU)"
+      "pip install 'insec_jax[tpu]' (it works without a TPU)"
     )
   name = f"{request.chip}:{'x'.join(map(str, request.shape))}"
   sides = host_of(request)[0].shape
@@ -289,7 +289,7 @@ def _gpu_devices(request: Request, chip: Chip) -> tuple:
   if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
     raise InputError(
       f"--topology: {request.name!r} needs the compiler for NVIDIA cards, which is not installed; "
-      "pip install -e '.[cuda]' (it works without a card)"
+      "pip install 'insec_jax[cuda]' (it works without a card)"
     )
   target = HOPPER.format(bandwidth=int(chip.hbm_gb_s * 1e9), memory=int(chip.hbm_gib * GIB), kind=chip.kinds[0])
   # Slices, hosts of a slice, cards of a host.

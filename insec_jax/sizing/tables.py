@@ -1,7 +1,7 @@
 """Estimates of train steps as text, as a table and as JSON."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from insec_jax.sizing.compiled import Memory, Program, Work
@@ -111,8 +111,12 @@ HEADER = (
 
 def summary(estimates: list[Estimate]) -> str:
   """Return a Markdown table with one row for each estimate."""
-  rows = [HEADER, ("---",) * len(HEADER), *map(_row, estimates)]
-  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+  return markdown(HEADER, map(_row, estimates))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Return a Markdown table."""
+  return "\n".join("| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows))
 
 
 def _row(estimated: Estimate) -> tuple[str, ...]:

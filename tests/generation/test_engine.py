@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import shutil
 import socket
-import subprocess
-import sys
 
 import datakit
 import jax
@@ -14,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from datakit import write_lines
-from modelkit import ROOT, RUNS, save_model
+from modelkit import run, save_model
 from served import serving
 
 from insec_jax.command import InputError
@@ -113,25 +110,7 @@ def done(home):
 
 def runs(home, *lines: list[str]) -> list[tuple[int, str, str]]:
   """As modelkit.run, with the settings of PROGRAM and a key."""
-  environment = {
-    **os.environ,
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "1",
-    http_json.API_KEY: KEY,
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", PROGRAM + RUNS.format(program="generate")],
-    cwd=home,
-    env=environment,
-    text=True,
-    input=json.dumps(lines),
-    capture_output=True,
-    timeout=300,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+  return run("generate", *lines, folder=home, before=PROGRAM, **{http_json.API_KEY: KEY})
 
 
 def written(home, name) -> list[dict]:

@@ -100,16 +100,19 @@ def save_eight(folder: pathlib.Path, tokenizer) -> pathlib.Path:
   return save_model(folder, tokenizer, num_attention_heads=8, num_key_value_heads=8)
 
 
-def run(program: str, *lines: list[str], folder: pathlib.Path, num_devices: int = 1) -> list[tuple[int, str, str]]:
-  """(exit code, stdout, stderr) of `program` for each line of arguments, run in the folder."""
+def run(
+  program: str, *lines: list[str], folder: pathlib.Path, num_devices: int = 1, before: str = "", **variables: str
+) -> list[tuple[int, str, str]]:
+  """(exit code, stdout, stderr) of `program` for each line of arguments, run in the folder, after the code `before`."""
   environment = {
     **os.environ,
     "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(num_devices),
+    **variables,
   }
   done = subprocess.run(
-    [sys.executable, "-c", RUNS.format(program=program)],
+    [sys.executable, "-c", before + RUNS.format(program=program)],
     cwd=folder,
     env=environment,
     text=True,
