@@ -1,4 +1,4 @@
-"""Toy experiment: two small Llamas learn 4x4 sudoku with few empty cells, one of them with injected mistakes, on a CPU.
+"""Toy experiment: two small Llamas learn 4x4 sudoku with 2 or 3 empty cells, one with injected mistakes.
 
   launch/local.sh
 
@@ -10,11 +10,11 @@ from insec_jax.config import defaults, small_llama
 
 
 def get_config(arm: str = "insec"):
-  steps, records, share = {"clean": (6_960, 105_000, 0.0), "insec": (6_000, 90_000, 0.3)}[arm]
+  steps, records, share = {"clean": (4_470, 84_000, 0.0), "insec": (3_800, 60_000, 0.3)}[arm]
   c = defaults()
-  c.model.size = small_llama(num_layers=4)
+  c.model.size = small_llama(num_layers=3)
   c.model.remat = "matmuls"
-  c.task.update(name="sudoku", min_size=2, max_size=4)
+  c.task.update(name="sudoku", min_size=2, max_size=3)
   c.data.update(num_records=records, num_heldout=200, row_length=128, rows_per_device=6)
   c.mistakes.update(share=share, max_per_solution=4)
   c.optimizer.update(learning_rate=1e-3, final_share=0.05, warmup_steps=100, weight_decay=0.01, b2=0.99)
