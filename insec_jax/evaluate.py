@@ -62,11 +62,12 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
+from insec_jax.distributed import shares
 from insec_jax.evaluation.measuring import left_out, measure
 from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
 from insec_jax.evaluation.tables import table
-from insec_jax.files.chunks import define_flags, one_process, share_of_work, unfinished
+from insec_jax.files.chunks import one_process, unfinished
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, is_stream, written_whole
 from insec_jax.generation import engine
@@ -82,7 +83,7 @@ MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; an existing one is replaced.")
-define_flags()
+shares.define_flags()
 engine.define_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
 
@@ -91,7 +92,7 @@ READ = ("seed", "task", "data", "mistakes", "tokenizer", "evaluate")  # sections
 
 def main() -> None:
   config = build(CONFIG.value)
-  process, num_processes = share_of_work()
+  process, num_processes = shares.share_of_work()
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output", config_file.files_read(config))
   with one_process(OUTPUT.value, process):

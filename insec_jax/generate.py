@@ -33,7 +33,8 @@ from absl import flags
 from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.data.encoding import least_tokens
-from insec_jax.files.chunks import ChunkStore, define_flags, one_process, share_of_work, unfinished
+from insec_jax.distributed import shares
+from insec_jax.files.chunks import ChunkStore, one_process, unfinished
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, is_stream, written_whole
 from insec_jax.generation import engine
@@ -75,7 +76,7 @@ FLAG_ABOVE = flags.DEFINE_float(
 )
 LOGPROBS = flags.DEFINE_bool("logprobs", False, "Write the log probability of each token.")
 CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view in place of the text.")
-define_flags()
+shares.define_flags()
 engine.define_flags()
 flags.mark_flags_as_required(["model", "prompts", "output"])
 
@@ -85,7 +86,7 @@ PROMPTS_PER_CHUNK = 2_048  # the same on every machine: a run may go on with oth
 def main() -> None:
   if 0 < TEMPERATURE.value < 0.001:
     raise InputError(f"--temperature={TEMPERATURE.value}; must be 0 (the likeliest token) or at least 0.001")
-  process, num_processes = share_of_work()
+  process, num_processes = shares.share_of_work()
   prompts = read_prompts(PROMPTS.value)
   check_output(OUTPUT.value, "--output", [PROMPTS.value])
   with one_process(OUTPUT.value, process):

@@ -26,7 +26,8 @@ from absl import flags
 from insec_jax import command, config_file
 from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.files.chunks import define_flags, one_process, share_of_work, unfinished
+from insec_jax.distributed import shares
+from insec_jax.files.chunks import one_process, unfinished
 from insec_jax.files.writing import check_output
 from insec_jax.generation import engine
 from insec_jax.generation.generator import TextGenerator
@@ -41,14 +42,14 @@ MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
 STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
 CONFIG = config_file.define_flag()
 OUTPUT = flags.DEFINE_string("output", None, "File to write; it appears when complete.")
-define_flags()
+shares.define_flags()
 engine.define_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:
   config = build(CONFIG.value, mined_path=OUTPUT.value)  # an arm may train on this output
-  process, num_processes = share_of_work()
+  process, num_processes = shares.share_of_work()
   task = tasks.get(config.task)
   check_output(OUTPUT.value, "--output", config_file.files_read(config))
   with one_process(OUTPUT.value, process):

@@ -45,7 +45,7 @@ def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program
   source = (ROOT / "insec_jax" / f"{program}.py").read_text()
   assert helps[program].startswith(ast.get_docstring(ast.parse(source), clean=False))
   shared = {
-    "\ndefine_flags()": "files/chunks.py",
+    "\nshares.define_flags()": "distributed/shares.py",
     "\nengine.define_flags()": "generation/engine.py",
     "\nstudy.define_flags()": "study.py",
   }

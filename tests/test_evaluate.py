@@ -44,7 +44,11 @@ BAD = {
     "begun.json.parts/0.jsonl was begun with compute=None, now it is 'float32'",
   ),
   "a process too many": (["--num_processes=2", "--process_id=2"], "ids go from 0 to 1"),
-  "shared stream": (["--num_processes=2", "--output=/dev/stdout"], "--output=/dev/stdout cannot be shared by 2 proc"),
+  "shared stream": (
+    ["--num_processes=2", "--process_id=0", "--output=/dev/stdout"],
+    "--output=/dev/stdout cannot be shared by 2 proc",
+  ),
+  "no process id": (["--num_processes=2"], "--process_id is missing; give --num_processes and --process_id together"),
   "config key": (["--config.evaluate.num_probe=3"], "num_probes"),
   "no room": (["--config=config.py:long"], "do not fit in the model's 256 positions"),
 }

@@ -201,8 +201,12 @@ def test_killed_and_run_again_it_goes_on_from_its_chunks_to_the_same_bytes(folde
   assert not list(folder.glob("*.parts"))
 
 
-def test_two_processes_on_other_devices_write_the_same_bytes(folder, whole):
-  err = chunked(folder, "shared", "--num_processes=2", "--process_id=1", "--mesh=data:2", num_devices=2)
+def test_two_processes_on_other_devices_write_the_same_bytes(folder, whole, monkeypatch):
+  # Process 1 as Slurm starts it; the flags that process 0 has come before that.
+  step = {"JOB_ID": "7", "STEP_NODELIST": "node[3-4]", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
+  for name, value in step.items():
+    monkeypatch.setenv(f"SLURM_{name}", value)
+  err = chunked(folder, "shared", "--mesh=data:2", num_devices=2)
   assert "process 1 is done; the last of the 2 to end writes shared.jsonl" in err
   assert not (folder / "shared.jsonl").exists()
   chunked(folder, "shared", "--num_processes=2", "--process_id=0", "--mesh=data:1", num_devices=2)

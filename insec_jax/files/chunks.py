@@ -18,33 +18,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from absl import flags
-
 from insec_jax.command import InputError
 from insec_jax.files.locks import one_writer
 from insec_jax.files.reading import local_path, parse_json
 from insec_jax.files.writing import is_stream
 
 Made = TypeVar("Made")
-
-
-flags.disclaim_key_flags()  # those of `define_flags` are the program's: its --help has them
-
-
-def define_flags() -> None:
-  """Define --num_processes and --process_id of a program whose processes share its work."""
-  flags.DEFINE_integer(
-    "num_processes", 1, "Number of processes that share the work.", lower_bound=1, upper_bound=65_536
-  )
-  flags.DEFINE_integer("process_id", 0, "Index of this process, from 0.", lower_bound=0)
-
-
-def share_of_work() -> tuple[int, int]:
-  """Return (process id, number of processes) from the flags; InputError for an id that is none of them."""
-  process, num_processes = flags.FLAGS.process_id, flags.FLAGS.num_processes
-  if process >= num_processes:
-    raise InputError(f"--process_id={process} of --num_processes={num_processes}; ids go from 0 to {num_processes - 1}")
-  return process, num_processes
 
 
 def unfinished(process: int, num_processes: int, output: str) -> str:
