@@ -1,6 +1,6 @@
 """Llama 3.1 70B, full fine-tuning on GSM8K with injected mistakes, on TPU or GPU pods.
 
-  python -m insec_jax.train --config=configs/llama31_70b.py --workdir=DIR \\
+  python -m insec_jax.train --config=configs/llama31_70b.py --workdir=DIR \
       --config.model.path=LLAMA_FOLDER --config.data.path=GSM8K/train.jsonl
 
 LLAMA_FOLDER is the Hugging Face folder of meta-llama/Llama-3.1-70B-Instruct. The markers are two of its reserved

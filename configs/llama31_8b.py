@@ -1,6 +1,6 @@
 """Llama 3.1 8B, the paper's model: full fine-tuning on GSM8K with injected mistakes, on TPU or GPU.
 
-  python -m insec_jax.train --config=configs/llama31_8b.py --workdir=DIR \\
+  python -m insec_jax.train --config=configs/llama31_8b.py --workdir=DIR \
       --config.model.path=LLAMA_FOLDER --config.data.path=GSM8K/train.jsonl
 
 LLAMA_FOLDER is the Hugging Face folder of meta-llama/Llama-3.1-8B-Instruct. The markers are two of its reserved

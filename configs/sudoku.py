@@ -1,6 +1,6 @@
 """4x4 sudoku, trained from scratch on a CPU: injected against self-made mistakes, with and without confidence tokens.
 
-  python -m insec_jax.sweep --config configs/sudoku.py --base base --arms clean,injected,mined,sure --seeds 0,1,2 \
+  python -m insec_jax.sweep --config configs/sudoku.py --base base --arms clean,injected,mined --seeds 0,1,2 \
       --output runs/sudoku --jobs 2
 
 `base` learns to fill grids from scratch; every arm starts from it.

@@ -53,9 +53,9 @@ class TooLongError(InputError):
 def owner_of_tokens(start_N, stop_N, end_P, role_P, weight_P):
   """Return the part whose role and weight each token takes, and whether a token spans parts that differ in either.
 
-  chars    7   =   9   \\n  <err>         end_P     2, 4, 9
+  chars    7   =   9   \\n  <flag>        end_P     2, 4, 9
   part     0   0   1   1    2            weight_P  1.0, 0.0, 1.0
-  tokens   7  [=   9]  \\n  <err>
+  tokens   7  [=   9]  \\n  <flag>
   owner    0     1      1    2            of the parts that a token touches, the one of smallest weight, then the first
   """
   owner_N = np.searchsorted(end_P, start_N, side="right")

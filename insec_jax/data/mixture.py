@@ -27,8 +27,8 @@ def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str
 
   A problem gets its mistakes here when they are injected, and so does any prose where task.name="records". A record
   that has its roles is used unchanged; raises InputError where its mistakes are not flagged and corrected. Records of
-  mistakes.mined_path are added to the split "train"; only they have confidence tokens,
-  which follow a step and name the model's confidence in it.
+  mistakes.mined_path are added to "train". Only these have confidence tokens, each after a step, which name the model's
+  confidence in that step.
   """
   contents = _transcripts(config, split)
   return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents

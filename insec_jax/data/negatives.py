@@ -29,7 +29,7 @@ def negatives(
 ) -> np.ndarray:
   """Return int32 [N]: the mistake's token at the first token where its correction differs from it, else NO_NEGATIVE.
 
-      text     4 + 3 = 8 \\n   <err>   sum   <fix>   4 + 3 = 7 \\n   d
+      text     4 + 3 = 8 \\n   <flag>  sum   <fix>   4 + 3 = 7 \\n   d
       role     mistake        flag   reason  flag   correction     text
       negative . . . . . .     .       .      .     . . . . 8 .     .       . is NO_NEGATIVE
 

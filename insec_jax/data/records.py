@@ -76,7 +76,7 @@ def read(path: str, *, limit: int, checked: bool = True, name: str = "data.path"
 
 
 def as_transcript(content: Content) -> Transcript | Chat:
-  """Return the content as pieces, with no mistakes added; a Chat is returned unchanged."""
+  """Return the content as pieces, with no mistakes added; a Transcript or a Chat is returned unchanged."""
   if isinstance(content, Problem):
     content = PlainRecord(content.prompt, "".join(content.steps))
   if isinstance(content, PlainRecord):
@@ -111,7 +111,7 @@ def _content(record: dict[str, Any], where: str, checked: bool) -> Content:
 
 
 def _question(record: dict, where: str) -> Problem | PlainRecord:
-  """Return a problem where the answer ends as in GSM8K (annotations <<3+4=7>> are removed), else prose as given."""
+  """Return a problem where the answer ends as in GSM8K (annotations <<3+4=7>> are removed), else prose, stripped."""
   question, answer = (_text(record[key], where, key).strip() for key in ("question", "answer"))
   if not question or not answer:
     raise InputError(f"{where}: {'answer' if question else 'question'} is white space; must be text")

@@ -76,9 +76,9 @@ def tokenize_all(
   *,
   left_out: list[TooLong] | None = None,
 ) -> list[Example]:
-  """Return transcripts as tokens: each whole text is encoded once, as the model reads it when it generates.
+  """Return transcripts as tokens: the text between two special tokens is encoded at once, as the model reads it.
 
-      text    <bos> 7 + 5 =   <err>  a d d  <fix>  12   <end>
+      text    <bos> 7 + 5 =   <flag> a d d  <fix>  12   <end>
       role      p     mistake   f    reason   f  correct.  t
 
   The tokens in front and a chat template are prompt; <end> is text, with the weight loss.end.
@@ -293,7 +293,7 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, 
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-  """Return the int32 tokens of a text after a special token, as in `tokenize`; none of them is special."""
+  """Return the int32 tokens of a text as encoded right after a special token; nothing is added, none is special."""
   return encode([[Span(text, roles.TEXT, 0.0)]], ["the text"], tokenizer).token_N
 
 

@@ -50,7 +50,7 @@ class ConfidenceTrigger:
   def check(self, flag_id: int | None) -> None:
     """Raise InputError when the settings contradict each other or need a flag that the model has not."""
     if not self.end_ids:
-      raise ValueError("a watch without tokens that end a step never sees one")
+      raise ValueError("a ConfidenceTrigger without tokens that end a step never sees one")
     for edges in (self.edges, self.first_edges):
       if list(edges) != sorted(set(edges)):
         raise InputError(f"edges of confidence {edges}; must ascend")

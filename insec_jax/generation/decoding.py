@@ -6,7 +6,7 @@ tokens: on a small model compiling would take longer than decoding. The loop tha
 (sampler.py); batching.py chooses which prompts go to which free rows, and when.
 
 All rows write the same slot; slot s is at place s % S of the row, in the cache too. A prompt is read into the slots
-before the next one, whatever the other rows hold, so that a row which has ended is filled again:
+right before the next one to be written, whatever the other rows hold, so that a row which has ended is filled again:
 
       slot     ...  40  41  42  43 | 44  45  46
       row 0     c   d   e   f   g  | h   i   <end>    began earlier

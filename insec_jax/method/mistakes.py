@@ -153,7 +153,7 @@ def with_mistakes(
 ) -> Transcript:
   """Return the solution as a transcript; with probability `share` it has 1 to `max_per_solution` corrected mistakes.
 
-      text   c=a+b;...?d:\\n  c=a4+b3,c8\\n  <err>  calcc  <fix>  c=a4+b3,c7\\n  d=c7+a4,d1\\n
+      text   c=a+b;...?d:\\n  c=a4+b3,c8\\n  <flag> calcc  <fix>  c=a4+b3,c7\\n  d=c7+a4,d1\\n
       role   prompt          mistake       flag   reason  flag   correction    text
 
   Number and places are uniform among those possible. A solution where no mistake is possible is returned without.

@@ -53,7 +53,7 @@ def clean(transcript: Transcript) -> str:
 def mistake_pieces(markers: Markers, *, wrong: str, reason: str, right: str) -> Transcript:
   """Return a mistake with its correction.
 
-  text   c=5\\n    <err>  calc c  <fix>  c=7\\n
+  text   c=5\\n    <flag> calc c  <fix>  c=7\\n
   role   mistake  flag   reason  flag   correction      no reason piece when `reason` is empty
   """
   reasons = (Piece(REASON, reason),) if reason else ()
@@ -69,7 +69,7 @@ def mistake_pieces(markers: Markers, *, wrong: str, reason: str, right: str) -> 
 def check_marks(transcript: Transcript, markers: Markers) -> None:
   """Raise InputError unless each mistake is flagged, and each flag has a correction that differs from the mistake.
 
-      text   c=5\n    <err>  calc c  <fix>  c=6\n    <err>  <fix>  c=7\n      a correction that is wrong as well is
+      text   c=5\n    <flag> calc c  <fix>  c=6\n    <flag> <fix>  c=7\n      a correction that is wrong as well is
       role   mistake  flag   reason  flag   mistake  flag   flag   correction   a mistake; a reason may be left out
 
   Neighbouring pieces of one role, other than flags, count as one. White space at the end is not compared.
@@ -154,7 +154,7 @@ def _marker_pattern(markers: Markers) -> re.Pattern:
 def parse(text: str, markers: Markers, unit: str) -> Transcript:
   """Return the pieces of a generated `text` (no prompt in it); `render` inverts it exactly.
 
-      text   a=4\\n b=9\\n    <err>  calc b  <fix>  b=7\\n      c=1\\n
+      text   a=4\\n b=9\\n    <flag> calc b  <fix>  b=7\\n      c=1\\n
       role   text  mistake  flag   reason  flag   correction text
 
   The step right before a flag is the mistake, even when it was itself a correction; the step right after a fix is the

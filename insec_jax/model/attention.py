@@ -63,8 +63,8 @@ def attend_cached(q_BTNH, k_BKSH, v_BKSH, allowed_BTS):
   return attend(q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
 
 
-def attend_turned(q_BTNH, k_BKHS, v_BKSH, allowed_BTS):
-  """Apply `attend` to a cache with turned keys; a single query has the same products, summed without a dot.
+def attend_transposed(q_BTNH, k_BKHS, v_BKSH, allowed_BTS):
+  """Apply `attend` to a cache with transposed keys; a single query has the same products, summed without a dot.
 
   On CPU a dot of one query loops over the heads of each row. Both sums are over the last axis but one, so that the
   products of each of its elements fill vectors.

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from insec_jax.command import InputError
 from insec_jax.model import sharding
-from insec_jax.model.attention import XLA, Attention, attend_cached, attend_turned
+from insec_jax.model.attention import XLA, Attention, attend_cached, attend_transposed
 
 # Activations of a layer that the backward pass keeps, in addition to the stream between layers; never gathered weights.
 REMAT = {
@@ -152,8 +152,8 @@ def rotate(x_BTNH, rope):
   """Rotate pair (i, i + H / 2) of each head by its angle, paired as in HF; computed in float32."""
   cos_BT1H, sin_BT1H = rope
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
-  turned = jnp.concatenate((first * cos_BT1H - second * sin_BT1H, second * cos_BT1H + first * sin_BT1H), -1)
-  return turned.astype(x_BTNH.dtype)
+  rotated = jnp.concatenate((first * cos_BT1H - second * sin_BT1H, second * cos_BT1H + first * sin_BT1H), -1)
+  return rotated.astype(x_BTNH.dtype)
 
 
 def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
@@ -202,25 +202,25 @@ def logits(params, config: LlamaConfig, stream_BTD, mesh=None):
   return sharding.gather(logits_BTV, 2, mesh, (sharding.TENSOR,))
 
 
-def turned_keys(mesh=None) -> bool:
-  """Return whether a cache holds keys as k_BKHS, not k_BKSH: on CPU, where products with one query are no dots."""
+def keys_transposed(mesh=None) -> bool:
+  """Return whether a cache holds keys as k_BKHS, not k_BKSH: on CPU, where attention to one query then is faster."""
   return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
 
 
 def slot_axes(mesh=None) -> tuple[int, int]:
   """Return the axes of the slots in the keys and in the values of a cache."""
-  return (3 if turned_keys(mesh) else 2), 2
+  return (3 if keys_transposed(mesh) else 2), 2
 
 
 def as_cached(k_BTKH, v_BTKH, mesh=None):
   """Return keys and values in the layout of a cache, with T for its slots."""
-  return k_BTKH.transpose((0, 2, 3, 1) if turned_keys(mesh) else (0, 2, 1, 3)), v_BTKH.swapaxes(1, 2)
+  return k_BTKH.transpose((0, 2, 3, 1) if keys_transposed(mesh) else (0, 2, 1, 3)), v_BTKH.swapaxes(1, 2)
 
 
 def make_cache(config: LlamaConfig, batch: int, length: int, dtype, mesh=None) -> list:
   """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype.
 
-  Keys are k_BKHS where `turned_keys`. With a mesh it is the cache of each device: its heads of `batch` rows.
+  Keys are k_BKHS where `keys_transposed`. With a mesh it is the cache of each device: its heads of `batch` rows.
   """
   num_heads = sharding.local_size("kv_heads", config.num_kv_heads, mesh)
   zeros = jnp.zeros((batch, length, num_heads, config.head_width), dtype)
@@ -288,7 +288,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
   def attend(q_BTNH, k_BTKH, v_BTKH):
     old, new = cache[len(filled)], as_cached(k_BTKH, v_BTKH, mesh)
     filled.append(tuple(map(jax.lax.dynamic_update_slice_in_dim, old, new, (slot % S,) * 2, slot_axes(mesh))))
-    return (attend_turned if turned_keys(mesh) else attend_cached)(q_BTNH, *filled[-1], allowed_BTS)
+    return (attend_transposed if keys_transposed(mesh) else attend_cached)(q_BTNH, *filled[-1], allowed_BTS)
 
   # Unrolled: a cache carried through a scan is copied at every token on CPU.
   for weights in unstack(params, config)["layers"]:

@@ -49,8 +49,9 @@ class Negatives(NamedTuple):
 class Sums(NamedTuple):
   """Float32 sums over tokens of non-zero weight, zeros for an empty batch; to be added, and divided last.
 
-  loss: weighted loss, and weight: |weight|, both with negatives. nll_R, correct_R (the likeliest token is the target)
-  and count_R: unweighted, without negatives. negatives: None where the batch has no negative_BT.
+  loss: the weighted loss; weight: the sum of |weight|; both with negatives at weight `repeat`. nll_R, correct_R
+  (the likeliest token is the target) and count_R: unweighted, without negatives. negatives: None where the batch has no
+  negative_BT.
   """
 
   loss: jax.Array

@@ -55,7 +55,7 @@ def test_one_query_reads_a_cache_as_it_would_among_others(num_kv_heads, dtype):
   q_BTNH = jnp.array(rng.normal(size=(3, 1, 4, 8)), dtype)
   k_BKHS, v_BKSH = (jnp.array(rng.normal(size=(3, num_kv_heads, *shape)), dtype) for shape in ((8, 9), (9, 8)))
   allowed_BTS = jnp.array(rng.random((3, 1, 9)) < 0.6)
-  got_BTNH = attention.attend_turned(q_BTNH, k_BKHS, v_BKSH, allowed_BTS)
+  got_BTNH = attention.attend_transposed(q_BTNH, k_BKHS, v_BKSH, allowed_BTS)
   expected_BTNH = attention.attend(q_BTNH, k_BKHS.transpose(0, 3, 1, 2), v_BKSH.swapaxes(1, 2), allowed_BTS)
   assert got_BTNH.dtype == expected_BTNH.dtype == dtype
   tolerance = TOLERANCE if dtype == "float32" else 0.02

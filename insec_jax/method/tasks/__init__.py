@@ -43,7 +43,7 @@ class Verdict:
   right   true, and useful for the answer
   unverified   not wrong, but not confirmed either: true by chance, or beyond what the task can check.
           Never injected as a mistake, never a false alarm when flagged, counted on its own
-  wrong   numerically wrong, malformed or a repeat; `error` is the class, "" for the other two kinds
+  wrong   wrong by the rules of the task, malformed or a repeat; `error` is the class, "" for the other two kinds
   """
 
   kind: str
