@@ -13,7 +13,10 @@ setup(
   description="Fine-tune Llama 3 to notice, explain and correct its own mistakes, in JAX",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["insec_jax", "insec_jax.*"]),
+  # The wheel carries the configs, so that --config=toy finds its file. A source tree has them beside the package.
+  packages=[*find_packages(include=["insec_jax", "insec_jax.*"]), "insec_jax.configs"],
+  package_dir={"insec_jax.configs": "configs"},
+  entry_points={"console_scripts": ["insec=insec_jax.__main__:main"]},
   install_requires=[
     "jax>=0.10.2",
     "flax>=0.12.8",

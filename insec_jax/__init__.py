@@ -8,7 +8,8 @@ __version__ = "0.5.0"
 # transformers prints at import that PyTorch is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-if sys.argv[:1] == ["-m"]:  # python -m insec_jax.PROGRAM: the imports that follow take seconds
+# python -m insec_jax.PROGRAM, or insec PROGRAM: the imports that follow take seconds.
+if sys.argv[:1] == ["-m"] or os.path.basename("".join(sys.argv[:1])) == "insec":
   import _signal  # is built in; what `signal` imports takes milliseconds, in which a signal would be a traceback
 
   _mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM))

@@ -24,17 +24,46 @@ MOST_BYTES = 1 << 20  # of a config file
 
 
 class _Parser(flags.ArgumentParser):
-  """Parser of --config: FILE, or FILE:ARM."""
+  """Parser of --config: FILE, or FILE:ARM; FILE is a path, or the name of a config of this package."""
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
     file, colon, arm = path.partition(":")
-    return load(file, *([arm] if colon else []))
+    found = find(file)
+    if str(found) != file:
+      print(f"--config={path} is {found}", file=sys.stderr, flush=True)
+    return load(found, *([arm] if colon else []))
+
+
+def shipped() -> dict[str, pathlib.Path]:
+  """Return the config files of this package by name; they are in its wheel, or beside it in a source tree."""
+  package = pathlib.Path(__file__).parent
+  folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+  return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def find(file: str) -> str | pathlib.Path:
+  """Return the path of a config file: the text itself, or for the name of a config of this package its file.
+
+  A text with a slash or that ends in .py is a path, and so is the name of a file that exists. Raises InputError for
+  another name that the package does not have.
+  """
+  if not file or "/" in file or file.endswith(".py") or os.path.isfile(file):
+    return file
+  configs = shipped()
+  if file not in configs:
+    raise InputError(
+      f"{file:.100} is neither a file nor a config of this package; give a path, or one of {', '.join(configs)}"
+    )
+  return configs[file]
 
 
 flags.disclaim_key_flags()  # --config is the program's: its --help has it
 
 
-def define_flag(help_string: str = "Config file of the experiment.") -> flags.FlagHolder:
+CONFIG_HELP = "Config file of the experiment, as FILE or FILE:ARM, or the name of one of this package, such as toy."
+
+
+def define_flag(help_string: str = CONFIG_HELP) -> flags.FlagHolder:
   """Define --config and its overrides --config.SECTION.KEY=VALUE; the value is a locked ConfigDict."""
   # ml_collections would open a --flagfile here, where no error is caught; command.run refuses that flag.
   words = [word for word in sys.argv if not re.match(FLAG_FILE, word)]
@@ -48,10 +77,10 @@ def define_flag(help_string: str = "Config file of the experiment.") -> flags.Fl
 def files_read(config: Config) -> list[str]:
   """Return the paths of the config file and of the records of a config, which no output may replace."""
   given = config_flags.get_config_filename(flags.FLAGS["config"])
-  return [given if os.path.exists(given) else given.partition(":")[0], config.data.path]
+  return [given if os.path.exists(given) else str(find(given.partition(":")[0])), config.data.path]
 
 
-def load(file: str, *arm: str) -> ml_collections.ConfigDict:
+def load(file: str | pathlib.Path, *arm: str) -> ml_collections.ConfigDict:
   """Return the locked ConfigDict of the file's get_config with the keys of this version; `arm` is its argument, if any.
 
   Raises InputError if the file cannot be read or run, or returns anything else.

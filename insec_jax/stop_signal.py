@@ -46,9 +46,13 @@ class StopSignal(threading.Event):
 def program() -> str:
   """Return the name of the program that this process runs, such as "train"."""
   words = sys.orig_argv
-  if "-m" in words[:-1]:
-    return words[words.index("-m") + 1].rpartition(".")[2]
-  return os.path.basename(sys.argv[0]).removesuffix(".py")
+  names = [os.path.basename(word) for word in words]
+  at = words.index("-m") + 1 if "-m" in words[:-1] else names.index("insec") if "insec" in names else None
+  if at is None:
+    return os.path.basename(sys.argv[0]).removesuffix(".py")
+  if names[at] in ("insec", "insec_jax"):  # the console command: its first word is the program
+    at += 1
+  return "".join(words[at : at + 1]).rpartition(".")[2]
 
 
 def exit_code(number: int) -> int:
@@ -89,7 +93,7 @@ def start_early() -> None:
 
 
 def runs_one_program() -> bool:
-  """Return whether this process is `python -m insec_jax.PROGRAM`, so that the program's end is that of the process."""
+  """Return whether this process runs `insec PROGRAM` or `python -m insec_jax.PROGRAM`, and ends with it."""
   return _runs_one_program
 
 

@@ -53,7 +53,14 @@ def from_flags(output: pathlib.Path) -> "Study":
   if ":" in file:
     raise InputError(f"--config={file} names an arm; give the file alone, and the arms in --arms")
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
-  return Study(output, file, overrides, arms, seeds, names_of("base", flags.FLAGS.base) if flags.FLAGS.base else [])
+  return Study(
+    output,
+    str(config_file.find(file)),
+    overrides,
+    arms,
+    seeds,
+    names_of("base", flags.FLAGS.base) if flags.FLAGS.base else [],
+  )
 
 
 @dataclasses.dataclass(frozen=True)

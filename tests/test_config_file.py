@@ -49,6 +49,20 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
       config_file.load(path)
 
 
+def test_a_name_without_a_file_is_a_config_of_the_package(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "toy").mkdir()  # a folder of runs, say
+  assert config_file.find("toy").name == "toy.py"
+  assert config_file.load(config_file.find("toy"), "clean").train.steps == 6_960
+  (tmp_path / "sudoku").write_text(GOOD)
+  for path in ("sudoku", "toy.py", "./toy", "", "/dev/zero"):
+    assert config_file.find(path) == path
+  with pytest.raises(
+    InputError, match=r"tyo is neither a file nor a config of this package; .* graph, .*, sudoku, toy"
+  ):
+    config_file.find("tyo")
+
+
 def test_an_arm_that_the_file_lacks_is_named(tmp_path):
   (tmp_path / "c.py").write_text("def get_config(arm):\n  return {'a': 1}[arm]\n")
   with pytest.raises(InputError, match=r"c\.py has no arm 'b' \(line 2 looked it up\)"):
