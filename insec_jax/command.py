@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from insec_jax import stop_signal
+from insec_jax import flags_help, stop_signal
 from insec_jax.refusals import chain, is_refusal, machine_refusal, one_line, printable  # noqa: F401
 
 DONE, FAILED, WRONG_INPUT, DIVERGED, PREEMPTED = 0, 1, 2, 3, stop_signal.PREEMPTED
@@ -83,6 +83,12 @@ def run(main: Callable[[], int | None]) -> None:
   if not code and stop_signal.runs_one_program():
     stop_signal.work_is_done()
   sys.exit(code)
+
+
+def answer_help(module: str) -> None:
+  """Print the help and exit if the module is the program and --help is given; call it before imports that take long."""
+  if module == "__main__" and HELP in sys.argv[1:]:
+    run(lambda: DONE)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -157,7 +163,7 @@ def _follow_parent() -> None:
 
 def _help() -> str:
   """Return the docstring of the program and the help of its flags."""
-  return f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}"
+  return flags_help.page(sys.modules["__main__"].__doc__ or "", sys.argv[0])
 
 
 def _parse_flags() -> None:

@@ -26,6 +26,8 @@ MOST_BYTES = 1 << 20  # of a config file
 class _Parser(flags.ArgumentParser):
   """Parser of --config: FILE, or FILE:ARM; FILE is a path, or the name of a config of this package."""
 
+  kind = "FILE[:ARM]"  # in the help
+
   def parse(self, path: str) -> ml_collections.ConfigDict:
     file, colon, arm = path.partition(":")
     found = find(file)
@@ -60,7 +62,10 @@ def find(file: str) -> str | pathlib.Path:
 flags.disclaim_key_flags()  # --config is the program's: its --help has it
 
 
-CONFIG_HELP = "Config file of the experiment, as FILE or FILE:ARM, or the name of one of this package, such as toy."
+CONFIG_HELP = (
+  "Config file of the experiment, or the name of one of this package, such as toy; --config.SECTION.KEY=VALUE "
+  "overrides a value of it. config.py has every key with its type, bounds and default."
+)
 
 
 def define_flag(help_string: str = CONFIG_HELP) -> flags.FlagHolder:
@@ -72,6 +77,18 @@ def define_flag(help_string: str = CONFIG_HELP) -> flags.FlagHolder:
   )
   flags.FLAGS["config"].parser = _Parser()  # ml_collections applies the overrides to its result
   return holder
+
+
+def define_study_flags() -> None:
+  """Define --arms, --seeds and --base, which with --config say what a study is."""
+  flags.DEFINE_list("arms", None, "Comma-separated arms of the config.")
+  flags.DEFINE_list("seeds", None, "Comma-separated seeds.")
+  flags.DEFINE_list(
+    "base",
+    [],
+    "Arm from whose weights the arms with a model.path start; of several, comma-separated, each starts from the one "
+    "before it (default: none).",
+  )
 
 
 def files_read(config: Config) -> list[str]:

@@ -49,20 +49,36 @@ results.json holds
   transcripts    [{"title", "outcome", "pieces": [{"role", "text"}]}]: successes and failures, for the report
 """
 
+from absl import flags
+
+from insec_jax import command, config_file, flags_help
+from insec_jax.distributed import shares
+from insec_jax.generation.flags import MESH_HELP, define_server_flags
+
+with flags_help.group("Input and output"):
+  MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  CONFIG = config_file.define_flag()
+  OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; an existing one is replaced.")
+with flags_help.group("Devices and processes"):
+  MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
+  shares.define_flags()
+with flags_help.group("A server that has the weights"):
+  define_server_flags()
+flags.mark_flags_as_required(["model", "config", "output"])
+
+command.answer_help(__name__)
+
 import dataclasses
 import json
 import sys
 import time
 from typing import Any
 
-from absl import flags
-
-from insec_jax import command, config_file
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
-from insec_jax.distributed import shares
 from insec_jax.evaluation.measuring import left_out, measure
 from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
@@ -74,18 +90,8 @@ from insec_jax.generation import engine
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.journal import journaled
 from insec_jax.generation.loading import LoadedModel, with_markers
-from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
 from insec_jax.training.layout import flat, versions
-
-MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
-MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
-CONFIG = config_file.define_flag()
-OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; an existing one is replaced.")
-shares.define_flags()
-engine.define_flags()
-flags.mark_flags_as_required(["model", "config", "output"])
 
 READ = ("seed", "task", "data", "mistakes", "tokenizer", "evaluate")  # sections of the config that are read here
 

@@ -7,14 +7,26 @@ byte. Without --dtype weights keep their stored dtype, which after training is p
 empty; it appears when complete.
 """
 
+from absl import flags
+
+from insec_jax import command, flags_help
+
+with flags_help.group("Input and output"):
+  MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
+  DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
+flags.mark_flags_as_required(["model", "output"])
+
+command.answer_help(__name__)
+
 import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-from absl import flags
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import command, config_build
+from insec_jax import config_build
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, vocabulary
@@ -23,12 +35,6 @@ from insec_jax.generation import loading
 from insec_jax.model import build, hf, hf_writing, llama
 from insec_jax.training import layout
 from insec_jax.training.stored import read_params
-
-MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
-STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
-flags.mark_flags_as_required(["model", "output"])
 
 CARD = "README.md"
 LLAMA_PAD = "<|finetune_right_pad_id|>"  # of Llama 3.1; other tokenizers lack it

@@ -23,6 +23,71 @@ export    the memory of the host and the bytes read and written; no accelerator 
           Starting, compiling, checkpoints and latency are not in it.
 """
 
+from absl import flags
+
+from insec_jax import command, config_file, flags_help
+from insec_jax.generation.flags import MESH_HELP
+
+with flags_help.group("What is sized"):
+  CONFIG = config_file.define_flag()
+  PROGRAM = flags.DEFINE_enum(
+    "program", "train", ["train", "generate", "evaluate", "mine", "export"], "Program of which the size is wanted."
+  )
+  TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Comma-separated slices to compile for: v5p:2x2x4, 2xv5e:8x8, h100:8; or local: this machine."
+  )
+  SEARCH = flags.DEFINE_bool("search", False, "Find the most rows that fit; of train for each model.remat.")
+  SHARE = flags.DEFINE_float(
+    "trained_share",
+    1.0,
+    "Fraction of tokens that are trained; the head skips others.",
+    lower_bound=1e-6,
+    upper_bound=1.0,
+  )
+with flags_help.group("Decoding"):
+  MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
+  ROWS = flags.DEFINE_integer(
+    "rows",
+    None,
+    "Rows that a host decodes at once (default: evaluate.batch_size; of generate what it would choose).",
+    lower_bound=1,
+    upper_bound=1 << 20,
+  )
+  PROMPT_TOKENS = flags.DEFINE_integer(
+    "prompt_tokens", 256, "Tokens of a prompt, padded to a power of two.", lower_bound=1, upper_bound=1 << 20
+  )
+  MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens",
+    None,
+    "Tokens of a row for which there is room after the prompt (default: evaluate.max_tokens).",
+    lower_bound=1,
+    upper_bound=1 << 20,
+  )
+with flags_help.group("Export"):
+  DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"], "Dtype that export writes (default: as stored)."
+  )
+with flags_help.group("A whole study"):
+  STUDY = flags.DEFINE_bool("study", False, "Give the chip-hours of the study of --arms, --seeds and --base.")
+  config_file.define_study_flags()
+  PRICE = flags.DEFINE_float("price", None, "Dollars of a chip-hour, for the dollars of the study.", lower_bound=0.0)
+  EFFICIENCY = flags.DEFINE_float(
+    "efficiency",
+    1.0,
+    "Fraction of the roofline that runs reach, by which the time of the study is divided (1: the lower bound).",
+    lower_bound=0.01,
+    upper_bound=1.0,
+  )
+  MEAN_TOKENS = flags.DEFINE_float(
+    "mean_tokens", None, "Mean length of a text that the study writes (default: evaluate.max_tokens).", lower_bound=1.0
+  )
+with flags_help.group("Output"):
+  OUTPUT = flags.DEFINE_string("output", None, "Also write all figures to this JSON file.")
+  HLO = flags.DEFINE_string("hlo", None, "Also write the optimised HLO of each program into this folder.")
+flags.mark_flags_as_required(["config"])
+
+command.answer_help(__name__)
+
 import dataclasses
 import functools
 import json
@@ -31,15 +96,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
-
-from insec_jax import command, config_build, config_file, study
+from insec_jax import config_build, study
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.generation import batching
-from insec_jax.generation.placement import MESH_HELP
 from insec_jax.model import llama, sharding
 from insec_jax.sizing import costs, decoding_tables, exporting, hardware, tables
 from insec_jax.sizing.decoding import DecodeEstimate, Decoder, device_memory, mesh_for
@@ -47,55 +109,6 @@ from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Request, Topology
 from insec_jax.sizing.search import most_rows
 from insec_jax.sizing.shapes import model_of
-
-CONFIG = config_file.define_flag()
-TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "Comma-separated slices to compile for: v5p:2x2x4, 2xv5e:8x8, h100:8; or local: this machine."
-)
-PROGRAM = flags.DEFINE_enum(
-  "program", "train", ["train", "generate", "evaluate", "mine", "export"], "Program of which the size is wanted."
-)
-OUTPUT = flags.DEFINE_string("output", None, "Also write all figures to this JSON file.")
-HLO = flags.DEFINE_string("hlo", None, "Also write the optimised HLO of each program into this folder.")
-SEARCH = flags.DEFINE_bool("search", False, "Find the most rows that fit; of train for each model.remat.")
-SHARE = flags.DEFINE_float(
-  "trained_share", 1.0, "Fraction of tokens that are trained; the head skips others.", lower_bound=1e-6, upper_bound=1.0
-)
-MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-ROWS = flags.DEFINE_integer(
-  "rows",
-  None,
-  "Rows that a host decodes at once (default: evaluate.batch_size; of generate what it would choose).",
-  lower_bound=1,
-  upper_bound=1 << 20,
-)
-PROMPT_TOKENS = flags.DEFINE_integer(
-  "prompt_tokens", 256, "Tokens of a prompt, padded to a power of two.", lower_bound=1, upper_bound=1 << 20
-)
-MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens",
-  None,
-  "Tokens of a row for which there is room after the prompt (default: evaluate.max_tokens).",
-  lower_bound=1,
-  upper_bound=1 << 20,
-)
-DTYPE = flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16", "float16"], "Dtype that export writes (default: as stored)."
-)
-STUDY = flags.DEFINE_bool("study", False, "Give the chip-hours of the study of --arms, --seeds and --base.")
-study.define_flags()
-PRICE = flags.DEFINE_float("price", None, "Dollars of a chip-hour, for the dollars of the study.", lower_bound=0.0)
-EFFICIENCY = flags.DEFINE_float(
-  "efficiency",
-  1.0,
-  "Fraction of the roofline that runs reach, by which the time of the study is divided (1: the lower bound).",
-  lower_bound=0.01,
-  upper_bound=1.0,
-)
-MEAN_TOKENS = flags.DEFINE_float(
-  "mean_tokens", None, "Mean length of a text that the study writes (default: evaluate.max_tokens).", lower_bound=1.0
-)
-flags.mark_flags_as_required(["config"])
 
 DECODING = ("generate", "evaluate", "mine")
 # The modes in which a flag is read: programs of --program, or study.

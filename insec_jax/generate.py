@@ -19,21 +19,65 @@ the template and the markers only. Greedy texts are the same; at a temperature t
 seed. --flag_above needs the weights here.
 """
 
+import math
+
+from absl import flags
+
+from insec_jax import command, flags_help
+from insec_jax.distributed import shares
+from insec_jax.generation.flags import MESH_HELP, define_server_flags
+
+with flags_help.group("Input and output"):
+  MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines file, each line {"prompt": text} or {"tokens": [ids]}.')
+  OUTPUT = flags.DEFINE_string("output", None, "File to write, one line per prompt; it appears when complete.")
+  LOGPROBS = flags.DEFINE_bool("logprobs", False, "Write the log probability of each token.")
+  CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view in place of the text.")
+with flags_help.group("Decoding"):
+  MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 256, "Maximum number of new tokens, including the stop token.", lower_bound=1, upper_bound=1 << 20
+  )
+  TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "Sampling temperature; 0: greedy.", lower_bound=0.0, upper_bound=1_000.0
+  )
+  TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens with this total probability.", 0.0, 1.0)
+  SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Sampling seed. A prompt's sample depends on its line number, not on the batch.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+  )
+  FLAG_BIAS = flags.DEFINE_float(
+    "flag_bias", 0.0, "Bias added to the logit of the flag; -inf: never flag.", upper_bound=10_000.0
+  )
+  FLAG_ABOVE = flags.DEFINE_float(
+    "flag_above",
+    math.inf,
+    "Flag a step when the largest -log p of its tokens, without the first, is above this (0.7: p below 0.5); "
+    "evaluate chooses a value.",
+  )
+with flags_help.group("Devices and processes"):
+  MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
+  shares.define_flags()
+with flags_help.group("A server that has the weights"):
+  define_server_flags()
+flags.mark_flags_as_required(["model", "prompts", "output"])
+
+command.answer_help(__name__)
+
 import hashlib
 import itertools
 import json
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.data.encoding import least_tokens
-from insec_jax.distributed import shares
 from insec_jax.files.chunks import ChunkStore, one_process, unfinished
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, is_stream, written_whole
@@ -41,44 +85,9 @@ from insec_jax.generation import engine
 from insec_jax.generation.batching import rows_that_fit
 from insec_jax.generation.generator import Completion, TextGenerator
 from insec_jax.generation.loading import LoadedModel
-from insec_jax.generation.placement import MESH_HELP
 from insec_jax.generation.prompts import Prompt, read_prompts
 from insec_jax.generation.sampler import check_prompt
 from insec_jax.method.transcript import clean_text
-
-MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
-MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
-PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines file, each line {"prompt": text} or {"tokens": [ids]}.')
-OUTPUT = flags.DEFINE_string("output", None, "File to write, one line per prompt; it appears when complete.")
-MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 256, "Maximum number of new tokens, including the stop token.", lower_bound=1, upper_bound=1 << 20
-)
-TEMPERATURE = flags.DEFINE_float(
-  "temperature", 0.0, "Sampling temperature; 0: greedy.", lower_bound=0.0, upper_bound=1_000.0
-)
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens with this total probability.", 0.0, 1.0)
-SEED = flags.DEFINE_integer(
-  "seed",
-  0,
-  "Sampling seed. A prompt's sample depends on its line number, not on the batch.",
-  lower_bound=0,
-  upper_bound=2**32 - 1,
-)
-FLAG_BIAS = flags.DEFINE_float(
-  "flag_bias", 0.0, "Bias added to the logit of the flag; -inf: never flag.", upper_bound=10_000.0
-)
-FLAG_ABOVE = flags.DEFINE_float(
-  "flag_above",
-  math.inf,
-  "Flag a step when the largest -log p of its tokens, without the first, is above this (0.7: p below 0.5); "
-  "evaluate chooses a value.",
-)
-LOGPROBS = flags.DEFINE_bool("logprobs", False, "Write the log probability of each token.")
-CLEAN = flags.DEFINE_bool("clean", False, "Write the clean view in place of the text.")
-shares.define_flags()
-engine.define_flags()
-flags.mark_flags_as_required(["model", "prompts", "output"])
 
 PROMPTS_PER_CHUNK = 2_048  # the same on every machine: a run may go on with other devices
 

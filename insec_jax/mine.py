@@ -19,32 +19,38 @@ With --server the weights are those of a server of OpenAI's completions, such as
 the template and the markers only. The samples for a seed are other ones than without it: the server draws them.
 """
 
-import sys
-
 from absl import flags
 
-from insec_jax import command, config_file
+from insec_jax import command, config_file, flags_help
+from insec_jax.distributed import shares
+from insec_jax.generation.flags import MESH_HELP, define_server_flags
+
+with flags_help.group("Input and output"):
+  MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  CONFIG = config_file.define_flag()
+  OUTPUT = flags.DEFINE_string("output", None, "File to write; it appears when complete.")
+with flags_help.group("Devices and processes"):
+  MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
+  shares.define_flags()
+with flags_help.group("A server that has the weights"):
+  define_server_flags()
+flags.mark_flags_as_required(["model", "config", "output"])
+
+command.answer_help(__name__)
+
+import sys
+
 from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.distributed import shares
 from insec_jax.files.chunks import one_process, unfinished
 from insec_jax.files.writing import check_output
 from insec_jax.generation import engine
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.loading import with_markers
-from insec_jax.generation.placement import MESH_HELP
 from insec_jax.method import tasks
 from insec_jax.mining.miner import Miner, chunk_store, mine_chunks
 from insec_jax.mining.records import MiningSummary, join
-
-MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
-MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
-CONFIG = config_file.define_flag()
-OUTPUT = flags.DEFINE_string("output", None, "File to write; it appears when complete.")
-shares.define_flags()
-engine.define_flags()
-flags.mark_flags_as_required(["model", "config", "output"])
 
 
 def main() -> None:

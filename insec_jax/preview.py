@@ -3,14 +3,24 @@
 python -m insec_jax.preview --config configs/X.py [--num N] [--html FILE]
 """
 
+from absl import flags
+
+from insec_jax import command, config_file, flags_help
+
+with flags_help.group("Input and output"):
+  CONFIG = config_file.define_flag()
+  NUM = flags.DEFINE_integer("num", 3, "Number of examples to show.", lower_bound=0, upper_bound=1_000_000)
+  HTML = flags.DEFINE_string("html", None, "Also write the receipt and the examples to this HTML file.")
+flags.mark_flag_as_required("config")
+
+command.answer_help(__name__)
+
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
-from absl import flags
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax import command, config_file
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.data import packing, pipeline, template, vocabulary
@@ -18,11 +28,6 @@ from insec_jax.data.tokens import Example
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.method import roles
 from insec_jax.pages.elements import document, element, role_legend
-
-CONFIG = config_file.define_flag()
-NUM = flags.DEFINE_integer("num", 3, "Number of examples to show.", lower_bound=0, upper_bound=1_000_000)
-HTML = flags.DEFINE_string("html", None, "Also write the receipt and the examples to this HTML file.")
-flags.mark_flag_as_required("config")
 
 ANSI = dict(zip(roles.NAMES, ("2", "39", "31", "1;33", "35", "32"), strict=True))
 BYTES_OF_CHARACTER = 4  # at most, in UTF-8

@@ -9,6 +9,20 @@ Workdirs with the same last name (x/seed0/clean, x/seed1/clean) are one arm over
 for the seed and the paths of their inputs. Every other workdir is an arm of its own.
 """
 
+from absl import flags
+
+from insec_jax import command, flags_help
+
+with flags_help.group("Input and output"):
+  WORKDIRS = flags.DEFINE_list("workdirs", None, "Comma-separated workdirs of the runs to show.")
+  OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; an existing one is replaced.")
+  REFERENCE = flags.DEFINE_string(
+    "reference", None, "Arm with which the others are compared (default: the first one evaluated)."
+  )
+flags.mark_flags_as_required(["workdirs", "output"])
+
+command.answer_help(__name__)
+
 import dataclasses
 import itertools
 import json
@@ -18,9 +32,6 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from xml.etree.ElementTree import Element
 
-from absl import flags
-
-from insec_jax import command
 from insec_jax.command import InputError
 from insec_jax.evaluation.tables import aligned
 from insec_jax.files.reading import local_path
@@ -31,13 +42,6 @@ from insec_jax.pages.brief import brief
 from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
 from insec_jax.pages.runs import Arm, Run, in_words, over_seeds, read_run
-
-WORKDIRS = flags.DEFINE_list("workdirs", None, "Comma-separated workdirs of the runs to show.")
-OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; an existing one is replaced.")
-REFERENCE = flags.DEFINE_string(
-  "reference", None, "Arm with which the others are compared (default: the first one evaluated)."
-)
-flags.mark_flags_as_required(["workdirs", "output"])
 
 EXAMPLE = (
   (roles.TEXT, "... "),

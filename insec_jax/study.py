@@ -31,21 +31,6 @@ PYTHON = (sys.executable, "-m")
 MOST_SEED = 2**32 - 1
 
 
-flags.disclaim_key_flags()  # those of `define_flags` are the program's: its --help has them
-
-
-def define_flags() -> None:
-  """Define --arms, --seeds and --base, which with --config say what a study is."""
-  flags.DEFINE_list("arms", None, "Comma-separated arms of the config.")
-  flags.DEFINE_list("seeds", None, "Comma-separated seeds.")
-  flags.DEFINE_list(
-    "base",
-    [],
-    "Arm from whose weights the arms with a model.path start; of several, comma-separated, each starts from the one "
-    "before it (default: none).",
-  )
-
-
 def from_flags(output: pathlib.Path) -> "Study":
   """Return the study that the flags give, with its files in `output`; InputError when they give none."""
   arms, seeds = names_of("arms", flags.FLAGS.arms), numbers_of("seeds", flags.FLAGS.seeds)

@@ -27,14 +27,30 @@ are passed on to running programs, train saves, and the exit code is 42.
 an accelerator: parallel programs would share its memory.
 """
 
+from absl import flags
+
+from insec_jax import command, config_file, flags_help
+
+with flags_help.group("Study"):
+  config_file.define_flag("Config file of the experiment, with arms.")
+  config_file.define_study_flags()
+  REFERENCE = flags.DEFINE_string(
+    "reference", None, "Arm with which the others are compared (default: clean if it is one, else the first)."
+  )
+with flags_help.group("Run"):
+  OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep; a stopped sweep is resumed.")
+  JOBS = flags.DEFINE_integer("jobs", 1, "Number of stages to run in parallel.", lower_bound=1, upper_bound=1_024)
+flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
+
+command.answer_help(__name__)
+
 import collections
 import sys
 from collections.abc import Sequence
 
 import jax
-from absl import flags
 
-from insec_jax import command, config_file, study
+from insec_jax import study
 from insec_jax.command import InputError
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer, write_text
@@ -52,15 +68,6 @@ from insec_jax.stages import (
 )
 from insec_jax.study import Study
 from insec_jax.training import layout
-
-config_file.define_flag("Config file of the experiment, with arms.")
-study.define_flags()
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep; a stopped sweep is resumed.")
-REFERENCE = flags.DEFINE_string(
-  "reference", None, "Arm with which the others are compared (default: clean if it is one, else the first)."
-)
-JOBS = flags.DEFINE_integer("jobs", 1, "Number of stages to run in parallel.", lower_bound=1, upper_bound=1_024)
-flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
 
 def main() -> int:

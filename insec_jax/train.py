@@ -14,18 +14,39 @@ mistakes (as the program mine does, each process its share) into DIR/mined/round
 on these records, a fraction mistakes.mined of all, and on the config's other data.
 """
 
+from absl import flags
+
+from insec_jax import command, config_file, flags_help
+from insec_jax.distributed import coordinator
+
+with flags_help.group("Run"):
+  CONFIG = config_file.define_flag()
+  WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run is resumed.")
+with flags_help.group("Several processes"):
+  COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0 (default port: {coordinator.PORT})."
+  )
+  NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run.", lower_bound=1, upper_bound=65_536
+  )
+  PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
+  JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", 300, "Seconds to wait for all processes at the start.", lower_bound=1, upper_bound=7 * 86_400
+  )
+flags.mark_flags_as_required(["config", "workdir"])
+
+command.answer_help(__name__)
+
 import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
 
 import jax
-from absl import flags
 
-from insec_jax import command, config_file
 from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.distributed import coordinator, rendezvous
+from insec_jax.distributed import rendezvous
 from insec_jax.distributed.processes import Processes, joined
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer, write_text
@@ -35,20 +56,6 @@ from insec_jax.training import checkpoint, layout
 from insec_jax.training.loop import loop
 from insec_jax.training.run import Phases, Run, begin, is_trained, resume
 from insec_jax.training.workdir import check_shared, started_with, write_workdir
-
-CONFIG = config_file.define_flag()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run is resumed.")
-flags.mark_flags_as_required(["config", "workdir"])
-COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, f"HOST[:PORT] or [IPV6][:PORT] of process 0 (default port: {coordinator.PORT})."
-)
-NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Number of processes of the run.", lower_bound=1, upper_bound=65_536
-)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
-JOIN_SECONDS = flags.DEFINE_integer(
-  "join_seconds", 300, "Seconds to wait for all processes at the start.", lower_bound=1, upper_bound=7 * 86_400
-)
 
 
 def main() -> int:

@@ -9,15 +9,15 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
-from insec_jax import command, refusals
+from insec_jax import command, flags_help, refusals
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = sorted(file.stem for file in (ROOT / "insec_jax").glob("*.py") if "command.run(main)" in file.read_text())
-# Each in a fork of a process that has imported what is slow, its output and its exit code into a file of its name.
+# Each in a fork, its output, its exit code and the slow imports that it made into a file of its name.
 SAY = """
 import os, runpy, sys
-import flax.linen, grain, jax, optax, orbax.checkpoint, transformers
 for program in sys.argv[1:]:
   if not (child := os.fork()):
     os.dup2(os.open(program, os.O_CREAT | os.O_WRONLY), 1)
@@ -25,7 +25,7 @@ for program in sys.argv[1:]:
     try:
       runpy.run_module("insec_jax." + program, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
-      print("code", stop.code, flush=True)
+      print("code", stop.code, *{"jax", "transformers", "numpy.linalg", "grain"} & set(sys.modules), flush=True)
     os._exit(0)
   os.waitpid(child, 0)
 """
@@ -41,21 +41,40 @@ def helps(tmp_path_factory):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_says_what_a_program_does_and_every_flag_and_exits_0(helps, program):
+def test_help_has_every_flag_in_its_group_and_imports_nothing_slow(helps, program):
   source = (ROOT / "insec_jax" / f"{program}.py").read_text()
-  assert helps[program].startswith(ast.get_docstring(ast.parse(source), clean=False))
+  assert helps[program].startswith(ast.get_docstring(ast.parse(source), clean=False).rstrip())
   shared = {
-    "\nshares.define_flags()": "distributed/shares.py",
-    "\nengine.define_flags()": "generation/engine.py",
-    "\nstudy.define_flags()": "study.py",
+    "\n  shares.define_flags()": "distributed/shares.py",
+    "\n  define_server_flags()": "generation/flags.py",
+    "\n  config_file.define_study_flags()": "config_file.py",
   }
   sources = [source, *((ROOT / "insec_jax" / file).read_text() for call, file in shared.items() if call in source)]
   named = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', "".join(sources))
   named += ["config"] if "config_file.define_flag(" in source else []
   assert named
+  text = helps[program].partition(ast.get_docstring(ast.parse(source), clean=False).rstrip())[2]
   for name in named:
-    assert re.search(rf"^  --(\[no\])?{name}:", helps[program], re.MULTILINE), name
-  assert helps[program].endswith("code 0\n")
+    assert re.search(rf"^  --(\[no\])?{name}(=|$)", text, re.MULTILINE), name
+  assert f"\n{flags_help.OTHER}:\n" not in text
+  assert text.endswith("code 0\n")
+
+
+def test_the_help_of_a_flag_has_type_bounds_and_default():
+  values = flags.FlagValues()
+  flags.DEFINE_integer("rows", 1_024, "Rows.", lower_bound=0, upper_bound=4_096, flag_values=values)
+  flags.DEFINE_float("bias", 0.0, "Bias.", upper_bound=10.0, flag_values=values)
+  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype (default: as stored).", flag_values=values)
+  flags.DEFINE_bool("clean", False, "Clean.", flag_values=values)
+  flags.DEFINE_list("arms", None, "Arms.", flag_values=values)
+  flags.mark_flag_as_required("arms", flag_values=values)
+  assert [flags_help.entry(values[name]) for name in ("rows", "bias", "dtype", "clean", "arms")] == [
+    "  --rows=INTEGER from 0 to 4,096\n      Rows. (default: 1,024)",
+    "  --bias=NUMBER of at most 10.0\n      Bias. (default: 0.0)",
+    "  --dtype=float32|bfloat16\n      Dtype (default: as stored).",
+    "  --[no]clean\n      Clean.",
+    "  --arms=A,B,...\n      Arms. Required.",
+  ]
 
 
 @pytest.mark.parametrize(

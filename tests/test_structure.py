@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(config.__file__).parent
 ORDER = (
   "stop_signal",
   "refusals",
+  "flags_help",
   "command",
   "files",
   "progress",

@@ -1,6 +1,5 @@
 """Which share of its work a process takes, of those that `generate`, `mine` or `evaluate` divide among processes."""
 
-import jax
 from absl import flags
 
 from insec_jax.command import InputError
@@ -47,6 +46,8 @@ def _of_cluster() -> tuple[int, int]:
   if spec is None:
     return 0, 1
   if spec.local_devices is not None:  # as jax.distributed.initialize does
+    import jax  # not at the top: --help does without
+
     visible = ",".join(map(str, spec.local_devices))
     jax.config.update("jax_cuda_visible_devices", visible)
     jax.config.update("jax_rocm_visible_devices", visible)

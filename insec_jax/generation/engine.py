@@ -47,23 +47,6 @@ class Engine(Protocol):
     """Return for each text the log p of each token."""
 
 
-flags.disclaim_key_flags()  # those of `define_flags` are the program's: its --help has them
-
-
-def define_flags() -> None:
-  """Define the flags of a server, for a program that decodes."""
-  flags.DEFINE_string(
-    "server",
-    None,
-    "URL of a server of OpenAI's completions, such as vLLM, that has the weights; --model then gives the tokenizer, "
-    "the template and the markers. An API key is read from the environment variable OPENAI_API_KEY.",
-  )
-  flags.DEFINE_string("server_model", None, "Name of the model on the server (default: its only one).")
-  flags.DEFINE_integer(
-    "server_requests", server.REQUESTS, "Requests to the server in flight.", lower_bound=1, upper_bound=4_096
-  )
-
-
 def uses_server() -> bool:
   """Return whether the flags name a server."""
   return flags.FLAGS.server is not None

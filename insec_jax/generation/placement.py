@@ -19,10 +19,6 @@ WEIGHTS_PART = 0.7  # of a device's memory that weights may take; the rest is ca
 # Where weights [D, N, H] are multiplied as N matrices [D, H]: in the usual order of axes the TPU compiler copies those
 # of all layers, at each call of `decode` and `fill`, and holds the copies: 1.5 GiB of 8B.
 HEADS_FIRST_ON = ("tpu",)
-MESH_HELP = (
-  "Devices of this host for decoding, as data:2,tensor:4: rows over data, heads and vocabulary over tensor (default: "
-  "the least tensor at which the model fits, the other devices for data)."
-)
 
 
 def parse_mesh(text: str, num_devices: int) -> tuple[int, int]:

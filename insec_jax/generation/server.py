@@ -22,9 +22,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
+from insec_jax.generation.flags import REQUESTS
 from insec_jax.generation.http_json import Client, RefusedError
 
-REQUESTS = 64  # in flight
 START_SECONDS = 5.0  # of patience for the first requests: a wrong URL is known at once
 MOST_BIAS = 100.0  # of OpenAI's logit_bias; -100 bans a token
 PROBE_IDS, IDS_PER_TEXT = 1_024, 32  # of the vocabulary, in the texts that tell tokenizers apart
