@@ -43,6 +43,7 @@ from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
 from insec_jax.pages.runs import Arm, Run, in_words, over_seeds, read_run
 
+TIME = "time/"  # the keys of the parts of a run's time in metrics.jsonl, see training/ledger.py
 EXAMPLE = (
   (roles.TEXT, "... "),
   (roles.MISTAKE, "wrong step "),
@@ -222,7 +223,10 @@ def arms_table(arms: Sequence[Arm]) -> Element:
     for name in roles.NAMES
     if any(f"eval/loss/{name}" in seed for seeds in last for seed in seeds)
   ]
-  groups = [("Training", training), ("Held-out loss, last measured", losses)]
+  parts = dict.fromkeys(key for seeds in last for seed in seeds for key in seed if key.startswith(TIME) and seed[key])
+  times = [row(key.removeprefix(TIME), last, key, _seconds) for key in parts]
+  groups = [("Training", training), ("Seconds of all sessions", times), ("Held-out loss, last measured", losses)]
+  groups = [group for group in groups if group[1]]
   if any(seed for seeds in measured for seed in seeds):
     measured = [
       [{key: value for key, value in seed.items() if value is not None} for seed in seeds] for seeds in measured

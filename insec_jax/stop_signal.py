@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 PREEMPTED = 42  # `train` and `sweep`: the same command resumes
 RESUMABLE = ("train", "sweep")
 LAST_LINE_SECONDS = 2
+STARTED = time.monotonic()  # imported before anything slow: the start of the program
 SAME_SECONDS = 0.02  # `timeout` and some shells send one Ctrl-C to the process and to its group
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -126,6 +126,13 @@ def test_the_page_asks_for_nothing_from_elsewhere(page):
   assert not [attrs for _, attrs in page.elements if {"src", "href"} & attrs.keys()]
 
 
+def test_the_parts_of_the_time_of_each_arm_are_in_the_table_of_arms(page):
+  texts = [text for *_, text in page.cells]
+  at = texts.index("compile")
+  assert texts[at : at + 8] == ["compile", "31", "31", "31", "step", "111", "56", "56"]
+  assert "save" not in texts  # it took none
+
+
 def test_transcripts_show_mistakes_flags_reasons_and_corrections(page):
   for role in ("prompt", "mistake", "flag", "reason", "correction"):
     assert len(page.texts_in_colour_of(role)) > 5

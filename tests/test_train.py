@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from insec_jax.config import TokenizerConfig
 from insec_jax.data.vocabulary import build_tokenizer
 from insec_jax.generation.loading import load_model
 from insec_jax.model import build, hf_writing, sharding
-from insec_jax.training import layout
+from insec_jax.training import layout, ledger
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "toy.txt"
 # Gives the batch of one step weights that are not finite; every other step is as it was.
@@ -82,6 +83,7 @@ def test_metrics_have_a_line_every_log_every_steps_and_heldout_loss_of_every_rol
     "lr",
     "grad_norm",
     *TIMED,
+    *(f"time/{part}" for part in ledger.PARTS),
     *(f"{kind}/{role}" for kind in ("loss", "accuracy") for role in trained),
   }
   heldout = {"eval/loss", *(f"eval/{kind}/{role}" for kind in ("loss", "accuracy") for role in {*trained, "prompt"})}
@@ -120,14 +122,27 @@ def test_a_weight_on_repeats_makes_them_less_likely_and_is_logged_and_in_the_rec
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+def last_time(folder):
+  """The seconds of every part in the newest line of metrics."""
+  line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+  return {key: value for key, value in line.items() if key.startswith("time/")}
+
+
 def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_bit(home, whole):
   killed_at = random.SystemRandom().randrange(6, 40, 2)  # after the first checkpoint
   print(f"killed at step {killed_at}")
   program = ("-c", SIGNALLED)
   train(home, "killed", program=program, code=-9, SIGNAL=9, SIGNAL_AT=killed_at)
   assert [line["step"] for line in read_lines(home / "killed")] == list(range(0, killed_at + 1, 2))
-  train(home, "killed")
+  logged = last_time(home / "killed")
+  said = train(home, "killed")
   assert read_lines(home / "killed") == read_lines(whole)
+  # The resumed run says what was done twice: at most what was logged before, and none where a checkpoint was newest.
+  time = last_time(home / "killed")
+  assert 0 <= time["time/lost"] <= logged["time/step"] + logged["time/save"] + logged["time/heldout"]
+  assert (time["time/lost"] > 0) == (killed_at % 10 != 0)
+  assert ledger.total(time) > ledger.total(logged)
+  assert re.search(r"^all +[0-9.]+  100.0%$", said, re.MULTILINE)
   weights = [load_model(str(folder)).params for folder in (home / "killed", whole)]
   jax.tree.map(np.testing.assert_array_equal, *weights)
 

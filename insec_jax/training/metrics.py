@@ -97,6 +97,10 @@ class Meter:
     if len(self._pending) > STEPS_AHEAD:
       jax.block_until_ready(self._pending[-1 - STEPS_AHEAD])
 
+  def is_busy(self) -> bool:
+    """Return whether a step that was added has not ended; the devices are asked, not waited for."""
+    return bool(self._pending) and not self._pending[-1].grad_norm.is_ready()
+
   def settle(self) -> None:
     """Add up every step so far, and the time since the clock was started.
 
@@ -187,6 +191,16 @@ def check_lines(workdir: pathlib.Path, last_step: int, saved: dict[str, int] | N
       "lines up to that step"
     )
   return lines.decode()
+
+
+def last_line(workdir: pathlib.Path) -> dict[str, float]:
+  """Return the newest whole line of metrics.jsonl; empty when there is none that can be read (see `check_lines`)."""
+  path = workdir / METRICS
+  try:
+    line = json.loads(read_text(path, "the metrics of a run").split("\n")[-2])
+  except (InputError, ValueError, IndexError, RecursionError):
+    return {}
+  return line if isinstance(line, dict) else {}
 
 
 class Log:

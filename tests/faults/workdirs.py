@@ -242,10 +242,15 @@ def lay_out(home: pathlib.Path) -> None:
 TIMED = ("tokens_per_s", "trained_tokens_per_s", "seconds")  # the clock's, not the model's
 
 
+def is_timed(key):
+  """Whether a key of metrics says what the clock does."""
+  return key in TIMED or key.startswith("time/")
+
+
 def lines(workdir: pathlib.Path) -> list[dict]:
   """Every line of metrics without what the clock says."""
   found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{key: value for key, value in line.items() if key not in TIMED} for line in found]
+  return [{key: value for key, value in line.items() if not is_timed(key)} for line in found]
 
 
 def results(path: pathlib.Path) -> dict:

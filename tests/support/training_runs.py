@@ -58,6 +58,11 @@ command.run(train.main)
 TIMED = ("tokens_per_s", "trained_tokens_per_s", "seconds")  # the clock's, not the model's
 
 
+def is_timed(key):
+  """Whether a key of metrics says what the clock does."""
+  return key in TIMED or key.startswith("time/")
+
+
 def write_home(folder, steps=40):
   """Write a config of so many steps, records, and their tokenizer."""
   (folder / "config.py").write_text(CONFIG.replace("steps=40", f"steps={steps}"))
@@ -113,4 +118,4 @@ def train(home, workdir, *changes, arm="", code=0, program=("-m", "insec_jax.tra
 def read_lines(folder):
   """Every line of metrics without what the clock says."""
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+  return [{key: value for key, value in line.items() if not is_timed(key)} for line in lines]
