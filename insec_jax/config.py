@@ -225,6 +225,7 @@ class TrainConfig:
   eval_every: Steps = 100
   checkpoint_every: Steps = 100
   keep: Steps = 2  # number of newest checkpoints that are kept
+  minutes: Annotated[float, number(0.0, 1e6)] = 0.0  # of a session: saved and stopped (code 42) before it; 0: no limit
 
 
 @checked
@@ -327,7 +328,7 @@ SECTIONS: dict[str, Any] = {
   field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")
 }
 # Keys that older config files and workdirs lack; the default of each means "as before".
-NEWER = ("data.too_long",)
+NEWER = ("data.too_long", "train.minutes")
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
 # the key.
 REMOVED = {

@@ -17,6 +17,7 @@ from insec_jax.command import PARENT_PIPE, InputError
 
 DONE, DONE_BEFORE, FAILED, LEFT_OUT, STOPPED = "done", "done before", "failed", "left out", "stopped"
 LAST_LINES = 8  # of a failed stage's log
+LAST_SECONDS = 10  # of a session: for programs to end after SIGTERM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,19 @@ def shares_of_cores(jobs: int) -> list[set[int] | None]:
 class ChildPrograms(threading.Event):
   """Running child programs; an event that, when set by a call, sends SIGTERM to all of them.
 
-  The programs end at once when this process ends.
+  The programs end at once when this process ends. With `minutes` above 0 the call is made LAST_SECONDS before the end
+  of a session of that length; the programs have the same session, and `train` stops by itself before.
   """
 
-  def __init__(self):
+  def __init__(self, minutes: float = 0.0):
     super().__init__()
+    self.minutes = minutes
     self._running = set()
+    if minutes:
+      left = stop_signal.session_began() + 60 * minutes - LAST_SECONDS - time.monotonic()
+      self._timer = threading.Timer(max(left, 0), self)
+      self._timer.daemon = True
+      self._timer.start()
     self._pipe, self._kept_open = os.pipe()
 
   def __call__(self, *_) -> None:
@@ -60,7 +68,9 @@ class ChildPrograms(threading.Event):
       process.terminate()
 
   def close(self) -> None:
-    """Close the pipe whose end the programs read as the end of this process."""
+    """Close the pipe whose end the programs read as the end of this process; the session's end is not waited for."""
+    if self.minutes:
+      self._timer.cancel()
     os.close(self._pipe)
     os.close(self._kept_open)
 
@@ -75,7 +85,7 @@ class ChildPrograms(threading.Event):
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         pass_fds=(self._pipe,),
-        env={**os.environ, PARENT_PIPE: str(self._pipe)},
+        env={**os.environ, PARENT_PIPE: str(self._pipe), **self._session()},
       )
       self._running.add(process)
       if self.is_set():
@@ -84,11 +94,14 @@ class ChildPrograms(threading.Event):
       self._running.discard(process)
     return code
 
+  def _session(self) -> dict[str, str]:
+    return {stop_signal.SESSION_BEGAN: str(stop_signal.session_began())} if self.minutes else {}
+
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[ChildPrograms]:
-  """Yield the `ChildPrograms` that a signal stops, inside the block."""
-  stopping = ChildPrograms()
+def stop_on_signal(minutes: float = 0.0) -> Iterator[ChildPrograms]:
+  """Yield the `ChildPrograms` that a signal stops, or the end of a session of so many minutes, inside the block."""
+  stopping = ChildPrograms(minutes)
   try:
     with stop_signal.deferred(stopping):
       yield stopping
@@ -146,6 +159,8 @@ def run_stage(stage: Stage, stopping: ChildPrograms) -> str:
   if code == 0:
     print(f"{stage.name} took {time.monotonic() - start:,.0f} s", flush=True)
     return DONE
+  if stopping.minutes and code == stop_signal.PREEMPTED:  # no step fits any more
+    stopping.set()
   if stopping.is_set():
     return STOPPED
   lines = stage.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

@@ -17,6 +17,7 @@ PREEMPTED = 42  # `train` and `sweep`: the same command resumes
 RESUMABLE = ("train", "sweep")
 LAST_LINE_SECONDS = 2
 STARTED = time.monotonic()  # imported before anything slow: the start of the program
+SESSION_BEGAN = "INSEC_SESSION_BEGAN"  # environment variable that a sweep with a time limit gives its programs
 SAME_SECONDS = 0.02  # `timeout` and some shells send one Ctrl-C to the process and to its group
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -42,6 +43,11 @@ class StopSignal(threading.Event):
     self.time = self.time or time.monotonic()
     self.set()
     self._callback()
+
+
+def session_began() -> float:
+  """Return the time.monotonic() at which the session began: this program, or the sweep that started it."""
+  return float(os.environ.get(SESSION_BEGAN, STARTED))
 
 
 def program() -> str:

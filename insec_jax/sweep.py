@@ -21,7 +21,8 @@ file as --config.mistakes.mined_path. Arms with equal starting weights and minin
 
 The same command resumes a stopped sweep: finished stages are not run again. When a stage fails, the last lines of its
 log are printed, the stages that depend on it are left out, the others run, and the exit code is 1. SIGTERM and Ctrl-C
-are passed on to running programs, train saves, and the exit code is 42.
+are passed on to running programs, train saves, and the exit code is 42. With --config.train.minutes=M the whole sweep
+ends in the same way before M minutes have passed.
 
 --jobs N runs N stages in parallel, each on its share of the cores (Linux; elsewhere they share all). Leave it at 1 on
 an accelerator: parallel programs would share its memory.
@@ -66,7 +67,7 @@ from insec_jax.stages import (
   shares_of_cores,
   stop_on_signal,
 )
-from insec_jax.study import Study
+from insec_jax.study import Study, StudyStage
 from insec_jax.training import layout
 
 
@@ -83,12 +84,13 @@ def main() -> int:
     return run_all(sweep, stages, cores, reference)
 
 
-def run_all(sweep: Study, stages: Sequence[Stage], cores: Sequence[set[int] | None], reference: str) -> int:
+def run_all(sweep: Study, stages: Sequence[StudyStage], cores: Sequence[set[int] | None], reference: str) -> int:
   """Run the stages, compare the arms, and return the exit code."""
   output, seeds = sweep.output, sweep.seeds
   for folder in ("logs", *(f"seed{seed}" for seed in seeds)):
     (output / folder).mkdir(parents=True, exist_ok=True)
-  with stop_on_signal() as stopping:
+  limits = {stage.config.train.minutes for stage in stages} - {0}
+  with stop_on_signal(min(limits, default=0.0)) as stopping:
     outcomes = run_stages(stages, cores, stopping)
     failed = [name for name, outcome in outcomes.items() if outcome not in (DONE, DONE_BEFORE)]
     failed += [] if stopping.is_set() else compare(sweep, reference, stopping)

@@ -166,7 +166,7 @@ NUMBERS = {
     "optimizer.learning_rate",
     "optimizer.clip_norm",
   ),
-  (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay"),
+  (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay", "train.minutes"),
   (0, 1): ("mistakes.share", "optimizer.final_share"),
   (1, "eps"): ("optimizer.eps",),
   (0, "moment"): ("optimizer.b1", "optimizer.b2", "evaluate.max_false_alarms"),
@@ -184,6 +184,7 @@ RATES = (
   "mistakes.share",
   "mistakes.mined",
   "evaluate.max_false_alarms",
+  "train.minutes",
 )
 
 
@@ -206,6 +207,7 @@ def is_right(key: str, value) -> bool:
         "optimizer.b1",
         "optimizer.b2",
         "evaluate.max_false_alarms",
+        "train.minutes",
       )
     return any(key in keys and value in values for values, keys in NUMBERS.items())
   if isinstance(value, str):

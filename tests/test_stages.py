@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from insec_jax import stages, stop_signal
 from insec_jax.command import InputError
 from insec_jax.stages import ChildPrograms, Stage, run_stages, shares_of_cores, stop_on_signal
 
@@ -100,3 +101,21 @@ def test_sigterm_reaches_what_runs_and_nothing_is_begun_after_it(tmp_path):
     outcomes = run_stages(stages, [None], stopping)
   assert outcomes == dict.fromkeys(("long", "next", "other"), "stopped")
   assert not (tmp_path / "other.log").exists()
+
+
+def test_a_session_ends_with_sigterm_to_its_programs_and_later_stages_are_not_begun(tmp_path, monkeypatch):
+  monkeypatch.setattr(stages, "LAST_SECONDS", 0)
+  monkeypatch.setattr(stop_signal, "STARTED", time.monotonic() - 600)
+  begun = f"import os; open({str(tmp_path / 'began')!r}, 'w').write(os.environ['{stop_signal.SESSION_BEGAN}'])"
+  hangs = stage(tmp_path, "hangs", f"{begun}; import time; time.sleep(60)")
+  with stop_on_signal(10 + 1 / 60) as stopping:
+    outcomes = run_stages([hangs, stage(tmp_path, "next", "")], [None], stopping)
+  assert outcomes == {"hangs": "stopped", "next": "stopped"}
+  assert (tmp_path / "began").read_text() == str(stop_signal.STARTED)
+
+
+def test_a_program_for_which_no_time_is_left_stops_a_sweep_with_a_limit_only(tmp_path):
+  full = stage(tmp_path, "full", "raise SystemExit(42)")
+  for minutes, outcomes in ((10, {"full": "stopped", "next": "stopped"}), (0, {"full": "failed", "next": "done"})):
+    with stop_on_signal(minutes) as stopping:
+      assert run_stages([full, stage(tmp_path, "next", "")], [None], stopping) == outcomes

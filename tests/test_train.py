@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import re
+import time
 
 import jax
 import numpy as np
@@ -32,6 +33,15 @@ def poisoned(*arguments, start_step, **more):
       batch = {**batch, "weight_ABT": batch["weight_ABT"] * np.float32(np.nan)}
     yield batch
 pipeline.batches = poisoned
+command.run(train.main)
+"""
+# Steps of half a second.
+SLOW = """
+import time
+from insec_jax import command, train
+from insec_jax.training import metrics
+add = metrics.Meter.add
+metrics.Meter.add = lambda *arguments: (time.sleep(0.5), add(*arguments))
 command.run(train.main)
 """
 REWRITE = "REWRITE_GOLDEN=1 python -m pytest tests/test_train.py -k golden"
@@ -173,6 +183,21 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_me
   resumed = environment["resumed"][0]
   assert resumed["step"] == 13
   assert [resumed["mesh"][axis] for axis in sharding.MESH_AXES] == [1, 1, 1, 4, 2]
+
+
+@pytest.mark.processes
+def test_a_session_that_ends_is_saved_before_and_the_run_goes_on_to_the_same_losses(home, whole):
+  start = time.monotonic()
+  minutes = 0.5
+  said = train(home, "limited", f"train.minutes={minutes}", program=("-c", SLOW), code=42)
+  assert time.monotonic() - start < 60 * minutes
+  assert re.search(r"^stopped by train.minutes=0.5: saved after step \d+; run the same command to go on$", said, re.M)
+  assert 5 < layout.steps(home / "limited")[-1] < 40
+  train(home, "limited")
+  assert read_lines(home / "limited") == read_lines(whole)
+  said = train(home, "limits", "train.minutes=0.01", code=2)
+  assert "train.minutes=0.01 leaves no time for a step" in said
+  assert not (home / "limits" / "checkpoints").exists() or not layout.steps(home / "limits")
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_the_state_before_it_saved(home):

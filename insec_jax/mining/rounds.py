@@ -84,7 +84,7 @@ def mine(
   """Mine the round on all processes of the run, which all call this, and return the summary as text.
 
   Each process mines its part on its own devices, which must hold the model together. Afterwards every process can read
-  the records. None when `stopped` returned True.
+  the records. None when `stopped` returned True on any process.
   """
   path, weights = mined_path(workdir, number), fingerprint(params)
   summary = processes.gather(
@@ -99,9 +99,8 @@ def mine(
     processes.gather(f"the beginning of round {number}", None)
     with one_process(str(path), processes.index):
       finished = mine_chunks(miner, store, process=processes.index, num_processes=processes.num, stopped=stopped)
-    if not finished:
+    if not all(processes.gather(f"the end of mining round {number}", finished)):
       return None
-    processes.gather(f"the end of mining round {number}", None)
     summary = _join(config, number, store, miner.num_chunks, path, weights) if processes.is_first else None
   summary, digest = processes.gather(
     f"the records of round {number}", [summary, _digest(path)] if processes.is_first else None

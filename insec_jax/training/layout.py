@@ -38,6 +38,7 @@ FREE = (
   "train.eval_every",
   "train.checkpoint_every",
   "train.keep",
+  "train.minutes",
   "data.rows_per_device",
   "data.accumulation",
   "mesh.",

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from insec_jax import command, stop_signal
-from insec_jax.command import DivergedError
+from insec_jax.command import DivergedError, InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
@@ -20,6 +21,7 @@ from insec_jax.training import checkpoint, layout, ledger, metrics
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
 from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
+from insec_jax.training.time_limit import TimeLimit
 
 REMEDY = "; lower optimizer.learning_rate or look at the data, and begin in another --workdir"
 
@@ -33,7 +35,7 @@ def loop(
   phases: Phases,
   processes: Processes,
 ) -> int:
-  """Train to the last step, or to the step in which a signal arrives, and return the exit code.
+  """Train to the last step, or to one in which a signal arrives or the session's time ends; return the exit code.
 
   The line of a step is written before its checkpoint, so a checkpoint never lacks the lines before it. Raises
   DivergedError when a loss is not finite; the state before that step is saved.
@@ -73,6 +75,14 @@ class Trainer:
     self.heldout = heldout_measure(config, run, model, mesh, self.rows, self.local)
     self.state, self.meter = run.state, metrics.Meter(run.totals and run.totals[:2])
     self.facts = data_fingerprint(config, run.data, mesh)
+    self.limit = TimeLimit(
+      config.train.minutes,
+      self.ledger,
+      save_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(run.state)) // processes.num,
+      compile_seconds=seconds,
+      num_batches=-(-len(run.data.heldout) // self.rows),
+      num_processes=processes.num,
+    )
 
   def batches_from(self, data: pipeline.Data, step: int) -> Iterator[dict[str, np.ndarray]]:
     """Return the batches of the data from this step on."""
@@ -96,6 +106,8 @@ class Trainer:
       self.progress.line(0, values)
     self.meter.start_clock()
     self.progress.start()
+    if not self.processes.gather("the time left", self.limit.allows_step(heldouts=0, saves=1))[0]:
+      return self.no_time()
     with self.ledger.part("step"):
       return self.train_steps(workdir, log, stops)
 
@@ -108,10 +120,10 @@ class Trainer:
       self.state, step_metrics = self.train_step(self.state, self.next_batch())
       self.meter.add(step_metrics)
       self.progress.step(step)
-      last, stopping = step == steps, stops(step)
+      last, stopping = step == steps, self.stops(step, stops)
       logs = last or step % every.log_every == 0
-      measures = len(run.data.heldout) and (last or step % every.eval_every == 0)
-      saves = last or stopping or step % every.checkpoint_every == 0 or step + 1 in self.phases.number_of
+      measures = self.measures(step)
+      saves = stopping or self.saves(step)
       if not logs and not measures and not saves:
         continue
       try:
@@ -129,11 +141,40 @@ class Trainer:
     self.progress.say(ledger.table(self.ledger.line()))
     return command.DONE
 
+  def no_time(self) -> int:
+    """Return the exit code where not one step fits; InputError unless this session is part of a longer one."""
+    if stop_signal.SESSION_BEGAN not in os.environ:
+      raise InputError(
+        f"train.minutes={self.limit.minutes:g} leaves no time for a step and a save after the start of the program; "
+        "give more"
+      )
+    return self.stopped("no step was trained")
+
   def stopped(self, where: str) -> int:
     """Print where the time went and where the run has stopped, and return the exit code."""
     self.progress.say(ledger.table(self.ledger.line()))
-    self.progress.say(f"stopped by a signal: {where}; run the same command to go on")
+    reason = f"train.minutes={self.limit.minutes:g}" if self.limit.reached else "a signal"
+    self.progress.say(f"stopped by {reason}: {where}; run the same command to go on")
     return command.PREEMPTED
+
+  def measures(self, step: int) -> bool:
+    """Return whether the held-out loss follows this step."""
+    due = step == self.config.train.steps or step % self.config.train.eval_every == 0
+    return bool(due and len(self.run.data.heldout))
+
+  def saves(self, step: int) -> bool:
+    """Return whether a save follows this step."""
+    train = self.config.train
+    return step == train.steps or step % train.checkpoint_every == 0 or step + 1 in self.phases.number_of
+
+  def stops(self, step: int, signalled: Callable[[int], bool]) -> bool:
+    """Return whether the run stops after this step: for a signal, or because the next would end after the session."""
+    in_time = self.limit.allows_step(heldouts=self.measures(step) + self.measures(step + 1), saves=self.saves(step) + 1)
+    if self.processes.num == 1:
+      return signalled(step) or not in_time
+    if not in_time and self.processes.is_first:
+      self.processes.request_stop()
+    return signalled(step)
 
   def next_batch(self) -> dict[str, jax.Array]:
     """Return the next batch on the devices; its time is one of waiting if they have finished every step before."""
@@ -144,13 +185,15 @@ class Trainer:
     return batch
 
   def begin_phase(self, step: int, stops: Callable[[int], bool]) -> bool:
-    """Return whether the data of the phase that begins at this step is there: False if a signal has arrived."""
+    """Return whether the data of the phase that begins at this step is there: False after a signal, or at the limit."""
+
+    def stopped() -> bool:
+      return (self.processes.num == 1 and stops(step)) or not self.limit.allows_chunk()
+
     self.wait()
     number = self.phases.number_of[step]
     with self.ledger.part("mining"):
-      text = self.phases.prepare(
-        number, self.state.params, self.run, stopped=lambda: self.processes.num == 1 and stops(step)
-      )
+      text = self.phases.prepare(number, self.state.params, self.run, stopped=stopped)
       if text is not None:
         data = load_data(self.phases.config(number), self.run.tokenizer, self.run.config)
     if text is None:
@@ -186,6 +229,9 @@ class Trainer:
     with self.ledger.part("save"):
       totals = [*self.meter.to_json(), self.ledger.to_json()]
       self.saver.save(step, self.state, config=self.config, facts=self.facts, totals=totals, log=log.state())
+    if self.limit.is_set and not self.limit.knows_save:
+      self.wait()  # the limit needs the whole time of a save
+      self.limit.knows_save = True
 
   def wait(self) -> None:
     """Wait until what is being saved is complete."""
