@@ -4,6 +4,9 @@
   insec PROGRAM --help                    the program's description and flags
   insec --version
 
+Compiled programs are kept between runs, in a folder below ~/.cache/insec_jax. The environment variable
+JAX_COMPILATION_CACHE_DIR names another one, or is empty: nothing is kept.
+
 Programs:
 """
 

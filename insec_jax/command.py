@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from insec_jax import flags_help, stop_signal
+from insec_jax import compile_cache, flags_help, stop_signal
 from insec_jax.refusals import chain, is_refusal, machine_refusal, one_line, printable  # noqa: F401
 
 DONE, FAILED, WRONG_INPUT, DIVERGED, PREEMPTED = 0, 1, 2, 3, stop_signal.PREEMPTED
@@ -85,10 +85,16 @@ def run(main: Callable[[], int | None]) -> None:
   sys.exit(code)
 
 
-def answer_help(module: str) -> None:
-  """Print the help and exit if the module is the program and --help is given; call it before imports that take long."""
-  if module == "__main__" and HELP in sys.argv[1:]:
+def begin(module: str) -> None:
+  """Prepare a program before its imports that take long, where the module is the program that runs.
+
+  With --help print the help and exit. Else turn the compile cache on, which JAX reads when it is imported.
+  """
+  if module != "__main__":
+    return
+  if HELP in sys.argv[1:]:
     run(lambda: DONE)
+  compile_cache.turn_on()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -103,7 +109,11 @@ def _run(main: Callable[[], int | None]) -> int:
     print(_help())
     return DONE
   _parse_flags()
-  return main() or DONE
+  hits = compile_cache.Hits()
+  code = main() or DONE
+  if code == DONE and (line := hits.line()):
+    print(line, file=sys.stderr, flush=True)
+  return code
 
 
 def _missing_platform(error: BaseException) -> str | None:

@@ -18,7 +18,7 @@ with flags_help.group("Input and output"):
   DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
 flags.mark_flags_as_required(["model", "output"])
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import dataclasses
 import pathlib

@@ -86,7 +86,7 @@ with flags_help.group("Output"):
   HLO = flags.DEFINE_string("hlo", None, "Also write the optimised HLO of each program into this folder.")
 flags.mark_flags_as_required(["config"])
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import dataclasses
 import functools

@@ -65,7 +65,7 @@ with flags_help.group("A server that has the weights"):
   define_server_flags()
 flags.mark_flags_as_required(["model", "prompts", "output"])
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import hashlib
 import itertools

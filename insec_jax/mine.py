@@ -37,7 +37,7 @@ with flags_help.group("A server that has the weights"):
   define_server_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import sys
 

@@ -13,7 +13,7 @@ with flags_help.group("Input and output"):
   HTML = flags.DEFINE_string("html", None, "Also write the receipt and the examples to this HTML file.")
 flags.mark_flag_as_required("config")
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import itertools
 import sys

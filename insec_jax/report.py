@@ -21,7 +21,7 @@ with flags_help.group("Input and output"):
   )
 flags.mark_flags_as_required(["workdirs", "output"])
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import dataclasses
 import itertools

@@ -43,7 +43,7 @@ with flags_help.group("Run"):
   JOBS = flags.DEFINE_integer("jobs", 1, "Number of stages to run in parallel.", lower_bound=1, upper_bound=1_024)
 flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import collections
 import sys

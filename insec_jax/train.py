@@ -4,8 +4,7 @@
 
 SIGTERM and Ctrl-C save and exit with 42; the same command resumes. With --config.train.minutes=M the run does so by
 itself, early enough to be saved M minutes after its start. When a loss is not finite, the state before that step is
-saved and the exit code is 3. The environment variable JAX_COMPILATION_CACHE_DIR names a folder in which compiled
-programs are kept between runs.
+saved and the exit code is 3.
 
 Process id and coordinator are detected on Cloud TPU, GKE, Slurm and Open MPI, where every host runs this command.
 Elsewhere each process needs [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir.
@@ -36,7 +35,7 @@ with flags_help.group("Several processes"):
   )
 flags.mark_flags_as_required(["config", "workdir"])
 
-command.answer_help(__name__)
+command.begin(__name__)
 
 import contextlib
 import functools

@@ -8,6 +8,8 @@ import signal
 os.environ["NPROC"] = "32"
 # Most of the time is compiling; the parity tests, which compute, are run with all optimizations by .ci/run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Programs that the tests start would keep what they compile in the user's cache; some tests give them one.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import jax
 

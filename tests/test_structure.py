@@ -14,6 +14,7 @@ ORDER = (
   "stop_signal",
   "refusals",
   "flags_help",
+  "compile_cache",
   "command",
   "files",
   "progress",
