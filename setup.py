@@ -23,6 +23,7 @@ setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "transformers>=5",
+    "huggingface_hub>=2.4",
     "grain>=0.2.18",
     "ml-collections>=1.1",
     "absl-py>=2.3",

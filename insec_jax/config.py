@@ -55,7 +55,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 @checked
 class ModelConfig:
-  """Source of the weights: an HF folder, or `size` (fields of a config.json) for random weights."""
+  """Source of the weights: an HF folder, a hub id, or `size` (fields of a config.json) for random weights."""
 
   path: Path = ""
   size: JsonObject | None = Field(
@@ -65,12 +65,14 @@ class ModelConfig:
 
   def __post_init__(self):
     if bool(self.path) == bool(self.size):
-      raise InputError("give either model.path (an HF folder) or model.size (config.json fields), not both or neither")
+      raise InputError(
+        "give either model.path (an HF folder or a hub id) or model.size (config.json fields), not both or neither"
+      )
 
 
 @checked
 class TokenizerConfig:
-  """Tokenizer folder (empty: the model's own, or one built from the task's symbols) and the two markers.
+  """Tokenizer folder or hub id (empty: the model's own, or one built from the task's symbols) and the two markers.
 
   A marker that is already a special token of the tokenizer does not resize the model. With `special=False` both markers
   are plain words.

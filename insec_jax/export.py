@@ -12,7 +12,7 @@ from absl import flags
 from insec_jax import command, flags_help
 
 with flags_help.group("Input and output"):
-  MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+  MODEL = flags.DEFINE_string("model", None, "Workdir of train, Hugging Face folder, or hub id (org/name[@revision]).")
   STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
   OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
   DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
@@ -30,6 +30,7 @@ from insec_jax import config_build
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, vocabulary
+from insec_jax.files import hub
 from insec_jax.files.reading import local_path, read_json, read_text
 from insec_jax.generation import loading
 from insec_jax.model import build, hf, hf_writing, llama
@@ -41,9 +42,10 @@ LLAMA_PAD = "<|finetune_right_pad_id|>"  # of Llama 3.1; other tokenizers lack i
 
 
 def main() -> None:
-  model, output = local_path(MODEL.value, "--model"), local_path(OUTPUT.value, "--output")
+  output = local_path(OUTPUT.value, "--output")
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise InputError(f"--output={output} is there already and not empty; give a new folder, nothing is written over")
+  model = hub.model_folder(MODEL.value, "--model")
   if output.resolve() == model.resolve():
     raise InputError(f"--output={output} is the model itself; give a new folder")
   if loading.is_workdir(model):
@@ -134,12 +136,21 @@ def generation_of(folder: pathlib.Path, config: llama.LlamaConfig) -> dict[str, 
   return fields | missing
 
 
+def start_of(config: Config, hub_commit: str | None) -> str:
+  """Return what the training began with, for the card; `hub_commit` is that of a model of the Hub."""
+  if not config.model.path:
+    return "random weights"
+  if hub_commit is None:
+    return f"`{pathlib.Path(config.model.path).name}`"
+  return f"`{config.model.path.partition('@')[0]}` at commit `{hub_commit}`"
+
+
 def card_text(config: Config, environment: dict[str, Any], step: int) -> str:
   """Return the model card: the model, its markers, and its training."""
-  start = f"`{pathlib.Path(config.model.path).name}`" if config.model.path else "random weights"
   try:
     commit, version = environment["commit"], environment["packages"]["jax"]
-  except (KeyError, TypeError):
+    start = start_of(config, environment.get("hub", {}).get(config.model.path))  # older workdirs have no "hub"
+  except (KeyError, TypeError, AttributeError):
     raise InputError(
       "environment.json of the workdir does not name commit and packages; bring it back as it was"
     ) from None

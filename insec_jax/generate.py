@@ -28,7 +28,7 @@ from insec_jax.distributed import shares
 from insec_jax.generation.flags import MESH_HELP, define_server_flags
 
 with flags_help.group("Input and output"):
-  MODEL = flags.DEFINE_string("model", None, "Workdir of train, or Hugging Face folder.")
+  MODEL = flags.DEFINE_string("model", None, "Workdir of train, Hugging Face folder, or hub id (org/name[@revision]).")
   STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
   PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines file, each line {"prompt": text} or {"tokens": [ids]}.')
   OUTPUT = flags.DEFINE_string("output", None, "File to write, one line per prompt; it appears when complete.")

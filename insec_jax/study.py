@@ -21,6 +21,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config, MeshConfig
 from insec_jax.config_build import build, plain_values, update_keys
 from insec_jax.distributed import processes
+from insec_jax.files import hub
 from insec_jax.files.reading import read_json
 from insec_jax.mining.miner import mined_by
 from insec_jax.model import sharding
@@ -95,7 +96,7 @@ class Study:
       if given.model.path and (base := self.base(arm)):
         values["model.path"] = str(self.workdir(f"{base}_hf", seed))
         after = (f"seed {seed}, {base}: export",)
-      elif given.model.path and not pathlib.Path(given.model.path).is_dir():
+      elif (path := given.model.path) and not pathlib.Path(path).is_dir() and not hub.is_id(path):
         raise InputError(
           f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
           "--config.model.path=FOLDER, or name the arm that makes it with --base"
@@ -161,14 +162,14 @@ class Study:
   def mine(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> StudyStage:
     """Return the stage that mines with the starting weights of the arm."""
     config = self.config(arm, values)
-    start, file = pathlib.Path(config.model.path), pathlib.Path(config.mistakes.mined_path)
+    start, file = config.model.path, pathlib.Path(config.mistakes.mined_path)
     return self.stage(
       arm,
       seed,
       "mine",
       config,
       (f"--model={start}", *self.words(arm, values), f"--output={file}"),
-      lambda: is_newer(file, newest(start)),
+      lambda: file.exists() and is_newer(file, newest(hub.model_folder(start, "model.path", weights=False))),
       after,
     )
 

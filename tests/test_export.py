@@ -221,3 +221,16 @@ def test_transformers_gives_the_logits_that_we_give(exported):
   with torch.no_grad():
     theirs_BTV = theirs(torch.tensor(token_BT.astype(np.int64))).logits.numpy()
   np.testing.assert_allclose(ours_BTV, theirs_BTV, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+  ("path", "start"),
+  [
+    ("org/name@v1", "Trained by insec_jax from `org/name` at commit `c0ffee`:"),
+    ("a/hf", "Trained by insec_jax from `hf`:"),
+  ],
+)
+def test_the_card_names_the_model_of_the_hub_and_its_commit(path, start):
+  environment = {"commit": "abc", "packages": {"jax": "1"}, "hub": {"org/name@v1": "c0ffee"}}
+  config = datakit.config(model__path=path, model__size=None)
+  assert start in export.card_text(config, environment, 3)

@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
   """(folder, files in it after the wrong runs, exit code and output of each wrong run, of the right one)."""
   folder = tmp_path_factory.mktemp("fit")
   (folder / "config.py").write_text(CONFIG)
-  unfetched = CONFIG.replace("return", "values['model'] |= dict(path='a/b', size=None); return")
+  unfetched = CONFIG.replace("return", "values['model'] |= dict(path='a/b/c', size=None); return")
   (folder / "unfetched.py").write_text(unfetched)
   wrong = [["--config=config.py", "--hlo=hlo", *arguments] for arguments in WRONG.values()]
   right = ["--config=config.py", "--topology=local", "--output=fit.json", "--hlo=hlo"]

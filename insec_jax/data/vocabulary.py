@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokenizer_files
+from insec_jax.files import hub
 from insec_jax.method import tasks
 from insec_jax.method.mistakes import paper_reason
 
@@ -146,9 +147,16 @@ def _check_can_write(words: str, tokenizer: PreTrainedTokenizerFast) -> None:
     )
 
 
+def tokenizer_folder(config: Config) -> Path | None:
+  """Return the local folder of tokenizer.path, else of model.path; None where the tokenizer is built from symbols."""
+  name = "tokenizer.path" if config.tokenizer.path else "model.path"
+  text = config.tokenizer.path or config.model.path
+  return hub.model_folder(text, name, weights=False) if text else None
+
+
 def _open_tokenizer(config: Config) -> MarkedTokenizer:
-  if folder := config.tokenizer.path or config.model.path:
-    return add_markers(load(folder), config.tokenizer)
+  if folder := tokenizer_folder(config):
+    return add_markers(load(str(folder)), config.tokenizer)
   symbols = None if config.task.name == "records" else tasks.get(config.task).symbols
   if symbols is None:
     raise InputError(f"task.name={config.task.name!r} has no symbols to build a tokenizer from; give tokenizer.path")

@@ -14,7 +14,8 @@ from insec_jax import config_build
 from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import vocabulary
-from insec_jax.files.reading import local_path, read_json
+from insec_jax.files import hub
+from insec_jax.files.reading import read_json
 from insec_jax.generation import placement
 from insec_jax.generation.server import Server
 from insec_jax.method.transcript import Markers
@@ -79,7 +80,7 @@ def load_model(
   Each weight goes from its file to its parts on the mesh (placement.choose_mesh), in the dtype to compute in:
   `compute`, or else that of `compute_dtype`. Without `weights` none is read, and no device is used.
   """
-  path = local_path(folder, "--model")
+  path = hub.model_folder(folder, "--model", weights=weights)
   is_run = is_workdir(path)
   if is_run:
     check_kinds(path)
@@ -201,7 +202,8 @@ def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel
     return loaded
   # Without confidence tokens: the model was never trained to read any.
   settings = dataclasses.replace(config.tokenizer, confidence=(), confidence_first=())
-  tokenizer = vocabulary.load(config.tokenizer.path) if config.tokenizer.path else loaded.tokenizer
+  own = vocabulary.tokenizer_folder(config) if config.tokenizer.path else None
+  tokenizer = vocabulary.load(str(own)) if own else loaded.tokenizer
   vocabulary.add_markers(tokenizer, settings)
   params, model_config = loaded.params, loaded.config
   if loaded.server is not None and len(tokenizer) > model_config.vocab_size:

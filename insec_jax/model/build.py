@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
+from insec_jax.files import hub
 from insec_jax.model import hf, hf_config, llama, sharding
 from insec_jax.model.llama import LlamaConfig
 
@@ -38,7 +39,7 @@ def model_of_size(size: dict[str, Any], num_tokens: int | None, **ids: int | Non
 def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
   """Return the config of the model before its vocabulary grows, with every token that ends a text."""
   if config.model.path:
-    model_config = hf.read_config(config.model.path)
+    model_config = hf.read_config(hub.model_folder(config.model.path, "model.path", weights=False))
   else:
     model_config = model_of_size(
       config.model.size,
@@ -65,9 +66,8 @@ def starting_params(config: Config, before: LlamaConfig, vocab_size: int, mesh: 
   if not config.model.path:
     grown = dataclasses.replace(before, vocab_size=vocab_size)
     return init(grown, jax.random.key(config.seed), dtype, shardings=shardings)
-  params = hf.load(
-    config.model.path, before, dtype=dtype, shardings=sharding.params_shardings(llama.shapes(before), mesh)
-  )
+  folder = hub.model_folder(config.model.path, "model.path")
+  params = hf.load(folder, before, dtype=dtype, shardings=sharding.params_shardings(llama.shapes(before), mesh))
   if vocab_size > before.vocab_size:
     # Only the matrices that grow: the others need no copy.
     rows = {name: params[name] for name in ("embed", "head") if name in params}

@@ -1,11 +1,11 @@
 """Shape of the model that a config names, without its weights."""
 
 import dataclasses
-import pathlib
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import vocabulary
+from insec_jax.files import hub
 from insec_jax.model import build, hf, llama
 
 
@@ -15,14 +15,14 @@ def model_of(config: Config) -> llama.LlamaConfig:
     size = config.model.size
     is_given = size.get("vocab_size") is not None
     return build.model_of_size(size, None if is_given else len(vocabulary.open_tokenizer(config).tokenizer))
-  folder = pathlib.Path(config.model.path)
+  folder = hub.model_folder(config.model.path, "model.path", weights=False)
   if not (folder / hf.CONFIG).is_file():
     raise InputError(
       f"model.path={config.model.path!r} is no folder with a {hf.CONFIG} here; give --config.model.path=FOLDER "
       "(weights are not read), or a config with model.size, such as configs/llama31_8b.py:shape"
     )
   model_config = hf.read_config(folder)
-  if not (pathlib.Path(config.tokenizer.path or folder) / "tokenizer.json").is_file():
+  if not ((vocabulary.tokenizer_folder(config) or folder) / "tokenizer.json").is_file():
     return model_config
   num_tokens = len(vocabulary.open_tokenizer(config).tokenizer)
   return dataclasses.replace(model_config, vocab_size=build.vocabulary_for(num_tokens, model_config.vocab_size))

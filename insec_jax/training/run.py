@@ -15,6 +15,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import pipeline, template, vocabulary
 from insec_jax.distributed.processes import Processes
+from insec_jax.files import hub
 from insec_jax.model import attention, build, llama, sharding
 from insec_jax.training import checkpoint, layout, optimizer
 from insec_jax.training import step as step_lib
@@ -67,6 +68,7 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   vocab_size = build.vocabulary_for(len(tokenizer), before.vocab_size)
   model_config = dataclasses.replace(before, vocab_size=vocab_size)
   data = load_data(config, tokenizer, model_config)
+  processes.agree("commits of the Hub", hub.commits())
   processes.agree("data", data_fingerprint(config, data, mesh))
   tx = optimizer.make(config.optimizer, config.train.steps)
   shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))

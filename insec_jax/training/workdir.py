@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import tokenizer_files
+from insec_jax.data import tokenizer_files, vocabulary
 from insec_jax.distributed.processes import Processes
-from insec_jax.files.reading import local_path, read_json
+from insec_jax.files import hub
+from insec_jax.files.reading import read_json
 from insec_jax.files.temporary import partial_of
 from insec_jax.files.writing import write_text
 from insec_jax.model import hf, hf_config, hf_writing
@@ -98,12 +99,12 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, p
 
 def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> None:
   """Write the source's tokenizer with the markers added, and the source's generation_config.json, for an export."""
-  source = config.tokenizer.path or config.model.path
   with partial_of(workdir / layout.TOKENIZER) as partial:
-    tokenizer_files.save(tokenizer, local_path(source, "tokenizer.path") if source else None, partial)
+    tokenizer_files.save(tokenizer, vocabulary.tokenizer_folder(config), partial)
     shutil.rmtree(workdir / layout.TOKENIZER, ignore_errors=True)  # of a start that was killed
     partial.rename(workdir / layout.TOKENIZER)
-  generation = hf.read_generation_config(local_path(config.model.path, "model.path")) if config.model.path else None
+  start = hub.model_folder(config.model.path, "model.path", weights=False) if config.model.path else None
+  generation = hf.read_generation_config(start) if start else None
   if generation is not None:
     hf_writing.write_json(workdir / hf.GENERATION, generation)
 
@@ -117,6 +118,7 @@ def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> d
     "diff": None if commit is None else _git("diff", "HEAD"),
     "untracked": None if commit is None else _git("ls-files", "--others", "--exclude-standard"),
     "packages": layout.versions(PACKAGES),
+    "hub": hub.commits(),
     "python": platform.python_version(),
     "system": platform.platform(),
     "devices": {
