@@ -37,7 +37,8 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],
-    "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.4"],
+    "data": ["pyarrow>=20"],  # .parquet and .zst files
+    "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.4", "pyarrow>=20"],
     "parity": ["torch>=2.13", "gguf>=0.19", "accelerate>=1.10"],
   },
 )

@@ -23,6 +23,7 @@ from insec_jax.config_types import (
   Moment,
   Names,
   Path,
+  Paths,
   Weight,
   checked,
   number,
@@ -130,7 +131,7 @@ class TaskConfig:
 class DataConfig:
   """Records and rows; `num_records` is the number of problems to generate, or of records to read at most (0: all)."""
 
-  path: Path = ""
+  path: Paths = ""
   num_records: Annotated[int, whole(0, 10_000_000)] = 0
   num_heldout: Annotated[int, whole(0, 10_000_000)] = 0
   template: Literal["plain", "chat"] = "plain"  # "chat": the tokenizer's own

@@ -18,6 +18,7 @@ from insec_jax import config_build
 from insec_jax.command import FLAG_FILE, InputError, printable
 from insec_jax.config import Config
 from insec_jax.config_types import shown
+from insec_jax.files import sources
 from insec_jax.files.reading import local_path, open_to_read
 
 MOST_BYTES = 1 << 20  # of a config file
@@ -94,7 +95,8 @@ def define_study_flags() -> None:
 def files_read(config: Config) -> list[str]:
   """Return the paths of the config file and of the records of a config, which no output may replace."""
   given = config_flags.get_config_filename(flags.FLAGS["config"])
-  return [given if os.path.exists(given) else str(find(given.partition(":")[0])), config.data.path]
+  own = given if os.path.exists(given) else str(find(given.partition(":")[0]))
+  return [own, *sources.local_files(config.data.path)]
 
 
 def load(file: str | pathlib.Path, *arm: str) -> ml_collections.ConfigDict:

@@ -12,6 +12,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from insec_jax.command import InputError
+from insec_jax.files import sources
 from insec_jax.files.reading import local_path
 
 SMALLEST_WEIGHT = 1e-30
@@ -40,6 +41,10 @@ def _weight(value: float) -> float:
 
 def _path(text: str, info: ValidationInfo) -> str:
   return str(local_path(text, str(info.field_name))) if text else text
+
+
+def _paths(text: str, info: ValidationInfo) -> str:
+  return sources.checked(text, str(info.field_name)) if text else text
 
 
 def _printable(text: str) -> str:
@@ -85,6 +90,7 @@ Weight = Annotated[
   ),
 ]
 Path = Annotated[str, AfterValidator(_path)]
+Paths = Annotated[str, AfterValidator(_paths)]  # several, or patterns, with commas between (files/sources.py)
 JsonObject = Annotated[dict[str, Any], AfterValidator(_json_object)]
 Marker = Annotated[
   str, AfterValidator(_printable), Field(max_length=200, description="a text of at most 200 printable characters")

@@ -1,4 +1,4 @@
-"""Records: one JSON object a line, in one of five formats.
+"""Records: objects of files (files/sources.py), each in one of five formats.
 
   {"question", "answer"}                                       GSM8K as published: a problem; or any prose, unchecked
   {"messages": [{"role", "content"}, ...]}                     chat between system, user and assistant
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from insec_jax.command import InputError
-from insec_jax.files.reading import local_path, read_json_lines
+from insec_jax.files import sources
 from insec_jax.method import roles
 from insec_jax.method.tasks import Problem, gsm8k_records
 from insec_jax.method.transcript import Piece, Transcript
@@ -58,20 +58,21 @@ Content = Problem | PlainRecord | Transcript | Chat
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """The content of one line, and its place `where`: "file:line"."""
+  """The content of one object of a file, and its place `where`: "file:line"."""
 
   content: Content
   where: str
 
 
 def read(path: str, *, limit: int, checked: bool = True, name: str = "data.path") -> Iterator[Record]:
-  """Yield the records of a .jsonl or .jsonl.gz file in order, at most `limit` of them (0: all).
+  """Yield the records of the files that `path` names (files/sources.py) in order, at most `limit` of them (0: all).
 
   With `checked`, the answer of a question must end in a line "#### NUMBER", as in GSM8K; else it may be any text.
-  Raises InputError with file and line for every defect, and for a file without records; `name` is the config key that
-  gave the path.
+  Raises InputError with file and line (or object, or row) for every defect, and for a file without records; `name` is
+  the config key that gave the path.
   """
-  for values, where in itertools.islice(read_json_lines(local_path(path, name), name), limit or None):
+  rows = itertools.chain.from_iterable(sources.read(source, name) for source in sources.find(path, name))
+  for values, where in itertools.islice(rows, limit or None):
     yield Record(_content(values, where, checked), where)
 
 

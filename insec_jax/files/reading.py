@@ -22,6 +22,8 @@ from typing import Any
 from insec_jax.command import InputError
 
 MOST_LINE_BYTES = 1 << 28  # of one JSON line, decompressed
+COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # first bytes -> end of the name
+NAMES = {".gz": "gzip", ".zst": "zstd"}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 # Errors about the given path, not about the state of the machine.
 PATH_ERRORS = (
@@ -143,14 +145,16 @@ def read_json(path: str | os.PathLike, name: str) -> dict[str, Any]:
   return value
 
 
-def read_json_lines(path: str | os.PathLike, name: str) -> Iterator[tuple[dict[str, Any], str]]:
-  """Yield (object, "file:line") for every line of a .jsonl or .jsonl.gz file.
+def read_json_lines(path: str | os.PathLike, name: str, shown: str = "") -> Iterator[tuple[dict[str, Any], str]]:
+  """Yield (object, "file:line") for every line of a .jsonl file, which may be compressed (.gz, .zst).
+
+  `shown` is the name of the file in these places, by default its path.
 
   Raises InputError, with file and line, for a line that is not a JSON object, and for a file without lines.
   """
   number = 0
   for number, line in enumerate(_lines(path, name), 1):
-    where = f"{path}:{number}"
+    where = f"{shown or path}:{number}"
     value = parse_json(line.rstrip(b"\r\n"), where)
     if not isinstance(value, dict):
       raise InputError(f"{where}: holds {type(value).__name__}; each line must be one JSON object")
@@ -160,22 +164,52 @@ def read_json_lines(path: str | os.PathLike, name: str) -> Iterator[tuple[dict[s
 
 
 def _lines(path: str | os.PathLike, name: str) -> Iterator[bytes]:
+  with open_decompressed(path, name) as file:
+    while line := file.readline(MOST_LINE_BYTES + 1):
+      if len(line) > MOST_LINE_BYTES:
+        raise InputError(f"{path}: a line has more than {MOST_LINE_BYTES >> 20} MiB; give one JSON object a line")
+      yield line
+
+
+@contextlib.contextmanager
+def open_decompressed(path: str | os.PathLike, name: str) -> Iterator[BufferedReader | gzip.GzipFile]:
+  """Yield the content of a file, decompressed if its name ends in .gz or .zst, without a byte order mark at its start.
+
+  Raises InputError, also while the block reads, for a file that is damaged, or compressed without such a name.
+  """
+  ending = next((ending for ending in COMPRESSED.values() if os.fspath(path).endswith(ending)), "")
   with contextlib.ExitStack() as stack:
     file: BufferedReader | gzip.GzipFile = stack.enter_context(open_to_read(path, name))
-    if os.fspath(path).endswith(".gz"):
+    if ending == ".gz":
       file = stack.enter_context(gzip.GzipFile(fileobj=file))
+    elif ending == ".zst":
+      pyarrow = import_pyarrow(str(path))
+      file = BufferedReader(stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")))
     try:
-      begin = file.peek(3)[:3]
-      if begin[:2] == b"\x1f\x8b":
-        raise InputError(
-          f"{path} is compressed by gzip{' twice' if os.fspath(path).endswith('.gz') else ''}; give it "
-          "a name that ends in .gz, or decompress it"
-        )
-      if begin == codecs.BOM_UTF8:  # some editors write it at the start
+      begin = file.peek(4)[:4]
+      for magic, kind in COMPRESSED.items():
+        if begin.startswith(magic):
+          raise InputError(
+            f"{path} is compressed by {NAMES[kind]}{' twice' if ending == kind else ''}; give it a name that ends in "
+            f"{kind}, or decompress it"
+          )
+      if begin.startswith(codecs.BOM_UTF8):  # some editors write it at the start
         file.read(3)
-      while line := file.readline(MOST_LINE_BYTES + 1):
-        if len(line) > MOST_LINE_BYTES:
-          raise InputError(f"{path}: a line has more than {MOST_LINE_BYTES >> 20} MiB; give one JSON object a line")
-        yield line
+      yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
       raise InputError(f"{path} is damaged or no gzip file ({error}); compress it again") from None
+    except OSError as error:
+      if ending != ".zst" or error.errno is not None:  # pyarrow's own have no number
+        raise
+      raise InputError(f"{path} is damaged or no zstd file ({error}); compress it again") from None
+
+
+def import_pyarrow(path: str) -> Any:
+  """Return pyarrow, which reads .parquet and .zst files; InputError that names the path where it is not installed."""
+  try:
+    import pyarrow.parquet
+  except ImportError:
+    raise InputError(
+      f"{path}: files of this kind are read by pyarrow, which is not installed; pip install 'insec_jax[data]'"
+    ) from None
+  return pyarrow

@@ -1,0 +1,116 @@
+import gzip
+import json
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from insec_jax.command import InputError
+from insec_jax.files import sources
+
+ROWS = [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def zstd(content):
+  out = pyarrow.BufferOutputStream()
+  with pyarrow.CompressedOutputStream(out, "zstd") as stream:
+    stream.write(content)
+  return out.getvalue().to_pybytes()
+
+
+def parquet(rows):
+  out = pyarrow.BufferOutputStream()
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+  return out.getvalue().to_pybytes()
+
+
+FILES = {
+  "r.jsonl": LINES,
+  "r.txt": LINES,
+  "r.jsonl.gz": gzip.compress(LINES),
+  "r.jsonl.zst": zstd(LINES),
+  "lines.json": LINES,
+  "r.json": b"  " + json.dumps(ROWS, indent=1).encode(),
+  "r.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+  "r.parquet": parquet(ROWS),
+}
+
+
+def read(path, **options):
+  return [
+    row for source in sources.find(str(path), "data.path") for row in sources.read(source, "data.path", **options)
+  ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_the_same_objects_and_their_places(tmp_path, name):
+  path = tmp_path / name
+  path.write_bytes(FILES[name])
+  place = (
+    ": row {}" if name == "r.parquet" else ": object {}" if name.startswith("r.json") and "l" not in name else ":{}"
+  )
+  assert read(path) == [(row, f"{path}{place.format(number)}") for number, row in enumerate(ROWS, 1)]
+
+
+def test_several_files_and_patterns_are_read_in_the_order_of_the_text(tmp_path):
+  for name in ("c.jsonl", "b2.jsonl", "b10.jsonl", "a,1.jsonl"):
+    (tmp_path / name).write_text(json.dumps({"name": name}))
+  (tmp_path / "b3.jsonl").mkdir()
+  several = [row["name"] for row, _ in read(f"{tmp_path}/c.jsonl,{tmp_path}/b*.jsonl")]
+  assert several == ["c.jsonl", "b10.jsonl", "b2.jsonl"]
+  assert [row["name"] for row, _ in read(f"{tmp_path}/a,1.jsonl")] == ["a,1.jsonl"]
+  assert set(sources.local_files(f"{tmp_path}/c.jsonl,{tmp_path}/b1*")) == {
+    f"{tmp_path}/c.jsonl",
+    f"{tmp_path}/b10.jsonl",
+  }
+
+
+def test_only_the_columns_asked_for_are_read_of_a_parquet_file(tmp_path):
+  (tmp_path / "r.parquet").write_bytes(parquet(ROWS))
+  assert [row for row, _ in read(tmp_path / "r.parquet", columns=("b", "c"))] == [{"b": "x"}, {"b": None}]
+
+
+DEFECTS = {
+  "cut.jsonl.zst": (FILES["r.jsonl.zst"][:-9], "cut.jsonl.zst is damaged or no zstd file"),
+  "z.jsonl": (FILES["r.jsonl.zst"], "z.jsonl is compressed by zstd; give it a name that ends in .zst"),
+  "g.jsonl": (FILES["r.jsonl.gz"], "g.jsonl is compressed by gzip; give it a name that ends in .gz"),
+  "cut.parquet": (FILES["r.parquet"][:-9], "cut.parquet is damaged or no parquet file"),
+  "none.parquet": (parquet(ROWS[:0]), "none.parquet has no rows"),
+  "none.json": (b"[]", "none.json is an empty list"),
+  "number.json": (b'[{"a": 1}, 2]', "number.json: object 2 is int; the list must hold objects only"),
+  "no.json": (b'[{"a": 1}, ', "no.json: not JSON at column 12"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_is_one_line_with_the_file(tmp_path, name):
+  content, line = DEFECTS[name]
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(InputError) as error:
+    read(tmp_path / name)
+  assert line in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "line"),
+  [
+    ("{0}/no*.jsonl", "data.path={0}/no*.jsonl matches no file"),
+    ("{0}/a.jsonl,{0}/*.jsonl", "data.path: {0}/a.jsonl is given twice"),
+    ("{0}/a.jsonl,", "data.path is empty"),
+  ],
+)
+def test_a_text_that_names_no_file_or_one_twice_is_refused(tmp_path, text, line):
+  (tmp_path / "a.jsonl").write_bytes(LINES)
+  with pytest.raises(InputError) as error:
+    sources.find(text.format(tmp_path), "data.path")
+  assert line.format(tmp_path) in str(error.value)
+
+
+def test_without_pyarrow_the_line_says_what_to_install(tmp_path, monkeypatch):
+  (tmp_path / "r.parquet").write_bytes(FILES["r.parquet"])
+  monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+  with pytest.raises(InputError, match=r"r\.parquet.*pip install 'insec_jax\[data\]'"):
+    read(tmp_path / "r.parquet")
