@@ -15,6 +15,7 @@ from pydantic import Field
 
 from insec_jax.command import InputError
 from insec_jax.config_types import (
+  Columns,
   Edges,
   FalseAlarms,
   Fraction,
@@ -132,6 +133,7 @@ class DataConfig:
   """Records and rows; `num_records` is the number of problems to generate, or of records to read at most (0: all)."""
 
   path: Paths = ""
+  fields: Columns = ""  # columns of other data sets that make a record (data/fields.py); empty: none are renamed
   num_records: Annotated[int, whole(0, 10_000_000)] = 0
   num_heldout: Annotated[int, whole(0, 10_000_000)] = 0
   template: Literal["plain", "chat"] = "plain"  # "chat": the tokenizer's own
@@ -331,7 +333,7 @@ SECTIONS: dict[str, Any] = {
   field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")
 }
 # Keys that older config files and workdirs lack; the default of each means "as before".
-NEWER = ("data.too_long", "train.minutes")
+NEWER = ("data.too_long", "data.fields", "train.minutes")
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
 # the key.
 REMOVED = {

@@ -91,6 +91,11 @@ Weight = Annotated[
 ]
 Path = Annotated[str, AfterValidator(_path)]
 Paths = Annotated[str, AfterValidator(_paths)]  # several, or patterns, with commas between (files/sources.py)
+Columns = Annotated[
+  str,
+  AfterValidator(_printable),
+  Field(max_length=1_000, description="empty, or such as question=problem,answer=solution"),
+]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_json_object)]
 Marker = Annotated[
   str, AfterValidator(_printable), Field(max_length=200, description="a text of at most 200 printable characters")

@@ -214,7 +214,7 @@ def is_right(key: str, value) -> bool:
     if key in PATHS:
       # model.size is given; a mined_path would not be read with mistakes.mined=0.
       return value == "" if key in ("model.path", "mistakes.mined_path") else value in ("", "no", "a\nb")
-    return key in ("tokenizer.flag", "tokenizer.fix") and value == "no"
+    return value in {"tokenizer.flag": ("no",), "tokenizer.fix": ("no",), "data.fields": ("", "no")}.get(key, ())
   if key == "mistakes.classes":
     return value in ([], ["a"], (), ("a",))
   if key in ("tokenizer.confidence", "tokenizer.confidence_first"):  # scores need mined records, which are not given

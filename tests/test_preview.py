@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import shapes
 from datakit import IM_TEMPLATE, bpe_tokenizer, write_lines
 from modelkit import run
 
@@ -155,3 +156,35 @@ def test_wrong_input_ends_in_one_line_and_exit_code_2_and_leaves_no_page(folder,
   [line] = err.splitlines()
   assert WRONG[name][1] in line
   assert not (folder / "bad.html").exists()
+
+
+PUBLIC = """
+from ml_collections import ConfigDict
+import copy, datakit
+
+def get_config(name):
+  values = copy.deepcopy(datakit.VALUES)
+  values["tokenizer"] |= dict(path="tokenizer", flag="<|spare_0|>", fix="<|spare_1|>")
+  path, fields = {data}[name]
+  values["data"] |= dict(path=path, fields=fields, template="chat")
+  return ConfigDict(values)
+"""
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory):
+  """(exit code, stdout, stderr) of preview on each of eight public data sets' shapes."""
+  folder = lay_out(tmp_path_factory.mktemp("public"), [], IM_TEMPLATE)
+  (folder / "config.py").write_text(PUBLIC.format(data={name: shapes.write(folder, name) for name in shapes.SHAPES}))
+  found = run("preview", *([f"--config=config.py:{name}"] for name in shapes.SHAPES), folder=folder)
+  return dict(zip(shapes.SHAPES, found, strict=True))
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_preview_shows_the_receipt_of_a_public_data_set(public, name):
+  code, out, err = public[name]
+  assert code == 0, err
+  assert re.search(r"records +10\n", out)
+  assert re.search(r"end of text +" + ("20" if name == "sharegpt" else "10") + " tokens of role text", out)
+  answer = "2 + 3 = 5." if name != "gsm8k" else "0 + 1 = 1"
+  assert f"[text 1]{answer}" in out

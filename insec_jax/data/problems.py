@@ -39,7 +39,8 @@ def split_records(config: Config, split: str) -> list[tuple[int, Record]]:
       raise InputError(
         f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
       )
-    records = list(read(config.data.path, limit=config.data.num_records, checked=config.task.name != "records"))
+    data, checked = config.data, config.task.name != "records"
+    records = list(read(data.path, limit=data.num_records, checked=checked, columns=data.fields))
     held = _held_out(records, config)
     return [(index, record) for index, record in enumerate(records) if held[index] == (split == "heldout")]
   num = config.data.num_records if split == "train" else config.data.num_heldout

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from insec_jax.command import InputError
+from insec_jax.data import fields
 from insec_jax.files import sources
 from insec_jax.method import roles
 from insec_jax.method.tasks import Problem, gsm8k_records
@@ -64,16 +65,23 @@ class Record:
   where: str
 
 
-def read(path: str, *, limit: int, checked: bool = True, name: str = "data.path") -> Iterator[Record]:
+def read(
+  path: str, *, limit: int, checked: bool = True, name: str = "data.path", columns: str = ""
+) -> Iterator[Record]:
   """Yield the records of the files that `path` names (files/sources.py) in order, at most `limit` of them (0: all).
 
   With `checked`, the answer of a question must end in a line "#### NUMBER", as in GSM8K; else it may be any text.
+  `columns` is data.fields: the columns that make a record; empty where the files have our formats.
   Raises InputError with file and line (or object, or row) for every defect, and for a file without records; `name` is
   the config key that gave the path.
   """
-  rows = itertools.chain.from_iterable(sources.read(source, name) for source in sources.find(path, name))
+  named = fields.parse(columns) if columns else {}
+  _check_keys(columns, named)
+  read_columns = fields.columns_of(named)
+  files = sources.find(path, name)
+  rows = itertools.chain.from_iterable(sources.read(file, name, columns=read_columns) for file in files)
   for values, where in itertools.islice(rows, limit or None):
-    yield Record(_content(values, where, checked), where)
+    yield Record(_content(fields.mapped(named, values, where) if named else values, where, checked), where)
 
 
 def as_transcript(content: Content) -> Transcript | Chat:
@@ -101,14 +109,23 @@ def _content(record: dict[str, Any], where: str, checked: bool) -> Content:
   """Return the content, read by the function for its keys in FORMATS, the table after these functions."""
   keys = frozenset(record) - {"meta"}
   if keys not in FORMATS:
-    known = "; or ".join(" and ".join(sorted(form)) for form in FORMATS)
+    proposed = fields.proposal(record)
     raise InputError(
-      f"{where}: keys are {', '.join(sorted(record)) or 'none':.200}; needed are {known} "
-      "(and what need not be read under 'meta')"
+      f"{where}: keys are {', '.join(sorted(record)) or 'none':.200}; needed are {_known()} "
+      "(and what need not be read under 'meta')" + (f"; data.fields={proposed} reads these" if proposed else "")
     )
   if keys == QUESTION and not checked:
     return _question(record, where)
   return FORMATS[keys](record, where)
+
+
+def _known() -> str:
+  return "; or ".join(" and ".join(sorted(form)) for form in FORMATS)
+
+
+def _check_keys(columns: str, named: fields.Fields) -> None:
+  if named and frozenset(named) not in FORMATS:
+    raise InputError(f"data.fields={columns} makes {' and '.join(sorted(named))}; needed are {_known()}")
 
 
 def _question(record: dict, where: str) -> Problem | PlainRecord:

@@ -2,28 +2,14 @@ import gzip
 import json
 import sys
 
-import pyarrow
-import pyarrow.parquet
 import pytest
+from shapes import parquet, zstd
 
 from insec_jax.command import InputError
 from insec_jax.files import sources
 
 ROWS = [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-
-
-def zstd(content):
-  out = pyarrow.BufferOutputStream()
-  with pyarrow.CompressedOutputStream(out, "zstd") as stream:
-    stream.write(content)
-  return out.getvalue().to_pybytes()
-
-
-def parquet(rows):
-  out = pyarrow.BufferOutputStream()
-  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
-  return out.getvalue().to_pybytes()
 
 
 FILES = {

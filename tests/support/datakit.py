@@ -18,6 +18,7 @@ VALUES = {
   "task": {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0},
   "data": {
     "path": "records.jsonl",
+    "fields": "",
     "num_records": 0,
     "num_heldout": 0,
     "template": "plain",
