@@ -85,6 +85,11 @@ def from_json(text: str) -> Config:
   return build(parse_json(text, "the config"))
 
 
+def reads_records(config: Config) -> bool:
+  """Return whether the transcripts are records of data.path; if not, the task makes them."""
+  return config.task.name in FROM_FILE or config.mistakes.source != "injected"
+
+
 def _check_across(config: Config) -> None:
   from_file = config.task.name in FROM_FILE
   if from_file and not config.data.path:
@@ -110,6 +115,11 @@ def _check_across(config: Config) -> None:
     )
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
+  if config.data.heldout_path and (not config.data.path or not reads_records(config)):
+    raise InputError(
+      f"data.heldout_path={config.data.heldout_path!r} belongs to the records of data.path, and this config reads "
+      "none; leave it empty"
+    )
   _check_mined(config)
   _check_confidence(config)
   if config.optimizer.warmup_steps > config.train.steps:

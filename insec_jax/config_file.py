@@ -96,7 +96,8 @@ def files_read(config: Config) -> list[str]:
   """Return the paths of the config file and of the records of a config, which no output may replace."""
   given = config_flags.get_config_filename(flags.FLAGS["config"])
   own = given if os.path.exists(given) else str(find(given.partition(":")[0]))
-  return [own, *sources.local_files(config.data.path)]
+  records = (config.data.path, config.data.heldout_path)
+  return [own, *(file for text in records for file in sources.local_files(text))]
 
 
 def load(file: str | pathlib.Path, *arm: str) -> ml_collections.ConfigDict:

@@ -39,10 +39,11 @@ def main() -> None:
     check_output(HTML.value, "--html", config_file.files_read(config))
   tokenizer = vocabulary.open_tokenizer(config).tokenizer
   template.fix_date(tokenizer, template.today())
-  examples, long_train = pipeline.load_examples(config, tokenizer, "train")
+  held: list[str] = []
+  examples, long_train = pipeline.load_examples(config, tokenizer, "train", held_out=held)
   # Loaded for its errors, which would else appear only in training.
   _, long_heldout = pipeline.load_examples(config, tokenizer, "heldout")
-  left_out = pipeline.LeftOut(long_train, long_heldout)
+  left_out = pipeline.LeftOut(long_train, long_heldout, tuple(held))
   receipt = pipeline.receipt(examples, packing.pack(examples, config.data.row_length), config, left_out)
   print(receipt)
   if config.rounds:

@@ -125,7 +125,7 @@ WRONG = (
   1j,
   len,
 )
-PATHS = ("model.path", "tokenizer.path", "data.path", "mistakes.mined_path")
+PATHS = ("model.path", "tokenizer.path", "data.path", "data.heldout_path", "mistakes.mined_path")
 WEIGHTS = tuple(f"loss.{name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction"))
 # What is right for a key, of the values above; a whole number is right for a rate. All else must be refused.
 NUMBERS = {
@@ -212,8 +212,9 @@ def is_right(key: str, value) -> bool:
     return any(key in keys and value in values for values, keys in NUMBERS.items())
   if isinstance(value, str):
     if key in PATHS:
-      # model.size is given; a mined_path would not be read with mistakes.mined=0.
-      return value == "" if key in ("model.path", "mistakes.mined_path") else value in ("", "no", "a\nb")
+      # model.size is given; a mined_path would not be read with mistakes.mined=0, nor held-out records by this task.
+      unread = ("model.path", "mistakes.mined_path", "data.heldout_path")
+      return value == "" if key in unread else value in ("", "no", "a\nb")
     return value in {"tokenizer.flag": ("no",), "tokenizer.fix": ("no",), "data.fields": ("", "no")}.get(key, ())
   if key == "mistakes.classes":
     return value in ([], ["a"], (), ("a",))

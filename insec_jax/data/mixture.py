@@ -22,22 +22,24 @@ from insec_jax.method.tasks import Problem
 from insec_jax.method.transcript import Markers, Transcript, check_marks, split_steps
 
 
-def transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
+def transcripts(
+  config: Config, split: str, *, left_out: list[str] | None = None
+) -> list[tuple[Transcript | Chat, str]]:
   """Return the transcripts of the split "train" or "heldout", each with its place ("file:line"), in a fixed order.
 
   A problem gets its mistakes here when they are injected, and so does any prose where task.name="records". A record
   that has its roles is used unchanged; raises InputError where its mistakes are not flagged and corrected. Records of
   mistakes.mined_path are added to "train". Only these have confidence tokens, each after a step, which name the model's
-  confidence in that step.
+  confidence in that step. `left_out` is that of `split_records`.
   """
-  contents = _transcripts(config, split)
+  contents = _transcripts(config, split, left_out)
   return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
 
 
-def _transcripts(config: Config, split: str) -> list[tuple[Transcript | Chat, str]]:
+def _transcripts(config: Config, split: str, left_out: list[str] | None) -> list[tuple[Transcript | Chat, str]]:
   """Return what `transcripts` does, without records of mistakes.mined_path."""
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-  indexed = split_records(config, split)
+  indexed = split_records(config, split, left_out=left_out)
   for _, record in indexed:
     if isinstance(record.content, tuple):
       _check_marks(record.content, record.where, markers)

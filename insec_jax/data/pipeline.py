@@ -43,21 +43,27 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-  """Records longer than a row, each once, of the training and the held-out split."""
+  """Records longer than a row, each once, of the training and the held-out split, and those that `prompts_held_out`.
+
+  `prompts_held_out` has the places of records of data.path whose prompt is also one of data.heldout_path.
+  """
 
   train: tuple[TooLong, ...] = ()
   heldout: tuple[TooLong, ...] = ()
+  prompts_held_out: tuple[str, ...] = ()
 
   def __bool__(self) -> bool:
-    return bool(self.train or self.heldout)
+    return bool(self.train or self.heldout or self.prompts_held_out)
 
   def to_json_lines(self) -> str:
-    """Return one JSON object a line: split, where ("file:line") and tokens of each record."""
-    return "".join(
-      json.dumps({"split": split, "where": record.where, "tokens": record.num_tokens}) + "\n"
+    """Return one JSON object a line: split, where ("file:line") and tokens, or why it is left out, of each record."""
+    lines = [
+      {"split": split, "where": record.where, "tokens": record.num_tokens}
       for split in ("train", "heldout")
       for record in getattr(self, split)
-    )
+    ]
+    lines += [{"split": "train", "where": where, "why": "its prompt is held out"} for where in self.prompts_held_out]
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
   def __str__(self) -> str:
     """Return the lines of the receipt: the number of records, and the first of them."""
@@ -75,11 +81,12 @@ class LeftOut:
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
   """Return all data of a config as rows; raise InputError when a record is wrong or none is left to train on."""
-  examples, long_train = load_examples(config, tokenizer, "train")
+  held: list[str] = []
+  examples, long_train = load_examples(config, tokenizer, "train", held_out=held)
   train = pack(examples, config.data.row_length)
   heldout_examples, long_heldout = load_examples(config, tokenizer, "heldout")
   heldout = pack(heldout_examples, config.data.row_length)
-  left_out = LeftOut(long_train, long_heldout)
+  left_out = LeftOut(long_train, long_heldout, tuple(held))
   # The held-out loss counts every token with a role; confidence tokens are input only, never a target.
   ids = vocabulary.find_markers(tokenizer, config.tokenizer).confidence_ids
   heldout.role_BT[np.isin(heldout.token_BT, ids)] = roles.NO_ROLE
@@ -87,13 +94,14 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
 
 
 def load_examples(
-  config: Config, tokenizer: PreTrainedTokenizerFast, split: str
+  config: Config, tokenizer: PreTrainedTokenizerFast, split: str, *, held_out: list[str] | None = None
 ) -> tuple[list[Example], tuple[TooLong, ...]]:
   """Return the examples of the split "train" or "heldout", in a fixed order, and the records left out as too long.
 
+  Places of records whose prompt is held out are added to `held_out` (data.heldout_path).
   Raises InputError when there are records and all are too long.
   """
-  contents = mixture.transcripts(config, split)
+  contents = mixture.transcripts(config, split, left_out=held_out)
   examples = []
   left_out: list[TooLong] | None = None if config.data.too_long == "refuse" else []
   with contextlib.closing(Progress(f"tokenise {split}", len(contents), unit="transcript")) as progress:
@@ -201,6 +209,11 @@ def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: L
         f"records           {len(examples):,}",
         f"longest record    {len(longest.token_T):,} of {config.data.row_length:,} tokens, {longest.where}",
         *([str(left_out)] if config.data.too_long == "drop" else []),
+        *(
+          [f"held-out prompts  {len(left_out.prompts_held_out):,} records to train on had one, left out"]
+          if config.data.heldout_path
+          else []
+        ),
         f"rows              {len(rows):,} of {config.data.row_length:,} tokens, "
         f"{1 - num_tokens / rows.token_BT.size:.1%} padding",
       ]

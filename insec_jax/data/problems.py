@@ -8,18 +8,21 @@
   choosing thresholds      "mine", seed + VALIDATION           problems trained on, in the order of the file
   mining                   "mine", a seed for each mining      problems trained on, in an order by that seed
 
-No problem is in two splits of a task. With mistakes.source other than "injected" the first two are from data.path for
-any task.
+Held out are the records of data.heldout_path, or without one data.num_heldout of those of data.path; the prompt of none
+is trained on. No problem is in two splits of a task. With mistakes.source other than "injected" the first two are from
+data.path for any task.
 """
 
 import collections
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import FROM_FILE, Config
+from insec_jax.config_build import reads_records
 from insec_jax.data.records import Record, prompt_text, read
 from insec_jax.method import tasks
 from insec_jax.method.tasks import Problem, Task
@@ -27,20 +30,22 @@ from insec_jax.method.tasks import Problem, Task
 VALIDATION = 1_000_003  # apart from the seeds of mining, which draws from the same split
 
 
-def split_records(config: Config, split: str) -> list[tuple[int, Record]]:
+def split_records(config: Config, split: str, *, left_out: list[str] | None = None) -> list[tuple[int, Record]]:
   """Return the records of the split "train" or "heldout", each with its index among all of data.path or of the split.
 
-  Raises InputError where data.num_heldout leaves none to train on.
+  With data.heldout_path, records of data.path with a prompt of that file are left out; their places are added to
+  `left_out`. Raises InputError where none is left to train on.
   """
   if split not in ("train", "heldout"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'heldout'")
-  if config.task.name in FROM_FILE or config.mistakes.source != "injected":
+  if reads_records(config):
     if not config.data.path:
       raise InputError(
         f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
       )
-    data, checked = config.data, config.task.name != "records"
-    records = list(read(data.path, limit=data.num_records, checked=checked, columns=data.fields))
+    if config.data.heldout_path:
+      return _split_by_file(config, split, [] if left_out is None else left_out)
+    records = list(_read(config, "data.path"))
     held = _held_out(records, config)
     return [(index, record) for index, record in enumerate(records) if held[index] == (split == "heldout")]
   num = config.data.num_records if split == "train" else config.data.num_heldout
@@ -48,6 +53,36 @@ def split_records(config: Config, split: str) -> list[tuple[int, Record]]:
   return [
     (index, Record(problem, f"{config.task.name} problem {index} ({split})")) for index, problem in enumerate(made)
   ]
+
+
+def _read(config: Config, name: str) -> Iterator[Record]:
+  """Yield the records of data.path or data.heldout_path."""
+  data, checked = config.data, config.task.name != "records"
+  if name == "data.path":
+    return read(data.path, limit=data.num_records, checked=checked, name=name, columns=data.fields)
+  return read(data.heldout_path, limit=data.num_heldout, checked=checked, name=name, columns=data.fields)
+
+
+def _split_by_file(config: Config, split: str, left_out: list[str]) -> list[tuple[int, Record]]:
+  if split == "heldout":
+    return list(enumerate(_read(config, "data.heldout_path")))
+  held = {_digest(record) for record in _read(config, "data.heldout_path")}
+  kept = []
+  for index, record in enumerate(_read(config, "data.path")):
+    if _digest(record) in held:
+      left_out.append(record.where)
+    else:
+      kept.append((index, record))
+  if not kept:
+    raise InputError(
+      f"every prompt of data.path={config.data.path} is also one of data.heldout_path={config.data.heldout_path}, so "
+      "none is left to train on; give other records"
+    )
+  return kept
+
+
+def _digest(record: Record) -> bytes:
+  return hashlib.sha256(prompt_text(record.content).encode()).digest()
 
 
 def _held_out(records: list[Record], config: Config) -> list[bool]:
@@ -128,7 +163,10 @@ def _problems(config: Config, split: str) -> list[Problem]:
 def _heldout_problems(config: Config) -> list[Problem]:
   problems = _problems(config, "heldout")
   if not problems:
-    raise InputError(f"{config.data.path} has no held-out problem to measure on; raise data.num_heldout")
+    raise InputError(
+      f"{config.data.heldout_path or config.data.path} has no held-out problem to measure on; raise "
+      "data.num_heldout, or give a data.heldout_path with problems"
+    )
   return problems
 
 

@@ -1,6 +1,7 @@
 """Sources of records: the files that a text names, and the objects in each, whatever its format.
 
   a.jsonl,b/*.parquet      several, with commas between; a pattern takes its files in order of their names
+  hf://datasets/org/name   data sets of the Hugging Face Hub (datasets.py)
 
   .jsonl, any other name   one object a line        "file:line"
   .json                    a list of objects        "file: object N", N from 1; else one object a line
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from insec_jax.command import InputError
+from insec_jax.files import datasets
 from insec_jax.files.reading import (
   COMPRESSED,
   import_pyarrow,
@@ -44,7 +46,14 @@ def split(text: str) -> list[str]:
 
 def checked(text: str, name: str) -> str:
   """Return the text with `~` expanded in each path; InputError for a part that cannot be a path."""
-  return ",".join(str(local_path(part, name)) for part in split(text))
+  return ",".join(_checked(part, name) for part in split(text))
+
+
+def _checked(part: str, name: str) -> str:
+  if part.startswith(datasets.SCHEME):
+    datasets.check(part, name)
+    return part
+  return str(local_path(part, name))
 
 
 def find(text: str, name: str) -> list[Source]:
@@ -62,6 +71,8 @@ def find(text: str, name: str) -> list[Source]:
 
 
 def _find(part: str, name: str) -> list[Source]:
+  if part.startswith(datasets.SCHEME):
+    return [Source(*found) for found in datasets.find(part, name)]
   path = local_path(part, name)
   if not glob.has_magic(str(path)) or os.path.lexists(path):
     return [Source(path, str(path))]

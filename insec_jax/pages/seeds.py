@@ -12,7 +12,7 @@ from insec_jax.evaluation import statistics
 
 # Config keys that determine the problems and their parsing; the second tuple, for problems from a file.
 SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")
-SAME_FILE = ("data.path", "data.num_records", "data.num_heldout")
+SAME_FILE = ("data.path", "data.heldout_path", "data.num_records", "data.num_heldout")
 NEWER = {"evaluate.max_size": 0}  # keys that older results lack, with the values they used
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 
 import pytest
-from datakit import config, gsm8k, pieces, question
+from datakit import bpe_tokenizer, config, gsm8k, pieces, question, write_lines
 from scripted import CONFIG, LARGER, TASK
 
 from insec_jax.command import InputError
-from insec_jax.data import mixture, problems
+from insec_jax.data import mixture, pipeline, problems, vocabulary
 from insec_jax.method import tasks
 from insec_jax.method.roles import MISTAKE
 from insec_jax.method.transcript import render
@@ -148,3 +148,41 @@ def test_the_problems_of_every_purpose_are_those_of_earlier_versions(tmp_path, n
   }
   texts = {purpose: "".join(p.prompt + "".join(p.steps) for p in chosen) for purpose, chosen in found.items()}
   assert {purpose: hashlib.sha256(text.encode()).hexdigest()[:8] for purpose, text in texts.items()} == DIGESTS[name]
+
+
+def test_a_file_of_held_out_records_is_never_trained_on_and_repeats_are_named(tmp_path):
+  test = write_lines(tmp_path / "test.jsonl", [question(number) for number in (3, 90, 91)])
+  some = gsm8k(tmp_path, [question(number) for number in range(10)], data__heldout_path=test)
+  left_out = []
+  train = mixture.transcripts(some, "train", left_out=left_out)
+  assert [where for _, where in train] == [f"{tmp_path}/r.jsonl:{n}" for n in range(1, 11) if n != 4]
+  assert left_out == [f"{tmp_path}/r.jsonl:4"]
+  assert [where for _, where in mixture.transcripts(some, "heldout")] == [f"{test}:{n}" for n in (1, 2, 3)]
+  solved = problems.problems_to_solve(tasks.get(some.task), some)
+  assert [problem.prompt for problem in solved] == ["What is 3 + 1?\n"][: some.evaluate.num_problems]
+  data = pipeline.load_data(some, vocabulary.add_markers(bpe_tokenizer(), some.tokenizer).tokenizer)
+  assert "held-out prompts  1 records to train on had one, left out" in data.receipt
+  assert data.left_out.to_json_lines() == (
+    f'{{"split": "train", "where": "{tmp_path}/r.jsonl:4", "why": "its prompt is held out"}}\n'
+  )
+
+
+def test_what_mistakes_are_put_in_does_not_depend_on_a_file_of_held_out_records(tmp_path):
+  lines = [question(number) for number in range(10)]
+  test = write_lines(tmp_path / "test.jsonl", [question(3)])
+  alone = {where: content for content, where in mixture.transcripts(gsm8k(tmp_path, lines), "train")}
+  beside = mixture.transcripts(gsm8k(tmp_path, lines, data__heldout_path=test), "train")
+  assert [content for content, _ in beside] == [alone[where] for _, where in beside]
+
+
+def test_a_file_of_held_out_records_that_leaves_none_to_train_on_is_refused(tmp_path):
+  lines = [question(1), question(2)]
+  some = gsm8k(tmp_path, lines, data__heldout_path=write_lines(tmp_path / "t.jsonl", lines))
+  with pytest.raises(InputError, match="none is left to train on"):
+    mixture.transcripts(some, "train")
+
+
+def test_a_file_of_held_out_records_that_would_not_be_read_is_refused(tmp_path):
+  changes = {"task__min_size": 3, "task__max_size": 5, "data__num_records": 3, "mistakes__source": "injected"}
+  with pytest.raises(InputError, match="this config reads "):
+    config(task__name="multiplication", data__path="", data__heldout_path=str(tmp_path / "t.jsonl"), **changes)

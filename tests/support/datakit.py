@@ -19,6 +19,7 @@ VALUES = {
   "data": {
     "path": "records.jsonl",
     "fields": "",
+    "heldout_path": "",
     "num_records": 0,
     "num_heldout": 0,
     "template": "plain",
