@@ -68,6 +68,7 @@ def snapshot(
 
   if not sys.stderr.isatty():
     utils.disable_progress_bars()
+  utils.logging.disable_propagation()  # absl's handler would print each of its warnings again
   with _refusals(text, name, kind):
     folder = snapshot_download(
       repository,

@@ -19,9 +19,9 @@ class Repository:
   files: dict[str, bytes]
   gated: bool = False
 
-  @property
-  def commit(self) -> str:
-    return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+  def __post_init__(self):
+    self.hashes = {path: hashlib.sha1(content).hexdigest() for path, content in self.files.items()}
+    self.commit = hashlib.sha1(repr(sorted(self.hashes.items())).encode()).hexdigest()
 
 
 @dataclasses.dataclass
@@ -71,7 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self.refuse(404, "RevisionNotFound")
     found = revisions[revision]
     if match["api"] and rest[1:2] == ["tree"]:
-      return self.send(json.dumps([self.entry(path, content) for path, content in found.files.items()]).encode())
+      return self.send(json.dumps([self.entry(path, found) for path in found.files]).encode())
     if match["api"]:
       listed = [{"rfilename": path} for path in found.files]
       return self.send(json.dumps({"id": match["name"], "sha": found.commit, "siblings": listed}).encode())
@@ -82,8 +82,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self.refuse(404, "EntryNotFound")
     return self.send_file(path, found)
 
-  def entry(self, path: str, content: bytes) -> dict:
-    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+  def entry(self, path: str, found: Repository) -> dict:
+    return {"type": "file", "path": path, "size": len(found.files[path]), "oid": found.hashes[path]}
 
   def refuse(self, status: int, code: str) -> None:
     self.send(b"{}", status, {"X-Error-Code": code, "X-Error-Message": code})
@@ -99,7 +99,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def send_file(self, path: str, found: Repository) -> None:
     hub, content = self.server.hub, found.files[path]
     headers = {
-      "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+      "ETag": f'"{found.hashes[path]}"',
       "X-Repo-Commit": found.commit,
       "Accept-Ranges": "bytes",
     }
