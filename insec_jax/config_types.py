@@ -40,7 +40,7 @@ def _weight(value: float) -> float:
 
 
 def _path(text: str, info: ValidationInfo) -> str:
-  return str(local_path(text, str(info.field_name))) if text else text
+  return f"{local_path(text, str(info.field_name))}" if text else text
 
 
 def _paths(text: str, info: ValidationInfo) -> str:

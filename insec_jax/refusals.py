@@ -29,6 +29,7 @@ REFUSALS = (
   errno.ESTALE,
   errno.ENOLCK,
   errno.EAGAIN,
+  errno.EREMOTEIO,
 )
 REMEDIES = {
   errno.ENOSPC: "free some room; what was saved before stays",
@@ -41,6 +42,7 @@ REMEDIES = {
   errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
   errno.EPIPE: "whoever read the output has closed it",
   errno.EIO: "the disk or network drive fails",
+  errno.EREMOTEIO: "look at the network, and run the same command again; what was saved before stays",
 }
 
 
@@ -122,9 +124,10 @@ def machine_refusal(error: BaseException) -> str | None:
 
 def is_refusal(error: BaseException) -> bool:
   """Return whether this is an error of the machine, which implies nothing about the file that was used."""
-  return machine_refusal(error) is not None and not any(
-    isinstance(cause, OSError) and cause.errno is not None and cause.errno not in REFUSALS for cause in chain(error)
-  )
+  numbers = [cause.errno for cause in chain(error) if isinstance(cause, OSError) and cause.errno is not None]
+  if errno.EREMOTEIO in numbers:  # of a bucket; the errors of the network behind it are others
+    return True
+  return machine_refusal(error) is not None and all(number in REFUSALS for number in numbers)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import jax
+from bucketkit import bucket, faulty  # noqa: F401  # fixtures
 
 jax.config.update("jax_platforms", os.environ.get("INSEC_TEST_PLATFORM", "cpu"))  # another for -m device
 jax.config.update("jax_num_cpu_devices", 8)

@@ -3,6 +3,10 @@
       mined.jsonl.parts/0.jsonl    header   {"chunk": 0, ...}   {"chunk": 2, ...}  of process 0
       mined.jsonl.parts/1.jsonl    header   {"chunk": 1, ...}   {"chu              of process 1, killed while writing
 
+In a bucket, where nothing can be appended, each chunk is an object of its own:
+
+      gs://bucket/mined.jsonl.parts/0.2.jsonl    header   {"chunk": 2, ...}        of process 0
+
 The header identifies the work; parts of other work are never mixed in. The process that finds all chunks joins them and
 removes the folder. A chunk that was written completely is not computed again, whatever the number of processes.
 """
@@ -12,18 +16,22 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from insec_jax.command import InputError
+from insec_jax.files import buckets
+from insec_jax.files.buckets import BucketPath
+from insec_jax.files.leases import lease
 from insec_jax.files.locks import one_writer
 from insec_jax.files.reading import local_path, parse_json
 from insec_jax.files.writing import is_stream
 
 Made = TypeVar("Made")
+AnyPath = TypeVar("AnyPath", bound=pathlib.Path)
+NO_LOCK = contextlib.nullcontext()
 
 
 def unfinished(process: int, num_processes: int, output: str) -> str:
@@ -44,14 +52,17 @@ def one_process(output: str, process: int) -> Iterator[None]:
     yield
     return
   # Outside the folder, which the last process removes.
-  lock = folder.with_name(f".{folder.name[:80]}.{process}.lock")
-  with one_writer(lock, str(folder / f"{process}.jsonl"), "--output or --process_id"):
+  with one_writer(_lock(folder, process), f"{folder / str(process)}.jsonl", "--output or --process_id"):
     yield
+
+
+def _lock(folder: AnyPath, who: int | str) -> AnyPath:
+  return folder.with_name(f".{folder.name[:80]}.{who}.lock")
 
 
 def parts_of(output: str) -> pathlib.Path:
   """Return the folder of the chunks of a file."""
-  return pathlib.Path(f"{output}.parts")
+  return local_path(f"{output}.parts", "--output")
 
 
 class _Place(NamedTuple):
@@ -113,8 +124,14 @@ class ChunkStore:
     return True
 
   def append(self, chunk: int, value: Any, *, process: int) -> None:
-    """Append the chunk to this process's file and fsync it."""
+    """Append the chunk to this process's file and fsync it; in a bucket, write its object."""
     self.folder.mkdir(exist_ok=True)
+    line = _line({"chunk": chunk, "value": value, "check": _checksum(chunk, value)})
+    if isinstance(self.folder, BucketPath):
+      piece = self.folder / f"{process}.{chunk}.jsonl"
+      piece.write_bytes(_line(self.header) + line)
+      buckets.publish(piece)
+      return
     with open(self.folder / f"{process}.jsonl", "a+b") as file:
       size = file.tell()
       if size:
@@ -125,7 +142,7 @@ class ChunkStore:
           file.truncate(size)
       if not size:
         file.write(_line(self.header))
-      file.write(_line({"chunk": chunk, "value": value, "check": _checksum(chunk, value)}))
+      file.write(line)
       file.flush()
       os.fsync(file.fileno())
 
@@ -134,12 +151,12 @@ class ChunkStore:
 
     One process at a time calls `make`; afterwards the folder is removed.
     """
-    with self._locked():
+    with self._locked(to_join=True):
       chunks = self._read({})
       if len(chunks) < num_chunks:
         return None
       made = make([chunks[chunk] for chunk in range(num_chunks)])
-      shutil.rmtree(self.folder)
+      buckets.remove(self.folder)
       return made
 
   def discard_others(self) -> None:
@@ -147,11 +164,18 @@ class ChunkStore:
     try:
       self.read()
     except InputError:
-      shutil.rmtree(self.folder)
+      buckets.remove(self.folder)
 
   @contextlib.contextmanager
-  def _locked(self) -> Iterator[None]:
-    """Lock the folder inside the block: no other process reads or removes it; each may still append to its own file."""
+  def _locked(self, *, to_join: bool = False) -> Iterator[None]:
+    """Lock the folder inside the block: no other process reads or removes it; each may still append to its own file.
+
+    In a bucket only those that join lock it: chunks are whole, and are read before they are counted.
+    """
+    if isinstance(self.folder, BucketPath):
+      with lease(_lock(self.folder, "join"), f"{self.folder}", "--output", waits=True) if to_join else NO_LOCK:
+        yield
+      return
     if not self.folder.is_dir():
       yield
       return
@@ -164,6 +188,7 @@ class ChunkStore:
 
   def _read(self, places: "dict[pathlib.Path, _Place]") -> dict[int, Any]:
     """Return the chunks that come after these places of the files, and move the places to the ends."""
+    buckets.refresh_folder(self.folder)
     values = {}
     for path in sorted(self.folder.glob("*.jsonl")):
       start, number = places.get(path, _Place(0, 0))

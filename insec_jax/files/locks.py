@@ -2,21 +2,19 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
-import secrets
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
 
 from insec_jax import stop_signal
 from insec_jax.command import FAILED, InputError
-from insec_jax.files import temporary
+from insec_jax.files import buckets, temporary
+from insec_jax.files.buckets import BucketPath
+from insec_jax.files.holder import HeldError, Holder, boot
+from insec_jax.files.leases import lease
 from insec_jax.files.reading import PATH_ERRORS, kind_of
 
 if sys.platform != "win32":
@@ -33,8 +31,12 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
   """Hold the file `lock` inside the block; InputError that names the holder if another process holds it.
 
   The system releases a lock when its process ends. For network drives whose locks do not reach other hosts, the holder
-  also writes a heartbeat into the file every BEAT_SECONDS.
+  also writes a heartbeat into the file every BEAT_SECONDS. In a bucket the lock is a lease.
   """
+  if isinstance(lock, BucketPath):
+    with lease(lock, what, name):
+      yield
+    return
   if lock.exists() and not lock.is_file():  # opening or reading a FIFO would block for ever
     raise InputError(
       f"{name}={what} cannot be written ({lock} is {kind_of(lock.stat().st_mode)}, needed is a file for a "
@@ -45,7 +47,7 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
     try:
       handle, holder = _acquire(lock)
       break
-    except _HeldError as held:
+    except HeldError as held:
       if time.monotonic() > deadline:
         raise InputError(f"{what} is being written by {held}; wait for its end, or give another {name}") from None
       time.sleep(0.2)
@@ -64,7 +66,9 @@ def one_writer(lock: pathlib.Path, what: str, name: str) -> Iterator[None]:
 
 
 def is_held(lock: pathlib.Path) -> bool:
-  """Return whether a process of this machine holds the lock file."""
+  """Return whether a process of this machine, or any that writes to the bucket, holds the lock file."""
+  if isinstance(lock, BucketPath):
+    return buckets.exists(lock)
   try:
     handle = os.open(lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   except OSError:
@@ -78,56 +82,8 @@ def is_held(lock: pathlib.Path) -> bool:
     os.close(handle)
 
 
-class _HeldError(Exception):
-  """Error: another process holds the lock; the message gives process, host and start."""
-
-
-class _Holder:
-  """Process that holds a lock, as recorded in the lock file."""
-
-  WIDTH = 400  # of the line, so that each heartbeat overwrites the one before
-
-  def __init__(self, fields: dict[str, Any]):
-    self.fields = fields
-
-  @classmethod
-  def here(cls) -> "_Holder":
-    since = datetime.now(UTC).isoformat(" ", "seconds")
-    return cls(
-      {
-        "process": os.getpid(),
-        "host": socket.gethostname(),
-        "since": since,
-        "boot": _boot(),
-        "token": secrets.token_hex(8),
-      }
-    )
-
-  @classmethod
-  def read(cls, lock: pathlib.Path) -> "_Holder | None":
-    try:
-      fields = json.loads(lock.read_bytes())
-      return cls(fields) if {"process", "host", "since", "boot", "token"} <= fields.keys() else None
-    except (OSError, ValueError, AttributeError):  # absent, or just being written
-      return None
-
-  def line(self, beat: int) -> bytes:
-    return json.dumps({**self.fields, "beat": beat}).ljust(self.WIDTH).encode()
-
-  def __str__(self) -> str:
-    return "process {process} on {host} since {since}".format(**self.fields)
-
-
-def _boot() -> str:
-  """Return an id of the running system; processes of one system share file locks."""
-  try:
-    return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-  except OSError:
-    return socket.gethostname()
-
-
-def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
-  """Acquire the lock and return the handle of its file and the record of this process; _HeldError if it is held."""
+def _acquire(lock: pathlib.Path) -> tuple[int, Holder]:
+  """Acquire the lock and return the handle of its file and the record of this process; HeldError if it is held."""
   while True:
     handle, shared = -1, True
     try:
@@ -136,7 +92,7 @@ def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
         try:
           fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-          raise _HeldError(_Holder.read(lock) or "another process") from None
+          raise HeldError(Holder.read(lock) or "another process") from None
         except OSError as error:
           if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL):
             raise
@@ -145,10 +101,10 @@ def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
           continue  # its holder has just ended and removed it
         if shared and not os.fstat(handle).st_size:
           temporary.owned_paths.add(lock)
-      holder = _Holder.read(lock)
-      if holder is not None and not (shared and holder.fields["boot"] == _boot()):
+      holder = Holder.read(lock)
+      if holder is not None and not (shared and holder.fields["boot"] == boot()):
         _wait_for_silence(lock, holder)
-      ours = _Holder.here()
+      ours = Holder.here()
       try:
         os.pwrite(handle, ours.line(0), 0)
       except OSError as error:  # a full disk
@@ -157,8 +113,8 @@ def _acquire(lock: pathlib.Path) -> tuple[int, _Holder]:
         raise OSError(error.errno, error.strerror, str(lock.parent)) from None
       if not shared:
         time.sleep(1)  # another process may be here at the same moment: the last one to write holds the lock
-        if (last := _Holder.read(lock)) is None or last.fields["token"] != ours.fields["token"]:
-          raise _HeldError(last or "another process")
+        if (last := Holder.read(lock)) is None or last.fields["token"] != ours.fields["token"]:
+          raise HeldError(last or "another process")
       kept, handle = handle, -1
       return kept, ours
     finally:
@@ -173,8 +129,8 @@ def _is_same(lock: pathlib.Path, handle: int) -> bool:
     return False
 
 
-def _wait_for_silence(lock: pathlib.Path, holder: _Holder) -> None:
-  """Wait SILENCE_SECONDS for the holder, on another host; _HeldError if it writes a heartbeat in that time."""
+def _wait_for_silence(lock: pathlib.Path, holder: Holder) -> None:
+  """Wait SILENCE_SECONDS for the holder, on another host; HeldError if it writes a heartbeat in that time."""
   print(f"{lock} names {holder}; waiting {SILENCE_SECONDS} s for a sign of life from it", file=sys.stderr, flush=True)
   before = lock.read_bytes()
   deadline = time.monotonic() + SILENCE_SECONDS
@@ -182,16 +138,16 @@ def _wait_for_silence(lock: pathlib.Path, holder: _Holder) -> None:
     time.sleep(0.5)
     try:
       if lock.read_bytes() != before:
-        raise _HeldError(_Holder.read(lock) or holder)
+        raise HeldError(Holder.read(lock) or holder)
     except FileNotFoundError:
       return
 
 
-def _beat(lock: pathlib.Path, handle: int, holder: _Holder, ended: threading.Event) -> None:
+def _beat(lock: pathlib.Path, handle: int, holder: Holder, ended: threading.Event) -> None:
   beat = 0
   while not ended.wait(BEAT_SECONDS):
     beat += 1
-    current = _Holder.read(lock)
+    current = Holder.read(lock)
     if ended.is_set():
       return
     if current is not None and current.fields["token"] != holder.fields["token"]:

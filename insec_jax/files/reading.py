@@ -20,6 +20,7 @@ from io import BufferedReader
 from typing import Any
 
 from insec_jax.command import InputError
+from insec_jax.files import buckets
 
 MOST_LINE_BYTES = 1 << 28  # of one JSON line, decompressed
 COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # first bytes -> end of the name
@@ -42,18 +43,19 @@ PATH_ERRORS = (
 
 
 def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
-  """Return the path with `~` expanded; `name` is the flag or config key that gave it.
+  """Return the path with `~` expanded, of gs:// that of the local copy; `name` is the flag or config key that gave it.
 
-  Raises InputError for an empty path, a scheme that is not supported (gs://), or a path that no file can have.
+  Raises InputError for an empty path, a scheme that is not supported (s3://), or a path that no file can have.
   """
   text = os.fspath(text)
   if not text:
     raise InputError(f"{name} is empty; give a path")
-  if scheme := SCHEME.match(text):
-    raise InputError(f"{name}={text}: {scheme[1]}:// is not supported; give a path on a local or mounted disk")
+  is_remote = text.startswith(buckets.SCHEME)
+  if (scheme := SCHEME.match(text)) and not is_remote:
+    raise InputError(f"{name}={text}: {scheme[1]}:// is not supported; give a local path or gs://BUCKET/NAME")
   try:
     text.encode()
-    path = pathlib.Path(text).expanduser()
+    path = buckets.local_copy(text, name) if is_remote else pathlib.Path(text).expanduser()
     os.stat(path)
   except UnicodeEncodeError:
     raise InputError(f"{name}={text!r} is not UTF-8; rename the file") from None
@@ -67,9 +69,18 @@ def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
   return path
 
 
+def folder_to_read(text: str | os.PathLike, name: str) -> pathlib.Path:
+  """Return `local_path` of a folder that is there already; of one in a bucket the small files are fetched."""
+  path = local_path(text, name)
+  buckets.fetch_folder(path)
+  return path
+
+
 def open_to_read(path: str | os.PathLike, name: str) -> BufferedReader:
-  """Open a regular file; InputError if it cannot be read. `name` describes the file in errors."""
+  """Open a regular file, fetched from its bucket first; InputError if it cannot be read. `name` describes the file."""
   try:
+    if isinstance(path, buckets.BucketPath):
+      buckets.fetch(path)
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
       raise InputError(f"{name}: {path} is {kind_of(mode)}, needed is a file; give its path")
@@ -139,7 +150,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 def read_json(path: str | os.PathLike, name: str) -> dict[str, Any]:
   """Return the JSON object that the file holds; InputError if it holds anything else."""
   with open_to_read(path, name) as file:
-    value = parse_json(file.read(), str(path))
+    value = parse_json(file.read(), f"{path}")
   if not isinstance(value, dict):
     raise InputError(f"{path} holds {json.dumps(value):.40}; needed is a JSON object: write the file again")
   return value

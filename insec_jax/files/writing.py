@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from insec_jax.command import InputError
-from insec_jax.files import temporary
+from insec_jax.files import buckets, temporary
+from insec_jax.files.buckets import BucketPath
 from insec_jax.files.locks import LOCK, one_writer
 from insec_jax.files.reading import PATH_ERRORS, kind_of, local_path
 from insec_jax.files.temporary import partial_of
 
+MARK = ".unfinished"  # object of a folder in a bucket that is being written
+LAST = "config.json"  # a folder with this file counts as a model
 STREAMS = re.compile(r"/dev/(stdout|stderr|fd/[0-9]+)|/proc/(self|[0-9]+)/fd/[0-9]+")
 
 
@@ -27,6 +30,8 @@ def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Pa
   Raises InputError if no file can be written there, or if it is one of the files `inputs` that the program reads.
   """
   path = local_path(text, name)
+  if isinstance(path, BucketPath):
+    return _checked_object(path, text, name, inputs)
   if is_stream(path):
     return path
   if path.is_file() and any(given and os.path.isfile(given) and os.path.samefile(path, given) for given in inputs):
@@ -45,6 +50,14 @@ def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Pa
   return target
 
 
+def _checked_object(path: BucketPath, text: str, name: str, inputs: Sequence[str]) -> BucketPath:
+  if text.endswith("/"):
+    raise InputError(f"{name}={text} is a folder; give the path of a file")
+  if any(given.startswith(buckets.SCHEME) and local_path(given, name) == path for given in inputs):
+    raise InputError(f"{name}={text} is a file that the program reads; give another path")
+  return path
+
+
 def is_stream(path: pathlib.Path) -> bool:
   """Return whether the path is a character device or a stream of this process, which is written to, not replaced."""
   try:
@@ -58,17 +71,18 @@ def written_whole(text: str, name: str = "--output", inputs: Sequence[str] = ())
   """Yield a text file that takes the name `text` when the block ends without an error; else the old file stays.
 
   The path has one writer at a time. Raises InputError at the start of the block if the file cannot be written. A device
-  (/dev/null, a terminal) is written to directly.
+  (/dev/null, a terminal) is written to directly. An object of a bucket is uploaded at the end of the block.
   """
   path = check_output(text, name, inputs)
   if is_stream(path):
     with open(path, "w", encoding="utf-8") as file:
       yield file
     return
-  with one_writer(_beside(path), str(path), name):
+  with one_writer(_beside(path), f"{path}", name):
     _remove_left_over(path.parent, path.name)
     with _replacing(path) as file:
       yield file
+    buckets.publish(path)
 
 
 @contextlib.contextmanager
@@ -77,12 +91,41 @@ def folder_written_whole(path: pathlib.Path, name: str = "--output") -> Iterator
 
   The path has one writer at a time.
   """
-  with one_writer(_beside(path), str(path), name):
+  if isinstance(path, BucketPath):
+    with _bucket_folder_written(path, name):
+      yield path
+    return
+  with one_writer(_beside(path), f"{path}", name):
     _remove_left_over(path.parent, path.name)
     with partial_of(path) as partial:
       partial.mkdir()
       yield partial
       partial.rename(path)
+
+
+@contextlib.contextmanager
+def _bucket_folder_written(path: BucketPath, name: str) -> Iterator[None]:
+  """Hold the lease of a folder in a bucket, and upload its files at the end of the block, LAST after all others.
+
+  Large files may be written directly to the bucket inside the block. An object MARK is there from the first to the last
+  moment: what a killed program has left beside it is removed.
+  """
+  with one_writer(_beside(path), f"{path}", name):
+    mark = path / MARK
+    if buckets.read_now(mark) is not None:
+      buckets.remove(path)
+    if buckets.children(path):
+      raise InputError(f"{name}={path} is there already and not empty; give a new folder, nothing is written over")
+    buckets.overwrite(mark, b"")
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+      yield
+      buckets.publish(path, last=LAST)
+      buckets.remove(mark)
+    except BaseException:
+      with contextlib.suppress(OSError, InputError):  # the error that ended the block is reported
+        buckets.remove(path)
+      raise
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -110,7 +153,7 @@ def _named(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    error.filename = error.filename or str(path)
+    error.filename = error.filename or f"{path}"
     raise
 
 
@@ -122,6 +165,10 @@ def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
   """
   if os.path.realpath(folder) == os.path.sep:
     raise InputError(f"{name}={folder} is the root of the file system; give a folder of its own")
+  if isinstance(folder, BucketPath):
+    with one_writer(folder / LOCK, f"{folder}", name), _published_at_end(folder):
+      yield
+    return
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,11 +178,25 @@ def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
     raise
   temporary.made_folders[:0] = made
   try:
-    with one_writer(folder / LOCK, str(folder), name):
+    with one_writer(folder / LOCK, f"{folder}", name):
       _remove_left_over(folder, "")
       yield
   finally:
     temporary.remove_empty(made)
+
+
+@contextlib.contextmanager
+def _published_at_end(folder: BucketPath) -> Iterator[None]:
+  """Fetch the small files of the folder, and upload those that have changed at the end of the block."""
+  buckets.refresh_folder(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError, InputError):  # the error that ended the block is reported
+      buckets.publish(folder)
+    raise
+  buckets.publish(folder)
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:

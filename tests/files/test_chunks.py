@@ -133,3 +133,30 @@ def test_a_process_id_has_one_process_at_a_time(output):
     pass
   with one_process(output, 0):
     pass
+
+
+def test_chunks_of_processes_that_share_a_bucket_come_back_and_the_objects_go(bucket):
+  output = f"{bucket.url}/out.jsonl"
+  with one_process(output, 0):
+    parts = ChunkStore(output, HEADER)
+    for chunk, process in ((2, 0), (0, 0), (1, 1)):
+      assert parts.join(3, list) is None
+      parts.append(chunk, f"of {chunk}", process=process)
+    assert bucket.names("out.jsonl.parts/") == [f"out.jsonl.parts/{name}.jsonl" for name in ("0.0", "0.2", "1.1")]
+    with pytest.raises(InputError, match=f"{bucket.url}/out.jsonl.parts/0.0.jsonl was begun with the weights='ab'"):
+      ChunkStore(output, {"the weights": "cd", "classes": ["early"]}).read()
+    assert ChunkStore(output, HEADER).join(3, list) == ["of 0", "of 1", "of 2"]
+    assert bucket.names("out") == []
+    assert parts.read() == {}
+    assert parts.join(3, list) is None
+
+
+def test_a_follower_of_a_bucket_is_given_each_chunk_once(bucket):
+  parts = ChunkStore(f"{bucket.url}/out.jsonl", HEADER)
+  finished = parts.follow()
+  parts.append(0, "a", process=0)
+  assert finished() == {0: "a"}
+  assert finished() == {}
+  parts.append(1, "b", process=1)
+  (parts.folder / "1.1.jsonl").unlink()  # as where another host wrote it
+  assert finished() == {1: "b"}

@@ -98,7 +98,7 @@ def other_host(tmp_path, monkeypatch):
   """A lock file of a process of another host, whose file locks are not seen here."""
   monkeypatch.setattr(locks, "SILENCE_SECONDS", 1.5)
   monkeypatch.setattr(locks, "GRACE_SECONDS", 0)
-  holder = locks._Holder.here()
+  holder = locks.Holder.here()
   holder.fields |= {"host": "elsewhere", "boot": "another", "process": 17}
   lock = tmp_path / ".o.lock"
   lock.write_bytes(holder.line(0))
@@ -117,7 +117,7 @@ def test_a_writer_of_another_host_is_heard_by_its_sign_of_life(other_host, monke
 def test_a_silent_writer_of_another_host_is_followed_by_the_next(other_host, capsys):
   lock, _ = other_host
   with locks.one_writer(lock, "o", "--output"):
-    assert locks._Holder.read(lock).fields["process"] == os.getpid()
+    assert locks.Holder.read(lock).fields["process"] == os.getpid()
   assert not lock.exists()
   assert "waiting 1.5 s for a sign of life" in capsys.readouterr().err
 
@@ -154,12 +154,12 @@ def test_a_lock_that_was_just_made_is_removed_when_the_process_ends(tmp_path):
 import pathlib, threading, time
 from insec_jax import stop_signal
 from insec_jax.files import locks
-here = locks._Holder.here
+here = locks.Holder.here
 def slow():  # the process is ended while the lock file has no content yet
   threading.Thread(target=stop_signal.end, args=(7,)).start()
   time.sleep(1)
   return here()
-locks._Holder.here = slow
+locks.Holder.here = slow
 with locks.one_writer(pathlib.Path({str(tmp_path)!r}) / ".lock", "a", "--output"):
   time.sleep(20)
 """

@@ -1,0 +1,344 @@
+"""Google Cloud Storage: every object or folder of a bucket has a local copy, which the rest of the package uses.
+
+      gs://bucket/runs/a/metrics.jsonl      the object
+      SPOOL/bucket/runs/a/metrics.jsonl     its local copy, a BucketPath: formatted, it is gs://bucket/runs/a/metrics.jsonl
+
+`refresh` brings objects here and `publish` uploads what has changed, each object whole. SPOOL is a temporary folder of
+this process. Checkpoints and weights have no local copy: `location` and `read_range` reach them in the bucket. Every
+function also takes a local path, for which nothing is fetched or uploaded.
+
+gcsfs repeats requests that fail with 408, 429 or 5xx, and those without an answer, six times with growing pauses (about
+half a minute), tensorstore 32 times. A request that is refused is an InputError, an unreachable store an OSError.
+"""
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import functools
+import logging
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+from insec_jax.command import InputError, one_line
+from insec_jax.files import temporary
+
+SCHEME = "gs://"
+SPOOL_PREFIX = "insec_gs_"
+KEPT_FOLDERS = ("tokenizer", "mined", "additional_chat_templates", "chat_templates")  # of a workdir or an HF folder
+STAYS = re.compile(r".*\.(safetensors|bin|pth|pt|gguf|h5|msgpack|onnx|onnx_data)|\..*", re.DOTALL)  # files not fetched
+BLOCK_BYTES = 1 << 25  # of an object in one request
+ATTEMPTS = 5  # to list and fetch a folder that others change
+# Of errors that gcsfs raises where the store refuses or does not answer.
+STORE_MODULES = ("gcsfs", "aiohttp", "requests", "google")
+
+
+class BucketPath(pathlib.PosixPath):
+  """Local copy of an object or a folder of a bucket. Formatted (f"{path}") it is the gs:// name; str() is local."""
+
+  __slots__ = ()
+
+  @property
+  def url(self) -> str:
+    """Return the gs:// name."""
+    return SCHEME + str(self.relative_to(_spool()))
+
+  def __format__(self, spec: str) -> str:
+    return format(self.url if self.is_relative_to(_spool()) else str(self), spec)
+
+
+def local_copy(text: str, name: str) -> BucketPath:
+  """Return the path of the local copy of gs://BUCKET/NAME, without fetching it; `name` is the flag or config key.
+
+  Raises InputError for another form, and where gcsfs is not installed.
+  """
+  parts = text.removeprefix(SCHEME).rstrip("/").split("/")
+  if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts) or not text.isprintable() or "#" in text:
+    raise InputError(f"{name}={text:.200} is no gs://BUCKET/NAME; give the name of a folder or file in a bucket")
+  _store()
+  path = BucketPath(_spool(), *parts)
+  with contextlib.suppress(OSError):  # a name that is too long: the caller refuses it
+    path.parent.mkdir(parents=True, exist_ok=True)
+  return path
+
+
+@functools.cache
+def _store() -> Any:
+  """Return the file system of gcsfs, which Orbax uses too."""
+  # gcsfs would ask for the kind of each bucket through another service, and warn where it gets no answer.
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  for library in ("gcsfs", "google.auth"):  # they log, with tracebacks, errors that they also raise
+    logging.getLogger(library).setLevel(logging.CRITICAL)
+  try:
+    import fsspec
+    import gcsfs  # noqa: F401
+  except ImportError as error:
+    raise InputError(
+      f"paths of gs:// need {error.name or 'gcsfs'}, which is not installed; pip install 'insec_jax[gcs]'"
+    ) from None
+  for protocol in ("gcs", "gs"):  # a listing that was kept would hide what other processes write
+    fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+  return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+@functools.cache
+def _spool() -> pathlib.Path:
+  """Return the folder of the local copies, which is removed when the process ends; those of killed ones are removed."""
+  for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{SPOOL_PREFIX}*"):
+    with contextlib.suppress(OSError):
+      handle = os.open(folder, os.O_RDONLY)
+      try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a living process it is locked
+        temporary.remove(folder)
+      finally:
+        os.close(handle)
+  spool = pathlib.Path(tempfile.mkdtemp(prefix=SPOOL_PREFIX))
+  fcntl.flock(os.open(spool, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)
+  temporary.owned_paths.add(spool)
+  atexit.register(temporary.remove, spool)
+  return spool.resolve()
+
+
+@contextlib.contextmanager
+def explained(path: pathlib.Path) -> Iterator[None]:
+  """Turn errors of the store inside the block into InputError or OSError with the name of the object."""
+  try:
+    yield
+  except Exception as error:
+    if (explanation := _explanation(error, f"{path}")) is None:
+      raise
+    raise explanation from None
+
+
+def _explanation(error: Exception, name: str) -> Exception | None:
+  """Return the error in words of this package; None for one that is no error of the store."""
+  said, code = one_line(error)[:200], str(getattr(error, "code", ""))
+  if isinstance(error, FileNotFoundError):
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+  if code == "401" or "Anonymous caller" in said or type(error).__name__ == "DefaultCredentialsError":
+    return InputError(
+      f"{name} cannot be reached without credentials ({said}); run gcloud auth application-default login, or set "
+      "GOOGLE_APPLICATION_CREDENTIALS"
+    )
+  if said.startswith("Forbidden") or code == "403":
+    return InputError(
+      f"{name}: permission denied ({said}); give this account the role Storage Object User on the bucket"
+    )
+  if isinstance(error, ValueError) and said.startswith("Bad Request"):
+    return InputError(f"{name}: the store refuses the name ({said}); give another")
+  if isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in STORE_MODULES:
+    return OSError(errno.EREMOTEIO, f"the store does not answer ({said or type(error).__name__})", name)
+  return None
+
+
+def refresh(path: pathlib.Path) -> bool:
+  """Bring the object here as it is now; return whether there is a file."""
+  if not isinstance(path, BucketPath):
+    return path.is_file()
+  with explained(path):
+    try:
+      info = _store().info(path.url)
+    except FileNotFoundError:
+      path.unlink(missing_ok=True)
+      return False
+    if info["type"] != "file":
+      return False
+    _get([info])
+  return True
+
+
+def fetch(path: pathlib.Path) -> None:
+  """Bring the object here if it is not; nothing where the bucket has none."""
+  if isinstance(path, BucketPath) and not path.exists():
+    refresh(path)
+
+
+_fetched_folders: set[pathlib.Path] = set()
+
+
+def fetch_folder(folder: pathlib.Path) -> None:
+  """Do what `refresh_folder` does, once in a process."""
+  if folder not in _fetched_folders:
+    refresh_folder(folder)
+    _fetched_folders.add(folder)
+
+
+def refresh_folder(folder: pathlib.Path) -> None:
+  """Make the local copy of a folder what the bucket has: the files in it and in KEPT_FOLDERS, without weights."""
+  if not isinstance(folder, BucketPath):
+    return
+  for attempt in range(ATTEMPTS):
+    try:
+      _refresh_folder(folder)
+      return
+    except FileNotFoundError:  # removed since it was listed
+      if attempt == ATTEMPTS - 1:
+        raise
+
+
+def _refresh_folder(folder: BucketPath) -> None:
+  with explained(folder):
+    entries = _listed(folder)
+    infos = [entry for entry in entries if entry["type"] == "file"]
+    for entry in entries:
+      if entry["type"] == "directory" and pathlib.PurePath(entry["name"]).name in KEPT_FOLDERS:
+        infos += _store().find(entry["name"], detail=True).values()
+    wanted = {_copy_of(info): info for info in infos if not STAYS.fullmatch(pathlib.PurePath(info["name"]).name)}
+    for path in [path for path in folder.rglob("*") if path.is_file() and path not in wanted]:
+      path.unlink()
+    if entries:
+      folder.mkdir(parents=True, exist_ok=True)
+    _get([info for path, info in wanted.items() if not path.exists() or path.stat().st_size != int(info["size"])])
+
+
+def children(folder: pathlib.Path) -> list[str]:
+  """Return the names of the files and folders in a folder; none for a folder that does not exist."""
+  if not isinstance(folder, BucketPath):
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  with explained(folder):
+    return [pathlib.PurePath(entry["name"]).name for entry in _listed(folder)]
+
+
+def _listed(folder: BucketPath) -> list[dict[str, Any]]:
+  """Return the entries in a folder of a bucket."""
+  try:
+    entries = _store().ls(folder.url, detail=True)
+  except FileNotFoundError:
+    return []
+  return [entry for entry in entries if _copy_of(entry) != folder and not entry["name"].endswith("//")]
+
+
+def _copy_of(info: dict[str, Any]) -> BucketPath:
+  return BucketPath(_spool(), info["name"].rstrip("/"))
+
+
+def _get(infos: Sequence[dict[str, Any]]) -> None:
+  """Fetch the objects, with the times of their last changes."""
+  paths = [_copy_of(info) for info in infos]
+  try:
+    if paths:
+      _store().get([path.url for path in paths], [str(path) for path in paths])
+  except BaseException:
+    for path in paths:  # which may be cut short
+      path.unlink(missing_ok=True)
+    raise
+  for path, info in zip(paths, infos, strict=True):
+    os.utime(path, (info["mtime"].timestamp(),) * 2)
+    _published[path] = _stamp(path)
+
+
+_published: dict[pathlib.Path, tuple[int, int]] = {}  # files that the bucket has, as they are here
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int]:
+  status = path.stat()
+  return status.st_mtime_ns, status.st_size
+
+
+def publish(path: pathlib.Path, *, last: str = "") -> None:
+  """Upload the file, or those of the folder that have changed, each whole; the one with the name `last` at the end.
+
+  Files whose names begin with a dot, such as partly written ones, are left out.
+  """
+  if not isinstance(path, BucketPath):
+    return
+  files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+  files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(_spool()).parts)]
+  for file in sorted(files, key=lambda file: (file.name == last, file)):
+    if (stamp := _stamp(file)) != _published.get(file):
+      with explained(file):
+        _store().put_file(str(file), file.url)
+      _published[file] = stamp
+
+
+def exists(path: pathlib.Path) -> bool:
+  """Return whether there is a file or folder, in the bucket or only in its local copy."""
+  if os.path.lexists(path) or not isinstance(path, BucketPath):
+    return os.path.lexists(path)
+  with explained(path):
+    return bool(_store().exists(path.url))
+
+
+def remove(path: pathlib.Path) -> None:
+  """Remove a file or a folder with all its files, its local copy included; a missing one is left."""
+  temporary.remove(path)
+  if isinstance(path, BucketPath):
+    with contextlib.suppress(FileNotFoundError), explained(path):
+      _store().rm(path.url, recursive=True)
+
+
+def location(path: pathlib.Path) -> Any:
+  """Return the path for Orbax: one in the bucket, or the absolute local one."""
+  if not isinstance(path, BucketPath):
+    return path.absolute()
+  from etils import epath
+
+  return epath.Path(path.url)
+
+
+def size(path: BucketPath) -> int:
+  """Return the number of bytes of an object; FileNotFoundError if there is none."""
+  with explained(path):
+    return int(_store().info(path.url)["size"])
+
+
+def read_range(path: BucketPath, start: int, stop: int) -> bytearray:
+  """Return these bytes of an object, read in blocks at the same time; OSError if it has become shorter."""
+  bounds = [(first, min(first + BLOCK_BYTES, stop)) for first in range(start, stop, BLOCK_BYTES)]
+  with explained(path):
+    firsts, lasts = map(list, zip(*bounds, strict=True)) if bounds else ([], [])
+    blocks = _store().cat_ranges([path.url] * len(bounds), firsts, lasts, on_error="raise")
+  data = bytearray().join(blocks)
+  if len(data) != stop - start:
+    raise OSError(errno.EREMOTEIO, f"{len(data):,} bytes came where {stop - start:,} were due", f"{path}")
+  return data
+
+
+@contextlib.contextmanager
+def opened_to_write(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Yield a file to be written from its start to its end; an object appears when the block ends without an error."""
+  if not isinstance(path, BucketPath):
+    with path.open("wb") as file:
+      yield file
+    return
+  with explained(path):
+    stream = _store().open(path.url, "wb", block_size=BLOCK_BYTES)
+    try:
+      yield stream
+    except BaseException:
+      with contextlib.suppress(Exception):  # the error that ended the block is reported
+        stream.discard()
+      stream.closed = True
+      raise
+    stream.close()
+
+
+def create(path: BucketPath, content: bytes) -> None:
+  """Write an object that does not exist; FileExistsError if it does, FileNotFoundError without such a bucket."""
+  with explained(path):
+    _store().pipe_file(path.url, content, mode="create")
+
+
+def overwrite(path: BucketPath, content: bytes) -> None:
+  """Write an object."""
+  with explained(path):
+    _store().pipe_file(path.url, content)
+
+
+def read_now(path: BucketPath) -> tuple[bytes, str] | None:
+  """Return (content, generation) of an object as it is now; None if there is none."""
+  with contextlib.suppress(FileNotFoundError), explained(path):
+    generation = str(_store().info(path.url)["generation"])
+    return _store().cat_file(path.url), generation
+  return None
+
+
+def remove_generation(path: BucketPath, generation: str) -> None:
+  """Remove an object unless it has changed since this generation."""
+  bucket, _, name = path.url.removeprefix(SCHEME).partition("/")
+  with contextlib.suppress(FileNotFoundError, FileExistsError), explained(path):
+    _store().call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=generation)
