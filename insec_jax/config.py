@@ -25,6 +25,7 @@ from insec_jax.config_types import (
   Names,
   Path,
   Paths,
+  StepRange,
   Weight,
   checked,
   number,
@@ -232,6 +233,17 @@ class TrainConfig:
   checkpoint_every: Steps = 100
   keep: Steps = 2  # number of newest checkpoints that are kept
   minutes: Annotated[float, number(0.0, 1e6)] = 0.0  # of a session: saved and stopped (code 42) before it; 0: no limit
+  profile_steps: StepRange = ()  # the first and the last step to write a trace of, for xprof; empty: none
+
+  def __post_init__(self):
+    if len(self.profile_steps) == 1 or list(self.profile_steps) != sorted(self.profile_steps):
+      raise InputError(
+        f"train.profile_steps={self.profile_steps}; must be a first and a last step, such as (10, 13), or nothing"
+      )
+    if self.profile_steps and self.profile_steps[1] > self.steps:
+      raise InputError(
+        f"train.profile_steps={self.profile_steps} ends after train.steps={self.steps}; give steps of the run"
+      )
 
 
 @checked
@@ -334,7 +346,7 @@ SECTIONS: dict[str, Any] = {
   field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")
 }
 # Keys that older config files and workdirs lack; the default of each means "as before".
-NEWER = ("data.too_long", "data.fields", "data.heldout_path", "train.minutes")
+NEWER = ("data.too_long", "data.fields", "data.heldout_path", "train.minutes", "train.profile_steps")
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
 # the key.
 REMOVED = {

@@ -105,6 +105,11 @@ Edges = Annotated[
   BeforeValidator(_tuple),
   Field(max_length=64, description="at most 64 scores above 0 that ascend, or nothing"),
 ]
+StepRange = Annotated[
+  tuple[Annotated[int, Field(ge=1)], ...],
+  BeforeValidator(_tuple),
+  Field(max_length=2, description="a first and a last step, such as (10, 13), or nothing"),
+]
 Names = Annotated[
   tuple[Annotated[str, AfterValidator(_printable), Field(min_length=1)], ...],
   BeforeValidator(_tuple),

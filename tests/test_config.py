@@ -218,7 +218,8 @@ def is_right(key: str, value) -> bool:
     return value in {"tokenizer.flag": ("no",), "tokenizer.fix": ("no",), "data.fields": ("", "no")}.get(key, ())
   if key == "mistakes.classes":
     return value in ([], ["a"], (), ("a",))
-  if key in ("tokenizer.confidence", "tokenizer.confidence_first"):  # scores need mined records, which are not given
+  # Scores need mined records, which are not given.
+  if key in ("tokenizer.confidence", "tokenizer.confidence_first", "train.profile_steps"):
     return value in ([], ())
   # Without a model.path a size is needed; its fields are read by model/hf_config.py.
   return key == "model.size" and value == {"a": 1}
@@ -313,6 +314,15 @@ def test_a_step_of_more_tokens_than_a_device_can_hold_is_refused(toy):
   toy.data.rows_per_device, toy.data.accumulation = 4_096, 4_096
   with pytest.raises(InputError, match="tokens of a device in a step; must be at most 268,435,456"):
     build(toy)
+
+
+@pytest.mark.parametrize("steps", [(3,), (4, 3), (0, 3), (299, 6_961)])
+def test_steps_to_profile_that_are_no_steps_of_the_run_are_refused(toy, steps):
+  toy.train.profile_steps = steps
+  with pytest.raises(InputError, match=r"train\.profile_steps"):
+    build(toy)
+  toy.train.profile_steps = (1, 6_960)
+  assert build(toy).train.profile_steps == (1, 6_960)
 
 
 def test_a_newer_key_that_an_older_config_lacks_has_the_value_that_means_as_before(toy):

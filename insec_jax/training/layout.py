@@ -4,6 +4,7 @@
   model.json           the model's config                  receipt.txt        the mask receipt
   tokenizer/           the tokenizer with markers          metrics.jsonl, tb/ the log
   checkpoints/STEP/    see checkpoint.py                   mined/             records of each round
+  profile/             a trace of some steps, for xprof
 
 What a run resumes with must be what it began with, except for the keys in FREE.
 """
@@ -28,7 +29,8 @@ DAMAGED = "damaged"  # folder of a workdir to which a resumed run moves damaged 
 CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"  # of a workdir
 COVERED = (MODEL, hf.GENERATION)  # files whose SHA-256 a checkpoint holds, in addition to all of TOKENIZER
 EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
-FOLDERS = ("tb", "mined")  # of a workdir
+PROFILE = "profile"  # folder of a workdir with the trace of some steps
+FOLDERS = ("tb", "mined", PROFILE)  # of a workdir
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a checkpoint
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 # Keys that may change when a run resumes: the result does not depend on them. Rows per step are compared separately.
@@ -39,6 +41,7 @@ FREE = (
   "train.checkpoint_every",
   "train.keep",
   "train.minutes",
+  "train.profile_steps",
   "data.rows_per_device",
   "data.accumulation",
   "mesh.",

@@ -17,7 +17,7 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
 from insec_jax.model import llama
-from insec_jax.training import checkpoint, layout, ledger, metrics
+from insec_jax.training import checkpoint, layout, ledger, metrics, profiling
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
 from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
@@ -108,17 +108,24 @@ class Trainer:
     self.progress.start()
     if not self.processes.gather("the time left", self.limit.allows_step(heldouts=0, saves=1))[0]:
       return self.no_time()
-    with self.ledger.part("step"):
-      return self.train_steps(workdir, log, stops)
+    traced = self.config.train.profile_steps if self.processes.is_first else ()
+    profile = profiling.Profile(traced, workdir / layout.PROFILE, self.ledger)
+    with contextlib.closing(profile), self.ledger.part("step"):
+      return self.train_steps(workdir, log, stops, profile)
 
-  def train_steps(self, workdir: pathlib.Path, log: metrics.Log, stops: Callable[[int], bool]) -> int:
+  def train_steps(
+    self, workdir: pathlib.Path, log: metrics.Log, stops: Callable[[int], bool], profile: profiling.Profile
+  ) -> int:
     """Train the steps that remain, to the last one or to a signal, and return the exit code."""
     run, steps, every = self.run, self.config.train.steps, self.config.train
     for step in range(run.first + 1, steps + 1):
       if step in self.phases.number_of and not self.begin_phase(step, stops):
         return self.stopped(f"mining is cut short before step {step}")
-      self.state, step_metrics = self.train_step(self.state, self.next_batch())
+      with profile.step(step, self.state):
+        self.state, step_metrics = self.train_step(self.state, self.next_batch())
       self.meter.add(step_metrics)
+      if written := profile.after(step, self.state):
+        self.progress.say(written)
       self.progress.step(step)
       last, stopping = step == steps, self.stops(step, stops)
       logs = last or step % every.log_every == 0
