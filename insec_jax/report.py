@@ -34,7 +34,7 @@ from xml.etree.ElementTree import Element
 
 from insec_jax.command import InputError
 from insec_jax.evaluation.tables import aligned
-from insec_jax.files.reading import local_path
+from insec_jax.files.reading import folder_to_read
 from insec_jax.files.writing import written_whole
 from insec_jax.method import roles
 from insec_jax.pages import charts, comparison, correction, operating
@@ -56,7 +56,7 @@ EXAMPLE = (
 
 
 def main() -> None:
-  folders = [local_path(folder, "--workdirs") for folder in WORKDIRS.value]
+  folders = [folder_to_read(folder, "--workdirs") for folder in WORKDIRS.value]
   names = arm_names(folders)
   with written_whole(OUTPUT.value) as file:
     arms = over_seeds([read_run(folder, name) for folder, name in zip(folders, names, strict=True)])

@@ -306,7 +306,9 @@ def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, monkeypatch):
   toy.data.path = "~/records.jsonl"
   assert build(toy).data.path == "/home/someone/records.jsonl"
   toy.data.path = "gs://bucket/records.jsonl"
-  with pytest.raises(InputError, match=r"data\.path=gs://bucket/records.jsonl: gs:// is not supported"):
+  assert build(toy).data.path == "gs://bucket/records.jsonl"
+  toy.data.path = "s3://bucket/records.jsonl"
+  with pytest.raises(InputError, match=r"data\.path=s3://bucket/records.jsonl: s3:// is not supported"):
     build(toy)
 
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
@@ -15,6 +15,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokenizer_files
 from insec_jax.files import hub
+from insec_jax.files.reading import folder_to_read
 from insec_jax.method import tasks
 from insec_jax.method.mistakes import paper_reason
 
@@ -35,7 +36,7 @@ def load(folder: str) -> PreTrainedTokenizerFast:
 
   It neither truncates nor pads, whatever the file says. Raises InputError when it cannot be opened.
   """
-  path = Path(folder)
+  path = folder_to_read(folder, "tokenizer")
   listed = tokenizer_files.check(path)
   try:
     with _without_panics():  # directly first: the library reports a damaged file in more detail than transformers
@@ -43,7 +44,7 @@ def load(folder: str) -> PreTrainedTokenizerFast:
       _cut_and_pad_nothing(backend)
       backend.encode("a b")
     # Not AutoTokenizer: it rebuilds some classes (GPT2Tokenizer) from vocabulary and merges alone.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
   except (OSError, MemoryError):
     raise
   except BaseException as error:  # the two libraries may raise anything; a Rust panic is no Exception
@@ -147,7 +148,7 @@ def _check_can_write(words: str, tokenizer: PreTrainedTokenizerFast) -> None:
     )
 
 
-def tokenizer_folder(config: Config) -> Path | None:
+def tokenizer_folder(config: Config) -> pathlib.Path | None:
   """Return the local folder of tokenizer.path, else of model.path; None where the tokenizer is built from symbols."""
   name = "tokenizer.path" if config.tokenizer.path else "model.path"
   text = config.tokenizer.path or config.model.path

@@ -271,6 +271,16 @@ def remove(path: pathlib.Path) -> None:
       _store().rm(path.url, recursive=True)
 
 
+def move(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Move a folder into another one, which is made; in a bucket each object is copied there, and then removed."""
+  if not isinstance(folder, BucketPath) or not isinstance(target, BucketPath):
+    target.parent.mkdir(exist_ok=True)
+    folder.rename(target)
+    return
+  with explained(folder):
+    _store().mv(folder.url, target.url, recursive=True)
+
+
 def location(path: pathlib.Path) -> Any:
   """Return the path for Orbax: one in the bucket, or the absolute local one."""
   if not isinstance(path, BucketPath):
@@ -278,6 +288,11 @@ def location(path: pathlib.Path) -> Any:
   from etils import epath
 
   return epath.Path(path.url)
+
+
+def store_url(folder: pathlib.Path) -> str:
+  """Return the name of a folder for tensorstore."""
+  return f"{folder.url}/" if isinstance(folder, BucketPath) else f"file://{folder}/"
 
 
 def size(path: BucketPath) -> int:

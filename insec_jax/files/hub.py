@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from insec_jax.command import InputError
-from insec_jax.files.reading import local_path
+from insec_jax.files.reading import folder_to_read
 
 REPOSITORY = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./+-]+))?", re.ASCII)
 # Files of a model. A pattern without "/" is a name: `fnmatch` lets "*" match "/", and such files are left out.
@@ -40,7 +40,7 @@ def model_folder(text: str | os.PathLike, name: str, *, weights: bool = True) ->
   """
   text = os.fspath(text)
   if not is_id(text):
-    return local_path(text, name)
+    return folder_to_read(text, name)
   match = REPOSITORY.fullmatch(text)
   assert match is not None, "is_id has matched it"
   repository, revision = match["repository"], match["revision"]

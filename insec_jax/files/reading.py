@@ -47,6 +47,8 @@ def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
 
   Raises InputError for an empty path, a scheme that is not supported (s3://), or a path that no file can have.
   """
+  if isinstance(text, buckets.BucketPath):
+    return text
   text = os.fspath(text)
   if not text:
     raise InputError(f"{name} is empty; give a path")

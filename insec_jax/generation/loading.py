@@ -60,7 +60,7 @@ class LoadedModel(NamedTuple):
 def is_workdir(folder: pathlib.Path) -> bool:
   """Return whether the folder is a run's workdir with a checkpoint; InputError if it holds no model at all."""
   if not folder.is_dir():
-    raise InputError(f"no folder {str(folder)!r}; give a workdir of train or an HF folder")
+    raise InputError(f"no folder '{folder}'; give a workdir of train or an HF folder")
   if (folder / MODEL).is_file():
     if not steps(folder):
       raise InputError(f"{folder} is a workdir without a checkpoint; let train run until it has saved one")

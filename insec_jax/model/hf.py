@@ -3,8 +3,8 @@
 Values do not change: weights are only reshaped and transposed, and cast where the caller gives another dtype.
 """
 
+import concurrent.futures
 import dataclasses
-import functools
 import math
 import os
 import pathlib
@@ -17,11 +17,12 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError
-from insec_jax.files.reading import read_json
+from insec_jax.files import buckets
+from insec_jax.files.reading import folder_to_read, read_json
 from insec_jax.model import llama, sharding
 from insec_jax.model.hf_config import config_from_json, token_ids
 from insec_jax.model.llama import LlamaConfig
-from insec_jax.model.safetensors_io import open_tensors, some_of
+from insec_jax.model.safetensors_io import RemoteTensor, Tensor, open_tensors, some_of
 
 CONFIG, GENERATION, SINGLE, INDEX = (
   "config.json",
@@ -32,6 +33,7 @@ CONFIG, GENERATION, SINGLE, INDEX = (
 SHARD = re.compile(r"[\w.+=-]{1,200}\.safetensors", re.ASCII)  # a file of the folder itself, not of another
 MOST_NAMED = 5  # problems listed in one error
 FINITE_CHUNK = 1 << 14  # elements checked together
+LAYERS_AT_ONCE = 8  # read from a bucket
 
 # Our name -> HF's name and axes, outermost first: nn.Linear stores [out, in].
 NAMES = {
@@ -81,9 +83,9 @@ def slots(config: LlamaConfig) -> Iterator[Slot]:
 
 
 def to_ours(path: str, tensor, config: LlamaConfig):
-  """Return a view of HF's tensor with our axes."""
+  """Return a view of HF's tensor, or of some of its rows, with our axes."""
   order = NAMES[path][1].replace(" ", "")
-  split = tensor.reshape([config.size(letter) for letter in order])
+  split = tensor.reshape([-1, *(config.size(letter) for letter in order[1:])])
   return split.transpose([order.index(letter) for letter in LETTERS[path]])
 
 
@@ -92,6 +94,19 @@ def to_hf(path: str, array, config: LlamaConfig):
   axes = NAMES[path][1]
   moved = array.transpose([LETTERS[path].index(letter) for letter in axes.replace(" ", "")])
   return moved.reshape([int(np.prod([config.size(letter) for letter in axis])) for axis in axes.split()])
+
+
+def read_part(path: str, tensor: Tensor, config: LlamaConfig, index) -> np.ndarray:
+  """Return `to_ours(...)[index]`, a slice for each axis or `...`; of a remote tensor only the rows needed are read."""
+  if not isinstance(tensor, RemoteTensor):
+    return to_ours(path, tensor, config)[index]
+  axes, (first, *others) = LETTERS[path], NAMES[path][1].split()[0]
+  if index is ...:
+    index = (slice(None),) * len(axes)
+  place, num_rows = axes.index(first), math.prod(config.size(letter) for letter in others)
+  start, stop, _ = index[place].indices(config.size(first))
+  part = to_ours(path, tensor[start * num_rows : stop * num_rows], config)
+  return part[(*index[:place], slice(None), *index[place + 1 :])]
 
 
 def check_finite(array: np.ndarray, name: str) -> None:
@@ -116,14 +131,9 @@ class LazyWeight:
 
   path: str
   config: LlamaConfig
-  tensors: tuple[np.ndarray, ...]
+  tensors: tuple[Tensor, ...]
   names: tuple[str, ...]  # in the files
   dtype: np.dtype  # of the arrays that indexing returns
-
-  @functools.cached_property
-  def parts(self) -> tuple[np.ndarray, ...]:
-    """Views of the tensors with our axes."""
-    return tuple(to_ours(self.path, tensor, self.config) for tensor in self.tensors)
 
   @property
   def stacked(self) -> bool:
@@ -131,7 +141,7 @@ class LazyWeight:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self.parts),) * self.stacked + self.parts[0].shape
+    return (len(self.tensors),) * self.stacked + tuple(self.config.size(letter) for letter in LETTERS[self.path])
 
   def __getitem__(self, index) -> np.ndarray:
     """Return a copy of `self[index]`; `index` is a whole number for a layer, or one slice for each axis.
@@ -142,43 +152,50 @@ class LazyWeight:
       return self._read(0, index)
     if isinstance(index, int):
       return self._read(index, ...)
-    layers = range(len(self.parts))[index[0]]
-    out = np.empty((len(layers), *self.parts[0][index[1:]].shape), self.dtype)
-    for place, layer in enumerate(layers):
-      self._read(layer, index[1:], out[place])
+    layers, *others = (range(size)[piece] for size, piece in zip(self.shape, index, strict=True))
+    out = np.empty((len(layers), *map(len, others)), self.dtype)
+    if not isinstance(self.tensors[0], RemoteTensor):
+      for place, layer in enumerate(layers):
+        self._read(layer, index[1:], out[place])
+      return out
+    with concurrent.futures.ThreadPoolExecutor(LAYERS_AT_ONCE) as pool:
+      list(pool.map(lambda layer, part: self._read(layer, index[1:], part), layers, out))
     return out
 
   def _read(self, layer: int, index, out: np.ndarray | None = None) -> np.ndarray:
     """Return `index` of the layer, in `out` where given; errors give the position in the file."""
     with np.errstate(over="ignore"):  # overflow is an error below
       if out is None:
-        out = np.array(self.parts[layer][index], self.dtype, order="C")
+        out = np.array(self._part(layer, index), self.dtype, order="C")
       else:
-        out[...] = self.parts[layer][index]
+        out[...] = self._part(layer, index)
     try:
       check_finite(out, self.names[layer])
     except InputError:
-      check_finite(self.tensors[layer], self.names[layer])
+      check_finite(self.tensors[layer][:], self.names[layer])
       raise InputError(f"{self.names[layer]} holds values that {self.dtype} cannot hold; read it as float32") from None
     return out
+
+  def _part(self, layer: int, index) -> np.ndarray:
+    return read_part(self.path, self.tensors[layer], self.config, index)
 
 
 def read_config(folder: pathlib.Path | str) -> LlamaConfig:
   """Return the model of the folder's config.json; generation_config.json may add tokens that end a text."""
-  path = pathlib.Path(folder) / CONFIG
-  config = config_from_json(read_json(path, "config of the model"), str(path))
+  path = folder_to_read(folder, "model.path") / CONFIG
+  config = config_from_json(read_json(path, "config of the model"), f"{path}")
   generation = read_generation_config(folder)
   ends = (
     ()
     if generation is None
-    else token_ids(generation, "eos_token_id", str(path.with_name(GENERATION)), config.vocab_size)
+    else token_ids(generation, "eos_token_id", f"{path.with_name(GENERATION)}", config.vocab_size)
   )
   return dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ends))))
 
 
 def read_generation_config(folder: pathlib.Path | str) -> dict[str, Any] | None:
   """Return the fields of the folder's generation_config.json; None when it has none."""
-  path = pathlib.Path(folder) / GENERATION
+  path = folder_to_read(folder, "model.path") / GENERATION
   return read_json(path, "generation config") if os.path.lexists(path) else None
 
 
@@ -187,7 +204,7 @@ def stored(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None) -> di
 
   Raises one InputError for all tensors that are missing, unexpected, misshapen or there twice.
   """
-  folder = pathlib.Path(folder)
+  folder = folder_to_read(folder, "model.path")
   tensors, problems = _open_all(folder)
   if config.num_layers > len(tensors):
     raise InputError(
@@ -234,9 +251,9 @@ def load(folder: pathlib.Path | str, config: LlamaConfig, *, dtype=None, shardin
   return sharding.place(stored(folder, config, dtype=dtype), shardings)
 
 
-def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _open_all(folder: pathlib.Path) -> tuple[dict[str, Tensor], list[str]]:
   """Return every tensor of the folder's files, and a list of the problems of the index."""
-  single, index = (os.path.lexists(folder / name) for name in (SINGLE, INDEX))
+  single, index = (buckets.exists(folder / name) for name in (SINGLE, INDEX))
   if single == index:
     raise InputError(
       f"{folder} has {'both' if index else 'neither'} of {SINGLE} and {INDEX}; "
@@ -257,9 +274,9 @@ def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
       raise InputError(
         f"{folder / INDEX} names {file!r:.100}, which is no .safetensors file of this folder; fetch it again"
       )
-    if not os.path.lexists(folder / file):
+    if not buckets.exists(folder / file):
       raise InputError(f"{folder / INDEX} names {file}, which is not there; fetch it")
-  tensors: dict[str, np.ndarray] = {}
+  tensors: dict[str, Tensor] = {}
   problems = []
   for file in files:
     for name, tensor in open_tensors(folder / file).items():
@@ -271,7 +288,7 @@ def _open_all(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
   return tensors, problems + [f"{name} in {INDEX} but in no file" for name in file_of_tensor if name not in tensors]
 
 
-def _check_tied_head(tensors: dict[str, np.ndarray]) -> list[str]:
+def _check_tied_head(tensors: dict[str, Tensor]) -> list[str]:
   """Remove the output matrix, which a tied model should not have, from `tensors`; return the problem if it differs.
 
   One that equals the embedding is accepted with a warning.

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from insec_jax.command import InputError
+from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_written_whole, write_text
 from insec_jax.model.hf import CONFIG, GENERATION, INDEX, SINGLE, Slot, check_finite, slots, to_hf
 from insec_jax.model.hf_config import config_to_json, readable_by_all
@@ -37,7 +38,7 @@ def save(
   config's token ids if None), and where given the tokenizer and the model card (README.md). With `params` from
   `hf.stored`, one HF tensor and its transpose are in memory at a time. Raises InputError when the folder is not empty.
   """
-  folder = pathlib.Path(folder)
+  folder = local_path(folder, "--output")
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):

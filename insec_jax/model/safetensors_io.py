@@ -10,12 +10,14 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from insec_jax.command import InputError
+from insec_jax.files import buckets
+from insec_jax.files.buckets import BucketPath
 from insec_jax.files.reading import open_to_read, parse_json
 
 LARGEST = 1 << 60  # bytes that an entry of a header may claim to have
@@ -24,6 +26,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 MOST_AXES = 8  # of a tensor
 MOST_NAMED = 5  # tensors listed in one error
+PIECE_BYTES = 1 << 25  # written at once
 
 
 class Source(NamedTuple):
@@ -39,29 +42,69 @@ class Source(NamedTuple):
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+class RemoteTensor:
+  """Tensor of a file in a bucket: a slice of its first axis reads the bytes of these rows."""
+
+  def __init__(self, path: BucketPath, start: int, dtype: np.dtype, shape: tuple[int, ...]):
+    self._path, self._start, self.dtype, self.shape = path, start, dtype, shape
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    first, last, _ = rows.indices(len(self))
+    row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+    data = buckets.read_range(self._path, self._start + first * row_bytes, self._start + last * row_bytes)
+    return np.frombuffer(data, self.dtype).reshape(last - first, *self.shape[1:])
+
+
+Tensor = np.ndarray | RemoteTensor
+
+
+def open_tensors(path: pathlib.Path) -> dict[str, Tensor]:
   """Return every tensor of the file as a read-only view of the mapped file: only bytes that are used are read.
 
-  Raises InputError when the file is cut short, has a damaged header, names a tensor twice, or has a dtype other than
-  DTYPES.
+  Those of a file in a bucket are `RemoteTensor`. Raises InputError when the file is cut short, has a damaged header,
+  names a tensor twice, or has a dtype other than DTYPES.
   """
+  if isinstance(path, BucketPath):
+    size, place = buckets.size(path), path
+
+    def read(start: int, stop: int) -> bytes:
+      return bytes(buckets.read_range(place, start, min(stop, size)))
+
+    return {name: RemoteTensor(path, start, dtype, shape) for name, start, dtype, shape in _entries(path, size, read)}
   with open_to_read(path, "weights") as file:
     size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, LARGEST_HEADER):
-      raise InputError(
-        f"{path} has {size:,} bytes, too few for its header; it is cut short or no safetensors file: fetch it again"
-      )
-    header = _parse_header(path, file.read(length), size)
-    begin = 8 + length
-    end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if end != size:
-      raise InputError(
-        f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: fetch it again"
-      )
+    entries = _entries(path, size, lambda start, stop: os.pread(file.fileno(), stop - start, start))
     # Not closed explicitly: the views keep the map open until the last of them is deleted.
     data = np.memmap(file, np.uint8, "r")
-  tensors = {}
+  return {
+    name: data[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    for name, start, dtype, shape in entries
+  }
+
+
+def _entries(
+  path: pathlib.Path, size: int, read: Callable[[int, int], bytes]
+) -> list[tuple[str, int, np.dtype, tuple[int, ...]]]:
+  """Return (name, first byte in the file, dtype, shape) of each tensor, in the order of their bytes.
+
+  `read(start, stop)` returns bytes of the file, which has `size` of them.
+  """
+  length = int.from_bytes(read(0, 8), "little")
+  if length > min(size - 8, LARGEST_HEADER):
+    raise InputError(
+      f"{path} has {size:,} bytes, too few for its header; it is cut short or no safetensors file: fetch it again"
+    )
+  begin = 8 + length
+  header = _parse_header(path, read(8, begin), size)
+  end = begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+  if end != size:
+    raise InputError(
+      f"{path} has {size:,} bytes, its header promises {end:,}; it is cut short or damaged: fetch it again"
+    )
+  entries = []
   used = 0
   for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
     start, stop = entry["data_offsets"]
@@ -71,8 +114,8 @@ def open_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         "overlap or leave a gap, the file is damaged: fetch it again"
       )
     used = stop
-    tensors[name] = data[begin + start : begin + stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-  return tensors
+    entries.append((name, begin + start, DTYPES[entry["dtype"]], tuple(entry["shape"])))
+  return entries
 
 
 def _parse_header(path: pathlib.Path, text: bytes, size: int) -> dict[str, dict]:
@@ -149,11 +192,16 @@ def write_tensors(path: pathlib.Path, sources: Iterable[Source]) -> None:
     offset += source.num_bytes
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # data starts on a multiple of 8
-  with path.open("wb") as file:
+  with buckets.opened_to_write(path) as file:
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for source in sources:
-      file.write(_read_bytes(source))
+      _write_pieces(file, _read_bytes(source))
+
+
+def _write_pieces(file: BinaryIO, data: np.ndarray) -> None:
+  for start in range(0, len(data), PIECE_BYTES):  # what is uploaded is held once more
+    file.write(data[start : start + PIECE_BYTES])
 
 
 def _read_bytes(source: Source) -> np.ndarray:

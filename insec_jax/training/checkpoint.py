@@ -27,6 +27,8 @@ from insec_jax import stop_signal
 from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config
 from insec_jax.distributed.processes import Processes
+from insec_jax.files import buckets
+from insec_jax.files.buckets import BucketPath
 from insec_jax.training import metrics
 from insec_jax.training.fingerprints import array_types, compare_trees, fingerprints, not_finite
 from insec_jax.training.layout import (
@@ -52,12 +54,10 @@ class Saver:
   """
 
   def __init__(self, workdir: pathlib.Path, *, keep: int):
-    self._folder = workdir / CHECKPOINTS
+    self._folder, self._is_remote = buckets.location(workdir / CHECKPOINTS), isinstance(workdir, BucketPath)
     self._files = file_digests(workdir)
     newest = ocp.training.preservation_policies.LatestN(keep)
-    self._orbax = ocp.training.Checkpointer(
-      self._folder.absolute(), cleanup_tmp_directories=True, preservation_policy=newest
-    )
+    self._orbax = ocp.training.Checkpointer(self._folder, cleanup_tmp_directories=True, preservation_policy=newest)
     stop_signal.at_end(self._remove_unfinished)
 
   def save(
@@ -118,6 +118,8 @@ class Saver:
   def _remove_unfinished(self) -> None:
     """Remove the partial files of a failed save; Orbax's threads may still be writing them."""
     if jax.process_count() > 1:  # another process may be reading it
+      return
+    if self._is_remote:  # the next Saver removes it
       return
     for _ in range(20):
       if not (left := list(self._folder.glob(f"*{UNFINISHED}*"))):
@@ -195,9 +197,9 @@ def is_sound(workdir: pathlib.Path, step: int, abstract: TrainState, processes: 
 def set_aside(workdir: pathlib.Path, damaged: Sequence[int]):
   """Move these checkpoints to the folder DAMAGED of the workdir, so that the run can save those steps again."""
   for step in damaged:
-    (workdir / DAMAGED).mkdir(exist_ok=True)
-    taken = len(list((workdir / DAMAGED).glob(f"{step}*")))
-    (workdir / CHECKPOINTS / str(step)).rename(workdir / DAMAGED / (f"{step}-{taken}" if taken else str(step)))
+    taken = len([name for name in buckets.children(workdir / DAMAGED) if name.startswith(f"{step}")])
+    aside = workdir / DAMAGED / (f"{step}-{taken}" if taken else str(step))
+    buckets.move(workdir / CHECKPOINTS / str(step), aside)
 
 
 # Orbax abandons tasks when an array is damaged; asyncio would print a traceback for each in addition to our one line.
@@ -257,7 +259,6 @@ def _newest_sound(workdir, among, expect, check, processes: Processes):
 
 def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
   """Read this process's shards of a checkpoint; errors of the machine (disk, memory) are raised, not called damage."""
-  folder = folder.absolute()  # Orbax requires it
   try:
     expected = {}
 
@@ -268,7 +269,7 @@ def _attempt(folder: pathlib.Path, step: int, expect, check) -> Reading:
     run = open_checkpoint(folder, step, check, types)
     # The whole tree in one call: Orbax then loads all of it or nothing.
     with _alone():
-      return Reading(run, ocp.load_checkpointables(folder, expected), None)
+      return Reading(run, ocp.load_checkpointables(buckets.location(folder), expected), None)
   except (InputError, PermissionError, jax.errors.JaxRuntimeError):  # not the fault of the file
     raise
   except Exception as error:  # Orbax, tensorstore and JSON raise errors of any type for damaged files
@@ -303,7 +304,7 @@ def open_checkpoint(
   try:
     _check_regular(folder)
     with _alone():
-      metadata = ocp.checkpointables_metadata(folder)
+      metadata = ocp.checkpointables_metadata(buckets.location(folder))
     run = (metadata.custom_metadata or {}).get("run")
     if run is None or _check(run) != metadata.custom_metadata["check"] or run["step"] != step:
       raise DamageError("its metadata is not what was saved")
@@ -324,7 +325,10 @@ def open_checkpoint(
 
 
 def _check_regular(folder: pathlib.Path) -> None:
-  """Raise DamageError for an entry that is neither a file nor a folder: reading a FIFO would block for ever."""
+  """Raise DamageError for an entry that is neither a file nor a folder: reading a FIFO would block for ever.
+
+  Nothing for a checkpoint in a bucket, which has no other entries.
+  """
   for path in folder.rglob("*"):
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -21,6 +21,8 @@ from typing import Any
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
+from insec_jax.files import buckets
+from insec_jax.files.buckets import BucketPath
 from insec_jax.files.reading import open_to_read, read_json
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import metrics
@@ -31,6 +33,7 @@ COVERED = (MODEL, hf.GENERATION)  # files whose SHA-256 a checkpoint holds, in a
 EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
 PROFILE = "profile"  # folder of a workdir with the trace of some steps
 FOLDERS = ("tb", "mined", PROFILE)  # of a workdir
+COMPLETE = "commit_success.txt"  # of a checkpoint in a bucket
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a checkpoint
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 # Keys that may change when a run resumes: the result does not depend on them. Rows per step are compared separately.
@@ -64,7 +67,8 @@ def check_workdir(workdir: pathlib.Path, config: Config):
   check_kinds(workdir)
   path = workdir / CONFIG
   if not path.is_file():
-    if taken := [name for name in (MODEL, "metrics.jsonl", TOKENIZER, CHECKPOINTS) if (workdir / name).exists()]:
+    known = (MODEL, "metrics.jsonl", TOKENIZER, CHECKPOINTS)
+    if taken := [name for name in known if buckets.exists(workdir / name)]:
       raise InputError(
         f"{workdir} holds {taken[0]} but no {CONFIG}, so it is no workdir of a run; give another --workdir"
       )
@@ -96,14 +100,15 @@ def flat(config: Config) -> dict[str, Any]:
 def steps(workdir: pathlib.Path) -> list[int]:
   """Return the steps of the workdir's checkpoints, oldest first.
 
-  A partly written checkpoint does not count: Orbax gives a checkpoint its name when it is complete.
+  A partly written checkpoint does not count: Orbax gives a checkpoint its name when it is complete, or in a bucket,
+  where nothing can be renamed, the object COMPLETE.
   """
   folder = workdir / CHECKPOINTS
-  return (
-    sorted(int(path.name) for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
-    if folder.is_dir()
-    else []
-  )
+  return sorted(int(name) for name in buckets.children(folder) if STEP.fullmatch(name) and _is_complete(folder / name))
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
+  return buckets.exists(folder / COMPLETE) if isinstance(folder, BucketPath) else folder.is_dir()
 
 
 def check_kinds(workdir: pathlib.Path) -> None:
@@ -116,11 +121,11 @@ def check_kinds(workdir: pathlib.Path) -> None:
       raise InputError(
         f"{workdir / name} is no folder, and a workdir has one there; move it away or bring the folder back"
       )
-  for path in (workdir / CHECKPOINTS).iterdir() if (workdir / CHECKPOINTS).is_dir() else ():
-    if path.name.isnumeric() and not STEP.fullmatch(path.name):
+  for name in buckets.children(workdir / CHECKPOINTS):
+    if name.isnumeric() and not STEP.fullmatch(name):
       raise InputError(
-        f"{path} has no name that a checkpoint has, which is its step in digits without a leading zero; "
-        "bring its name back, or move it away"
+        f"{workdir / CHECKPOINTS / name} has no name that a checkpoint has, which is its step in digits without a "
+        "leading zero; bring its name back, or move it away"
       )
   for path in (workdir / TOKENIZER).rglob("*"):
     if not path.is_dir():
@@ -169,4 +174,4 @@ def describe_checkpoint(workdir: pathlib.Path, step: int) -> str:
 def read_model(workdir: pathlib.Path) -> llama.LlamaConfig:
   """Return the config of the model that a workdir trains."""
   path = workdir / MODEL
-  return hf_config.config_from_json(read_json(path, "the model of a workdir"), str(path))
+  return hf_config.config_from_json(read_json(path, "the model of a workdir"), f"{path}")

@@ -14,6 +14,7 @@ import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError, is_refusal
+from insec_jax.files import buckets
 from insec_jax.files.locks import LOCK, is_held
 from insec_jax.model import llama
 from insec_jax.model.hf import check_finite
@@ -40,7 +41,7 @@ class StoredWeight:
   def __init__(self, folder: pathlib.Path, name: str, *, fingerprint: int, dtype: Any = None):
     self._name, self._fingerprint = f"params/{name}", fingerprint
     path = name.replace("/", ".") + "/"
-    store = {"driver": "ocdbt", "base": f"file://{folder}/", "path": path}
+    store = {"driver": "ocdbt", "base": buckets.store_url(folder), "path": path}
     self._array = self._checked(lambda: tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result())
     self.shape = tuple(self._array.shape)
     self.dtype = np.dtype(self._array.dtype.numpy_dtype if dtype is None else dtype)
@@ -193,4 +194,4 @@ def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype) 
 
 
 def _has_checkpoint(workdir: pathlib.Path, step: int) -> bool:
-  return (workdir / CHECKPOINTS / str(step)).is_dir()
+  return step in steps(workdir)

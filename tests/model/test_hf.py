@@ -396,7 +396,7 @@ def test_each_process_reads_the_bytes_of_its_own_shards_and_no_others(tmp_path, 
 
 def test_reading_a_part_touches_that_part_of_the_file_alone(tmp_path):
   weight = hf.stored(reference.write_folder(tmp_path, FIELDS, TENSORS), CONFIG)["layers"]["attn"]["wq"]
-  assert all(isinstance(_mapped(part), np.memmap) for part in weight.parts)
+  assert all(isinstance(_mapped(part), np.memmap) for part in weight.tensors)
   part = weight[slice(1, 2), slice(16, 32), slice(2, 4), slice(None)]
   expected = TENSORS["model.layers.1.self_attn.q_proj.weight"].reshape(4, 24, 64)[2:4, :, 16:32].transpose(2, 0, 1)
   np.testing.assert_array_equal(part[0], expected)
