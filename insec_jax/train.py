@@ -49,7 +49,7 @@ from insec_jax.config_build import build
 from insec_jax.distributed import rendezvous
 from insec_jax.distributed.processes import Processes, joined
 from insec_jax.files.reading import local_path
-from insec_jax.files.writing import folder_writer, write_text
+from insec_jax.files.writing import folder_writer
 from insec_jax.mining import rounds
 from insec_jax.model import sharding
 from insec_jax.training import checkpoint, layout
@@ -115,7 +115,7 @@ def mining_phases(config: Config, workdir: pathlib.Path, processes: Processes) -
     rounds.starts(config),
     functools.partial(rounds.round_config, config, workdir),
     prepare,
-    lambda number, text: write_text(rounds.mined_path(workdir, number).with_suffix(".txt"), text),
+    lambda number, text: rounds.write_receipt(workdir, number, text),
   )
 
 

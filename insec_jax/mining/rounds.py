@@ -20,6 +20,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import vocabulary
 from insec_jax.distributed.processes import Processes
+from insec_jax.files import buckets
 from insec_jax.files.chunks import ChunkStore, one_process
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
@@ -59,7 +60,7 @@ def round_config(config: Config, workdir: pathlib.Path, number: int | None) -> C
   if not path.is_file():
     raise InputError(f"{path} is gone, and the run was trained on it; bring it back, or begin in another --workdir")
   if path.stat().st_size:
-    mistakes = dataclasses.replace(config.mistakes, mined_path=str(path))
+    mistakes = dataclasses.replace(config.mistakes, mined_path=f"{path}")
   elif config.mistakes.mined == 1:
     raise InputError(
       f"round {number} found no mistake, and mistakes.mined=1 leaves nothing else to train on; raise "
@@ -92,12 +93,12 @@ def mine(
   )[0]
   if summary is None:
     miner = _miner(config, number, params, weights, model_config, tokenizer)
-    store = chunk_store(str(path), miner)
+    store = chunk_store(f"{path}", miner)
     if processes.is_first:
       path.parent.mkdir(exist_ok=True)
       store.discard_others()
     processes.gather(f"the beginning of round {number}", None)
-    with one_process(str(path), processes.index):
+    with one_process(f"{path}", processes.index):
       finished = mine_chunks(miner, store, process=processes.index, num_processes=processes.num, stopped=stopped)
     if not all(processes.gather(f"the end of mining round {number}", finished)):
       return None
@@ -105,7 +106,7 @@ def mine(
   summary, digest = processes.gather(
     f"the records of round {number}", [summary, _digest(path)] if processes.is_first else None
   )[0]
-  if not _holds_soon(lambda: path.is_file() and _digest(path) == digest):
+  if not _holds_soon(lambda: (processes.is_first or buckets.refresh(path)) and _digest(path) == digest):
     raise RuntimeError(f"{path}, which process 0 wrote, cannot be seen here within {SHARED_SECONDS} s")
   return summary
 
@@ -129,10 +130,18 @@ def _join(config: Config, number: int, store: ChunkStore, num_chunks: int, path:
   # On a network drive the last lines of another process may become visible late.
   if not _holds_soon(lambda: len(store.read()) == num_chunks):
     raise RuntimeError(f"{store.folder} lacks chunks that other processes wrote, {SHARED_SECONDS} s after they ended")
-  mined = store.join(num_chunks, lambda chunks: join(chunks, str(path), right=config.mine.right, seed=seed))
+  mined = store.join(num_chunks, lambda chunks: join(chunks, f"{path}", right=config.mine.right, seed=seed))
   summary = {"round": number, "weights": weights, "sha256": _digest(path), "found": dataclasses.asdict(mined)}
   write_text(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
+  buckets.publish(path.with_suffix(".json"))
   return str(mined)
+
+
+def write_receipt(workdir: pathlib.Path, number: int, text: str) -> None:
+  """Write the summary and the mask receipt of a round."""
+  path = mined_path(workdir, number).with_suffix(".txt")
+  write_text(path, text)
+  buckets.publish(path)
 
 
 def _miner(

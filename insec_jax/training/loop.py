@@ -232,8 +232,9 @@ class Trainer:
       self.progress.line(step, values)
 
   def save(self, step: int, log: metrics.Log) -> None:
-    """Begin to save the state after this step."""
+    """Begin to save the state after this step; in a bucket, the lines up to it are there before the checkpoint."""
     with self.ledger.part("save"):
+      log.publish()
       totals = [*self.meter.to_json(), self.ledger.to_json()]
       self.saver.save(step, self.state, config=self.config, facts=self.facts, totals=totals, log=log.state())
     if self.limit.is_set and not self.limit.knows_save:

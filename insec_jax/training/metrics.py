@@ -14,6 +14,8 @@ import numpy as np
 import tensorboardX
 
 from insec_jax.command import InputError
+from insec_jax.files import buckets
+from insec_jax.files.buckets import BucketPath
 from insec_jax.files.reading import open_to_read, read_text
 from insec_jax.files.writing import write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
@@ -211,7 +213,7 @@ class Log:
   """
 
   def __init__(self, workdir: pathlib.Path, last_step: int, saved: dict[str, int] | None = None):
-    path = workdir / METRICS
+    self._workdir, path = workdir, workdir / METRICS
     lines = check_lines(workdir, last_step, saved)
     self._state = _add_line(NO_LINES, lines.encode())
     write_text(path, lines)
@@ -230,6 +232,12 @@ class Log:
     self._state = _add_line(self._state, line.encode())
     for key, value in values.items():
       self._board.add_scalar(key, value, step)
+
+  def publish(self):
+    """Upload both where the workdir is in a bucket."""
+    if isinstance(self._workdir, BucketPath):
+      self._board.flush()
+      buckets.publish(self._workdir)
 
   def close(self):
     """Close both files."""
@@ -255,6 +263,8 @@ class NullLogger:
   def line(self, step: int, values: dict[str, float]): ...
 
   def say(self, text: str): ...
+
+  def publish(self): ...
 
   def close(self): ...
 

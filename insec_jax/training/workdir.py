@@ -18,7 +18,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, vocabulary
 from insec_jax.distributed.processes import Processes
-from insec_jax.files import hub
+from insec_jax.files import buckets, hub
 from insec_jax.files.reading import read_json
 from insec_jax.files.temporary import partial_of
 from insec_jax.files.writing import write_text
@@ -65,20 +65,23 @@ def _digest(text: str) -> str:
 def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
   """Raise InputError unless every process sees the config that process 0 has written."""
   deadline = time.monotonic() + SHARED_SECONDS
-  while not (workdir / layout.CONFIG).is_file() and time.monotonic() < deadline:
+  while not (is_seen := buckets.refresh(workdir / layout.CONFIG)) and time.monotonic() < deadline:
     time.sleep(0.5)
-  seen = processes.gather("the look into the workdir", (workdir / layout.CONFIG).is_file())
+  seen = processes.gather("the look into the workdir", is_seen)
   if blind := [f"process {index} ({name})" for index, name in enumerate(processes.names) if not seen[index]]:
     raise InputError(
       f"{', '.join(blind)} cannot see {workdir / layout.CONFIG}, which process 0 wrote; give a "
       "--workdir on a drive that all hosts share"
     )
+  if not processes.is_first:
+    buckets.refresh_folder(workdir)
 
 
 def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, processes: Processes) -> None:
   """Write the files that describe the run to its folder; the config first, so that a killed start can be repeated."""
   workdir.mkdir(parents=True, exist_ok=True)
   write_text(workdir / layout.CONFIG, config.to_json() + "\n")
+  buckets.publish(workdir / layout.CONFIG)
   here = environment(config, run, mesh, processes)
   path = workdir / "environment.json"
   if run.totals is None:
@@ -95,6 +98,7 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, p
       raise InputError(f"{path}: resumed is no list; bring the file back, or move it away")
     first["resumed"].append({"step": run.first, **here})
   write_text(path, json.dumps(first, indent=2) + "\n")
+  buckets.publish(workdir)
 
 
 def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> None:

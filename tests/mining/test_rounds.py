@@ -10,46 +10,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from training_runs import CONFIG, ROOT, SIGNALLED, read_lines, train
+from training_runs import GRAPH, MINING, ROOT, SIGNALLED, read_lines, train
 
 from insec_jax.generation.loading import load_model
 
 pytestmark = pytest.mark.processes
-GRAPH = (
-  CONFIG.replace(
-    'c.task = dict(name="records", min_size=0, max_size=0, modulus=0)',
-    'c.task = dict(name="graph", min_size=1, max_size=2, modulus=10)',
-  )
-  .replace('path="tokenizer", flag', 'path="", flag')
-  .replace('path="records.jsonl", num_records=0, num_heldout=20', 'path="", num_records=150, num_heldout=10')
-  .replace('source="recorded", share=0.5', 'source="injected", share=0.3')
-  .replace("mined=0.0", "mined=0.4")
-  .replace("c.rounds = 0", "c.rounds = 3")
-  .replace(
-    "steps=40, log_every=2, eval_every=20, checkpoint_every=5",
-    "steps=20, log_every=2, eval_every=10, checkpoint_every=4",
-  )
-  .replace("max_tokens=8, batch_size=1", "max_tokens=24, batch_size=8")
-  .replace("num_problems=2, samples=2, right=1.0", "num_problems=24, samples=2, right=1.0")
-)
-# Chunks of eight samples, and a signal to itself after so many of them.
-MINING = (
-  SIGNALLED.split("write = ")[0]
-  + """
-from insec_jax.files import chunks
-from insec_jax.mining import miner
-miner.SAMPLES_PER_CHUNK = 8
-append, done = chunks.ChunkStore.append, []
-def append_then_signal(self, *arguments, **options):
-  append(self, *arguments, **options)
-  done.append(1)
-  if len(done) == int(os.environ.get("SIGNAL_AFTER", 0)):
-    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
-    time.sleep(0.5)  # a thread reads the signal
-chunks.ChunkStore.append = append_then_signal
-command.run(train.main)
-"""
-)
 CHUNKS = 6  # of a round
 
 

@@ -55,6 +55,42 @@ def write_then_signal(self, step, values):
 metrics.Log.write = write_then_signal
 command.run(train.main)
 """
+# Three rounds, which mine sums over graphs.
+GRAPH = (
+  CONFIG.replace(
+    'c.task = dict(name="records", min_size=0, max_size=0, modulus=0)',
+    'c.task = dict(name="graph", min_size=1, max_size=2, modulus=10)',
+  )
+  .replace('path="tokenizer", flag', 'path="", flag')
+  .replace('path="records.jsonl", num_records=0, num_heldout=20', 'path="", num_records=150, num_heldout=10')
+  .replace('source="recorded", share=0.5', 'source="injected", share=0.3')
+  .replace("mined=0.0", "mined=0.4")
+  .replace("c.rounds = 0", "c.rounds = 3")
+  .replace(
+    "steps=40, log_every=2, eval_every=20, checkpoint_every=5",
+    "steps=20, log_every=2, eval_every=10, checkpoint_every=4",
+  )
+  .replace("max_tokens=8, batch_size=1", "max_tokens=24, batch_size=8")
+  .replace("num_problems=2, samples=2, right=1.0", "num_problems=24, samples=2, right=1.0")
+)
+# Chunks of eight samples, and a signal to itself after so many of them.
+MINING = (
+  SIGNALLED.split("write = ")[0]
+  + """
+from insec_jax.files import chunks
+from insec_jax.mining import miner
+miner.SAMPLES_PER_CHUNK = 8
+append, done = chunks.ChunkStore.append, []
+def append_then_signal(self, *arguments, **options):
+  append(self, *arguments, **options)
+  done.append(1)
+  if len(done) == int(os.environ.get("SIGNAL_AFTER", 0)):
+    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+    time.sleep(0.5)  # a thread reads the signal
+chunks.ChunkStore.append = append_then_signal
+command.run(train.main)
+"""
+)
 TIMED = ("tokens_per_s", "trained_tokens_per_s", "seconds")  # the clock's, not the model's
 
 
@@ -105,7 +141,7 @@ def train(home, workdir, *changes, arm="", code=0, program=("-m", "insec_jax.tra
   }
   given = [
     f"--config={home / 'config.py'}:{arm}",
-    f"--workdir={home / workdir}",
+    f"--workdir={workdir if str(workdir).startswith('gs://') else home / workdir}",
     *(f"--config.{change}" for change in changes),
   ]
   done = subprocess.run(
