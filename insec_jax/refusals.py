@@ -103,6 +103,8 @@ def _end_where_refused(kind: type[BaseException], error: BaseException | None, t
 def machine_refusal(error: BaseException) -> str | None:
   """Return one line about an error of the machine (disk, memory, descriptors, ...); None for another error."""
   for cause in chain(error):
+    if line := _store_refusal(cause):
+      return line
     if isinstance(cause, MemoryError):
       return f"out of memory: {one_line(cause)}; {REMEDIES[errno.ENOMEM]}".replace("memory: ;", "memory;")
     if isinstance(cause, OSError) and cause.errno is not None:
@@ -122,11 +124,23 @@ def machine_refusal(error: BaseException) -> str | None:
   return None
 
 
+def _store_refusal(error: BaseException) -> str | None:
+  """Return one line about an error of a bucket, as buckets.py, gcsfs or tensorstore raise it; None for another."""
+  if isinstance(error, OSError) and error.errno == errno.EREMOTEIO:
+    return f"{error.strerror}: {error.filename}; {REMEDIES[errno.EREMOTEIO]}"
+  text = str(error)
+  if "PERMISSION_DENIED:" in text or text.startswith("Forbidden:"):
+    return f"the store refuses access ({_shortened(text)}); look at the roles of this account on the bucket"
+  if re.search("All [0-9]+ retry attempts failed", text) or type(error).__module__.startswith(("gcsfs.", "aiohttp.")):
+    return f"the store does not answer ({_shortened(text)}); {REMEDIES[errno.EREMOTEIO]}"
+  return None
+
+
 def is_refusal(error: BaseException) -> bool:
   """Return whether this is an error of the machine, which implies nothing about the file that was used."""
-  numbers = [cause.errno for cause in chain(error) if isinstance(cause, OSError) and cause.errno is not None]
-  if errno.EREMOTEIO in numbers:  # of a bucket; the errors of the network behind it are others
+  if any(map(_store_refusal, chain(error))):
     return True
+  numbers = [cause.errno for cause in chain(error) if isinstance(cause, OSError) and cause.errno is not None]
   return machine_refusal(error) is not None and all(number in REFUSALS for number in numbers)
 
 
@@ -140,8 +154,8 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _shortened(text: str) -> str:
-  """Return the text as one line without the source locations that tensorstore adds."""
-  return re.sub(r"\s*\[source locations=.*", "", " ".join(text.split()))[:300]
+  """Return the text as one line without the source locations and answers that tensorstore adds."""
+  return re.sub(r"\s*\[(source locations|http_response_\w+|tensorstore_spec)=.*", "", " ".join(text.split()))[:300]
 
 
 def one_line(error: BaseException) -> str:

@@ -21,8 +21,8 @@ from insec_jax.command import InputError
 from insec_jax.config import Config, MeshConfig
 from insec_jax.config_build import build, plain_values, update_keys
 from insec_jax.distributed import processes
-from insec_jax.files import hub
-from insec_jax.files.reading import read_json
+from insec_jax.files import buckets, hub
+from insec_jax.files.reading import folder_to_read, local_path, read_json
 from insec_jax.mining.miner import mined_by
 from insec_jax.model import sharding
 from insec_jax.stages import Stage
@@ -96,7 +96,7 @@ class Study:
       if given.model.path and (base := self.base(arm)):
         values["model.path"] = str(self.workdir(f"{base}_hf", seed))
         after = (f"seed {seed}, {base}: export",)
-      elif (path := given.model.path) and not pathlib.Path(path).is_dir() and not hub.is_id(path):
+      elif (path := given.model.path) and not hub.is_id(path) and not folder_to_read(path, "model.path").is_dir():
         raise InputError(
           f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
           "--config.model.path=FOLDER, or name the arm that makes it with --base"
@@ -162,7 +162,8 @@ class Study:
   def mine(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> StudyStage:
     """Return the stage that mines with the starting weights of the arm."""
     config = self.config(arm, values)
-    start, file = config.model.path, pathlib.Path(config.mistakes.mined_path)
+    start = config.model.path
+    file = local_path(config.mistakes.mined_path, "mistakes.mined_path")
     return self.stage(
       arm,
       seed,
@@ -252,7 +253,11 @@ def is_sound(workdir: pathlib.Path, config: Config) -> bool:
 
 
 def _mined_path(config: Config) -> pathlib.Path | None:
-  return pathlib.Path(config.mistakes.mined_path) if config.mistakes.mined_path else None
+  if not config.mistakes.mined_path:
+    return None
+  path = local_path(config.mistakes.mined_path, "mistakes.mined_path")
+  buckets.fetch(path)
+  return path
 
 
 def is_exported(folder: pathlib.Path, workdir: pathlib.Path) -> bool:

@@ -53,6 +53,7 @@ import jax
 
 from insec_jax import study
 from insec_jax.command import InputError
+from insec_jax.files.buckets import BucketPath
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer, write_text
 from insec_jax.pages.runs import read_run
@@ -73,6 +74,8 @@ from insec_jax.training import layout
 
 def main() -> int:
   output = local_path(OUTPUT.value, "--output")
+  if isinstance(output, BucketPath):
+    raise InputError(f"--output={output}: a sweep compares the ages of its files; give a local folder")
   sweep = study.from_flags(output)
   reference = REFERENCE.value or ("clean" if "clean" in sweep.arms else sweep.arms[0])
   if reference not in sweep.arms:

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from insec_jax.command import InputError
+from insec_jax.files.buckets import BucketPath
 from insec_jax.files.chunks import ChunkStore
 from insec_jax.generation.engine import Engine
 from insec_jax.generation.sampler import SampledTokens
 
 FORMAT = 1  # of the chunks; another one is not read
 PROMPTS_PER_CHUNK = 2_048  # at most: what a kill loses
-POLL_SECONDS = 0.2
+POLL_SECONDS, BUCKET_POLL_SECONDS = 0.2, 2.0  # each look into a bucket is a request that is paid for
 PATIENCE_SECONDS = 60.0  # to wait for another process before it is named
 
 Progress = Callable[[int, int], None]
@@ -142,7 +143,7 @@ class Journal:
           flush=True,
         )
       if not (found := self._follow()):
-        time.sleep(POLL_SECONDS)
+        time.sleep(BUCKET_POLL_SECONDS if isinstance(self._store.folder, BucketPath) else POLL_SECONDS)
       # Those of this process are known; they come again.
       self._finished |= {chunk: value for chunk, value in found.items() if value["process"] != self._process}
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from insec_jax.command import InputError
+from insec_jax.files import buckets
 from insec_jax.files.writing import write_text
 from insec_jax.sizing import counts, hlo
 from insec_jax.sizing.hardware import GIB, Topology
@@ -141,6 +142,7 @@ def compile_program(
     text = optimised_hlo(compiled)
     if hlo_file is not None:
       write_text(hlo_file, text)
+      buckets.publish(hlo_file)
     work = _work(text, topology, reading)
   return Program(
     topology=topology,

@@ -209,3 +209,23 @@ def test_without_gcsfs_the_error_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   with pytest.raises(InputError, match=r"pip install 'insec_jax\[gcs\]'"):
     local_path("gs://bucket/a", "--x")
+
+
+@pytest.mark.parametrize(
+  ("error", "said"),
+  [
+    (
+      ValueError("PERMISSION_DENIED: no [http_response_code='403']"),
+      "the store refuses access (PERMISSION_DENIED: no)",
+    ),
+    (
+      ValueError("ABORTED: All 32 retry attempts failed: x [http_response_body='y']"),
+      "does not answer (ABORTED: All 32",
+    ),
+    (OSError("Forbidden: http://x/o\nno"), "the store refuses access (Forbidden: http://x/o no)"),
+  ],
+)
+def test_errors_of_tensorstore_and_gcsfs_are_of_the_machine_and_no_damage(error, said):
+  assert said in machine_refusal(error)
+  assert "http_response" not in machine_refusal(error)
+  assert is_refusal(error)

@@ -133,11 +133,11 @@ def bucket(monkeypatch) -> Bucket:
   return new_bucket()
 
 
-Rule = Callable[[str, str], int | float | None]
+Rule = Callable[[str, str, bytes], int | float | None]
 
 
 class Proxy(ThreadingHTTPServer):
-  """Passes requests on to the server; `rule(method, path)` may give a status to answer with, or seconds to wait."""
+  """Passes requests on to the server; `rule(method, path, body)` may give a status to answer, or seconds to wait."""
 
   daemon_threads = True
 
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
   def pass_on(self) -> None:
     body = self._body()
     self.server.seen.append((self.command, self.path))
-    fault = self.server.rule(self.command, self.path)
+    fault = self.server.rule(self.command, self.path, body)
     if isinstance(fault, float):
       time.sleep(fault)
     elif fault is not None:
@@ -202,7 +202,7 @@ def times(number: int, pattern: str, status: int | float, method: str = ".*") ->
   """A rule: the first `number` requests whose method and path match get this status, or wait as many seconds."""
   left = [number]
 
-  def rule(given: str, path: str) -> int | float | None:
+  def rule(given: str, path: str, _: bytes) -> int | float | None:
     if not (re.fullmatch(method, given) and re.search(pattern, path)) or not left[0]:
       return None
     left[0] -= 1
