@@ -323,8 +323,8 @@ def test_steps_to_profile_that_are_no_steps_of_the_run_are_refused(toy, steps):
   toy.train.profile_steps = steps
   with pytest.raises(InputError, match=r"train\.profile_steps"):
     build(toy)
-  toy.train.profile_steps = (1, 6_960)
-  assert build(toy).train.profile_steps == (1, 6_960)
+  toy.train.profile_steps = (1, 4_470)
+  assert build(toy).train.profile_steps == (1, 4_470)
 
 
 def test_a_newer_key_that_an_older_config_lacks_has_the_value_that_means_as_before(toy):

@@ -44,7 +44,7 @@ def test_a_file_that_is_no_text_is_no_config(tmp_path, content):
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path):
   os.mkfifo(tmp_path / "fifo")
-  for path in (str(tmp_path / "fifo"), "/dev/zero", str(tmp_path), str(tmp_path / "absent.py"), "gs://bucket/c.py", ""):
+  for path in (str(tmp_path / "fifo"), "/dev/zero", str(tmp_path), str(tmp_path / "absent.py"), "s3://bucket/c.py", ""):
     with pytest.raises(InputError, match="--config"):
       config_file.load(path)
 
@@ -74,7 +74,7 @@ def test_a_newer_key_is_there_to_be_set_on_the_command_line(tmp_path):
     "import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({'data': {'path': 'x'}})\n"
   )
   values = config_file.load(str(tmp_path / "c.py"))
-  assert values.to_dict() == {"data": {"path": "x", "too_long": "refuse"}}
+  assert values.to_dict() == {"data": {"path": "x", "too_long": "refuse", "fields": "", "heldout_path": ""}}
   assert values.is_locked
 
 

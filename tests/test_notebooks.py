@@ -68,7 +68,7 @@ def test_the_colab_notebook_runs_from_its_first_cell_to_the_page(tmp_path, model
   assert (config["rounds"], config["train"]["steps"]) == (2, 8)
 
 
-def test_the_kaggle_notebook_stops_in_time_and_goes_on_from_the_output_of_that_session(tmp_path, model):
+def test_the_kaggle_notebook_goes_on_from_the_output_of_a_session_that_ended(tmp_path, model):
   first, second, program = tmp_path / "first", tmp_path / "second", tmp_path / "env" / "bin" / "insec"
   for folder in (first, second, program.parent):
     folder.mkdir(parents=True)

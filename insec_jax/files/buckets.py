@@ -203,6 +203,13 @@ def children(folder: pathlib.Path) -> list[str]:
     return [pathlib.PurePath(entry["name"]).name for entry in _listed(folder)]
 
 
+def matches(pattern: BucketPath) -> list[BucketPath]:
+  """Return the paths of the objects that a pattern (`*`, `?`, `[ab]`, `**`) matches, in order of their names."""
+  with explained(pattern):
+    found = _store().glob(pattern.url, detail=True)
+  return sorted(_copy_of(info) for info in found.values() if info["type"] == "file")
+
+
 def _listed(folder: BucketPath) -> list[dict[str, Any]]:
   """Return the entries in a folder of a bucket."""
   try:

@@ -1,6 +1,7 @@
 """Sources of records: the files that a text names, and the objects in each, whatever its format.
 
   a.jsonl,b/*.parquet      several, with commas between; a pattern takes its files in order of their names
+  gs://bucket/*.jsonl.gz   objects of a bucket (buckets.py)
   hf://datasets/org/name   data sets of the Hugging Face Hub (datasets.py)
 
   .jsonl, any other name   one object a line        "file:line"
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from insec_jax.command import InputError
-from insec_jax.files import datasets
+from insec_jax.files import buckets, datasets
 from insec_jax.files.reading import (
   COMPRESSED,
   import_pyarrow,
@@ -53,7 +54,7 @@ def _checked(part: str, name: str) -> str:
   if part.startswith(datasets.SCHEME):
     datasets.check(part, name)
     return part
-  return str(local_path(part, name))
+  return f"{local_path(part, name)}"
 
 
 def find(text: str, name: str) -> list[Source]:
@@ -74,12 +75,19 @@ def _find(part: str, name: str) -> list[Source]:
   if part.startswith(datasets.SCHEME):
     return [Source(*found) for found in datasets.find(part, name)]
   path = local_path(part, name)
-  if not glob.has_magic(str(path)) or os.path.lexists(path):
-    return [Source(path, str(path))]
-  matches = sorted(match for match in glob.glob(str(path), recursive=True) if not os.path.isdir(match))
-  if not matches:
+  if not glob.has_magic(part) or os.path.lexists(path):
+    return [Source(path, f"{path}")]
+  if not (matches := _matches(path)):
     raise InputError(f"{name}={part} matches no file; correct the pattern")
-  return [Source(pathlib.Path(match), match) for match in matches]
+  return [Source(match, f"{match}") for match in matches]
+
+
+def _matches(pattern: pathlib.Path) -> Sequence[pathlib.Path]:
+  """Return the files that a pattern matches, in order of their names."""
+  if isinstance(pattern, buckets.BucketPath):
+    return buckets.matches(pattern)
+  found = sorted(glob.glob(str(pattern), recursive=True))
+  return [pathlib.Path(match) for match in found if not os.path.isdir(match)]
 
 
 def local_files(text: str) -> list[str]:

@@ -100,3 +100,18 @@ def test_without_pyarrow_the_line_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
   with pytest.raises(InputError, match=r"r\.parquet.*pip install 'insec_jax\[data\]'"):
     read(tmp_path / "r.parquet")
+
+
+def test_a_pattern_and_a_list_of_a_bucket_name_its_objects_in_order(bucket):
+  for name in ("b.jsonl.gz", "a.jsonl", "sub/c.jsonl", "a.txt"):
+    line = json.dumps({"from": name}).encode() + b"\n"
+    bucket.write(f"d/{name}", gzip.compress(line) if name.endswith(".gz") else line)
+  found = sources.find(f"{bucket.url}/d/*.jsonl*,{bucket.url}/d/sub/c.jsonl", "data.path")
+  assert [source.shown for source in found] == [
+    f"{bucket.url}/d/{name}" for name in ("a.jsonl", "b.jsonl.gz", "sub/c.jsonl")
+  ]
+  records = [record for source in found for record in sources.read(source, "data.path")]
+  assert records[1] == ({"from": "b.jsonl.gz"}, f"{bucket.url}/d/b.jsonl.gz:1")
+  assert [values["from"] for values, _ in records] == [*named]
+  with pytest.raises(InputError, match=r"data\.path=gs://.*/d/x\*\.jsonl matches no file"):
+    sources.find(f"{bucket.url}/d/x*.jsonl", "data.path")
