@@ -19,6 +19,7 @@ from insec_jax.command import FLAG_FILE, InputError, printable
 from insec_jax.config import Config
 from insec_jax.config_types import shown
 from insec_jax.files import sources
+from insec_jax.files.buckets import SCHEME
 from insec_jax.files.reading import local_path, open_to_read
 
 MOST_BYTES = 1 << 20  # of a config file
@@ -30,6 +31,8 @@ class _Parser(flags.ArgumentParser):
   kind = "FILE[:ARM]"  # in the help
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
+    if path.startswith(SCHEME):
+      raise InputError(f"--config={path}: a config file is a program and is read from a disk; give a local file")
     file, colon, arm = path.partition(":")
     found = find(file)
     if str(found) != file:

@@ -31,6 +31,7 @@ REFUSALS = (
   errno.EAGAIN,
   errno.EREMOTEIO,
 )
+MODULES = ("gcsfs.", "aiohttp.", "google.api_core.")  # that raise errors of their own where a bucket is not reached
 REMEDIES = {
   errno.ENOSPC: "free some room; what was saved before stays",
   errno.EDQUOT: "raise the quota or free some room; what was saved before stays",
@@ -129,9 +130,9 @@ def _store_refusal(error: BaseException) -> str | None:
   if isinstance(error, OSError) and error.errno == errno.EREMOTEIO:
     return f"{error.strerror}: {error.filename}; {REMEDIES[errno.EREMOTEIO]}"
   text = str(error)
-  if "PERMISSION_DENIED:" in text or text.startswith("Forbidden:"):
+  if "PERMISSION_DENIED:" in text or text.startswith(("Forbidden:", "403 ")):
     return f"the store refuses access ({_shortened(text)}); look at the roles of this account on the bucket"
-  if re.search("All [0-9]+ retry attempts failed", text) or type(error).__module__.startswith(("gcsfs.", "aiohttp.")):
+  if re.search("All [0-9]+ retry attempts failed", text) or type(error).__module__.startswith(MODULES):
     return f"the store does not answer ({_shortened(text)}); {REMEDIES[errno.EREMOTEIO]}"
   return None
 

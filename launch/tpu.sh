@@ -43,7 +43,7 @@ send() {
   # The images of some TPUs have Python 3.10 and no newer one.
   on_all 'mkdir -p insec_jax && tar -xf insec_jax.tar -C insec_jax && cd insec_jax &&
     { [ -x .venv/bin/python ] || { sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv &&
-      python3.11 -m venv .venv; }; } && EXTRAS=tpu bash launch/setup.sh'
+      python3.11 -m venv .venv; }; } && EXTRAS="tpu gcs" bash launch/setup.sh'
 }
 
 run() {

@@ -126,7 +126,8 @@ def _explanation(error: Exception, name: str) -> Exception | None:
     )
   if said.startswith("Forbidden") or code == "403":
     return InputError(
-      f"{name}: permission denied ({said}); give this account the role Storage Object User on the bucket"
+      f"{name}: permission denied ({said}); give this account the roles Storage Object User and Storage Legacy Bucket "
+      "Reader on the bucket"
     )
   if isinstance(error, ValueError) and said.startswith("Bad Request"):
     return InputError(f"{name}: the store refuses the name ({said}); give another")
@@ -300,6 +301,20 @@ def location(path: pathlib.Path) -> Any:
 def store_url(folder: pathlib.Path) -> str:
   """Return the name of a folder for tensorstore."""
   return f"{folder.url}/" if isinstance(folder, BucketPath) else f"file://{folder}/"
+
+
+def check_metadata(folder: BucketPath) -> None:
+  """Raise InputError unless the metadata of the bucket can be read, which Orbax does when it removes a checkpoint."""
+  from google.cloud import storage  # slow to import
+
+  name = folder.url.removeprefix(SCHEME).partition("/")[0]
+  with explained(folder):
+    try:
+      storage.Client().get_bucket(name)
+    except OSError as error:
+      if "Project was not passed" not in str(error):
+        raise
+      raise InputError(f"{folder}: no project is known for removing checkpoints; set GOOGLE_CLOUD_PROJECT") from None
 
 
 def size(path: BucketPath) -> int:

@@ -188,6 +188,7 @@ def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _published_at_end(folder: BucketPath) -> Iterator[None]:
   """Fetch the small files of the folder, and upload those that have changed at the end of the block."""
+  buckets.check_metadata(folder)
   buckets.refresh_folder(folder)
   folder.mkdir(parents=True, exist_ok=True)
   try:

@@ -12,7 +12,7 @@ from bucketkit import point_at, times
 from insec_jax.command import InputError, is_refusal, machine_refusal
 from insec_jax.files import buckets, leases
 from insec_jax.files.reading import folder_to_read, local_path, read_json, read_json_lines
-from insec_jax.files.writing import check_output, folder_written_whole, written_whole
+from insec_jax.files.writing import check_output, folder_writer, folder_written_whole, written_whole
 
 
 def test_a_path_of_a_bucket_is_a_local_copy_that_is_shown_by_its_gs_name(bucket):
@@ -186,7 +186,7 @@ def write(bucket):
 @pytest.mark.parametrize(
   ("status", "said"),
   [
-    (403, r"InputError: gs://BUCKET/.a.lock: permission denied \(Forbidden: .*role Storage Object User"),
+    (403, r"InputError: gs://BUCKET/.a.lock: permission denied \(Forbidden: .*roles Storage Object User and"),
     (401, r"InputError: gs://BUCKET/.a.lock cannot be reached without credentials \(.*run gcloud auth application-def"),
     (404, r"InputError: --output=gs://BUCKET/a cannot be written \(there is no such bucket\); make it first"),
     (503, r"OSError: the store does not answer \(.*503\): gs://BUCKET/.a.lock; look at the network"),
@@ -229,3 +229,11 @@ def test_errors_of_tensorstore_and_gcsfs_are_of_the_machine_and_no_damage(error,
   assert said in machine_refusal(error)
   assert "http_response" not in machine_refusal(error)
   assert is_refusal(error)
+
+
+def test_a_workdir_needs_the_metadata_of_its_bucket_and_says_so_at_the_start(faulty):
+  bucket, _ = faulty(times(9, r"/storage/v1/b/[^/?]+\?", 403, "GET"))
+  folder = local_path(f"{bucket.url}/run", "--workdir")
+  with pytest.raises(InputError, match=r"permission denied .* Storage Legacy Bucket Reader"):
+    folder_writer(folder, "--workdir").__enter__()
+  assert bucket.names() == []

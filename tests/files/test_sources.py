@@ -107,9 +107,8 @@ def test_a_pattern_and_a_list_of_a_bucket_name_its_objects_in_order(bucket):
     line = json.dumps({"from": name}).encode() + b"\n"
     bucket.write(f"d/{name}", gzip.compress(line) if name.endswith(".gz") else line)
   found = sources.find(f"{bucket.url}/d/*.jsonl*,{bucket.url}/d/sub/c.jsonl", "data.path")
-  assert [source.shown for source in found] == [
-    f"{bucket.url}/d/{name}" for name in ("a.jsonl", "b.jsonl.gz", "sub/c.jsonl")
-  ]
+  named = ("a.jsonl", "b.jsonl.gz", "sub/c.jsonl")
+  assert [source.shown for source in found] == [f"{bucket.url}/d/{name}" for name in named]
   records = [record for source in found for record in sources.read(source, "data.path")]
   assert records[1] == ({"from": "b.jsonl.gz"}, f"{bucket.url}/d/b.jsonl.gz:1")
   assert [values["from"] for values, _ in records] == [*named]

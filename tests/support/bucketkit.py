@@ -150,6 +150,9 @@ class Proxy(ThreadingHTTPServer):
   def address(self) -> str:
     return f"http://127.0.0.1:{self.server_address[1]}"
 
+  def handle_error(self, *_) -> None:
+    """Say nothing of connections that the client closes."""
+
   def __exit__(self, *_) -> None:
     self.shutdown()
     self.server_close()
