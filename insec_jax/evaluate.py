@@ -8,8 +8,8 @@ of training, so the untuned model is measured on the same probes. Problems and p
 data, seed and evaluate sections: arms that share these are measured on the same ones, in the same order.
 
 After a kill the same command resumes from results.json.parts. Processes, each started with its --process_id, share the
-work and wait for each other: the folder of results.json must be on a drive that all of them share. The last to finish
-writes the file, with the same results for any number of them.
+work and wait for each other: the folder of results.json must be in a bucket (gs://) or on a drive that all of them
+share. The last to finish writes the file, with the same results for any number of them.
 
 With --server the weights are those of a server of OpenAI's completions, such as vLLM, and --model gives the tokenizer,
 the template and the markers only. Greedy rates are the same; at a temperature the server draws others. What it cannot

@@ -7,7 +7,8 @@ itself, early enough to be saved M minutes after its start. When a loss is not f
 saved and the exit code is 3.
 
 Process id and coordinator are detected on Cloud TPU, GKE, Slurm and Open MPI, where every host runs this command.
-Elsewhere each process needs [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir.
+Elsewhere each process needs [--coordinator HOST[:PORT] --num_processes N --process_id I]. All share the workdir, which
+may be in a bucket (gs://BUCKET/NAME).
 
 With --config.rounds=R the steps are divided into R equal parts. Before each part the current weights mine their own
 mistakes (as the program mine does, each process its share) into DIR/mined/round_K.jsonl, K from 1. The part is trained

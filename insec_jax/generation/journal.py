@@ -6,8 +6,8 @@ runs in several processes. All processes make all calls. A call is cut into chun
       results.json.parts/0.jsonl    header   call 1, chunk 0 of 2   call 2, chunk 0 of 2
       results.json.parts/1.jsonl    header   call 1, chunk 1 of 2   call 2, chu             killed while writing
 
-A process computes its chunks and reads those of the others: the folder must be on a drive that all of them share. The
-number of processes stays the same; their devices may differ.
+A process computes its chunks and reads those of the others: the folder must be in a bucket or on a drive that all of
+them share. The number of processes stays the same; their devices may differ.
 """
 
 import base64

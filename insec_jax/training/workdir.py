@@ -71,7 +71,7 @@ def check_shared(workdir: pathlib.Path, processes: Processes) -> None:
   if blind := [f"process {index} ({name})" for index, name in enumerate(processes.names) if not seen[index]]:
     raise InputError(
       f"{', '.join(blind)} cannot see {workdir / layout.CONFIG}, which process 0 wrote; give a "
-      "--workdir on a drive that all hosts share"
+      "--workdir in a bucket or on a drive that all hosts share"
     )
   if not processes.is_first:
     buckets.refresh_folder(workdir)
