@@ -136,6 +136,7 @@ class DataConfig:
   path: Paths = ""
   fields: Columns = ""  # columns of other data sets that make a record (data/fields.py); empty: none are renamed
   heldout_path: Paths = ""  # records held out, at most num_heldout (0: all); empty: num_heldout of those of path
+  cache: Path = ""  # folder for rows of records, which are made once and then mapped into memory; empty: kept in memory
   num_records: Annotated[int, whole(0, 10_000_000)] = 0
   num_heldout: Annotated[int, whole(0, 10_000_000)] = 0
   template: Literal["plain", "chat"] = "plain"  # "chat": the tokenizer's own
@@ -346,7 +347,7 @@ SECTIONS: dict[str, Any] = {
   field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")
 }
 # Keys that older config files and workdirs lack; the default of each means "as before".
-NEWER = ("data.too_long", "data.fields", "data.heldout_path", "train.minutes", "train.profile_steps")
+NEWER = ("data.too_long", "data.fields", "data.heldout_path", "train.minutes", "train.profile_steps", "data.cache")
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
 # the key.
 REMOVED = {

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.data import packing, pipeline, template, vocabulary
+from insec_jax.data import packing, pipeline, receipt, template, vocabulary
 from insec_jax.data.tokens import Example
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.method import roles
@@ -43,16 +43,17 @@ def main() -> None:
   examples, long_train = pipeline.load_examples(config, tokenizer, "train", held_out=held)
   # Loaded for its errors, which would else appear only in training.
   _, long_heldout = pipeline.load_examples(config, tokenizer, "heldout")
-  left_out = pipeline.LeftOut(long_train, long_heldout, tuple(held))
-  receipt = pipeline.receipt(examples, packing.pack(examples, config.data.row_length), config, left_out)
-  print(receipt)
+  left_out = receipt.LeftOut(long_train, long_heldout, tuple(held))
+  totals, rows = receipt.Totals().plus(examples), packing.pack(examples, config.data.row_length)
+  text = receipt.receipt(totals, rows, config, left_out)
+  print(text)
   if config.rounds:
     print(f"rounds={config.rounds} will mix in mined records, {config.mistakes.mined:.0%} of all; none is here yet\n")
   for example in examples[: NUM.value]:
     print(coloured(example, tokenizer) if sys.stdout.isatty() else marked(example, tokenizer))
   if HTML.value is not None:
     with written_whole(HTML.value, "--html") as file:
-      file.write(page(receipt, examples[: NUM.value], tokenizer, config))
+      file.write(page(text, examples[: NUM.value], tokenizer, config))
 
 
 def token_texts(token_T: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -100,12 +101,12 @@ def _shown(example: Example, tokenizer: PreTrainedTokenizerFast) -> Iterator[tup
     yield roles.NAMES[role], float(weight), int(token), text
 
 
-def page(receipt: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, config: Config) -> str:
-  """Return one self-contained HTML page: receipt, legend, and the examples with id, role and weight of each token."""
+def page(text: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, config: Config) -> str:
+  """Return one self-contained HTML page: receipt `text`, legend, examples with id, role and weight of each token."""
   worth = ", ".join(f"{name} {weight:g}" for name, weight in zip(roles.NAMES, config.loss.weight_R, strict=True))
   body = [
     element("h1", "Mask receipt"),
-    element("pre", receipt),
+    element("pre", text),
     role_legend(),
     element("p", f"Worth of a token: {worth}. What is not trained is pale; point at a token to see its id."),
   ]

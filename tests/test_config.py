@@ -125,7 +125,7 @@ WRONG = (
   1j,
   len,
 )
-PATHS = ("model.path", "tokenizer.path", "data.path", "data.heldout_path", "mistakes.mined_path")
+PATHS = ("model.path", "tokenizer.path", "data.path", "data.heldout_path", "data.cache", "mistakes.mined_path")
 WEIGHTS = tuple(f"loss.{name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction"))
 # What is right for a key, of the values above; a whole number is right for a rate. All else must be refused.
 NUMBERS = {

@@ -12,13 +12,19 @@ Axes of arrays: B row, T position in the row.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.data.tokens import Example
 from insec_jax.method.roles import NO_NEGATIVE, NO_ROLE
+
+BLOCK = 1_024  # rows that are read at once where all are
+EMPTY = (0, 0, 0, NO_ROLE, 0, NO_NEGATIVE)  # values of padding, field by field
+NewArray = Callable[[str, tuple[int, int], int, Any], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +44,46 @@ class Rows:
   def of(self, index) -> dict[str, np.ndarray]:
     """Return the rows at `index`, an array of any shape, by field name without axes; -1 gives a row of padding."""
     taken = {}
-    for field, empty in zip(dataclasses.fields(self), (0, 0, 0, NO_ROLE, 0, NO_NEGATIVE), strict=True):
+    for field, empty in zip(dataclasses.fields(self), EMPTY, strict=True):
       value_BT = getattr(self, field.name)
       taken[field.name.removesuffix("_BT")] = np.where(
         (index < 0)[..., None], value_BT.dtype.type(empty), value_BT[index]
       )
     return taken
 
+  def digest(self) -> str:
+    """Return the SHA-256 of all fields, one after the other."""
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(self):
+      value_BT = getattr(self, field.name)
+      for start in range(0, len(self), BLOCK):
+        digest.update(value_BT[start : start + BLOCK].tobytes())
+    return digest.hexdigest()
+
+  def largest(self, name: str) -> int:
+    """Return the largest value of the field with this name, without axes; -1 where there is no row."""
+    value_BT = getattr(self, f"{name}_BT")
+    return max((int(value_BT[start : start + BLOCK].max()) for start in range(0, len(self), BLOCK)), default=-1)
+
 
 def pack(examples: Sequence[Example], row_length: int) -> Rows:
   """Return rows with every example whole, each in the first row with room for it, in order; deterministic."""
-  row_of_example, num_rows = _first_fit([len(example.token_T) for example in examples], row_length)
-  shape = (num_rows, row_length)
+  lengths = [len(example.token_T) for example in examples]
+  return fill(lengths, examples, row_length, lambda _, shape, value, dtype: np.full(shape, value, dtype))
+
+
+def fill(lengths: Sequence[int], examples: Iterable[Example], row_length: int, new: NewArray) -> Rows:
+  """Return the rows of `pack`, in arrays that `new(field, shape, value, dtype)` makes; examples are read once."""
+  row_of_example, num_rows = _first_fit(lengths, row_length)
+  dtypes = (np.int32, np.int32, np.int32, np.int8, np.float32, np.int32)
   rows = Rows(
-    np.zeros(shape, np.int32),
-    np.zeros(shape, np.int32),
-    np.zeros(shape, np.int32),
-    np.full(shape, NO_ROLE, np.int8),
-    np.zeros(shape, np.float32),
-    np.full(shape, NO_NEGATIVE, np.int32),
+    *(
+      new(field.name.removesuffix("_BT"), (num_rows, row_length), value, dtype)
+      for field, value, dtype in zip(dataclasses.fields(Rows), EMPTY, dtypes, strict=True)
+    )
   )
   used, segment = np.zeros(num_rows, int), np.zeros(num_rows, int)
+  position_T = np.arange(row_length)
   for example, row in zip(examples, row_of_example, strict=True):
     length = len(example.token_T)
     span = slice(used[row], used[row] + length)
@@ -66,7 +91,7 @@ def pack(examples: Sequence[Example], row_length: int) -> Rows:
     segment[row] += 1
     rows.token_BT[row, span] = example.token_T
     rows.segment_BT[row, span] = segment[row]
-    rows.position_BT[row, span] = np.arange(length)
+    rows.position_BT[row, span] = position_T[:length]
     rows.role_BT[row, span] = example.role_T
     rows.weight_BT[row, span] = example.weight_T
     rows.negative_BT[row, span] = example.negative_T

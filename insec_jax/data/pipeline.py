@@ -4,9 +4,9 @@ Letters that end array names, beside those of model/llama.py: A micro-batch of a
 """
 
 import contextlib
-import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -14,13 +14,15 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import mixture, tokens, vocabulary
-from insec_jax.data.packing import Rows, pack
+from insec_jax.config_build import reads_records
+from insec_jax.data import cache, mixture, tokens, vocabulary
+from insec_jax.data.packing import Rows, fill
+from insec_jax.data.receipt import Data, LeftOut, Totals, receipt
+from insec_jax.data.storage import Memory, Storage
 from insec_jax.data.tokens import Example, TooLong
 from insec_jax.method import roles
 from insec_jax.progress import Progress
 
-MOST_SHOWN = 20  # left-out records listed in the receipt
 TRANSCRIPTS_PER_CHUNK = 1000  # transcripts tokenised at once
 # More than any run reads, but finite: grain cannot count batches of one row of an infinite dataset.
 EPOCHS = 2**31
@@ -28,69 +30,54 @@ EPOCHS = 2**31
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """Training rows, held-out rows (may be none), the mask receipt of the training rows, and the records left out.
-
-  Records in `left_out` are in no row because of data.too_long="drop".
-  """
-
-  train: Rows
-  heldout: Rows
-  receipt: str
-  left_out: "LeftOut"
-
-
-@dataclasses.dataclass(frozen=True)
-class LeftOut:
-  """Records longer than a row, each once, of the training and the held-out split, and those that `prompts_held_out`.
-
-  `prompts_held_out` has the places of records of data.path whose prompt is also one of data.heldout_path.
-  """
-
-  train: tuple[TooLong, ...] = ()
-  heldout: tuple[TooLong, ...] = ()
-  prompts_held_out: tuple[str, ...] = ()
-
-  def __bool__(self) -> bool:
-    return bool(self.train or self.heldout or self.prompts_held_out)
-
-  def to_json_lines(self) -> str:
-    """Return one JSON object a line: split, where ("file:line") and tokens, or why it is left out, of each record."""
-    lines = [
-      {"split": split, "where": record.where, "tokens": record.num_tokens}
-      for split in ("train", "heldout")
-      for record in getattr(self, split)
-    ]
-    lines += [{"split": "train", "where": where, "why": "its prompt is held out"} for where in self.prompts_held_out]
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-  def __str__(self) -> str:
-    """Return the lines of the receipt: the number of records, and the first of them."""
-    both = [*((record, "") for record in self.train), *((record, ", held out") for record in self.heldout)]
-    shown = [f"  {record.where}: {record.num_tokens:,} tokens{split}" for record, split in both[:MOST_SHOWN]]
-    more = [f"  and {len(both) - MOST_SHOWN:,} more"] if len(both) > MOST_SHOWN else []
-    return "\n".join(
-      [
-        f"too long          {len(self.train):,} records to train on and {len(self.heldout):,} held out, left out",
-        *shown,
-        *more,
-      ]
-    )
-
-
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
-  """Return all data of a config as rows; raise InputError when a record is wrong or none is left to train on."""
+  """Return all data of a config as rows; raise InputError when a record is wrong or none is left to train on.
+
+  With data.cache, records become rows once, in files of that folder which are mapped into memory (cache.py).
+  """
+  if config.data.cache and reads_records(config):
+    return cache.shared(config, tokenizer, functools.partial(_make_data, config, tokenizer))
+  return _make_data(config, tokenizer, Memory())
+
+
+def _make_data(config: Config, tokenizer: PreTrainedTokenizerFast, storage: Storage) -> Data:
   held: list[str] = []
-  examples, long_train = load_examples(config, tokenizer, "train", held_out=held)
-  train = pack(examples, config.data.row_length)
-  heldout_examples, long_heldout = load_examples(config, tokenizer, "heldout")
-  heldout = pack(heldout_examples, config.data.row_length)
+  train, long_train = _pack(config, tokenizer, "train", storage, held)
+  heldout, long_heldout = _pack(config, tokenizer, "heldout", storage, None)
   left_out = LeftOut(long_train, long_heldout, tuple(held))
   # The held-out loss counts every token with a role; confidence tokens are input only, never a target.
-  ids = vocabulary.find_markers(tokenizer, config.tokenizer).confidence_ids
-  heldout.role_BT[np.isin(heldout.token_BT, ids)] = roles.NO_ROLE
-  return Data(train, heldout, receipt(examples, train, config, left_out), left_out)
+  if ids := vocabulary.find_markers(tokenizer, config.tokenizer).confidence_ids:
+    heldout.rows.role_BT[np.isin(heldout.rows.token_BT, ids)] = roles.NO_ROLE
+  return Data(
+    train.rows,
+    heldout.rows,
+    receipt(train.totals, train.rows, config, left_out),
+    left_out,
+    digest=train.rows.digest(),
+    most_token=max(train.rows.largest("token"), heldout.rows.largest("token")),
+    most_position=max(train.rows.largest("position"), heldout.rows.largest("position")),
+  )
+
+
+class _Packed(NamedTuple):
+  rows: Rows
+  totals: Totals
+
+
+def _pack(
+  config: Config, tokenizer: PreTrainedTokenizerFast, split: str, storage: Storage, held_out: list[str] | None
+) -> tuple[_Packed, tuple[TooLong, ...]]:
+  """Return rows and totals of a split, and the records left out as too long."""
+  totals, lengths, left_out = Totals(), [], []
+  with storage.examples() as examples:
+    for chunk, too_long in example_chunks(config, tokenizer, split, held_out=held_out):
+      examples.extend(chunk)
+      totals = totals.plus(chunk)
+      lengths += [len(example.token_T) for example in chunk]
+      left_out += too_long
+    once = _checked(config, split, totals.num_examples, left_out)
+    rows = fill(lengths, examples, config.data.row_length, functools.partial(storage.array, split))
+  return _Packed(rows, totals), once
 
 
 def load_examples(
@@ -101,22 +88,43 @@ def load_examples(
   Places of records whose prompt is held out are added to `held_out` (data.heldout_path).
   Raises InputError when there are records and all are too long.
   """
+  examples: list[Example] = []
+  left_out: list[TooLong] = []
+  for chunk, too_long in example_chunks(config, tokenizer, split, held_out=held_out):
+    examples += chunk
+    left_out += too_long
+  return examples, _checked(config, split, len(examples), left_out)
+
+
+def example_chunks(
+  config: Config, tokenizer: PreTrainedTokenizerFast, split: str, *, held_out: list[str] | None = None
+) -> Iterator[tuple[list[Example], list[TooLong]]]:
+  """Yield the examples of a split and the records left out as too long, some records at a time, in order."""
   contents = mixture.transcripts(config, split, left_out=held_out)
-  examples = []
-  left_out: list[TooLong] | None = None if config.data.too_long == "refuse" else []
+  drops = config.data.too_long == "drop"
+
+  def tokenised(chunk: list) -> tuple[list[Example], list[TooLong]]:
+    left_out: list[TooLong] = []
+    return tokens.tokenize_all(chunk, tokenizer, config, left_out=left_out if drops else None), left_out
+
+  chunks = (contents[start : start + TRANSCRIPTS_PER_CHUNK] for start in range(0, len(contents), TRANSCRIPTS_PER_CHUNK))
+  num = 0
   with contextlib.closing(Progress(f"tokenise {split}", len(contents), unit="transcript")) as progress:
-    for start in range(0, len(contents), TRANSCRIPTS_PER_CHUNK):
-      chunk = contents[start : start + TRANSCRIPTS_PER_CHUNK]
-      examples += tokens.tokenize_all(chunk, tokenizer, config, left_out=left_out)
-      progress.update(start + len(chunk))
-  # A mined record may come several times.
-  once = tuple(dict.fromkeys(left_out or ()))
-  if contents and not examples:
+    for examples, left_out in map(tokenised, chunks):
+      yield examples, left_out
+      num += len(examples) + len(left_out)
+      progress.update(num)
+
+
+def _checked(config: Config, split: str, num_examples: int, left_out: list[TooLong]) -> tuple[TooLong, ...]:
+  """Return each record left out once; raise InputError when no other is there."""
+  once = tuple(dict.fromkeys(left_out))  # a mined record may come several times
+  if once and not num_examples:
     raise InputError(
       f"all {len(once)} records of the split {split!r} are longer than data.row_length={config.data.row_length}, the "
       f"first is {once[0].where} of {once[0].num_tokens} tokens; raise data.row_length or shorten the records"
     )
-  return examples, once
+  return once
 
 
 def batches(
@@ -161,62 +169,3 @@ def in_order(
 
 def _arrays(rows: Rows, index_AB: np.ndarray, negatives: bool) -> dict[str, np.ndarray]:
   return {f"{name}_ABT": value_ABT for name, value_ABT in rows.of(index_AB).items() if negatives or name != "negative"}
-
-
-def receipt(examples: Sequence[Example], rows: Rows, config: Config, left_out: LeftOut) -> str:
-  """Return the mask receipt: what is trained on, role by role, as a few lines of text.
-
-  A token is trained when it has weight and is not the first of its segment. `weight` is the mean over the role's tokens
-  that are targets; `of weight` is the role's fraction of all weight, by absolute value.
-  """
-  if not examples:
-    raise InputError("there is no record to train on; lower data.num_heldout or give more records")
-  num_tokens = sum(len(example.token_T) for example in examples)
-  is_target_BT = rows.position_BT > 0
-  is_trained_BT = is_target_BT & (rows.weight_BT != 0)
-  total = float(np.abs(rows.weight_BT[is_target_BT], dtype=np.float64).sum())
-  num_end = sum(example.num_end for example in examples)
-  num_boundary = sum(example.num_boundary for example in examples)
-  lines = []
-  for role, name in enumerate(roles.NAMES):
-    is_role_BT = rows.role_BT == role
-    num, num_trained = int(is_role_BT.sum()), int((is_role_BT & is_trained_BT).sum())
-    weight_N = rows.weight_BT[is_role_BT & is_target_BT].astype(np.float64)
-    lines.append((name, num, num_trained, weight_N.mean() if len(weight_N) else 0.0, np.abs(weight_N).sum() / total))
-  num_negatives, repeat = int((rows.negative_BT >= 0).sum()), config.loss.repeat
-  longest = max(examples, key=lambda example: len(example.token_T))
-  num_trained = int(is_trained_BT.sum())
-  return (
-    "\n".join(
-      [
-        f"{'role':<12}{'tokens':>12}{'of tokens':>11}{'trained':>12}{'weight':>9}{'of weight':>11}",
-        *(
-          f"{name:<12}{num:>12,}{num / num_tokens:>11.1%}{trained:>12,}{weight:>9.3f}{part:>11.1%}"
-          for name, num, trained, weight, part in lines
-        ),
-        f"{'all':<12}{num_tokens:>12,}{1:>11.1%}{num_trained:>12,}{'':>9}{1:>11.1%}",
-        f"trained tokens    {num_trained:,} of {num_tokens:,} ({num_trained / num_tokens:.1%})",
-        f"end of text       {num_end:,} tokens of role text, weight {config.loss.end:g} each",
-        f"boundary tokens   {num_boundary:,} lie across two roles and took the smaller weight",
-        *(
-          [
-            f"negative tokens   {num_negatives:,} where a correction could repeat its mistake, weight {repeat:g} "
-            f"each: {num_negatives * repeat / total:.1%} beside the weight above"
-          ]
-          if config.loss.negatives
-          else []
-        ),
-        f"records           {len(examples):,}",
-        f"longest record    {len(longest.token_T):,} of {config.data.row_length:,} tokens, {longest.where}",
-        *([str(left_out)] if config.data.too_long == "drop" else []),
-        *(
-          [f"held-out prompts  {len(left_out.prompts_held_out):,} records to train on had one, left out"]
-          if config.data.heldout_path
-          else []
-        ),
-        f"rows              {len(rows):,} of {config.data.row_length:,} tokens, "
-        f"{1 - num_tokens / rows.token_BT.size:.1%} padding",
-      ]
-    )
-    + "\n"
-  )

@@ -45,6 +45,7 @@ FREE = (
   "train.keep",
   "train.minutes",
   "train.profile_steps",
+  "data.cache",
   "data.rows_per_device",
   "data.accumulation",
   "mesh.",

@@ -20,6 +20,7 @@ VALUES = {
     "path": "records.jsonl",
     "fields": "",
     "heldout_path": "",
+    "cache": "",
     "num_records": 0,
     "num_heldout": 0,
     "template": "plain",

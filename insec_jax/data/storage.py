@@ -1,0 +1,97 @@
+"""Storage of examples and rows while they are made: in memory, or in files of a folder."""
+
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from insec_jax.data.tokens import Example
+
+
+class Examples(Protocol):
+  """Examples that are added in order, and read in this order."""
+
+  def __iter__(self) -> Iterator[Example]:
+    """Yield the examples."""
+
+  def extend(self, examples: Sequence[Example], /) -> None:
+    """Add examples."""
+
+
+class Storage(Protocol):
+  """Place for the examples and rows of a split."""
+
+  def examples(self) -> AbstractContextManager[Examples]:
+    """Return an empty collection of examples, which is there inside the block."""
+
+  def array(self, split: str, name: str, shape: tuple[int, int], value: int, dtype: Any) -> np.ndarray:
+    """Return a new array for a field of the rows of the split, full of the value."""
+
+
+class Memory:
+  """Storage in memory."""
+
+  def examples(self) -> AbstractContextManager[Examples]:
+    """Return a list."""
+    return contextlib.nullcontext(list[Example]())
+
+  def array(self, split: str, name: str, shape: tuple[int, int], value: int, dtype: Any) -> np.ndarray:  # noqa: ARG002
+    """Return an array in memory."""
+    return np.full(shape, value, dtype)
+
+
+class Disk:
+  """Storage in files of a folder: one for each field of the rows, in NumPy's format, mapped into memory."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+
+  def examples(self) -> AbstractContextManager[Examples]:
+    """Return a collection whose arrays are in a temporary file."""
+    return contextlib.closing(_Spool(self._folder))
+
+  def array(self, split: str, name: str, shape: tuple[int, int], value: int, dtype: Any) -> np.ndarray:
+    """Return an array that is mapped from a file."""
+    mapped = np.lib.format.open_memmap(path_of(self._folder, split, name), mode="w+", dtype=dtype, shape=shape)
+    if value:
+      mapped[:] = value
+    return mapped
+
+
+def path_of(folder: pathlib.Path, split: str, name: str) -> pathlib.Path:
+  """Return the file of a field of the rows of a split."""
+  return folder / f"{split}_{name}.npy"
+
+
+class _Spool:
+  """Examples whose arrays are in one file, one array after the other; what they were read from is not kept."""
+
+  FIELDS = (("token_T", np.int32), ("role_T", np.int8), ("weight_T", np.float32), ("negative_T", np.int32))
+
+  def __init__(self, folder: pathlib.Path):
+    self._lengths: list[int] = []
+    self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+
+  def close(self) -> None:
+    """Remove the file."""
+    self._file.close()
+
+  def extend(self, examples: Sequence[Example], /) -> None:
+    """Add examples."""
+    self._file.seek(0, 2)
+    for example in examples:
+      self._lengths.append(len(example.token_T))
+      for name, dtype in self.FIELDS:
+        self._file.write(getattr(example, name).astype(dtype).tobytes())
+
+  def __iter__(self) -> Iterator[Example]:
+    self._file.seek(0)
+    for length in self._lengths:
+      token_T, role_T, weight_T, negative_T = (
+        np.frombuffer(self._file.read(length * np.dtype(dtype).itemsize), dtype) for _, dtype in self.FIELDS
+      )
+      yield Example(token_T, role_T, weight_T, negative_T, "", 0, 0)
