@@ -32,7 +32,7 @@ class _Parser(flags.ArgumentParser):
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
     if path.startswith(SCHEME):
-      raise InputError(f"--config={path}: a config file is a program and is read from a disk; give a local file")
+      return load(path)
     file, colon, arm = path.partition(":")
     found = find(file)
     if str(found) != file:
@@ -108,6 +108,8 @@ def load(file: str | pathlib.Path, *arm: str) -> ml_collections.ConfigDict:
 
   Raises InputError if the file cannot be read or run, or returns anything else.
   """
+  if file.startswith(SCHEME):
+    raise InputError(f"--config={file}: a config file is a program and is read from a disk; give a local file")
   path = local_path(file, "--config")
   content = _compiled(path)
   module = types.ModuleType("config_config")

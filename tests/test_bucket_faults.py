@@ -3,14 +3,13 @@
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from bucketkit import Proxy, new_bucket
-from training_runs import ROOT, SIGNALLED, read_lines, train, write_home
+from training_runs import ROOT, SIGNALLED, read_lines, train, train_in_two, write_home
 
 pytestmark = pytest.mark.processes
 
@@ -71,31 +70,37 @@ def test_a_stopped_run_has_uploaded_its_lines_and_given_back_its_lease(home):
 
 def test_two_processes_train_into_a_bucket_and_resume(home, tmp_path):
   bucket = new_bucket()
-  for steps in ((), ("--config.train.checkpoint_every=4",)):
-    with socket.socket() as one:
-      one.bind(("", 0))
-      port = one.getsockname()[1]
-    environment = {**os.environ, **bucket.variables, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment |= {"JAX_NUM_CPU_DEVICES": "1", "SIGNAL": "15", "SIGNAL_AT": "-1" if steps else "8"}
-    words = [
-      f"--config={home / 'config.py'}:",
-      f"--workdir={bucket.url}/run",
-      "--config.data.rows_per_device=4",
-      *steps,
-    ]
-    words += [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    ran = [
-      subprocess.Popen(
-        [sys.executable, "-c", SIGNALLED, *words, f"--process_id={index}"],
-        env=environment,
-        cwd=home,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-      for index in (0, 1)
-    ]
-    said = [one.communicate(timeout=300)[1] for one in ran]
-    assert [one.returncode for one in ran] == [0 if steps else 42] * 2, said
+  for code, signal_at in ((42, 8), (0, -1)):
+    words = (f"--workdir={bucket.url}/run", "--config.data.rows_per_device=4")
+    train_in_two(home, SIGNALLED, *words, code=code, SIGNAL=15, SIGNAL_AT=signal_at, **bucket.variables)
   got, want = lines_of(bucket, tmp_path), read_lines(home / "whole")
   assert [line["step"] for line in got] == [line["step"] for line in want]
   np.testing.assert_allclose([line["loss"] for line in got[1:]], [line["loss"] for line in want[1:]], rtol=1e-4)
+
+
+WRITER = """
+import os, sys, time
+from insec_jax import command
+from insec_jax.files.writing import written_whole
+def main():
+  with written_whole(sys.argv[1]) as file:
+    file.write("half")
+    if len(sys.argv) > 2:
+      os.kill(os.getpid(), int(sys.argv[2]))
+      time.sleep(60)
+stop = sys.argv[2:]
+url = sys.argv[1]
+sys.argv = ["x"]
+command.run(lambda: (sys.argv.extend([url, *stop]), main())[1])
+"""
+
+
+def test_a_signal_gives_a_lease_back_and_a_killed_writer_is_followed_at_once():
+  bucket = new_bucket()
+  environment = {**os.environ, **bucket.variables, "PYTHONPATH": str(ROOT)}
+  ran = []
+  for signals in (["15"], ["9"], []):
+    words = [sys.executable, "-c", WRITER, f"{bucket.url}/out", *signals]
+    ran.append(subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=40))
+    assert bucket.names() == ([".out.lock"] if signals == ["9"] else [] if signals else ["out"]), ran[-1].stderr
+  assert [one.returncode for one in ran] == [143, -9, 0]

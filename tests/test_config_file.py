@@ -96,3 +96,8 @@ def test_a_config_file_may_begin_with_the_defaults(tmp_path):
   values = config_file.load(str(tmp_path / "c.py"))
   assert isinstance(values, ml_collections.ConfigDict)
   assert values.to_dict() == config.defaults().to_dict()
+
+
+def test_a_config_file_is_read_from_a_disk_only():
+  with pytest.raises(InputError, match=r"^--config=gs://b/c.py:a: a config file is a program"):
+    config_file._Parser().parse("gs://b/c.py:a")

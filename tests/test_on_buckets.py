@@ -10,7 +10,7 @@ import pytest
 from bucketkit import Bucket, new_bucket
 from datakit import write_lines
 from killkit import ended, start
-from training_runs import GRAPH, MINING, SIGNALLED, read_lines, train
+from training_runs import GRAPH, MINING, SIGNALLED, read_lines, train, train_in_two
 
 from insec_jax.generation.loading import load_model
 
@@ -74,6 +74,13 @@ def test_a_run_killed_twice_ends_as_one_on_a_disk_that_nothing_interrupted(here,
   assert left == {path.name for path in (here / "whole").iterdir()}
 
 
+def test_two_processes_of_a_run_mine_a_round_through_a_bucket(here, store):
+  train_in_two(here, MINING, f"--workdir={store.url}/runs/two", "--config.data.rows_per_device=4")
+  # Later weights differ in the last bits.
+  assert store.read("runs/two/mined/round_1.jsonl") == (here / "whole/mined/round_1.jsonl").read_bytes()
+  assert not [name for name in store.names("runs/two/") if ".parts/" in name or name.endswith(".lock")]
+
+
 def test_a_model_exported_to_a_bucket_generates_what_one_on_a_disk_does(here, store):
   for place, workdir in ((store.url, f"{store.url}/runs/a"), ("out", "whole")):
     ended(start(here, "export", f"--model={workdir}", f"--output={place}/hf"))
@@ -100,7 +107,12 @@ def test_two_processes_mine_into_a_bucket_and_go_on_after_a_kill(here, store):
 
 def test_results_and_pages_of_a_bucket_are_those_of_a_disk(here, store):
   for workdir, place in ((f"{store.url}/runs/a", store.url), ("whole", "out")):
-    ended(start(here, "evaluate", *READING, f"--model={workdir}", f"--output={workdir}/results.json"))
+    words = (*READING, f"--model={workdir}", f"--output={workdir}/results.json")
+    if workdir == "whole":
+      ended(start(here, "evaluate", *words))
+    else:  # two hosts at once
+      both = [start(here, "evaluate", *words, "--num_processes=2", f"--process_id={index}") for index in (0, 1)]
+      assert sorted(bool(ended(process)[0]) for process in both) == [False, True]  # one prints the table
     ended(start(here, "report", f"--workdirs={workdir}", f"--output={place}/report.html"))
     ended(start(here, "preview", *READING, f"--html={place}/preview.html"))
   results = (json.loads(store.read("runs/a/results.json")), json.loads((here / "whole/results.json").read_bytes()))

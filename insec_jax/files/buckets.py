@@ -21,6 +21,7 @@ import os
 import pathlib
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -29,6 +30,7 @@ from insec_jax.files import temporary
 
 SCHEME = "gs://"
 SPOOL_PREFIX = "insec_gs_"
+NEW_SECONDS = 60
 KEPT_FOLDERS = ("tokenizer", "mined", "additional_chat_templates", "chat_templates")  # of a workdir or an HF folder
 STAYS = re.compile(r".*\.(safetensors|bin|pth|pt|gguf|h5|msgpack|onnx|onnx_data)|\..*", re.DOTALL)  # files not fetched
 BLOCK_BYTES = 1 << 25  # of an object in one request
@@ -90,6 +92,8 @@ def _spool() -> pathlib.Path:
   """Return the folder of the local copies, which is removed when the process ends; those of killed ones are removed."""
   for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{SPOOL_PREFIX}*"):
     with contextlib.suppress(OSError):
+      if time.time() - folder.stat().st_mtime < NEW_SECONDS:  # perhaps just made, and locked in a moment
+        continue
       handle = os.open(folder, os.O_RDONLY)
       try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a living process it is locked
@@ -189,8 +193,10 @@ def _refresh_folder(folder: BucketPath) -> None:
       if entry["type"] == "directory" and pathlib.PurePath(entry["name"]).name in KEPT_FOLDERS:
         infos += _store().find(entry["name"], detail=True).values()
     wanted = {_copy_of(info): info for info in infos if not STAYS.fullmatch(pathlib.PurePath(info["name"]).name)}
-    for path in [path for path in folder.rglob("*") if path.is_file() and path not in wanted]:
-      path.unlink()
+    own = [*folder.glob("*"), *(path for name in KEPT_FOLDERS for path in (folder / name).rglob("*"))]
+    for path in own:  # a folder below it may be the workdir of this process
+      if path.is_file() and path not in wanted:
+        path.unlink()
     if entries:
       folder.mkdir(parents=True, exist_ok=True)
     _get([info for path, info in wanted.items() if not path.exists() or path.stat().st_size != int(info["size"])])

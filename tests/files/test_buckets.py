@@ -113,6 +113,19 @@ def test_a_folder_to_read_brings_the_small_files_and_no_weights(bucket):
   )
 
 
+def test_a_folder_that_is_read_again_is_what_the_bucket_has_and_those_below_it_stay(bucket):
+  for name in ("hf/config.json", "hf/tokenizer/t.json", "hf/x.json"):
+    bucket.write(name, b"{}")
+  folder = folder_to_read(f"{bucket.url}/hf", "--model")
+  (folder / "run").mkdir()
+  (folder / "run" / "metrics.jsonl").write_text("not uploaded yet")
+  bucket.remove("hf/tokenizer/t.json")
+  bucket.write("hf/config.json", b'{"a": 1}')
+  buckets.refresh_folder(folder)
+  here = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+  assert here == {"config.json": '{"a": 1}', "x.json": "{}", "run/metrics.jsonl": "not uploaded yet"}
+
+
 def test_a_folder_is_written_with_config_json_last_and_a_killed_one_is_replaced(bucket):
   bucket.write("hf/.unfinished", b"")
   bucket.write("hf/model.safetensors", b"half")

@@ -1,16 +1,12 @@
 """A run in rounds mines its own mistakes as it goes; stopped anywhere, it ends as if it never had been."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from training_runs import GRAPH, MINING, ROOT, SIGNALLED, read_lines, train
+from training_runs import GRAPH, MINING, SIGNALLED, read_lines, train, train_in_two
 
 from insec_jax.generation.loading import load_model
 
@@ -106,31 +102,7 @@ def test_a_run_does_not_go_on_without_the_records_it_was_trained_on(home, cut, t
 
 
 def test_two_processes_share_the_mining_and_see_the_same_records(home, whole):
-  with socket.socket() as one:
-    one.bind(("", 0))
-    port = one.getsockname()[1]
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-  ran = [
-    subprocess.Popen(
-      [
-        sys.executable,
-        "-c",
-        MINING,
-        f"--config={home / 'config.py'}:",
-        f"--workdir={home / 'two'}",
-        "--config.data.rows_per_device=4",
-        f"--coordinator=localhost:{port}",
-        "--num_processes=2",
-        f"--process_id={index}",
-      ],
-      env=environment,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in (0, 1)
-  ]
-  said = [one.communicate(timeout=300)[1] for one in ran]
-  assert [one.returncode for one in ran] == [0, 0], said
+  said = train_in_two(home, MINING, f"--workdir={home / 'two'}", "--config.data.rows_per_device=4")
   assert mined(home / "two")[0] == mined(whole[0])[0]  # later weights differ in the last bits
   got, want = (read_lines(folder) for folder in (home / "two", whole[0]))
   np.testing.assert_allclose([line["loss"] for line in got[1:4]], [line["loss"] for line in want[1:4]], rtol=1e-5)

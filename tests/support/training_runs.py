@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -149,6 +150,29 @@ def train(home, workdir, *changes, arm="", code=0, program=("-m", "insec_jax.tra
   )
   assert done.returncode in ((1, 2) if code is None else (code,)), done.stderr
   return done.stderr
+
+
+def train_in_two(home, program, *words, code=0, **variables):
+  """What two processes of one run said on stderr; both must exit with `code`."""
+  with socket.socket() as one:
+    one.bind(("", 0))
+    port = one.getsockname()[1]
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+  environment |= {name: str(value) for name, value in variables.items()}
+  words = [f"--config={home / 'config.py'}:", *words, f"--coordinator=localhost:{port}", "--num_processes=2"]
+  ran = [
+    subprocess.Popen(
+      [sys.executable, "-c", program, *words, f"--process_id={index}"],
+      env=environment,
+      cwd=home,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in (0, 1)
+  ]
+  said = [one.communicate(timeout=300)[1] for one in ran]
+  assert [one.returncode for one in ran] == [code, code], said
+  return said
 
 
 def read_lines(folder):
