@@ -1,0 +1,117 @@
+"""Speed of making rows, beside the bare tokenizer on the same text; no test, and no part of the suite.
+
+  python tests/bench_rows.py --tokenizer=FOLDER --data=FILE.jsonl [--tokens=10000000] [--processes=2] [--rounds=3]
+
+FILE has questions with answers, as GSM8K; FOLDER is a tokenizer, such as that of Llama 3.1. Each process takes its
+share of the tokens: through the tokenizer alone (encode_batch, ids read), then tokenised, labelled, packed and written
+as the rows of a cache, in turn, `rounds` times. Records are repeated with other numbers until there are enough tokens.
+Reading the file and putting in mistakes is not measured. Prints one line a round and the median ratio: 1 is the bare
+speed. The ratio of CPU time is steadier on a busy machine.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "support"))
+
+import datakit
+
+from insec_jax.data import mixture, pipeline, vocabulary
+from insec_jax.data.storage import Disk
+
+TOKENS_A_RECORD = 152  # of GSM8K with mistakes in half of the solutions, by the tokenizer of Llama 3
+
+
+def records(path: pathlib.Path, num: int) -> list[dict]:
+  """`num` records of the file, repeated with 1 to 3 more digits in the numbers of the questions."""
+  given = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+  return [
+    {**given[k % len(given)], "question": re.sub(r"\d+", rf"\g<0>{k // len(given)}", given[k % len(given)]["question"])}
+    for k in range(num)
+  ]
+
+
+def config(tokenizer: str, path: str):
+  options = {"task__name": "gsm8k", "mistakes__source": "injected", "data__row_length": 2_048, "data__too_long": "drop"}
+  markers = {"tokenizer__path": tokenizer, "tokenizer__flag": "<|flag|>", "tokenizer__fix": "<|fix|>"}
+  return datakit.config(data__path=path, **options, **markers)
+
+
+def work(arguments: argparse.Namespace, barrier, results) -> None:
+  num = arguments.tokens // arguments.processes // TOKENS_A_RECORD
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "r.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records(arguments.data, num)))
+    some = config(arguments.tokenizer, str(path))
+    tokenizer = vocabulary.open_tokenizer(some).tokenizer
+    contents = mixture.transcripts(some, "train")
+    pipeline.mixture.transcripts = lambda config, split, left_out=None: contents if split == "train" else []  # noqa: ARG005
+    texts = ["".join(piece.text for piece in content) for content, _ in contents]
+    for number in range(arguments.rounds):
+      barrier.wait(timeout=600)
+      num_bare, of_bare = timed(lambda: bare(texts, tokenizer))
+      barrier.wait(timeout=600)
+      (rows := pathlib.Path(folder) / f"rows{number}").mkdir()
+      data, of_rows = timed(lambda: pipeline._make_data(some, tokenizer, Disk(rows)))
+      results.put((number, num_bare, of_bare, int((data.train.role_BT >= 0).sum()), of_rows))
+      barrier.wait(timeout=600)
+
+
+def timed(function) -> tuple:
+  """(what the function returns, (seconds, seconds of all cores))."""
+  start, cores = time.perf_counter(), time.process_time()
+  value = function()
+  return value, (time.perf_counter() - start, time.process_time() - cores)
+
+
+def bare(texts: list[str], tokenizer) -> int:
+  num = 0
+  for start in range(0, len(texts), pipeline.TRANSCRIPTS_PER_CHUNK):
+    chunk = texts[start : start + pipeline.TRANSCRIPTS_PER_CHUNK]
+    num += sum(len(one.ids) for one in tokenizer.backend_tokenizer.encode_batch(chunk, add_special_tokens=False))
+  return num
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--tokenizer", required=True)
+  parser.add_argument("--data", required=True, type=pathlib.Path)
+  parser.add_argument("--tokens", type=int, default=10_000_000)
+  parser.add_argument("--processes", type=int, default=2)
+  parser.add_argument("--rounds", type=int, default=3)
+  arguments = parser.parse_args()
+  if arguments.processes > 1:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+  context = multiprocessing.get_context("spawn")
+  barrier, results = context.Barrier(arguments.processes), context.Queue()
+  processes = [
+    context.Process(target=work, args=(arguments, barrier, results), daemon=True) for _ in range(arguments.processes)
+  ]
+  for process in processes:
+    process.start()
+  found = [results.get(timeout=600) for _ in range(arguments.rounds * arguments.processes)]
+  for process in processes:
+    process.join()
+  print(f"{'round':<8}{'tokens':>12}{'bare/s':>10}{'rows/s':>10}{'ratio':>7}{'of CPU time':>13}")
+  ratios = []
+  for number in range(arguments.rounds):
+    _, num_bare, of_bare, num_rows, of_rows = zip(*(one for one in found if one[0] == number), strict=True)
+    speeds = sum(num_bare) / max(of_bare)[0], sum(num_rows) / max(of_rows)[0]
+    cores = sum(one[1] for one in of_bare) / sum(num_bare) * sum(num_rows) / sum(one[1] for one in of_rows)
+    ratios.append((speeds[1] / speeds[0], cores))
+    print(f"{number:<8}{sum(num_rows):>12,}{speeds[0]:>10,.0f}{speeds[1]:>10,.0f}{ratios[-1][0]:>7.2f}{cores:>13.2f}")
+  median, of_cores = (statistics.median(column) for column in zip(*ratios, strict=True))
+  rounds = f"{arguments.processes} processes, median of {arguments.rounds} rounds"
+  print(f"{rounds}: ratio {median:.2f}, of CPU time {of_cores:.2f}")
+
+
+if __name__ == "__main__":
+  main()
