@@ -39,6 +39,8 @@ setup(
     "cuda": ["jax[cuda12]>=0.10.2"],
     "data": ["pyarrow>=20"],  # .parquet and .zst files
     "gcs": ["gcsfs>=2026.9", "etils[epath]>=1.15"],  # paths of gs://
+    "wandb": ["wandb>=0.31"],
+    "trackio": ["trackio>=0.43"],
     "test": [
       "pytest>=9",
       "pytest-xdist>=3.8",

@@ -14,6 +14,7 @@ import ml_collections
 from pydantic import Field
 
 from insec_jax.command import InputError
+from insec_jax.config_models import llama31, small_llama  # noqa: F401  config files import them from here
 from insec_jax.config_types import (
   Columns,
   Edges,
@@ -25,6 +26,7 @@ from insec_jax.config_types import (
   Names,
   Path,
   Paths,
+  Sinks,
   StepRange,
   Weight,
   checked,
@@ -53,6 +55,7 @@ Problems = Annotated[int, whole(1, MOST_PROBLEMS)]
 Size = Annotated[int, whole(0, 1_000)]  # operations of a problem
 Temperature = Annotated[float, number(0.0, 1_000.0)]
 Devices = Annotated[int, whole(-1, 1 << 20)]
+PROJECT = "a name of at most 100 letters, digits, dots, dashes and underscores"
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -248,6 +251,18 @@ class TrainConfig:
 
 
 @checked
+class LogConfig:
+  """Places where a run can be watched, beside metrics.jsonl; wandb and trackio are extras of this package."""
+
+  to: Sinks = ("tensorboard",)
+  project: Annotated[str, Field(pattern=r"\A[A-Za-z0-9_.-]{1,100}\z", description=PROJECT)] = "insec_jax"  # of services
+
+  def __post_init__(self):
+    if len(set(self.to)) < len(self.to):
+      raise InputError(f"log.to={self.to} names a place twice; name each once")
+
+
+@checked
 class MeshConfig:
   """Number of devices along each mesh axis; -1, at most once, takes the devices that remain."""
 
@@ -333,6 +348,7 @@ class Config:
   loss: LossConfig
   optimizer: OptimizerConfig
   train: TrainConfig
+  log: LogConfig
   mesh: MeshConfig
   precision: PrecisionConfig
   evaluate: EvaluateConfig
@@ -347,7 +363,17 @@ SECTIONS: dict[str, Any] = {
   field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")
 }
 # Keys that older config files and workdirs lack; the default of each means "as before".
-NEWER = ("data.too_long", "data.fields", "data.heldout_path", "train.minutes", "train.profile_steps", "data.cache")
+NEWER = (
+  "data.too_long",
+  "data.fields",
+  "data.heldout_path",
+  "data.cache",
+  "train.minutes",
+  "train.profile_steps",
+  "log.to",
+  "log.project",
+)
+NEWER_SECTIONS = ("log",)  # that older ones lack as a whole
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
 # the key.
 REMOVED = {
@@ -364,36 +390,6 @@ def defaults() -> ml_collections.ConfigDict:
   own = {field.name: field.default for field in dataclasses.fields(Config) if field.name not in SECTIONS}
   sections = {name: _section_defaults(section) for name, section in SECTIONS.items()}
   return ml_collections.ConfigDict(own | sections)
-
-
-def llama31(*, width: int, mlp_width: int, num_layers: int, num_heads: int) -> dict[str, Any]:
-  """Return `model.size` of a Llama 3.1 of this shape: the fields of its config.json, the others as in the 8B."""
-  scaling = dict(
-    rope_type="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=8192,
-  )
-  sizes = dict(
-    hidden_size=width,
-    intermediate_size=mlp_width,
-    num_hidden_layers=num_layers,
-    num_attention_heads=num_heads,
-    num_key_value_heads=8,
-    vocab_size=128_256,
-    max_position_embeddings=131_072,
-  )
-  others = dict(rms_norm_eps=1e-5, rope_theta=500_000.0, initializer_range=0.02, tie_word_embeddings=False)
-  return dict(model_type="llama", hidden_act="silu", **sizes, **others, rope_scaling=scaling)
-
-
-def small_llama(*, num_layers: int) -> dict[str, Any]:
-  """Return `model.size` of a Llama of width 128 for experiments on a CPU, with the vocabulary of the tokenizer."""
-  size = llama31(width=128, mlp_width=352, num_layers=num_layers, num_heads=4)
-  del size["rope_scaling"]
-  small = dict(vocab_size=None, max_position_embeddings=512, rope_theta=10_000.0, initializer_range=0.05)
-  return size | dict(num_key_value_heads=2) | small
 
 
 def _section_defaults(section: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from insec_jax.command import InputError
-from insec_jax.config import FROM_FILE, MOST_PROBLEMS, NEWER, REMOVED, SECTIONS, Config, defaults
+from insec_jax.config import FROM_FILE, MOST_PROBLEMS, NEWER, NEWER_SECTIONS, REMOVED, SECTIONS, Config, defaults
 from insec_jax.config_types import shown
 from insec_jax.files.reading import parse_json
 
@@ -20,6 +20,9 @@ def update_keys(values: Any) -> None:
 
   Raises InputError for a removed key with another value than the one that means "as now".
   """
+  for section in NEWER_SECTIONS:
+    if section not in values:
+      values[section] = {}
   for name in (*NEWER, *REMOVED):
     section, key = name.split(".")
     held = values.get(section)
@@ -53,7 +56,9 @@ def plain_values(config: ml_collections.ConfigDict | dict) -> dict[str, Any]:
     raise InputError(f"config cannot be read as plain values: {error}") from None
   if not isinstance(values, dict):
     raise InputError(f"the config is {shown(values)}; must be a ConfigDict")
-  _check_keys("", set(values), {field.name for field in dataclasses.fields(Config)})
+  sections = {field.name for field in dataclasses.fields(Config)}
+  _check_keys("", set(values) | set(NEWER_SECTIONS), sections)
+  values = {name: values.get(name, {}) for name in NEWER_SECTIONS} | values
   for name in SECTIONS:
     if not isinstance(values[name], dict):
       raise InputError(f"config section {name} must be a dict of values, got {shown(values[name])}")

@@ -105,6 +105,11 @@ Edges = Annotated[
   BeforeValidator(_tuple),
   Field(max_length=64, description="at most 64 scores above 0 that ascend, or nothing"),
 ]
+Sinks = Annotated[
+  tuple[Annotated[str, one_of(("tensorboard", "wandb", "trackio"))], ...],
+  BeforeValidator(_tuple),
+  Field(max_length=3, description="a tuple of some of 'tensorboard', 'wandb', 'trackio'"),
+]
 StepRange = Annotated[
   tuple[Annotated[int, Field(ge=1)], ...],
   BeforeValidator(_tuple),

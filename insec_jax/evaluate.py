@@ -91,6 +91,7 @@ from insec_jax.generation.generator import TextGenerator
 from insec_jax.generation.journal import journaled
 from insec_jax.generation.loading import LoadedModel, with_markers
 from insec_jax.method import tasks
+from insec_jax.training import layout, sinks
 from insec_jax.training.layout import flat, versions
 
 READ = ("seed", "task", "data", "mistakes", "tokenizer", "evaluate")  # sections of the config that are read here
@@ -108,6 +109,8 @@ def main() -> None:
   print(heading(measured))
   print(table(measured))
   print(f"\n{measured['seconds']} seconds")
+  if ((folder := local_path(MODEL.value, "--model")) / layout.MODEL).is_file():  # a workdir
+    sinks.publish(folder, "results", text=f"{heading(measured)}\n{table(measured)}")
 
 
 def measure_model(config: Config, task: tasks.Task, *, process: int, num_processes: int) -> dict[str, Any] | None:

@@ -42,6 +42,7 @@ from insec_jax.pages.brief import brief
 from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
 from insec_jax.pages.runs import Arm, Run, in_words, over_seeds, read_run
+from insec_jax.training import sinks
 
 TIME = "time/"  # the keys of the parts of a run's time in metrics.jsonl, see training/ledger.py
 EXAMPLE = (
@@ -60,10 +61,12 @@ def main() -> None:
   names = arm_names(folders)
   with written_whole(OUTPUT.value) as file:
     arms = over_seeds([read_run(folder, name) for folder, name in zip(folders, names, strict=True)])
-    file.write(page(arms))
+    file.write(shown := page(arms))
   if any(arm.evaluated for arm in arms):
     print(aligned(brief(arms)), end="\n\n")
   print(f"{OUTPUT.value} shows {', '.join(map(in_words, arms))}")
+  for folder in folders:
+    sinks.publish(folder, "report", page=shown)
 
 
 def arm_names(folders: Sequence[pathlib.Path]) -> list[str]:

@@ -53,7 +53,7 @@ from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer
 from insec_jax.mining import rounds
 from insec_jax.model import sharding
-from insec_jax.training import checkpoint, layout
+from insec_jax.training import checkpoint, layout, sinks
 from insec_jax.training.loop import loop
 from insec_jax.training.run import Phases, Run, begin, is_trained, resume
 from insec_jax.training.workdir import check_shared, started_with, write_workdir
@@ -76,6 +76,7 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
   All inputs are checked before the first file is written. Raises DivergedError when a loss is not finite.
   """
   if processes.is_first:
+    sinks.check(config.log)
     layout.check_workdir(workdir, config)
   # Process 0 lists for all: on a network drive a file may appear later on another host.
   saved_steps = processes.gather("the search for checkpoints", layout.steps(workdir) if processes.is_first else None)[0]

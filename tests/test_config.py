@@ -215,11 +215,16 @@ def is_right(key: str, value) -> bool:
       # model.size is given; a mined_path would not be read with mistakes.mined=0, nor held-out records by this task.
       unread = ("model.path", "mistakes.mined_path", "data.heldout_path")
       return value == "" if key in unread else value in ("", "no", "a\nb")
-    return value in {"tokenizer.flag": ("no",), "tokenizer.fix": ("no",), "data.fields": ("", "no")}.get(key, ())
+    return value in {
+      "tokenizer.flag": ("no",),
+      "tokenizer.fix": ("no",),
+      "data.fields": ("", "no"),
+      "log.project": ("no",),
+    }.get(key, ())
   if key == "mistakes.classes":
     return value in ([], ["a"], (), ("a",))
   # Scores need mined records, which are not given.
-  if key in ("tokenizer.confidence", "tokenizer.confidence_first", "train.profile_steps"):
+  if key in ("tokenizer.confidence", "tokenizer.confidence_first", "train.profile_steps", "log.to"):
     return value in ([], ())
   # Without a model.path a size is needed; its fields are read by model/hf_config.py.
   return key == "model.size" and value == {"a": 1}
@@ -327,15 +332,23 @@ def test_steps_to_profile_that_are_no_steps_of_the_run_are_refused(toy, steps):
   assert build(toy).train.profile_steps == (1, 4_470)
 
 
-def test_a_newer_key_that_an_older_config_lacks_has_the_value_that_means_as_before(toy):
-  del toy.data.too_long
+def test_newer_keys_that_an_older_config_lacks_have_the_value_that_means_as_before(toy):
+  del toy.data.too_long, toy.train.minutes, toy.log
   built = build(toy)
-  assert built.data.too_long == "refuse"
+  assert (built.data.too_long, built.train.minutes, built.log.to) == ("refuse", 0.0, ("tensorboard",))
   older = json.loads(built.to_json())
-  del older["data"]["too_long"]
+  del older["data"]["too_long"], older["train"]["minutes"], older["log"]
   assert from_json(json.dumps(older)) == built
   update_keys(older)
-  assert older == json.loads(built.to_json())
+  assert json.loads(json.dumps(older)) == json.loads(built.to_json())
+
+
+@pytest.mark.parametrize("to", ["wandb", ("wand",), ("wandb", "wandb"), (1,)])
+def test_a_place_to_log_to_that_there_is_not_is_refused(toy, to):
+  toy.unlock()
+  toy["log"] = {"to": to, "project": "insec_jax"}
+  with pytest.raises(InputError, match=r"log\.to"):
+    build(toy)
 
 
 @pytest.mark.parametrize("name", config.REMOVED)

@@ -20,6 +20,7 @@ ORDER = (
   "progress",
   "stages",
   "config_types",
+  "config_models",
   "config",
   "config_build",
   "config_file",

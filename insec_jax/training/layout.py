@@ -4,7 +4,7 @@
   model.json           the model's config                  receipt.txt        the mask receipt
   tokenizer/           the tokenizer with markers          metrics.jsonl, tb/ the log
   checkpoints/STEP/    see checkpoint.py                   mined/             records of each round
-  profile/             a trace of some steps, for xprof
+  profile/             a trace of some steps, for xprof   log.json           ids of the run in services
 
 What a run resumes with must be what it began with, except for the keys in FREE.
 """
@@ -25,12 +25,12 @@ from insec_jax.files import buckets
 from insec_jax.files.buckets import BucketPath
 from insec_jax.files.reading import open_to_read, read_json
 from insec_jax.model import hf, hf_config, llama
-from insec_jax.training import metrics
+from insec_jax.training import metrics, sinks
 
 DAMAGED = "damaged"  # folder of a workdir to which a resumed run moves damaged checkpoints
 CONFIG, MODEL, TOKENIZER, CHECKPOINTS = "config.json", "model.json", "tokenizer", "checkpoints"  # of a workdir
 COVERED = (MODEL, hf.GENERATION)  # files whose SHA-256 a checkpoint holds, in addition to all of TOKENIZER
-EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt")  # of a workdir
+EXPLAIN = (metrics.METRICS, "environment.json", "receipt.txt", sinks.IDS)  # of a workdir
 PROFILE = "profile"  # folder of a workdir with the trace of some steps
 FOLDERS = ("tb", "mined", PROFILE)  # of a workdir
 COMPLETE = "commit_success.txt"  # of a checkpoint in a bucket
@@ -46,6 +46,7 @@ FREE = (
   "train.minutes",
   "train.profile_steps",
   "data.cache",
+  "log.",
   "data.rows_per_device",
   "data.accumulation",
   "mesh.",

@@ -17,7 +17,7 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
 from insec_jax.model import llama
-from insec_jax.training import checkpoint, layout, ledger, metrics, profiling
+from insec_jax.training import checkpoint, layout, ledger, metrics, profiling, sinks
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
 from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
@@ -42,9 +42,9 @@ def loop(
   """
   progress = metrics.TrainProgress(run.first, config.train.steps) if processes.is_first else metrics.NullLogger()
   trainer = Trainer(config, run, mesh, saver, phases, processes, progress)
-  if processes.is_first:
-    trainer.ledger.lose(metrics.last_line(workdir))
-  last_logged = run.first if run.totals is not None else -1
+  before = metrics.last_line(workdir) if processes.is_first else {}
+  trainer.ledger.lose(before)
+  last_logged = run.first if run.totals is not None else sinks.NONE_SENT
   with (
     contextlib.closing(progress),
     stop_of(processes) as stops,
@@ -52,6 +52,9 @@ def loop(
       metrics.Log(workdir, last_logged, run.log) if processes.is_first else metrics.NullLogger()
     ) as log,
   ):
+    if processes.is_first:
+      for sink in sinks.open_sinks(config, workdir, last=last_logged, sent=before.get("step", sinks.NONE_SENT)):
+        log.show_in(sink)
     return trainer.train(workdir, log, stops)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: running totals, metrics.jsonl, TensorBoard, and a progress bar or lines on the terminal."""
+"""Metrics of a run: running totals, metrics.jsonl, and a progress bar or lines on the terminal."""
 
 import json
 import math
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import tensorboardX
 
 from insec_jax.command import InputError
 from insec_jax.files import buckets
@@ -21,6 +20,7 @@ from insec_jax.files.writing import write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
 from insec_jax.training.loss import Negatives, Sums
+from insec_jax.training.sinks import Sink
 
 # Steps that the host may be ahead of the devices: dispatched steps must finish before a preempted run can save.
 STEPS_AHEAD = 2
@@ -206,7 +206,7 @@ def last_line(workdir: pathlib.Path) -> dict[str, float]:
 
 
 class Log:
-  """Files metrics.jsonl and tb/ of a workdir, continued after step `last_step`.
+  """File metrics.jsonl of a workdir, continued after step `last_step`, and the places that show its lines.
 
   Later lines, from a run that was killed before its next checkpoint, are cut, so that no step appears twice. `saved` is
   `state()` at that step. Raises InputError as `check_lines` does.
@@ -218,31 +218,38 @@ class Log:
     self._state = _add_line(NO_LINES, lines.encode())
     write_text(path, lines)
     self._file = path.open("a", encoding="utf-8")
-    self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=last_step + 1)
+    self._sinks: list[Sink] = []
+
+  def show_in(self, sink: Sink) -> None:
+    """Show later lines in this place too, which is closed with the log."""
+    self._sinks.append(sink)
 
   def state(self) -> dict[str, int]:
     """Return the current size and checksum of metrics.jsonl."""
     return self._state
 
   def write(self, step: int, values: dict[str, float]):
-    """Append one line to metrics.jsonl and its values to TensorBoard."""
+    """Append one line to metrics.jsonl, and show its values in each place that does not have it."""
     line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
     self._file.write(line)
     self._file.flush()
     self._state = _add_line(self._state, line.encode())
-    for key, value in values.items():
-      self._board.add_scalar(key, value, step)
+    for sink in self._sinks:
+      if step > sink.sent:
+        sink.write(step, values)
 
   def publish(self):
-    """Upload both where the workdir is in a bucket."""
+    """Upload the file, and those of the places, where the workdir is in a bucket."""
     if isinstance(self._workdir, BucketPath):
-      self._board.flush()
+      for sink in self._sinks:
+        sink.flush()
       buckets.publish(self._workdir)
 
   def close(self):
-    """Close both files."""
+    """Close the file and the places."""
     self._file.close()
-    self._board.close()
+    for sink in self._sinks:
+      sink.close()
 
 
 def _add_line(state: dict[str, int], line: bytes) -> dict[str, int]:
