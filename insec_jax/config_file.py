@@ -108,7 +108,7 @@ def load(file: str | pathlib.Path, *arm: str) -> ml_collections.ConfigDict:
 
   Raises InputError if the file cannot be read or run, or returns anything else.
   """
-  if file.startswith(SCHEME):
+  if str(file).startswith(SCHEME):
     raise InputError(f"--config={file}: a config file is a program and is read from a disk; give a local file")
   path = local_path(file, "--config")
   content = _compiled(path)
