@@ -1,8 +1,8 @@
-"""The table to read first: at most ten rows in plain words, printed in a terminal and shown at the top of the page."""
+"""The table to read first, in plain words: ten rows and those of lm-eval, in a terminal and at the top of the page."""
 
 from collections.abc import Sequence
 
-from insec_jax.pages import seeds
+from insec_jax.pages import seeds, side_effects
 from insec_jax.pages.correction import NONE
 from insec_jax.pages.runs import Arm
 
@@ -28,6 +28,7 @@ def brief(arms: Sequence[Arm]) -> list[tuple[str, ...]]:
     ("", *(arm.name for arm in evaluated)),
     ("tokens trained on", *(f"{sum(tokens) / len(tokens):,.0f}" if tokens else NONE for tokens in trained)),
     *((words, *(_percent(value.get(source, {}).get(metric)) for value in rates)) for words, source, metric in ROWS),
+    *side_effects.in_rows([[run.scores for run in arm.runs] for arm in evaluated], NONE),
   ]
 
 

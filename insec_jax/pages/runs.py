@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from insec_jax.command import InputError
 from insec_jax.config_build import build, plain_values, update_keys
 from insec_jax.files.reading import read_json, read_text
-from insec_jax.pages import correction
+from insec_jax.pages import correction, side_effects
 
 BEGAN_WITH = (("model", "path"), ("mistakes", "mined_path"))  # config keys that differ for every seed
 
@@ -25,6 +25,7 @@ class Run:
   lines: list[dict]  # of metrics
   results: dict  # empty when there is no such file
   notes: tuple[str, ...]
+  scores: dict[str, side_effects.Score]  # of other tasks
 
   @property
   def trained_tokens(self) -> int | None:
@@ -127,7 +128,7 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
       "results.json is missing, so self-correction is not measured; run python -m insec_jax.evaluate "
       f"--config CONFIG --model {folder} --output {folder / 'results.json'}"
     )
-  return Run(name, folder, config, environment, lines, results, tuple(notes))
+  return Run(name, folder, config, environment, lines, results, tuple(notes), side_effects.read_scores(folder))
 
 
 def read_metrics(path: pathlib.Path) -> Iterator[dict[str, float]]:
