@@ -30,7 +30,7 @@ from insec_jax.generation.sampler import SampledTokens
 
 FORMAT = 1  # of the chunks; another one is not read
 PROMPTS_PER_CHUNK = 2_048  # at most: what a kill loses
-POLL_SECONDS, BUCKET_POLL_SECONDS = 0.2, 2.0  # each look into a bucket is a request that is paid for
+POLL_SECONDS, BUCKET_POLL_SECONDS = 0.2, 1.0  # each look into a bucket is a request that is paid for
 PATIENCE_SECONDS = 60.0  # to wait for another process before it is named
 
 Progress = Callable[[int, int], None]
