@@ -59,6 +59,8 @@ def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
     text.encode()
     path = buckets.local_copy(text, name) if is_remote else pathlib.Path(text).expanduser()
     os.stat(path)
+  except InputError:
+    raise
   except UnicodeEncodeError:
     raise InputError(f"{name}={text!r} is not UTF-8; rename the file") from None
   except RuntimeError as error:

@@ -24,6 +24,12 @@ def test_a_path_of_a_bucket_is_a_local_copy_that_is_shown_by_its_gs_name(bucket)
   assert [*path.parent.iterdir()] == []
 
 
+@pytest.mark.parametrize("text", ["gs://bucket", "gs://", "gs://b//x", "gs://b/../x", "gs://b/a#1"])
+def test_a_name_that_is_no_object_is_one_line(text):
+  with pytest.raises(InputError, match=rf"^--model={re.escape(text)} is no gs://BUCKET/NAME; give the name"):
+    local_path(text, "--model")
+
+
 def test_a_json_file_of_a_bucket_is_read_and_a_missing_one_is_one_line(bucket):
   bucket.write("a/b.json", b'{"c": 1}')
   assert read_json(local_path(f"{bucket.url}/a/b.json", "--x"), "a file") == {"c": 1}
