@@ -15,7 +15,7 @@ def losses(workdir):
   return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
 
 
-def test_the_cache_gives_the_same_losses_and_a_second_start_reads_no_text(tmp_path):
+def test_training_from_the_cache_gives_the_same_losses_and_reads_no_text_again(tmp_path):
   save_model(tmp_path / "hf", datakit.bpe_tokenizer())
   (tmp_path / "config.py").write_text(CONFIG.replace("row_length=48", 'row_length=48, cache="cache"'))
   (tmp_path / "plain.py").write_text(CONFIG)

@@ -76,10 +76,6 @@ def _make_folder(folder: pathlib.Path) -> None:
 def _write(path: pathlib.Path, make: Callable[[Storage], Data]) -> None:
   with folder_written_whole(path, "data.cache") as partial:
     data = make(Disk(partial))
-    for rows in (data.train, data.heldout):
-      for field in dataclasses.fields(rows):
-        mapped = getattr(rows, field.name)
-        mapped.flush()
     left_out = dataclasses.asdict(data.left_out)
     held = {"digest": data.digest, "most_token": data.most_token, "most_position": data.most_position}
     write_text(partial / META, json.dumps({"receipt": data.receipt, "left_out": left_out, **held}))

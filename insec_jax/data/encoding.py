@@ -113,7 +113,7 @@ def encode(
   where_of_text = [
     wheres[number] for number, stretch in zip(example_S, stretches, strict=True) if isinstance(stretch, int)
   ]
-  encodings = _encode_texts(texts, where_of_text, tokenizer)
+  encodings = encode_texts(texts, where_of_text, tokenizer)
   num_S = np.array([len(encodings[stretch]) if isinstance(stretch, int) else 1 for stretch in stretches], int)
   num_E = np.bincount(example_S, num_S, minlength=len(wheres)).astype(int)
   if row_length is not None:  # before the tokens are processed, which takes most of the time and memory
@@ -141,7 +141,7 @@ def encode(
   return encoded
 
 
-def _encode_texts(texts: list[str], wheres: list[str], tokenizer: PreTrainedTokenizerFast) -> list[tokenizers.Encoding]:
+def encode_texts(texts: list[str], wheres: list[str], tokenizer: PreTrainedTokenizerFast) -> list[tokenizers.Encoding]:
   """Return the encoding of each text; raise InputError, which names the longest, when the tokenizer gives up."""
   try:
     with _all_plain(tokenizer.backend_tokenizer):

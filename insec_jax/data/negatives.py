@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from insec_jax.data.encoding import EncodedRecords, Span, encode
+from insec_jax.data.encoding import EncodedRecords, Span, encode_texts
 from insec_jax.method.roles import CORRECTION, MISTAKE, NO_NEGATIVE
 
 
@@ -41,20 +41,22 @@ def negatives(
   repeats = list(_repeats(parts_of_example, wheres))
   if not repeats:
     return negative_N
-  repeated = encode([repeat.parts for repeat in repeats], [repeat.where for repeat in repeats], tokenizer)
+  texts = ["".join(part.text for part in repeat.parts) for repeat in repeats]
+  repeated = encode_texts(texts, [repeat.where for repeat in repeats], tokenizer)
   begin_P = np.concatenate([[0], encoded.end_P])
-  token, part = 0, 0  # where the repeat begins in `repeated`
-  for repeat, num_tokens in zip(repeats, repeated.num_E.tolist(), strict=True):
+  for repeat, encoding in zip(repeats, repeated, strict=True):
     first, stop = np.searchsorted(encoded.start_N, begin_P[[repeat.text.start, repeat.text.stop]])
-    num = min(stop - first, num_tokens)
-    differs = np.flatnonzero(encoded.token_N[first : first + num] != repeated.token_N[token : token + num])
-    if len(differs):
-      index, index_repeated = first + differs[0], token + differs[0]
+    token_T = np.array(encoding.ids, np.int32)
+    num = min(stop - first, len(token_T))
+    differs = encoded.token_N[first : first + num] != token_T[:num]
+    if differs.any():
+      at = int(differs.argmax())
       start, end = begin_P[[repeat.correction.start, repeat.correction.stop]]
-      in_correction = start < encoded.stop_N[index] and encoded.start_N[index] < end
-      if in_correction and repeated.start_N[index_repeated] < repeated.end_P[part + repeat.place]:
-        negative_N[index] = repeated.token_N[index_repeated]
-    token, part = token + num_tokens, part + len(repeat.parts)
+      in_correction = start < encoded.stop_N[first + at] and encoded.start_N[first + at] < end
+      end_of_mistake = sum(len(part.text) for part in repeat.parts[: repeat.place + 1])
+      chars = encoding.token_to_chars(at)
+      if in_correction and chars is not None and chars[0] < end_of_mistake:
+        negative_N[first + at] = token_T[at]
   return negative_N
 
 

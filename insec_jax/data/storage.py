@@ -59,7 +59,7 @@ class Disk:
     mapped = np.lib.format.open_memmap(path_of(self._folder, split, name), mode="w+", dtype=dtype, shape=shape)
     if value:
       mapped[:] = value
-    return mapped
+    return mapped.view(np.ndarray)  # the same memory: indexing a memmap takes several times as long
 
 
 def path_of(folder: pathlib.Path, split: str, name: str) -> pathlib.Path:
@@ -71,6 +71,7 @@ class _Spool:
   """Examples whose arrays are in one file, one array after the other; what they were read from is not kept."""
 
   FIELDS = (("token_T", np.int32), ("role_T", np.int8), ("weight_T", np.float32), ("negative_T", np.int32))
+  BYTES = sum(np.dtype(dtype).itemsize for _, dtype in FIELDS)  # of a token
 
   def __init__(self, folder: pathlib.Path):
     self._lengths: list[int] = []
@@ -85,13 +86,15 @@ class _Spool:
     self._file.seek(0, 2)
     for example in examples:
       self._lengths.append(len(example.token_T))
-      for name, dtype in self.FIELDS:
-        self._file.write(getattr(example, name).astype(dtype).tobytes())
+      self._file.write(b"".join(getattr(example, name).astype(dtype).tobytes() for name, dtype in self.FIELDS))
 
   def __iter__(self) -> Iterator[Example]:
     self._file.seek(0)
     for length in self._lengths:
-      token_T, role_T, weight_T, negative_T = (
-        np.frombuffer(self._file.read(length * np.dtype(dtype).itemsize), dtype) for _, dtype in self.FIELDS
-      )
+      content = self._file.read(length * self.BYTES)
+      arrays, start = [], 0
+      for _, dtype in self.FIELDS:
+        arrays.append(np.frombuffer(content, dtype, length, start))
+        start += arrays[-1].nbytes
+      token_T, role_T, weight_T, negative_T = arrays
       yield Example(token_T, role_T, weight_T, negative_T, "", 0, 0)

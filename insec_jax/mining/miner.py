@@ -70,6 +70,7 @@ NOT_READ = (
   "data.num_records",
   "data.row_length",
   "data.too_long",
+  "data.cache",
   "data.rows_per_device",
   "data.accumulation",
   "model.remat",
