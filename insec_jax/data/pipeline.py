@@ -5,6 +5,7 @@ Letters that end array names, beside those of model/llama.py: A micro-batch of a
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -105,7 +106,8 @@ def example_chunks(
 
   def tokenised(chunk: list) -> tuple[list[Example], list[TooLong]]:
     left_out: list[TooLong] = []
-    return tokens.tokenize_all(chunk, tokenizer, config, left_out=left_out if drops else None), left_out
+    with _no_collection():
+      return tokens.tokenize_all(chunk, tokenizer, config, left_out=left_out if drops else None), left_out
 
   chunks = (contents[start : start + TRANSCRIPTS_PER_CHUNK] for start in range(0, len(contents), TRANSCRIPTS_PER_CHUNK))
   num = 0
@@ -114,6 +116,18 @@ def example_chunks(
       yield examples, left_out
       num += len(examples) + len(left_out)
       progress.update(num)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+  """Search for no cycles of objects inside the block, which makes and drops a tuple for each token."""
+  was = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if was:
+      gc.enable()
 
 
 def _checked(config: Config, split: str, num_examples: int, left_out: list[TooLong]) -> tuple[TooLong, ...]:
