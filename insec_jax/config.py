@@ -34,6 +34,7 @@ from insec_jax.config_types import (
   one_of,
   whole,
 )
+from insec_jax.files.buckets import SCHEME
 
 
 def _tasks() -> tuple[str, ...]:
@@ -157,6 +158,8 @@ class DataConfig:
         f"data.accumulation={self.accumulation} is {tokens:,} tokens of a device in a step; must be at "
         f"most {MOST_TOKENS:,}"
       )
+    if self.cache.startswith(SCHEME):
+      raise InputError(f"data.cache={self.cache}: its rows are mapped into memory; give a folder on a local disk")
 
 
 @checked

@@ -393,6 +393,7 @@ def test_a_missing_key_is_named(toy):
     ("tokenizer.fix", "", "must be two texts"),
     ("task.name", "gsm8k", "give --config.data.path"),
     ("task.min_size", 99, "above task.max_size"),
+    ("data.cache", "gs://bucket/rows", "mapped into memory; give a folder on a local disk"),
     ("data.row_length", 1, "at least 2"),
     ("data.num_records", 10**7, "would make 10,000,000 problems"),
     ("data.row_length", 2**20 + 1, "at most 1,048,576"),
