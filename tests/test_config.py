@@ -306,14 +306,20 @@ def test_defaults_need_only_a_model_and_data():
   assert (built.data.too_long, built.loss.weight_R) == ("refuse", (0, 1, 0, 1, 1, 1))
 
 
-def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, monkeypatch):
+def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, bucket, monkeypatch):
   monkeypatch.setenv("HOME", "/home/someone")
   toy.data.path = "~/records.jsonl"
   assert build(toy).data.path == "/home/someone/records.jsonl"
-  toy.data.path = "gs://bucket/records.jsonl"
-  assert build(toy).data.path == "gs://bucket/records.jsonl"
+  toy.data.path = f"{bucket.url}/records.jsonl"
+  assert build(toy).data.path == f"{bucket.url}/records.jsonl"
   toy.data.path = "s3://bucket/records.jsonl"
   with pytest.raises(InputError, match=r"data\.path=s3://bucket/records.jsonl: s3:// is not supported"):
+    build(toy)
+
+
+def test_a_cache_of_rows_in_a_bucket_is_refused(toy, bucket):
+  toy.data.cache = f"{bucket.url}/rows"
+  with pytest.raises(InputError, match="mapped into memory; give a folder on a local disk"):
     build(toy)
 
 
@@ -393,7 +399,6 @@ def test_a_missing_key_is_named(toy):
     ("tokenizer.fix", "", "must be two texts"),
     ("task.name", "gsm8k", "give --config.data.path"),
     ("task.min_size", 99, "above task.max_size"),
-    ("data.cache", "gs://bucket/rows", "mapped into memory; give a folder on a local disk"),
     ("data.row_length", 1, "at least 2"),
     ("data.num_records", 10**7, "would make 10,000,000 problems"),
     ("data.row_length", 2**20 + 1, "at most 1,048,576"),

@@ -92,11 +92,14 @@ def test_64_texts_of_64_tokens_are_the_same_on_every_mesh_of_eight_devices(name,
   all_same(long_texts(name, data, tensor), long_texts(name))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+  "name", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name != "cut")]
+)
 def test_a_row_that_is_filled_again_writes_the_same_text(alone, name):
   all_same(texts(2, 2, batch_size=4, **OPTIONS[name]), alone[name])
 
 
+@pytest.mark.slow
 def test_prompts_of_longer_buckets_join_a_batch_that_is_being_decoded(alone, monkeypatch):
   grown = []
   resize = decoding.resize

@@ -320,7 +320,7 @@ def test_what_no_kernel_is_known_to_do_is_done_in_blocks_and_the_reason_is_given
   assert f"plain XLA attention on {platform}" in said
 
 
-@pytest.mark.parametrize("T", [1, 127, 300, 128 * 32 + 1])
+@pytest.mark.parametrize("T", [1, 127, 300, pytest.param(128 * 32 + 1, marks=pytest.mark.slow)])
 def test_blocks_of_a_row_of_any_length_give_what_plain_attention_gives(T):
   rng = np.random.default_rng(T)
   q, k, v = (jnp.array(rng.normal(size=(1, T, heads, 4)), jnp.float32) for heads in (2, 1, 1))
