@@ -42,12 +42,19 @@ class Source(NamedTuple):
 
 def split(text: str) -> list[str]:
   """Return the paths and patterns in a text; one that is the name of a file with a comma stays whole."""
-  return [text] if os.path.lexists(text) else text.split(",")
+  return [text] if os.path.lexists(text) else [part.strip() for part in text.split(",")]
 
 
 def checked(text: str, name: str) -> str:
   """Return the text with `~` expanded in each path; InputError for a part that cannot be a path."""
-  return ",".join(_checked(part, name) for part in split(text))
+  return ",".join(_checked(part, name) for part in _parts(text, name))
+
+
+def _parts(text: str, name: str) -> list[str]:
+  parts = split(text)
+  if not all(parts):
+    raise InputError(f"{name}={text!r:.200} has an empty name; take out the comma, or name a file")
+  return parts
 
 
 def _checked(part: str, name: str) -> str:
@@ -62,7 +69,7 @@ def find(text: str, name: str) -> list[Source]:
 
   Raises InputError for a pattern that no file matches, and for a file that is named twice.
   """
-  found = list(itertools.chain.from_iterable(_find(part, name) for part in split(text)))
+  found = list(itertools.chain.from_iterable(_find(part, name) for part in _parts(text, name)))
   seen: dict[str, Source] = {}
   for source in found:
     if (real := os.path.realpath(source.path)) in seen:
@@ -98,8 +105,8 @@ def local_files(text: str) -> list[str]:
 def read(source: Source, name: str, *, columns: Sequence[str] = ()) -> Iterator[tuple[dict[str, Any], str]]:
   """Yield (object, place) for each record of a file, in order.
 
-  With `columns`, only these are read of a parquet file; those that it lacks are left out.
-  Raises InputError, with the place, for anything that is not an object, and for a file without records.
+  With `columns`, only these are read of a parquet file, which must have them. Raises InputError, with the place, for
+  anything that is not an object, and for a file without records.
   """
   kind = _kind(source.path)
   if kind == ".parquet":
@@ -137,7 +144,12 @@ def _rows(source: Source, name: str, columns: Sequence[str]) -> Iterator[tuple[d
   with open_to_read(source.path, name) as file:
     try:
       table = pyarrow.parquet.ParquetFile(file)
-      wanted = [column for column in columns if column in table.schema_arrow.names] if columns else None
+      has = table.schema_arrow.names
+      if missing := [column for column in columns if column not in has]:
+        raise InputError(
+          f"{source.shown}: has no column {missing[0]!r}, it has {', '.join(sorted(has)):.200}; correct data.fields"
+        )
+      wanted = list(columns) or None
       for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted):
         for number, values in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 (goes on counting)
           yield values, f"{source.shown}: row {number}"

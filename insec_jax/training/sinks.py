@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from insec_jax.command import InputError
+from insec_jax.command import InputError, one_line
 from insec_jax.config import Config, LogConfig
 from insec_jax.config_build import from_json
 from insec_jax.files import buckets
@@ -145,11 +145,21 @@ class Trackio:
 SERVICES = {"wandb": Wandb, "trackio": Trackio}  # each is an extra of this package with the same name
 
 
+def _import(name: str) -> None:
+  importlib.import_module(name)
+
+
 def check(log: LogConfig) -> None:
   """Raise InputError unless each service of log.to is installed and can be used; call it before a file is written."""
   for name in services(log):
     if importlib.util.find_spec(name) is None:
       raise InputError(f"log.to has {name}, which is not installed; pip install 'insec_jax[{name}]', or leave it out")
+    try:
+      _import(name)
+    except Exception as error:  # a damaged or unfit installation raises anything
+      raise InputError(
+        f"log.to has {name}, which cannot be imported ({one_line(error):.200}); install it again, or leave it out"
+      ) from None
   if "wandb" in log.to and os.environ.get("WANDB_MODE", "online") == "online":
     import wandb
 

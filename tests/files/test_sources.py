@@ -55,7 +55,16 @@ def test_several_files_and_patterns_are_read_in_the_order_of_the_text(tmp_path):
 
 def test_only_the_columns_asked_for_are_read_of_a_parquet_file(tmp_path):
   (tmp_path / "r.parquet").write_bytes(parquet(ROWS))
-  assert [row for row, _ in read(tmp_path / "r.parquet", columns=("b", "c"))] == [{"b": "x"}, {"b": None}]
+  assert [row for row, _ in read(tmp_path / "r.parquet", columns=("b",))] == [{"b": "x"}, {"b": None}]
+  with pytest.raises(InputError, match=r"r\.parquet: has no column 'c', it has a, b; correct data\.fields"):
+    list(read(tmp_path / "r.parquet", columns=("b", "c")))
+
+
+def test_blanks_around_a_name_in_a_list_do_not_belong_to_it(tmp_path):
+  for name in ("a.jsonl", "b.jsonl"):
+    (tmp_path / name).write_bytes(LINES)
+  found = sources.find(f" {tmp_path}/a.jsonl, {tmp_path}/b.jsonl", "data.path")
+  assert [source.path.name for source in found] == ["a.jsonl", "b.jsonl"]
 
 
 DEFECTS = {
@@ -85,7 +94,7 @@ def test_a_defect_is_one_line_with_the_file(tmp_path, name):
   [
     ("{0}/no*.jsonl", "data.path={0}/no*.jsonl matches no file"),
     ("{0}/a.jsonl,{0}/*.jsonl", "data.path: {0}/a.jsonl is given twice"),
-    ("{0}/a.jsonl,", "data.path is empty"),
+    ("{0}/a.jsonl,", "data.path='{0}/a.jsonl,' has an empty name"),
   ],
 )
 def test_a_text_that_names_no_file_or_one_twice_is_refused(tmp_path, text, line):

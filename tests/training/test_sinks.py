@@ -45,6 +45,7 @@ def service(monkeypatch):
   monkeypatch.setattr(Service, "shown", {})
   monkeypatch.setattr(sinks, "SERVICES", {"trackio": Service})
   monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+  monkeypatch.setattr(sinks, "_import", lambda _: None)
   return Service
 
 
@@ -113,6 +114,16 @@ def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("sinks")
   write_home(folder)
   return folder
+
+
+def test_a_service_that_cannot_be_imported_is_refused_in_one_line(monkeypatch):
+  def fail(_):
+    raise ImportError("its native part\nis missing")
+
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+  monkeypatch.setattr(sinks, "_import", fail)
+  with pytest.raises(InputError, match=r"log.to has wandb, which cannot be imported \(its native part is missing\)"):
+    sinks.check(LogConfig(to=("wandb",)))
 
 
 WITHOUT_WANDB = """
