@@ -323,6 +323,12 @@ def check_metadata(folder: BucketPath) -> None:
       raise InputError(f"{folder}: no project is known for removing checkpoints; set GOOGLE_CLOUD_PROJECT") from None
 
 
+def is_object(path: BucketPath) -> bool:
+  """Return whether the bucket has an object of this name, not only objects below it."""
+  with explained(path):
+    return bool(_store().isfile(path.url))
+
+
 def size(path: BucketPath) -> int:
   """Return the number of bytes of an object; FileNotFoundError if there is none."""
   with explained(path):

@@ -51,7 +51,7 @@ def check_output(text: str, name: str, inputs: Sequence[str] = ()) -> pathlib.Pa
 
 
 def _checked_object(path: BucketPath, text: str, name: str, inputs: Sequence[str]) -> BucketPath:
-  if text.endswith("/"):
+  if text.endswith("/") or buckets.children(path):
     raise InputError(f"{name}={text} is a folder; give the path of a file")
   if any(given.startswith(buckets.SCHEME) and local_path(given, name) == path for given in inputs):
     raise InputError(f"{name}={text} is a file that the program reads; give another path")
@@ -166,6 +166,8 @@ def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
   if os.path.realpath(folder) == os.path.sep:
     raise InputError(f"{name}={folder} is the root of the file system; give a folder of its own")
   if isinstance(folder, BucketPath):
+    if buckets.is_object(folder):
+      raise InputError(f"{name}={folder} is a file; give the name of a folder")
     with one_writer(folder / LOCK, f"{folder}", name), _published_at_end(folder):
       yield
     return

@@ -60,6 +60,19 @@ def test_an_output_is_uploaded_whole_at_the_end_and_not_after_an_error(bucket):
   assert bucket.read("out/report.html") == b"page"
 
 
+def test_a_name_is_that_of_a_file_or_of_a_folder_and_not_of_both(bucket):
+  bucket.write("run/config.json", b"{}")
+  bucket.write("file", b"x")
+  with pytest.raises(InputError, match=rf"--output={bucket.url}/run is a folder; give the path of a file"):
+    check_output(f"{bucket.url}/run", "--output")
+  with (
+    pytest.raises(InputError, match=rf"--workdir={bucket.url}/file is a file; give the name of a folder"),
+    folder_writer(local_path(f"{bucket.url}/file", "--workdir"), "--workdir"),
+  ):
+    pass
+  assert bucket.names() == ["file", "run/config.json"]
+
+
 def test_an_output_that_the_program_reads_is_refused(bucket):
   with pytest.raises(InputError, match="is a file that the program reads"):
     check_output(f"{bucket.url}/a.jsonl", "--output", [f"{bucket.url}/a.jsonl"])
