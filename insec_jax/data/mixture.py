@@ -14,7 +14,7 @@ import numpy as np
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data.problems import split_records
-from insec_jax.data.records import Chat, Record, Turn, as_transcript, pieces_by_turn, prompt_text, read
+from insec_jax.data.records import Chat, Record, Turn, as_transcript, has_roles, pieces_by_turn, prompt_text, read
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.prose import Corpus, ProseRecord
@@ -41,7 +41,7 @@ def _transcripts(config: Config, split: str, left_out: list[str] | None) -> list
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
   indexed = split_records(config, split, left_out=left_out)
   for _, record in indexed:
-    if isinstance(record.content, tuple):
+    if has_roles(record.content):
       _check_marks(record.content, record.where, markers)
   if config.mistakes.source != "injected":  # recorded or mined: nothing is put in here
     return [(as_transcript(record.content), record.where) for _, record in indexed]
@@ -73,7 +73,7 @@ def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) ->
   held = {prompt_text(record.content) for _, record in split_records(config, "heldout")}
   mined: list[tuple[Transcript | Chat, str]] = []
   for record in read(path, limit=0, name="mistakes.mined_path"):
-    if not isinstance(record.content, tuple):
+    if not has_roles(record.content):
       raise InputError(f"{record.where}: a mined record has pieces; give this file as data.path")
     if prompt_text(record.content) in held:
       raise InputError(f"{record.where}: its prompt is held out here; mine with this config's data section")
@@ -103,7 +103,7 @@ def _with_prose_mistakes(
   """
   unit, classes = config.mistakes.unit, prose_classes_of(config.mistakes)
   contents = [(as_transcript(record.content), record.where) for _, record in indexed]
-  candidates = [number for number, (_, record) in enumerate(indexed) if not isinstance(record.content, tuple)]
+  candidates = [number for number, (_, record) in enumerate(indexed) if not has_roles(record.content)]
   corpus = Corpus([_prose_record(contents[number][0], unit) for number in candidates])
   num_drawn = num_put = 0
   for place, number in enumerate(candidates):

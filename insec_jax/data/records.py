@@ -18,7 +18,7 @@ One file may mix the formats. Their contents become, with the types of the packa
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from insec_jax.command import InputError
 from insec_jax.data import fields
@@ -82,6 +82,11 @@ def read(
   rows = itertools.chain.from_iterable(sources.read(file, name, columns=read_columns) for file in files)
   for values, where in itertools.islice(rows, limit or None):
     yield Record(_content(fields.mapped(named, values, where) if named else values, where, checked), where)
+
+
+def has_roles(content: Content) -> TypeGuard[Transcript]:
+  """Return whether the record came with a role for each piece of its text."""
+  return isinstance(content, tuple)
 
 
 def as_transcript(content: Content) -> Transcript | Chat:

@@ -347,17 +347,17 @@ def _chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Pl
   """Return the sums over the device's own tokens of a chunk."""
   complement_W, own = jnp.maximum(scores.complement_W, FLOOR), plan.own
   loss_W = jnp.abs(targets_W.weight) * -jnp.where(targets_W.weight < 0, jnp.log(complement_W), scores.logp_W)
-  size, negative_sums = jnp.abs(targets_C.weight).sum(), None
+  weight, negative_sums = jnp.abs(targets_C.weight).sum(), None
   if targets_C.negative is not None:
     cost_W = jnp.where(targets_W.negative >= 0, -jnp.log(jnp.maximum(scores.negative_complement_W, FLOOR)), 0.0)
     loss_W += plan.repeat * cost_W
     count = (targets_C.negative >= 0).sum().astype(jnp.float32)
-    size += plan.repeat * count
+    weight += plan.repeat * count
     negative_sums = Negatives(own(cost_W).sum(), own(scores.negative_p_W).sum(), count)
   is_role_CR = jax.nn.one_hot(targets_C.role, NUM_ROLES)  # NO_ROLE gives a row of zeros
   return Sums(
     own(loss_W).sum(),
-    size,
+    weight,
     (-own(scores.logp_W)[:, None] * is_role_CR).sum(0),
     (own(scores.correct_W)[:, None] * is_role_CR).sum(0),
     is_role_CR.sum(0),
