@@ -120,25 +120,64 @@ def encode(
     _check_lengths(num_E, wheres, row_length)
   is_text_S = np.array([isinstance(stretch, int) for stretch in stretches], bool)
   ids = [encodings[stretch].ids if isinstance(stretch, int) else (stretch.token,) for stretch in stretches]
-  offsets = [
-    encodings[stretch].offsets if isinstance(stretch, int) else ((0, len(stretch.text)),) for stretch in stretches
-  ]
-  length_S = np.array([len(texts[part] if isinstance(part, int) else part.text) for part in stretches], np.int64)
   token_N = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
-  chained = itertools.chain.from_iterable(itertools.chain.from_iterable(offsets))
-  offset_N2 = np.fromiter(chained, np.int64).reshape(-1, 2)
-  offset_N2 += np.repeat(np.cumsum(length_S) - length_S, num_S)[:, None]
+  start_N, stop_N = _characters(stretches, texts, encodings, token_N, num_S, tokenizer)
   example_N = np.repeat(example_S, num_S)
   encoded = EncodedRecords(
     token_N,
-    offset_N2[:, 0],
-    offset_N2[:, 1],
+    start_N,
+    stop_N,
     ~np.repeat(is_text_S, num_S),
     num_E,
     np.cumsum([len(part.text) for parts in parts_of_example for part in parts]),
   )
   _check_encoded(encoded, example_N, parts_of_example, wheres, tokenizer)
   return encoded
+
+
+def _characters(stretches, texts, encodings, token_N, num_S, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+  """Return (start_N, stop_N), the characters of each token, counted over all stretches.
+
+  They are sums of the lengths of tokens where these are known and make up the stretch, and the tokenizer's offsets,
+  which are slower to read, elsewhere.
+  """
+  length_S = np.array([len(texts[part] if isinstance(part, int) else part.text) for part in stretches], np.int64)
+  begin_S = np.cumsum(length_S) - length_S
+  stretch_N = np.repeat(np.arange(len(stretches)), num_S)
+  length_N = byte_lengths(tokenizer)[token_N]
+  is_special_S = np.array([not isinstance(stretch, int) for stretch in stretches], bool)
+  length_N[is_special_S[stretch_N]] = length_S[is_special_S]
+  found_S = np.bincount(stretch_N, length_N, minlength=len(stretches)).astype(np.int64)
+  stop_N = np.cumsum(length_N) + (begin_S - (np.cumsum(found_S) - found_S))[stretch_N]
+  start_N = stop_N - length_N
+  is_plain_S = (found_S == length_S) & [isinstance(part, Span) or texts[part].isascii() for part in stretches]
+  if not is_plain_S.all():
+    offsets = [encodings[stretches[number]].offsets for number in np.flatnonzero(~is_plain_S)]
+    chained = itertools.chain.from_iterable(itertools.chain.from_iterable(offsets))
+    by_offset_N = ~is_plain_S[stretch_N]
+    offset_N2 = np.fromiter(chained, np.int64).reshape(-1, 2) + begin_S[stretch_N[by_offset_N]][:, None]
+    start_N[by_offset_N], stop_N[by_offset_N] = offset_N2.T
+  return start_N, stop_N
+
+
+def byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+  """Return int64 [V]: the bytes of each token of a byte-level tokenizer; of any other, and of added tokens, -1.
+
+  The tokens of a byte-level tokenizer are the bytes of the text in order, one character of their name for each.
+  """
+  return _byte_lengths(tokenizer, len(tokenizer))  # the vocabulary may grow
+
+
+@functools.lru_cache(maxsize=4)
+def _byte_lengths(tokenizer: PreTrainedTokenizerFast, size: int) -> np.ndarray:
+  backend = tokenizer.backend_tokenizer
+  names = backend.get_vocab(with_added_tokens=True)
+  length_V = np.full(max(size, *names.values()) + 1, -1, np.int64)
+  if backend.normalizer is None and isinstance(backend.decoder, tokenizers.decoders.ByteLevel):
+    for name, number in backend.get_vocab(with_added_tokens=False).items():
+      length_V[number] = len(name)
+    length_V[list(backend.get_added_tokens_decoder())] = -1
+  return length_V
 
 
 def encode_texts(texts: list[str], wheres: list[str], tokenizer: PreTrainedTokenizerFast) -> list[tokenizers.Encoding]:

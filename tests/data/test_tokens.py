@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.data import encoding, mixture, tokens, vocabulary
+from insec_jax.data.encoding import Span
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import DATE, DATE_KEY, fix_date
 from insec_jax.method import roles
@@ -102,6 +103,17 @@ def test_many_transcripts_at_once_give_what_each_gives_alone():
     assert together.where == where
     for name in ("token_T", "role_T", "weight_T", "num_boundary", "num_end"):
       np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+
+
+def test_characters_from_the_lengths_of_tokens_are_those_of_the_tokenizers_offsets(monkeypatch):
+  tokenizer, _ = bpe()
+  texts = ["4 + 3 = 7\n", "  two\n\n\tlines ", "naïve 漢字 😀 = 1", "x" * 40, "<err> as text", ""]
+  parts = [[Span("<s>", PROMPT, 0.0, 0), Span(text, TEXT, 1.0), Span("7", CORRECTION, 1.0)] for text in texts]
+  fast = encoding.encode(parts, texts, tokenizer)
+  assert (encoding.byte_lengths(tokenizer)[fast.token_N[~fast.special_N]] > 0).all()
+  monkeypatch.setattr(encoding, "byte_lengths", lambda tokenizer: np.full(len(tokenizer), -1))
+  slow = encoding.encode(parts, texts, tokenizer)
+  assert all(map(np.array_equal, fast, slow))
 
 
 def test_white_space_in_front_of_a_word_belongs_to_its_own_piece():

@@ -1,6 +1,6 @@
-"""Speed of making rows, beside the bare tokenizer on the same text; no test, and no part of the suite.
+"""Speed of making rows, beside the bare tokenizer on the same text.
 
-  python tests/bench_rows.py --tokenizer=FOLDER --data=FILE.jsonl [--tokens=10000000] [--processes=2] [--rounds=3]
+  launch/bench.sh data --tokenizer=FOLDER --data=FILE.jsonl [--tokens=10000000] [--processes=2] [--rounds=3]
 
 FILE has questions with answers, as GSM8K; FOLDER is a tokenizer, such as that of Llama 3.1. Each process takes its
 share of the tokens, a thousand records at a time: through the tokenizer alone (encode_batch, ids read), then tokenised
@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "support"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests" / "support"))
 
 import datakit
+import race
 
 from insec_jax.data import mixture, pipeline, vocabulary
 from insec_jax.data.storage import Disk
@@ -89,6 +90,7 @@ def main() -> None:
   parser.add_argument("--tokens", type=int, default=10_000_000)
   parser.add_argument("--processes", type=int, default=2)
   parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
   arguments = parser.parse_args()
   if arguments.processes > 1:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
@@ -103,16 +105,22 @@ def main() -> None:
   for process in processes:
     process.join()
   print(f"{'round':<8}{'tokens':>12}{'bare/s':>10}{'rows/s':>10}{'ratio':>7}{'of CPU time':>13}")
-  ratios = []
+  ratios, rates = [], {"tokenizer": [], "rows": []}
   for number in range(arguments.rounds):
     _, num_bare, of_bare, num_rows, of_rows = zip(*(one for one in found if one[0] == number), strict=True)
     speeds = sum(num_bare) / max(of_bare)[0], sum(num_rows) / max(of_rows)[0]
     cores = sum(one[1] for one in of_bare) / sum(num_bare) * sum(num_rows) / sum(one[1] for one in of_rows)
     ratios.append((speeds[1] / speeds[0], cores))
+    for name, speed in zip(rates, speeds, strict=True):
+      rates[name].append(speed)
     print(f"{number:<8}{sum(num_rows):>12,}{speeds[0]:>10,.0f}{speeds[1]:>10,.0f}{ratios[-1][0]:>7.2f}{cores:>13.2f}")
   median, of_cores = (statistics.median(column) for column in zip(*ratios, strict=True))
   rounds = f"{arguments.processes} processes, median of {arguments.rounds} rounds"
   print(f"{rounds}: ratio {median:.2f}, of CPU time {of_cores:.2f}")
+  if arguments.output:
+    record = {"command": sys.argv, "unit": "tokens", "rates": rates, "ratio": median, "ratio of CPU time": of_cores}
+    record |= {"versions": race.versions(), "machine": race.machine()}
+    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
