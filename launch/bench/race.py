@@ -30,10 +30,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "trl", "t
 
 
 class Work(NamedTuple):
-  """What a side has done in a round: an amount, in the unit of the race, and what came out (any JSON, or None)."""
+  """What a side has done in a round.
+
+  amount is in the unit of the race. result is what came out: a list is compared with that of the first side. seconds
+  replaces the time that the work took, where the side measures it.
+  """
 
   amount: float
   result: Any = None
+  seconds: float | None = None
 
 
 class Side:
@@ -51,14 +56,14 @@ class Side:
     self.versions = json.loads(self._answer())  # set up and warm
     self._signal(signal.SIGSTOP)
 
-  def run(self) -> tuple[Work, float]:
-    """Let the side work once; return (its Work, seconds)."""
+  def run(self) -> Work:
+    """Let the side work once; return its Work with the seconds."""
     self._signal(signal.SIGCONT)
     self._process.stdin.write("go\n")
     self._process.stdin.flush()
-    amount, result, seconds = json.loads(self._answer())
+    done = Work(*json.loads(self._answer()))
     self._signal(signal.SIGSTOP)
-    return Work(amount, result), seconds
+    return done
 
   def end(self) -> None:
     """End the side's processes."""
@@ -117,16 +122,16 @@ def _serve(make: Callable[[], Callable[[], Work]]) -> None:
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   work = make()
-  installed = {one.metadata["Name"] for one in importlib.metadata.distributions()}
-  versions = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
-  print(json.dumps({"python": platform.python_version(), **versions}), file=answers, flush=True)
+  print(json.dumps(versions()), file=answers, flush=True)
   for _ in sys.stdin:
     start = time.perf_counter()
     done = work()
-    print(json.dumps([*done, time.perf_counter() - start]), file=answers, flush=True)
+    if done.seconds is None:
+      done = done._replace(seconds=time.perf_counter() - start)
+    print(json.dumps(done), file=answers, flush=True)
 
 
-def _rounds(sides: list[Side], num: int) -> Iterable[dict[str, tuple[Work, float]]]:
+def _rounds(sides: list[Side], num: int) -> Iterable[dict[str, Work]]:
   for number in range(num):
     order = sides[number % len(sides) :] + sides[: number % len(sides)]
     found = {side.name: side.run() for side in order}
@@ -135,47 +140,57 @@ def _rounds(sides: list[Side], num: int) -> Iterable[dict[str, tuple[Work, float
     yield found
 
 
-def _rate(run: tuple[Work, float]) -> float:
-  return run[0].amount / run[1]
+def _rate(done: Work) -> float:
+  return done.amount / done.seconds
 
 
-def _ratios(rounds: list[dict[str, tuple[Work, float]]]) -> dict[str, list[float]]:
+def _ratios(rounds: list[dict[str, Work]]) -> dict[str, list[float]]:
   """Return the ratio of the first side's rate to each other one's, round by round."""
   first, *others = rounds[0]
-  if first not in rounds[0] or not others:
-    return {}
   return {name: [_rate(one[first]) / _rate(one[name]) for one in rounds] for name in others}
 
 
-def _say(rounds: list[dict[str, tuple[Work, float]]], unit: str) -> None:
+def _say(rounds: list[dict[str, Work]], unit: str) -> None:
   first = next(iter(rounds[0]))
   ratios = _ratios(rounds)
-  print(f"{'':<16}{unit + '/s':>14}{'least':>10}{'most':>10}{'ratio of ' + first:>20}{'same results':>14}")
+  print(f"{'':<16}{unit + '/s':>18}{'least':>10}{'most':>10}{'ratio of ' + first:>20}{'same results':>14}")
   for name in rounds[0]:
     rates = [_rate(one[name]) for one in rounds]
     middle = statistics.median(rates)
     ratio = f"{statistics.median(ratios[name]):.2f}" if name in ratios else ""
-    print(f"{name:<16}{middle:>14.5g}{min(rates):>10.5g}{max(rates):>10.5g}{ratio:>20}{_same(rounds, first, name):>14}")
+    print(f"{name:<16}{middle:>18.5g}{min(rates):>10.5g}{max(rates):>10.5g}{ratio:>20}{_same(rounds, first, name):>14}")
   print(f"median of {len(rounds)} rounds; a ratio is of one round")
 
 
-def _same(rounds: list[dict[str, tuple[Work, float]]], first: str, name: str) -> str:
+def _same(rounds: list[dict[str, Work]], first: str, name: str) -> str:
   """How many of a side's results are the first one's, where results are lists."""
-  one, other = (rounds[0][side][0].result for side in (first, name))
+  one, other = (rounds[0][side].result for side in (first, name))
   if name == first or not isinstance(one, list):
     return ""
   return f"{sum(a == b for a, b in zip(one, other, strict=True))} of {len(one)}"
 
 
-def _record(rounds: list[dict[str, tuple[Work, float]]], unit: str, sides: list[Side]) -> dict[str, Any]:
+def _record(rounds: list[dict[str, Work]], unit: str, sides: list[Side]) -> dict[str, Any]:
   return {
     "command": sys.argv,
     "unit": unit,
     "rates": {name: [_rate(one[name]) for one in rounds] for name in rounds[0]},
     "ratio": {name: statistics.median(values) for name, values in _ratios(rounds).items()},
     "versions": {side.name: side.versions for side in sides},
-    "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+    "machine": machine(),
   }
+
+
+def versions() -> dict[str, str]:
+  """Return the versions of Python and of the packages that matter here."""
+  installed = {one.metadata["Name"] for one in importlib.metadata.distributions()}
+  packages = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
+  return {"python": platform.python_version(), **packages}
+
+
+def machine() -> dict[str, Any]:
+  """Return what this machine is."""
+  return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
 
 
 def _processor() -> str:

@@ -14,10 +14,11 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--model", default=str(smollm2.target()), help="Hugging Face folder; default: SmolLM2-135M")
 
 
-def build(arguments: argparse.Namespace) -> None:
-  """Make the default model where it is asked for and not there; ends with one line where it cannot be made."""
+def build(arguments: argparse.Namespace) -> dict[str, None]:
+  """Make the default model where it is asked for and not there; return that no side has an interpreter of its own."""
   if arguments.model != str(smollm2.target()):
-    return
+    return {}
   if why := smollm2.missing():
     raise SystemExit(f"error: no model: {why}; or give --model=FOLDER")
   smollm2.folder()
+  return {}
