@@ -16,12 +16,14 @@ from pydantic import Field
 from insec_jax.command import InputError
 from insec_jax.config_models import llama31, small_llama  # noqa: F401  config files import them from here
 from insec_jax.config_types import (
+  MATRICES,
   Columns,
   Edges,
   FalseAlarms,
   Fraction,
   JsonObject,
   Marker,
+  Matrices,
   Moment,
   Names,
   Path,
@@ -302,6 +304,25 @@ class PrecisionConfig:
 
 
 @checked
+class LoraConfig:
+  """Adapters of frozen matrices (LoRA, model/lora.py) and trained rows of markers; rank 0: every weight is trained.
+
+  Adapters and rows are float32, frozen weights have the dtype precision.params. There is no dropout.
+  """
+
+  rank: Annotated[int, whole(0, 1_024)] = 0
+  alpha: Annotated[float, number(1e-6, 1e6)] = 32.0  # an adapter's product is multiplied by alpha / rank
+  rank_stabilised: bool = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
+  matrices: Matrices = MATRICES  # those with an adapter
+  marker_rows: bool = True  # train the rows of the special markers in embedding and output matrix
+
+  @property
+  def scale(self) -> float:
+    """The factor of an adapter's product; needs a rank above 0."""
+    return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+
+@checked
 class EvaluateConfig:
   """Amount of evaluation, greedy and at a temperature, and the baselines of the model's corrections.
 
@@ -354,6 +375,7 @@ class Config:
   log: LogConfig
   mesh: MeshConfig
   precision: PrecisionConfig
+  lora: LoraConfig
   evaluate: EvaluateConfig
   mine: MineConfig
 
@@ -364,27 +386,6 @@ class Config:
 
 SECTIONS: dict[str, Any] = {
   field.name: field.type for field in dataclasses.fields(Config) if field.name not in ("seed", "rounds")
-}
-# Keys that older config files and workdirs lack; the default of each means "as before".
-NEWER = (
-  "data.too_long",
-  "data.fields",
-  "data.heldout_path",
-  "data.cache",
-  "train.minutes",
-  "train.profile_steps",
-  "log.to",
-  "log.project",
-)
-NEWER_SECTIONS = ("log",)  # that older ones lack as a whole
-# Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
-# the key.
-REMOVED = {
-  "task.unneeded": (0, "0.5.0"),
-  "mistakes.place": ("anywhere", "0.5.0"),
-  "train.keep_every": (0, "0.5.0"),
-  "evaluate.within": (2, "0.5.0"),
-  "mine.temperature": (1.0, "0.5.0"),
 }
 
 

@@ -10,9 +10,36 @@ from typing import Any
 import ml_collections
 
 from insec_jax.command import InputError
-from insec_jax.config import FROM_FILE, MOST_PROBLEMS, NEWER, NEWER_SECTIONS, REMOVED, SECTIONS, Config, defaults
+from insec_jax.config import FROM_FILE, MOST_PROBLEMS, SECTIONS, Config, defaults
 from insec_jax.config_types import shown
 from insec_jax.files.reading import parse_json
+
+# Keys that older config files and workdirs lack; the default of each means "as before".
+NEWER = (
+  "data.too_long",
+  "data.fields",
+  "data.heldout_path",
+  "data.cache",
+  "train.minutes",
+  "train.profile_steps",
+  "log.to",
+  "log.project",
+  "lora.rank",
+  "lora.alpha",
+  "lora.rank_stabilised",
+  "lora.matrices",
+  "lora.marker_rows",
+)
+NEWER_SECTIONS = ("log", "lora")  # that older ones lack as a whole
+# Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
+# the key.
+REMOVED = {
+  "task.unneeded": (0, "0.5.0"),
+  "mistakes.place": ("anywhere", "0.5.0"),
+  "train.keep_every": (0, "0.5.0"),
+  "evaluate.within": (2, "0.5.0"),
+  "mine.temperature": (1.0, "0.5.0"),
+}
 
 
 def update_keys(values: Any) -> None:
@@ -127,6 +154,11 @@ def _check_across(config: Config) -> None:
     )
   _check_mined(config)
   _check_confidence(config)
+  if config.lora.rank and config.lora.marker_rows and not config.tokenizer.special:
+    raise InputError(
+      "lora.marker_rows=True trains the rows of special markers, and tokenizer.special=False has none; set "
+      "lora.marker_rows=False"
+    )
   if config.optimizer.warmup_steps > config.train.steps:
     raise InputError(
       f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}; lower it"

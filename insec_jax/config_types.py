@@ -16,6 +16,7 @@ from insec_jax.files import sources
 from insec_jax.files.reading import local_path
 
 SMALLEST_WEIGHT = 1e-30
+MATRICES = ("wq", "wk", "wv", "wo", "gate", "up", "down")  # of a layer, in the order of model/llama.py
 
 
 def whole(low: int, high: int) -> Any:
@@ -61,6 +62,12 @@ def _json_object(size: dict) -> dict:
   if not same:
     raise ValueError
   return size
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+  if len(set(names)) < len(names):
+    raise ValueError
+  return names
 
 
 def _tuple(values: Any) -> Any:
@@ -109,6 +116,12 @@ Sinks = Annotated[
   tuple[Annotated[str, one_of(("tensorboard", "wandb", "trackio"))], ...],
   BeforeValidator(_tuple),
   Field(max_length=3, description="a tuple of some of 'tensorboard', 'wandb', 'trackio'"),
+]
+Matrices = Annotated[
+  tuple[Annotated[str, one_of(MATRICES)], ...],
+  BeforeValidator(_tuple),
+  AfterValidator(_each_once),
+  Field(min_length=1, description=f"a tuple of some of {', '.join(map(repr, MATRICES))}, each once"),
 ]
 StepRange = Annotated[
   tuple[Annotated[int, Field(ge=1)], ...],

@@ -34,7 +34,7 @@ from insec_jax.generation import confidence
 from insec_jax.generation.confidence import TokenRules, TriggerState
 from insec_jax.generation.placement import params_specs
 from insec_jax.model import llama, sharding
-from insec_jax.model.attention import Attention
+from insec_jax.model.attention import Attention, slot_axes
 
 READ_TOKENS = 32  # tokens of a text whose logits are computed at once: bounds the logits
 NO_PROMPT = -1  # number of the prompt of an unused row
@@ -136,7 +136,7 @@ def fill(
       num_B=put(state.num_B, jnp.zeros_like(index_R)),
       token_BS=put(state.token_BS, token_RP, 1),
       cache=[
-        tuple(put(old, new, axis) for old, new, axis in zip(*layer, llama.slot_axes(mesh), strict=True))
+        tuple(put(old, new, axis) for old, new, axis in zip(*layer, slot_axes(mesh), strict=True))
         for layer in zip(state.cache, cache, strict=True)
       ],
       trigger=jax.tree.map(put, state.trigger, trigger),
@@ -237,7 +237,7 @@ def resize(state: DecodeState, *, mesh, slots: int) -> DecodeState:
     return state._replace(
       **{name: getattr(state, name)[:, place_S] for name in ("token_BS", "logprob_BS", "flag_BS", "margin_BS")},
       cache=[
-        tuple(jnp.take(array, place_S, axis) for array, axis in zip(layer, llama.slot_axes(mesh), strict=True))
+        tuple(jnp.take(array, place_S, axis) for array, axis in zip(layer, slot_axes(mesh), strict=True))
         for layer in state.cache
       ],
     )

@@ -166,3 +166,23 @@ def without_kernel(platform: str, row_length: int, why: str) -> tuple[Attention,
   if row_length > 2 * BLOCK:
     return BLOCKS, f"attention in blocks of queries on {platform}: {why}; keeps no scores"
   return XLA, f"plain XLA attention on {platform}: {why}; keeps T x T scores per head"
+
+
+def keys_transposed(mesh=None) -> bool:
+  """Return whether a cache holds keys as k_BKHS, not k_BKSH: on CPU, where attention to one query then is faster."""
+  return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+
+
+def slot_axes(mesh=None) -> tuple[int, int]:
+  """Return the axes of the slots in the keys and in the values of a cache."""
+  return (3 if keys_transposed(mesh) else 2), 2
+
+
+def as_cached(k_BTKH, v_BTKH, mesh=None):
+  """Return keys and values in the layout of a cache, with T for its slots."""
+  return k_BTKH.transpose((0, 2, 3, 1) if keys_transposed(mesh) else (0, 2, 1, 3)), v_BTKH.swapaxes(1, 2)
+
+
+def attend_slots(q_BTNH, k, v, allowed_BTS, mesh=None):
+  """Return the context of queries that read a cache in the layout of `as_cached`."""
+  return (attend_transposed if keys_transposed(mesh) else attend_cached)(q_BTNH, k, v, allowed_BTS)

@@ -102,11 +102,10 @@ class RandomWeight:
     return np.random.default_rng((*self.seed, layer)).standard_normal(shape, np.float32) * np.float32(self.deviation)
 
 
-def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
-  """Return random params: norms 1, the others normal with the config's standard deviation; the same on any mesh.
+def random_weights(config: LlamaConfig, key, dtype) -> dict:
+  """Return the params, each a `RandomWeight`: norms 1, the others normal with the config's standard deviation.
 
-  Each device's shard is made on its host. NumPy draws them: compiling threefry for every weight takes longer than the
-  toy's first hundred steps.
+  NumPy draws them: compiling threefry for every weight takes longer than the toy's first hundred steps.
   """
   if config.init_std is None:
     raise InputError("the model has no initializer_range, the deviation of random weights; give one, such as 0.02")
@@ -118,7 +117,12 @@ def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
     shape = (config.num_layers,) * stacked + tuple(config.size(letter) for letter in hf.LETTERS[path])
     deviation = None if hf.LETTERS[path] == "D" else config.init_std
     weights[path] = RandomWeight((*seed, number), deviation, shape, stacked, np.dtype(dtype))
-  return sharding.place(unflatten_dict(weights, sep="/"), shardings)
+  return unflatten_dict(weights, sep="/")
+
+
+def init(config: LlamaConfig, key, dtype, *, shardings=None) -> dict:
+  """Return `random_weights` on the devices; the same on any mesh, each device's shard made on its host."""
+  return sharding.place(random_weights(config, key, dtype), shardings)
 
 
 def vocabulary_for(num_tokens: int, vocab_size: int) -> int:

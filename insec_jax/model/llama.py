@@ -27,8 +27,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from insec_jax.command import InputError
+from insec_jax.model import lora as lora_lib
 from insec_jax.model import sharding
-from insec_jax.model.attention import XLA, Attention, attend_cached, attend_transposed
+from insec_jax.model.attention import XLA, Attention, as_cached, attend_slots, slot_axes
 
 # Activations of a layer that the backward pass keeps, in addition to the stream between layers; never gathered weights.
 REMAT = {
@@ -111,10 +112,13 @@ WEIGHTS = {
   "head": "VD",  # absent when tied: 3.2-1B reads its output matrix from the embedding, 3.1-8B has its own
 }
 AXES = {"V": "vocab", "D": "width", "L": "layers", "N": "heads", "K": "kv_heads", "H": "head_width", "F": "mlp_width"}
+AXES |= {"P": "rank", "M": "markers"}  # of adapters and trained rows (lora.py)
 
 
 def dot(letters: str, x, weight):
   """Return the einsum in the dtype of `x`; float32 is multiplied in float32, also on TPU (its default is bfloat16)."""
+  if isinstance(weight, lora_lib.Adapted):
+    return lora_lib.product(dot, letters, x, weight)
   return jnp.einsum(letters, x, weight.astype(x.dtype), precision="highest" if x.dtype == jnp.float32 else None)
 
 
@@ -202,21 +206,6 @@ def logits(params, config: LlamaConfig, stream_BTD, mesh=None):
   return sharding.gather(logits_BTV, 2, mesh, (sharding.TENSOR,))
 
 
-def keys_transposed(mesh=None) -> bool:
-  """Return whether a cache holds keys as k_BKHS, not k_BKSH: on CPU, where attention to one query then is faster."""
-  return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
-
-
-def slot_axes(mesh=None) -> tuple[int, int]:
-  """Return the axes of the slots in the keys and in the values of a cache."""
-  return (3 if keys_transposed(mesh) else 2), 2
-
-
-def as_cached(k_BTKH, v_BTKH, mesh=None):
-  """Return keys and values in the layout of a cache, with T for its slots."""
-  return k_BTKH.transpose((0, 2, 3, 1) if keys_transposed(mesh) else (0, 2, 1, 3)), v_BTKH.swapaxes(1, 2)
-
-
 def make_cache(config: LlamaConfig, batch: int, length: int, dtype, mesh=None) -> list:
   """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype.
 
@@ -288,7 +277,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
   def attend(q_BTNH, k_BTKH, v_BTKH):
     old, new = cache[len(filled)], as_cached(k_BTKH, v_BTKH, mesh)
     filled.append(tuple(map(jax.lax.dynamic_update_slice_in_dim, old, new, (slot % S,) * 2, slot_axes(mesh))))
-    return (attend_transposed if keys_transposed(mesh) else attend_cached)(q_BTNH, *filled[-1], allowed_BTS)
+    return attend_slots(q_BTNH, *filled[-1], allowed_BTS, mesh)
 
   # Unrolled: a cache carried through a scan is copied at every token on CPU.
   for weights in unstack(params, config)["layers"]:
@@ -310,15 +299,21 @@ def declare_whole(module: nn.Module, name: str, letters: str):
 
 
 class Weights(nn.Module):
-  """Weights of one part of a layer, gathered along fsdp, as a dict."""
+  """Weights of one part of a layer, gathered along fsdp, as a dict; those with an adapter as lora.Adapted."""
 
   config: LlamaConfig
   part: str
   mesh: Mesh | None
+  lora: lora_lib.Lora | None
 
   @nn.compact
   def __call__(self):
-    return {name: declare_whole(self, name, letters) for name, letters in WEIGHTS["layers"][self.part].items()}
+    table = WEIGHTS["layers"][self.part]
+    weights = {name: declare_whole(self, name, letters) for name, letters in table.items()}
+    for name in filter(table.__contains__, self.lora.matrices if self.lora else ()):
+      adapter = self.get_variable(lora_lib.COLLECTION, name)
+      weights[name] = lora_lib.adapted(weights[name], adapter, table[name], AXES, self.lora.scale, self.mesh)
+    return weights
 
 
 class Block(nn.Module):
@@ -327,10 +322,11 @@ class Block(nn.Module):
   config: LlamaConfig
   attention: Attention
   mesh: Mesh | None
+  lora: lora_lib.Lora | None
 
   @nn.compact
   def __call__(self, stream_BTD, rope, mask):
-    weights = {part: Weights(self.config, part, self.mesh, name=part)() for part in WEIGHTS["layers"]}
+    weights = {part: Weights(self.config, part, self.mesh, self.lora, name=part)() for part in WEIGHTS["layers"]}
     return block(
       weights, self.config, stream_BTD, rope, lambda q, k, v: self.attention.attend(q, k, v, mask), self.mesh
     ), None
@@ -340,6 +336,7 @@ class Llama(nn.Module):
   """Llama decoder without the output matrix.
 
   apply({"params": params}, token_BT, position_BT, segment_BT) -> stream_BTD after the last norm, in `compute`
+  apply({"params": frozen, "adapters": trained}, ...) -> the same with `lora` (adapters.py)
 
   Positions restart with each segment of a packed row; segments never read each other. With a mesh, `apply` runs on each
   device inside jax.shard_map, on its rows and its parts of the parameters (sharding.py).
@@ -350,6 +347,7 @@ class Llama(nn.Module):
   remat: str
   attention: Attention = XLA
   mesh: Mesh | None = None
+  lora: lora_lib.Lora | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -359,20 +357,24 @@ class Llama(nn.Module):
   @nn.compact
   def __call__(self, token_BT, position_BT, segment_BT):
     config = self.config
-    stream_BTD = sharding.look_up(declare(self, "embed", WEIGHTS["embed"]), token_BT, self.compute, self.mesh)
+    embed_VD, replaced = declare(self, "embed", WEIGHTS["embed"]), None
+    if self.lora and self.lora.markers:
+      rows_MD = self.get_variable(lora_lib.COLLECTION, "rows")["embed"]
+      replaced = lora_lib.replacing(rows_MD, self.lora.markers)
+    stream_BTD = sharding.look_up(embed_VD, token_BT, self.compute, self.mesh, replaced)
     layer = Block
     if self.remat != "none" or (self.mesh is not None and sharding.size_over(self.mesh, sharding.FSDP) > 1):
       layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)  # a scan prevents CSE by itself
     layers = nn.scan(
       layer,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, **({lora_lib.COLLECTION: 0} if self.lora else {})},
       split_rngs={"params": True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=config.num_layers,
       metadata_params={nn.PARTITION_NAME: AXES["L"]},
     )
     # Named: lifted transforms would change an automatic name, and with it the path of every weight.
-    stream_BTD, _ = layers(config, self.attention, self.mesh, name="layers")(
+    stream_BTD, _ = layers(config, self.attention, self.mesh, self.lora, name="layers")(
       stream_BTD, rope_angles(config, position_BT), self.attention.prepare(segment_BT)
     )
     if not config.tied:

@@ -8,6 +8,7 @@ twice the bytes.
 import collections
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,8 @@ RULES = {
   "vocab": TENSOR,
   "head_width": None,
   "layers": None,
+  "rank": None,
+  "markers": None,
 }
 GATHERED = "gathered"  # checkpoint name of a gathered weight
 
@@ -196,15 +199,16 @@ def _leave(x):
 _leave.defvjp(lambda x: (jax.lax.psum(x, TENSOR), None), lambda _, cotangent: (cotangent,))
 
 
-def look_up(table_VD, token_BT, dtype, mesh: Mesh | None):
+def look_up(table_VD, token_BT, dtype, mesh: Mesh | None, replaced: Callable | None = None):
   """Return the rows of the table for the tokens, in `dtype`, [B, T, D]; nan for a token outside it.
 
   With a mesh the table is not gathered: each device looks up its part of the width for the tokens of all devices, and
-  returns the rows to them.
+  returns the rows to them. `replaced(row_BTD, token_BT)`, where given, replaces some of the rows.
   """
   take = functools.partial(jnp.take, axis=0, mode="fill")
   if mesh is None:
-    return take(table_VD, token_BT).astype(dtype)
+    row_BTD = take(table_VD, token_BT).astype(dtype)
+    return row_BTD if replaced is None else replaced(row_BTD, token_BT)
   names = tuple(name for name in FSDP if mesh.shape[name] > 1)
   if names:
     token_BT = jax.lax.all_gather(token_BT, names, tiled=True)
@@ -215,4 +219,6 @@ def look_up(table_VD, token_BT, dtype, mesh: Mesh | None):
   row_BTD = leave(jnp.where(is_here_BT[..., None], row_BTD, 0), mesh)
   is_token_BT = (token_BT >= 0) & (token_BT < num_here * mesh.shape[TENSOR])
   row_BTD = jnp.where(is_token_BT[..., None], row_BTD, jnp.nan)
+  if replaced is not None:
+    row_BTD = replaced(row_BTD, token_BT)
   return jax.lax.all_to_all(row_BTD, names, split_axis=0, concat_axis=2, tiled=True) if names else row_BTD

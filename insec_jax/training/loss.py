@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from insec_jax.method.roles import NO_NEGATIVE, NO_ROLE, NUM_ROLES
 from insec_jax.model import sharding
-from insec_jax.model.sharding import BATCH, FSDP, TENSOR
+from insec_jax.model.sharding import BATCH, TENSOR
+from insec_jax.training.vocabulary_plan import Plan, split_fsdp
 
 FLOOR = 1e-5  # of 1 - p in unlikelihood, arXiv 1908.04319 and its code
 
@@ -106,7 +106,19 @@ def chunk_size(num_tokens: int) -> int:
 
 
 def loss_sums(
-  head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, *, repeat=0.0, mesh=None, chunk=None
+  head_VD,
+  stream_BTD,
+  token_BT,
+  segment_BT,
+  role_BT,
+  weight_BT,
+  negative_BT=None,
+  *,
+  repeat=0.0,
+  mesh=None,
+  chunk=None,
+  rows_MD=None,
+  markers=None,
 ) -> Sums:
   """Return the sums of the weighted loss over tokens of non-zero weight; only `loss` has a gradient (head and stream).
 
@@ -114,6 +126,9 @@ def loss_sums(
   gradient where it is clamped. A negative n adds repeat * -log(max(1 - p(n), 1e-5)), whatever the weight of its
   token; without negatives none of this is compiled. With a mesh the function runs inside jax.shard_map, on the device's
   shard of the head and its own rows, and sums over these rows.
+
+  With `markers`, token ids, the head has no gradient (LoRA): rows_MD, None without markers, take the place of their
+  rows and have one.
   """
   targets = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT)
   targets = targets._replace(weight=targets.weight.astype(jnp.float32))
@@ -122,103 +137,71 @@ def loss_sums(
     if mesh is None
     else split_fsdp(mesh, num_tokens=token_BT.size, num_rows=head_VD.shape[0], itemsize=stream_BTD.dtype.itemsize)
   )
-  plan = Plan(mesh, token_axes, head_axes, chunk or chunk_size(token_BT.size), repeat)
-  return _weighted_sums(head_VD, stream_BTD, targets, plan)
+  plan = Plan(mesh, token_axes, head_axes, chunk or chunk_size(token_BT.size), repeat, markers)
+  return _weighted_sums(Head(head_VD, rows_MD), stream_BTD, targets, plan)
 
 
-class Plan(NamedTuple):
-  """How the devices share the work, and what is added to the loss for negatives.
+class Head(NamedTuple):
+  """Output matrix, and the trained rows that replace its rows of the markers, None where there are none."""
 
-  The vocabulary is split over tensor and, within that, over `token_axes`, along which devices concatenate their chunks.
-  """
-
-  mesh: Mesh | None
-  token_axes: tuple[str, ...]  # of fsdp, along which trained tokens are exchanged
-  head_axes: tuple[str, ...]  # of fsdp, along which the head is gathered
-  chunk: int
-  repeat: float
-
-  @property
-  def axes(self) -> tuple[str, ...]:
-    """Axes of the mesh over which the vocabulary is split."""
-    return self.token_axes if self.mesh is None or self.mesh.shape[TENSOR] == 1 else (TENSOR, *self.token_axes)
-
-  def reduce(self, operation, x):
-    """Return `x` reduced over the parts of the vocabulary."""
-    return operation(x, self.axes) if self.axes else x
-
-  def gather(self, x_C):
-    """Return the chunks of the devices that share a vocabulary, [W]."""
-    return jax.lax.all_gather(x_C, self.token_axes, tiled=True) if self.token_axes else x_C
-
-  def own(self, x_W):
-    """Return the device's own chunk of the gathered ones, [C]."""
-    if not self.token_axes:
-      return x_W
-    return jax.lax.dynamic_slice(x_W, (jax.lax.axis_index(self.token_axes) * self.chunk,), (self.chunk,))
+  weight_VD: jax.Array
+  rows_MD: jax.Array | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _weighted_sums(head_VD, stream_BTD, targets: Targets, plan: Plan) -> Sums:
-  return _sums(head_VD, stream_BTD, targets, plan, with_gradient=False)[0]
+def _weighted_sums(head: Head, stream_BTD, targets: Targets, plan: Plan) -> Sums:
+  return _sums(head, stream_BTD, targets, plan, with_gradient=False)[0]
 
 
-def _forward(head_VD, stream_BTD, targets: Targets, plan: Plan):
+def _forward(head: Head, stream_BTD, targets: Targets, plan: Plan):
   # Gradients are computed in the forward pass: each chunk's logits exist once, and the number of chunks may depend on
   # the data.
-  return _sums(head_VD, stream_BTD, targets, plan, with_gradient=True)
+  return _sums(head, stream_BTD, targets, plan, with_gradient=True)
 
 
 def _backward(plan: Plan, gradients, cotangent):
   del plan
-  head_VD, stream_BTD = ((gradient * cotangent.loss).astype(gradient.dtype) for gradient in gradients)
-  return head_VD, stream_BTD, None
+  head, stream_BTD = jax.tree.map(lambda gradient: (gradient * cotangent.loss).astype(gradient.dtype), gradients)
+  return head, stream_BTD, None
 
 
 _weighted_sums.defvjp(_forward, _backward)
 
 
-def _sums(head_VD, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
+def _sums(head: Head, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
   """Return (sums, gradients of head and stream or None); the head is split along its width over fsdp.
 
   Along `token_axes` each device takes a part of the vocabulary, and trained tokens are communicated; along `head_axes`
   the head is gathered.
   """
-  part_VD = head_VD.astype(stream_BTD.dtype)  # before communication: half the bytes in bfloat16
+  part_VD = head.weight_VD.astype(stream_BTD.dtype)  # before communication: half the bytes in bfloat16
   if plan.token_axes:
     part_VD = jax.lax.all_to_all(part_VD, plan.token_axes, split_axis=0, concat_axis=1, tiled=True)
   part_VD = sharding.gather(part_VD, 1, plan.mesh, plan.head_axes)
-  sums, gradients = _chunked(part_VD, stream_BTD, targets, plan, with_gradient=with_gradient)
+  rows_MD = head.rows_MD
+  if rows_MD is not None:
+    rows_MD = sharding.gather(rows_MD.astype(stream_BTD.dtype), 1, plan.mesh)
+  sums, gradients = _chunked(Head(part_VD, rows_MD), stream_BTD, targets, plan, with_gradient=with_gradient)
   if not with_gradient:
     return sums, None
-  head_grad_VD = sharding.scatter(gradients[0], 1, plan.mesh, plan.head_axes).astype(head_VD.dtype)
+  trained, stream_grad_BTD = gradients
+  if plan.markers is not None:
+    if trained is not None:
+      trained = sharding.scatter(sharding.leave(trained, plan.mesh), 1, plan.mesh).astype(head.rows_MD.dtype)
+    return sums, (Head(None, trained), stream_grad_BTD)
+  head_grad_VD = sharding.scatter(trained, 1, plan.mesh, plan.head_axes).astype(head.weight_VD.dtype)
   if plan.token_axes:
     head_grad_VD = jax.lax.all_to_all(head_grad_VD, plan.token_axes, split_axis=1, concat_axis=0, tiled=True)
   # A barrier: else the compiler delays the scatter and keeps the whole gradient through the layers' backward pass.
-  return sums, jax.lax.optimization_barrier((head_grad_VD, gradients[1]))
+  return sums, jax.lax.optimization_barrier((Head(head_grad_VD, None), stream_grad_BTD))
 
 
-def split_fsdp(mesh, *, num_tokens: int, num_rows: int, itemsize: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Return (axes of fsdp along which tokens are exchanged, axes along which the head is gathered) with fewest bytes.
+def _chunked(head: Head, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
+  """Return (sums, (float32 gradient, gradient of the stream) or None) of the device's rows.
 
-  Per device, at most `num_tokens` are sent and returned, and `num_rows` rows of the head, whose gradient is float32.
+  The first gradient is that of this part of the head, or of the markers' rows; None where neither is trained.
   """
-  axes = [name for name in FSDP if mesh.shape[name] > 1]
-
-  def cost(first):
-    devices, others = (math.prod(mesh.shape[name] for name in part) for part in (axes[first:], axes[:first]))
-    if num_rows % devices:
-      return math.inf
-    return 2 * itemsize * num_tokens * (devices - 1) + (itemsize + 4) * num_rows / devices * (1 - 1 / others)
-
-  # Tokens along the inner axes: a device's part of the width is then contiguous.
-  first = min(range(len(axes), -1, -1), key=cost)
-  return tuple(axes[first:]), tuple(axes[:first])
-
-
-def _chunked(head_VD, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
-  """Return (sums, (float32 gradient of this part of the head, gradient of the stream) or None) of the device's rows."""
-  V, D = head_VD.shape
+  V, D = head.weight_VD.shape
   vocabulary_V = (jax.lax.axis_index(plan.axes) * V if plan.axes else 0) + jnp.arange(V)
   stream_MD = stream_BTD.reshape(-1, D)
   targets_M, index_M, num_chunks = _trained_first(targets, plan)
@@ -230,29 +213,46 @@ def _chunked(head_VD, stream_BTD, targets: Targets, plan: Plan, *, with_gradient
     targets_C = _take(targets_M, index_C)
     x_WD = plan.gather(x_CD)
     targets_W = jax.tree.map(plan.gather, targets_C._replace(role=None))
-    scores = _score(x_WD, head_VD, vocabulary_V, targets_W, plan)
+    scores = _score(x_WD, head, vocabulary_V, targets_W, plan)
     sums = jax.tree.map(jnp.add, sums, _chunk_sums(scores, targets_W, targets_C, plan))
     if with_gradient:
-      head_grad_VD, stream_grad_MD = gradients
+      trained, stream_grad_MD = gradients
       logit_grad_WV = _logit_grads(scores, targets_W, plan.repeat).astype(x_CD.dtype)
-      x_grad_WD = _dot("WV,VD->WD", logit_grad_WV, head_VD)
+      trained, x_grad_WD = _head_grads(logit_grad_WV, x_WD, head, trained, plan)
       if plan.token_axes:
         x_grad_WD = sharding.scatter(x_grad_WD.astype(x_CD.dtype), 0, plan.mesh, plan.token_axes)
       if TENSOR in plan.axes:
         x_grad_WD = jax.lax.psum(x_grad_WD, TENSOR)
       gradients = (
-        head_grad_VD + _dot("WV,WD->VD", logit_grad_WV, x_WD),
+        trained,
         stream_grad_MD.at[index_C].set(x_grad_WD.astype(x_CD.dtype), mode="drop", unique_indices=True),
       )
     return sums, gradients
 
-  empty = (jnp.zeros((V, D)), jnp.zeros_like(stream_MD)) if with_gradient else None
+  untrained = (
+    jnp.zeros((V, D)) if plan.markers is None else None if head.rows_MD is None else jnp.zeros(head.rows_MD.shape)
+  )
+  empty = (untrained, jnp.zeros_like(stream_MD)) if with_gradient else None
   with jax.named_scope("trained_chunks"):
     start = (no_sums(negatives=targets.negative is not None), empty)
     sums, gradients = jax.lax.fori_loop(0, num_chunks, add_chunk, start)
   if with_gradient:
     gradients = (gradients[0], gradients[1].reshape(stream_BTD.shape))
   return sums, gradients
+
+
+def _head_grads(logit_grad_WV, x_WD, head: Head, trained, plan: Plan):
+  """Return (`trained` with the gradient of a chunk in what is trained of the head, gradient in x_WD)."""
+  if plan.markers is None:
+    x_grad_WD = _dot("WV,VD->WD", logit_grad_WV, head.weight_VD)
+    return trained + _dot("WV,WD->VD", logit_grad_WV, x_WD), x_grad_WD
+  if head.rows_MD is None:
+    return None, _dot("WV,VD->WD", logit_grad_WV, head.weight_VD)
+  place_M = plan.marker_places(logit_grad_WV.shape[1])
+  logit_grad_WM = logit_grad_WV.at[:, place_M].get(mode="fill", fill_value=0)
+  others_WV = logit_grad_WV.at[:, place_M].set(0, mode="drop")
+  x_grad_WD = _dot("WV,VD->WD", others_WV, head.weight_VD) + _dot("WM,MD->WD", logit_grad_WM, head.rows_MD)
+  return trained + _dot("WM,WD->MD", logit_grad_WM, x_WD), x_grad_WD
 
 
 def _trained_first(targets: Targets, plan: Plan):
@@ -303,9 +303,12 @@ class Scores(NamedTuple):
   negative_complement_W: jax.Array | None
 
 
-def _score(x_WD, head_VD, vocabulary_V, targets_W: Targets, plan: Plan) -> Scores:
+def _score(x_WD, head: Head, vocabulary_V, targets_W: Targets, plan: Plan) -> Scores:
   """Return the scores of a chunk; `vocabulary_V` are the tokens of the device's part."""
-  logit_WV = _dot("WD,VD->WV", x_WD, head_VD)
+  logit_WV = _dot("WD,VD->WV", x_WD, head.weight_VD)
+  if head.rows_MD is not None:
+    place_M = plan.marker_places(vocabulary_V.size)
+    logit_WV = logit_WV.at[:, place_M].set(_dot("WD,MD->WM", x_WD, head.rows_MD), mode="drop")
   top_W = plan.reduce(jax.lax.pmax, logit_WV.max(-1))
   exp_WV = jnp.exp(logit_WV - top_W[:, None])
 

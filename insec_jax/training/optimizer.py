@@ -27,8 +27,11 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decays(params):
-  """Return a tree of bools: whether weight decay applies to the parameter; it does to all but norms."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "norm", params)
+  """Return a tree of bools: whether weight decay applies to the parameter; it does to all but norms and marker rows.
+
+  Rows that are trained beside frozen ones (LoRA) would shrink towards 0; the decay of an adapter pulls to the base.
+  """
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "norm" and path[0].key != "rows", params)
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """Training step and held-out sums, each compiled once and sharded over the mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from insec_jax.config import OptimizerConfig
-from insec_jax.model import llama
-from insec_jax.model.sharding import BATCH, params_shardings, size_over, spec
+from insec_jax.model import adapters, llama
+from insec_jax.model.lora import COLLECTION, Lora
+from insec_jax.model.sharding import BATCH, FSDP, params_shardings, size_over, spec
 from insec_jax.training import optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
@@ -20,7 +22,9 @@ NEGATIVE = "negative_ABT"  # of a batch: present only where loss.repeat is not 0
 
 
 class TrainState(NamedTuple):
-  """State of training: the number of updates made, the parameters, and both moments of AdamW in float32.
+  """State of training: the number of updates made, the trained parameters, and both moments of AdamW in float32.
+
+  With LoRA `params` is the tree of model/adapters.py; the frozen weights are no part of the state.
 
   After a step whose loss or gradient is not finite the state stays constant, and `step` is -1 - the updates made.
   """
@@ -54,18 +58,29 @@ def new_state(params, tx: optax.GradientTransformation) -> TrainState:
   )
 
 
-def abstract_state(config: llama.LlamaConfig, dtype: str, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_params(boxed, dtype: str, mesh: Mesh):
+  """Return the parameters of `llama.shapes` as ShapeDtypeStructs of this dtype, with shardings."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+    nn.meta.unbox(boxed),
+    params_shardings(boxed, mesh),
+  )
+
+
+def abstract_state(
+  config: llama.LlamaConfig, dtype: str, tx: optax.GradientTransformation, mesh: Mesh, lora: Lora | None = None
+) -> TrainState:
   """Return the state as ShapeDtypeStructs with shardings, parameters in this dtype; nothing is computed.
 
-  Moments are sharded like their parameters, counters replicated.
+  Moments are sharded like their parameters, counters replicated. With `lora` the parameters are its trained tree, in
+  float32.
   """
-  boxed = llama.shapes(config)
-  params = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype),
-    boxed,
-    is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+  params = (
+    abstract_params(llama.shapes(config), dtype, mesh)
+    if lora is None
+    else abstract_params(adapters.shapes(config, lora), "float32", mesh)
   )
-  shardings = params_shardings(boxed, mesh)
+  shardings = shardings_of(params)
   replicated = NamedSharding(mesh, jax.P())
   state = jax.eval_shape(lambda params: new_state(params, tx), params)
   state_shardings = TrainState(
@@ -83,12 +98,15 @@ def shardings_of(abstract):
   return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, repeat: float):
+def mean_gradient(
+  params, batch, frozen=None, *, model: llama.Llama, mesh: Mesh, shardings, repeat: float, frozen_shardings=None
+):
   """Return (gradient of the mean loss over the batch's trained tokens, loss.Sums); it is sharded like `params`.
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; and negative_ABT when `repeat`, the weight
   of unlikelihood on negatives, is not 0. Sums of loss, weight and gradient are added over micro-batches and devices,
-  and divided once after that. Without a trained token the gradient is 0.
+  and divided once after that. Without a trained token the gradient is 0. With LoRA `params` is the trained tree, and
+  the `frozen` weights have no gradient.
   The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
   precision in a bfloat16 run; sums over micro-batches and `data` are float32.
   """
@@ -98,17 +116,21 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, r
       "is not 0: give pipeline.batches the same switch"
     )
 
-  def local(params, batch):
+  def local(params, batch, frozen):
     """Return the undivided gradient and sums; all communication is here and in model/sharding.py."""
     # Cast before the scan over layers: the backward pass then stacks gradients in the dtype in which fsdp reduces them.
     # The embedding stays float32: the gradient of a frequent token is a sum of thousands.
-    cast = {
-      name: param if name == "embed" else jax.tree.map(lambda array: array.astype(model.compute), param)
-      for name, param in params.items()
-    }
+    cast, frozen = (
+      tree
+      and {
+        name: param if name in ("embed", "rows") else jax.tree.map(lambda array: array.astype(model.compute), param)
+        for name, param in tree.items()
+      }
+      for tree in (params, frozen)
+    )
 
     def weighted_loss(params, micro):
-      sums = _local_sums(model, params, micro, micro["weight_BT"], mesh, repeat)
+      sums = _local_sums(model, params, frozen, micro, micro["weight_BT"], mesh, repeat)
       return sums.loss, sums
 
     def add_micro(carry, micro):
@@ -120,29 +142,55 @@ def mean_gradient(params, batch, *, model: llama.Llama, mesh: Mesh, shardings, r
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
       (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums(negatives=repeat != 0)), _micro_batches(batch))
-    if mesh.shape["data"] > 1:
-      gradient = jax.tree.map(lambda part: jax.lax.psum(part.astype(jnp.float32), "data"), gradient)
-    return gradient, jax.lax.psum(sums, BATCH)
+    return jax.tree.map(functools.partial(_summed, mesh=mesh), gradient, specs), jax.lax.psum(sums, BATCH)
 
-  specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
-  gradient, sums = _on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), (specs, jax.P()))(params, batch)
+  specs, frozen_specs = _specs(shardings), _specs(frozen_shardings)
+  in_specs = (specs, batch_sharding(mesh).spec, frozen_specs)
+  gradient, sums = _on_each_device(local, mesh, in_specs, (specs, jax.P()))(params, batch, frozen)
   weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
   return jax.tree.map(lambda total: total.astype(jnp.float32) / weight, gradient), sums
 
 
+def _specs(shardings):
+  return jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+
+def _summed(part, spec: jax.P, *, mesh: Mesh):
+  """Return the gradient summed over the devices that hold the same part of a parameter and have other rows."""
+  axes = BATCH if FSDP not in spec else ("data",)
+  names = tuple(name for name in axes if mesh.shape[name] > 1)
+  return jax.lax.psum(part.astype(jnp.float32), names) if names else part
+
+
 def make_train_step(
-  model: llama.Llama, config: OptimizerConfig, steps: int, mesh: Mesh, shardings: TrainState, *, repeat: float
-) -> Callable[[TrainState, dict], tuple[TrainState, StepMetrics]]:
+  model: llama.Llama,
+  config: OptimizerConfig,
+  steps: int,
+  mesh: Mesh,
+  shardings: TrainState,
+  *,
+  repeat: float,
+  frozen_shardings=None,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """Return the jitted `step(state, batch)`; the state is donated and keeps its shardings. `repeat` is loss.repeat.
+
+  With LoRA, where `frozen_shardings` are given, it is `step(state, batch, frozen)`; the frozen weights are only read.
 
   A step whose loss or gradient norm is not finite leaves parameters and moments unchanged, and so do all later steps.
   """
   tx = optimizer.make(config, steps)
   rate = optimizer.schedule(config, steps)
 
-  def step(state: TrainState, batch):
+  def step(state: TrainState, batch, frozen=None):
     gradient, sums = mean_gradient(
-      state.params, batch, model=model, mesh=mesh, shardings=shardings.params, repeat=repeat
+      state.params,
+      batch,
+      frozen,
+      model=model,
+      mesh=mesh,
+      shardings=shardings.params,
+      repeat=repeat,
+      frozen_shardings=frozen_shardings,
     )
     update, optimizer_state = tx.update(gradient, state.optimizer, state.params)
     norm = optax.tree.norm(gradient)
@@ -153,28 +201,35 @@ def make_train_step(
     return jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), changed, kept), metrics
 
   return jax.jit(
-    step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, None)
+    step,
+    donate_argnums=0,
+    in_shardings=_with_frozen((shardings, batch_sharding(mesh)), frozen_shardings),
+    out_shardings=(shardings, None),
   )
 
 
-def make_heldout_sums(model: llama.Llama, mesh: Mesh, shardings: TrainState) -> Callable[[Any, dict], Sums]:
+def _with_frozen(values: tuple, frozen) -> tuple:
+  return values if frozen is None else (*values, frozen)
+
+
+def make_heldout_sums(
+  model: llama.Llama, mesh: Mesh, shardings: TrainState, frozen_shardings=None
+) -> Callable[..., Sums]:
   """Return the jitted `heldout_sums(params, batch)`: sums over all tokens that have a role, each of weight 1.
 
-  Negatives are summed too where the batch has them; their weight in the loss is 0.
+  Negatives are summed too where the batch has them; their weight in the loss is 0. With `frozen_shardings` it takes the
+  frozen weights as its third argument.
   """
 
-  def local(params, batch):
+  def local(params, batch, frozen=None):
     def add_micro(carry, micro):
       every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
-      return jax.tree.map(jnp.add, carry, _local_sums(model, params, micro, every_BT, mesh, 0.0)), None
+      return jax.tree.map(jnp.add, carry, _local_sums(model, params, frozen, micro, every_BT, mesh, 0.0)), None
 
     return jax.lax.psum(jax.lax.scan(add_micro, no_sums(negatives=NEGATIVE in batch), _micro_batches(batch))[0], BATCH)
 
-  specs = jax.tree.map(lambda sharding: sharding.spec, shardings.params)
-  return jax.jit(
-    _on_each_device(local, mesh, (specs, batch_sharding(mesh).spec), jax.P()),
-    in_shardings=(shardings.params, batch_sharding(mesh)),
-  )
+  in_shardings = _with_frozen((shardings.params, batch_sharding(mesh)), frozen_shardings)
+  return jax.jit(_on_each_device(local, mesh, _specs(in_shardings), jax.P()), in_shardings=in_shardings)
 
 
 def _on_each_device(local: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
@@ -186,12 +241,15 @@ def _micro_batches(batch: dict) -> dict:
   return {name.replace("_ABT", "_BT"): array for name, array in batch.items()}
 
 
-def _local_sums(model, params, micro, weight_BT, mesh, repeat) -> Sums:
-  stream_BTD = model.clone(mesh=mesh).apply(
-    {"params": params}, micro["token_BT"], micro["position_BT"], micro["segment_BT"]
-  )
+def _local_sums(model, params, frozen, micro, weight_BT, mesh, repeat) -> Sums:
+  lora, weights, rows_MD = model.lora, params, None
+  variables = {"params": params}
+  if lora is not None:
+    weights, variables = frozen, {"params": frozen, COLLECTION: params}
+    rows_MD = llama.head(params["rows"], model.config) if lora.markers else None
+  stream_BTD = model.clone(mesh=mesh).apply(variables, micro["token_BT"], micro["position_BT"], micro["segment_BT"])
   return loss_sums(
-    llama.head(params, model.config),
+    llama.head(weights, model.config),
     stream_BTD,
     micro["token_BT"],
     micro["segment_BT"],
@@ -200,4 +258,6 @@ def _local_sums(model, params, micro, weight_BT, mesh, repeat) -> Sums:
     micro.get("negative_BT"),
     repeat=repeat,
     mesh=mesh,
+    rows_MD=rows_MD,
+    markers=None if lora is None else lora.markers,
   )

@@ -11,6 +11,7 @@ import pytest
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_NEGATIVE, NO_ROLE, NUM_ROLES, PROMPT, TEXT
 from insec_jax.model import sharding
 from insec_jax.training import loss
+from insec_jax.training.vocabulary_plan import split_fsdp
 
 B, T, D, V = 8, 24, 16, 40
 
@@ -170,7 +171,7 @@ def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
 def test_along_each_axis_the_smaller_of_head_and_trained_tokens_is_gathered(V, meet, largest):
   rows = make_rows(1, V)
   mesh = jax.make_mesh((1, 1, 2, 4, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
-  assert loss.split_fsdp(mesh, num_tokens=T, num_rows=V, itemsize=4)[0] == meet
+  assert split_fsdp(mesh, num_tokens=T, num_rows=V, itemsize=4)[0] == meet
   lowered = jax.jit(lambda *arrays: ours_on(mesh, dict(zip(rows, arrays, strict=True)), chunk=5)).lower(*rows.values())
   gathered = re.findall(r"all_gather.*?-> tensor<([0-9x]+)x", lowered.as_text())
   assert max(math.prod(map(int, shape.split("x"))) for shape in gathered) == largest
