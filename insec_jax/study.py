@@ -26,7 +26,7 @@ from insec_jax.files.reading import folder_to_read, local_path, read_json
 from insec_jax.mining.miner import mined_by
 from insec_jax.model import sharding
 from insec_jax.stages import Stage
-from insec_jax.training import checkpoint, layout, optimizer, step
+from insec_jax.training import checkpoint, frozen, layout, optimizer, step
 
 PYTHON = (sys.executable, "-m")
 MOST_SEED = 2**32 - 1
@@ -248,7 +248,8 @@ def is_sound(workdir: pathlib.Path, config: Config) -> bool:
   """Return whether the checkpoint of the last step holds what was saved; it is read on the CPU."""
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   tx = optimizer.make(config.optimizer, config.train.steps)
-  abstract = step.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh)
+  lora = frozen.lora_of_workdir(config, workdir)
+  abstract = step.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh, lora)
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes.alone())
 
 

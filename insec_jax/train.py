@@ -93,7 +93,11 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
   phases = mining_phases(config, workdir, processes)
   if saved_steps:
     check_shared(workdir, processes)
-    if saved_steps[-1] == config.train.steps and is_trained(config, mesh, workdir, processes):
+    if (
+      saved_steps[-1] == config.train.steps
+      and not layout.is_moved(workdir, config)
+      and is_trained(config, mesh, workdir, processes)
+    ):
       processes.say(f"{workdir} is trained to its last step, {saved_steps[-1]}; nothing to do")
       return command.DONE
     run, damaged = resume(config, mesh, workdir, saved_steps, phases, processes)

@@ -12,7 +12,7 @@ import pytest
 
 from insec_jax import config, config_file
 from insec_jax.command import InputError
-from insec_jax.config_build import build, from_json, update_keys
+from insec_jax.config_build import REMOVED, build, from_json, update_keys
 from insec_jax.config_types import shown
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -134,6 +134,7 @@ NUMBERS = {
     "data.num_heldout",
     "optimizer.warmup_steps",
     "seed",
+    "lora.rank",
   ),
   (1, 2): (
     "task.max_size",
@@ -165,6 +166,7 @@ NUMBERS = {
     "evaluate.temperature",
     "optimizer.learning_rate",
     "optimizer.clip_norm",
+    "lora.alpha",
   ),
   (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay", "train.minutes"),
   (0, 1): ("mistakes.share", "optimizer.final_share"),
@@ -185,12 +187,13 @@ RATES = (
   "mistakes.mined",
   "evaluate.max_false_alarms",
   "train.minutes",
+  "lora.alpha",
 )
 
 
 def is_right(key: str, value) -> bool:
   """Whether the value is right for the key in an otherwise right config, by what the key means."""
-  if key in ("tokenizer.special",):
+  if key in ("tokenizer.special", "lora.rank_stabilised", "lora.marker_rows"):
     return isinstance(value, bool)
   if isinstance(value, bool):
     return False
@@ -276,6 +279,32 @@ def test_every_key_takes_right_values_and_refuses_wrong_ones_in_a_line_with_its_
   assert not wrong, "\n".join([f"{len(wrong)} of {len(keys()) * len(WRONG)}", *wrong])
 
 
+def test_lora_names_matrices_of_a_layer_once_and_rows_of_special_markers_only():
+  def lora(**values):
+    return build(working() | {"lora": working()["lora"] | values}).lora
+
+  assert lora(rank=4, alpha=32.0).scale == 8
+  assert lora(rank=4, alpha=32.0, rank_stabilised=True).scale == 16
+  assert lora(matrices=["wq", "down"]).matrices == ("wq", "down")
+  for matrices in ((), ("wq", "wq"), ("w1",)):
+    with pytest.raises(InputError, match=r"lora.matrices=.*must be a tuple of some of 'wq', .*'down', each once"):
+      lora(matrices=matrices)
+  plain = working()
+  plain["tokenizer"]["special"] = False
+  build(plain)
+  plain["lora"]["rank"] = 4
+  with pytest.raises(InputError, match="set lora.marker_rows=False"):
+    build(plain)
+  plain["lora"]["marker_rows"] = False
+  build(plain)
+
+
+def test_a_config_from_before_lora_trains_every_weight():
+  old = working()
+  del old["lora"]
+  assert build(old).lora.rank == 0
+
+
 def test_a_section_that_is_none_or_has_keys_that_are_no_text_is_refused():
   for name in ("model", "loss", "mesh"):
     for value in WRONG:
@@ -357,10 +386,10 @@ def test_a_place_to_log_to_that_there_is_not_is_refused(toy, to):
     build(toy)
 
 
-@pytest.mark.parametrize("name", config.REMOVED)
+@pytest.mark.parametrize("name", REMOVED)
 def test_a_removed_key_is_passed_over_with_the_value_that_means_as_now_only(toy, name):
   section, key = name.split(".")
-  value, version = config.REMOVED[name]
+  value, version = REMOVED[name]
   built = build(toy)
   toy[section][key] = value
   assert build(toy) == built

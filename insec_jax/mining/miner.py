@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from insec_jax.command import InputError
-from insec_jax.config import REMOVED, Config
+from insec_jax.config import Config
+from insec_jax.config_build import REMOVED
 from insec_jax.data import tokens, vocabulary
 from insec_jax.data.encoding import special_pattern
 from insec_jax.data.problems import problems_to_mine

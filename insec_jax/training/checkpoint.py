@@ -1,8 +1,9 @@
 """Checkpoints of a workdir: saved during training, and restored.
 
-A checkpoint holds the parameters, the optimizer state, and as JSON: the step (which is the state of the data), the
-running totals of the log, the config, the versions it was written with, a fingerprint of every array, and the SHA-256
-of the workdir's other files that change the output of the model. A checkpoint whose content does not match these is
+A checkpoint holds the trained parameters, the optimizer state, and as JSON: the step (which is the state of the data),
+the running totals of the log, the config, the versions it was written with, a fingerprint of every array (with LoRA of
+the frozen ones too), and the SHA-256 of the workdir's other files that change the output of the model. A checkpoint
+whose content does not match these is
 damaged: training resumes from the one before it, and every other program ends and lists the sound steps.
 """
 
@@ -69,10 +70,12 @@ class Saver:
     facts: dict[str, Any],
     totals: list,
     log: dict[str, int] | None = None,
+    base: dict[str, Any] | None = None,
   ):
     """Copy the state to the host and start an asynchronous write.
 
-    `facts` must be the same when the run resumes; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state().
+    `facts` must be the same when the run resumes; `totals` is metrics.Meter.to_json(), `log` metrics.Log.state(), and
+    `base` frozen.Frozen.origin of a LoRA run.
     Raises DivergedError when an array is not finite: no run could resume from it.
     """
     arrays = {"params": state.params, "optimizer": state.optimizer}
@@ -91,6 +94,7 @@ class Saver:
       "files": self._files,
       "arrays": array_types(arrays),
       "fingerprints": fingerprints(arrays),
+      **({} if base is None else {"base": base}),
     }
     context = ocp.Context()
     context.array.saving.scoped_storage_options_creator = _storage

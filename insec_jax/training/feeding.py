@@ -38,13 +38,14 @@ def on_devices(batch: dict[str, np.ndarray], mesh: Mesh, rows: int, share: np.nd
 
 
 def heldout_measure(config: Config, run: Run, model: llama.Llama, mesh: Mesh, rows: int, share: np.ndarray) -> Callable:
-  """Return a function from parameters to the eval/ values over all held-out rows."""
-  heldout_sums = step_lib.make_heldout_sums(model, mesh, run.shardings)
+  """Return a function from the trained parameters to the eval/ values over all held-out rows."""
+  heldout_sums = step_lib.make_heldout_sums(model, mesh, run.shardings, run.frozen and run.frozen.shardings)
+  frozen = () if run.frozen is None else (run.frozen.params,)
 
   def measure(params) -> dict[str, float]:
     totals = metrics.Totals.zero()
     for batch in pipeline.in_order(run.data.heldout, rows_per_step=rows, share=share, negatives=config.loss.negatives):
-      totals = totals.plus(jax.device_get(heldout_sums(params, on_devices(batch, mesh, rows, share))), 0, 0.0)
+      totals = totals.plus(jax.device_get(heldout_sums(params, on_devices(batch, mesh, rows, share), *frozen)), 0, 0.0)
     return metrics.heldout_line(totals.sums, config.loss.weight_R)
 
   return measure

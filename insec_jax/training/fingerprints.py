@@ -37,7 +37,12 @@ def _fingerprint_sums(leaves):
 
 def fingerprint(params) -> str:
   """Return a short text that changes with any of the weights."""
-  return hashlib.sha256(json.dumps(fingerprints(params), sort_keys=True).encode()).hexdigest()[:16]
+  return digest(fingerprints(params))
+
+
+def digest(checksums: dict[str, int]) -> str:
+  """Return a short text that changes with any of the checksums that `fingerprints` returned."""
+  return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def bit_sum(part: np.ndarray, start: list[int], shape: tuple[int, ...]) -> int:

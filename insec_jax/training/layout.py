@@ -83,12 +83,25 @@ def check_workdir(workdir: pathlib.Path, config: Config):
     ) from error
   made, given = flat(made), flat(config)
   held = MINING if config.rounds else MINED if config.mistakes.mined else ()
-  differ = [key for key in made if made[key] != given[key] and (not key.startswith(FREE) or key.startswith(held))]
+  differ = [key for key in made if made[key] != given[key] and (not is_free(key, config) or key.startswith(held))]
   if differ:
     shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
     raise InputError(
       f"{workdir} was made from another config: {shown}; give another --workdir, or the values it was made with"
     )
+
+
+def is_free(key: str, config: Config) -> bool:
+  """Return whether a key may change when a run resumes.
+
+  With LoRA the folder of the frozen weights may: they are compared with those of the checkpoint.
+  """
+  return key.startswith(FREE) or (key == "model.path" and config.lora.rank > 0)
+
+
+def is_moved(workdir: pathlib.Path, config: Config) -> bool:
+  """Return whether the config names another folder of frozen weights than the workdir's."""
+  return build(read_json(workdir / CONFIG, "the config of a run")).model.path != config.model.path
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -159,9 +172,9 @@ def check_files(workdir: pathlib.Path, run: dict):
     )
   if not (workdir / CONFIG).exists():  # a caller that needs it raises
     return
-  config = flat(build(read_json(workdir / CONFIG, "the config of a run")))
-  was = flat(build(run["config"]))
-  if differ := [key for key in was if was[key] != config[key] and not key.startswith(FREE)]:
+  made = build(read_json(workdir / CONFIG, "the config of a run"))
+  config, was = flat(made), flat(build(run["config"]))
+  if differ := [key for key in was if was[key] != config[key] and not is_free(key, made)]:
     raise InputError(
       f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {describe_checkpoint(workdir, run['step'])} "
       f"was saved with {was[differ[0]]!r}; bring it back as it was"

@@ -70,14 +70,14 @@ class Trainer:
     # A phase that begins with the next step brings its own data.
     self.batches = None if run.first + 1 in phases.number_of else self.batches_from(run.data, run.first + 1)
     attend, reason = choose_attention(config, run.config, jax.devices()[0])
-    model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend)
+    model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend, lora=run.lora)
     announce(config, run, reason, progress)
     with self.ledger.part("compile"):
       self.train_step, seconds = compile_step(config, run, model, mesh)
     progress.say(f"train step compiled in {seconds:.1f} s")
     self.heldout = heldout_measure(config, run, model, mesh, self.rows, self.local)
     self.state, self.meter = run.state, metrics.Meter(run.totals and run.totals[:2])
-    self.facts = data_fingerprint(config, run.data, mesh)
+    self.facts = data_fingerprint(config, run.data, mesh, run.frozen)
     self.limit = TimeLimit(
       config.train.minutes,
       self.ledger,
@@ -203,7 +203,7 @@ class Trainer:
     self.wait()
     number = self.phases.number_of[step]
     with self.ledger.part("mining"):
-      text = self.phases.prepare(number, self.state.params, self.run, stopped=stopped)
+      text = self.phases.prepare(number, self.run.all_params(self.state.params), self.run, stopped=stopped)
       if text is not None:
         data = load_data(self.phases.config(number), self.run.tokenizer, self.run.config)
     if text is None:
@@ -212,7 +212,7 @@ class Trainer:
     if self.processes.is_first:
       self.phases.record(number, f"{text}\n\n{data.receipt}")
     self.progress.say(data.receipt.rstrip())
-    self.facts = data_fingerprint(self.config, data, self.mesh)
+    self.facts = data_fingerprint(self.config, data, self.mesh, self.run.frozen)
     self.processes.agree(f"data of round {number}", self.facts)
     self.batches = self.batches_from(data, step)
     self.meter.start_clock()
@@ -239,7 +239,8 @@ class Trainer:
     with self.ledger.part("save"):
       log.publish()
       totals = [*self.meter.to_json(), self.ledger.to_json()]
-      self.saver.save(step, self.state, config=self.config, facts=self.facts, totals=totals, log=log.state())
+      facts, base = self.facts, self.run.frozen and self.run.frozen.origin
+      self.saver.save(step, self.state, config=self.config, facts=facts, totals=totals, log=log.state(), base=base)
     if self.limit.is_set and not self.limit.knows_save:
       self.wait()  # the limit needs the whole time of a save
       self.limit.knows_save = True
@@ -283,18 +284,28 @@ def check_finite(values: dict[str, float], when: str) -> None:
 
 def announce(config: Config, run: Run, attention_reason: str, progress: metrics.TrainProgress) -> None:
   """Print receipt, number of parameters, attention and precision of the run."""
-  num_params = sum(param.size for param in jax.tree.leaves(run.state.params))
+  num_params, num_frozen = (
+    sum(param.size for param in jax.tree.leaves(params))
+    for params in (run.state.params, run.frozen and run.frozen.params)
+  )
   progress.say(run.data.receipt.rstrip())
-  progress.say(f"{num_params:,} parameters; {attention_reason}")
-  if config.precision.params != "float32":
+  beside = f" beside {num_frozen:,} frozen ones in {config.precision.params}" if run.frozen else ""
+  progress.say(f"{num_params:,} parameters{beside}; {attention_reason}")
+  if config.precision.params != "float32" and not run.frozen:
     progress.say(f"parameters are {config.precision.params}: small updates are rounded away; float32 is safer")
 
 
 def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
-  """Return (compiled train step, seconds of its compilation)."""
+  """Return (compiled train step of a state and a batch, seconds of its compilation)."""
   start = time.perf_counter()
   step = step_lib.make_train_step(
-    model, config.optimizer, config.train.steps, mesh, run.shardings, repeat=config.loss.repeat
+    model,
+    config.optimizer,
+    config.train.steps,
+    mesh,
+    run.shardings,
+    repeat=config.loss.repeat,
+    frozen_shardings=run.frozen and run.frozen.shardings,
   )
   batch = step_lib.abstract_batch(
     mesh,
@@ -303,5 +314,6 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
     row_length=config.data.row_length,
     negatives=config.loss.negatives,
   )
-  compiled = step.lower(run.state, batch).compile()
-  return compiled, time.perf_counter() - start
+  frozen = () if run.frozen is None else (run.frozen.params,)
+  compiled = step.lower(run.state, batch, *frozen).compile()
+  return lambda state, batch: compiled(state, batch, *frozen), time.perf_counter() - start

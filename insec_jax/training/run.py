@@ -15,9 +15,12 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline, template, vocabulary
 from insec_jax.distributed.processes import Processes
 from insec_jax.files import hub
-from insec_jax.model import attention, build, llama, sharding
+from insec_jax.model import adapters, attention, build, llama, sharding
+from insec_jax.model.lora import Lora
 from insec_jax.training import checkpoint, layout, optimizer
+from insec_jax.training import frozen as frozen_lib
 from insec_jax.training import step as step_lib
+from insec_jax.training.frozen import Frozen
 from insec_jax.training.step import TrainState
 
 
@@ -56,6 +59,15 @@ class Run(NamedTuple):
   first: int
   totals: list | None
   log: dict[str, int] | None = None
+  lora: Lora | None = None
+  frozen: Frozen | None = None  # with LoRA: the weights that the state does not have
+
+  def all_params(self, trained):
+    """Return all parameters of the model, on devices, from the trained ones."""
+    if self.lora is None or self.frozen is None:
+      return trained
+    merge = jax.jit(adapters.merge, static_argnums=2, out_shardings=self.frozen.shardings)
+    return merge(self.frozen.params, trained, self.lora)
 
 
 def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
@@ -69,33 +81,43 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   data = load_data(config, tokenizer, model_config)
   processes.agree("commits of the Hub", hub.commits())
   processes.agree("data", data_fingerprint(config, data, mesh))
+  lora, frozen = frozen_lib.lora_of(config, tokenizer), None
   tx = optimizer.make(config.optimizer, config.train.steps)
-  shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh))
-  params = build.starting_params(config, before, vocab_size, mesh, shardings.params)
+  shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora))
+  if lora is None:
+    params = build.starting_params(config, before, vocab_size, mesh, shardings.params)
+  else:
+    frozen = frozen_lib.load(config, model_config, mesh, None)
+    params = sharding.place(adapters.first_values(model_config, lora, frozen.weights, config.seed), shardings.params)
   if config.model.path and vocab_size > before.vocab_size:
     processes.say(
       f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
       f"multiple of {build.VOCAB_MULTIPLE}; new rows are the mean of the old ones",
     )
   state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
-  return Run(model_config, tokenizer, data, state, shardings, 0, None)
+  return Run(model_config, tokenizer, data, state, shardings, 0, None, None, lora, frozen)
 
 
 def resume(
   config: Config, mesh: Mesh, workdir: pathlib.Path, found: list[int], phases: Phases, processes: Processes
 ) -> tuple[Run, list[int]]:
-  """Return (run after the newest sound checkpoint of the steps found, damaged newer steps); model.path is not read."""
+  """Return (run after the newest sound checkpoint of the steps found, damaged newer steps).
+
+  model.path is read only with LoRA: InputError where its weights are not those beside which the run was trained.
+  """
   model_config = layout.read_model(workdir)
   tokenizer = vocabulary.load(str(workdir / layout.TOKENIZER))
+  lora = frozen_lib.lora_of(config, tokenizer)
+  frozen = None if lora is None else frozen_lib.load(config, model_config, mesh, workdir)
   tx = optimizer.make(config.optimizer, config.train.steps)
-  abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
+  abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora)
 
   @functools.cache
   def phase_data(number: int | None) -> pipeline.Data:
     return load_data(phases.config(number), tokenizer, model_config)
 
   def facts(step: int) -> dict[str, Any]:
-    return data_fingerprint(config, phase_data(phases.number_at(step)), mesh)
+    return data_fingerprint(config, phase_data(phases.number_at(step)), mesh, frozen)
 
   processes.agree("data", facts(found[-1]))
   state, totals, log, last, damaged = checkpoint.restore(
@@ -104,30 +126,40 @@ def resume(
     abstract,
     facts=facts,
     processes=processes,
-    advise=lambda name, was: (
-      same_rows(config, mesh, was) if name == ROWS else "bring it back, or begin in another --workdir"
-    ),
+    advise=lambda name, was: same_rows(config, mesh, was) if name == ROWS else REMEDIES[name],
   )
   processes.say(f"resuming {workdir} after step {last}")
   data = phase_data(phases.number_at(last))
-  return Run(model_config, tokenizer, data, state, step_lib.shardings_of(abstract), last, totals, log), damaged
+  shardings = step_lib.shardings_of(abstract)
+  return Run(model_config, tokenizer, data, state, shardings, last, totals, log, lora, frozen), damaged
 
 
 def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Processes) -> bool:
   """Return whether the checkpoint of the last step is sound."""
   tx = optimizer.make(config.optimizer, config.train.steps)
-  abstract = step_lib.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh)
+  lora = frozen_lib.lora_of_workdir(config, workdir)
+  abstract = step_lib.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh, lora)
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes)
 
 
 ROWS = "the number of rows a step (data.rows_per_device, data.accumulation, mesh)"
+DATA = "the data (SHA-256 of the rows to train on)"
+FROZEN = "the frozen weights of model.path (SHA-256 of their fingerprints)"
+REMEDIES = {
+  DATA: "bring it back, or begin in another --workdir",
+  FROZEN: "give the folder that has those weights, --config.model.path=FOLDER, or begin in another --workdir",
+}
 
 
-def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh) -> dict[str, Any]:
-  """Return rows per step and a digest of the rows; a resumed run with others would silently train on other batches."""
+def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh, frozen: Frozen | None = None) -> dict[str, Any]:
+  """Return rows per step, a digest of the rows and, with LoRA, one of the frozen weights.
+
+  A resumed run with others would silently train on other batches, or another model.
+  """
   return {
     ROWS: rows_of(config, mesh) * config.data.accumulation,
-    "the data (SHA-256 of the rows to train on)": data.digest[:16],
+    DATA: data.digest[:16],
+    **({} if frozen is None else {FROZEN: frozen.digest}),
   }
 
 

@@ -4,7 +4,7 @@ import pretended
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.config import REMOVED
+from insec_jax.config_build import REMOVED
 from insec_jax.pages.runs import in_words, over_seeds, read_run
 
 
