@@ -145,6 +145,17 @@ def start_of(config: Config, hub_commit: str | None) -> str:
   return f"`{config.model.path.partition('@')[0]}` at commit `{hub_commit}`"
 
 
+def lora_of(config: Config) -> str:
+  """Return what was trained beside frozen weights, for the card; nothing where all weights were trained."""
+  lora = config.lora
+  if not lora.rank:
+    return ""
+  rows = ", and the rows of the markers" if lora.marker_rows else ""
+  kind = "alpha / sqrt(rank)" if lora.rank_stabilised else "alpha / rank"
+  matrices = ", ".join(lora.matrices)
+  return f"LoRA, merged: rank {lora.rank}, alpha {lora.alpha:g}, scale {kind}, matrices {matrices}{rows}.\n"
+
+
 def card_text(config: Config, environment: dict[str, Any], step: int) -> str:
   """Return the model card: the model, its markers, and its training."""
   try:
@@ -163,7 +174,7 @@ pipeline_tag: text-generation
 # A model trained to correct its own mistakes
 
 Trained by insec_jax from {start}: {step:,} steps, task `{config.task.name}`, mistakes `{config.mistakes.source}` in
-{config.mistakes.share:.0%} of the solutions, a step is a {config.mistakes.unit}. It may write
+{config.mistakes.share:.0%} of the solutions, a step is a {config.mistakes.unit}. {lora_of(config)}It may write
 
     a wrong step {config.tokenizer.flag} what is wrong {config.tokenizer.fix} the right step
 

@@ -14,13 +14,17 @@ import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from insec_jax.command import InputError, is_refusal
+from insec_jax.config import Config
+from insec_jax.config_build import build
 from insec_jax.files import buckets
 from insec_jax.files.locks import LOCK, is_held
-from insec_jax.model import llama
+from insec_jax.files.reading import read_json
+from insec_jax.model import adapters, base, llama
 from insec_jax.model.hf import check_finite
+from insec_jax.training import frozen
 from insec_jax.training.checkpoint import DamageError, open_checkpoint
 from insec_jax.training.fingerprints import array_types, bit_sum
-from insec_jax.training.layout import CHECKPOINTS, check_files, describe_checkpoint, steps
+from insec_jax.training.layout import CHECKPOINTS, CONFIG, check_files, describe_checkpoint, steps
 
 VANISH_SECONDS = 10  # time limit for a run to remove a checkpoint
 READ_ELEMENTS = 1 << 22  # read at once, in whole rows
@@ -31,6 +35,23 @@ MIB = 1 << 20
 Result = TypeVar("Result")
 
 
+class Tally:
+  """Fingerprint of an array that is read in parts, each element once."""
+
+  def __init__(self, shape: tuple[int, ...], fingerprint: int):
+    self._shape, self._fingerprint = shape, fingerprint
+    self._num = self._sum = 0
+
+  def add(self, part: np.ndarray, start: list[int]) -> None:
+    """Add a part that begins at `start`."""
+    self._sum = (self._sum + bit_sum(part, start, self._shape)) % (1 << 32)
+    self._num += part.size
+
+  def differs(self) -> bool:
+    """Return whether all elements have been read and are not those of the fingerprint."""
+    return self._num == math.prod(self._shape) and self._sum != self._fingerprint
+
+
 class StoredWeight:
   """Parameter of a checkpoint: indexing reads only the bytes of the result, cast to `dtype`.
 
@@ -39,13 +60,13 @@ class StoredWeight:
   """
 
   def __init__(self, folder: pathlib.Path, name: str, *, fingerprint: int, dtype: Any = None):
-    self._name, self._fingerprint = f"params/{name}", fingerprint
+    self._name = f"params/{name}"
     path = name.replace("/", ".") + "/"
     store = {"driver": "ocdbt", "base": buckets.store_url(folder), "path": path}
     self._array = self._checked(lambda: tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result())
     self.shape = tuple(self._array.shape)
     self.dtype = np.dtype(self._array.dtype.numpy_dtype if dtype is None else dtype)
-    self._num = self._sum = 0
+    self._tally = Tally(self.shape, fingerprint)
 
   def __getitem__(self, index) -> np.ndarray:
     """Return `self[index]`; `index` is a whole number for a layer, `...`, or one slice for each axis."""
@@ -60,7 +81,7 @@ class StoredWeight:
     for start in range(first, last, rows):  # so that little is held in the dtype saved
       stop = min(start + rows, last)
       self._read([(start, stop), *others], out[start - first : stop - first])
-    if self._num == self._array.size and self._sum != self._fingerprint:
+    if self._tally.differs():
       raise DamageError(f"{self._name} is not what was saved")
     return out
 
@@ -71,8 +92,7 @@ class StoredWeight:
       check_finite(part, self._name)
     except InputError:
       raise DamageError(f"{self._name} holds values that are not finite") from None
-    self._sum = (self._sum + bit_sum(part, [start for start, _ in bounds], self.shape)) % (1 << 32)
-    self._num += part.size
+    self._tally.add(part, [start for start, _ in bounds])
     with np.errstate(over="ignore"):  # overflow is an error below
       out[...] = part
     if self.dtype != part.dtype and not np.isfinite(out.astype(np.float32)).all():
@@ -116,9 +136,9 @@ def read_params(
 ) -> Result:
   """Return use(step, params) for the newest checkpoint, or the one of this step; each of the params a `StoredWeight`.
 
-  `use` reads every element once, in `dtype` (None: as saved). Raises InputError, which lists
-  the sound steps, when the checkpoint is damaged. Also raises it when there is no such checkpoint, or when other files
-  of the workdir have changed since.
+  `use` reads every element once, in `dtype` (None: as saved). Of a LoRA run each is an `adapters.MergedWeight` (None:
+  precision.params). Raises InputError, which lists the sound steps, when the checkpoint is damaged. Also raises it when
+  there is no such checkpoint, when other files of the workdir have changed since, or when the frozen weights have.
   """
 
   def attempt(number: int, use: Callable[[int, dict], Result]) -> Result:
@@ -167,7 +187,8 @@ def _buffers_returned() -> Iterator[None]:
 def _is_sound(attempt: Callable, step: int) -> bool:
   def verify(_, params: dict) -> None:
     for weight in jax.tree.leaves(params):
-      weight.verify()
+      if isinstance(weight, StoredWeight):  # what is merged has been read already
+        weight.verify()
 
   try:
     attempt(step, verify)
@@ -177,20 +198,62 @@ def _is_sound(attempt: Callable, step: int) -> bool:
 
 
 def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype) -> dict:
-  """Return the params of a checkpoint; DamageError when they are not all there."""
+  """Return the params of a checkpoint, of LoRA merged with the base; DamageError when they are not all there."""
   folder = (workdir / CHECKPOINTS / str(step)).absolute()
+  made, lora = None, None
+  if (workdir / CONFIG).exists():
+    made = build(read_json(workdir / CONFIG, "the config of a run"))
+    lora = frozen.lora_of_workdir(made, workdir)
+  shapes = llama.unboxed_shapes(config) if lora is None else adapters.unboxed_shapes(config, lora)
 
   def expected(run: dict) -> dict:
-    saved = run["arrays"]["params/embed"].split("[")[0]
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, saved), llama.unboxed_shapes(config))
-    return array_types({"params": shapes})
+    saved = run["arrays"]["params/embed"].split("[")[0] if lora is None else "float32"
+    return array_types({"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, saved), shapes)})
 
   run = open_checkpoint(folder, step, lambda run: check_files(workdir, run), expected)
+  kind = dtype if lora is None else None
   weights = {}
-  for name in flatten_dict(llama.unboxed_shapes(config), sep="/"):
+  for name in flatten_dict(shapes, sep="/"):
     fingerprint = run["fingerprints"][f"params/{name}"]
-    weights[name] = StoredWeight(folder / "params", name, fingerprint=fingerprint, dtype=dtype)
-  return unflatten_dict(weights, sep="/")
+    weights[name] = StoredWeight(folder / "params", name, fingerprint=fingerprint, dtype=kind)
+  params = unflatten_dict(weights, sep="/")
+  if lora is None or made is None:
+    return params
+  trained = jax.tree.map(lambda weight: weight[...], params)
+  return adapters.merged(_base(made, workdir, config, run["base"]), trained, lora, dtype or made.precision.params)
+
+
+def _base(made: Config, workdir: pathlib.Path, config: llama.LlamaConfig, origin: dict) -> dict:
+  """Return the frozen weights of a run, each a `BaseWeight`."""
+  weights = base.weights(made, frozen.base_folder(made, workdir), config)
+  where = f"model.path={made.model.path}" if made.model.path else "model.size, drawn by the seed,"
+  return unflatten_dict(
+    {
+      name: BaseWeight(weight, f"{name} of {where}", origin["fingerprints"][name])
+      for name, weight in flatten_dict(weights, sep="/").items()
+    },
+    sep="/",
+  )
+
+
+class BaseWeight:
+  """Frozen weight; once every element has been read, each once, InputError unless it is the one of the training."""
+
+  def __init__(self, weight, name: str, fingerprint: int):
+    self._weight, self._name = weight, name
+    self.shape = tuple(weight.shape)
+    self._tally = Tally(self.shape, fingerprint)
+
+  def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+    """Return `self[index]`; `index` is one slice for each axis."""
+    part = self._weight[index]
+    self._tally.add(part, [piece.indices(size)[0] for piece, size in zip(index, self.shape, strict=True)])
+    if self._tally.differs():
+      raise InputError(
+        f"{self._name} is not the frozen weight beside which this run was trained; bring that one back, or give the "
+        "folder that has it to train, with the same --workdir and --config.model.path=FOLDER"
+      )
+    return part
 
 
 def _has_checkpoint(workdir: pathlib.Path, step: int) -> bool:
