@@ -81,7 +81,7 @@ class Sizer:
     """Return the seconds of a train step."""
     config = stage.config
     # What the compiled step depends on; learning rates and lengths of the run change no shape.
-    key = (model, config.model.remat, config.precision, config.mesh, config.loss.negatives, *_rows(config))
+    key = (model, config.model.remat, config.precision, config.lora, config.mesh, config.loss.negatives, *_rows(config))
     if key not in self._cache:
       self._cache[key] = self.train(config, model)
     self._check(stage, self._cache[key].memory)

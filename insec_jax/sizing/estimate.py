@@ -9,7 +9,9 @@ import jax
 from jax.sharding import Mesh
 
 from insec_jax.config import Config
-from insec_jax.model import attention, llama, sharding
+from insec_jax.model import adapters, attention, llama, sharding
+from insec_jax.model.lora import Lora
+from insec_jax.sizing import shapes
 from insec_jax.sizing.compiled import Program, Reading, compile_program
 from insec_jax.sizing.hardware import Topology
 from insec_jax.training import loss, optimizer
@@ -44,23 +46,30 @@ def estimate(
   """
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   tx = optimizer.make(config.optimizer, config.train.steps)
-  state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh)
-  step, batch, reason = _step_and_batch(config, model_config, topology, mesh, state)
+  lora = shapes.lora_of(config, model_config)
+  state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora)
+  frozen = (
+    () if lora is None else (step_lib.abstract_params(llama.shapes(model_config), config.precision.params, mesh),)
+  )
+  step, batch, reason = _step_and_batch(config, model_config, topology, mesh, state, lora, frozen)
   local_tokens = config.data.rows_per_device * config.data.row_length
 
   def lower():
     with jax.set_mesh(mesh):
-      return step.lower(state, batch)
+      return step.lower(state, batch, *frozen)
 
   program = compile_program(
     lower,
     topology,
-    held={"weights": state.params, "optimizer": state.optimizer},
+    held={
+      **({"weights": state.params} if lora is None else {"frozen": frozen, "adapters": state.params}),
+      "optimizer": state.optimizer,
+    },
     reading=Reading(
       trips={CHUNK_LOOP: math.ceil(trained_share * local_tokens / loss.chunk_size(local_tokens))},
       tokens=local_tokens * config.data.accumulation * sharding.size_over(mesh, sharding.BATCH),
       row_length=config.data.row_length,
-      flops_per_token=flops_per_token(model_config, config.data.row_length, trained_share),
+      flops_per_token=flops_per_token(model_config, config.data.row_length, trained_share, lora),
     ),
     hlo_file=hlo_file,
   )
@@ -77,7 +86,13 @@ def estimate(
 
 
 def _step_and_batch(
-  config: Config, model_config: llama.LlamaConfig, topology: Topology, mesh: Mesh, state: step_lib.TrainState
+  config: Config,
+  model_config: llama.LlamaConfig,
+  topology: Topology,
+  mesh: Mesh,
+  state: step_lib.TrainState,
+  lora: Lora | None,
+  frozen: tuple,
 ) -> tuple[Any, Any, str]:
   """Return the train step, the shapes of its batch, and the chosen attention with the reason."""
   attend, reason = attention.choose(
@@ -87,9 +102,15 @@ def _step_and_batch(
     row_length=config.data.row_length,
     compute=config.precision.compute,
   )
-  model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend)
+  model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend, lora=lora)
   step = step_lib.make_train_step(
-    model, config.optimizer, config.train.steps, mesh, step_lib.shardings_of(state), repeat=config.loss.repeat
+    model,
+    config.optimizer,
+    config.train.steps,
+    mesh,
+    step_lib.shardings_of(state),
+    repeat=config.loss.repeat,
+    frozen_shardings=step_lib.shardings_of(frozen[0]) if frozen else None,
   )
   batch = step_lib.abstract_batch(
     mesh,
@@ -101,14 +122,18 @@ def _step_and_batch(
   return step, batch, reason
 
 
-def flops_per_token(model: llama.LlamaConfig, row_length: int, trained_share: float) -> float:
+def flops_per_token(model: llama.LlamaConfig, row_length: int, trained_share: float, lora: Lora | None = None) -> float:
   """Return the FLOPs of forward and backward pass per token in a row of one segment.
 
   6 for each weight that multiplies the token (the head: times `trained_share`), and 6 T / 2 for each query's width
-  twice (scores and context; causal).
+  twice (scores and context; causal). A frozen weight, which has no gradient, takes 4, its adapter 6 for each number.
   """
   layer = (
     model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.mlp_width
   )
   causal = row_length * model.num_heads * model.head_width
-  return 6 * (model.num_layers * (layer + causal) + trained_share * model.vocab_size * model.width)
+  weights = model.num_layers * layer + trained_share * model.vocab_size * model.width
+  if lora is None:
+    return 6 * (weights + model.num_layers * causal)
+  trained = sum(leaf.size for leaf in jax.tree.leaves(adapters.unboxed_shapes(model, lora)["layers"]))
+  return 4 * weights + 6 * (trained + model.num_layers * causal)

@@ -6,7 +6,8 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import vocabulary
 from insec_jax.files import hub
-from insec_jax.model import build, hf, llama
+from insec_jax.model import adapters, build, hf, llama
+from insec_jax.model.lora import Lora
 
 
 def model_of(config: Config) -> llama.LlamaConfig:
@@ -26,3 +27,9 @@ def model_of(config: Config) -> llama.LlamaConfig:
     return model_config
   num_tokens = len(vocabulary.open_tokenizer(config).tokenizer)
   return dataclasses.replace(model_config, vocab_size=build.vocabulary_for(num_tokens, model_config.vocab_size))
+
+
+def lora_of(config: Config, model_config: llama.LlamaConfig) -> Lora | None:
+  """Return what a LoRA run trains, None where it trains all; the markers are as many as in train, the last tokens."""
+  num = 2 + len(config.tokenizer.confidence_names)
+  return adapters.lora_of(config.lora, tuple(range(model_config.vocab_size - num, model_config.vocab_size)))
