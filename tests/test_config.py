@@ -287,13 +287,13 @@ def test_lora_names_matrices_of_a_layer_once_and_rows_of_special_markers_only():
   assert lora(rank=4, alpha=32.0, rank_stabilised=True).scale == 16
   assert lora(matrices=["wq", "down"]).matrices == ("wq", "down")
   for matrices in ((), ("wq", "wq"), ("w1",)):
-    with pytest.raises(InputError, match=r"lora.matrices=.*must be a tuple of some of 'wq', .*'down', each once"):
+    with pytest.raises(InputError, match=r"lora\.matrices.*must be a tuple of some of 'wq', .*'down', each once"):
       lora(matrices=matrices)
   plain = working()
   plain["tokenizer"]["special"] = False
   build(plain)
   plain["lora"]["rank"] = 4
-  with pytest.raises(InputError, match="set lora.marker_rows=False"):
+  with pytest.raises(InputError, match=r"set lora\.marker_rows=False"):
     build(plain)
   plain["lora"]["marker_rows"] = False
   build(plain)
