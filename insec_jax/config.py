@@ -220,8 +220,12 @@ class LossConfig:
 
 @checked
 class OptimizerConfig:
-  """AdamW: linear warm-up to `learning_rate`, then cosine down to `final_share` of it at train.steps."""
+  """Optimizer: linear warm-up to `learning_rate`, then cosine down to `final_share` of it at train.steps.
 
+  "adafactor" reads neither b1 nor b2; the momentum of "muon" and the interpolation of "schedule_free" are b1.
+  """
+
+  name: Literal["adamw", "adafactor", "lion", "muon", "schedule_free"] = "adamw"
   learning_rate: Annotated[float, number(1e-30, 1_000.0)] = 1e-5
   final_share: Fraction = 0.1
   warmup_steps: Annotated[int, whole(0, LARGEST)] = 20
@@ -230,6 +234,22 @@ class OptimizerConfig:
   b2: Moment = 0.95
   eps: Annotated[float, number(1e-30, 1.0)] = 1e-8  # a smaller one gives 0 / 0 in float32 where the gradient is 0
   clip_norm: Annotated[float, number(1e-9, 1e9)] = 1.0  # global norm of the gradient
+  moments: Dtype = "float32"  # as stored; bfloat16 ones are rounded stochastically
+  rounding: Literal["nearest", "stochastic"] = "nearest"  # of bfloat16 parameters after an update
+  ema: Moment = 0.0  # of the moving average of the weights, which is then measured and saved; 0: no average
+
+  def __post_init__(self):
+    if self.name == "adafactor" and self.moments != "float32":
+      raise InputError(
+        f"optimizer.moments={self.moments!r} with optimizer.name='adafactor', whose moments are sums over rows and "
+        "columns and hardly take memory; set it to 'float32'"
+      )
+    if self.name == "schedule_free" and not (self.final_share == 1 and self.b1 and not self.ema):
+      raise InputError(
+        "optimizer.name='schedule_free' averages the weights instead of lowering the learning rate, and divides by b1: "
+        f"set optimizer.final_share=1 (now {self.final_share:g}), optimizer.ema=0 (now {self.ema:g}) and optimizer.b1 "
+        f"above 0 (now {self.b1:g})"
+      )
 
 
 @checked
@@ -297,7 +317,7 @@ class MeshConfig:
 
 @checked
 class PrecisionConfig:
-  """Dtype of the parameters, and of the matrix products; both moments of AdamW are always float32."""
+  """Dtype of the parameters, and of the matrix products; that of moments is optimizer.moments."""
 
   params: Dtype = "float32"
   compute: Dtype = "bfloat16"

@@ -20,6 +20,10 @@ NEWER = (
   "data.fields",
   "data.heldout_path",
   "data.cache",
+  "optimizer.name",
+  "optimizer.moments",
+  "optimizer.rounding",
+  "optimizer.ema",
   "train.minutes",
   "train.profile_steps",
   "log.to",
@@ -163,8 +167,24 @@ def _check_across(config: Config) -> None:
     raise InputError(
       f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}; lower it"
     )
+  _check_precision(config)
   if not any(config.loss.weight_R):
     raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")
+
+
+def _check_precision(config: Config) -> None:
+  """Raise InputError for rounding that no parameter needs, and for averages of parameters that are rounded."""
+  params, optimizer = config.precision.params, config.optimizer
+  if optimizer.rounding == "stochastic" and params != "bfloat16":
+    raise InputError(
+      f"optimizer.rounding='stochastic' is for precision.params='bfloat16', and these are {params}; set it to "
+      "'nearest', or the parameters to bfloat16"
+    )
+  average = "optimizer.name='schedule_free'" if optimizer.name == "schedule_free" else f"optimizer.ema={optimizer.ema}"
+  if (optimizer.name == "schedule_free" or optimizer.ema) and params != "float32":
+    raise InputError(
+      f"{average} averages weights, which precision.params={params!r} would round away; set precision.params='float32'"
+    )
 
 
 def _check_mined(config: Config) -> None:

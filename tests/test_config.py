@@ -171,7 +171,7 @@ NUMBERS = {
   (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay", "train.minutes"),
   (0, 1): ("mistakes.share", "optimizer.final_share"),
   (1, "eps"): ("optimizer.eps",),
-  (0, "moment"): ("optimizer.b1", "optimizer.b2", "evaluate.max_false_alarms"),
+  (0, "moment"): ("optimizer.b1", "optimizer.b2", "optimizer.ema", "evaluate.max_false_alarms"),
 }
 RATES = (
   "loss.",
@@ -182,6 +182,7 @@ RATES = (
   "optimizer.clip_norm",
   "optimizer.weight_decay",
   "optimizer.b",
+  "optimizer.ema",
   "optimizer.final_share",
   "mistakes.share",
   "mistakes.mined",
@@ -209,6 +210,7 @@ def is_right(key: str, value) -> bool:
         "optimizer.weight_decay",
         "optimizer.b1",
         "optimizer.b2",
+        "optimizer.ema",
         "evaluate.max_false_alarms",
         "train.minutes",
       )
@@ -372,7 +374,7 @@ def test_newer_keys_that_an_older_config_lacks_have_the_value_that_means_as_befo
   built = build(toy)
   assert (built.data.too_long, built.train.minutes, built.log.to) == ("refuse", 0.0, ("tensorboard",))
   older = json.loads(built.to_json())
-  del older["data"]["too_long"], older["train"]["minutes"], older["log"]
+  del older["data"]["too_long"], older["train"]["minutes"], older["log"], older["optimizer"]["name"]
   assert from_json(json.dumps(older)) == built
   update_keys(older)
   assert json.loads(json.dumps(older)) == json.loads(built.to_json())
@@ -441,6 +443,9 @@ def test_a_missing_key_is_named(toy):
     ("loss.end", 0.0, "never learns to stop"),
     ("optimizer.warmup_steps", 10**9, "is above train.steps"),
     ("optimizer.b2", 1.0, "must be below 1"),
+    ("optimizer.name", "adamax", "must be one of 'adamw', 'adafactor', 'lion', 'muon', 'schedule_free'"),
+    ("optimizer.name", "schedule_free", r"set optimizer.final_share=1 \(now 0.05\)"),
+    ("optimizer.rounding", "stochastic", "is for precision.params='bfloat16', and these are float32"),
     ("train.steps", 0, "at least 1"),
     ("loss.repeat", -0.5, "at least 0"),
     ("mesh.fsdp", 0, "at most one -1"),
@@ -455,6 +460,24 @@ def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):
   section, name = key.split(".")
   with toy.ignore_type():
     toy[section][name] = value
+  with pytest.raises(InputError, match=message) as caught:
+    build(toy)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("changes", "params", "message"),
+  [
+    ({"name": "adafactor", "moments": "bfloat16"}, "float32", "sums over rows and columns"),
+    ({"name": "schedule_free", "final_share": 1.0, "ema": 0.9}, "float32", r"optimizer.ema=0 \(now 0.9\)"),
+    ({"name": "schedule_free", "final_share": 1.0, "b1": 0.0}, "float32", r"optimizer.b1 above 0 \(now 0\)"),
+    ({"name": "schedule_free", "final_share": 1.0}, "bfloat16", "'schedule_free' averages weights, which precision"),
+    ({"ema": 0.9}, "bfloat16", r"optimizer.ema=0.9 averages weights, which precision.params='bfloat16' would round"),
+  ],
+)
+def test_options_of_the_optimizer_that_do_not_go_together_are_refused(toy, changes, params, message):
+  toy.optimizer.update(changes)
+  toy.precision.params = params
   with pytest.raises(InputError, match=message) as caught:
     build(toy)
   assert "\n" not in str(caught.value)

@@ -111,6 +111,7 @@ def _step_and_batch(
     step_lib.shardings_of(state),
     repeat=config.loss.repeat,
     frozen_shardings=step_lib.shardings_of(frozen[0]) if frozen else None,
+    seed=config.seed,
   )
   batch = step_lib.abstract_batch(
     mesh,

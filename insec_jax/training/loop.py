@@ -17,7 +17,7 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
 from insec_jax.model import llama
-from insec_jax.training import checkpoint, layout, ledger, metrics, profiling, sinks
+from insec_jax.training import checkpoint, layout, ledger, metrics, optimizer, profiling, sinks
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
 from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
@@ -283,7 +283,7 @@ def check_finite(values: dict[str, float], when: str) -> None:
 
 
 def announce(config: Config, run: Run, attention_reason: str, progress: metrics.TrainProgress) -> None:
-  """Print receipt, number of parameters, attention and precision of the run."""
+  """Print receipt, number of parameters, attention, optimizer and precision of the run."""
   num_params, num_frozen = (
     sum(param.size for param in jax.tree.leaves(params))
     for params in (run.state.params, run.frozen and run.frozen.params)
@@ -291,8 +291,12 @@ def announce(config: Config, run: Run, attention_reason: str, progress: metrics.
   progress.say(run.data.receipt.rstrip())
   beside = f" beside {num_frozen:,} frozen ones in {config.precision.params}" if run.frozen else ""
   progress.say(f"{num_params:,} parameters{beside}; {attention_reason}")
-  if config.precision.params != "float32" and not run.frozen:
-    progress.say(f"parameters are {config.precision.params}: small updates are rounded away; float32 is safer")
+  progress.say(f"optimizer {optimizer.describe(config.optimizer)}")
+  if config.precision.params != "float32" and config.optimizer.rounding == "nearest" and not run.frozen:
+    progress.say(
+      f"parameters are {config.precision.params}: small updates are rounded away; float32 or "
+      "optimizer.rounding='stochastic' is safer"
+    )
 
 
 def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
@@ -306,6 +310,7 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
     run.shardings,
     repeat=config.loss.repeat,
     frozen_shardings=run.frozen and run.frozen.shardings,
+    seed=config.seed,
   )
   batch = step_lib.abstract_batch(
     mesh,

@@ -22,9 +22,9 @@ NEGATIVE = "negative_ABT"  # of a batch: present only where loss.repeat is not 0
 
 
 class TrainState(NamedTuple):
-  """State of training: the number of updates made, the trained parameters, and both moments of AdamW in float32.
+  """State of training: the number of updates made, the parameters to use, and the state of the optimizer.
 
-  With LoRA `params` is the tree of model/adapters.py; the frozen weights are no part of the state.
+  With LoRA `params` is the trained tree of model/adapters.py; the frozen weights are no part of the state.
 
   After a step whose loss or gradient is not finite the state stays constant, and `step` is -1 - the updates made.
   """
@@ -54,7 +54,7 @@ def new_state(params, tx: optax.GradientTransformation) -> TrainState:
   """Return the state before the first update."""
   # Moments of bfloat16 parameters in float32: in bfloat16, 0.999 * v + 0.001 * g^2 rounds to v.
   return TrainState(
-    jnp.zeros((), jnp.int32), params, tx.init(jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params))
+    jnp.zeros((), jnp.int32), params, tx.init(jax.tree.map(lambda param: param.astype(jnp.float32), params))
   )
 
 
@@ -72,7 +72,7 @@ def abstract_state(
 ) -> TrainState:
   """Return the state as ShapeDtypeStructs with shardings, parameters in this dtype; nothing is computed.
 
-  Moments are sharded like their parameters, counters replicated. With `lora` the parameters are its trained tree, in
+  The optimizer's state is sharded as in optimizer.state_shardings. With `lora` the parameters are its trained tree, in
   float32.
   """
   params = (
@@ -86,9 +86,7 @@ def abstract_state(
   state_shardings = TrainState(
     replicated,
     shardings,
-    optax.tree_map_params(
-      tx, lambda _, sharding: sharding, state.optimizer, shardings, transform_non_params=lambda _: replicated
-    ),
+    optimizer.state_shardings(state.optimizer, params, shardings, replicated),
   )
   return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, state_shardings)
 
@@ -171,11 +169,12 @@ def make_train_step(
   *,
   repeat: float,
   frozen_shardings=None,
+  seed: int,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """Return the jitted `step(state, batch)`; the state is donated and keeps its shardings. `repeat` is loss.repeat.
 
   With LoRA, where `frozen_shardings` are given, it is `step(state, batch, frozen)`; the frozen weights are only read.
-
+  Stochastic rounding draws by `seed` and the number of updates made: on any mesh, and after a resumption, the same.
   A step whose loss or gradient norm is not finite leaves parameters and moments unchanged, and so do all later steps.
   """
   tx = optimizer.make(config, steps)
@@ -183,7 +182,7 @@ def make_train_step(
 
   def step(state: TrainState, batch, frozen=None):
     gradient, sums = mean_gradient(
-      state.params,
+      optimizer.training_weights(state.params, state.optimizer),
       batch,
       frozen,
       model=model,
@@ -192,11 +191,12 @@ def make_train_step(
       repeat=repeat,
       frozen_shardings=frozen_shardings,
     )
-    update, optimizer_state = tx.update(gradient, state.optimizer, state.params)
+    key_of_moments, key_of_params = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    update, optimizer_state = tx.update(gradient, state.optimizer, state.params, key=key_of_moments)
     norm = optax.tree.norm(gradient)
     metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), norm, rate(state.step))
     is_sound = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (state.step >= 0)
-    changed = TrainState(state.step + 1, optax.apply_updates(state.params, update), optimizer_state)
+    changed = TrainState(state.step + 1, optimizer.apply(config, state.params, update, key_of_params), optimizer_state)
     kept = state._replace(step=jnp.minimum(state.step, -1 - state.step))
     return jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), changed, kept), metrics
 

@@ -23,7 +23,7 @@ from insec_jax.files.reading import read_json
 from insec_jax.files.temporary import partial_of
 from insec_jax.files.writing import write_text
 from insec_jax.model import hf, hf_config, hf_writing
-from insec_jax.training import layout
+from insec_jax.training import layout, optimizer
 from insec_jax.training.run import Run, choose_attention
 
 SHARED_SECONDS = 60  # time limit for a file on a network drive to appear on another host
@@ -87,7 +87,10 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, p
   if run.totals is None:
     model = json.dumps(hf_config.config_to_json(run.config), indent=2)
     write_text(workdir / layout.MODEL, model + "\n")
-    write_text(workdir / "receipt.txt", run.data.receipt)
+    write_text(
+      workdir / "receipt.txt",
+      f"{run.data.receipt.rstrip()}\noptimizer         {optimizer.describe(config.optimizer)}\n",
+    )
     if run.data.left_out:
       write_text(workdir / "left_out.jsonl", run.data.left_out.to_json_lines())
     write_tokenizer(config, workdir, run.tokenizer)
@@ -134,6 +137,7 @@ def environment(config: Config, run: Run, mesh: Mesh, processes: Processes) -> d
     "hosts": list(processes.names),
     "mesh": dict(mesh.shape),
     "attention": choose_attention(config, run.config, device)[1],
+    "optimizer": optimizer.describe(config.optimizer),
   }
 
 

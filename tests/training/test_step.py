@@ -74,7 +74,9 @@ def compiled_step(shape, dtype, compute):
   params = jax.tree.map(lambda param: param.astype(dtype), make_params())
   shardings = step.shardings_of(step.abstract_state(MODEL, dtype, tx, mesh))
   make = jax.jit(lambda params: step.new_state(params, tx), out_shardings=shardings)
-  train_step = step.make_train_step(llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings, repeat=0.0)
+  train_step = step.make_train_step(
+    llama.Llama(MODEL, compute, "none"), OPTIMIZER, STEPS, mesh, shardings, repeat=0.0, seed=0
+  )
   return params, make, train_step
 
 
