@@ -6,7 +6,6 @@ conditions across sections.
 
 import dataclasses
 import json
-import math
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -15,22 +14,25 @@ from pydantic import Field
 
 from insec_jax.command import InputError
 from insec_jax.config_models import llama31, small_llama  # noqa: F401  config files import them from here
+from insec_jax.config_training import (
+  LogConfig,
+  LoraConfig,
+  LossConfig,
+  MeshConfig,
+  OptimizerConfig,
+  PrecisionConfig,
+  TrainConfig,
+)
 from insec_jax.config_types import (
-  MATRICES,
   Columns,
   Edges,
   FalseAlarms,
   Fraction,
   JsonObject,
   Marker,
-  Matrices,
-  Moment,
   Names,
   Path,
   Paths,
-  Sinks,
-  StepRange,
-  Weight,
   checked,
   number,
   one_of,
@@ -48,18 +50,13 @@ def _tasks() -> tuple[str, ...]:
 TASKS = _tasks()
 FROM_FILE = ("gsm8k", "records")  # tasks whose problems are records of data.path
 SMALLEST_TEMPERATURE = 0.001  # for sampling
-LARGEST = 2**31 - 1  # of counts that are int32 on a device
 MOST_PROBLEMS = 1_000_000  # generated problems: all are kept in memory
 MOST_TOKENS = 1 << 28  # of a device in one step
 Seed = Annotated[int, whole(0, 2**32 - 1)]  # the range that jax, numpy and grain share
 Rounds = Annotated[int, whole(0, 1_000_000)]
-Steps = Annotated[int, whole(1, LARGEST)]
 Problems = Annotated[int, whole(1, MOST_PROBLEMS)]
 Size = Annotated[int, whole(0, 1_000)]  # operations of a problem
 Temperature = Annotated[float, number(0.0, 1_000.0)]
-Devices = Annotated[int, whole(-1, 1 << 20)]
-PROJECT = "a name of at most 100 letters, digits, dots, dashes and underscores"
-Dtype = Literal["float32", "bfloat16"]
 
 
 @checked
@@ -183,163 +180,6 @@ class MistakesConfig:
         f"mistakes.mined_path={self.mined_path!r} would be read by nobody with mistakes.mined=0; give "
         "mistakes.mined a share, or leave the path empty"
       )
-
-
-@checked
-class LossConfig:
-  """Weight of one token of each role, and of the end-of-text token; 0 masks, negative is unlikelihood.
-
-  `repeat` is the weight of unlikelihood on the token with which a correction would begin to repeat its mistake.
-  """
-
-  prompt: Weight = 0.0
-  text: Weight = 1.0
-  mistake: Weight = 0.0
-  flag: Weight = 1.0
-  reason: Weight = 1.0
-  correction: Weight = 1.0
-  end: Weight = 1.0
-  repeat: Weight = 0.0
-
-  def __post_init__(self):
-    if not self.end > 0:
-      raise InputError(f"loss.end={self.end}; a model that never learns to stop is useless: give a positive weight")
-    if self.repeat < 0:
-      raise InputError(f"loss.repeat={self.repeat}; must be at least 0: it is the size of an unlikelihood")
-
-  @property
-  def weight_R(self) -> tuple[float, ...]:
-    """Weight of each role, in the order of the fields above, which is that of method.roles.NAMES."""
-    return (self.prompt, self.text, self.mistake, self.flag, self.reason, self.correction)
-
-  @property
-  def negatives(self) -> bool:
-    """Whether unlikelihood on negatives is used; if not, batches and the train step are built without them."""
-    return self.repeat > 0
-
-
-@checked
-class OptimizerConfig:
-  """Optimizer: linear warm-up to `learning_rate`, then cosine down to `final_share` of it at train.steps.
-
-  "adafactor" reads neither b1 nor b2; the momentum of "muon" and the interpolation of "schedule_free" are b1.
-  """
-
-  name: Literal["adamw", "adafactor", "lion", "muon", "schedule_free"] = "adamw"
-  learning_rate: Annotated[float, number(1e-30, 1_000.0)] = 1e-5
-  final_share: Fraction = 0.1
-  warmup_steps: Annotated[int, whole(0, LARGEST)] = 20
-  weight_decay: Annotated[float, number(0.0, 1_000.0)] = 0.0
-  b1: Moment = 0.9
-  b2: Moment = 0.95
-  eps: Annotated[float, number(1e-30, 1.0)] = 1e-8  # a smaller one gives 0 / 0 in float32 where the gradient is 0
-  clip_norm: Annotated[float, number(1e-9, 1e9)] = 1.0  # global norm of the gradient
-  moments: Dtype = "float32"  # as stored; bfloat16 ones are rounded stochastically
-  rounding: Literal["nearest", "stochastic"] = "nearest"  # of bfloat16 parameters after an update
-  ema: Moment = 0.0  # of the moving average of the weights, which is then measured and saved; 0: no average
-
-  def __post_init__(self):
-    if self.name == "adafactor" and self.moments != "float32":
-      raise InputError(
-        f"optimizer.moments={self.moments!r} with optimizer.name='adafactor', whose moments are sums over rows and "
-        "columns and hardly take memory; set it to 'float32'"
-      )
-    if self.name == "schedule_free" and not (self.final_share == 1 and self.b1 and not self.ema):
-      raise InputError(
-        "optimizer.name='schedule_free' averages the weights instead of lowering the learning rate, and divides by b1: "
-        f"set optimizer.final_share=1 (now {self.final_share:g}), optimizer.ema=0 (now {self.ema:g}) and optimizer.b1 "
-        f"above 0 (now {self.b1:g})"
-      )
-
-
-@checked
-class TrainConfig:
-  """Length of the run, and intervals, in steps, of logging, held-out loss and checkpoints."""
-
-  steps: Steps = 300
-  log_every: Steps = 10
-  eval_every: Steps = 100
-  checkpoint_every: Steps = 100
-  keep: Steps = 2  # number of newest checkpoints that are kept
-  minutes: Annotated[float, number(0.0, 1e6)] = 0.0  # of a session: saved and stopped (code 42) before it; 0: no limit
-  profile_steps: StepRange = ()  # the first and the last step to write a trace of, for xprof; empty: none
-
-  def __post_init__(self):
-    if len(self.profile_steps) == 1 or list(self.profile_steps) != sorted(self.profile_steps):
-      raise InputError(
-        f"train.profile_steps={self.profile_steps}; must be a first and a last step, such as (10, 13), or nothing"
-      )
-    if self.profile_steps and self.profile_steps[1] > self.steps:
-      raise InputError(
-        f"train.profile_steps={self.profile_steps} ends after train.steps={self.steps}; give steps of the run"
-      )
-
-
-@checked
-class LogConfig:
-  """Places where a run can be watched, beside metrics.jsonl; wandb and trackio are extras of this package."""
-
-  to: Sinks = ("tensorboard",)
-  project: Annotated[str, Field(pattern=r"\A[A-Za-z0-9_.-]{1,100}\z", description=PROJECT)] = "insec_jax"  # of services
-
-  def __post_init__(self):
-    if len(set(self.to)) < len(self.to):
-      raise InputError(f"log.to={self.to} names a place twice; name each once")
-
-
-@checked
-class MeshConfig:
-  """Number of devices along each mesh axis; -1, at most once, takes the devices that remain."""
-
-  data: Devices = 1
-  fsdp: Devices = -1
-  tensor: Devices = 1
-
-  def __post_init__(self):
-    sizes = dataclasses.astuple(self)
-    if sizes.count(-1) > 1 or 0 in sizes:
-      raise InputError(
-        f"mesh sizes must be positive with at most one -1, got data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
-      )
-
-  def shape(self, num_devices: int) -> tuple[int, int, int]:
-    """Return (data, fsdp, tensor) with the -1 filled in; InputError if they do not multiply to `num_devices`."""
-    sizes = dataclasses.astuple(self)
-    known = math.prod(size for size in sizes if size > 0)
-    filled = tuple(num_devices // known if size == -1 else size for size in sizes)
-    if math.prod(filled) != num_devices:
-      raise InputError(
-        f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not divide "
-        f"{num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1"
-      )
-    return filled
-
-
-@checked
-class PrecisionConfig:
-  """Dtype of the parameters, and of the matrix products; that of moments is optimizer.moments."""
-
-  params: Dtype = "float32"
-  compute: Dtype = "bfloat16"
-
-
-@checked
-class LoraConfig:
-  """Adapters of frozen matrices (LoRA, model/lora.py) and trained rows of markers; rank 0: every weight is trained.
-
-  Adapters and rows are float32, frozen weights have the dtype precision.params. There is no dropout.
-  """
-
-  rank: Annotated[int, whole(0, 1_024)] = 0
-  alpha: Annotated[float, number(1e-6, 1e6)] = 32.0  # an adapter's product is multiplied by alpha / rank
-  rank_stabilised: bool = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
-  matrices: Matrices = MATRICES  # those with an adapter
-  marker_rows: bool = True  # train the rows of the special markers in embedding and output matrix
-
-  @property
-  def scale(self) -> float:
-    """The factor of an adapter's product; needs a rank above 0."""
-    return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
 @checked

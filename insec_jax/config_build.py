@@ -158,11 +158,7 @@ def _check_across(config: Config) -> None:
     )
   _check_mined(config)
   _check_confidence(config)
-  if config.lora.rank and config.lora.marker_rows and not config.tokenizer.special:
-    raise InputError(
-      "lora.marker_rows=True trains the rows of special markers, and tokenizer.special=False has none; set "
-      "lora.marker_rows=False"
-    )
+  _check_lora(config)
   if config.optimizer.warmup_steps > config.train.steps:
     raise InputError(
       f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}; lower it"
@@ -170,6 +166,25 @@ def _check_across(config: Config) -> None:
   _check_precision(config)
   if not any(config.loss.weight_R):
     raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")
+
+
+def _check_lora(config: Config) -> None:
+  if not config.lora.rank:
+    return
+  if config.lora.marker_rows and not config.tokenizer.special:
+    raise InputError(
+      "lora.marker_rows=True trains the rows of special markers, and tokenizer.special=False has none; set "
+      "lora.marker_rows=False"
+    )
+  if config.optimizer.name == "muon":
+    raise InputError(
+      "optimizer.name='muon' updates whole matrices, and with lora.rank above 0 none is trained; choose another one"
+    )
+  if config.optimizer.rounding == "stochastic":
+    raise InputError(
+      "optimizer.rounding='stochastic' is for bfloat16 parameters, and with lora.rank above 0 the trained ones are "
+      "float32; set it to 'nearest'"
+    )
 
 
 def _check_precision(config: Config) -> None:

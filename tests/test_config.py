@@ -301,6 +301,17 @@ def test_lora_names_matrices_of_a_layer_once_and_rows_of_special_markers_only():
   build(plain)
 
 
+@pytest.mark.parametrize(("key", "value"), [("name", "muon"), ("rounding", "stochastic")])
+def test_an_option_that_would_do_nothing_to_adapters_is_refused_beside_lora(key, value):
+  given = working()
+  given["precision"]["params"] = "bfloat16"
+  given["optimizer"][key] = value
+  build(given)
+  given["lora"]["rank"] = 4
+  with pytest.raises(InputError, match=rf"optimizer\.{key}='{value}'.*lora\.rank"):
+    build(given)
+
+
 def test_a_config_from_before_lora_trains_every_weight():
   old = working()
   del old["lora"]
