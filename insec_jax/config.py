@@ -38,7 +38,7 @@ from insec_jax.config_types import (
   one_of,
   whole,
 )
-from insec_jax.files.buckets import SCHEME
+from insec_jax.files.bucket_paths import SCHEME
 
 
 def _tasks() -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from insec_jax.command import FLAG_FILE, InputError, printable
 from insec_jax.config import Config
 from insec_jax.config_types import shown
 from insec_jax.files import sources
-from insec_jax.files.buckets import SCHEME
+from insec_jax.files.bucket_paths import SCHEME
 from insec_jax.files.reading import local_path, open_to_read
 
 MOST_BYTES = 1 << 20  # of a config file

@@ -53,7 +53,7 @@ import jax
 
 from insec_jax import study
 from insec_jax.command import InputError
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer, write_text
 from insec_jax.pages.runs import read_run

@@ -11,68 +11,43 @@ gcsfs repeats requests that fail with 408, 429 or 5xx, and those without an answ
 half a minute), tensorstore 32 times. A request that is refused is an InputError, an unreachable store an OSError.
 """
 
-import atexit
 import contextlib
 import errno
-import fcntl
 import functools
 import logging
 import os
 import pathlib
 import re
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from insec_jax.command import InputError, one_line
-from insec_jax.files import temporary
+from insec_jax.files import bucket_paths, credentials, temporary
+from insec_jax.files.bucket_paths import SCHEME, BucketPath, spool
 
-SCHEME = "gs://"
-SPOOL_PREFIX = "insec_gs_"
-NEW_SECONDS = 60
 KEPT_FOLDERS = ("tokenizer", "mined", "additional_chat_templates", "chat_templates")  # of a workdir or an HF folder
 STAYS = re.compile(r".*\.(safetensors|bin|pth|pt|gguf|h5|msgpack|onnx|onnx_data)|\..*", re.DOTALL)  # files not fetched
 BLOCK_BYTES = 1 << 25  # of an object in one request
 ATTEMPTS = 5  # to list and fetch a folder that others change
 # Of errors that gcsfs raises where the store refuses or does not answer.
 STORE_MODULES = ("gcsfs", "aiohttp", "requests", "google")
-
-
-class BucketPath(pathlib.PosixPath):
-  """Local copy of an object or a folder of a bucket. Formatted (f"{path}") it is the gs:// name; str() is local."""
-
-  __slots__ = ()
-
-  @property
-  def url(self) -> str:
-    """Return the gs:// name."""
-    return SCHEME + str(self.relative_to(_spool()))
-
-  def __format__(self, spec: str) -> str:
-    return format(self.url if self.is_relative_to(_spool()) else str(self), spec)
+# gcsfs, which reads this when it is imported, would ask another service for the kind of each bucket, and wait for it.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def local_copy(text: str, name: str) -> BucketPath:
   """Return the path of the local copy of gs://BUCKET/NAME, without fetching it; `name` is the flag or config key.
 
-  Raises InputError for another form, and where gcsfs is not installed.
+  Raises InputError as `bucket_paths.local_copy` does, and where gcsfs is not installed.
   """
-  parts = text.removeprefix(SCHEME).rstrip("/").split("/")
-  if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts) or not text.isprintable() or "#" in text:
-    raise InputError(f"{name}={text:.200} is no gs://BUCKET/NAME; give the name of a folder or file in a bucket")
-  _store()
-  path = BucketPath(_spool(), *parts)
-  with contextlib.suppress(OSError):  # a name that is too long: the caller refuses it
-    path.parent.mkdir(parents=True, exist_ok=True)
+  path = bucket_paths.local_copy(text, name)
+  _fsspec()
   return path
 
 
 @functools.cache
-def _store() -> Any:
-  """Return the file system of gcsfs, which Orbax uses too."""
-  # gcsfs would ask for the kind of each bucket through another service, and warn where it gets no answer.
-  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+def _fsspec() -> Any:
+  """Return fsspec with the settings of gcsfs, whose file system Orbax uses too."""
   for library in ("gcsfs", "google.auth"):  # they log, with tracebacks, errors that they also raise
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
@@ -82,40 +57,59 @@ def _store() -> Any:
     raise InputError(
       f"paths of gs:// need {error.name or 'gcsfs'}, which is not installed; pip install 'insec_jax[gcs]'"
     ) from None
-  for protocol in ("gcs", "gs"):  # a listing that was kept would hide what other processes write
-    fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
-  return fsspec.filesystem("gcs", finalize_on_close=True)
+  return fsspec
 
 
 @functools.cache
-def _spool() -> pathlib.Path:
-  """Return the folder of the local copies, which is removed when the process ends; those of killed ones are removed."""
-  for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{SPOOL_PREFIX}*"):
-    with contextlib.suppress(OSError):
-      if time.time() - folder.stat().st_mtime < NEW_SECONDS:  # perhaps just made, and locked in a moment
-        continue
-      handle = os.open(folder, os.O_RDONLY)
-      try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a living process it is locked
-        temporary.remove(folder)
-      finally:
-        os.close(handle)
-  spool = pathlib.Path(tempfile.mkdtemp(prefix=SPOOL_PREFIX))
-  fcntl.flock(os.open(spool, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)
-  temporary.owned_paths.add(spool)
-  atexit.register(temporary.remove, spool)
-  return spool.resolve()
+def _store() -> Any:
+  """Return the file system of gcsfs."""
+  fsspec = _fsspec()
+  with credentials.announced("credentials for gs:// from the metadata server of this machine"):
+    token = credentials.method()
+    for protocol in ("gcs", "gs"):  # a listing that was kept would hide what other processes write
+      fsspec.config.conf.setdefault(protocol, {}).update(use_listings_cache=False, token=token)
+    return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
 @contextlib.contextmanager
 def explained(path: pathlib.Path) -> Iterator[None]:
-  """Turn errors of the store inside the block into InputError or OSError with the name of the object."""
+  """Turn errors of the store inside the block into InputError or OSError with the name of the object.
+
+  Until the store has answered for the first time, a line on stderr says what is waited for.
+  """
+  global _has_answered
   try:
-    yield
+    with contextlib.nullcontext() if _has_answered else credentials.announced(f"an answer from the store ({path})"):
+      yield
+    _has_answered = True
   except Exception as error:
+    if isinstance(error, FileNotFoundError):
+      check_bucket(path)
     if (explanation := _explanation(error, f"{path}")) is None:
       raise
     raise explanation from None
+
+
+_has_answered = False
+_seen_buckets: set[str] = set()
+
+
+def check_bucket(path: pathlib.Path) -> None:
+  """Raise InputError where the bucket of a path is not there; it is asked for once in a process."""
+  if not isinstance(path, BucketPath) or path.bucket in _seen_buckets:
+    return
+  try:
+    _store().call("GET", "b/{}/o", path.bucket, maxResults=1)
+  except FileNotFoundError:
+    raise InputError(
+      f"{path}: there is no bucket {path.bucket}; correct the name, or make it (gcloud storage buckets create "
+      f"{SCHEME}{path.bucket})"
+    ) from None
+  except Exception as error:
+    if _explanation(error, f"{path}") is None:
+      raise
+    return  # this account may not list, or the store does not answer: it stays unknown
+  _seen_buckets.add(path.bucket)
 
 
 def _explanation(error: Exception, name: str) -> Exception | None:
@@ -124,10 +118,7 @@ def _explanation(error: Exception, name: str) -> Exception | None:
   if isinstance(error, FileNotFoundError):
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
   if code == "401" or "Anonymous caller" in said or type(error).__name__ == "DefaultCredentialsError":
-    return InputError(
-      f"{name} cannot be reached without credentials ({said}); run gcloud auth application-default login, or set "
-      "GOOGLE_APPLICATION_CREDENTIALS"
-    )
+    return InputError(f"{name} cannot be reached without credentials ({said}); {credentials.HINT}")
   if said.startswith("Forbidden") or code == "403":
     return InputError(
       f"{name}: permission denied ({said}); give this account the roles Storage Object User and Storage Legacy Bucket "
@@ -148,6 +139,7 @@ def refresh(path: pathlib.Path) -> bool:
     try:
       info = _store().info(path.url)
     except FileNotFoundError:
+      check_bucket(path)
       path.unlink(missing_ok=True)
       return False
     if info["type"] != "file":
@@ -214,6 +206,8 @@ def matches(pattern: BucketPath) -> list[BucketPath]:
   """Return the paths of the objects that a pattern (`*`, `?`, `[ab]`, `**`) matches, in order of their names."""
   with explained(pattern):
     found = _store().glob(pattern.url, detail=True)
+  if not found:
+    check_bucket(pattern)
   return sorted(_copy_of(info) for info in found.values() if info["type"] == "file")
 
 
@@ -222,12 +216,13 @@ def _listed(folder: BucketPath) -> list[dict[str, Any]]:
   try:
     entries = _store().ls(folder.url, detail=True)
   except FileNotFoundError:
+    check_bucket(folder)
     return []
   return [entry for entry in entries if _copy_of(entry) != folder and not entry["name"].endswith("//")]
 
 
 def _copy_of(info: dict[str, Any]) -> BucketPath:
-  return BucketPath(_spool(), info["name"].rstrip("/"))
+  return BucketPath(spool(), info["name"].rstrip("/"))
 
 
 def _get(infos: Sequence[dict[str, Any]]) -> None:
@@ -261,7 +256,7 @@ def publish(path: pathlib.Path, *, last: str = "") -> None:
   if not isinstance(path, BucketPath):
     return
   files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-  files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(_spool()).parts)]
+  files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(spool()).parts)]
   for file in sorted(files, key=lambda file: (file.name == last, file)):
     if (stamp := _stamp(file)) != _published.get(file):
       with explained(file):
@@ -274,7 +269,10 @@ def exists(path: pathlib.Path) -> bool:
   if os.path.lexists(path) or not isinstance(path, BucketPath):
     return os.path.lexists(path)
   with explained(path):
-    return bool(_store().exists(path.url))
+    found = bool(_store().exists(path.url))
+  if not found:
+    check_bucket(path)
+  return found
 
 
 def remove(path: pathlib.Path) -> None:
@@ -326,7 +324,10 @@ def check_metadata(folder: BucketPath) -> None:
 def is_object(path: BucketPath) -> bool:
   """Return whether the bucket has an object of this name, not only objects below it."""
   with explained(path):
-    return bool(_store().isfile(path.url))
+    found = bool(_store().isfile(path.url))
+  if not found:
+    check_bucket(path)
+  return found
 
 
 def size(path: BucketPath) -> int:

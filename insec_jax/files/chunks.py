@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from insec_jax.command import InputError
 from insec_jax.files import buckets
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.leases import lease
 from insec_jax.files.locks import one_writer
 from insec_jax.files.reading import local_path, parse_json

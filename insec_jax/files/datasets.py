@@ -34,7 +34,7 @@ Splits = dict[str, list[str]]  # "SUBSET/SPLIT" -> patterns
 
 def check(text: str, name: str) -> None:
   """Raise InputError unless the text has the form of a data set's files."""
-  if not DATASET.fullmatch(text):
+  if not DATASET.fullmatch(text) or {".", ".."} & set(text.split("/")):
     raise InputError(
       f"{name}={text}: not of the form hf://datasets/org/name[@revision][/SUBSET/SPLIT or /FILES]; correct it"
     )

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from insec_jax import stop_signal
 from insec_jax.command import FAILED, InputError
 from insec_jax.files import buckets
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.holder import HeldError, Holder, boot
 
 BEAT_SECONDS = 5.0
@@ -42,8 +42,6 @@ def lease(lock: BucketPath, what: str, name: str, *, waits: bool = False) -> Ite
       if time.monotonic() > deadline:
         raise InputError(f"{what} is being written by {held}; wait for its end, or give another {name}") from None
       time.sleep(0.2)
-    except FileNotFoundError:
-      raise InputError(f"{name}={what} cannot be written (there is no such bucket); make it first") from None
   _held[lock] = holder
   ended = threading.Event()
   beats = threading.Thread(target=_beat, args=(lock, holder, ended), daemon=True, name="lease")

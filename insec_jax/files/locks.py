@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from insec_jax import stop_signal
 from insec_jax.command import FAILED, InputError
 from insec_jax.files import buckets, temporary
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.holder import HeldError, Holder, boot
 from insec_jax.files.leases import lease
 from insec_jax.files.reading import PATH_ERRORS, kind_of

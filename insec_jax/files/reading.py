@@ -25,7 +25,11 @@ from insec_jax.files import buckets
 MOST_LINE_BYTES = 1 << 28  # of one JSON line, decompressed
 COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # first bytes -> end of the name
 NAMES = {".gz": "gzip", ".zst": "zstd"}
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+SCHEME = re.compile(r"(([A-Za-z][A-Za-z0-9+.-]+):/|(gs|hf|s3):)", re.IGNORECASE)
+NEEDED = {  # scheme -> what to write instead
+  "gs": "write gs://BUCKET/NAME, in small letters and with two slashes",
+  "hf": "give a model as org/name[@revision], and records (data.path) as hf://datasets/org/name",
+}
 # Errors about the given path, not about the state of the machine.
 PATH_ERRORS = (
   errno.ENOENT,
@@ -53,8 +57,10 @@ def local_path(text: str | os.PathLike, name: str) -> pathlib.Path:
   if not text:
     raise InputError(f"{name} is empty; give a path")
   is_remote = text.startswith(buckets.SCHEME)
-  if (scheme := SCHEME.match(text)) and not is_remote:
-    raise InputError(f"{name}={text}: {scheme[1]}:// is not supported; give a local path or gs://BUCKET/NAME")
+  if (match := SCHEME.match(text)) and not is_remote:
+    scheme = (match[2] or match[3]).lower()
+    needed = NEEDED.get(scheme, f"{scheme}:// is not supported; give a local path or gs://BUCKET/NAME")
+    raise InputError(f"{name}={text:.200}: {needed}")
   try:
     text.encode()
     path = buckets.local_copy(text, name) if is_remote else pathlib.Path(text).expanduser()

@@ -58,7 +58,7 @@ def _parts(text: str, name: str) -> list[str]:
 
 
 def _checked(part: str, name: str) -> str:
-  if part.startswith(datasets.SCHEME):
+  if part.lower().startswith("hf:"):  # also what is nearly the scheme
     datasets.check(part, name)
     return part
   return f"{local_path(part, name)}"

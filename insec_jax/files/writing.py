@@ -14,7 +14,7 @@ from typing import TextIO
 
 from insec_jax.command import InputError
 from insec_jax.files import buckets, temporary
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath, check_room
 from insec_jax.files.locks import LOCK, one_writer
 from insec_jax.files.reading import PATH_ERRORS, kind_of, local_path
 from insec_jax.files.temporary import partial_of
@@ -55,6 +55,7 @@ def _checked_object(path: BucketPath, text: str, name: str, inputs: Sequence[str
     raise InputError(f"{name}={text} is a folder; give the path of a file")
   if any(given.startswith(buckets.SCHEME) and local_path(given, name) == path for given in inputs):
     raise InputError(f"{name}={text} is a file that the program reads; give another path")
+  check_room(path, name)
   return path
 
 
@@ -110,6 +111,7 @@ def _bucket_folder_written(path: BucketPath, name: str) -> Iterator[None]:
   Large files may be written directly to the bucket inside the block. An object MARK is there from the first to the last
   moment: what a killed program has left beside it is removed.
   """
+  check_room(path, name)
   with one_writer(_beside(path), f"{path}", name):
     mark = path / MARK
     if buckets.read_now(mark) is not None:
@@ -166,6 +168,7 @@ def folder_writer(folder: pathlib.Path, name: str) -> Iterator[None]:
   if os.path.realpath(folder) == os.path.sep:
     raise InputError(f"{name}={folder} is the root of the file system; give a folder of its own")
   if isinstance(folder, BucketPath):
+    check_room(folder, name)
     if buckets.is_object(folder):
       raise InputError(f"{name}={folder} is a file; give the name of a folder")
     with one_writer(folder / LOCK, f"{folder}", name), _published_at_end(folder):

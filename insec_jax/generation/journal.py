@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from insec_jax.command import InputError
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.chunks import ChunkStore
 from insec_jax.generation.engine import Engine
 from insec_jax.generation.sampler import SampledTokens

@@ -17,7 +17,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.files import buckets
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.reading import open_to_read, parse_json
 
 LARGEST = 1 << 60  # bytes that an entry of a header may claim to have

@@ -29,7 +29,7 @@ from insec_jax.command import DivergedError, InputError, is_refusal
 from insec_jax.config import Config
 from insec_jax.distributed.processes import Processes
 from insec_jax.files import buckets
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.training import metrics
 from insec_jax.training.fingerprints import array_types, compare_trees, fingerprints, not_finite
 from insec_jax.training.layout import (

@@ -22,7 +22,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.files import buckets
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.reading import open_to_read, read_json
 from insec_jax.model import hf, hf_config, llama
 from insec_jax.training import metrics, sinks

@@ -14,7 +14,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.files import buckets
-from insec_jax.files.buckets import BucketPath
+from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.reading import open_to_read, read_text
 from insec_jax.files.writing import write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES

@@ -10,7 +10,7 @@ import pytest
 from bucketkit import point_at, times
 
 from insec_jax.command import InputError, is_refusal, machine_refusal
-from insec_jax.files import buckets, leases
+from insec_jax.files import buckets, credentials, leases, sources
 from insec_jax.files.reading import folder_to_read, local_path, read_json, read_json_lines
 from insec_jax.files.writing import check_output, folder_writer, folder_written_whole, written_whole
 
@@ -22,12 +22,6 @@ def test_a_path_of_a_bucket_is_a_local_copy_that_is_shown_by_its_gs_name(bucket)
   assert f"{path.parent}" == f"{bucket.url}/runs"
   assert f"{(path / 'x').with_suffix('.y')}" == f"{bucket.url}/runs/a/x.y"
   assert [*path.parent.iterdir()] == []
-
-
-@pytest.mark.parametrize("text", ["gs://bucket", "gs://", "gs://b//x", "gs://b/../x", "gs://b/a#1"])
-def test_a_name_that_is_no_object_is_one_line(text):
-  with pytest.raises(InputError, match=rf"^--model={re.escape(text)} is no gs://BUCKET/NAME; give the name"):
-    local_path(text, "--model")
 
 
 def test_a_json_file_of_a_bucket_is_read_and_a_missing_one_is_one_line(bucket):
@@ -158,8 +152,6 @@ def test_a_folder_is_written_with_config_json_last_and_a_killed_one_is_replaced(
   assert bucket.names() == ["hf/config.json", "hf/model.safetensors", "hf/z.json"]
   with pytest.raises(InputError, match="already and not empty"), folder_written_whole(path):
     pass
-  with pytest.raises(InputError, match="s3:// is not supported"):
-    local_path("s3://a/b", "--output")
 
 
 def test_an_object_that_is_not_written_to_its_end_does_not_appear(bucket, monkeypatch):
@@ -220,12 +212,47 @@ def write(bucket):
   [
     (403, r"InputError: gs://BUCKET/.a.lock: permission denied \(Forbidden: .*roles Storage Object User and"),
     (401, r"InputError: gs://BUCKET/.a.lock cannot be reached without credentials \(.*run gcloud auth application-def"),
-    (404, r"InputError: --output=gs://BUCKET/a cannot be written \(there is no such bucket\); make it first"),
     (503, r"OSError: the store does not answer \(.*503\): gs://BUCKET/.a.lock; look at the network"),
   ],
 )
 def test_what_the_store_refuses_is_one_line_that_says_what_to_do(faulty, status, said):
   assert re.match(said, refused(faulty, times(99, "upload", status), write))
+
+
+USES = {
+  "read": lambda url: read_json(local_path(url, "--x"), "a file"),
+  "matched": lambda url: sources.find(f"{url}/*.jsonl", "data.path"),
+  "folder": lambda url: folder_to_read(url, "--model"),
+  "exists": lambda url: buckets.exists(local_path(url, "--x")),
+  "written": lambda url: written_whole(url).__enter__(),
+  "exported": lambda url: folder_written_whole(local_path(url, "--output")).__enter__(),
+  "started": lambda url: folder_writer(local_path(url, "--workdir"), "--workdir").__enter__(),
+}
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize("name", USES)
+def test_a_bucket_that_is_not_there_is_named_with_the_command_that_makes_it(name):
+  line = r"^gs://no-bucket/\S+: there is no bucket no-bucket; correct the name, or make it \(gcloud storage buckets cre"
+  with pytest.raises(InputError, match=line):
+    USES[name](f"gs://no-bucket/{name}")
+
+
+def test_of_a_bucket_that_may_not_be_listed_a_missing_file_is_a_missing_file(faulty):
+  bucket, _ = faulty(times(99, r"/o\?", 403, "GET"))
+  with pytest.raises(InputError, match=r"cannot read gs://.*/c.json \(No such file|permission denied"):
+    read_json(local_path(f"{bucket.url}/c.json", "--x"), "a file")
+
+
+@pytest.mark.usefixtures("quick_repeats")
+def test_a_store_that_is_slow_to_answer_at_first_is_named_while_it_is_waited_for(faulty, monkeypatch, capsys):
+  monkeypatch.setattr(credentials, "PATIENCE_SECONDS", 0.1)
+  monkeypatch.setattr(buckets, "_has_answered", False)
+  bucket, _ = faulty(times(1, "a.json", 0.4, "GET"))
+  bucket.write("a.json", b"{}")
+  for _ in range(2):
+    buckets.refresh(local_path(f"{bucket.url}/a.json", "--x"))
+  assert capsys.readouterr().err == f"waiting for an answer from the store ({bucket.url}/a.json)\n"
 
 
 @pytest.mark.usefixtures("quick_repeats")
@@ -237,7 +264,7 @@ def test_a_store_that_does_not_answer_is_an_error_of_the_machine(monkeypatch):
 
 
 def test_without_gcsfs_the_error_names_the_extra(monkeypatch):
-  buckets._store.cache_clear()
+  buckets._fsspec.cache_clear()
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   with pytest.raises(InputError, match=r"pip install 'insec_jax\[gcs\]'"):
     local_path("gs://bucket/a", "--x")
