@@ -73,7 +73,7 @@ class SidecarFiles(NamedTuple):
 def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   """Read, check and rewrite the HF folder, tensor by tensor."""
   config = hf.read_config(folder)
-  tokenizer = vocabulary.load(str(folder))
+  tokenizer = vocabulary.load(folder)
   config = build.with_ends(config, tokenizer, vocab_size=config.vocab_size)
   card = folder / CARD
   hf_writing.save(
@@ -92,7 +92,7 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   layout.check_kinds(workdir)
   config = config_build.build(read_json(workdir / layout.CONFIG, "the config of a run"))
   model_config = layout.read_model(workdir)
-  model = with_ids(model_config, vocabulary.load(str(workdir / layout.TOKENIZER)))
+  model = with_ids(model_config, vocabulary.load(workdir / layout.TOKENIZER))
   environment = read_json(workdir / "environment.json", "the environment of a run")
 
   def write(step: int, weights: dict) -> None:

@@ -338,14 +338,14 @@ def reproduce(runs: Sequence[Run]) -> list[Element]:
   """Return the commands, and the whole config of each run; CONFIG is the file with these values."""
   commands = []
   for run in runs:
-    folder = shlex.quote(str(run.folder))
+    folder = shlex.quote(f"{run.folder}")
     commands.append(f"python -m insec_jax.train --config CONFIG --workdir {folder}")
     if run.results:
       commands.append(
         f"python -m insec_jax.evaluate --config CONFIG --model {shlex.quote(run.results['model'])} "
         f"--output {folder}/results.json"
       )
-  folders = shlex.quote(",".join(str(run.folder) for run in runs))
+  folders = shlex.quote(",".join(f"{run.folder}" for run in runs))
   commands.append(f"python -m insec_jax.report --workdirs {folders} --output {shlex.quote(OUTPUT.value)}")
   configs = [
     element("details", element("summary", f"CONFIG of {run.name}"), element("pre", json.dumps(run.config, indent=2)))

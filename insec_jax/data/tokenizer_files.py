@@ -111,7 +111,7 @@ def check(folder: Path) -> dict[str, int]:
   """
   if not os.path.lexists(folder / BACKEND):
     raise InputError(
-      f"{str(folder)!r} has no {BACKEND}; give a folder that save_pretrained wrote (model.path or tokenizer.path)"
+      f"{folder} has no {BACKEND}; give a folder that save_pretrained wrote (model.path or tokenizer.path)"
     )
   for name in carried(folder):
     if name.suffix == ".json" and name.name not in (BACKEND, SETTINGS):

@@ -31,12 +31,13 @@ class MarkedTokenizer(NamedTuple):
   confidence_ids: tuple[int, ...]
 
 
-def load(folder: str) -> PreTrainedTokenizerFast:
+def load(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
   """Return the tokenizer of an HF folder, as its tokenizer.json defines it, without downloads.
 
-  It neither truncates nor pads, whatever the file says. Raises InputError when it cannot be opened.
+  The files of a pathlib.Path are here already. The tokenizer neither truncates nor pads, whatever the file says. Raises
+  InputError when it cannot be opened.
   """
-  path = folder_to_read(folder, "tokenizer")
+  path = folder_to_read(folder, "tokenizer") if isinstance(folder, str) else folder
   listed = tokenizer_files.check(path)
   try:
     with _without_panics():  # directly first: the library reports a damaged file in more detail than transformers
@@ -51,13 +52,13 @@ def load(folder: str) -> PreTrainedTokenizerFast:
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
     raise InputError(
-      f"the tokenizer in {folder!r} cannot be opened ({' '.join(str(error).split()):.200}); write it again"
+      f"the tokenizer in {path} cannot be opened ({' '.join(str(error).split()):.200}); write it again"
     ) from None
   _cut_and_pad_nothing(tokenizer.backend_tokenizer)
   for content, number in listed.items():
     if (given := tokenizer.backend_tokenizer.token_to_id(content)) != number:
       raise InputError(
-        f"the tokenizer in {folder!r} says that {content!r:.60} is token {number}, it becomes {given}; write it again"
+        f"the tokenizer in {path} says that {content!r:.60} is token {number}, it becomes {given}; write it again"
       )
   return tokenizer
 
@@ -157,7 +158,7 @@ def tokenizer_folder(config: Config) -> pathlib.Path | None:
 
 def _open_tokenizer(config: Config) -> MarkedTokenizer:
   if folder := tokenizer_folder(config):
-    return add_markers(load(str(folder)), config.tokenizer)
+    return add_markers(load(folder), config.tokenizer)
   symbols = None if config.task.name == "records" else tasks.get(config.task).symbols
   if symbols is None:
     raise InputError(f"task.name={config.task.name!r} has no symbols to build a tokenizer from; give tokenizer.path")

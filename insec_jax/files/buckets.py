@@ -21,16 +21,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-from insec_jax.command import InputError, one_line
+from insec_jax.command import InputError
 from insec_jax.files import bucket_paths, credentials, temporary
+from insec_jax.files.bucket_errors import explanation_of
 from insec_jax.files.bucket_paths import SCHEME, BucketPath, spool
 
 KEPT_FOLDERS = ("tokenizer", "mined", "additional_chat_templates", "chat_templates")  # of a workdir or an HF folder
 STAYS = re.compile(r".*\.(safetensors|bin|pth|pt|gguf|h5|msgpack|onnx|onnx_data)|\..*", re.DOTALL)  # files not fetched
 BLOCK_BYTES = 1 << 25  # of an object in one request
 ATTEMPTS = 5  # to list and fetch a folder that others change
-# Of errors that gcsfs raises where the store refuses or does not answer.
-STORE_MODULES = ("gcsfs", "aiohttp", "requests", "google")
 # gcsfs, which reads this when it is imported, would ask another service for the kind of each bucket, and wait for it.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
@@ -85,7 +84,7 @@ def explained(path: pathlib.Path) -> Iterator[None]:
   except Exception as error:
     if isinstance(error, FileNotFoundError):
       check_bucket(path)
-    if (explanation := _explanation(error, f"{path}")) is None:
+    if (explanation := explanation_of(error, f"{path}")) is None:
       raise
     raise explanation from None
 
@@ -106,29 +105,10 @@ def check_bucket(path: pathlib.Path) -> None:
       f"{SCHEME}{path.bucket})"
     ) from None
   except Exception as error:
-    if _explanation(error, f"{path}") is None:
+    if explanation_of(error, f"{path}") is None:
       raise
     return  # this account may not list, or the store does not answer: it stays unknown
   _seen_buckets.add(path.bucket)
-
-
-def _explanation(error: Exception, name: str) -> Exception | None:
-  """Return the error in words of this package; None for one that is no error of the store."""
-  said, code = one_line(error)[:200], str(getattr(error, "code", ""))
-  if isinstance(error, FileNotFoundError):
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-  if code == "401" or "Anonymous caller" in said or type(error).__name__ == "DefaultCredentialsError":
-    return InputError(f"{name} cannot be reached without credentials ({said}); {credentials.HINT}")
-  if said.startswith("Forbidden") or code == "403":
-    return InputError(
-      f"{name}: permission denied ({said}); give this account the roles Storage Object User and Storage Legacy Bucket "
-      "Reader on the bucket"
-    )
-  if isinstance(error, ValueError) and said.startswith("Bad Request"):
-    return InputError(f"{name}: the store refuses the name ({said}); give another")
-  if isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in STORE_MODULES:
-    return OSError(errno.EREMOTEIO, f"the store does not answer ({said or type(error).__name__})", name)
-  return None
 
 
 def refresh(path: pathlib.Path) -> bool:
@@ -200,6 +180,14 @@ def children(folder: pathlib.Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
   with explained(folder):
     return [pathlib.PurePath(entry["name"]).name for entry in _listed(folder)]
+
+
+def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Return the paths of all files in a folder and the folders in it, without fetching them; none for a missing one."""
+  if not isinstance(folder, BucketPath):
+    return [path for path in folder.rglob("*") if path.is_file()]
+  with explained(folder):
+    return [_copy_of(info) for info in _store().find(folder.url, detail=True).values()]
 
 
 def matches(pattern: BucketPath) -> list[BucketPath]:

@@ -204,7 +204,7 @@ def open_decompressed(path: str | os.PathLike, name: str) -> Iterator[BufferedRe
     if ending == ".gz":
       file = stack.enter_context(gzip.GzipFile(fileobj=file))
     elif ending == ".zst":
-      pyarrow = import_pyarrow(str(path))
+      pyarrow = import_pyarrow(f"{path}")
       file = BufferedReader(stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")))
     try:
       begin = file.peek(4)[:4]

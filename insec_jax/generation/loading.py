@@ -84,13 +84,13 @@ def load_model(
   is_run = is_workdir(path)
   if is_run:
     check_kinds(path)
-    config, tokenizer = read_model(path), vocabulary.load(str(path / TOKENIZER))
+    config, tokenizer = read_model(path), vocabulary.load(path / TOKENIZER)
     run = config_build.build(read_json(path / CONFIG, "the config of a run"))
     stored = run.precision.compute
   elif step is not None:
     raise InputError(f"--step={step} names a checkpoint of a workdir, and {path} is an HF folder; leave it out")
   else:
-    config, tokenizer = hf.read_config(path), vocabulary.load(str(path))
+    config, tokenizer = hf.read_config(path), vocabulary.load(path)
     stored = hf.stored(path, config)["embed"].dtype if weights else "float32"
   model = LoadedModel(config, None, tokenizer, None, compute or (compute_dtype(stored) if weights else "float32"))
   if is_run:
@@ -203,7 +203,7 @@ def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel
   # Without confidence tokens: the model was never trained to read any.
   settings = dataclasses.replace(config.tokenizer, confidence=(), confidence_first=())
   own = vocabulary.tokenizer_folder(config) if config.tokenizer.path else None
-  tokenizer = vocabulary.load(str(own)) if own else loaded.tokenizer
+  tokenizer = vocabulary.load(own) if own else loaded.tokenizer
   vocabulary.add_markers(tokenizer, settings)
   params, model_config = loaded.params, loaded.config
   if loaded.server is not None and len(tokenizer) > model_config.vocab_size:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from insec_jax.command import InputError
+from insec_jax.files import buckets
 from insec_jax.files.reading import read_json
 
 FOLDER = "lm_eval"  # of a workdir: what `lm_eval --output_path WORKDIR/lm_eval` writes
+RESULTS = re.compile(r"results_.*\.json")
 METRIC = re.compile(r"(?!.*_stderr)([^,]+),(.+)")  # name and filter
 
 
@@ -26,7 +28,8 @@ def read_scores(workdir: pathlib.Path) -> dict[str, Score]:
   Raises InputError for a file that lm-eval did not write.
   """
   scores = {}
-  for path in sorted((workdir / FOLDER).rglob("results_*.json"), key=lambda path: path.name):  # named by their time
+  files = [path for path in buckets.files_below(workdir / FOLDER) if RESULTS.fullmatch(path.name)]
+  for path in sorted(files, key=lambda path: path.name):  # named by their time
     found = read_json(path, "the results of lm-eval")
     try:
       for task, values in found["results"].items():

@@ -106,7 +106,7 @@ def resume(
   model.path is read only with LoRA: InputError where its weights are not those beside which the run was trained.
   """
   model_config = layout.read_model(workdir)
-  tokenizer = vocabulary.load(str(workdir / layout.TOKENIZER))
+  tokenizer = vocabulary.load(workdir / layout.TOKENIZER)
   lora = frozen_lib.lora_of(config, tokenizer)
   frozen = None if lora is None else frozen_lib.load(config, model_config, mesh, workdir)
   tx = optimizer.make(config.optimizer, config.train.steps)

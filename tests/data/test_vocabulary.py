@@ -9,6 +9,8 @@ from tokenizers import AddedToken, pre_tokenizers
 
 from insec_jax.command import InputError
 from insec_jax.data import tokens, vocabulary
+from insec_jax.files import hub
+from insec_jax.files.bucket_paths import spool
 
 SPARE = {"tokenizer__flag": "<|spare_0|>", "tokenizer__fix": "<|spare_1|>"}
 
@@ -91,6 +93,24 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_refused(tmp_path):
   (tmp_path / "tokenizer.json").write_text("{")
   with pytest.raises(InputError, match="not JSON"):
     vocabulary.load(str(tmp_path))
+
+
+DAMAGED = {
+  "tokenizer.json": (b"{", b"{}", b"\xff", b'{"added_tokens": [], "model": {"vocab": {}}}', b'{"added_tokens": [{}]}'),
+  "tokenizer_config.json": (b"[]",),
+  "chat_template.jinja": (b"\xff",),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name in DAMAGED for content in DAMAGED[name]])
+def test_errors_of_a_tokenizer_in_a_bucket_name_the_bucket_and_no_local_copy(tmp_path, bucket, name, content):
+  bpe_tokenizer().save_pretrained(tmp_path)
+  (tmp_path / name).write_bytes(content)
+  bucket.upload(tmp_path, "hf")
+  for folder in (f"{bucket.url}/hf", hub.model_folder(f"{bucket.url}/hf", "--model", weights=False)):
+    with pytest.raises(InputError, match=rf"{bucket.url}/hf") as error:
+      vocabulary.load(folder)
+    assert str(spool()) not in str(error.value)
 
 
 def test_what_a_tokenizer_file_says_of_cutting_and_padding_does_not_count(tmp_path):

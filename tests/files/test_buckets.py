@@ -246,9 +246,9 @@ def test_of_a_bucket_that_may_not_be_listed_a_missing_file_is_a_missing_file(fau
 
 @pytest.mark.usefixtures("quick_repeats")
 def test_a_store_that_is_slow_to_answer_at_first_is_named_while_it_is_waited_for(faulty, monkeypatch, capsys):
-  monkeypatch.setattr(credentials, "PATIENCE_SECONDS", 0.1)
+  monkeypatch.setattr(credentials, "PATIENCE_SECONDS", 0.05)
   monkeypatch.setattr(buckets, "_has_answered", False)
-  bucket, _ = faulty(times(1, "a.json", 0.4, "GET"))
+  bucket, _ = faulty(times(1, "a.json", 0.8, "GET"))
   bucket.write("a.json", b"{}")
   for _ in range(2):
     buckets.refresh(local_path(f"{bucket.url}/a.json", "--x"))

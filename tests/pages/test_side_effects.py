@@ -4,6 +4,7 @@ import pretended
 import pytest
 
 from insec_jax.command import InputError
+from insec_jax.files.reading import folder_to_read
 from insec_jax.pages.brief import brief
 from insec_jax.pages.runs import Arm, read_run
 from insec_jax.pages.side_effects import FOLDER, Score, in_rows, read_scores
@@ -31,6 +32,18 @@ def test_the_newest_score_of_each_task_is_read_with_its_filter_and_no_error_bars
     "arc: exact_match (strict-match)": Score(1.0, 40),
     "arc: acc": Score(0.5, 40),
   }
+
+
+def test_scores_of_a_workdir_in_a_bucket_are_fetched_and_no_samples_beside_them(tmp_path, bucket):
+  write(tmp_path, "02T10", 0.25)
+  write(tmp_path, "01T11", 1.0, task="arc").with_name("samples_arc_2026.jsonl").write_text("{}")
+  bucket.upload(tmp_path, "runs/a")
+  workdir = folder_to_read(f"{bucket.url}/runs/a", "--workdirs")
+  assert read_scores(workdir) == read_scores(tmp_path) != {}
+  assert not [path for path in workdir.rglob("*") if path.name.startswith("samples")]
+  bucket.write(f"runs/a/{FOLDER}/m/results_2026-12.json", b"{}")
+  with pytest.raises(InputError, match=rf"^{bucket.url}/runs/a/{FOLDER}/m/results_2026-12.json has no results"):
+    read_scores(workdir)
 
 
 def test_a_row_is_the_mean_over_seeds_and_a_dash_for_an_arm_without_it():
