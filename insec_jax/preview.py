@@ -1,6 +1,8 @@
 """Preview of a config: its mask receipt and first examples, each token coloured by its role. No model is loaded.
 
 python -m insec_jax.preview --config configs/X.py [--num N] [--html FILE]
+
+Rows of data.cache are read, or made and kept there, as train does.
 """
 
 from absl import flags
@@ -23,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.data import packing, pipeline, receipt, template, vocabulary
+from insec_jax.data import cache, pipeline, template, vocabulary
 from insec_jax.data.tokens import Example
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.method import roles
@@ -39,21 +41,18 @@ def main() -> None:
     check_output(HTML.value, "--html", config_file.files_read(config))
   tokenizer = vocabulary.open_tokenizer(config).tokenizer
   template.fix_date(tokenizer, template.today())
-  held: list[str] = []
-  examples, long_train = pipeline.load_examples(config, tokenizer, "train", held_out=held)
-  # Loaded for its errors, which would else appear only in training.
-  _, long_heldout = pipeline.load_examples(config, tokenizer, "heldout")
-  left_out = receipt.LeftOut(long_train, long_heldout, tuple(held))
-  totals, rows = receipt.Totals().plus(examples), packing.pack(examples, config.data.row_length)
-  text = receipt.receipt(totals, rows, config, left_out)
+  if line := cache.unused(config):
+    print(line, file=sys.stderr, flush=True)
+  text = pipeline.load_data(config, tokenizer).receipt
   print(text)
   if config.rounds:
     print(f"rounds={config.rounds} will mix in mined records, {config.mistakes.mined:.0%} of all; none is here yet\n")
-  for example in examples[: NUM.value]:
+  examples = pipeline.first_examples(config, tokenizer, NUM.value)
+  for example in examples:
     print(coloured(example, tokenizer) if sys.stdout.isatty() else marked(example, tokenizer))
   if HTML.value is not None:
     with written_whole(HTML.value, "--html") as file:
-      file.write(page(text, examples[: NUM.value], tokenizer, config))
+      file.write(page(text, examples, tokenizer, config))
 
 
 def token_texts(token_T: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[str]:

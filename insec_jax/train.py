@@ -47,6 +47,7 @@ import jax
 
 from insec_jax.config import Config
 from insec_jax.config_build import build
+from insec_jax.data import cache
 from insec_jax.distributed import rendezvous
 from insec_jax.distributed.processes import Processes, joined
 from insec_jax.files.reading import local_path
@@ -78,6 +79,8 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
   if processes.is_first:
     sinks.check(config.log)
     layout.check_workdir(workdir, config)
+    if line := cache.unused(config):
+      processes.say(line)
   # Process 0 lists for all: on a network drive a file may appear later on another host.
   saved_steps = processes.gather("the search for checkpoints", layout.steps(workdir) if processes.is_first else None)[0]
   processes.agree(

@@ -20,7 +20,9 @@ import datakit
 from ml_collections import ConfigDict
 
 def get_config(error=""):
+  error, _, cache = error.partition("/")
   values = copy.deepcopy(datakit.VALUES)
+  values["data"] |= dict(cache=cache)
   if error:
     values["mistakes"] |= dict(source="injected", share=1.0, classes=(error,), unit="sentence", reason="paper")
     values["data"] |= dict(template="chat")
@@ -99,12 +101,23 @@ SHOWN = {
 }
 
 
+WITH_CACHE = ("made", "read")  # a cache of rows, by the first and the second preview
+
+
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory):
-  """What a run with mistakes of each class gave, by class."""
+  """What a run with mistakes of each class gave, by class, and what runs with a cache gave."""
   folder = lay_out(tmp_path_factory.mktemp("prose"), STORIES, IM_TEMPLATE)
-  found = run("preview", *([f"--config=config.py:{error}"] for error in SHOWN), folder=folder)
-  return dict(zip(SHOWN, found, strict=True))
+  lines = {error: [f"--config=config.py:{error}"] for error in SHOWN}
+  lines |= {name: ["--config=config.py:number/rows"] for name in WITH_CACHE}
+  found = dict(zip(lines, run("preview", *lines.values(), folder=folder), strict=True))
+  return found | {"rows": list((folder / "rows").glob("rows-*"))}
+
+
+def test_preview_puts_rows_into_the_cache_and_shows_the_same_with_them(prose):
+  assert prose["made"] == prose["number"]
+  assert prose["read"] == prose["number"]
+  assert len(prose["rows"]) == 1
 
 
 @pytest.mark.parametrize("error", SHOWN)

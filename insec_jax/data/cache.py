@@ -1,16 +1,20 @@
 """Cache of rows: those of records are made once, in files that later starts map into memory without reading a record.
 
   FOLDER/rows-KEY/train_token.npy ...    fields of the rows, in NumPy's format
-  FOLDER/rows-KEY/data.json              receipt, records left out, digest; written last
+  FOLDER/rows-KEY/data.json              receipt, records left out, digest; size, time and SHA-256 of each other file
   FOLDER/files/NAME.json                 SHA-256 of a file of records, with the size and time it was taken at
 
 KEY is a digest of all that rows depend on: the content and name of each file of records, the tokenizer, the config, the
 code of this package that makes rows, and the libraries that it uses. A folder is whole or not there. Processes that
 want the same rows wait for the one that makes them. Nothing is deleted here by this package; FOLDER can be at any time.
+
+A start compares the size and the time of each file with data.json. A file of another time, such as a copy of the cache
+has, is read once through for its SHA-256, a second for each gigabyte; one of other content is refused.
 """
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -18,7 +22,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
+from insec_jax.config_build import reads_records
 from insec_jax.data.packing import Rows
 from insec_jax.data.receipt import Data, LeftOut
 from insec_jax.data.storage import Disk, Storage, path_of
@@ -35,7 +40,7 @@ from insec_jax.files import locks, sources
 from insec_jax.files.reading import open_to_read, read_json
 from insec_jax.files.writing import folder_written_whole, write_text
 
-FORMAT = 1  # of the files
+FORMAT = 2  # of the files
 PACKAGE = pathlib.Path(__file__).parents[1]
 CODE = ("data", "files", "method")  # folders of the package that make rows
 PACKAGES = ("tokenizers", "transformers", "jinja2", "numpy")
@@ -66,6 +71,16 @@ def shared(config: Config, tokenizer: PreTrainedTokenizerFast, make: Callable[[S
   return _read(path)
 
 
+def unused(config: Config) -> str:
+  """Return a line about a data.cache into which nothing is put; empty where there is no such cache."""
+  if not config.data.cache or reads_records(config):
+    return ""
+  return (
+    f"data.cache={config.data.cache} is not used: it keeps rows of records, and task.name={config.task.name!r} makes "
+    "its problems at each start"
+  )
+
+
 def _make_folder(folder: pathlib.Path) -> None:
   try:
     (folder / "files").mkdir(parents=True, exist_ok=True)
@@ -74,24 +89,62 @@ def _make_folder(folder: pathlib.Path) -> None:
 
 
 def _write(path: pathlib.Path, make: Callable[[Storage], Data]) -> None:
-  with folder_written_whole(path, "data.cache") as partial:
+  with _room_needed(path.parent), folder_written_whole(path, "data.cache") as partial:
     data = make(Disk(partial))
     left_out = dataclasses.asdict(data.left_out)
     held = {"digest": data.digest, "most_token": data.most_token, "most_position": data.most_position}
-    write_text(partial / META, json.dumps({"receipt": data.receipt, "left_out": left_out, **held}))
+    files = {file.name: _written(file) for file in sorted(partial.glob("*.npy"))}
+    write_text(partial / META, json.dumps({"receipt": data.receipt, "left_out": left_out, **held, "files": files}))
+
+
+@contextlib.contextmanager
+def _room_needed(folder: pathlib.Path) -> Iterator[None]:
+  """Add the key and its folder to the error of a full disk inside the block."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    said = f"{os.strerror(error.errno)} for the rows of data.cache"
+    raise OSError(error.errno, said, str(folder)) from None
+
+
+def _written(path: pathlib.Path) -> dict[str, Any]:
+  """Return size, time and SHA-256 of a file, after its content has reached the disk."""
+  with path.open("rb") as file:
+    os.fsync(file.fileno())
+    status = os.fstat(file.fileno())
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  return {"size": status.st_size, "time": status.st_mtime_ns, "sha256": digest}
 
 
 def _read(path: pathlib.Path) -> Data:
-  held = read_json(path / META, "data.cache")
   try:
+    held = read_json(path / META, "data.cache")
+    for name, written in held.pop("files").items():
+      _check_file(path / name, written)
     left_out = held.pop("left_out")
     too_long = {split: tuple(TooLong(*record) for record in left_out[split]) for split in ("train", "heldout")}
     out = LeftOut(**too_long, prompts_held_out=tuple(left_out["prompts_held_out"]))
     return Data(_rows(path, "train"), _rows(path, "heldout"), left_out=out, **held)
-  except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
-    raise InputError(
-      f"{path} is damaged ({type(error).__name__}: {error!s:.100}); delete it, it is made anew"
-    ) from None
+  except (InputError, KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
+    raise _damaged(path, error) from None
+
+
+def _check_file(path: pathlib.Path, written: dict[str, Any]) -> None:
+  """Raise InputError for a file of another size or content than was written; one of the same time is not read."""
+  status = path.stat()
+  if status.st_size != written["size"]:
+    raise InputError(f"{path.name} has {status.st_size:,} bytes, {written['size']:,} were written")
+  if status.st_mtime_ns != written["time"]:
+    with path.open("rb") as file:
+      if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
+        raise InputError(f"{path.name} has another content than was written")
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+  said = str(error).partition("; ")[0] if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+  return InputError(f"data.cache: {path} is damaged ({said:.200}); delete it, it is made anew")
 
 
 def _rows(path: pathlib.Path, split: str) -> Rows:
@@ -135,7 +188,10 @@ def _content(folder: pathlib.Path, source: sources.Source) -> str:
     at: dict[str, Any] = {"path": os.path.realpath(source.path), "size": before.st_size, "time": before.st_mtime_ns}
     note = folder / "files" / f"{hashlib.sha256(at['path'].encode()).hexdigest()[:32]}.json"
     if note.is_file():
-      noted = read_json(note, "data.cache")
+      try:
+        noted = read_json(note, "data.cache")
+      except InputError as error:
+        raise _damaged(note, error) from None
       if {name: noted.get(name) for name in at} == at:
         return str(noted.get("sha256"))
     content = hashlib.file_digest(file, "sha256").hexdigest()

@@ -66,14 +66,11 @@ class Rows:
     return max((int(value_BT[start : start + BLOCK].max()) for start in range(0, len(self), BLOCK)), default=-1)
 
 
-def pack(examples: Sequence[Example], row_length: int) -> Rows:
-  """Return rows with every example whole, each in the first row with room for it, in order; deterministic."""
-  lengths = [len(example.token_T) for example in examples]
-  return fill(lengths, examples, row_length, lambda _, shape, value, dtype: np.full(shape, value, dtype))
-
-
 def fill(lengths: Sequence[int], examples: Iterable[Example], row_length: int, new: NewArray) -> Rows:
-  """Return the rows of `pack`, in arrays that `new(field, shape, value, dtype)` makes; examples are read once."""
+  """Return rows with every example whole, each in the first row with room for it, in order; deterministic.
+
+  `new(field, shape, value, dtype)` makes the arrays. The examples, which have these lengths, are read once.
+  """
   row_of_example, num_rows = _first_fit(lengths, row_length)
   dtypes = (np.int32, np.int32, np.int32, np.int8, np.float32, np.int32)
   rows = Rows(

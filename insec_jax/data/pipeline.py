@@ -6,7 +6,7 @@ Letters that end array names, beside those of model/llama.py: A micro-batch of a
 import contextlib
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import grain
@@ -81,25 +81,18 @@ def _pack(
   return _Packed(rows, totals), once
 
 
-def load_examples(
-  config: Config, tokenizer: PreTrainedTokenizerFast, split: str, *, held_out: list[str] | None = None
-) -> tuple[list[Example], tuple[TooLong, ...]]:
-  """Return the examples of the split "train" or "heldout", in a fixed order, and the records left out as too long.
-
-  Places of records whose prompt is held out are added to `held_out` (data.heldout_path).
-  Raises InputError when there are records and all are too long.
-  """
+def first_examples(config: Config, tokenizer: PreTrainedTokenizerFast, num: int) -> list[Example]:
+  """Return the first examples of the training split, at most `num`."""
   examples: list[Example] = []
-  left_out: list[TooLong] = []
-  for chunk, too_long in example_chunks(config, tokenizer, split, held_out=held_out):
-    examples += chunk
-    left_out += too_long
-  return examples, _checked(config, split, len(examples), left_out)
+  with contextlib.closing(example_chunks(config, tokenizer, "train")) as chunks:
+    while len(examples) < num and (chunk := next(chunks, None)) is not None:
+      examples += chunk[0]
+  return examples[:num]
 
 
 def example_chunks(
   config: Config, tokenizer: PreTrainedTokenizerFast, split: str, *, held_out: list[str] | None = None
-) -> Iterator[tuple[list[Example], list[TooLong]]]:
+) -> Generator[tuple[list[Example], list[TooLong]]]:
   """Yield the examples of a split and the records left out as too long, some records at a time, in order."""
   contents = mixture.transcripts(config, split, left_out=held_out)
   drops = config.data.too_long == "drop"

@@ -1,6 +1,7 @@
 """Storage of examples and rows while they are made: in memory, or in files of a folder."""
 
 import contextlib
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -55,8 +56,11 @@ class Disk:
     return contextlib.closing(_Spool(self._folder))
 
   def array(self, split: str, name: str, shape: tuple[int, int], value: int, dtype: Any) -> np.ndarray:
-    """Return an array that is mapped from a file."""
-    mapped = np.lib.format.open_memmap(path_of(self._folder, split, name), mode="w+", dtype=dtype, shape=shape)
+    """Return an array that is mapped from a file; OSError where the disk has no room for it."""
+    path = path_of(self._folder, split, name)
+    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:  # else a full disk ends the process by a signal when a page is written
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     if value:
       mapped[:] = value
     return mapped.view(np.ndarray)  # the same memory: indexing a memmap takes several times as long

@@ -1,17 +1,20 @@
 """Rows in files: the same as in memory, made once for all processes, and read without the records."""
 
 import dataclasses
+import errno
 import itertools
 import os
+import shutil
 import threading
 
 import numpy as np
 import pytest
 from datakit import bpe_tokenizer, config, gsm8k, pieces, question
 
-from insec_jax.command import InputError
+from insec_jax.command import InputError, machine_refusal
 from insec_jax.data import cache, pipeline, vocabulary
 from insec_jax.data.receipt import Data
+from insec_jax.data.storage import Disk
 
 LINES = [question(number) for number in range(40)] + [pieces(("prompt", "long?"), ("text", "9 " * 300))]
 OLD = 10**18  # ns: a time long ago
@@ -153,13 +156,93 @@ def test_rows_whose_making_fails_are_not_there(tmp_path):
   assert len(load(some).train) > 0
 
 
-def test_a_damaged_cache_is_named_and_may_be_deleted(tmp_path):
+def damage(name, content):
+  """A change of a file of the rows: bytes in place of it, or of those from the place that `content` gives."""
+
+  def change(folder):
+    path = folder / name
+    if content is None:
+      path.unlink()
+    else:
+      path.write_bytes(content(path.read_bytes()))
+
+  return change
+
+
+DAMAGES = {
+  "gone": (damage("train_role.npy", None), r"FileNotFoundError: .*train_role.npy"),
+  "cut": (damage("train_role.npy", lambda was: was[:-7]), r"train_role.npy has [0-9,]+ bytes, [0-9,]+ were written"),
+  # One id for another, both valid.
+  "changed": (
+    damage("train_token.npy", lambda was: was[:-4] + was[200:204]),
+    "train_token.npy has another content than",
+  ),
+  "no JSON": (damage("data.json", lambda was: was[:-9]), r"data.json: not JSON at column [0-9]+ \("),
+  "empty": (damage("data.json", lambda _: b""), "data.json: not JSON at column 1"),
+  "other JSON": (damage("data.json", lambda _: b"{}"), "KeyError: 'files'"),
+  "a list": (damage("data.json", lambda _: b"[]"), r"data.json holds \[\]; needed"),
+  "no UTF-8": (damage("data.json", lambda _: b"\xff"), "data.json: byte 0 is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_cache_is_named_and_may_be_deleted(tmp_path, name):
+  change, said = DAMAGES[name]
   some = cached(tmp_path)
   load(some)
   [folder] = (tmp_path / "cache").glob("rows-*")
-  (folder / "train_role.npy").unlink()
-  with pytest.raises(InputError, match=f"{folder} is damaged"):
+  change(folder)
+  with pytest.raises(InputError, match=rf"^data.cache: {folder} is damaged \(.*{said.partition('; ')[0]}") as error:
     load(some)
+  assert str(error.value).endswith("); delete it, it is made anew")
+  shutil.rmtree(folder)
+  assert_same(load(some), load(in_memory(some)))
+
+
+def test_a_damaged_note_on_a_file_of_records_is_named_too(tmp_path):
+  some = cached(tmp_path)
+  load(some)
+  [note] = (tmp_path / "cache" / "files").iterdir()
+  note.write_text("{")
+  with pytest.raises(InputError, match=rf"^data.cache: {note} is damaged \(.*not JSON .*delete it, it is made anew$"):
+    load(some)
+
+
+def test_files_are_read_at_a_start_only_if_their_time_has_changed(tmp_path, monkeypatch):
+  some = cached(tmp_path)
+  made = load(some)
+  hashed = []
+  digest = cache.hashlib.file_digest
+  monkeypatch.setattr(cache.hashlib, "file_digest", lambda file, name: hashed.append(file.name) or digest(file, name))
+  assert_same(load(some), made)
+  assert hashed == []
+  [folder] = (tmp_path / "cache").glob("rows-*")
+  os.utime(folder / "train_role.npy", (1, 1))
+  assert_same(load(some), made)
+  assert hashed == [str(folder / "train_role.npy")]
+
+
+@pytest.mark.parametrize("place", ["posix_fallocate", "fsync"])
+def test_a_full_disk_is_named_with_the_folder_of_the_cache_and_leaves_nothing(tmp_path, monkeypatch, place):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  some = cached(tmp_path)
+  cache.key(some, tokenizer(some))
+  with monkeypatch.context() as patched:
+    patched.setattr(os, place, full)
+    with pytest.raises(OSError, match="No space") as error:
+      load(some)
+  said = machine_refusal(error.value)
+  assert said.startswith(f"No space left on device for the rows of data.cache: {tmp_path}/cache; free some room")
+  assert [path.name for path in (tmp_path / "cache").iterdir()] == ["files"]
+  assert len(load(some).train) > 0
+
+
+def test_an_array_on_a_disk_has_its_room_before_it_is_written_to(tmp_path):
+  array = Disk(tmp_path).array("train", "token", (64, 4096), 0, np.int32)
+  status = (tmp_path / "train_token.npy").stat()
+  assert status.st_blocks * 512 >= status.st_size > array.nbytes
 
 
 def test_generated_problems_are_not_put_into_the_cache(tmp_path):
@@ -167,3 +250,6 @@ def test_generated_problems_are_not_put_into_the_cache(tmp_path):
   some = config(data__path="", mistakes__source="injected", data__cache=str(tmp_path / "cache"), **sizes)
   pipeline.load_data(some, vocabulary.open_tokenizer(some).tokenizer)
   assert not (tmp_path / "cache").exists()
+  said = "is not used: it keeps rows of records, and task.name='multiplication' makes its problems at each start"
+  assert cache.unused(some) == f"data.cache={tmp_path}/cache {said}"
+  assert cache.unused(in_memory(some)) == cache.unused(cached(tmp_path)) == ""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from insec_jax.command import InputError
-from insec_jax.data.packing import pack
+from insec_jax.data.packing import fill
 from insec_jax.data.tokens import Example
 
 
@@ -19,6 +19,12 @@ def example(token_T, role_T=None, weight_T=None, negative_T=None):
     0,
     1,
   )
+
+
+def pack(examples, row_length):
+  """Rows in memory."""
+  lengths = [len(example.token_T) for example in examples]
+  return fill(lengths, examples, row_length, lambda _, shape, value, dtype: np.full(shape, value, dtype))
 
 
 def random_examples(num=200, longest=30):

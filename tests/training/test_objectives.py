@@ -74,7 +74,7 @@ def test_one_config_value_makes_the_objective(name):
   config = datakit.config(**TASK, **change)
   assert len(change) == 1
   tokenizer = vocabulary.open_tokenizer(config).tokenizer
-  examples, _ = pipeline.load_examples(config, tokenizer, "train")
+  examples = pipeline.first_examples(config, tokenizer, 10**6)
   rows = pipeline.load_data(config, tokenizer).train
   batch = next(pipeline.in_order(rows, rows_per_step=len(rows), share=slice(None), negatives=config.loss.negatives))
   _, sums = gradients.gradient(batch, repeat=config.loss.repeat)
