@@ -34,8 +34,9 @@ Fields = Mapping[str, tuple[str, ...]]  # key of a format -> columns
 
 
 def parse(text: str) -> Fields:
-  """Return the columns of each key; InputError where a key has none, or is given twice."""
+  """Return the columns of each key; InputError where a key has none, or a key or a column is given twice."""
   fields: dict[str, tuple[str, ...]] = {}
+  used: set[str] = set()
   for part in text.split(","):
     key, equals, given = (word.strip() for word in part.partition("="))
     columns = tuple(column.strip() for column in given.split("+")) if equals else (key,)
@@ -43,13 +44,16 @@ def parse(text: str) -> Fields:
       raise InputError(f"data.fields={text}: {part!r} is not KEY=COLUMN; write such as {SHAPES['problem', 'solution']}")
     if key in fields:
       raise InputError(f"data.fields={text}: {key} is given twice; join its columns with +")
+    if twice := [column for column in columns if column in used or columns.count(column) > 1]:
+      raise InputError(f"data.fields={text}: the column {twice[0]} is given twice; each belongs to one key")
     fields[key] = columns
+    used |= set(columns)
   return fields
 
 
 def columns_of(fields: Fields) -> tuple[str, ...]:
-  """Return all columns that are read, each once."""
-  return tuple(dict.fromkeys(column for columns in fields.values() for column in columns))
+  """Return all columns that are read."""
+  return tuple(column for columns in fields.values() for column in columns)
 
 
 def mapped(fields: Fields, row: Mapping[str, Any], where: str) -> dict[str, Any]:

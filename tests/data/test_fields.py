@@ -54,6 +54,8 @@ WRONG = {
   "question=problem": "makes question; needed are answer and question; or messages",
   "question=problem,answer=": "'answer=' is not KEY=COLUMN; write such as question=problem,answer=solution",
   "text=problem,text=solution": "text is given twice",
+  "question=problem,answer=problem": "the column problem is given twice; each belongs to one key",
+  "text=problem+problem": "the column problem is given twice",
   "question=problm,answer=solution": ":1: has no column 'problm', it has chat, n, none, problem, solution",
   "question=problem,answer=none": ":1: answer is ''; must be text that is not empty",
   "question=problem,answer=n": ":1: answer is [3]; the columns of a key must all be texts, or all be lists",
@@ -76,4 +78,4 @@ def test_questions_by_other_names_are_checked_as_those_of_gsm8k(tmp_path):
   [named] = records.read(path, limit=0, columns="question=q,answer=a")
   [plain] = records.read(write_lines(tmp_path / "p.jsonl", [question(3)]), limit=0)
   assert named.content == plain.content
-  assert fields.columns_of(fields.parse("question=q+a, answer=a")) == ("q", "a")
+  assert fields.columns_of(fields.parse("question=q+b, answer=a")) == ("q", "b", "a")
