@@ -3,12 +3,15 @@
 Every error in one is an InputError with file and line.
 """
 
+import contextlib
 import os
 import pathlib
 import re
 import sys
 import traceback
 import types
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -20,9 +23,12 @@ from insec_jax.config import Config
 from insec_jax.config_types import shown
 from insec_jax.files import sources
 from insec_jax.files.bucket_paths import SCHEME
+from insec_jax.files.reading import SCHEME as REMOTE
 from insec_jax.files.reading import local_path, open_to_read
 
 MOST_BYTES = 1 << 20  # of a config file
+ARM = re.compile(r"[\w.+-]+")  # what may be proposed
+MOST_ARMS = 20  # that are listed
 
 
 class _Parser(flags.ArgumentParser):
@@ -31,12 +37,13 @@ class _Parser(flags.ArgumentParser):
   kind = "FILE[:ARM]"  # in the help
 
   def parse(self, path: str) -> ml_collections.ConfigDict:
-    if path.startswith(SCHEME):
+    if REMOTE.match(path):
       return load(path)
     file, colon, arm = path.partition(":")
     found = find(file)
     if str(found) != file:
-      print(f"--config={path} is {found}", file=sys.stderr, flush=True)
+      beside = f"; the file here is --config=./{path}" if os.path.isfile(file) else ""
+      print(f"--config={path} is {found}{beside}", file=sys.stderr, flush=True)
     return load(found, *([arm] if colon else []))
 
 
@@ -50,13 +57,15 @@ def shipped() -> dict[str, pathlib.Path]:
 def find(file: str) -> str | pathlib.Path:
   """Return the path of a config file: the text itself, or for the name of a config of this package its file.
 
-  A text with a slash or that ends in .py is a path, and so is the name of a file that exists. Raises InputError for
-  another name that the package does not have.
+  A text with a slash or that ends in .py is a path. The name of a config of this package is that config, whatever is in
+  the current folder; another name is that of a file. Raises InputError where there is none.
   """
-  if not file or "/" in file or file.endswith(".py") or os.path.isfile(file):
+  if not file or "/" in file or file.endswith(".py"):
     return file
   configs = shipped()
   if file not in configs:
+    if os.path.isfile(file):
+      return file
     raise InputError(
       f"{file:.100} is neither a file nor a config of this package; give a path, or one of {', '.join(configs)}"
     )
@@ -67,8 +76,9 @@ flags.disclaim_key_flags()  # --config is the program's: its --help has it
 
 
 CONFIG_HELP = (
-  "Config file of the experiment, or the name of one of this package, such as toy; --config.SECTION.KEY=VALUE "
-  "overrides a value of it. config.py has every key with its type, bounds and default."
+  "Config file of the experiment, or the name of one of this package, such as toy (a file toy of your own is ./toy), "
+  "with the arm after a colon; --config.SECTION.KEY=VALUE overrides a value of it. config.py has every key with its "
+  "type, bounds and default."
 )
 
 
@@ -98,7 +108,7 @@ def define_study_flags() -> None:
 def files_read(config: Config) -> list[str]:
   """Return the paths of the config file and of the records of a config, which no output may replace."""
   given = config_flags.get_config_filename(flags.FLAGS["config"])
-  own = given if os.path.exists(given) else str(find(given.partition(":")[0]))
+  own = str(find(given.partition(":")[0]))
   records = (config.data.path, config.data.heldout_path)
   return [own, *(file for text in records for file in sources.local_files(text))]
 
@@ -127,6 +137,8 @@ def load(file: str | pathlib.Path, *arm: str) -> ml_collections.ConfigDict:
   except InputError:
     raise
   except BaseException as error:  # also SystemExit: a program that has done nothing must not exit with 0
+    if isinstance(error, KeyError) and arm and error.args[:1] == arm:
+      raise InputError(_unknown_arm(path, arm[0], _arms(module.get_config, content, error), error)) from None
     raise InputError(_refusal(path, arm, error)) from None
   finally:
     if is_new:
@@ -150,15 +162,38 @@ def _compiled(path: pathlib.Path) -> types.CodeType:
     raise InputError(f"{path} is no Python file ({str(error) or type(error).__name__}); give a config file") from None
 
 
+def _unknown_arm(path: pathlib.Path, arm: str, arms: Sequence[str], error: KeyError) -> str:
+  named = f"give one of {', '.join(arms[:MOST_ARMS])}" if arms else "name one that it has"
+  return f"{path} has no arm {arm!r:.100} (line {(_lines_of(path, error) or [0])[-1]} looked it up); {named}"
+
+
+def _arms(get_config: Callable[[str], Any], program: types.CodeType, error: KeyError) -> list[str]:
+  """Return the arms of a config file: the texts in it, and where it raised, with which get_config returns a config."""
+  texts = [*(getattr(get_config, "__defaults__", None) or ())]
+  frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+  for code in (*frames[1:], program):  # the first is that of `load`
+    for value in code.co_consts:
+      texts += value if isinstance(value, tuple) else [value]
+  found = []
+  for text in dict.fromkeys(text for text in texts if isinstance(text, str) and ARM.fullmatch(text)):
+    with contextlib.suppress(Exception):
+      if isinstance(get_config(text), ml_collections.ConfigDict):
+        found.append(text)
+  return found
+
+
+def _lines_of(path: pathlib.Path, error: BaseException) -> list[int | None]:
+  """Return the lines of the file through which the error came."""
+  return [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+
+
 def _refusal(path: pathlib.Path, arm: tuple[str, ...], error: BaseException) -> str:
   """Return one line with the position and the error that the file has raised."""
-  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+  lines = _lines_of(path, error)
   try:
     said = printable(" ".join(str(error).split()))[:300]
   except Exception:
     said = ""
-  if isinstance(error, KeyError) and arm and error.args[:1] == arm:
-    return f"{path} has no arm {arm[0]!r:.100} (line {(lines or [0])[-1]} looked it up); name one that it has"
   what = f"{type(error).__name__}" + (f": {said}" if said else "")
   if not lines:  # get_config itself could not be called
     return f"{path}: get_config{arm!r:.100} cannot be called ({what}); an arm is given as --config=FILE:ARM"

@@ -54,13 +54,42 @@ def test_a_name_without_a_file_is_a_config_of_the_package(tmp_path, monkeypatch)
   (tmp_path / "toy").mkdir()  # a folder of runs, say
   assert config_file.find("toy").name == "toy.py"
   assert config_file.load(config_file.find("toy"), "clean").train.steps == 4_470
-  (tmp_path / "sudoku").write_text(GOOD)
-  for path in ("sudoku", "toy.py", "./toy", "", "/dev/zero"):
+  (tmp_path / "mine").write_text(GOOD)
+  for path in ("mine", "toy.py", "./toy", "", "/dev/zero"):
     assert config_file.find(path) == path
   with pytest.raises(
     InputError, match=r"tyo is neither a file nor a config of this package; .* graph, .*, sudoku, toy"
   ):
     config_file.find("tyo")
+
+
+def test_a_file_with_the_name_of_a_config_of_the_package_is_not_it_and_is_named(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "toy").write_text(GOOD)
+  assert config_file._Parser().parse("toy:clean").train.steps == 4_470
+  said = f"--config=toy:clean is {config_file.shipped()['toy']}; the file here is --config=./toy:clean\n"
+  assert capsys.readouterr().err == said
+  assert config_file._Parser().parse("./toy").train.steps == config.defaults().train.steps
+  assert capsys.readouterr().err == ""
+  assert "a file toy of your own is ./toy" in config_file.CONFIG_HELP
+
+
+ARMS = {
+  "toy": "clean, insec",
+  "llama31_8b": "tuned, shape",
+  "llama31_70b": "tuned, shape",  # by the file that it builds on
+  "sudoku": "injected, base, clean, ",
+}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_that_a_config_of_the_package_lacks_is_answered_with_those_it_has(name):
+  with pytest.raises(InputError, match=r"has no arm 'nosuch' \(line \d+ looked it up\); give one of .*") as error:
+    config_file.load(config_file.find(name), "nosuch")
+  given = str(error.value).partition("give one of ")[2].split(", ")
+  assert set(filter(None, ARMS[name].split(", "))) <= set(given)
+  for arm in given:
+    config_file.load(config_file.find(name), arm)
 
 
 def test_an_arm_that_the_file_lacks_is_named(tmp_path):
