@@ -129,7 +129,8 @@ def measure_model(config: Config, task: tasks.Task, *, process: int, num_process
     measured |= evaluate(writer, task, config)
     write(measured, config)
     return measured
-  journal = journaled(writer.sampler, OUTPUT.value, work(stored, config), process=process, num_processes=num_processes)
+  header, shared = work(stored, config), {"process": process, "num_processes": num_processes}
+  journal = journaled(writer.sampler, OUTPUT.value, header, is_free=is_free, **shared)
   writer.sampler = journal
   measured |= evaluate(writer, task, config)
   measured["seconds"] = round(measured["seconds"] + journal.seconds_before, 1)
@@ -141,8 +142,13 @@ def work(stored: LoadedModel, config: Config) -> dict[str, Any]:
 
   `stored` is the model without rows for markers that it lacks: the mean of a sharded matrix depends on the mesh.
   """
-  read = {name: value for name, value in flat(config).items() if name.partition(".")[0] in READ}
+  read = {name: value for name, value in flat(config).items() if name.partition(".")[0] in READ and not is_free(name)}
   return {"the weights": engine.identity(stored), "step": stored.step, "compute": stored.compute, **read}
+
+
+def is_free(key: str) -> bool:
+  """Return whether no text depends on this key of the config, so that it may differ when an evaluation goes on."""
+  return layout.is_free(key, ("evaluate.",))
 
 
 def write(measured: dict[str, Any], config: Config) -> None:

@@ -76,13 +76,20 @@ class ChunkStore:
   """Chunks of the file `output`, in one file a process; `header`, a JSON object, is all that the chunks depend on.
 
   `same_without` maps names that headers of earlier versions may have in addition to the value with which their work is
-  the same.
+  the same. Names for which `is_free` is True may be in addition with any value.
   """
 
-  def __init__(self, output: str, header: dict[str, Any], *, same_without: Mapping[str, Any] | None = None):
+  def __init__(
+    self,
+    output: str,
+    header: dict[str, Any],
+    *,
+    same_without: Mapping[str, Any] | None = None,
+    is_free: Callable[[str], bool] = lambda _: False,
+  ):
     self.folder = parts_of(output)
     self.header = json.loads(json.dumps(header))  # as after reading: lists for tuples
-    self._same_without = same_without or {}
+    self._same_without, self._is_free = same_without or {}, is_free
 
   def read(self) -> dict[int, Any]:
     """Return the value of each finished chunk, by chunk; raise InputError when a file is of other work."""
@@ -209,7 +216,8 @@ class ChunkStore:
     return values
 
   def _check_header(self, header: dict[str, Any], path: pathlib.Path) -> None:
-    for name in sorted(header.keys() | self.header.keys()):
+    additional = {name for name in header.keys() - self.header.keys() if self._is_free(name)}
+    for name in sorted(header.keys() - additional | self.header.keys()):
       was, now = header.get(name), self.header.get(name)
       if was != now and not (name in self._same_without and was == self._same_without[name]):
         raise InputError(

@@ -148,12 +148,22 @@ class Journal:
       self._finished |= {chunk: value for chunk, value in found.items() if value["process"] != self._process}
 
 
-def journaled(engine: Engine, output: str, header: dict[str, Any], *, process: int, num_processes: int) -> Journal:
+def journaled(
+  engine: Engine,
+  output: str,
+  header: dict[str, Any],
+  *,
+  process: int,
+  num_processes: int,
+  is_free: Callable[[str], bool] = lambda _: False,
+) -> Journal:
   """Return the engine with its calls kept beside the file `output`; `header` is all that the first call depends on.
+
+  Headers of earlier versions may also have names for which `is_free` is True.
 
   The caller is inside `chunks.one_process`. Raises InputError when the chunks there are of other work.
   """
-  store = ChunkStore(output, {**header, "format": FORMAT, "number of processes": num_processes})
+  store = ChunkStore(output, {**header, "format": FORMAT, "number of processes": num_processes}, is_free=is_free)
   return Journal(engine, store, process=process, num_processes=num_processes)
 
 

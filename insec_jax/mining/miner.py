@@ -52,7 +52,7 @@ from insec_jax.mining.records import (
   judge,
   with_trained_ends,
 )
-from insec_jax.training.layout import flat
+from insec_jax.training.layout import MINING, flat, is_free
 
 TEMPERATURE = 1.0  # of the samples
 SAMPLES_PER_CHUNK = 1024  # least number of samples between writes to disk
@@ -112,7 +112,7 @@ class Miner:
       "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
       "the seed of this mining": seed,
       "problems a chunk": self._per_chunk,
-      **flat(config),
+      **{key: value for key, value in flat(config).items() if not is_free(key, MINING)},
     }
 
   def chunk(self, number: int) -> dict[str, Any]:
@@ -298,7 +298,8 @@ def _place(meta: dict[str, Any]) -> str:
 
 def chunk_store(output: str, miner: Miner) -> ChunkStore:
   """Return the chunks of the miner's file, those of earlier versions included."""
-  return ChunkStore(output, miner.header, same_without={name: value for name, (value, _) in REMOVED.items()})
+  same = {name: value for name, (value, _) in REMOVED.items()}
+  return ChunkStore(output, miner.header, same_without=same, is_free=lambda key: is_free(key, MINING))
 
 
 def mine_chunks(

@@ -47,7 +47,7 @@ def lora_of(config: Config, tokenizer: PreTrainedTokenizerFast) -> Lora | None:
 
 def lora_of_workdir(config: Config, workdir: pathlib.Path) -> Lora | None:
   """Return `lora_of` of the run in a workdir."""
-  return lora_of(config, vocabulary.load(str(workdir / layout.TOKENIZER))) if config.lora.rank else None
+  return lora_of(config, vocabulary.load(workdir / layout.TOKENIZER)) if config.lora.rank else None
 
 
 def base_folder(config: Config, workdir: pathlib.Path | None) -> pathlib.Path | None:

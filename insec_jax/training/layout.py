@@ -15,7 +15,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from insec_jax.command import InputError
@@ -83,7 +83,7 @@ def check_workdir(workdir: pathlib.Path, config: Config):
     ) from error
   made, given = flat(made), flat(config)
   held = MINING if config.rounds else MINED if config.mistakes.mined else ()
-  differ = [key for key in made if made[key] != given[key] and (not is_free(key, config) or key.startswith(held))]
+  differ = [key for key in made if made[key] != given[key] and not is_free(key, held) and not _is_moved(key, config)]
   if differ:
     shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
     raise InputError(
@@ -91,12 +91,17 @@ def check_workdir(workdir: pathlib.Path, config: Config):
     )
 
 
-def is_free(key: str, config: Config) -> bool:
-  """Return whether a key may change when a run resumes.
+def is_free(key: str, held: Sequence[str]) -> bool:
+  """Return whether a value of the config may change while its work goes on; those that begin as one of `held` may not.
 
-  With LoRA the folder of the frozen weights may: they are compared with those of the checkpoint.
+  `key` is its name on the command line, without `config.`.
   """
-  return key.startswith(FREE) or (key == "model.path" and config.lora.rank > 0)
+  return key.startswith(FREE) and not key.startswith(tuple(held))
+
+
+def _is_moved(key: str, config: Config) -> bool:
+  """Return whether the key is the folder of frozen weights, which may move: they are compared with those trained on."""
+  return key == "model.path" and config.lora.rank > 0
 
 
 def is_moved(workdir: pathlib.Path, config: Config) -> bool:

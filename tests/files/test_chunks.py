@@ -77,6 +77,15 @@ def test_parts_of_other_work_are_refused_and_named_or_discarded_when_asked(outpu
   assert other.read() == {}
 
 
+def test_parts_begun_with_keys_that_no_longer_count_go_on_whatever_their_value(output):
+  ChunkStore(output, {"a": 1, "data.cache": "x"}).append(0, "zero", process=0)
+  assert ChunkStore(output, {"a": 1}, is_free=lambda name: name == "data.cache").read() == {0: "zero"}
+  with pytest.raises(InputError, match=r"was begun with data\.cache='x', now it is None"):
+    ChunkStore(output, {"a": 1}).read()
+  with pytest.raises(InputError, match="was begun with a=1, now it is 2"):
+    ChunkStore(output, {"a": 2}, is_free=lambda _: True).read()
+
+
 def test_of_two_that_end_together_one_joins(output):
   parts = ChunkStore(output, HEADER)
   parts.append(0, "x", process=0)

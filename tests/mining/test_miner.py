@@ -337,6 +337,25 @@ def test_other_weights_or_another_config_do_not_go_on_from_parts(tmp_path):
       ChunkStore(str(tmp_path / "mined.jsonl"), other.header).read()
 
 
+def test_keys_on_which_no_sample_depends_may_change_while_mining(tmp_path):
+  free = {"data.cache": "rows", "train.minutes": 3.0, "log.to": ["wandb"], "mesh.data": 4, "evaluate.votes": 9}
+  held = {
+    "evaluate.max_tokens",
+    "evaluate.batch_size",
+    "mine.samples",
+    "data.path",
+    "task.name",
+    "mistakes.unit",
+    "seed",
+  }
+  miner = Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w")
+  assert held <= miner.header.keys()
+  assert not free.keys() & miner.header.keys()
+  output = str(tmp_path / "mined.jsonl")
+  ChunkStore(output, miner.header | free).append(0, miner.chunk(0), process=0)  # as earlier versions wrote it
+  assert chunk_store(output, miner).read().keys() == {0}
+
+
 def test_parts_of_a_version_with_removed_keys_go_on(tmp_path):
   miner = Miner(Scripted(wrong), TASK, CONFIG, seed=0, weights="w")
   for temperature, goes_on in ((1.0, True), (0.5, False)):

@@ -70,3 +70,13 @@ def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
   (tmp_path / layout.CONFIG).write_text('{"model_type": "llama"}')
   with pytest.raises(InputError, match="not the config of a run"):
     layout.check_workdir(tmp_path, datakit.config())
+
+
+def test_keys_on_which_no_result_depends_are_free_unless_the_work_holds_them():
+  keys = layout.flat(datakit.config()).keys()
+  free = {key for key in keys if layout.is_free(key, ("evaluate.",))}
+  assert {"data.cache", "data.rows_per_device", "train.minutes", "log.to"} <= free
+  read = ("task.", "data.", "mistakes.", "tokenizer.", "evaluate.")  # by evaluate
+  assert {key for key in free if key.startswith(read)} == {"data.cache", "data.rows_per_device", "data.accumulation"}
+  assert layout.is_free("evaluate.votes", layout.MINING)
+  assert not layout.is_free("evaluate.max_tokens", layout.MINING)
