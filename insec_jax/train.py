@@ -57,7 +57,8 @@ from insec_jax.model import sharding
 from insec_jax.training import checkpoint, layout, sinks
 from insec_jax.training.loop import loop
 from insec_jax.training.run import Phases, Run, begin, is_trained, resume
-from insec_jax.training.workdir import check_shared, started_with, write_workdir
+from insec_jax.training.time_limit import NoTimeError
+from insec_jax.training.workdir import check_shared, is_empty, make_empty, started_with, write_workdir
 
 
 def main() -> int:
@@ -106,12 +107,18 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
     run, damaged = resume(config, mesh, workdir, saved_steps, phases, processes)
   else:
     run, damaged = begin(config, mesh, processes), []
-  if processes.is_first:
-    write_workdir(config, workdir, run, mesh, processes)
-    checkpoint.set_aside(workdir, damaged)
-  check_shared(workdir, processes)
-  with checkpoint.Saver(workdir, keep=config.train.keep) as saver:
-    return loop(config, workdir, run, mesh, saver, phases, processes)
+  is_new = processes.is_first and is_empty(workdir)
+  try:
+    if processes.is_first:
+      write_workdir(config, workdir, run, mesh, processes)
+      checkpoint.set_aside(workdir, damaged)
+    check_shared(workdir, processes)
+    with checkpoint.Saver(workdir, keep=config.train.keep) as saver:
+      return loop(config, workdir, run, mesh, saver, phases, processes)
+  except NoTimeError:
+    if is_new:
+      make_empty(workdir)
+    raise
 
 
 def mining_phases(config: Config, workdir: pathlib.Path, processes: Processes) -> Phases:

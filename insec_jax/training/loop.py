@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from insec_jax import command, stop_signal
-from insec_jax.command import DivergedError, InputError
+from insec_jax.command import DivergedError
 from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
@@ -21,7 +21,7 @@ from insec_jax.training import checkpoint, layout, ledger, metrics, optimizer, p
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
 from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
-from insec_jax.training.time_limit import TimeLimit
+from insec_jax.training.time_limit import NoTimeError, TimeLimit
 
 REMEDY = "; lower optimizer.learning_rate or look at the data, and begin in another --workdir"
 
@@ -152,11 +152,11 @@ class Trainer:
     return command.DONE
 
   def no_time(self) -> int:
-    """Return the exit code where not one step fits; InputError unless this session is part of a longer one."""
+    """Return the exit code where not one step fits; NoTimeError unless this session is part of a longer one."""
     if stop_signal.SESSION_BEGAN not in os.environ:
-      raise InputError(
+      raise NoTimeError(
         f"train.minutes={self.limit.minutes:g} leaves no time for a step and a save after the start of the program; "
-        "give more"
+        f"give at least {self.limit.enough():g}"
       )
     return self.stopped("no step was trained")
 

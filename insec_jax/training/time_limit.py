@@ -9,6 +9,7 @@ import math
 import time
 
 from insec_jax import stop_signal
+from insec_jax.command import InputError
 from insec_jax.training import metrics
 from insec_jax.training.ledger import Ledger
 
@@ -17,6 +18,10 @@ AGREEMENT_SECONDS = 5.0  # for several processes to choose the step after which 
 AGREEMENT_STEPS = 3  # that they take meanwhile
 SLOWEST_WRITE = 100e6  # bytes a second of a save whose time is not known yet
 LONGER = 1.2  # a save or a chunk may take so much longer than the longest before
+
+
+class NoTimeError(InputError):
+  """Error: not one step fits into the session."""
 
 
 class TimeLimit:
@@ -43,6 +48,7 @@ class TimeLimit:
     self._longest = {"step": 0.0, "heldout": 0.0, "save": 0.0, "chunk": 0.0}
     self._save_estimate = save_bytes / SLOWEST_WRITE
     self._before = ledger.to_json()
+    self._needed = 0.0  # seconds from the last look at the clock to the end of what was asked for
     self._chunk_began: float | None = None
 
   @property
@@ -74,7 +80,13 @@ class TimeLimit:
     self._chunk_began = now
     return self._fits(LONGER * self._longest["chunk"])
 
+  def enough(self) -> float:
+    """Return the minutes, in tenths, in which what was asked for last would have fitted, with some room for a step."""
+    seconds = LONGER * (time.monotonic() - stop_signal.session_began() + self._needed + MARGIN_SECONDS)
+    return math.ceil(seconds / 6) / 10
+
   def _fits(self, seconds: float) -> bool:
+    self._needed = seconds
     self.reached = time.monotonic() + seconds + MARGIN_SECONDS > self._end
     return not self.reached
 

@@ -19,6 +19,7 @@ from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, vocabulary
 from insec_jax.distributed.processes import Processes
 from insec_jax.files import buckets, hub
+from insec_jax.files.locks import LOCK
 from insec_jax.files.reading import read_json
 from insec_jax.files.temporary import partial_of
 from insec_jax.files.writing import write_text
@@ -102,6 +103,18 @@ def write_workdir(config: Config, workdir: pathlib.Path, run: Run, mesh: Mesh, p
     first["resumed"].append({"step": run.first, **here})
   write_text(path, json.dumps(first, indent=2) + "\n")
   buckets.publish(workdir)
+
+
+def is_empty(workdir: pathlib.Path) -> bool:
+  """Return whether the workdir has nothing but the lock of its writer."""
+  return not set(buckets.children(workdir)) - {LOCK}
+
+
+def make_empty(workdir: pathlib.Path) -> None:
+  """Remove all that is in the workdir but the lock of its writer."""
+  here = {path.name for path in workdir.iterdir()}  # in a bucket, also what is not there yet
+  for name in here.union(buckets.children(workdir)) - {LOCK}:
+    buckets.remove(workdir / name)
 
 
 def write_tokenizer(config: Config, workdir: pathlib.Path, tokenizer: PreTrainedTokenizerFast) -> None:

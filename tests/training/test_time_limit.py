@@ -20,9 +20,9 @@ def clock(monkeypatch):
   return now
 
 
-def limit_of(times, *, save_bytes=1, num_processes=1):
+def limit_of(times, *, save_bytes=1, num_processes=1, minutes=MINUTES):
   return TimeLimit(
-    MINUTES, times, save_bytes=save_bytes, compile_seconds=20.0, num_batches=3, num_processes=num_processes
+    minutes, times, save_bytes=save_bytes, compile_seconds=20.0, num_batches=3, num_processes=num_processes
   )
 
 
@@ -77,6 +77,18 @@ def test_the_session_of_a_sweep_is_that_of_its_programs(clock, monkeypatch):
   assert limit.allows_step(heldouts=0, saves=1)
   clock[0] = 51.0
   assert not limit.allows_step(heldouts=0, saves=1)
+
+
+@pytest.mark.parametrize(("start", "save_bytes"), [(700.0, 1), (1_234.5, 60 * time_limit.SLOWEST_WRITE), (595.0, 1)])
+def test_the_minutes_that_are_said_to_be_enough_have_room_for_a_step(clock, start, save_bytes):
+  clock[0] = start
+  limit = limit_of(Ledger(), save_bytes=save_bytes)
+  assert not limit.allows_step(heldouts=0, saves=1)
+  enough = limit.enough()
+  assert start / 60 < enough < 1.5 * (start + 60) / 60
+  assert enough == round(enough, 1)
+  again = limit_of(Ledger(), save_bytes=save_bytes, minutes=enough)
+  assert again.allows_step(heldouts=0, saves=1)
 
 
 def test_mining_stops_before_a_chunk_that_would_not_fit(clock):
