@@ -76,6 +76,7 @@ NOT_READ = (
   "data.accumulation",
   "model.remat",
   "mesh.",
+  "lora.",
   "evaluate.num",
 )
 

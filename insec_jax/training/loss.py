@@ -218,13 +218,13 @@ def _chunked(head: Head, stream_BTD, targets: Targets, plan: Plan, *, with_gradi
     if with_gradient:
       trained, stream_grad_MD = gradients
       logit_grad_WV = _logit_grads(scores, targets_W, plan.repeat).astype(x_CD.dtype)
-      trained, x_grad_WD = _head_grads(logit_grad_WV, x_WD, head, trained, plan)
+      x_grad_WD = _stream_grads(logit_grad_WV, head, plan)
       if plan.token_axes:
         x_grad_WD = sharding.scatter(x_grad_WD.astype(x_CD.dtype), 0, plan.mesh, plan.token_axes)
       if TENSOR in plan.axes:
         x_grad_WD = jax.lax.psum(x_grad_WD, TENSOR)
       gradients = (
-        trained,
+        _with_head_grads(trained, logit_grad_WV, x_WD, plan),
         stream_grad_MD.at[index_C].set(x_grad_WD.astype(x_CD.dtype), mode="drop", unique_indices=True),
       )
     return sums, gradients
@@ -241,18 +241,24 @@ def _chunked(head: Head, stream_BTD, targets: Targets, plan: Plan, *, with_gradi
   return sums, gradients
 
 
-def _head_grads(logit_grad_WV, x_WD, head: Head, trained, plan: Plan):
-  """Return (`trained` with the gradient of a chunk in what is trained of the head, gradient in x_WD)."""
-  if plan.markers is None:
-    x_grad_WD = _dot("WV,VD->WD", logit_grad_WV, head.weight_VD)
-    return trained + _dot("WV,WD->VD", logit_grad_WV, x_WD), x_grad_WD
+def _stream_grads(logit_grad_WV, head: Head, plan: Plan):
+  """Return the gradient of a chunk in the stream, [W, D]."""
   if head.rows_MD is None:
-    return None, _dot("WV,VD->WD", logit_grad_WV, head.weight_VD)
+    return _dot("WV,VD->WD", logit_grad_WV, head.weight_VD)
   place_M = plan.marker_places(logit_grad_WV.shape[1])
   logit_grad_WM = logit_grad_WV.at[:, place_M].get(mode="fill", fill_value=0)
   others_WV = logit_grad_WV.at[:, place_M].set(0, mode="drop")
-  x_grad_WD = _dot("WV,VD->WD", others_WV, head.weight_VD) + _dot("WM,MD->WD", logit_grad_WM, head.rows_MD)
-  return trained + _dot("WM,WD->MD", logit_grad_WM, x_WD), x_grad_WD
+  return _dot("WV,VD->WD", others_WV, head.weight_VD) + _dot("WM,MD->WD", logit_grad_WM, head.rows_MD)
+
+
+def _with_head_grads(trained, logit_grad_WV, x_WD, plan: Plan):
+  """Return `trained` with the gradient of a chunk added: of the head, of the markers' rows, or None for neither."""
+  if plan.markers is None:
+    return trained + _dot("WV,WD->VD", logit_grad_WV, x_WD)
+  if trained is None:
+    return None
+  place_M = plan.marker_places(logit_grad_WV.shape[1])
+  return trained + _dot("WM,WD->MD", logit_grad_WV.at[:, place_M].get(mode="fill", fill_value=0), x_WD)
 
 
 def _trained_first(targets: Targets, plan: Plan):
