@@ -179,7 +179,7 @@ def check_files(workdir: pathlib.Path, run: dict):
     return
   made = build(read_json(workdir / CONFIG, "the config of a run"))
   config, was = flat(made), flat(build(run["config"]))
-  if differ := [key for key in was if was[key] != config[key] and not is_free(key, made)]:
+  if differ := [key for key in was if was[key] != config[key] and not is_free(key, ()) and not _is_moved(key, made)]:
     raise InputError(
       f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {describe_checkpoint(workdir, run['step'])} "
       f"was saved with {was[differ[0]]!r}; bring it back as it was"
