@@ -239,12 +239,10 @@ PATHS = {
 @pytest.mark.parametrize("case", PATHS)
 @pytest.mark.usefixtures("whole")
 def test_no_scheme_is_taken_for_a_folder(home, programs, case):
-  for path in ("gs://bucket/r", "s3://bucket/r"):
-    run = programs.run(case.split()[0], *(word.replace("PATH", path) for word in PATHS[case]), seconds=60)
-    assert (run.code, run.is_one_line) == (2, True), str(run)
-    assert "is not supported" in run.err, str(run)
-    assert not (home / "gs:").exists()
-    assert not (home / "s3:").exists()
+  run = programs.run(case.split()[0], *(word.replace("PATH", "s3://bucket/r") for word in PATHS[case]), seconds=60)
+  assert (run.code, run.is_one_line) == (2, True), str(run)
+  assert "is not supported" in run.err, str(run)
+  assert not (home / "s3:").exists()
 
 
 @pytest.mark.usefixtures("whole")
