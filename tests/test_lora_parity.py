@@ -13,14 +13,17 @@ from modelkit import run
 
 from insec_jax.config import LoraConfig
 from insec_jax.data import vocabulary
+from insec_jax.generation.loading import load_model
 from insec_jax.generation.placement import one_device
 from insec_jax.model import adapters, build, hf, hf_config, llama
+from insec_jax.model.attention import XLA
 from insec_jax.training import frozen as frozen_lib
 from insec_jax.training import layout, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
+TEXT = "Natalia sold clips to 48 friends, and half as many in May. She sold 48/2 = 12<err> wrong number<fix> 48/2 = 24."
 
 
 def save_run(workdir):
@@ -32,8 +35,10 @@ def save_run(workdir):
   model = dataclasses.replace(before, vocab_size=build.vocabulary_for(len(marked.tokenizer), before.vocab_size))
   lora = frozen_lib.lora_of(config, marked.tokenizer)
   rng = np.random.default_rng(0)
-  trained = jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.05, jnp.float32), adapters.unboxed_shapes(model, lora)
+  deviation = {"a": 0.02, "b": 0.02, "embed": 0.1}  # of the sizes that training gives them
+  trained = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jnp.asarray(rng.normal(size=leaf.shape) * deviation[path[-1].key], jnp.float32),
+    adapters.unboxed_shapes(model, lora),
   )
   workdir.mkdir()
   (workdir / layout.CONFIG).write_text(config.to_json())
@@ -55,22 +60,24 @@ def test_transformers_gives_a_merged_export_the_logits_of_the_unmerged_model(tmp
   model, frozen, trained, lora = save_run(tmp_path / "run")
   ((code, _, said),) = run("export", [f"--model={tmp_path / 'run'}", f"--output={tmp_path / 'hf'}"], folder=tmp_path)
   assert code == 0, said
-  token_BT = np.random.default_rng(1).integers(0, 49_000, (2, 48)).astype(np.int32)
-  token_BT[:, 5::9], token_BT[:, 7::11] = lora.markers
-  position_BT = np.broadcast_to(np.arange(48, dtype=np.int32), (2, 48))
-  module = llama.Llama(model, "float32", "none", lora=lora)
-  stream_BTD = module.apply({"params": frozen, "adapters": trained}, token_BT, position_BT, np.ones_like(token_BT))
-  embed_VD = jnp.asarray(frozen["embed"]).at[jnp.asarray(lora.markers)].set(trained["rows"]["embed"])
-  ours_BTV = llama.logits({"embed": embed_VD}, model, stream_BTD)
+  loaded = load_model(str(tmp_path / "run"), mesh="tensor:1")
+  token_BT = np.array([loaded.tokenizer.encode(TEXT, add_special_tokens=False)], np.int32)
+  assert set(lora.markers) <= set(token_BT[0])
+  prompt = llama.forward_prompt(model, loaded.params, token_BT, np.zeros(1, np.int32), XLA, "float32")
+  merged_BTV = llama.logits(loaded.params, model, prompt[0])
+
+  def with_training(lora, trees):
+    rest = (token_BT, np.arange(token_BT.size, dtype=np.int32)[None], np.ones_like(token_BT))
+    return llama.Llama(model, "float32", "none", lora=lora).apply(trees, *rest)
+
+  stream_BTD = with_training(lora, {"params": frozen, "adapters": trained})
+  unmerged_BTV = llama.logits(loaded.params, model, stream_BTD)
+  untuned_BTV = llama.logits(frozen, model, with_training(None, {"params": frozen}))
   there = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
   with torch.no_grad():
     theirs_BTV = there(torch.tensor(token_BT, dtype=torch.long)).logits.numpy()
-  untuned_BTV = llama.logits(
-    frozen,
-    model,
-    llama.Llama(model, "float32", "none").apply({"params": frozen}, token_BT, position_BT, np.ones_like(token_BT)),
-  )
   assert np.abs(theirs_BTV - untuned_BTV).max() > 1  # the adapters matter
-  difference = np.abs(theirs_BTV - ours_BTV).max()
-  print(f"largest difference of the logits: {difference:.2e}")
-  assert difference <= 2e-4
+  merged, unmerged = (np.abs(theirs_BTV - ours_BTV).max() for ours_BTV in (merged_BTV, unmerged_BTV))
+  print(f"largest logit {theirs_BTV.max():.1f}; largest difference merged {merged:.1e}, unmerged {unmerged:.1e}")
+  assert merged <= 2e-4
+  assert unmerged <= 5e-4  # a sum in another order, in each of 30 layers
