@@ -1,4 +1,4 @@
-"""LoRA with and without trained marker rows, on the toy's sudoku: two CPU cores, a few minutes.
+"""LoRA with and without trained marker rows, on the toy's sudoku: two CPU cores, 20 minutes.
 
   python -m insec_jax.train --config toy_lora:base --workdir runs/lora/base
   python -m insec_jax.export --model runs/lora/base --output runs/lora/base_hf

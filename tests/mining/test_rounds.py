@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from signal import SIGTERM
 
 import jax
 import numpy as np
@@ -107,3 +108,18 @@ def test_two_processes_share_the_mining_and_see_the_same_records(home, whole):
   got, want = (read_lines(folder) for folder in (home / "two", whole[0]))
   np.testing.assert_allclose([line["loss"] for line in got[1:4]], [line["loss"] for line in want[1:4]], rtol=1e-5)
   assert all("mining, 1 of 6" in one or "mining, 2 of 6" in one for one in said)
+
+
+def test_lora_mines_with_base_and_adapters_and_draws_its_random_base_again(home):
+  changes = ("lora.rank=4", "precision.params=bfloat16", "optimizer.learning_rate=0.02", "rounds=2", "train.steps=8")
+  rows = ("data.rows_per_device=4",)  # the same rows a step on two devices
+  train(home, "lora", *changes, *rows, program=("-c", MINING), devices=2)
+  stop = {"code": 42, "SIGNAL_AFTER": CHUNKS + 2, "SIGNAL": int(SIGTERM)}  # in the second round
+  train(home, "lora_cut", *changes, *rows, program=("-c", MINING), devices=2, **stop)
+  train(home, "lora_cut", *changes, *rows, program=("-c", MINING), devices=2)
+  assert read_lines(home / "lora_cut") == read_lines(home / "lora")
+  first, second = ((home / "lora" / "mined" / f"round_{number}.jsonl").read_bytes() for number in (1, 2))
+  assert first != second  # other problems, and other weights
+  assert [(home / "lora_cut" / "mined" / f"round_{number}.jsonl").read_bytes() for number in (1, 2)] == [first, second]
+  weights = [json.loads((home / "lora" / "mined" / f"round_{number}.json").read_text())["weights"] for number in (1, 2)]
+  assert weights[0] != weights[1]  # of the merged model
