@@ -93,7 +93,9 @@ def test_a_base_that_is_changed_later_is_refused_when_the_model_is_read(home):
   prompts = home / "prompt.jsonl"
   prompts.write_text(json.dumps({"prompt": "1+2+3?\n"}) + "\n")
   ((code, _, said),) = run(
-    "generate", [f"--model={home / 'changed'}", f"--prompts={prompts}", f"--output={home / 'o.jsonl'}"], folder=home
+    "generate",
+    [f"--model={home / 'changed'}", f"--prompts={prompts}", f"--output={home / 'o.jsonl'}", "--max_tokens=24"],
+    folder=home,
   )
   assert code == 2, said
   assert "is not the frozen weight beside which this run was trained" in said

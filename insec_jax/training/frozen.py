@@ -55,9 +55,9 @@ def base_folder(config: Config, workdir: pathlib.Path | None) -> pathlib.Path | 
   text = config.model.path
   if not text:
     return None
-  if workdir is not None and "@" not in text and hub.is_id(text):
+  if workdir is not None and hub.is_id(text):
     commits = read_json(workdir / ENVIRONMENT, "the environment of a run").get("hub", {})
-    text = f"{text}@{commits[text]}" if text in commits else text
+    text = f"{text.partition('@')[0]}@{commits[text]}" if text in commits else text
   return hub.model_folder(text, "model.path")
 
 

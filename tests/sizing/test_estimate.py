@@ -7,7 +7,9 @@ import jax
 import pytest
 
 from insec_jax.command import InputError
+from insec_jax.config_types import MATRICES
 from insec_jax.model.hf_config import config_from_json
+from insec_jax.model.lora import Lora
 from insec_jax.sizing.compiled import Memory, optimised_hlo, read_refusal
 from insec_jax.sizing.estimate import flops_per_token
 
@@ -66,3 +68,12 @@ def test_flops_of_a_token_are_the_published_ones_with_causal_attention(length, g
   assert flops_per_token(model, length, 1.0) / 1e9 == pytest.approx(gflops, abs=0.06)
   head = 6 * model.vocab_size * model.width
   assert flops_per_token(model, length, 1.0) - flops_per_token(model, length, 0.5) == pytest.approx(head / 2)
+
+
+def test_a_frozen_weight_takes_two_thirds_of_the_flops_and_its_adapter_little():
+  model = config_from_json(CONFIGS["Llama-3.1-8B"]["config"], "8B")
+  full, causal = flops_per_token(model, 4096, 1.0), 6 * model.num_layers * 4096 * model.num_heads * model.head_width
+  lora = Lora(rank=16, scale=1.0, matrices=MATRICES, markers=(1, 2))
+  adapters = 41_943_040  # 16 x (inputs + outputs) of the seven matrices of 32 layers
+  expected = (full - causal) * 4 / 6 + causal + 6 * adapters
+  assert flops_per_token(model, 4096, 1.0, lora) == pytest.approx(expected, rel=1e-9)

@@ -6,11 +6,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-from gradients import compiled_gradient, make_params
+from gradients import compiled_gradient, make_mesh, make_params, model_config
 from lorakit import LORA, lora_gradient, make_trained
 
+from insec_jax.config import OptimizerConfig
 from insec_jax.method.roles import NO_ROLE
-from insec_jax.model import adapters
+from insec_jax.model import adapters, llama
+from insec_jax.training import optimizer, step
 
 T, ACCUMULATION, ROWS = 24, 2, 8
 MESHES = ((1, 1, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1), (1, 8, 1), (1, 4, 2), "fsdp 2x2x2")
@@ -91,3 +93,41 @@ def test_without_marker_rows_only_the_chosen_matrices_have_a_gradient(shape):
   np.testing.assert_allclose(float(sums.loss / sums.weight), loss, rtol=1e-5)
   assert [*got["layers"]["attn"], *got["layers"]["mlp"], *got] == ["wq", "down", "layers"]
   assert_close(got, want)
+
+
+def lowered(lora, dtype="bfloat16"):
+  """The text of a train step in this dtype, before the compiler."""
+  mesh, config = make_mesh((1, 2, 1)), model_config(False)
+  tx = optimizer.make(OptimizerConfig(), 20)
+  state = step.abstract_state(config, dtype, tx, mesh, lora)
+  frozen = step.abstract_params(llama.shapes(config), dtype, mesh)
+  train_step = step.make_train_step(
+    llama.Llama(config, dtype, "full", lora=lora),
+    OptimizerConfig(),
+    20,
+    mesh,
+    step.shardings_of(state),
+    repeat=0.0,
+    frozen_shardings=step.shardings_of(frozen) if lora else None,
+  )
+  batch = step.abstract_batch(mesh, accumulation=1, rows_per_device=1, row_length=40, negatives=False)
+  return train_step.lower(state, batch, *((frozen,) if lora else ())).as_text()
+
+
+def test_no_frozen_matrix_has_a_gradient_or_a_float32_copy_in_the_step():
+  def of_frozen(text, dtype):
+    # The stacked gate and wo, and the head: whole and as one of two devices holds them.
+    shapes = ("2x16x24", "2x8x24", "2x4x8x16", "2x4x8x8", "64x16", "64x8")
+    return {shape for shape in shapes if f"tensor<{shape}x{dtype}>" in text}
+
+  adapted, full = lowered(LORA), lowered(None)
+  assert of_frozen(adapted, "f32") == set()
+  assert of_frozen(adapted, "bf16")
+  assert of_frozen(full, "f32")
+
+
+def test_weight_decay_pulls_at_adapters_and_not_at_marker_rows():
+  tree = jax.tree.map(lambda leaf: leaf * 0 + 1, make_trained())
+  decayed = optimizer.decays(tree)
+  assert all(jax.tree.leaves(decayed["layers"]))
+  assert not any(jax.tree.leaves(decayed["rows"]))
