@@ -78,6 +78,8 @@ def test_a_workdir_explains_its_run(whole):
   assert environment["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
   assert environment["packages"]["jax"] == jax.__version__
   assert set(environment) >= {"commit", "diff", "python", "mesh", "attention"}
+  assert environment["optimizer"] == "AdamW; moments float32"
+  assert (whole / "receipt.txt").read_text().endswith("\noptimizer         AdamW; moments float32\n")
   assert {path.name for path in (whole / "checkpoints").iterdir()} == {"35", "40"}  # the newest two
 
 
