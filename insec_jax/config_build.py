@@ -196,7 +196,8 @@ def _check_precision(config: Config) -> None:
       "'nearest', or the parameters to bfloat16"
     )
   average = "optimizer.name='schedule_free'" if optimizer.name == "schedule_free" else f"optimizer.ema={optimizer.ema}"
-  if (optimizer.name == "schedule_free" or optimizer.ema) and params != "float32":
+  averages = optimizer.name == "schedule_free" or optimizer.ema
+  if averages and params != "float32" and not config.lora.rank:  # what LoRA trains is float32
     raise InputError(
       f"{average} averages weights, which precision.params={params!r} would round away; set precision.params='float32'"
     )

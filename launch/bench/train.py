@@ -77,7 +77,7 @@ def ours(arguments: argparse.Namespace) -> Callable[[], Work]:
     compute=arguments.compute,
   )
   model = llama.Llama(config, arguments.compute, arguments.remat, attend)
-  train_step = step_lib.make_train_step(model, settings, 1_000_000, mesh, shardings, repeat=0.0)
+  train_step = step_lib.make_train_step(model, settings, 1_000_000, mesh, shardings, repeat=0.0, seed=0)
   token_BT, is_trained_BT = batch(arguments)
   arrays = {
     "token": token_BT,

@@ -109,6 +109,7 @@ def lowered(lora, dtype="bfloat16"):
     step.shardings_of(state),
     repeat=0.0,
     frozen_shardings=step.shardings_of(frozen) if lora else None,
+    seed=0,
   )
   batch = step.abstract_batch(mesh, accumulation=1, rows_per_device=1, row_length=40, negatives=False)
   return train_step.lower(state, batch, *((frozen,) if lora else ())).as_text()
