@@ -51,6 +51,7 @@ VALUES = {
     "repeat": 0.0,
   },
   "optimizer": {
+    "name": "adamw",
     "learning_rate": 1e-3,
     "final_share": 0.1,
     "warmup_steps": 1,
