@@ -103,6 +103,7 @@ def main(
   if unknown := [name for name in names if name not in sides]:
     parser.error(f"--sides names {', '.join(unknown)}; there are {', '.join(sides)}")
   running: list[Side] = []
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the sides end too
   try:
     for name in names:
       print(f"{name}: setting up", file=sys.stderr, flush=True)
