@@ -228,7 +228,7 @@ def lora_of(config: Config) -> str:
   return f"LoRA: rank {lora.rank}, alpha {lora.alpha:g}, scale {kind}, matrices {matrices}{rows}.\n"
 
 
-def card_text(config: Config, environment: dict[str, Any], step: int, load: str) -> str:
+def card_text(config: Config, environment: dict[str, Any], step: int, load: str = LOAD_MODEL) -> str:
   """Return the model card: the model, its markers, its training, and the Python code that loads it."""
   try:
     commit, version = environment["commit"], environment["packages"]["jax"]
