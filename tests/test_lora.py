@@ -125,9 +125,7 @@ def test_the_export_changes_only_the_chosen_matrices_and_the_rows_of_the_markers
     else:
       np.testing.assert_array_equal(was.view(np.uint16), now.view(np.uint16))
   card = (home / "hf" / "README.md").read_text()
-  assert (
-    "LoRA, merged: rank 4, alpha 32, scale alpha / rank, matrices wq, wv, down, and the rows of the markers." in card
-  )
+  assert "LoRA: rank 4, alpha 32, scale alpha / rank, matrices wq, wv, down, and the rows of the markers." in card
 
 
 def test_a_workdir_and_its_export_in_float32_write_the_same_tokens_on_any_mesh(home):

@@ -303,7 +303,10 @@ BAD = {
   "mining random weights": (["--arms=clean,scratch"], "arm scratch has mistakes.mined=0.2 and begins with random"),
   "no such config": (["--config=absent.py"], "absent.py"),
   "too many jobs": (["--jobs=10000"], "--jobs=10000"),
-  "an output in a bucket": (["--output=gs://b/x"], "--output=gs://b/x: a sweep compares the ages of its files"),
+  "an output in a bucket": (
+    ["--output=gs://bucket/x"],
+    "--output=gs://bucket/x: a sweep compares the ages of its files",
+  ),
 }
 
 
