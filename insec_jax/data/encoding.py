@@ -8,9 +8,10 @@ Letters that end array names, beside those of model/llama.py:
 import contextlib
 import functools
 import itertools
+import json
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -173,11 +174,27 @@ def _byte_lengths(tokenizer: PreTrainedTokenizerFast, size: int) -> np.ndarray:
   backend = tokenizer.backend_tokenizer
   names = backend.get_vocab(with_added_tokens=True)
   length_V = np.full(max(size, *names.values()) + 1, -1, np.int64)
-  if backend.normalizer is None and isinstance(backend.decoder, tokenizers.decoders.ByteLevel):
+  if _keeps_every_byte(backend):
     for name, number in backend.get_vocab(with_added_tokens=False).items():
       length_V[number] = len(name)
     length_V[list(backend.get_added_tokens_decoder())] = -1
   return length_V
+
+
+def _keeps_every_byte(backend: tokenizers.Tokenizer) -> bool:
+  """Return whether the tokenizer is byte-level and neither adds nor drops a character before its tokens."""
+  if backend.normalizer is not None or not isinstance(backend.decoder, tokenizers.decoders.ByteLevel):
+    return False
+  state: dict[str, Any] = {"type": None}
+  if backend.pre_tokenizer is not None:
+    state = json.loads(backend.pre_tokenizer.__getstate__())
+  steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+  return all(
+    step["type"] in ("ByteLevel", "Split", "Digits")
+    and not step.get("add_prefix_space")
+    and step.get("behavior") != "Removed"
+    for step in steps
+  )
 
 
 def encode_texts(texts: list[str], wheres: list[str], tokenizer: PreTrainedTokenizerFast) -> list[tokenizers.Encoding]:

@@ -116,6 +116,17 @@ def test_characters_from_the_lengths_of_tokens_are_those_of_the_tokenizers_offse
   assert all(map(np.array_equal, fast, slow))
 
 
+def test_lengths_of_tokens_are_used_only_where_no_character_is_added_or_dropped():
+  tokenizer, _ = bpe()
+  assert encoding.byte_lengths(tokenizer).max() > 1
+  plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  spaces = pre_tokenizers.Split(" ", "removed")
+  for changed in (pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Sequence([spaces, plain])):
+    tokenizer, _ = bpe()
+    tokenizer.backend_tokenizer.pre_tokenizer = changed
+    assert encoding.byte_lengths(tokenizer).max() == -1
+
+
 def test_white_space_in_front_of_a_word_belongs_to_its_own_piece():
   # This tokenizer's own offsets leave the space out, and give a token of spaces no character at all.
   tokenizer, some = bpe()
