@@ -27,7 +27,6 @@ flags.mark_flags_as_required(["model", "output"])
 command.begin(__name__)
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ from insec_jax.config import Config
 from insec_jax.data import tokenizer_files, vocabulary
 from insec_jax.files import hub
 from insec_jax.files.reading import local_path, read_json, read_text
-from insec_jax.files.writing import folder_written_whole, write_text
+from insec_jax.files.writing import write_text
 from insec_jax.generation import loading
 from insec_jax.model import build, hf, hf_writing, llama, peft
 from insec_jax.training import layout
@@ -119,8 +118,8 @@ class RunFiles:
   model: llama.LlamaConfig
 
   def write_model(self, step: int, weights: dict, folder: pathlib.Path) -> None:
-    """Write weights as an HF folder, tensor by tensor."""
-    hf_writing.save(
+    """Write weights as an HF folder into a folder that exists, tensor by tensor."""
+    hf_writing.write_into(
       folder,
       weights,
       self.model,
@@ -131,13 +130,12 @@ class RunFiles:
     )
 
   def write_adapters(self, step: int, checkpoint: LoraCheckpoint, folder: pathlib.Path, base: str, *, rows: bool):
-    """Write the adapters as a folder of PEFT, with the rows of the markers or without."""
+    """Write the files of PEFT into a folder that exists, with the rows of the markers or without."""
+    peft.write(folder, checkpoint.trained, checkpoint.lora, self.config.lora, self.model, base=base, rows=rows)
+    self._sidecar(step).save_pretrained(folder)
     resize = f"base.resize_token_embeddings({self.model.vocab_size})\n" if rows else ""
-    with folder_written_whole(folder) as partial:
-      peft.write(partial, checkpoint.trained, checkpoint.lora, self.config.lora, self.model, base=base, rows=rows)
-      self._sidecar(step).save_pretrained(partial)
-      load = LOAD_ADAPTERS.format(base=base, resize=resize)
-      write_text(partial / CARD, card_text(self.config, self.environment, step, load))
+    load = LOAD_ADAPTERS.format(base=base, resize=resize)
+    write_text(folder / CARD, card_text(self.config, self.environment, step, load))
 
   def _sidecar(self, step: int) -> SidecarFiles:
     return SidecarFiles(self.workdir / layout.TOKENIZER, loading.marked_as(self.config, step))
@@ -150,23 +148,29 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
   model_config = layout.read_model(workdir)
   model = with_ids(model_config, vocabulary.load(workdir / layout.TOKENIZER))
   run = RunFiles(workdir, config, read_json(workdir / "environment.json", "the environment of a run"), model)
-  read = functools.partial(read_params, workdir, model_config, STEP.value)
   if FORMAT.value == "merged":
-    read(lambda step, weights: run.write_model(step, weights, output), dtype=DTYPE.value)
-    return
+    write, of_lora = RunFiles.write_model, merged
+  else:
+    check_format(workdir, config)
+    write, of_lora = (write_peft if FORMAT.value == "peft" else write_pair), unmerged
+
+  def write_whole(step: int, read: Any) -> None:
+    with hf_writing.new_folder(output) as partial:
+      write(run, step, read, partial)
+
+  read_params(workdir, model_config, STEP.value, write_whole, dtype=DTYPE.value, of_lora=of_lora)
+
+
+def check_format(workdir: pathlib.Path, config: Config) -> None:
+  """Raise InputError unless the run can be written in the format asked for, which is not "merged"."""
   if not config.lora.rank:
     raise InputError(f"--format={FORMAT.value} is for LoRA runs, and {workdir} trained every weight; leave it out")
   if FORMAT.value == "pair":
-    read(lambda step, checkpoint: write_pair(run, step, checkpoint, output), dtype=DTYPE.value, of_lora=unmerged)
     return
   if not config.model.path:
     raise InputError("--format=peft needs a base, and that of this run was drawn at random; give --format=pair")
   if DTYPE.value is not None:
     raise InputError(f"--dtype={DTYPE.value} with --format=peft, whose arrays are float32; leave it out")
-  read(
-    lambda step, checkpoint: run.write_adapters(step, checkpoint, output, config.model.path, rows=True),
-    of_lora=unmerged,
-  )
 
 
 def unmerged(checkpoint: LoraCheckpoint) -> LoraCheckpoint:
@@ -174,11 +178,18 @@ def unmerged(checkpoint: LoraCheckpoint) -> LoraCheckpoint:
   return checkpoint
 
 
-def write_pair(run: RunFiles, step: int, checkpoint: LoraCheckpoint, output: pathlib.Path) -> None:
-  """Write the base with the rows of the markers, then the adapters of the matrices."""
+def write_peft(run: RunFiles, step: int, checkpoint: LoraCheckpoint, folder: pathlib.Path) -> None:
+  """Write the adapters and the rows of the markers."""
+  run.write_adapters(step, checkpoint, folder, run.config.model.path, rows=True)
+
+
+def write_pair(run: RunFiles, step: int, checkpoint: LoraCheckpoint, folder: pathlib.Path) -> None:
+  """Write the base with the rows of the markers, and the adapters of the matrices."""
   rows = {name: tree for name, tree in checkpoint.trained.items() if name == "rows"}
-  run.write_model(step, merged(checkpoint._replace(trained=rows)), output / "base")
-  run.write_adapters(step, checkpoint, output / "adapter", "../base", rows=False)
+  for name in ("base", "adapter"):
+    (folder / name).mkdir()
+  run.write_model(step, merged(checkpoint._replace(trained=rows)), folder / "base")
+  run.write_adapters(step, checkpoint, folder / "adapter", "../base", rows=False)
 
 
 def with_ids(config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> llama.LlamaConfig:

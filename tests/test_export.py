@@ -234,3 +234,11 @@ def test_the_card_names_the_model_of_the_hub_and_its_commit(path, start):
   environment = {"commit": "abc", "packages": {"jax": "1"}, "hub": {"org/name@v1": "c0ffee"}}
   config = datakit.config(model__path=path, model__size=None)
   assert start in export.card_text(config, environment, 3)
+
+
+@pytest.mark.parametrize("form", ["peft", "pair"])
+def test_a_format_of_adapters_is_refused_for_a_model_without_adapters(workdir, exported, tmp_path, form):
+  words = [[f"--model={model}", f"--output={tmp_path / 'o'}", f"--format={form}"] for model in (workdir, exported)]
+  for code, _, said in run("export", *words, folder=tmp_path):
+    assert (code, f"error: --format={form} is for" in said) == (2, True), said
+  assert not (tmp_path / "o").exists()

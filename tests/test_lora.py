@@ -145,3 +145,21 @@ def test_a_workdir_and_its_export_in_float32_write_the_same_tokens_on_any_mesh(h
     [json.loads(line)["tokens"] for line in (home / f"o{n}.jsonl").read_text().splitlines()] for n in range(len(runs))
   ]
   assert texts[0] == texts[1] == texts[2]
+
+
+NO_ROOM = """
+from insec_jax.model import peft
+def write(*_, **__):
+  raise OSError(28, "No space left on device")
+peft.write = write
+"""
+
+
+def test_a_pair_is_whole_or_not_there_and_has_nothing_but_base_and_adapter(home):
+  words = [f"--model={home / 'whole'}", "--output=new/pair", "--format=pair"]
+  ((code, _, said),) = run("export", words, folder=home, before=NO_ROOM)
+  assert (code, "No space left" in said) == (1, True), said
+  assert [path.name for path in (home / "new").iterdir() if not path.name.startswith(".")] == []
+  ((code, _, said),) = run("export", words, folder=home)
+  assert code == 0, said
+  assert {path.name for path in (home / "new" / "pair").iterdir()} == {"base", "adapter"}

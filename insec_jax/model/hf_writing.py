@@ -1,9 +1,11 @@
 """Hugging Face folders, written: weights, config.json, tokenizer and model card; see hf.py."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,22 @@ def save(
   config's token ids if None), and where given the tokenizer and the model card (README.md). With `params` from
   `hf.stored`, one HF tensor and its transpose are in memory at a time. Raises InputError when the folder is not empty.
   """
+  with new_folder(folder) as partial:
+    write_into(
+      partial,
+      params,
+      config,
+      dtype=dtype,
+      max_shard_bytes=max_shard_bytes,
+      tokenizer=tokenizer,
+      generation=generation,
+      card=card,
+    )
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path | str) -> Iterator[pathlib.Path]:
+  """Yield a folder that takes the name `folder` when the block ends without an error; InputError unless it is empty."""
   folder = local_path(folder, "--output")
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -46,23 +64,36 @@ def save(
   with folder_written_whole(folder) as partial:
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
       raise InputError(f"{folder} is there already and not empty; give a new folder, nothing is written over")
-    weights = flatten_dict(params, sep="/")
-    target = np.dtype(dtype or weights["embed"].dtype)
-    _write_weights(
-      partial,
-      [
-        _source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype)) for slot in slots(config)
-      ],
-      max_shard_bytes,
-    )
-    fields = readable_by_all(config_to_json(dataclasses.replace(config, stored_dtype=target.name)), config)
-    ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
-    write_json(partial / CONFIG, fields)
-    write_json(partial / GENERATION, ids if generation is None else generation)
-    if tokenizer is not None:
-      tokenizer.save_pretrained(partial)
-    if card is not None:
-      write_text(partial / "README.md", card)
+    yield partial
+
+
+def write_into(
+  folder: pathlib.Path,
+  params,
+  config: LlamaConfig,
+  *,
+  dtype=None,
+  max_shard_bytes: int = SHARD_BYTES,
+  tokenizer=None,
+  generation: dict[str, Any] | None = None,
+  card: str | None = None,
+) -> None:
+  """Write the files that `save` writes into a folder that exists."""
+  weights = flatten_dict(params, sep="/")
+  target = np.dtype(dtype or weights["embed"].dtype)
+  _write_weights(
+    folder,
+    [_source(slot, weights[slot.path], config, np.dtype(dtype or weights[slot.path].dtype)) for slot in slots(config)],
+    max_shard_bytes,
+  )
+  fields = readable_by_all(config_to_json(dataclasses.replace(config, stored_dtype=target.name)), config)
+  ids = {key: value for key, value in fields.items() if key in TOKEN_IDS and value is not None}
+  write_json(folder / CONFIG, fields)
+  write_json(folder / GENERATION, ids if generation is None else generation)
+  if tokenizer is not None:
+    tokenizer.save_pretrained(folder)
+  if card is not None:
+    write_text(folder / "README.md", card)
 
 
 def write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
