@@ -56,11 +56,12 @@ class Disk:
     return contextlib.closing(_Spool(self._folder))
 
   def array(self, split: str, name: str, shape: tuple[int, int], value: int, dtype: Any) -> np.ndarray:
-    """Return an array that is mapped from a file; OSError where the disk has no room for it."""
+    """Return an array that is mapped from a file; on Linux OSError where the disk has no room for it."""
     path = path_of(self._folder, split, name)
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:  # else a full disk ends the process by a signal when a page is written
-      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # not on macOS, where a full disk ends the process by a signal
+      with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     if value:
       mapped[:] = value
     return mapped.view(np.ndarray)  # the same memory: indexing a memmap takes several times as long

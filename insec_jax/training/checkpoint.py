@@ -3,8 +3,8 @@
 A checkpoint holds the trained parameters, the optimizer state, and as JSON: the step (which is the state of the data),
 the running totals of the log, the config, the versions it was written with, a fingerprint of every array (with LoRA of
 the frozen ones too), and the SHA-256 of the workdir's other files that change the output of the model. A checkpoint
-whose content does not match these is
-damaged: training resumes from the one before it, and every other program ends and lists the sound steps.
+whose content does not match these is damaged: training resumes from the one before it, and every other program ends and
+lists the sound steps.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """Masked loss with a weight per token: sums over tokens, the vocabulary projection in chunks of trained tokens only.
 
 Letters are those of model/llama.py, and
-  M position in a device's rows, one row after another   C position in a chunk of trained tokens
+  M position in a device's rows, one row after another (in rows_MD, place_M and logit_grad_WM: marker, as in lora.py)
+  C position in a chunk of trained tokens
   W position in the chunks of all devices that share a vocabulary
 This module does not divide: sums are added over chunks, micro-batches, devices and hosts, and training/step.py divides
 the gradient by the sum of |weight|. The gradient here is that of the head and of the stream; jax.grad in step.py
