@@ -184,7 +184,7 @@ class Server:
 
   def wait(self) -> str | None:
     """Return None once all processes have greeted, or one line about the problem: a conflict, or missing processes."""
-    while len(self._known) < self._num - 1:
+    while not self._all_present():
       now = time.monotonic()
       if now >= self._deadline:
         return self._missing()
@@ -199,6 +199,15 @@ class Server:
         elif key.data in self._unknown and (problem := self._read(key.data)):
           return problem
     return None
+
+  def _all_present(self) -> bool:
+    """Return True if every process has greeted and has an open connection; forget those that have closed theirs."""
+    if len(self._known) < self._num - 1:
+      return False
+    for peer in list(self._known.values()):
+      if _has_left(peer.line):
+        self._leave(peer)
+    return len(self._known) == self._num - 1
 
   def greetings(self) -> list[Greeting]:
     """Return the greetings received so far, that of process 0 included, ordered by process."""

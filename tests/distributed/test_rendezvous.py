@@ -657,6 +657,25 @@ def test_a_process_that_left_may_come_again_and_one_that_stays_away_is_missing(p
   assert all(one.startswith("missing: process 1 of 3") for one in found)
 
 
+def test_a_process_whose_greeting_and_end_are_read_at_once_is_missing(places):
+  found = []
+  greeting = handshake.Greeting(0, 2, "a", {})
+  server = coordinator.Server("localhost", places[0].port, greeting, handshake.run_key(), seconds=0.3)
+  with connect(places[0].port) as line:
+    waiting = threading.Thread(target=lambda: found.append(server.wait()))
+    # Process 0 begins to read when the greeting and the end of the connection have both arrived.
+    server._selector.select(1)
+    for listener in server._listeners:
+      with contextlib.suppress(OSError):
+        server._accept(listener)
+    line.sendall(seal(json.dumps(GREETING | {"num": 2}).encode(), nonce_of(line)))
+  waiting.start()
+  waiting.join()
+  server.answer({"problem": None, "names": []})
+  assert server.ignored == 0
+  assert found[0].startswith("missing: process 1 of 2")
+
+
 @pytest.mark.parametrize(
   ("text", "host", "port"),
   [
