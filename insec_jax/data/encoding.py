@@ -300,6 +300,11 @@ def check_like_whole_text(
 
 def special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern:
   """Return a pattern that finds every special token of the tokenizer in a trusted text."""
+  return _special_pattern(tokenizer, len(tokenizer))  # tokens may be added
+
+
+@functools.lru_cache(maxsize=4)
+def _special_pattern(tokenizer: PreTrainedTokenizerFast, size: int) -> re.Pattern:  # noqa: ARG001
   names = [token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values() if token.special]
   longest_first = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
   return re.compile(f"({longest_first or '(?!)'})")

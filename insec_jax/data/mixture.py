@@ -9,57 +9,62 @@ The function `split_records` (problems.py) chooses the records of a split. Wrong
 `with_mistakes` returns a problem as a transcript with mistakes, `in_prose` wrong steps for prose by number of the step.
 """
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data.problems import split_records
-from insec_jax.data.records import Chat, Record, Turn, as_transcript, has_roles, pieces_by_turn, prompt_text, read
+from insec_jax.data.problems import digest, held_out_prompts, split_records
+from insec_jax.data.records import Chat, Record, Turn, as_transcript, has_roles, pieces_by_turn, read
+from insec_jax.data.storage import Computed, Records
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.prose import Corpus, ProseRecord
 from insec_jax.method.tasks import Problem
 from insec_jax.method.transcript import Markers, Transcript, check_marks, split_steps
 
+Placed = tuple[Transcript | Chat, str]  # a transcript and its place: "file:line"
+
 
 def transcripts(
-  config: Config, split: str, *, left_out: list[str] | None = None
-) -> list[tuple[Transcript | Chat, str]]:
-  """Return the transcripts of the split "train" or "heldout", each with its place ("file:line"), in a fixed order.
+  config: Config, split: str, *, left_out: list[str] | None = None, kept: Records | None = None
+) -> Sequence[Placed]:
+  """Return the transcripts of the split "train" or "heldout", each with its place, in a fixed order.
+
+  Each is made, and its mistakes are put in, when it is read; what it is made from is in `kept`.
 
   A problem gets its mistakes here when they are injected, and so does any prose where task.name="records". A record
-  that has its roles is used unchanged; raises InputError where its mistakes are not flagged and corrected. Records of
-  mistakes.mined_path are added to "train". Only these have confidence tokens, each after a step, which name the model's
-  confidence in that step. `left_out` is that of `split_records`.
+  that has its roles is used unchanged; reading one raises InputError where its mistakes are not flagged and corrected.
+  Records of mistakes.mined_path are added to "train". Only these have confidence tokens, each after a step, which name
+  the model's confidence in that step. `left_out` and `kept` are those of `split_records`.
   """
-  contents = _transcripts(config, split, left_out)
+  contents = _transcripts(config, split, left_out, kept)
   return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
 
 
-def _transcripts(config: Config, split: str, left_out: list[str] | None) -> list[tuple[Transcript | Chat, str]]:
+def _transcripts(config: Config, split: str, left_out: list[str] | None, kept: Records | None) -> Sequence[Placed]:
   """Return what `transcripts` does, without records of mistakes.mined_path."""
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-  indexed = split_records(config, split, left_out=left_out)
-  for _, record in indexed:
-    if has_roles(record.content):
-      _check_marks(record.content, record.where, markers)
-  if config.mistakes.source != "injected":  # recorded or mined: nothing is put in here
-    return [(as_transcript(record.content), record.where) for _, record in indexed]
-  if config.task.name == "records":
+  indexed = split_records(config, split, left_out=left_out, kept=kept)
+  if config.mistakes.source == "injected" and config.task.name == "records":
     return _with_prose_mistakes(indexed, config, markers)
-  task = tasks.get(config.task)
-  contents = []
-  for index, record in indexed:
-    content = as_transcript(record.content)
-    if isinstance(record.content, Problem):
+  # Recorded or mined: nothing is put in here.
+  task = tasks.get(config.task) if config.mistakes.source == "injected" else None
+
+  def placed(number: int) -> Placed:
+    index, record = indexed[number]
+    content = _checked(record, markers)
+    if task is not None and isinstance(record.content, Problem):
       # One generator a problem: its mistakes do not depend on which other problems are read.
       rng = np.random.default_rng((config.seed, index))
       content = with_mistakes(record.content, task, config.mistakes, markers, rng)
-    contents.append((content, record.where))
-  return contents
+    return content, record.where
+
+  return Computed(len(indexed), placed)
 
 
-def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) -> list[tuple[Transcript | Chat, str]]:
+def with_mined(contents: Sequence[Placed], config: Config) -> Sequence[Placed]:
   """Return the contents with records of mistakes.mined_path spread evenly among them, mistakes.mined of the whole.
 
       c c c  and mined  m n  at 0.4     m c c n c
@@ -70,56 +75,78 @@ def with_mined(contents: list[tuple[Transcript | Chat, str]], config: Config) ->
   Raises InputError for a record that is not in pieces, or whose prompt is in the split "heldout".
   """
   path, fraction = config.mistakes.mined_path, config.mistakes.mined
-  held = {prompt_text(record.content) for _, record in split_records(config, "heldout")}
-  mined: list[tuple[Transcript | Chat, str]] = []
+  held = held_out_prompts(config)
+  mined: list[Placed] = []
   for record in read(path, limit=0, name="mistakes.mined_path"):
     if not has_roles(record.content):
       raise InputError(f"{record.where}: a mined record has pieces; give this file as data.path")
-    if prompt_text(record.content) in held:
+    if digest(record) in held:
       raise InputError(f"{record.where}: its prompt is held out here; mine with this config's data section")
     mined.append((record.content, record.where))
   if fraction == 1:
     return mined
-  num = round(len(contents) * fraction / (1 - fraction))
+  total = len(contents)
+  num = round(total * fraction / (1 - fraction))
   order = np.random.default_rng((config.seed, *b"mined")).permutation(len(mined))
-  both = contents + [mined[order[k % len(mined)]] for k in range(num)]
-  place = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in (len(contents), num)])
-  return [both[k] for k in np.argsort(place, kind="stable")]
+  place = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in (total, num)])
+  number_of_place = np.argsort(place, kind="stable")
+
+  def placed(place: int) -> Placed:
+    number = int(number_of_place[place])
+    return contents[number] if number < total else mined[order[(number - total) % len(mined)]]
+
+  return Computed(total + num, placed)
 
 
-def _check_marks(transcript: Transcript, where: str, markers: Markers) -> None:
-  try:
-    check_marks(transcript, markers)
-  except InputError as error:
-    raise InputError(f"{where}: {error}") from error
+def _checked(record: Record, markers: Markers) -> Transcript | Chat:
+  """Return the content as pieces; raise InputError where mistakes that came with it are not flagged and corrected."""
+  if has_roles(record.content):
+    try:
+      check_marks(record.content, markers)
+    except InputError as error:
+      raise InputError(f"{record.where}: {error}") from error
+  return as_transcript(record.content)
 
 
-def _with_prose_mistakes(
-  indexed: list[tuple[int, Record]], config: Config, markers: Markers
-) -> list[tuple[Transcript | Chat, str]]:
+def _with_prose_mistakes(indexed: Sequence[tuple[int, Record]], config: Config, markers: Markers) -> Sequence[Placed]:
   """Return the transcripts, with mistakes where they can be verified; raise InputError if no record can have one.
 
   A mistake uses text of other records of the same split only, so held-out text is never trained on.
   """
-  unit, classes = config.mistakes.unit, prose_classes_of(config.mistakes)
-  contents = [(as_transcript(record.content), record.where) for _, record in indexed]
+  unit = config.mistakes.unit
   candidates = [number for number, (_, record) in enumerate(indexed) if not has_roles(record.content)]
-  corpus = Corpus([_prose_record(contents[number][0], unit) for number in candidates])
-  num_drawn = num_put = 0
-  for place, number in enumerate(candidates):
-    wrong = in_prose(corpus, place, config.mistakes, np.random.default_rng((config.seed, indexed[number][0])))
-    if wrong is None:  # by mistakes.share this record gets none; an empty dict: none can be verified
-      continue
-    content, where = contents[number]
-    contents[number] = (_insert_mistakes(content, wrong, markers, unit), where)
-    num_drawn += 1
-    num_put += bool(wrong)
-  if num_drawn and not num_put:
+  place_of = {number: place for place, number in enumerate(candidates)}
+  corpus = Corpus(
+    Computed(len(candidates), lambda place: _prose_record(as_transcript(indexed[candidates[place]][1].content), unit))
+  )
+
+  def wrong_steps(number: int, index: int) -> dict[int, tuple[str, str]] | None:
+    return in_prose(corpus, place_of[number], config.mistakes, np.random.default_rng((config.seed, index)))
+
+  def placed(number: int) -> Placed:
+    index, record = indexed[number]
+    content = _checked(record, markers)
+    wrong = wrong_steps(number, index) if number in place_of else None
+    # None: by mistakes.share this record gets none. An empty dict: none can be verified.
+    return content if wrong is None else _insert_mistakes(content, wrong, markers, unit), record.where
+
+  _check_possible((wrong_steps(number, indexed[number][0]) for number in candidates), config)
+  return Computed(len(indexed), placed)
+
+
+def _check_possible(wrong_steps: Iterable[dict[int, tuple[str, str]] | None], config: Config) -> None:
+  """Read wrong steps until a record has one; raise InputError where records were drawn and none has any."""
+  num_drawn = 0
+  for wrong in wrong_steps:
+    if wrong:
+      return
+    num_drawn += wrong is not None
+  if num_drawn:
+    classes = ", ".join(prose_classes_of(config.mistakes))
     raise InputError(
-      f"{config.data.path}: no mistake of class {', '.join(classes)} is possible in any of the {num_drawn} records "
-      f"drawn, with {unit}s as steps; choose other mistakes.classes, another mistakes.unit, or give more records"
+      f"{config.data.path}: no mistake of class {classes} is possible in any of the {num_drawn} records drawn, with "
+      f"{config.mistakes.unit}s as steps; choose other mistakes.classes, another mistakes.unit, or give more records"
     )
-  return contents
 
 
 def _prose_record(content: Transcript | Chat, unit: str) -> ProseRecord:

@@ -6,7 +6,7 @@ Letters that end array names, beside those of model/llama.py: A micro-batch of a
 import contextlib
 import functools
 import gc
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -19,7 +19,7 @@ from insec_jax.config_build import reads_records
 from insec_jax.data import cache, mixture, tokens, vocabulary
 from insec_jax.data.packing import Rows, fill
 from insec_jax.data.receipt import Data, LeftOut, Totals, receipt
-from insec_jax.data.storage import Memory, Storage
+from insec_jax.data.storage import Memory, Records, Storage
 from insec_jax.data.tokens import Example, TooLong
 from insec_jax.method import roles
 from insec_jax.progress import Progress
@@ -70,8 +70,8 @@ def _pack(
 ) -> tuple[_Packed, tuple[TooLong, ...]]:
   """Return rows and totals of a split, and the records left out as too long."""
   totals, lengths, left_out = Totals(), [], []
-  with storage.examples() as examples:
-    for chunk, too_long in example_chunks(config, tokenizer, split, held_out=held_out):
+  with storage.examples() as examples, storage.records() as kept:
+    for chunk, too_long in example_chunks(config, tokenizer, split, held_out=held_out, kept=kept):
       examples.extend(chunk)
       totals = totals.plus(chunk)
       lengths += [len(example.token_T) for example in chunk]
@@ -91,13 +91,18 @@ def first_examples(config: Config, tokenizer: PreTrainedTokenizerFast, num: int)
 
 
 def example_chunks(
-  config: Config, tokenizer: PreTrainedTokenizerFast, split: str, *, held_out: list[str] | None = None
+  config: Config,
+  tokenizer: PreTrainedTokenizerFast,
+  split: str,
+  *,
+  held_out: list[str] | None = None,
+  kept: Records | None = None,
 ) -> Generator[tuple[list[Example], list[TooLong]]]:
   """Yield the examples of a split and the records left out as too long, some records at a time, in order."""
-  contents = mixture.transcripts(config, split, left_out=held_out)
+  contents = mixture.transcripts(config, split, left_out=held_out, kept=kept)
   drops = config.data.too_long == "drop"
 
-  def tokenised(chunk: list) -> tuple[list[Example], list[TooLong]]:
+  def tokenised(chunk: Sequence[mixture.Placed]) -> tuple[list[Example], list[TooLong]]:
     left_out: list[TooLong] = []
     with _no_collection():
       return tokens.tokenize_all(chunk, tokenizer, config, left_out=left_out if drops else None), left_out

@@ -16,7 +16,7 @@ data.path for any task.
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import numpy as np
 
@@ -24,17 +24,21 @@ from insec_jax.command import InputError
 from insec_jax.config import FROM_FILE, Config
 from insec_jax.config_build import reads_records
 from insec_jax.data.records import Record, prompt_text, read
+from insec_jax.data.storage import Computed, Records
 from insec_jax.method import tasks
 from insec_jax.method.tasks import Problem, Task
 
 VALIDATION = 1_000_003  # apart from the seeds of mining, which draws from the same split
 
 
-def split_records(config: Config, split: str, *, left_out: list[str] | None = None) -> list[tuple[int, Record]]:
+def split_records(
+  config: Config, split: str, *, left_out: list[str] | None = None, kept: Records | None = None
+) -> Sequence[tuple[int, Record]]:
   """Return the records of the split "train" or "heldout", each with its index among all of data.path or of the split.
 
   With data.heldout_path, records of data.path with a prompt of that file are left out; their places are added to
-  `left_out`. Raises InputError where none is left to train on.
+  `left_out`. The records read are put into `kept`, empty before, where they stay; by default into memory. Raises
+  InputError where none is left to train on.
   """
   if split not in ("train", "heldout"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'heldout'")
@@ -43,11 +47,13 @@ def split_records(config: Config, split: str, *, left_out: list[str] | None = No
       raise InputError(
         f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
       )
+    kept = list[Record]() if kept is None else kept
     if config.data.heldout_path:
-      return _split_by_file(config, split, [] if left_out is None else left_out)
-    records = list(_read(config, "data.path"))
-    held = _held_out(records, config)
-    return [(index, record) for index, record in enumerate(records) if held[index] == (split == "heldout")]
+      return _split_by_file(config, split, [] if left_out is None else left_out, kept)
+    prompts: list[bytes] = []
+    kept.extend(_noted(_read(config, "data.path"), prompts))
+    is_held = _held_out(prompts, config)
+    return _picked([index for index, held in enumerate(is_held) if held == (split == "heldout")], kept)
   num = config.data.num_records if split == "train" else config.data.num_heldout
   made = tasks.problems(tasks.get(config.task), "train" if split == "train" else "test", num=num, seed=config.seed)
   return [
@@ -63,44 +69,72 @@ def _read(config: Config, name: str) -> Iterator[Record]:
   return read(data.heldout_path, limit=data.num_heldout, checked=checked, name=name, columns=data.fields)
 
 
-def _split_by_file(config: Config, split: str, left_out: list[str]) -> list[tuple[int, Record]]:
+def held_out_prompts(config: Config) -> Set[bytes]:
+  """Return the digest of each prompt of the split "heldout"; records of files are read one at a time."""
+  if not reads_records(config):
+    return {digest(record) for _, record in split_records(config, "heldout")}
+  if config.data.heldout_path:
+    return {digest(record) for record in _read(config, "data.heldout_path")}
+  prompts = [digest(record) for record in _read(config, "data.path")]
+  return {prompt for prompt, held in zip(prompts, _held_out(prompts, config), strict=True) if held}
+
+
+def _noted(records: Iterable[Record], prompts: list[bytes]) -> Iterator[Record]:
+  """Yield the records, and add the digest of each prompt to `prompts`."""
+  for record in records:
+    prompts.append(digest(record))
+    yield record
+
+
+def _picked(indices: list[int], kept: Records) -> Sequence[tuple[int, Record]]:
+  """Return the records at these indices of `kept`, with their index."""
+  return Computed(len(indices), lambda number: (indices[number], kept[indices[number]]))
+
+
+def _split_by_file(config: Config, split: str, left_out: list[str], kept: Records) -> Sequence[tuple[int, Record]]:
   if split == "heldout":
-    return list(enumerate(_read(config, "data.heldout_path")))
-  held = {_digest(record) for record in _read(config, "data.heldout_path")}
-  kept = []
-  for index, record in enumerate(_read(config, "data.path")):
-    if _digest(record) in held:
-      left_out.append(record.where)
-    else:
-      kept.append((index, record))
-  if not kept:
+    kept.extend(_read(config, "data.heldout_path"))
+    return _picked(list(range(len(kept))), kept)
+  held = held_out_prompts(config)
+  indices: list[int] = []
+
+  def others() -> Iterator[Record]:
+    for index, record in enumerate(_read(config, "data.path")):
+      if digest(record) in held:
+        left_out.append(record.where)
+      else:
+        indices.append(index)
+        yield record
+
+  kept.extend(others())
+  if not indices:
     raise InputError(
       f"every prompt of data.path={config.data.path} is also one of data.heldout_path={config.data.heldout_path}, so "
       "none is left to train on; give other records"
     )
-  return kept
+  return Computed(len(indices), lambda number: (indices[number], kept[number]))
 
 
-def _digest(record: Record) -> bytes:
+def digest(record: Record) -> bytes:
+  """Return the SHA-256 of the prompt of a record."""
   return hashlib.sha256(prompt_text(record.content).encode()).digest()
 
 
-def _held_out(records: list[Record], config: Config) -> list[bool]:
-  """Return which records are held out: prompts in order of their hash until data.num_heldout records are reached.
+def _held_out(prompts: list[bytes], config: Config) -> list[bool]:
+  """Return which records are held out: `prompts`, digests, in their order until data.num_heldout records are reached.
 
   Records with the same prompt stay together, so a held-out prompt is never trained on.
   """
-  prompts = [prompt_text(record.content) for record in records]
   count = collections.Counter(prompts)
   held, num = set(), 0
-  for prompt in sorted(count, key=lambda text: hashlib.sha256(text.encode()).digest()):
+  for prompt in sorted(count):
     if num >= config.data.num_heldout:
       break
     held.add(prompt)
     num += count[prompt]
-  if num == len(records):
+  if num == len(prompts):
     raise InputError(
-      f"{config.data.path}: data.num_heldout={config.data.num_heldout} leaves none of the {len(records)} "
+      f"{config.data.path}: data.num_heldout={config.data.num_heldout} leaves none of the {len(prompts)} "
       "records read to train on; lower it or give more records"
     )
   return [prompt in held for prompt in prompts]

@@ -1,16 +1,55 @@
-"""Storage of examples and rows while they are made: in memory, or in files of a folder."""
+"""Storage of records, examples and rows while rows are made: in memory, or in files of a folder."""
 
+import array
 import contextlib
 import os
 import pathlib
+import pickle
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 
+from insec_jax.data.records import Record
 from insec_jax.data.tokens import Example
+
+T = TypeVar("T")
+
+
+class Computed(Sequence[T]):
+  """Sequence of `num` items, each computed by `get(index)` whenever it is read."""
+
+  def __init__(self, num: int, get: Callable[[int], T]):
+    self._range, self._get = range(num), get
+
+  def __len__(self) -> int:
+    return len(self._range)
+
+  @overload
+  def __getitem__(self, index: int) -> T: ...
+
+  @overload
+  def __getitem__(self, index: slice) -> list[T]: ...
+
+  def __getitem__(self, index: int | slice) -> T | list[T]:
+    """Return an item, or the list of those of a slice."""
+    numbers = self._range[index]
+    return self._get(numbers) if isinstance(numbers, int) else [self._get(number) for number in numbers]
+
+
+class Records(Protocol):
+  """Records that are added in order, and read in any."""
+
+  def __len__(self) -> int:
+    """Return the number of records."""
+
+  def __getitem__(self, index: int, /) -> Record:
+    """Return a record."""
+
+  def extend(self, records: Iterable[Record], /) -> None:
+    """Add records."""
 
 
 class Examples(Protocol):
@@ -24,7 +63,10 @@ class Examples(Protocol):
 
 
 class Storage(Protocol):
-  """Place for the examples and rows of a split."""
+  """Place for the records, examples and rows of a split."""
+
+  def records(self) -> AbstractContextManager[Records]:
+    """Return an empty collection of records, which is there inside the block."""
 
   def examples(self) -> AbstractContextManager[Examples]:
     """Return an empty collection of examples, which is there inside the block."""
@@ -35,6 +77,10 @@ class Storage(Protocol):
 
 class Memory:
   """Storage in memory."""
+
+  def records(self) -> AbstractContextManager[Records]:
+    """Return a list."""
+    return contextlib.nullcontext(list[Record]())
 
   def examples(self) -> AbstractContextManager[Examples]:
     """Return a list."""
@@ -50,6 +96,10 @@ class Disk:
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
+
+  def records(self) -> AbstractContextManager[Records]:
+    """Return a collection whose records are in a temporary file."""
+    return contextlib.closing(_RecordFile(self._folder))
 
   def examples(self) -> AbstractContextManager[Examples]:
     """Return a collection whose arrays are in a temporary file."""
@@ -70,6 +120,32 @@ class Disk:
 def path_of(folder: pathlib.Path, split: str, name: str) -> pathlib.Path:
   """Return the file of a field of the rows of a split."""
   return folder / f"{split}_{name}.npy"
+
+
+class _RecordFile:
+  """Records in one file, each pickled; in memory are their places in it."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._stops = array.array("q", [0])
+    self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+
+  def close(self) -> None:
+    """Remove the file."""
+    self._file.close()
+
+  def __len__(self) -> int:
+    return len(self._stops) - 1
+
+  def __getitem__(self, index: int, /) -> Record:
+    start, stop = self._stops[index], self._stops[index + 1]
+    return pickle.loads(os.pread(self._file.fileno(), stop - start, start))  # written by this process
+
+  def extend(self, records: Iterable[Record], /) -> None:
+    """Add records."""
+    self._file.seek(0, 2)
+    for record in records:
+      self._stops.append(self._stops[-1] + self._file.write(pickle.dumps(record, pickle.HIGHEST_PROTOCOL)))
+    self._file.flush()
 
 
 class _Spool:

@@ -12,9 +12,9 @@ one person under two names, a phrase that fits everywhere) no step is made: a fa
 right steps.
 """
 
-import collections
 import dataclasses
 import functools
+import hashlib
 import itertools
 import re
 import unicodedata
@@ -139,15 +139,17 @@ class Corpus:
   """Records that receive mistakes; each also supplies sentences and names to the others."""
 
   def __init__(self, texts: Sequence[ProseRecord]):
-    self._texts = tuple(texts)
+    self._texts = texts
+    # The same object for an index while a record is worked on: other caches use its identity.
+    self._text = functools.lru_cache(maxsize=256)(texts.__getitem__)
     self._entities_in = functools.lru_cache(maxsize=256)(self._find_entities)
 
   def __getitem__(self, index: int) -> ProseRecord:
-    return self._texts[index]
+    return self._text(index)
 
   def corrupt(self, index: int, place: int, error: str, rng: np.random.Generator) -> Corruption | None:
     """Return a wrong step of the class for the step at `place`; None if none can be shown to be different."""
-    text = self._texts[index]
+    text = self._text(index)
     right = text.steps[place]
     body = right.strip()
     start = right.index(body)
@@ -165,12 +167,10 @@ class Corpus:
     """Return a step of another record that has a different topic and occurs in only one record."""
     del body  # replaced whole
     for _ in range(_REDRAWS):
-      source = self._texts[rng.integers(len(self._texts))]
+      source = self._text(int(rng.integers(len(self._texts))))
       step = source.steps[rng.integers(len(source.steps))].strip() if source.steps else ""
       foreign = any(len(word) >= _LEAST_LETTERS and word not in _record_words(text) for word in _list_words(step))
-      if (
-        not foreign or self._num_texts_with[content_of(step)] > 1 or source.prompt.strip() == text.prompt.strip() != ""
-      ):
+      if not foreign or _digest(step) in self._repeated or source.prompt.strip() == text.prompt.strip() != "":
         continue
       known_content = _record_content(text)
       if not any(f"\0{content_of(sentence)}\0" in known_content for sentence in split_steps(step, "sentence")):
@@ -203,7 +203,7 @@ class Corpus:
   def _foreign(self, text: ProseRecord, kind: str, old: str, rng: np.random.Generator) -> str | None:
     """Return a name of another record none of whose words occur in this one; None if none is drawn."""
     for _ in range(_REDRAWS):
-      source = self._texts[rng.integers(len(self._texts))]
+      source = self._text(int(rng.integers(len(self._texts))))
       names = self._entities_in(source).by_kind[kind]
       new = names[rng.integers(len(names))] if names else old
       if _clearly_differ(old, new) and not set(_list_words(new)) & _record_words(text):
@@ -258,9 +258,19 @@ class Corpus:
     return frozenset(name for name in capital if name.casefold() not in small and name not in ABBREVIATIONS)
 
   @functools.cached_property
-  def _num_texts_with(self) -> dict[str, int]:
-    """Return the number of records that contain each step."""
-    return collections.Counter(content for text in self._texts for content in {content_of(step) for step in text.steps})
+  def _repeated(self) -> frozenset[bytes]:
+    """Return the digest of each step that more than one record contains."""
+    seen: set[bytes] = set()
+    repeated: set[bytes] = set()
+    for text in self._texts:
+      here = {_digest(step) for step in text.steps}
+      repeated |= here & seen
+      seen |= here
+    return frozenset(repeated)
+
+
+def _digest(step: str) -> bytes:
+  return hashlib.sha256(content_of(step).encode("utf-8", "surrogatepass")).digest()
 
 
 def _adds_a_claim(text: ProseRecord, right: str, wrong: str) -> bool:

@@ -53,8 +53,8 @@ def work(arguments: argparse.Namespace, barrier, results) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records(arguments.data, num)))
     some = config(arguments.tokenizer, str(path))
     tokenizer = vocabulary.open_tokenizer(some).tokenizer
-    contents = mixture.transcripts(some, "train")
-    pipeline.mixture.transcripts = lambda config, split, left_out=None: contents if split == "train" else []  # noqa: ARG005
+    contents = list(mixture.transcripts(some, "train"))
+    pipeline.mixture.transcripts = lambda config, split, **_: contents if split == "train" else []  # noqa: ARG005
     tokenize_all = pipeline.tokens.tokenize_all
     for number in range(arguments.rounds):
       spent = [0.0, 0.0, 0.0]  # by the bare tokenizer: tokens, seconds, seconds of all cores

@@ -2,17 +2,19 @@
 
 import dataclasses
 import errno
+import gc
 import itertools
 import os
 import shutil
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 from datakit import bpe_tokenizer, config, gsm8k, pieces, question
 
 from insec_jax.command import InputError, machine_refusal
-from insec_jax.data import cache, pipeline, vocabulary
+from insec_jax.data import cache, mixture, pipeline, vocabulary
 from insec_jax.data.receipt import Data
 from insec_jax.data.storage import Disk
 
@@ -237,6 +239,23 @@ def test_a_full_disk_is_named_with_the_folder_of_the_cache_and_leaves_nothing(tm
   assert said.startswith(f"No space left on device for the rows of data.cache: {tmp_path}/cache; free some room")
   assert [path.name for path in (tmp_path / "cache").iterdir()] == ["files"]
   assert len(load(some).train) > 0
+
+
+def test_texts_of_records_are_not_in_memory_while_a_cache_is_made(tmp_path):
+  names = ["".join(letters) for letters in itertools.islice(itertools.product("abcde", repeat=5), 100)]
+  lines = [{"question": f"{name} {'word ' * 8_000}", "answer": f"She paid {name}.\nHe left."} for name in names]
+  some = gsm8k(tmp_path, lines, task__name="records", mistakes__classes=("sentence",), data__num_heldout=2)
+  tracemalloc.start()
+  try:
+    with Disk(tmp_path).records() as kept:
+      contents = mixture.transcripts(some, "train", kept=kept)
+      gc.collect()
+      now, peak = tracemalloc.get_traced_memory()
+      assert (len(contents), list(contents[90:])) == (98, list(mixture.transcripts(some, "train"))[90:])
+  finally:
+    tracemalloc.stop()
+  assert now < 500_000 < 4_000_000 < (tmp_path / "r.jsonl").stat().st_size
+  assert peak < 2_000_000
 
 
 def test_an_array_on_a_disk_has_its_room_before_it_is_written_to(tmp_path):

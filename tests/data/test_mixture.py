@@ -26,7 +26,7 @@ def test_problems_of_a_file_get_injected_mistakes_and_finished_records_stay(tmp_
 def test_what_a_problem_becomes_does_not_hang_on_which_others_are_read(tmp_path):
   some = gsm8k(tmp_path, [question(number) for number in range(20)])
   few = gsm8k(tmp_path, [question(number) for number in range(20)], data__num_records=7)
-  assert mixture.transcripts(some, "train")[:7] == mixture.transcripts(few, "train")
+  assert mixture.transcripts(some, "train")[:7] == list(mixture.transcripts(few, "train"))
   other = gsm8k(tmp_path, [question(number) for number in range(20)], data__num_heldout=5)
   assert set(mixture.transcripts(other, "train")) < set(mixture.transcripts(some, "train"))
 
@@ -184,7 +184,11 @@ def test_a_recorded_mistake_that_is_not_put_right_is_refused_with_file_and_line(
   if form == "spans":
     line = as_spans(line)
   with pytest.raises(InputError) as raised:
-    mixture.transcripts(config(data__path=write_lines(tmp_path / "r.jsonl", [pieces(("text", "fine")), line])), "train")
+    list(
+      mixture.transcripts(
+        config(data__path=write_lines(tmp_path / "r.jsonl", [pieces(("text", "fine")), line])), "train"
+      )
+    )
   assert str(raised.value).startswith(f"{tmp_path}/r.jsonl:2: ")
   assert message in str(raised.value)
   assert "\n" not in str(raised.value)
@@ -286,7 +290,7 @@ def test_mined_records_are_spread_evenly_and_the_others_stay_in_order(tmp_path):
   _, _, found = mixed(tmp_path, 0.25)
   places = [k for k, (_, where) in enumerate(found) if "mined.jsonl" in where]
   assert {after - before for before, after in itertools.pairwise(places)} <= {3, 4, 5}
-  assert [one for one in found if "mined.jsonl" not in one[1]] == mixture.transcripts(config(**GRAPH), "train")
+  assert [one for one in found if "mined.jsonl" not in one[1]] == list(mixture.transcripts(config(**GRAPH), "train"))
 
 
 def test_clean_injected_and_mined_stand_side_by_side(tmp_path):
@@ -304,7 +308,7 @@ def test_which_come_when_fewer_are_needed_is_drawn_by_the_seed(tmp_path):
 
 def test_held_out_transcripts_stay_without(tmp_path):
   some = config(**GRAPH, mistakes__mined=0.5, mistakes__mined_path=mined_file(tmp_path))
-  assert mixture.transcripts(some, "heldout") == mixture.transcripts(config(**GRAPH), "heldout")
+  assert list(mixture.transcripts(some, "heldout")) == list(mixture.transcripts(config(**GRAPH), "heldout"))
 
 
 def test_a_mined_record_of_a_held_out_problem_is_refused(tmp_path):

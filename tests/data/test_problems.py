@@ -19,7 +19,7 @@ def test_held_out_records_are_never_trained_on_and_one_prompt_is_on_one_side(tmp
     pieces(("prompt", f"What is {number % 20} + 1?\n"), ("text", "?")) for number in range(40)
   ]
   some = gsm8k(tmp_path, lines, data__num_heldout=12)
-  train, heldout = mixture.transcripts(some, "train"), mixture.transcripts(some, "heldout")
+  train, heldout = (list(mixture.transcripts(some, split)) for split in ("train", "heldout"))
   prompts = [{content[0].text for content, _ in split} for split in (train, heldout)]
   assert not prompts[0] & prompts[1]
   assert len(train) + len(heldout) == 80
