@@ -64,6 +64,8 @@ def test_a_run_with_rounds_on_two_hosts_reaches_its_last_step(slice_of_two):
   assert (environment["devices"]["processes"], environment["devices"]["count"]) == (2, 8)
   for number in (1, 2):
     assert (slice_of_two / "run" / "mined" / f"round_{number}.jsonl").read_text()
+  shown = b"".join(path.read_bytes() for path in (slice_of_two / "run" / "tb").iterdir())
+  assert [shown.count(f"receipt of round {number}/".encode()) for number in (1, 2, 3)] == [1, 1, 0]
 
 
 def test_what_two_hosts_mine_and_measure_is_what_one_device_does(slice_of_two):

@@ -122,7 +122,7 @@ class Trainer:
     """Train the steps that remain, to the last one or to a signal, and return the exit code."""
     run, steps, every = self.run, self.config.train.steps, self.config.train
     for step in range(run.first + 1, steps + 1):
-      if step in self.phases.number_of and not self.begin_phase(step, stops):
+      if step in self.phases.number_of and not self.begin_phase(step, log, stops):
         return self.stopped(f"mining is cut short before step {step}")
       with profile.step(step, self.state):
         self.state, step_metrics = self.train_step(self.state, self.next_batch())
@@ -194,7 +194,7 @@ class Trainer:
       self.ledger.move(time.monotonic() - start, "data")
     return batch
 
-  def begin_phase(self, step: int, stops: Callable[[int], bool]) -> bool:
+  def begin_phase(self, step: int, log: metrics.Log, stops: Callable[[int], bool]) -> bool:
     """Return whether the data of the phase that begins at this step is there: False after a signal, or at the limit."""
 
     def stopped() -> bool:
@@ -211,6 +211,7 @@ class Trainer:
     self.progress.say(f"round {number} of {self.config.rounds}\n{text}")
     if self.processes.is_first:
       self.phases.record(number, f"{text}\n\n{data.receipt}")
+      log.text(step, f"receipt of round {number}", f"{text}\n\n{data.receipt}")
     self.progress.say(data.receipt.rstrip())
     self.facts = data_fingerprint(self.config, data, self.mesh, self.run.frozen)
     self.processes.agree(f"data of round {number}", self.facts)

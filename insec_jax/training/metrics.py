@@ -238,6 +238,12 @@ class Log:
       if step > sink.sent:
         sink.write(step, values)
 
+  def text(self, step: int, name: str, text: str):
+    """Show a text in each place that has no line of this step yet; metrics.jsonl has numbers only."""
+    for sink in self._sinks:
+      if step > sink.sent:
+        sink.text(name, text, step)
+
   def publish(self):
     """Upload the file, and those of the places, where the workdir is in a bucket."""
     if isinstance(self._workdir, BucketPath):
@@ -262,6 +268,8 @@ class NullLogger:
   def state(self) -> None: ...
 
   def write(self, step: int, values: dict[str, float]): ...
+
+  def text(self, step: int, name: str, text: str): ...
 
   def start(self): ...
 

@@ -1,6 +1,6 @@
 """Places beside metrics.jsonl where a run can be watched (log.to): TensorBoard, Weights & Biases, Trackio.
 
-metrics.jsonl has everything. A place shows its lines, the mask receipt, and what `publish` sends: the table of
+metrics.jsonl has every number. A place shows its lines, the mask receipts, and what `publish` sends: the table of
 evaluate, the page of report. DIR/log.json has the id of the run in each service, so that a resumed run continues its
 own. The packages are imported where they are used: they are extras, and slow.
 """
