@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from insec_jax.command import InputError
 from insec_jax.model import lora as lora_lib
-from insec_jax.model import sharding
+from insec_jax.model import products, sharding
 from insec_jax.model.attention import XLA, Attention, as_cached, attend_slots, slot_axes
 
 # Activations of a layer that the backward pass keeps, in addition to the stream between layers; never gathered weights.
@@ -118,8 +118,8 @@ AXES |= {"P": "rank", "M": "markers"}  # of adapters and trained rows (lora.py)
 def dot(letters: str, x, weight):
   """Return the einsum in the dtype of `x`; float32 is multiplied in float32, also on TPU (its default is bfloat16)."""
   if isinstance(weight, lora_lib.Adapted):
-    return lora_lib.product(dot, letters, x, weight)
-  return jnp.einsum(letters, x, weight.astype(x.dtype), precision="highest" if x.dtype == jnp.float32 else None)
+    return lora_lib.product(products.einsum, letters, x, weight)
+  return (products.widening if letters == "BTD,DF->BTF" else products.einsum)(letters, x, weight.astype(x.dtype))
 
 
 def rms_norm(scale_D, x_BTD, eps: float):
