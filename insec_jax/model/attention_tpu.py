@@ -18,6 +18,9 @@ NAME = "splash"
 # VMEM of v4, v5e, v5p and tpu7x; 512 multiplies a tenth less in a row of one segment and 4096 positions, but the fused
 # backward then writes twice as many partial gradients of q, and four times as many steps have their fixed cost.
 BLOCK = 1024
+# Bytes that the fused backward may hold for a row: a gradient of q for each block of keys, which grows with the square
+# of the row. Above it dq has a kernel of its own, which computes scores and weight gradients again: 7 products, not 5.
+MOST_PARTIAL = 1 << 30
 MULTIPLE = 128  # of which a row, and so a block, is a multiple
 # jax.Device.device_kind, each in both spellings, of the chips for which the kernel compiles.
 DEVICE_KINDS = ("TPU v4", "TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e", "TPU7x")
@@ -37,7 +40,13 @@ def block_of(row_length: int) -> int:
   return math.gcd(row_length, BLOCK)
 
 
-def make_kernel(num_heads: int, row_length: int, block: int, *, interpret: bool):
+def is_fused(q_BTNH, block: int) -> bool:
+  """Return whether one backward kernel computes all gradients, those of q as MOST_PARTIAL allows."""
+  T, N, H = q_BTNH.shape[1:]
+  return T // block * T * N * H * q_BTNH.dtype.itemsize <= MOST_PARTIAL
+
+
+def make_kernel(num_heads: int, row_length: int, block: int, *, fused: bool, interpret: bool):
   """Return the splash attention of one row, q [N, T, H], k and v [K, T, H]."""
   sizes = splash.BlockSizes(
     block_q=block,
@@ -46,7 +55,8 @@ def make_kernel(num_heads: int, row_length: int, block: int, *, interpret: bool)
     block_q_dkv=block,
     block_kv_dkv=block,
     block_kv_dkv_compute=block,
-    use_fused_bwd_kernel=True,
+    use_fused_bwd_kernel=fused,
+    **({} if fused else {"block_q_dq": block, "block_kv_dq": block}),
   )
   mask = masks.MultiHeadMask([masks.CausalMask((row_length, row_length))] * num_heads)
   return splash.make_splash_mha_single_device(
@@ -80,8 +90,12 @@ def prepare(segment_BT, *, block: int) -> Mask:
 
 
 def only(needed_IJ, info):
-  """Return the kernel's mask info with unneeded blocks removed; unchanged where a row is one block and has no table."""
-  if info.block_mask is None:
+  """Return the kernel's mask info with unneeded blocks removed; unchanged where a row is one block and has no table.
+
+  The table is that of all blocks: a causal mask leaves splash no column and no row to cut off. None, of a kernel that
+  is not used, stays None.
+  """
+  if info is None or info.block_mask is None:
     return info
   return info._replace(block_mask=info.block_mask * needed_IJ[None].astype(info.block_mask.dtype))
 
@@ -92,12 +106,13 @@ def attend(q_BTNH, k_BTKH, v_BTKH, mask: Mask, *, block: int, interpret: bool = 
   The kernel does not scale. q is scaled in its own dtype, which adds a rounding where heads are 128 wide.
   """
   T, N, H = q_BTNH.shape[1:]
-  kernel = make_kernel(N, T, block, interpret=interpret)
+  kernel = make_kernel(N, T, block, fused=is_fused(q_BTNH, block), interpret=interpret)
 
   def row(arrays):
     q_TNH, k_TKH, v_TKH, mask = arrays
     needed = splash.SplashAttentionKernel(
-      only(mask.needed_BIJ, kernel.fwd_mask_info), None, only(mask.needed_BIJ, kernel.dkv_mask_info), **kernel.kwargs
+      *(only(mask.needed_BIJ, info) for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)),
+      **kernel.kwargs,
     )
     q_NTH, k_KTH, v_KTH = (x.swapaxes(0, 1) for x in (q_TNH * H**-0.5, k_TKH, v_TKH))
     return needed(q_NTH, k_KTH, v_KTH, splash.SegmentIds(mask.segment_BT, mask.segment_BT)).swapaxes(0, 1)

@@ -240,6 +240,32 @@ def test_a_block_of_other_segments_is_not_visited(way):
     assert np.isnan(got[:, :128]).all()
 
 
+def test_a_row_too_long_for_the_fused_backward_has_the_same_gradients(monkeypatch):
+  """With a kernel of its own for dq; it visits no block of other segments either, as nan there shows."""
+  monkeypatch.setattr(attention_tpu, "MOST_PARTIAL", 0)
+  way = attention.Attention(
+    functools.partial(attention_tpu.prepare, block=128),
+    functools.partial(attention_tpu.attend, block=128, interpret=True),
+  )
+  traced = jax.make_jaxpr(functools.partial(run, way))(draw(), jnp.array(PACKED)[None])
+  kernels = {e.params["name"] for e in equations(traced.jaxpr) if e.primitive.name == "pallas_call"}
+  assert any("dq" in kernel for kernel in kernels)
+  check(way, draw(), PACKED[None], TOLERANCE)
+  arrays = draw(N=1, K=1, T=384)
+  for x in arrays:
+    x[:, :128] = np.nan
+  for got in run(way, arrays, jnp.array(np.repeat([1, 2, 0], [128, 180, 76]))[None]):
+    assert np.isfinite(got[:, 128:]).all()
+
+
+def test_the_fused_backward_is_for_rows_of_few_blocks_only():
+  def fused(T, N):
+    return attention_tpu.is_fused(jax.ShapeDtypeStruct((1, T, N, 128), jnp.bfloat16), 1024)
+
+  assert [fused(T, 32) for T in (4096, 8192, 16_384)] == [True, True, False]  # 8B: 0.5 GiB a row of 8,192
+  assert [fused(T, 4) for T in (16_384, 32_768, 131_072)] == [True, True, False]  # an eighth of its heads
+
+
 def test_blocks_needed_are_those_that_share_a_segment():
   """The rows are those of the docstring; then padding amid the row, where more may be needed but never less."""
   expected_IJ = np.array([[cell == "x" for cell in row] for row in ["x...", "xx..", ".xx.", "...x"]])
