@@ -24,6 +24,7 @@ NEWER = (
   "optimizer.moments",
   "optimizer.rounding",
   "optimizer.ema",
+  "mesh.sequence",
   "train.minutes",
   "train.profile_steps",
   "log.to",

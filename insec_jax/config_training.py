@@ -135,24 +135,26 @@ class MeshConfig:
 
   data: Devices = 1
   fsdp: Devices = -1
+  sequence: Devices = 1  # devices that share a row, each with some of its positions; parameters are split over them too
   tensor: Devices = 1
 
   def __post_init__(self):
     sizes = dataclasses.astuple(self)
     if sizes.count(-1) > 1 or 0 in sizes:
-      raise InputError(
-        f"mesh sizes must be positive with at most one -1, got data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
-      )
+      raise InputError(f"mesh sizes must be positive with at most one -1, got {self._given()}")
 
-  def shape(self, num_devices: int) -> tuple[int, int, int]:
-    """Return (data, fsdp, tensor) with the -1 filled in; InputError if they do not multiply to `num_devices`."""
+  def _given(self) -> str:
+    return " ".join(f"{name}={size}" for name, size in dataclasses.asdict(self).items())
+
+  def shape(self, num_devices: int) -> tuple[int, ...]:
+    """Return (data, fsdp, sequence, tensor), the -1 filled in; InputError unless they multiply to `num_devices`."""
     sizes = dataclasses.astuple(self)
     known = math.prod(size for size in sizes if size > 0)
     filled = tuple(num_devices // known if size == -1 else size for size in sizes)
     if math.prod(filled) != num_devices:
       raise InputError(
-        f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not divide "
-        f"{num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1"
+        f"mesh {self._given()} does not divide {num_devices} devices; make the sizes multiply to {num_devices}, or "
+        "set one to -1"
       )
     return filled
 

@@ -109,6 +109,7 @@ from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Request, Topology
 from insec_jax.sizing.search import most_rows
 from insec_jax.sizing.shapes import model_of
+from insec_jax.training.run import check_sequence
 
 DECODING = ("generate", "evaluate", "mine")
 # The modes in which a flag is read: programs of --program, or study.
@@ -191,7 +192,9 @@ def size_training(config: Config, requests: list[Request]) -> None:
   model_config = model_of(config)
   topologies = [hardware.describe(request) for request in requests]
   for topology in topologies:  # errors of all topologies come before the first is compiled
-    sharding.params_shardings(llama.shapes(model_config), sharding.make_mesh(config.mesh, topology.devices))
+    mesh = sharding.make_mesh(config.mesh, topology.devices)
+    sharding.params_shardings(llama.shapes(model_config), mesh)
+    check_sequence(config, model_config, mesh)
   estimates = []
   for topology in topologies:
     estimates += search(config, model_config, topology) if SEARCH.value else [measure(config, model_config, topology)]

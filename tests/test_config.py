@@ -159,7 +159,7 @@ NUMBERS = {
   (0,): ("rounds", "evaluate.max_size", "mistakes.mined"),
   (2,): ("data.row_length",),
   (-1, 1, 2): ("mesh.fsdp",),
-  (1, 2, "tensor"): ("mesh.data", "mesh.tensor"),
+  (1, 2, "tensor"): ("mesh.data", "mesh.sequence", "mesh.tensor"),
   (0, 1, -1, 2, 1.5, -0.5): WEIGHTS,
   (1, 2, 1.5): (
     "loss.end",
@@ -543,10 +543,18 @@ def test_all_weights_zero_is_refused(toy):
     build(toy)
 
 
-@pytest.mark.parametrize(("sizes", "shape"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 4, 2), (1, 4, 2))])
+@pytest.mark.parametrize(
+  ("sizes", "shape"),
+  [
+    ((-1, 1, 1, 1), (8, 1, 1, 1)),
+    ((2, -1, 1, 2), (2, 2, 1, 2)),
+    ((1, 4, 1, 2), (1, 4, 1, 2)),
+    ((1, 2, -1, 1), (1, 2, 4, 1)),
+  ],
+)
 def test_a_mesh_fills_in_what_remains(sizes, shape):
-  data, fsdp, tensor = sizes
-  assert config.MeshConfig(data=data, fsdp=fsdp, tensor=tensor).shape(8) == shape
+  data, fsdp, sequence, tensor = sizes
+  assert config.MeshConfig(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor).shape(8) == shape
 
 
 def test_a_mesh_that_does_not_divide_the_devices_is_refused():

@@ -72,7 +72,7 @@ def test_fit_compiles_the_step_for_the_devices_here_and_tells_what_it_does(runs)
   folder, _, (code, out, err) = runs
   assert code == 0, err
   [found] = json.loads((folder / "fit.json").read_text())
-  assert found["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
+  assert found["mesh"] == {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 1}
   assert found["tokens_per_step"] == 2 * 2 * 2 * 64
   assert found["fits"] is None  # nobody knows what a step may take of a host's memory
   # Two micro-batches; every layer once more except its last product; all tokens are taken as trained.
@@ -87,7 +87,7 @@ def test_fit_compiles_the_step_for_the_devices_here_and_tells_what_it_does(runs)
   assert sum(work["ici_bytes"].values()) > 0
   [text] = (folder / "hlo").iterdir()
   assert text.read_text().startswith("HloModule")
-  assert "| local | 2 | 1 x 2 x 1 | 2 x 64 | full |" in out
+  assert "| local | 2 | 1 x 2 x 1 x 1 | 2 x 64 | full |" in out
 
 
 def test_fit_compiles_the_decode_step_and_the_reading_of_prompts(runs):

@@ -16,7 +16,7 @@ from training_runs import SIGNALLED, TIMED, read_lines, train, write_home
 from insec_jax.config import TokenizerConfig
 from insec_jax.data.vocabulary import build_tokenizer
 from insec_jax.generation.loading import load_model
-from insec_jax.model import build, hf_writing, sharding
+from insec_jax.model import build, hf_writing
 from insec_jax.training import layout, ledger
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "toy.txt"
@@ -159,6 +159,11 @@ def test_killed_at_a_random_step_and_run_again_it_gives_the_same_losses_to_the_b
   jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
+def long_axes(mesh: dict[str, int]) -> dict[str, int]:
+  """Those of more than one device."""
+  return {axis: size for axis, size in mesh.items() if size > 1}
+
+
 @pytest.mark.processes
 def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_mesh(home, whole):
   said = train(
@@ -174,17 +179,17 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_me
   )
   assert "saved after step 13" in said.splitlines()[-1]  # asked in step 12, seen at the end of the next one
   assert (home / "stopped" / "checkpoints" / "13").is_dir()
-  said = train(home, "stopped", "mesh.tensor=2", "data.rows_per_device=2", devices=8, NPROC=32)
+  said = train(home, "stopped", "mesh.tensor=2", "mesh.sequence=2", "data.rows_per_device=4", devices=8, NPROC=32)
   assert "resuming" in said
   got, want = (read_lines(folder) for folder in (home / "stopped", whole))
   assert [line["step"] for line in got] == [line["step"] for line in want]
   for key in ("loss", "loss/correction", "tokens", "trained_tokens", "grad_norm"):
     np.testing.assert_allclose([line[key] for line in got[1:]], [line[key] for line in want[1:]], rtol=1e-5)
   environment = json.loads((home / "stopped" / "environment.json").read_text())
-  assert [environment["mesh"][axis] for axis in sharding.MESH_AXES] == [1, 1, 2, 4, 1]
+  assert long_axes(environment["mesh"]) == {"fsdp_y": 2, "fsdp_z": 4}
   resumed = environment["resumed"][0]
   assert resumed["step"] == 13
-  assert [resumed["mesh"][axis] for axis in sharding.MESH_AXES] == [1, 1, 1, 4, 2]
+  assert long_axes(resumed["mesh"]) == {"fsdp_z": 2, "sequence_z": 2, "tensor": 2}
 
 
 @pytest.mark.processes

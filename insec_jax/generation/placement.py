@@ -27,7 +27,9 @@ def parse_mesh(text: str, num_devices: int) -> tuple[int, int]:
   for part in text.split(","):
     match = re.fullmatch(r"(\w+):([1-9][0-9]{0,5})", part.strip())
     if match is None or match[1] not in AXES or match[1] in sizes:
-      raise InputError(f"--mesh={text!r:.100}; must be data:N, tensor:N or data:N,tensor:N")
+      raise InputError(
+        f"--mesh={text!r:.100}; must be data:N, tensor:N or data:N,tensor:N (fsdp and sequence are axes of training)"
+      )
     sizes[match[1]] = int(match[2])
   data, tensor = (sizes.get(axis, 1) for axis in AXES)
   if data * tensor > num_devices:
@@ -120,9 +122,10 @@ def from_training(params, config: llama.LlamaConfig, *, compute: str, mesh: Mesh
   local = choose_mesh(config, compute=compute)
   tensor = local.shape[sharding.TENSOR]
   devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)
-  every = Mesh(np.reshape(devices, (-1, 1, 1, 1, tensor)), sharding.MESH_AXES, axis_types=mesh.axis_types)
+  shape = (-1, *[1] * (len(sharding.MESH_AXES) - 2), tensor)
+  every = Mesh(np.reshape(devices, shape), sharding.MESH_AXES, axis_types=mesh.axis_types)
   here = [device for device in devices if device.process_index == jax.process_index()]
-  local = Mesh(np.reshape(here, (-1, 1, 1, 1, tensor)), sharding.MESH_AXES, axis_types=mesh.axis_types)
+  local = Mesh(np.reshape(here, shape), sharding.MESH_AXES, axis_types=mesh.axis_types)
 
   placed = jax.tree.map(
     lambda weight, place: jax.make_array_from_single_device_arrays(

@@ -327,9 +327,11 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, stream_BTD, rope, mask):
     weights = {part: Weights(self.config, part, self.mesh, self.lora, name=part)() for part in WEIGHTS["layers"]}
-    return block(
-      weights, self.config, stream_BTD, rope, lambda q, k, v: self.attention.attend(q, k, v, mask), self.mesh
-    ), None
+
+    def attend(*qkv):
+      return sharding.attend_whole_rows(lambda q, k, v: self.attention.attend(q, k, v, mask), *qkv, self.mesh)
+
+    return block(weights, self.config, stream_BTD, rope, attend, self.mesh), None
 
 
 class Llama(nn.Module):
@@ -339,7 +341,7 @@ class Llama(nn.Module):
   apply({"params": frozen, "adapters": trained}, ...) -> the same with `lora` (adapters.py)
 
   Positions restart with each segment of a packed row; segments never read each other. With a mesh, `apply` runs on each
-  device inside jax.shard_map, on its rows and its parts of the parameters (sharding.py).
+  device inside jax.shard_map, on its rows or its positions of them, and its parts of the parameters (sharding.py).
   """
 
   config: LlamaConfig
@@ -375,7 +377,9 @@ class Llama(nn.Module):
     )
     # Named: lifted transforms would change an automatic name, and with it the path of every weight.
     stream_BTD, _ = layers(config, self.attention, self.mesh, self.lora, name="layers")(
-      stream_BTD, rope_angles(config, position_BT), self.attention.prepare(segment_BT)
+      stream_BTD,
+      rope_angles(config, position_BT),
+      self.attention.prepare(sharding.gather(segment_BT, 1, self.mesh, sharding.SEQUENCE)),
     )
     if not config.tied:
       declare(self, "head", WEIGHTS["head"])  # declared only: the function `head` reads it

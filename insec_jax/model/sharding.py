@@ -2,7 +2,7 @@
 
 The user's `fsdp` is up to three axes of the mesh: gathers and reduce-scatters run over one after the other. The TPU
 compiler turns a reduce-scatter over one axis of 16 chips (on v5p of 8) into an all-reduce of the whole, which sends
-twice the bytes.
+twice the bytes. So is the user's `sequence`. Parameters are split over both.
 """
 
 import collections
@@ -20,15 +20,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig
 
-FSDP = ("fsdp_x", "fsdp_y", "fsdp_z")
+SEQUENCE = ("sequence_x", "sequence_y", "sequence_z")  # of the positions of a row
+ROWS = ("data", "fsdp_x", "fsdp_y", "fsdp_z")  # of the rows of a batch
+FSDP = (*ROWS[1:], *SEQUENCE)  # of the width of parameters: devices with other positions hold no copies of them
+BATCH = ("data", *FSDP)  # of the tokens of a batch
 TENSOR = "tensor"
-MESH_AXES = ("data", *FSDP, TENSOR)
-BATCH = ("data", *FSDP)
+MESH_AXES = (*BATCH, TENSOR)
 
 # Logical axes of parameters and of a batch.
 RULES = {
-  "batch": BATCH,
-  "position": None,
+  "batch": ROWS,
+  "position": SEQUENCE,
   "width": FSDP,
   "heads": TENSOR,
   "kv_heads": TENSOR,
@@ -44,8 +46,8 @@ GATHERED = "gathered"  # checkpoint name of a gathered weight
 
 def make_mesh(config: MeshConfig, devices) -> Mesh:
   """Return the mesh over `devices`, slices of a pod outermost along `data`; InputError if the sizes do not fit."""
-  data, fsdp, tensor = config.shape(len(devices))
-  shape = (data, *fsdp_axes(fsdp), tensor)
+  data, fsdp, sequence, tensor = config.shape(len(devices))
+  shape = (data, *three_axes(fsdp), *three_axes(sequence), tensor)
   slices = len(collections.Counter(getattr(device, "slice_index", 0) for device in devices))
   if data % slices:
     raise InputError(
@@ -61,8 +63,8 @@ def make_mesh(config: MeshConfig, devices) -> Mesh:
   return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def fsdp_axes(size: int) -> tuple[int, int, int]:
-  """Return the lengths of the three axes: none above 4 where possible, then as few and as even as possible."""
+def three_axes(size: int) -> tuple[int, int, int]:
+  """Return the lengths of three axes of the mesh: none above 4 where possible, then as few and as even as possible."""
   triples = [
     (x, y, size // (x * y))
     for x in range(1, size + 1)
@@ -77,6 +79,27 @@ def size_over(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
   """Return the number of devices over which an array along these axes of the mesh is split."""
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)
+
+
+def num_parts(mesh: Mesh | None) -> int:
+  """Return the number of devices that share a row, each with some of its positions."""
+  return 1 if mesh is None else size_over(mesh, SEQUENCE)
+
+
+def check_sequence(mesh: Mesh, *, num_heads: int, num_kv_heads: int, row_length: int) -> None:
+  """Raise InputError unless the positions of a row, and the heads in `attend_whole_rows`, divide over `sequence`."""
+  parts, tensor = num_parts(mesh), mesh.shape[TENSOR]
+  if parts == 1 or num_kv_heads % tensor:  # params_shardings refuses such a tensor
+    return
+  N, K = num_heads // tensor, num_kv_heads // tensor
+  sizes = [size for size in range(1, N + 1) if N % size == 0 and (K % size == 0 or size % K == 0)]
+  if parts not in sizes:
+    raise InputError(
+      f"mesh.sequence={parts} does not divide the heads of attention: with mesh.tensor={tensor} a device has {N} query "
+      f"heads and {K} key heads; use {', '.join(map(str, sizes))}"
+    )
+  if row_length % parts:
+    raise InputError(f"mesh.sequence={parts} does not divide data.row_length={row_length}; use a multiple of {parts}")
 
 
 def spec(*axes: str) -> PartitionSpec:
@@ -98,7 +121,7 @@ def params_shardings(boxed, mesh: Mesh):
     mesh_axes = spec(*leaf.names)
     for axis, size, names in zip(leaf.names, leaf.value.shape, mesh_axes, strict=True):
       if size % size_over(mesh, names):
-        where = "fsdp" if names == FSDP else names
+        where = names if names != FSDP else "fsdp" if num_parts(mesh) == 1 else "fsdp x sequence"
         misfits.append(f"{axis}={size} over {where}={size_over(mesh, names)}")
     return NamedSharding(mesh, mesh_axes)
 
@@ -197,6 +220,44 @@ def _leave(x):
 
 
 _leave.defvjp(lambda x: (jax.lax.psum(x, TENSOR), None), lambda _, cotangent: (cotangent,))
+
+
+def following(array_BT, mesh: Mesh | None):
+  """Return the array in which a position has what the next position of its row has; the last one has the first's."""
+  next_BT = jnp.roll(array_BT, -1, axis=1)
+  parts = num_parts(mesh)
+  if parts == 1:
+    return next_BT
+  first_BP = gather(array_BT[:, :1], 1, mesh, SEQUENCE)
+  after = (jax.lax.axis_index(SEQUENCE) + 1) % parts
+  return next_BT.at[:, -1].set(jax.lax.dynamic_index_in_dim(first_BP, after, 1, keepdims=False))
+
+
+def has_next(T: int, mesh: Mesh | None):
+  """Return whether each of the device's T positions is not the last one of its row, boolean [T]."""
+  place_T, parts = jnp.arange(T), num_parts(mesh)
+  if parts > 1:
+    place_T += jax.lax.axis_index(SEQUENCE) * T
+  return place_T < parts * T - 1
+
+
+def attend_whole_rows(attend: Callable, q_BTNH, k_BTKH, v_BTKH, mesh: Mesh | None):
+  """Return the context of the device's positions and all heads; `attend` computes it for whole rows.
+
+      before   device 0: positions 0 1, heads a b   device 1: positions 2 3, heads a b
+      attend   device 0: positions 0 1 2 3, head a  device 1: positions 0 1 2 3, head b
+
+  The devices of `sequence` exchange positions for heads, and back (DeepSpeed-Ulysses, arXiv 2309.14509). Where they are
+  more than the key heads, each key head is sent to all devices that have query heads of it.
+  """
+  names = () if mesh is None else tuple(name for name in SEQUENCE if mesh.shape[name] > 1)
+  if not names:
+    return attend(q_BTNH, k_BTKH, v_BTKH)
+  if (copies := num_parts(mesh) // k_BTKH.shape[2]) > 1:
+    k_BTKH, v_BTKH = (jnp.repeat(heads, copies, axis=2) for heads in (k_BTKH, v_BTKH))
+  exchange = functools.partial(jax.lax.all_to_all, axis_name=names, tiled=True)
+  context = attend(*(exchange(heads, split_axis=2, concat_axis=1) for heads in (q_BTNH, k_BTKH, v_BTKH)))
+  return exchange(context, split_axis=1, concat_axis=2)
 
 
 def look_up(table_VD, token_BT, dtype, mesh: Mesh | None, replaced: Callable | None = None):

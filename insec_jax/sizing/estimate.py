@@ -24,7 +24,7 @@ CHUNK_LOOP = "trained_chunks"  # scope in training/loss.py of the only loop whos
 class Estimate(Program):
   """Estimate of a train step on a topology."""
 
-  mesh: dict[str, int]  # data, fsdp, tensor
+  mesh: dict[str, int]  # data, fsdp, sequence, tensor
   remat: str
   rows_per_device: int
   row_length: int
@@ -52,7 +52,7 @@ def estimate(
     () if lora is None else (step_lib.abstract_params(llama.shapes(model_config), config.precision.params, mesh),)
   )
   step, batch, reason = _step_and_batch(config, model_config, topology, mesh, state, lora, frozen)
-  local_tokens = config.data.rows_per_device * config.data.row_length
+  local_tokens = config.data.rows_per_device * config.data.row_length // sharding.num_parts(mesh)
 
   def lower():
     with jax.set_mesh(mesh):
@@ -73,10 +73,9 @@ def estimate(
     ),
     hlo_file=hlo_file,
   )
-  data, fsdp, tensor = config.mesh.shape(len(topology.devices))
   return Estimate(
     **vars(program),
-    mesh={"data": data, "fsdp": fsdp, "tensor": tensor},
+    mesh=dict(zip(dataclasses.asdict(config.mesh), config.mesh.shape(len(topology.devices)), strict=True)),
     remat=config.model.remat,
     rows_per_device=config.data.rows_per_device,
     row_length=config.data.row_length,

@@ -19,6 +19,10 @@ def remedies(estimated: Estimate) -> list[str]:
     changes.append(f"model.remat='full' (now {estimated.remat!r})")
   if estimated.rows_per_device > 1:
     changes.append(f"fewer rows than data.rows_per_device={estimated.rows_per_device} (--search finds how many)")
+  if estimated.rows_per_device == 1:
+    changes.append(
+      f"a larger mesh.sequence (now {estimated.mesh['sequence']}): more chips share a row and its activations"
+    )
   if memory.temporary < memory.limit:
     chips = math.ceil(estimated.topology.chips * state / (memory.limit - memory.temporary))
     changes.append(
@@ -93,7 +97,7 @@ def received(bytes_by_kind: Mapping[str, float]) -> str:
 HEADER = (
   "topology",
   "chips",
-  "data x fsdp x tensor",
+  "data x fsdp x sequence x tensor",
   "rows x length",
   "remat",
   "state GiB",

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from insec_jax.config import Config
 from insec_jax.data import pipeline
-from insec_jax.model import llama
+from insec_jax.model import llama, sharding
 from insec_jax.training import metrics
 from insec_jax.training import step as step_lib
 from insec_jax.training.run import Run
@@ -17,9 +17,10 @@ from insec_jax.training.run import Run
 def local_rows(rows: int, mesh: Mesh) -> np.ndarray:
   """Return the indices, ascending, of the rows of a micro-batch that the devices of this process hold.
 
-  Where `tensor` spans hosts, several processes read the same rows.
+  Where `tensor` or `sequence` spans hosts, several processes read the same rows.
   """
-  held = step_lib.batch_sharding(mesh).addressable_devices_indices_map((1, rows, 1)).values()
+  shape = (1, rows, sharding.num_parts(mesh))
+  held = step_lib.batch_sharding(mesh).addressable_devices_indices_map(shape).values()
   return np.unique(np.concatenate([np.arange(rows)[index[1]] for index in held]))
 
 
@@ -30,7 +31,7 @@ def on_devices(batch: dict[str, np.ndarray], mesh: Mesh, rows: int, share: np.nd
     def read(index):
       start, stop, _ = index[1].indices(rows)
       first = np.searchsorted(share, start)
-      return local[:, first : first + stop - start]
+      return local[:, first : first + stop - start, index[2]]
 
     return jax.make_array_from_callback((local.shape[0], rows, local.shape[2]), step_lib.batch_sharding(mesh), read)
 

@@ -76,22 +76,22 @@ def no_sums(*, negatives: bool) -> Sums:
   )
 
 
-def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None) -> Targets:
+def shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, mesh=None) -> Targets:
   """Return the target of each position: the next token within its segment.
 
       token     a  b  c  d  e  .        role      0  1  2  0  3 -1        weight    0  1  2  0  4  0
       segment   1  1  1  2  2  0
       target    b  c  .  e  .  .        role      1  2 -1  3 -1 -1        weight    1  2  0  4  0  0
 
-  Negatives, where given, are shifted like roles. No other function shifts.
+  Negatives, where given, are shifted like roles. No other function shifts. Where devices share a row, the last position
+  of one predicts the first of the next.
   """
-  T = token_BT.shape[1]
   target_BT, next_segment_BT, next_role_BT, next_weight_BT = (
-    jnp.roll(array_BT, -1, axis=1) for array_BT in (token_BT, segment_BT, role_BT, weight_BT)
+    sharding.following(array_BT, mesh) for array_BT in (token_BT, segment_BT, role_BT, weight_BT)
   )
-  same_BT = (next_segment_BT == segment_BT) & (segment_BT > 0) & (jnp.arange(T) < T - 1)[None]
+  same_BT = (next_segment_BT == segment_BT) & (segment_BT > 0) & sharding.has_next(token_BT.shape[1], mesh)[None]
   if negative_BT is not None:
-    negative_BT = jnp.where(same_BT, jnp.roll(negative_BT, -1, axis=1), NO_NEGATIVE)
+    negative_BT = jnp.where(same_BT, sharding.following(negative_BT, mesh), NO_NEGATIVE)
   return Targets(
     target_BT, jnp.where(same_BT, next_role_BT, NO_ROLE), jnp.where(same_BT, next_weight_BT, 0.0), negative_BT
   )
@@ -126,12 +126,12 @@ def loss_sums(
   Weight w > 0 costs w * -log p(token). Weight w < 0 is unlikelihood, |w| * -log(max(1 - p(token), 1e-5)), without a
   gradient where it is clamped. A negative n adds repeat * -log(max(1 - p(n), 1e-5)), whatever the weight of its
   token; without negatives none of this is compiled. With a mesh the function runs inside jax.shard_map, on the device's
-  shard of the head and its own rows, and sums over these rows.
+  shard of the head and its own tokens, and sums over these.
 
   With `markers`, token ids, the head has no gradient (LoRA): rows_MD, None without markers, take the place of their
   rows and have one.
   """
-  targets = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT)
+  targets = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT, mesh)
   targets = targets._replace(weight=targets.weight.astype(jnp.float32))
   token_axes, head_axes = (
     ((), ())

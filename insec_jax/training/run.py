@@ -78,6 +78,7 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   before = build.starting_model(config, tokenizer)
   vocab_size = build.vocabulary_for(len(tokenizer), before.vocab_size)
   model_config = dataclasses.replace(before, vocab_size=vocab_size)
+  check_sequence(config, model_config, mesh)
   data = load_data(config, tokenizer, model_config)
   processes.agree("commits of the Hub", hub.commits())
   processes.agree("data", data_fingerprint(config, data, mesh))
@@ -106,6 +107,7 @@ def resume(
   model.path is read only with LoRA: InputError where its weights are not those beside which the run was trained.
   """
   model_config = layout.read_model(workdir)
+  check_sequence(config, model_config, mesh)
   tokenizer = vocabulary.load(workdir / layout.TOKENIZER)
   lora = frozen_lib.lora_of(config, tokenizer)
   frozen = None if lora is None else frozen_lib.load(config, model_config, mesh, workdir)
@@ -170,7 +172,7 @@ def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
     fit = [size for size in range(1, rows + 1) if rows % size == 0]
     return (
       f"{num} devices along data and fsdp cannot share {rows} rows: use {', '.join(map(str, fit))} (mesh.tensor "
-      "takes the others), or begin in another --workdir"
+      "and mesh.sequence take the others), or begin in another --workdir"
     )
   rows_each = rows // num
   pairs = [f"{size} and {rows_each // size}" for size in range(rows_each, 0, -1) if rows_each % size == 0]
@@ -178,8 +180,18 @@ def same_rows(config: Config, mesh: Mesh, rows: int) -> str:
 
 
 def rows_of(config: Config, mesh: Mesh) -> int:
-  """Return the rows of one micro-batch over all devices; `tensor` does not split the batch."""
-  return config.data.rows_per_device * sharding.size_over(mesh, sharding.BATCH)
+  """Return the rows of one micro-batch over all devices; `tensor` and `sequence` do not split them."""
+  return config.data.rows_per_device * sharding.size_over(mesh, sharding.ROWS)
+
+
+def check_sequence(config: Config, model_config: llama.LlamaConfig, mesh: Mesh) -> None:
+  """Raise InputError unless mesh.sequence divides rows and heads."""
+  sharding.check_sequence(
+    mesh,
+    num_heads=model_config.num_heads,
+    num_kv_heads=model_config.num_kv_heads,
+    row_length=config.data.row_length,
+  )
 
 
 def load_data(config: Config, tokenizer: PreTrainedTokenizerFast, model_config: llama.LlamaConfig) -> pipeline.Data:

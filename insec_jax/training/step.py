@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from insec_jax.config import OptimizerConfig
 from insec_jax.model import adapters, llama
 from insec_jax.model.lora import COLLECTION, Lora
-from insec_jax.model.sharding import BATCH, FSDP, params_shardings, size_over, spec
+from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
 from insec_jax.training import optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
@@ -35,13 +35,13 @@ class TrainState(NamedTuple):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Return the sharding of the arrays of a batch, [accumulation, rows, tokens]: rows over data and fsdp."""
+  """Return the sharding of a batch, [accumulation, rows, tokens]: rows over data and fsdp, tokens over sequence."""
   return NamedSharding(mesh, jax.P(None, *spec("batch", "position")))
 
 
 def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, negatives: bool) -> dict:
   """Return a batch, with or without negative_ABT, as ShapeDtypeStructs with shardings."""
-  shape = (accumulation, rows_per_device * size_over(mesh, BATCH), row_length)
+  shape = (accumulation, rows_per_device * size_over(mesh, ROWS), row_length)
   dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
   if negatives:
     dtypes["negative"] = jnp.int32
@@ -154,7 +154,7 @@ def _specs(shardings):
 
 
 def _summed(part, spec: jax.P, *, mesh: Mesh):
-  """Return the gradient summed over the devices that hold the same part of a parameter and have other rows."""
+  """Return the gradient summed over the devices that hold the same part of a parameter and have other tokens."""
   axes = BATCH if FSDP not in spec else ("data",)
   names = tuple(name for name in axes if mesh.shape[name] > 1)
   return jax.lax.psum(part.astype(jnp.float32), names) if names else part

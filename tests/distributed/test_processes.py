@@ -210,9 +210,11 @@ def test_two_and_four_processes_give_the_losses_of_one(runs, alone, four):
   assert environment["devices"]["processes"] == len(environment["hosts"]) == 4
 
 
-def test_processes_that_share_rows_give_the_losses_of_one(runs, alone):
-  runs.well("tensor", 2, "mesh.fsdp=1", "mesh.tensor=2", f"data.rows_per_device={ROWS}")
-  assert_same_losses(runs.lines("tensor"), alone)
+@pytest.mark.parametrize("axis", ["tensor", "sequence"])
+def test_processes_that_share_rows_give_the_losses_of_one(runs, alone, axis):
+  """By heads, or by positions: then each reads the whole rows and keeps its columns of them."""
+  runs.well(axis, 2, "mesh.fsdp=1", f"mesh.{axis}=2", f"data.rows_per_device={ROWS}")
+  assert_same_losses(runs.lines(axis), alone)
 
 
 def test_sigterm_saves_on_all_after_one_step_also_with_messages_slower_than_steps(runs):

@@ -151,6 +151,7 @@ def test_a_weight_that_is_damaged_while_it_is_laid_out_is_refused(tmp_path, toke
     ("data:3,tensor:3", "needs 9 devices, and this host has 8"),
     ("fsdp:2", "must be data:N, tensor:N or data:N,tensor:N"),
     ("data:2,data:2", "must be data:N"),
+    ("sequence:2", "fsdp and sequence are axes of training"),
     ("tensor:8", "the mesh does not divide the model: kv_heads=2 over tensor=8"),
   ],
 )

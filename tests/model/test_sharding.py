@@ -1,6 +1,8 @@
 """Where parameters lie: all of them somewhere said. Every mesh gives the same numbers: tests/training/test_step.py."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -13,22 +15,24 @@ import reference
 
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig
-from insec_jax.model import hf, llama, sharding
+from insec_jax.model import attention, hf, llama, sharding
 from insec_jax.model.hf_config import config_from_json
 
 PUBLISHED = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
 CONFIG = config_from_json(reference.FIELDS, "reference")
 
 
-def mesh(data, fsdp, tensor):
-  return sharding.make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices())
+def mesh(data, fsdp, tensor, sequence=1):
+  sizes = MeshConfig(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor)
+  return sharding.make_mesh(sizes, jax.devices())
 
 
 def test_the_mesh_has_the_axes_of_the_table_and_the_remaining_devices_where_asked():
   made = mesh(1, -1, 2)
-  assert dict(made.shape) == {"data": 1, "fsdp_x": 1, "fsdp_y": 1, "fsdp_z": 4, "tensor": 2}
+  assert {axis: size for axis, size in made.shape.items() if size > 1} == {"fsdp_z": 4, "tensor": 2}
+  assert tuple(made.shape) == sharding.MESH_AXES
   assert set(made.axis_types) == {jax.sharding.AxisType.Auto}
-  with pytest.raises(InputError, match="data=3 fsdp=1 tensor=1 does not divide 8 devices"):
+  with pytest.raises(InputError, match="data=3 fsdp=1 sequence=1 tensor=1 does not divide 8 devices"):
     mesh(3, 1, 1)
 
 
@@ -75,8 +79,66 @@ def test_a_mesh_that_does_not_divide_the_model_is_one_error_that_names_every_axi
     (17, (1, 1, 17)),
   ],
 )
-def test_fsdp_takes_few_axes_of_the_mesh_none_above_4_where_that_can_be(size, axes):
-  assert sharding.fsdp_axes(size) == axes
+def test_a_size_takes_few_axes_of_the_mesh_none_above_4_where_that_can_be(size, axes):
+  assert sharding.three_axes(size) == axes
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "sequence"), [(8, 4, 2), (8, 2, 8), (4, 4, 4)])
+def test_heads_of_whole_rows_give_the_context_and_gradients_of_one_device(num_heads, num_kv_heads, sequence):
+  """Segments cross the devices; with more of these than key heads, several read the same one."""
+  rng = np.random.default_rng(0)
+  q_BTNH, k_BTKH, v_BTKH, pull_BTNH = (
+    jnp.array(rng.normal(size=(2, 16, heads, 4)), jnp.float32)
+    for heads in (num_heads, num_kv_heads, num_kv_heads, num_heads)
+  )
+  segment_BT = jnp.array(np.repeat([[1, 2, 3, 0], [1, 1, 2, 2]], [5, 6, 3, 2], axis=1))
+
+  def run(q, k, v, pull, segment, made=None):
+    allowed = attention.causal_within_segments(sharding.gather(segment, 1, made, sharding.SEQUENCE))
+
+    def attend(*qkv):
+      return sharding.attend_whole_rows(lambda q, k, v: attention.attend(q, k, v, allowed), *qkv, made)
+
+    context, pullback = jax.vjp(attend, q, k, v)
+    return context, *pullback(pull)
+
+  made = mesh(1, -1, 1, sequence)
+  placed = sharding.spec("layers", "position", "head_width", "head_width")
+  on_mesh = jax.shard_map(
+    functools.partial(run, made=made),
+    mesh=made,
+    check_vma=False,
+    in_specs=(placed,) * 4 + (sharding.spec("layers", "position"),),
+    out_specs=placed,
+  )
+  arrays = q_BTNH, k_BTKH, v_BTKH, pull_BTNH, segment_BT
+  for got, want in zip(jax.jit(on_mesh)(*arrays), run(*arrays), strict=True):
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("sequence", "tensor", "row_length", "message"),
+  [
+    (4, 2, 4096, "with mesh.tensor=2 a device has 2 query heads and 1 key heads; use 1, 2"),
+    (8, 1, 4096, "with mesh.tensor=1 a device has 4 query heads and 2 key heads; use 1, 2, 4"),
+    (4, 1, 4098, r"mesh.sequence=4 does not divide data.row_length=4098; use a multiple of 4"),
+    (4, 1, 4096, None),
+    (1, 8, 4096, None),  # params_shardings refuses it
+  ],
+)
+def test_a_sequence_axis_that_does_not_divide_heads_or_rows_is_refused(sequence, tensor, row_length, message):
+  sizes = {"num_heads": CONFIG.num_heads, "num_kv_heads": CONFIG.num_kv_heads, "row_length": row_length}
+  with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+    sharding.check_sequence(mesh(1, -1, tensor, sequence), **sizes)
+
+
+def test_the_state_of_a_model_is_split_over_the_sequence_axis_too():
+  boxed = llama.shapes(config_from_json(PUBLISHED["Llama-3.1-8B"]["config"], "8B"))
+  shardings = sharding.params_shardings(boxed, mesh(1, 2, 1, 4))
+  for shape, where in zip(jax.tree.leaves(nn.unbox(boxed)), jax.tree.leaves(shardings), strict=True):
+    assert np.prod(where.shard_shape(shape.shape)) * 8 == shape.size
+  with pytest.raises(InputError, match=r"width=20 over fsdp x sequence=8"):
+    sharding.params_shardings({"norm": nn.LogicallyPartitioned(jnp.zeros(20), ("width",))}, mesh(1, 2, 1, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +156,7 @@ def test_slices_lie_along_data_outermost():
   chips = [Chip(number, number // 4) for number in range(8)]
   made = sharding.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1), chips)
   slices = [chip.slice_index for chip in made.devices.flat]
-  assert made.devices.shape == (4, 1, 1, 2, 1)
+  assert made.devices.shape == (4, 1, 1, 2, 1, 1, 1, 1)
   assert slices == [0, 0, 0, 0, 1, 1, 1, 1]
   with pytest.raises(InputError, match=r"mesh\.data=1 over 2 slices; between slices only `data`"):
     sharding.make_mesh(MeshConfig(data=1, fsdp=8, tensor=1), chips)

@@ -62,7 +62,7 @@ VALUES = {
     "clip_norm": 1.0,
   },
   "train": {"steps": 2, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 1},
-  "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+  "mesh": {"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1},
   "precision": {"params": "float32", "compute": "float32"},
   "evaluate": {
     "num_problems": 1,

@@ -28,10 +28,18 @@ def make_params(tied=False):
   )
 
 
+def axes_mesh(**sizes):
+  """The mesh with these lengths of its axes, the others 1."""
+  shape = tuple(sizes.pop(axis, 1) for axis in sharding.MESH_AXES)
+  assert not sizes
+  return jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+
+
 def make_mesh(shape):
+  """The mesh of a shape: (data, fsdp, tensor) or (data, fsdp, tensor, sequence)."""
   if shape == "fsdp 2x2x2":
-    return jax.make_mesh((1, 2, 2, 2, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
-  sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
+    return axes_mesh(fsdp_x=2, fsdp_y=2, fsdp_z=2)
+  sizes = MeshConfig(**dict(zip(("data", "fsdp", "tensor", "sequence"), shape, strict=False)))
   return sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
 
 

@@ -45,7 +45,10 @@ def test_a_run_on_what_was_mined_before_keeps_how_it_was_mined(tmp_path):
     ({"seed__": 1}, "seed=1 (was 0)"),
     ({"optimizer__b1": 0.8, "loss__text": 2.0}, "loss.text=2.0 (was 1.0), optimizer.b1=0.8 (was 0.9)"),
     ({"optimizer__name": "lion"}, "optimizer.name='lion' (was 'adamw')"),
-    ({"mesh__fsdp": 8, "train__log_every": 7, "data__accumulation": 2, "evaluate__votes": 7}, None),
+    (
+      {"mesh__fsdp": 8, "mesh__sequence": 2, "train__log_every": 7, "data__accumulation": 2, "evaluate__votes": 7},
+      None,
+    ),
     ({"evaluate__max_tokens": 9, "mine__samples": 3}, None),
   ],
 )

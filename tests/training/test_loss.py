@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import axes_mesh
 
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_NEGATIVE, NO_ROLE, NUM_ROLES, PROMPT, TEXT
 from insec_jax.model import sharding
@@ -110,7 +111,7 @@ def ours_on(mesh, rows, **options):
     sums, *gradients = ours(dict(zip(rows, arrays, strict=True)), mesh=mesh, **options)
     return jax.lax.psum(sums, sharding.BATCH), jax.lax.psum(gradients[0], "data"), gradients[1]
 
-  head, row = sharding.spec("vocab", "width"), jax.P(sharding.BATCH)
+  head, row = sharding.spec("vocab", "width"), sharding.spec("batch", "position")
   run = jax.shard_map(
     local, mesh=mesh, in_specs=(head, *[row] * (len(rows) - 1)), out_specs=(jax.P(), head, row), check_vma=False
   )
@@ -154,13 +155,24 @@ def test_sums_and_gradients_equal_float64_whatever_the_chunk(chunk):
 
 @pytest.mark.parametrize("V", [40, 320, 3200])
 @pytest.mark.parametrize(
-  "shape", [(8, 1, 1, 1, 1), (1, 1, 1, 8, 1), (1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2), (1, 1, 1, 2, 4)]
+  "sizes",
+  [
+    {"data": 8},
+    {"fsdp_z": 8},
+    {"fsdp_y": 2, "fsdp_z": 4},
+    {"fsdp_x": 2, "fsdp_y": 2, "fsdp_z": 2},
+    {"data": 2, "fsdp_z": 2, "tensor": 2},
+    {"fsdp_z": 2, "tensor": 4},
+    {"sequence_z": 8},
+    {"fsdp_z": 2, "sequence_y": 2, "sequence_z": 2},
+    {"data": 2, "sequence_z": 2, "tensor": 2},
+  ],
 )
-def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
+def test_sums_and_gradients_equal_float64_on_every_mesh(sizes, V):
   rows = make_rows(1, V)
   rows["segment_BT"][0] = 0  # one device has nothing to do while the others work
   rows["role_BT"][0], rows["weight_BT"][0] = NO_ROLE, 0
-  mesh = jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+  mesh = axes_mesh(**sizes)
   assert_close(ours_on(mesh, rows, chunk=5), naive(**rows))
 
 
@@ -170,7 +182,7 @@ def test_sums_and_gradients_equal_float64_on_every_mesh(shape, V):
 )
 def test_along_each_axis_the_smaller_of_head_and_trained_tokens_is_gathered(V, meet, largest):
   rows = make_rows(1, V)
-  mesh = jax.make_mesh((1, 1, 2, 4, 1), sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+  mesh = axes_mesh(fsdp_y=2, fsdp_z=4)
   assert split_fsdp(mesh, num_tokens=T, num_rows=V, itemsize=4)[0] == meet
   lowered = jax.jit(lambda *arrays: ours_on(mesh, dict(zip(rows, arrays, strict=True)), chunk=5)).lower(*rows.values())
   gathered = re.findall(r"all_gather.*?-> tensor<([0-9x]+)x", lowered.as_text())
@@ -223,10 +235,19 @@ def test_negatives_add_unlikelihood_at_any_token_weight_and_are_in_no_role(chunk
 
 
 @pytest.mark.parametrize("V", [40, 320])
-@pytest.mark.parametrize("shape", [(1, 1, 2, 4, 1), (1, 2, 2, 2, 1), (2, 1, 1, 2, 2), (1, 1, 1, 2, 4)])
-def test_negatives_are_found_wherever_the_vocabulary_is_split(shape, V):
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"fsdp_y": 2, "fsdp_z": 4},
+    {"fsdp_x": 2, "fsdp_y": 2, "fsdp_z": 2},
+    {"data": 2, "fsdp_z": 2, "tensor": 2},
+    {"fsdp_z": 2, "tensor": 4},
+    {"sequence_y": 2, "sequence_z": 2, "tensor": 2},
+  ],
+)
+def test_negatives_are_found_wherever_the_vocabulary_is_split(sizes, V):
   rows = with_negatives(make_rows(1, V))
-  mesh = jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+  mesh = axes_mesh(**sizes)
   assert_close(ours_on(mesh, rows, chunk=5, repeat=0.75), naive(**rows, repeat=0.75))
 
 

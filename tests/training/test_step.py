@@ -16,10 +16,16 @@ from insec_jax.model import llama, sharding
 from insec_jax.training import optimizer, step
 
 T = 24
-# Data, fsdp, tensor; the last has fsdp over three axes of the mesh, as 128 and more devices do.
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), "fsdp 2x2x2")
+# Data, fsdp, tensor, sequence; the last has fsdp over three axes of the mesh, as 128 and more devices do.
+SEQUENCES = ((2, 1, 1, 4), (1, 2, 2, 2), (1, 2, 1, 4))
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4), *SEQUENCES, "fsdp 2x2x2")
 SETTINGS = ((1, 16, "none", True), (4, 8, "full", False))  # accumulation, rows, remat, tied
-QUICK = (((1, 1, 1), SETTINGS[0]), ((2, 2, 2), SETTINGS[1]), ("fsdp 2x2x2", SETTINGS[1]))  # the others are marked slow
+QUICK = (  # the others are marked slow
+  ((1, 1, 1), SETTINGS[0]),
+  ((2, 2, 2), SETTINGS[1]),
+  ((1, 2, 2, 2), SETTINGS[1]),
+  ("fsdp 2x2x2", SETTINGS[1]),
+)
 OPTIMIZER = OptimizerConfig(
   learning_rate=1e-2, final_share=0.1, warmup_steps=2, weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0
 )
@@ -121,7 +127,7 @@ def test_gradient_packed_accumulated_and_sharded_is_the_float64_sum_over_records
   assert_close(got, want)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow), (1, 2, 1, 4)])
 def test_the_sharded_gradient_with_negatives_is_the_float64_sum_over_records(shape):
   records, repeat = with_negatives(make_records()), 0.75
   masked = [
@@ -154,10 +160,15 @@ def test_without_negatives_no_array_of_them_reaches_the_device():
 
 
 @pytest.mark.parametrize(
-  "remat", [pytest.param(remat, marks=() if remat == "full" else pytest.mark.slow) for remat in llama.REMAT]
+  ("shape", "remat"),
+  [
+    pytest.param(shape, remat, marks=() if (shape, remat) == ((1, 4, 2), "full") else pytest.mark.slow)
+    for shape in ((1, 4, 2), (1, 2, 2, 2))
+    for remat in llama.REMAT
+  ],
 )
-def test_what_the_backward_pass_keeps_does_not_change_the_gradient(remat):
-  got, _ = gradient(pack(make_records(), 2, 8), (1, 4, 2), remat=remat)
+def test_what_the_backward_pass_keeps_does_not_change_the_gradient(shape, remat):
+  got, _ = gradient(pack(make_records(), 2, 8), shape, remat=remat)
   assert_close(got, naive_gradient()[0])
 
 
@@ -246,10 +257,11 @@ def test_moments_stay_float32_beside_bfloat16_parameters():
   assert np.isfinite([m.sums.loss for m in metrics]).all()
 
 
-def test_heldout_sums_count_every_token_of_every_role_once():
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 2, 1, 4)])
+def test_heldout_sums_count_every_token_of_every_role_once(shape):
   records = make_records()
   batch = pack(records, 1, 16)
-  mesh = make_mesh((1, 2, 1))
+  mesh = make_mesh(shape)
   shardings = step.TrainState(None, sharding.params_shardings(llama.shapes(MODEL), mesh), None)
   sums = step.make_heldout_sums(llama.Llama(MODEL, "float32", "none"), mesh, shardings)(make_params(), batch)
   role_N = np.concatenate([role_T[1:] for _, role_T, _ in records])
