@@ -4,6 +4,7 @@ The kernel masks position by position and skips the blocks of positions that the
 also makes it skip, for each batch, the blocks whose two sides share no segment: most blocks of a row of short records.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -46,6 +47,21 @@ def is_fused(q_BTNH, block: int) -> bool:
   return T // block * T * N * H * q_BTNH.dtype.itemsize <= MOST_PARTIAL
 
 
+class Causal(masks.CausalMask):
+  """Causal mask that compares positions on the diagonal only: splash reads all blocks, 16,384 of 131,072 positions."""
+
+  def __getitem__(self, index):
+    rows, columns = (range(*axis.indices(size)) for axis, size in zip(index, self.shape, strict=True))
+    if rows[0] < columns[-1] and rows[-1] >= columns[0]:
+      return super().__getitem__(index)
+    return _filled(rows[0] >= columns[-1], (len(rows), len(columns)))
+
+
+@functools.cache
+def _filled(value: bool, shape: tuple[int, int]) -> np.ndarray:
+  return np.full(shape, value)
+
+
 def make_kernel(num_heads: int, row_length: int, block: int, *, fused: bool, interpret: bool):
   """Return the splash attention of one row, q [N, T, H], k and v [K, T, H]."""
   sizes = splash.BlockSizes(
@@ -58,7 +74,7 @@ def make_kernel(num_heads: int, row_length: int, block: int, *, fused: bool, int
     use_fused_bwd_kernel=fused,
     **({} if fused else {"block_q_dq": block, "block_kv_dq": block}),
   )
-  mask = masks.MultiHeadMask([masks.CausalMask((row_length, row_length))] * num_heads)
+  mask = masks.MultiHeadMask([Causal((row_length, row_length))] * num_heads)
   return splash.make_splash_mha_single_device(
     mask, block_sizes=sizes, residual_checkpoint_name=SAVED, interpret=interpret
   )

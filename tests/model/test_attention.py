@@ -258,6 +258,14 @@ def test_a_row_too_long_for_the_fused_backward_has_the_same_gradients(monkeypatc
     assert np.isfinite(got[:, 128:]).all()
 
 
+def test_the_blocks_of_the_causal_mask_are_those_of_splash():
+  ours, theirs = attention_tpu.Causal((12, 12)), attention_tpu.masks.CausalMask((12, 12))
+  for size in (1, 3, 4):
+    for index in np.ndindex(12 // size, 12 // size):
+      block = tuple(slice(at * size, (at + 1) * size) for at in index)
+      np.testing.assert_array_equal(ours[block], theirs[block])
+
+
 def test_the_fused_backward_is_for_rows_of_few_blocks_only():
   def fused(T, N):
     return attention_tpu.is_fused(jax.ShapeDtypeStruct((1, T, N, 128), jnp.bfloat16), 1024)
