@@ -145,7 +145,7 @@ class DataConfig:
   template: Literal["plain", "chat"] = "plain"  # "chat": the tokenizer's own
   marker_text: Literal["refuse", "plain"] = "refuse"  # a marker inside user text: "plain" encodes it as characters
   row_length: Annotated[int, whole(2, 1 << 20)] = 2_048
-  rows_per_device: Annotated[int, whole(1, 65_536)] = 1
+  rows_per_device: Annotated[int, whole(1, 65_536)] = 1  # of the devices of mesh.sequence, which share rows
   accumulation: Annotated[int, whole(1, 65_536)] = 1
   too_long: Literal["refuse", "drop"] = "refuse"  # a record longer than a row: an error, or dropped and counted
 

@@ -35,6 +35,7 @@ WRONG = {
   "--topology: 'v9:2x2' is not known": ["--topology=v9:2x2"],
   "there is no folder": ["--topology=local", "--output=nowhere/fit.json"],
   "does not divide 2 devices": ["--topology=local", "--config.mesh.fsdp=3"],
+  "does not divide data.row_length=63": ["--topology=local", "--config.mesh.sequence=2", "--config.data.row_length=63"],
   "the memory of 'cpu' is not known": ["--topology=local", "--search"],
   "--topology must be given": ["--program=evaluate"],
   "--mesh is not read with --program=train, only with --program=generate": ["--topology=local", "--mesh=data:2"],

@@ -179,6 +179,10 @@ def test_sigterm_saves_and_exits_42_and_the_run_goes_on_from_there_on_another_me
   )
   assert "saved after step 13" in said.splitlines()[-1]  # asked in step 12, seen at the end of the next one
   assert (home / "stopped" / "checkpoints" / "13").is_dir()
+  for folder in ("stopped", "never"):
+    said = train(home, folder, "mesh.sequence=8", "data.rows_per_device=8", code=2, devices=8, NPROC=32)
+    assert "a device has 4 query heads and 2 key heads; use 1, 2, 4" in said
+  assert not (home / "never").exists()
   said = train(home, "stopped", "mesh.tensor=2", "mesh.sequence=2", "data.rows_per_device=4", devices=8, NPROC=32)
   assert "resuming" in said
   got, want = (read_lines(folder) for folder in (home / "stopped", whole))

@@ -19,20 +19,19 @@ def remedies(estimated: Estimate) -> list[str]:
     changes.append(f"model.remat='full' (now {estimated.remat!r})")
   if estimated.rows_per_device > 1:
     changes.append(f"fewer rows than data.rows_per_device={estimated.rows_per_device} (--search finds how many)")
-  if estimated.rows_per_device == 1:
-    changes.append(
-      f"a larger mesh.sequence (now {estimated.mesh['sequence']}): more chips share a row and its activations"
-    )
   if memory.temporary < memory.limit:
     chips = math.ceil(estimated.topology.chips * state / (memory.limit - memory.temporary))
     changes.append(
       f"{max(chips, estimated.topology.chips + 1)} chips or more of this kind over fsdp (the state, "
       f"{state * estimated.topology.chips:.1f} GiB in all, divides; {memory.temporary:.1f} GiB a chip stay)"
     )
-  return changes or [
+  changes = changes or [
     "chips with more memory, or tensor parallelism (mesh.tensor): what a step needs beside its state is "
-    "more than a chip has, whatever their number"
+    "more than a chip has, however many fsdp has"
   ]
+  if estimated.rows_per_device == 1:
+    changes.append(f"a larger mesh.sequence (now {estimated.mesh['sequence']}): more chips share a row's activations")
+  return changes
 
 
 def details(estimated: Estimate) -> str:

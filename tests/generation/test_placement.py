@@ -11,7 +11,7 @@ from insec_jax.generation import placement
 from insec_jax.model import llama, sharding
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 8, 1), (2, 1, 2, 2)])
 def test_the_weights_of_training_are_laid_out_for_decoding(shape):
   params = make_state(abstract(shape)).params
   moved, mesh = placement.from_training(params, STATE_MODEL, compute="bfloat16", mesh=params["embed"].sharding.mesh)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from insec_jax.model.hf_config import config_from_json
 from insec_jax.model.lora import Lora
 from insec_jax.sizing.compiled import Memory, optimised_hlo, read_refusal
 from insec_jax.sizing.estimate import flops_per_token
+from insec_jax.sizing.tables import remedies
 
 CONFIGS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
 
@@ -60,6 +62,14 @@ def test_memory_fits_up_to_the_limit_and_says_what_is_missing():
   unknown = Memory(**memory, peak=4.5, limit=None, refused=False)
   assert unknown.fits is None
   assert unknown.missing == 0
+
+
+def test_a_row_that_does_not_fit_alone_is_offered_more_chips_that_share_it():
+  memory = Memory(held={"weights": 1.0}, peak=9.0, limit=4.0, refused=False)
+  estimated = SimpleNamespace(memory=memory, remat="full", rows_per_device=1, mesh={"sequence": 2})
+  assert remedies(estimated)[-1].startswith("a larger mesh.sequence (now 2)")
+  estimated.rows_per_device = 2
+  assert [remedy.split()[0] for remedy in remedies(estimated)] == ["fewer"]
 
 
 @pytest.mark.parametrize(("length", "gflops"), [(2048, 46.6), (4096, 48.3), (8192, 51.5)])

@@ -5,9 +5,8 @@ import functools
 
 import jax
 import numpy as np
-from modelkit import small_llama
+from modelkit import mesh_of, small_llama
 
-from insec_jax.config import MeshConfig
 from insec_jax.model import llama, sharding
 from insec_jax.training import step
 
@@ -36,11 +35,7 @@ def axes_mesh(**sizes):
 
 
 def make_mesh(shape):
-  """The mesh of a shape: (data, fsdp, tensor) or (data, fsdp, tensor, sequence)."""
-  if shape == "fsdp 2x2x2":
-    return axes_mesh(fsdp_x=2, fsdp_y=2, fsdp_z=2)
-  sizes = MeshConfig(**dict(zip(("data", "fsdp", "tensor", "sequence"), shape, strict=False)))
-  return sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
+  return axes_mesh(fsdp_x=2, fsdp_y=2, fsdp_z=2) if shape == "fsdp 2x2x2" else mesh_of(shape)
 
 
 @functools.cache

@@ -134,11 +134,15 @@ TX = optimizer.make(
 )
 
 
+def mesh_of(shape):
+  """Return the mesh of a shape, (data, fsdp, tensor) or (data, fsdp, tensor, sequence)."""
+  sizes = MeshConfig(**dict(zip(("data", "fsdp", "tensor", "sequence"), shape, strict=False)))
+  return sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
+
+
 def abstract(shape=(1, 1, 1), model=STATE_MODEL, tx=TX, dtype="float32"):
-  """Return the abstract state of a model on a mesh of this shape (data, fsdp, tensor)."""
-  sizes = MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2])
-  mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
-  return step.abstract_state(model, dtype, tx, mesh)
+  """Return the abstract state of a model on a mesh of this shape."""
+  return step.abstract_state(model, dtype, tx, mesh_of(shape))
 
 
 def make_state(abstract_state):

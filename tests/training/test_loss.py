@@ -172,6 +172,7 @@ def test_sums_and_gradients_equal_float64_on_every_mesh(sizes, V):
   rows = make_rows(1, V)
   rows["segment_BT"][0] = 0  # one device has nothing to do while the others work
   rows["role_BT"][0], rows["weight_BT"][0] = NO_ROLE, 0
+  rows["segment_BT"][1] = 1  # its last token predicts nothing, above all not its first one
   mesh = axes_mesh(**sizes)
   assert_close(ours_on(mesh, rows, chunk=5), naive(**rows))
 
