@@ -27,8 +27,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from insec_jax.command import InputError
+from insec_jax.model import casting, products, sharding
 from insec_jax.model import lora as lora_lib
-from insec_jax.model import products, sharding
 from insec_jax.model.attention import XLA, Attention, as_cached, attend_slots, slot_axes
 
 # Activations of a layer that the backward pass keeps, in addition to the stream between layers; never gathered weights.
@@ -293,9 +293,12 @@ def declare(module: nn.Module, name: str, letters: str):
   return module.param(name, init, tuple(shape))
 
 
-def declare_whole(module: nn.Module, name: str, letters: str):
-  """Declare a parameter as `declare` does, and return it gathered along fsdp."""
-  return sharding.whole(declare(module, name, letters), tuple(AXES[letter] for letter in letters), module.mesh)
+def declare_whole(module: nn.Module, name: str, letters: str, dtype=None):
+  """Declare a parameter as `declare` does, and return it gathered along fsdp; with a slot, cast to `dtype` before."""
+  weight = declare(module, name, letters)
+  if module.has_variable(casting.COLLECTION, name):
+    weight = casting.into_slot(weight, module.get_variable(casting.COLLECTION, name), dtype)
+  return sharding.whole(weight, tuple(AXES[letter] for letter in letters), module.mesh)
 
 
 class Weights(nn.Module):
@@ -307,9 +310,9 @@ class Weights(nn.Module):
   lora: lora_lib.Lora | None
 
   @nn.compact
-  def __call__(self):
+  def __call__(self, dtype):
     table = WEIGHTS["layers"][self.part]
-    weights = {name: declare_whole(self, name, letters) for name, letters in table.items()}
+    weights = {name: declare_whole(self, name, letters, dtype) for name, letters in table.items()}
     for name in filter(table.__contains__, self.lora.matrices if self.lora else ()):
       adapter = self.get_variable(lora_lib.COLLECTION, name)
       weights[name] = lora_lib.adapted(weights[name], adapter, table[name], AXES, self.lora.scale, self.mesh)
@@ -326,7 +329,9 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, stream_BTD, rope, mask):
-    weights = {part: Weights(self.config, part, self.mesh, self.lora, name=part)() for part in WEIGHTS["layers"]}
+    weights = {
+      part: Weights(self.config, part, self.mesh, self.lora, name=part)(stream_BTD.dtype) for part in WEIGHTS["layers"]
+    }
 
     def attend(*qkv):
       return sharding.attend_whole_rows(lambda q, k, v: self.attention.attend(q, k, v, mask), *qkv, self.mesh)
@@ -369,7 +374,7 @@ class Llama(nn.Module):
       layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)  # a scan prevents CSE by itself
     layers = nn.scan(
       layer,
-      variable_axes={"params": 0, **({lora_lib.COLLECTION: 0} if self.lora else {})},
+      variable_axes={"params": 0, casting.COLLECTION: 0, **({lora_lib.COLLECTION: 0} if self.lora else {})},
       split_rngs={"params": True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=config.num_layers,

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from insec_jax.config import OptimizerConfig
-from insec_jax.model import adapters, llama
+from insec_jax.model import adapters, casting, llama
 from insec_jax.model.lora import COLLECTION, Lora
 from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
 from insec_jax.training import optimizer
@@ -116,27 +116,26 @@ def mean_gradient(
 
   def local(params, batch, frozen):
     """Return the undivided gradient and sums; all communication is here and in model/sharding.py."""
-    # Cast before the scan over layers: the backward pass then stacks gradients in the dtype in which fsdp reduces them.
-    # The embedding stays float32: the gradient of a frequent token is a sum of thousands.
-    cast, frozen = (
-      tree
-      and {
-        name: param if name in ("embed", "rows") else jax.tree.map(lambda array: array.astype(model.compute), param)
-        for name, param in tree.items()
-      }
-      for tree in (params, frozen)
-    )
+    # In the layers, fsdp reduces gradients in the compute dtype; they are stacked in it, or added to a float32 sum.
+    once = batch["token_ABT"].shape[0] == 1
+    if frozen is None:
+      trained, layers = casting.with_slots(params, model.compute, model.compute if once else "float32")
+    else:
+      trained = casting.cast(params, model.compute)
+      frozen, layers = casting.with_slots(frozen, model.compute, model.compute)
 
-    def weighted_loss(params, micro):
-      sums = _local_sums(model, params, frozen, micro, micro["weight_BT"], mesh, repeat)
+    def weighted_loss(trained, micro):
+      sums = _local_sums(model, trained, frozen, micro, micro["weight_BT"], mesh, repeat, layers)
       return sums.loss, sums
 
     def add_micro(carry, micro):
-      parts = jax.grad(weighted_loss, has_aux=True)(cast, micro)
-      return jax.tree.map(lambda total, part: total + part.astype(jnp.float32), carry, parts), None
+      total, sums = carry
+      _, pullback, more = jax.vjp(functools.partial(weighted_loss, micro=micro), trained, has_aux=True)
+      return (_with_gradient(total, pullback, in_place=frozen is None), jax.tree.map(jnp.add, sums, more)), None
 
-    if batch["token_ABT"].shape[0] == 1:
-      gradient, sums = jax.grad(weighted_loss, has_aux=True)(cast, jax.tree.map(lambda x: x[0], _micro_batches(batch)))
+    if once:
+      micro = jax.tree.map(lambda x: x[0], _micro_batches(batch))
+      gradient, sums = jax.grad(weighted_loss, has_aux=True)(trained, micro)
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
       (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums(negatives=repeat != 0)), _micro_batches(batch))
@@ -147,6 +146,24 @@ def mean_gradient(
   gradient, sums = _on_each_device(local, mesh, in_specs, (specs, jax.P()))(params, batch, frozen)
   weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
   return jax.tree.map(lambda total: total.astype(jnp.float32) / weight, gradient), sums
+
+
+def _with_gradient(total: dict, pullback: Callable, *, in_place: bool) -> dict:
+  """Return the float32 sums of gradients with that of one more loss, whose vjp is `pullback`, added.
+
+  In place, the backward pass adds the gradient of a layer as soon as it is computed, so that none of all layers exists
+  beside the sum.
+  """
+  wanted: dict = jax.tree.map(lambda _: jax.ad.GradValue(), total)
+  if in_place:
+    wanted["layers"] = jax.tree.map(jax.new_ref, total["layers"])
+  (parts,) = pullback.with_refs(wanted)(jnp.ones(()))
+  others = {name: part for name, part in parts.items() if name != "layers" or not in_place}
+  added = {
+    name: jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), total[name], part)
+    for name, part in others.items()
+  }
+  return added | ({"layers": jax.tree.map(jax.freeze, wanted["layers"])} if in_place else {})
 
 
 def _specs(shardings):
@@ -241,12 +258,15 @@ def _micro_batches(batch: dict) -> dict:
   return {name.replace("_ABT", "_BT"): array for name, array in batch.items()}
 
 
-def _local_sums(model, params, frozen, micro, weight_BT, mesh, repeat) -> Sums:
+def _local_sums(model, params, frozen, micro, weight_BT, mesh, repeat, layers=None) -> Sums:
+  """Return the sums over the device's rows; `layers`, where given, are those whose slots the weights hold."""
   lora, weights, rows_MD = model.lora, params, None
   variables = {"params": params}
   if lora is not None:
     weights, variables = frozen, {"params": frozen, COLLECTION: params}
     rows_MD = llama.head(params["rows"], model.config) if lora.markers else None
+  if layers is not None:
+    variables |= {"params": {**weights, "layers": layers}, casting.COLLECTION: {"layers": weights["layers"]}}
   stream_BTD = model.clone(mesh=mesh).apply(variables, micro["token_BT"], micro["position_BT"], micro["segment_BT"])
   return loss_sums(
     llama.head(weights, model.config),
