@@ -67,7 +67,8 @@ class ModelConfig:
   size: JsonObject | None = Field(
     default=None, description="None, or a dict of the fields of a config.json, as JSON has them"
   )
-  remat: Literal["none", "matmuls", "full"] = "full"  # the backward pass keeps: all, products, or only the stream
+  # The backward pass keeps: all, products, those of attention, only the stream, or only that, and on the host.
+  remat: Literal["none", "matmuls", "attention", "full", "offload"] = "full"
 
   def __post_init__(self):
     if bool(self.path) == bool(self.size):

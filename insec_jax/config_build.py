@@ -25,6 +25,7 @@ NEWER = (
   "optimizer.rounding",
   "optimizer.ema",
   "mesh.sequence",
+  "optimizer.memory",
   "train.minutes",
   "train.profile_steps",
   "log.to",

@@ -79,6 +79,12 @@ class OptimizerConfig:
   moments: Dtype = "float32"  # as stored; bfloat16 ones are rounded stochastically
   rounding: Literal["nearest", "stochastic"] = "nearest"  # of bfloat16 parameters after an update
   ema: Moment = 0.0  # of the moving average of the weights, which is then measured and saved; 0: no average
+  memory: Literal["device", "host"] = "device"  # that holds the optimizer's state between steps
+
+  @property
+  def on_host(self) -> bool:
+    """Whether the state is in the memory of the host between steps."""
+    return self.memory == "host"
 
   def __post_init__(self):
     if self.name == "adafactor" and self.moments != "float32":

@@ -102,7 +102,7 @@ from insec_jax.config import Config
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.generation import batching
-from insec_jax.model import llama, sharding
+from insec_jax.model import llama, memory, sharding
 from insec_jax.sizing import costs, decoding_tables, exporting, hardware, tables
 from insec_jax.sizing.decoding import DecodeEstimate, Decoder, device_memory, mesh_for
 from insec_jax.sizing.estimate import Estimate, estimate
@@ -192,6 +192,7 @@ def size_training(config: Config, requests: list[Request]) -> None:
   model_config = model_of(config)
   topologies = [hardware.describe(request) for request in requests]
   for topology in topologies:  # errors of all topologies come before the first is compiled
+    memory.check_devices(config, topology.devices)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     sharding.params_shardings(llama.shapes(model_config), mesh)
     check_sequence(config, model_config, mesh)
@@ -234,7 +235,7 @@ def search(config: Config, model_config: llama.LlamaConfig, topology: Topology) 
 
     return measured
 
-  best = {remat: most_rows(with_rows(remat)) for remat in llama.REMAT}
+  best = {remat: most_rows(with_rows(remat)) for remat in memory.REMAT}
   fitting = [estimated for estimated in best.values() if estimated.memory.fits]
   rows = config.data.rows_per_device
   cheapest = next((estimated for estimated in fitting if estimated.rows_per_device >= rows), None)

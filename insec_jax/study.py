@@ -249,7 +249,9 @@ def is_sound(workdir: pathlib.Path, config: Config) -> bool:
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   tx = optimizer.make(config.optimizer, config.train.steps)
   lora = frozen.lora_of_workdir(config, workdir)
-  abstract = step.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh, lora)
+  abstract = step.abstract_state(
+    layout.read_model(workdir), config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+  )
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes.alone())
 
 

@@ -27,18 +27,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from insec_jax.command import InputError
-from insec_jax.model import casting, products, sharding
+from insec_jax.model import casting, memory, products, sharding
 from insec_jax.model import lora as lora_lib
 from insec_jax.model.attention import XLA, Attention, as_cached, attend_slots, slot_axes
-
-# Activations of a layer that the backward pass keeps, in addition to the stream between layers; never gathered weights.
-REMAT = {
-  "none": jax.checkpoint_policies.save_anything_except_these_names(sharding.GATHERED),
-  "matmuls": jax.checkpoint_policies.save_only_these_names(
-    "query", "key", "value", "context", "residual", "gate", "up"
-  ),
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +155,7 @@ def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
   """Return attention's contribution to the stream.
 
   `attend(q_BTNH, k_BTKH, v_BTKH)` returns the context of each query. `checkpoint_name` gives activations the names that
-  REMAT lists.
+  memory.REMAT lists.
   """
   x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
   q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), rope), "query")
@@ -329,6 +320,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, stream_BTD, rope, mask):
+    stream_BTD = checkpoint_name(stream_BTD, memory.STREAM)
     weights = {
       part: Weights(self.config, part, self.mesh, self.lora, name=part)(stream_BTD.dtype) for part in WEIGHTS["layers"]
     }
@@ -358,8 +350,8 @@ class Llama(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.remat not in REMAT:
-      raise InputError(f"model.remat={self.remat!r}; must be one of {', '.join(map(repr, REMAT))}")
+    if self.remat not in memory.REMAT:
+      raise InputError(f"model.remat={self.remat!r}; must be one of {', '.join(map(repr, memory.REMAT))}")
 
   @nn.compact
   def __call__(self, token_BT, position_BT, segment_BT):
@@ -371,7 +363,7 @@ class Llama(nn.Module):
     stream_BTD = sharding.look_up(embed_VD, token_BT, self.compute, self.mesh, replaced)
     layer = Block
     if self.remat != "none" or (self.mesh is not None and sharding.size_over(self.mesh, sharding.FSDP) > 1):
-      layer = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)  # a scan prevents CSE by itself
+      layer = nn.remat(Block, policy=memory.REMAT[self.remat], prevent_cse=False)  # a scan prevents CSE by itself
     layers = nn.scan(
       layer,
       variable_axes={"params": 0, casting.COLLECTION: 0, **({lora_lib.COLLECTION: 0} if self.lora else {})},

@@ -47,7 +47,9 @@ def estimate(
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   tx = optimizer.make(config.optimizer, config.train.steps)
   lora = shapes.lora_of(config, model_config)
-  state = step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora)
+  state = step_lib.abstract_state(
+    model_config, config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+  )
   frozen = (
     () if lora is None else (step_lib.abstract_params(llama.shapes(model_config), config.precision.params, mesh),)
   )

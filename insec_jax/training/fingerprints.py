@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from insec_jax.command import InputError
+from insec_jax.model import memory
 
 BITS_AT_ONCE = 1 << 20  # elements
 
@@ -32,7 +33,7 @@ def _fingerprint_sums(leaves):
       position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
     return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
 
-  return jnp.stack([fingerprint(leaf) for leaf in leaves])
+  return jnp.stack([fingerprint(memory.to_device(leaf)) for leaf in leaves])
 
 
 def fingerprint(params) -> str:
@@ -74,7 +75,7 @@ def not_finite(tree) -> list[str]:
 
 @jax.jit
 def _are_finite(leaves):
-  return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+  return jnp.stack([jnp.isfinite(memory.to_device(leaf)).all() for leaf in leaves])
 
 
 def compare_trees(where: str, *, saved: dict[str, str], expected: dict[str, str]):

@@ -39,6 +39,7 @@ VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")
 # Keys that may change when a run resumes: the result does not depend on them. Rows per step are compared separately.
 FREE = (
   "model.remat",
+  "optimizer.memory",
   "train.log_every",
   "train.eval_every",
   "train.checkpoint_every",

@@ -84,7 +84,9 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   processes.agree("data", data_fingerprint(config, data, mesh))
   lora, frozen = frozen_lib.lora_of(config, tokenizer), None
   tx = optimizer.make(config.optimizer, config.train.steps)
-  shardings = step_lib.shardings_of(step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora))
+  shardings = step_lib.shardings_of(
+    step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host)
+  )
   if lora is None:
     params = build.starting_params(config, before, vocab_size, mesh, shardings.params)
   else:
@@ -112,7 +114,9 @@ def resume(
   lora = frozen_lib.lora_of(config, tokenizer)
   frozen = None if lora is None else frozen_lib.load(config, model_config, mesh, workdir)
   tx = optimizer.make(config.optimizer, config.train.steps)
-  abstract = step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora)
+  abstract = step_lib.abstract_state(
+    model_config, config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+  )
 
   @functools.cache
   def phase_data(number: int | None) -> pipeline.Data:
@@ -140,7 +144,9 @@ def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Pro
   """Return whether the checkpoint of the last step is sound."""
   tx = optimizer.make(config.optimizer, config.train.steps)
   lora = frozen_lib.lora_of_workdir(config, workdir)
-  abstract = step_lib.abstract_state(layout.read_model(workdir), config.precision.params, tx, mesh, lora)
+  abstract = step_lib.abstract_state(
+    layout.read_model(workdir), config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+  )
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes)
 
 

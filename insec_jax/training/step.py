@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from insec_jax.config import OptimizerConfig
-from insec_jax.model import adapters, casting, llama
+from insec_jax.model import adapters, casting, llama, memory
 from insec_jax.model.lora import COLLECTION, Lora
 from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
 from insec_jax.training import optimizer
@@ -68,12 +68,18 @@ def abstract_params(boxed, dtype: str, mesh: Mesh):
 
 
 def abstract_state(
-  config: llama.LlamaConfig, dtype: str, tx: optax.GradientTransformation, mesh: Mesh, lora: Lora | None = None
+  config: llama.LlamaConfig,
+  dtype: str,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+  lora: Lora | None = None,
+  *,
+  on_host: bool = False,
 ) -> TrainState:
   """Return the state as ShapeDtypeStructs with shardings, parameters in this dtype; nothing is computed.
 
-  The optimizer's state is sharded as in optimizer.state_shardings. With `lora` the parameters are its trained tree, in
-  float32.
+  The optimizer's state is sharded as in optimizer.state_shardings, with its arrays on the host if `on_host`. With
+  `lora` the parameters are its trained tree, in float32.
   """
   params = (
     abstract_params(llama.shapes(config), dtype, mesh)
@@ -83,11 +89,12 @@ def abstract_state(
   shardings = shardings_of(params)
   replicated = NamedSharding(mesh, jax.P())
   state = jax.eval_shape(lambda params: new_state(params, tx), params)
-  state_shardings = TrainState(
-    replicated,
-    shardings,
-    optimizer.state_shardings(state.optimizer, params, shardings, replicated),
-  )
+  of_optimizer = optimizer.state_shardings(state.optimizer, params, shardings, replicated)
+  if on_host:
+    of_optimizer = jax.tree.map(
+      lambda like, leaf: memory.on_host(like) if leaf.ndim else like, of_optimizer, state.optimizer
+    )
+  state_shardings = TrainState(replicated, shardings, of_optimizer)
   return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, state_shardings)
 
 
@@ -198,6 +205,7 @@ def make_train_step(
   rate = optimizer.schedule(config, steps)
 
   def step(state: TrainState, batch, frozen=None):
+    state = memory.to_device(state)
     gradient, sums = mean_gradient(
       optimizer.training_weights(state.params, state.optimizer),
       batch,
@@ -215,7 +223,8 @@ def make_train_step(
     is_sound = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (state.step >= 0)
     changed = TrainState(state.step + 1, optimizer.apply(config, state.params, update, key_of_params), optimizer_state)
     kept = state._replace(step=jnp.minimum(state.step, -1 - state.step))
-    return jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), changed, kept), metrics
+    after = jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), changed, kept)
+    return jax.tree.map(memory.to_place, after, shardings), metrics
 
   return jax.jit(
     step,

@@ -284,13 +284,14 @@ def test_each_remat_keeps_what_it_names_and_no_more(params):
     )
 
   L, D, F, N, K, H = (CONFIG.size(letter) for letter in "LDFNKH")
-  assert stacked("full") == L * T * D
+  assert stacked("full") == stacked("offload") == L * T * D
+  assert stacked("attention") == L * T * (D + D + N * H + 2 * K * H + N * H)
   assert stacked("matmuls") == L * T * (D + D + N * H + 2 * K * H + N * H + 2 * F)
   assert stacked("none") > stacked("matmuls")
 
 
 def test_an_unknown_remat_is_refused():
-  with pytest.raises(InputError, match=r"model.remat='some'; must be one of 'none', 'matmuls', 'full'"):
+  with pytest.raises(InputError, match=r"model.remat='some'; must be one of 'none', 'matmuls', 'attention', 'full'"):
     llama.Llama(CONFIG, "float32", "some")
 
 

@@ -12,7 +12,7 @@ from gradients import MODEL, gradient, make_mesh, make_params, model_config
 
 from insec_jax.config import OptimizerConfig
 from insec_jax.method.roles import NO_ROLE, NUM_ROLES, PROMPT
-from insec_jax.model import llama, sharding
+from insec_jax.model import llama, memory, sharding
 from insec_jax.training import optimizer, step
 
 T = 24
@@ -164,7 +164,7 @@ def test_without_negatives_no_array_of_them_reaches_the_device():
   [
     pytest.param(shape, remat, marks=() if (shape, remat) == ((1, 4, 2), "full") else pytest.mark.slow)
     for shape in ((1, 4, 2), (1, 2, 2, 2))
-    for remat in llama.REMAT
+    for remat in memory.REMAT
   ],
 )
 def test_what_the_backward_pass_keeps_does_not_change_the_gradient(shape, remat):
