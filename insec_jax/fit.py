@@ -1,7 +1,7 @@
 """Sizing of a slice before it is rented: compiles the programs for it, on a machine without such chips.
 
   python -m insec_jax.fit --config configs/X.py --topology v5p:2x2x4[,v6e:4x4,2xv5e:8x8,h100:8,...] [--search]
-      [--output fit.json] [--hlo DIR] [--config.a.b=v]
+      [--levers] [--output fit.json] [--hlo DIR] [--config.a.b=v]
       [--program train] [--trained_share 1.0]
       [--program generate|evaluate|mine] [--mesh data:2,tensor:4] [--rows N] [--prompt_tokens N] [--max_tokens N]
   python -m insec_jax.fit --config configs/X.py --program export [--dtype bfloat16]
@@ -12,7 +12,7 @@ No data and no weights are read. The model is that of model.path (its config.jso
 
 train     per chip, the memory needed and available, FLOPs and bytes of one step, loops included, and the roofline: a
           lower bound of the step time and the resource that sets it. --search finds the largest rows_per_device for
-          each model.remat.
+          each model.remat; --levers compiles the step again with each lever on memory, and compares.
 generate, evaluate, mine
           the same of the decode step and of the reading of prompts, and FLOPs and bytes of a token. Each host of a
           slice decodes on its own chips; --search finds the most rows that fit on a host, in steps of 8 for each part
@@ -37,6 +37,7 @@ with flags_help.group("What is sized"):
     "topology", None, "Comma-separated slices to compile for: v5p:2x2x4, 2xv5e:8x8, h100:8; or local: this machine."
   )
   SEARCH = flags.DEFINE_bool("search", False, "Find the most rows that fit; of train for each model.remat.")
+  LEVERS = flags.DEFINE_bool("levers", False, "Compare the step with itself with each lever on memory (train).")
   SHARE = flags.DEFINE_float(
     "trained_share",
     1.0,
@@ -103,7 +104,7 @@ from insec_jax.files.reading import local_path
 from insec_jax.files.writing import check_output, written_whole
 from insec_jax.generation import batching
 from insec_jax.model import llama, memory, sharding
-from insec_jax.sizing import costs, decoding_tables, exporting, hardware, tables
+from insec_jax.sizing import costs, decoding_tables, exporting, hardware, levers, tables
 from insec_jax.sizing.decoding import DecodeEstimate, Decoder, device_memory, mesh_for
 from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Request, Topology
@@ -117,6 +118,7 @@ READ_BY = {
   "topology": ("train", *DECODING, "study"),
   "hlo": ("train", *DECODING),
   "search": ("train", *DECODING),
+  "levers": ("train",),
   "trained_share": ("train", "study"),
   "mesh": (*DECODING, "study"),
   "rows": DECODING,
@@ -188,7 +190,9 @@ def hlo_file(name: str) -> pathlib.Path | None:
 
 
 def size_training(config: Config, requests: list[Request]) -> None:
-  """Print and save the estimates of the train step."""
+  """Print and save the estimates of the train step, or its comparison with levers on memory."""
+  if SEARCH.value and LEVERS.value:
+    raise InputError("--search finds the rows, and --levers compares steps of the same rows; leave one out")
   model_config = model_of(config)
   topologies = [hardware.describe(request) for request in requests]
   for topology in topologies:  # errors of all topologies come before the first is compiled
@@ -196,6 +200,11 @@ def size_training(config: Config, requests: list[Request]) -> None:
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     sharding.params_shardings(llama.shapes(model_config), mesh)
     check_sequence(config, model_config, mesh)
+  if LEVERS.value:
+    found = [(topology, compare(config, model_config, topology)) for topology in topologies]
+    print("\n\n".join(f"{topology.name}\n\n{levers.table(compared)}" for topology, compared in found))
+    save([{"lever": lever, **tables.as_json(each)} for _, compared in found for lever, each in compared.items()])
+    return
   estimates = []
   for topology in topologies:
     estimates += search(config, model_config, topology) if SEARCH.value else [measure(config, model_config, topology)]
@@ -203,9 +212,18 @@ def size_training(config: Config, requests: list[Request]) -> None:
   save([tables.as_json(estimated) for estimated in estimates])
 
 
-def measure(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> Estimate:
-  """Return the estimate of the config, and print it."""
-  name = f"{topology.name}-{config.model.remat}-{config.data.rows_per_device}x{config.data.row_length}"
+def compare(config: Config, model_config: llama.LlamaConfig, topology: Topology) -> dict[str, Estimate]:
+  """Return the estimates of the config as it is and with each lever, by its name, and print them."""
+  found = {}
+  for lever, changed in levers.variants(config).items():
+    print(f"-- lever {lever}")
+    found[lever] = measure(changed, model_config, topology, suffix=f"-{lever}")
+  return found
+
+
+def measure(config: Config, model_config: llama.LlamaConfig, topology: Topology, *, suffix: str = "") -> Estimate:
+  """Return the estimate of the config, and print it; `suffix` ends the name of its file of --hlo."""
+  name = f"{topology.name}-{config.model.remat}-{config.data.rows_per_device}x{config.data.row_length}{suffix}"
   estimated = estimate(config, model_config, topology, trained_share=SHARE.value, hlo_file=hlo_file(name))
   print(tables.details(estimated), flush=True)
   return estimated

@@ -13,6 +13,7 @@ import jax
 from insec_jax.command import InputError
 from insec_jax.files import buckets
 from insec_jax.files.writing import write_text
+from insec_jax.model.memory import HOST
 from insec_jax.sizing import counts, hlo
 from insec_jax.sizing.hardware import GIB, Topology
 
@@ -25,13 +26,15 @@ class Memory:
   """Memory of one chip, in GiB; `held` is what stays between calls, by name: weights, optimizer, cache.
 
   When the compiler has refused the program, `peak` is the size that its error gives, which may be too low, and `limit`
-  the memory that it gives. Else `limit` is the usable memory, None where the chip is not known.
+  the memory that it gives. Else `limit` is the usable memory, None where the chip is not known. What is in the memory
+  of the host is in `host` alone.
   """
 
   held: Mapping[str, float]
   peak: float
   limit: float | None
   refused: bool
+  host: float = 0.0  # of what the host holds for the chip, between calls and during one
 
   @property
   def temporary(self) -> float:
@@ -60,6 +63,7 @@ class Work:
   unknown_kernels: list[str]  # names of kernels whose FLOPs are not known
   ici_bytes: dict[str, float]
   dcn_bytes: dict[str, float]
+  host_bytes: float  # copied between the chip and the memory of its host, both ways
   hbm_bytes: float
   seconds: dict[str, float]  # of "compute", "hbm", "ici", "dcn"; empty where the chip is not known
   tokens: int  # of the batch, of all chips
@@ -183,6 +187,7 @@ def read_refusal(message: str) -> tuple[float, float] | None:
 
 def _memory(held: Mapping[str, Any], compiled, refusal, topology: Topology) -> Memory:
   on_chip = 1 if topology.chip is None else topology.chip.devices
+  host = 0.0
   if refusal:
     peak, limit = (on_chip * size for size in refusal)
   else:
@@ -191,17 +196,23 @@ def _memory(held: Mapping[str, Any], compiled, refusal, topology: Topology) -> M
     unread = max(0, device_bytes(held) - sizes.argument_size_in_bytes)
     peak = on_chip * (sizes.peak_memory_in_bytes + unread) / GIB
     limit = topology.chip and topology.chip.usable_gib
+    host = on_chip * (sizes.host_argument_size_in_bytes + sizes.host_temp_size_in_bytes) / GIB
   return Memory(
     held={name: on_chip * device_bytes(tree) / GIB for name, tree in held.items()},
     peak=peak,
     limit=limit,
     refused=bool(refusal),
+    host=host,
   )
 
 
 def device_bytes(tree: Any) -> int:
-  """Return the bytes that a device holds of these arrays, ShapeDtypeStructs with shardings."""
-  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  """Return the bytes that a device itself holds of these arrays, ShapeDtypeStructs with shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if leaf.sharding.memory_kind != HOST
+  )
 
 
 def _work(text: str, topology: Topology, reading: Reading) -> Work:
@@ -228,6 +239,7 @@ def _work(text: str, topology: Topology, reading: Reading) -> Work:
     unknown_kernels=sorted(name for name, products in known.items() if products is None),
     ici_bytes=ici,
     dcn_bytes=dcn,
+    host_bytes=on_chip * counted.host_bytes,
     hbm_bytes=hbm,
     tokens=reading.tokens,
     model_flops=reading.flops_per_token * reading.tokens / topology.chips,

@@ -81,7 +81,9 @@ class Sizer:
     """Return the seconds of a train step."""
     config = stage.config
     # What the compiled step depends on; learning rates and lengths of the run change no shape.
-    key = (model, config.model.remat, config.precision, config.lora, config.mesh, config.loss.negatives, *_rows(config))
+    state = (config.optimizer.name, config.optimizer.moments, bool(config.optimizer.ema), config.optimizer.memory)
+    about = (config.model.remat, config.precision, config.lora, config.mesh, config.loss.negatives)
+    key = (model, *about, *state, *_rows(config))
     if key not in self._cache:
       self._cache[key] = self.train(config, model)
     self._check(stage, self._cache[key].memory)

@@ -24,7 +24,7 @@ from insec_jax.sizing.collectives import (
   ring_bytes,
   slices_reached,
 )
-from insec_jax.sizing.hbm import FUSIONS, NOTES, moved_bytes
+from insec_jax.sizing.hbm import FUSIONS, NOTES, host_bytes, moved_bytes
 from insec_jax.sizing.hlo import Computation, Evaluator, HloError, Instruction, Module, Value, given_trips, known_trips
 
 ICI, DCN = "ici", "dcn"
@@ -40,6 +40,7 @@ class Counts:
   flops: float = 0.0
   rematerialised: float = 0.0
   hbm_bytes: float = 0.0
+  host_bytes: float = 0.0  # between the device and the memory of its host
   received: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # (network, kind) -> bytes
   kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   kernel_elements: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -49,6 +50,7 @@ class Counts:
     self.flops += times * other.flops
     self.rematerialised += times * other.rematerialised
     self.hbm_bytes += times * other.hbm_bytes
+    self.host_bytes += times * other.host_bytes
     for mine, others in (
       (self.received, other.received),
       (self.kernels, other.kernels),
@@ -131,6 +133,7 @@ class _Walk:
         counts.add(self._operation(computation, instruction, fused=fused, again=again), 1)
       if not fused:
         counts.hbm_bytes += moved_bytes(self._module, computation, instruction)
+        counts.host_bytes += host_bytes(computation, instruction)
     return counts
 
   def _loop(self, loop: Instruction, state: Value) -> tuple[Counts, int]:

@@ -45,6 +45,7 @@ FREE = frozenset(
     "async-start",
   )
 )
+HOST = 5  # space of the memory of the host
 SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
 
 
@@ -72,6 +73,19 @@ def moved_bytes(module: Module, computation: Computation, instruction: Instructi
   if instruction.opcode in FUSIONS:
     return _fusion_bytes(module, module.computations[instruction.called("calls")[0]], operands)
   return _hbm(itertools.chain(instruction.arrays, *operands))
+
+
+def host_bytes(computation: Computation, instruction: Instruction) -> float:
+  """Return the bytes that the operation copies between the device and the memory of its host."""
+  read = [array for name in instruction.operands for array in computation.instructions[name].arrays]
+  if instruction.opcode in ("copy", "copy-start"):
+    copied = instruction.arrays[0]
+    return copied.num_bytes if (copied.space == HOST) != (read[0].space == HOST) else 0.0
+  if instruction.opcode == "dynamic-update-slice" and read[0].space == HOST != read[1].space:
+    return read[1].num_bytes
+  if instruction.opcode in SLICES and read[0].space == HOST != instruction.arrays[0].space:
+    return instruction.arrays[0].num_bytes
+  return 0.0
 
 
 def _fusion_bytes(module: Module, fused: Computation, operands) -> float:

@@ -62,6 +62,7 @@ def details(estimated: Estimate) -> str:
       f"{work.rematerialised / 1e12:.4g}{kernels}",
       f"   GB a chip      over ICI {received(work.ici_bytes)}"
       + (f"; over DCN {received(work.dcn_bytes)}" if topology.slices > 1 else "")
+      + (f"; to and from the host {work.host_bytes / 1e9:.4g}" if work.host_bytes else "")
       + f"; HBM {work.hbm_bytes / 1e9:.4g} (estimate)",
     ]
     if work.seconds:
@@ -78,7 +79,8 @@ def gib(memory: Memory) -> str:
   """Return the memory of a chip as text."""
   held = "".join(f"{name} {size:.4g}, " for name, size in memory.held.items())
   limit = f" of {memory.limit:.4g}" if memory.limit else ""
-  return f"{held}temporary {memory.temporary:.4g}, peak {memory.peak:.4g}{limit}"
+  host = f"; on the host {memory.host:.4g}" if memory.host else ""
+  return f"{held}temporary {memory.temporary:.4g}, peak {memory.peak:.4g}{limit}{host}"
 
 
 def roofline(work: Work) -> str:
@@ -184,6 +186,7 @@ def program_json(program: Program) -> dict[str, Any]:
       **memory.held,
       "temporary": memory.temporary,
       "peak": memory.peak,
+      "host": memory.host,
       "limit": memory.limit,
       "missing": memory.missing,
     },
@@ -200,6 +203,7 @@ def program_json(program: Program) -> dict[str, Any]:
       "unknown_kernels": work.unknown_kernels,
       "ici_bytes": work.ici_bytes,
       "dcn_bytes": work.dcn_bytes,
+      "host_bytes": work.host_bytes,
       "hbm_bytes": work.hbm_bytes,
       "model_flops": work.model_flops,
     },
