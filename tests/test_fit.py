@@ -38,6 +38,7 @@ WRONG = {
   "does not divide data.row_length=63": ["--topology=local", "--config.mesh.sequence=2", "--config.data.row_length=63"],
   "the memory of 'cpu' is not known": ["--topology=local", "--search"],
   "--topology must be given": ["--program=evaluate"],
+  "--search finds the rows, and --levers compares": ["--topology=local", "--search", "--levers"],
   "--mesh is not read with --program=train, only with --program=generate": ["--topology=local", "--mesh=data:2"],
   "--hlo is not read with --study": ["--topology=local", "--study", "--arms=a", "--seeds=0"],
   "the model's 256 positions": ["--topology=local", "--program=mine"],
