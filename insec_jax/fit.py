@@ -17,7 +17,8 @@ generate, evaluate, mine
           the same of the decode step and of the reading of prompts, and FLOPs and bytes of a token. Each host of a
           slice decodes on its own chips; --search finds the most rows that fit on a host, in steps of 8 for each part
           of `data`.
-export    the memory of the host and the bytes read and written; no accelerator takes part.
+export    the memory of the host and the bytes read and written; no accelerator takes part. With lora.rank, of the base
+          and its adapters.
 --study   the chip-hours of the study that sweep runs with the same --config, --arms, --seeds and --base: training,
           mining, and evaluation of all arms and seeds. It is the roofline divided by --efficiency, a lower bound at 1.
           Starting, compiling, checkpoints and latency are not in it.
@@ -109,7 +110,7 @@ from insec_jax.sizing.decoding import DecodeEstimate, Decoder, device_memory, me
 from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Request, Topology
 from insec_jax.sizing.search import most_rows
-from insec_jax.sizing.shapes import model_of
+from insec_jax.sizing.shapes import lora_of, model_of
 from insec_jax.training.run import check_sequence
 
 DECODING = ("generate", "evaluate", "mine")
@@ -137,7 +138,9 @@ def main() -> None:
   if OUTPUT.value is not None:
     check_output(OUTPUT.value, "--output", [] if config is None else config_file.files_read(config))
   if mode == "export":
-    found = exporting.estimate_export(model_of(config), stored=config.precision.params, written=DTYPE.value)
+    shape, written = model_of(config), DTYPE.value
+    lora = lora_of(config, shape)
+    found = exporting.estimate_export(shape, stored=config.precision.params, written=written, lora=lora)
     print(exporting.details(found))
     save(exporting.as_json(found))
     return

@@ -55,6 +55,7 @@ DECODES = [
   *("--prompt_tokens=30", "--max_tokens=32", "--rows=5"),
 ]
 EXPORTS = ["--config=config.py", "--program=export", "--dtype=bfloat16", "--output=export.json"]
+LORA_EXPORTS = ["--config=config.py", "--program=export", "--config.lora.rank=2", "--output=lora_export.json"]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def runs(tmp_path_factory):
   (folder / "unfetched.py").write_text(unfetched)
   wrong = [["--config=config.py", "--hlo=hlo", *arguments] for arguments in WRONG.values()]
   right = ["--config=config.py", "--topology=local", "--output=fit.json", "--hlo=hlo"]
-  *of_wrong, of_right, _, _ = modelkit.run("fit", *wrong, right, DECODES, EXPORTS, folder=folder, num_devices=2)
-  return folder, dict(zip(WRONG, of_wrong, strict=True)), of_right
+  of_all = modelkit.run("fit", *wrong, right, DECODES, EXPORTS, LORA_EXPORTS, folder=folder, num_devices=2)
+  return folder, dict(zip(WRONG, of_all, strict=False)), of_all[len(wrong)]
 
 
 def test_fit_compiles_the_step_for_the_devices_here_and_tells_what_it_does(runs):
@@ -118,6 +119,13 @@ def test_fit_says_what_export_needs(runs):
   found = json.loads((runs[0] / "export.json").read_text())
   assert (found["largest"], found["host_bytes"]) == ("model.embed_tokens.weight", 3 * 4 * 64 * 32)
   assert found["read_bytes"] == 2 * found["written_bytes"]
+
+
+def test_fit_counts_base_and_adapters_of_a_lora_run_that_is_exported(runs):
+  found = json.loads((runs[0] / "lora_export.json").read_text())
+  matrices = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48)  # inputs and outputs of wq wo, wk wv, gate up down
+  assert found["adapter_bytes"] == 4 * (3 * 2 * matrices + 2 * 2 * 32)  # three layers, rank 2; two rows of two tables
+  assert found["read_bytes"] == found["adapter_bytes"] + found["written_bytes"]
 
 
 @pytest.mark.parametrize("message", WRONG)

@@ -1,16 +1,22 @@
-"""What export needs: memory of the host, which holds one tensor at a time, and the size of the folder."""
+"""What export needs: memory of the host, which holds one tensor at a time, and the size of the folder.
+
+Of a LoRA run the base is read tensor by tensor and merged. Its adapters and marker rows are held whole, in float32.
+"""
 
 import dataclasses
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
-from insec_jax.model import hf, llama
+from insec_jax.model import adapters, hf, llama
 from insec_jax.model.hf_writing import SHARD_BYTES
+from insec_jax.model.lora import Lora
 from insec_jax.sizing.hardware import GIB
 
-# Copies of the largest tensor in the host's memory, in its stored dtype: as read, transposed, and cast.
+# Copies of the largest tensor in the host's memory, in its stored dtype: as read, transposed, and cast. The merge of a
+# matrix with its adapter takes no more, in float32.
 COPIES = 3
 
 
@@ -18,46 +24,61 @@ COPIES = 3
 class ExportEstimate:
   """Sizes of an export in bytes; no accelerator takes part."""
 
-  stored: str  # dtype of the checkpoint
+  stored: str  # dtype of the weights, frozen or trained
   written: str  # dtype of the folder
   largest: str  # name of the largest tensor
-  largest_bytes: int  # in the dtype of the checkpoint
-  read_bytes: int  # the params of the checkpoint
-  written_bytes: int
+  largest_bytes: int  # in the dtype of the weights; in float32 where an adapter is merged
+  adapter_bytes: int  # adapters and marker rows, 0 without LoRA
+  read_bytes: int  # weights and adapters
+  written_bytes: int  # of the merged model
 
   @property
   def host_bytes(self) -> int:
     """The most memory of the host that the tensors take."""
-    return COPIES * self.largest_bytes
+    return self.adapter_bytes + COPIES * self.largest_bytes
 
 
-def estimate_export(model_config: llama.LlamaConfig, *, stored: str, written: str | None) -> ExportEstimate:
-  """Return the estimate for a checkpoint in the dtype `stored`; `written` None keeps it."""
-  sizes = {slot.name: math.prod(slot.shape) for slot in hf.slots(model_config)}
-  largest = max(sizes, key=sizes.__getitem__)
+def estimate_export(
+  model_config: llama.LlamaConfig, *, stored: str, written: str | None, lora: Lora | None
+) -> ExportEstimate:
+  """Return the estimate for weights in the dtype `stored`; `written` None keeps it."""
   written = written or stored
   before, after = (np.dtype(dtype).itemsize for dtype in (stored, written))
+  sizes, held = {}, {}
+  for slot in hf.slots(model_config):
+    is_adapted = lora is not None and slot.path.rpartition("/")[2] in lora.matrices
+    sizes[slot.name] = math.prod(slot.shape)
+    held[slot.name] = sizes[slot.name] * (max(before, 4) if is_adapted else before)
+  trained = () if lora is None else jax.tree.leaves(adapters.unboxed_shapes(model_config, lora))
+  adapter_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in trained)
+  largest = max(held, key=held.__getitem__)
   return ExportEstimate(
     stored=stored,
     written=written,
     largest=largest,
-    largest_bytes=before * sizes[largest],
-    read_bytes=before * sum(sizes.values()),
+    largest_bytes=held[largest],
+    adapter_bytes=adapter_bytes,
+    read_bytes=adapter_bytes + before * sum(sizes.values()),
     written_bytes=after * sum(sizes.values()),
   )
 
 
 def details(estimated: ExportEstimate) -> str:
   """Return all figures as text, one line each."""
-  return "\n".join(
-    (
-      f"== export of {estimated.stored} as {estimated.written}, on the host alone",
-      f"   largest tensor  {estimated.largest}, {estimated.largest_bytes / GIB:.3g} GiB",
-      f"   host memory     at most {COPIES} x the largest tensor, {estimated.host_bytes / GIB:.3g} GiB: one at a time",
-      f"   reads           {estimated.read_bytes / GIB:.4g} GiB of the checkpoint",
-      f"   writes          {estimated.written_bytes / GIB:.4g} GiB in files of at most {SHARD_BYTES / 1e9:g} GB",
+  adapted = estimated.adapter_bytes / GIB
+  lines = [
+    f"== export of {estimated.stored} as {estimated.written}, on the host alone",
+    f"   largest tensor  {estimated.largest}, {estimated.largest_bytes / GIB:.3g} GiB",
+    f"   host memory     at most {COPIES} x the largest tensor{', and the adapters' if adapted else ''}, "
+    f"{estimated.host_bytes / GIB:.3g} GiB: one at a time",
+    f"   reads           {estimated.read_bytes / GIB:.4g} GiB of the {'base and the ' if adapted else ''}checkpoint",
+    f"   writes          {estimated.written_bytes / GIB:.4g} GiB in files of at most {SHARD_BYTES / 1e9:g} GB",
+  ]
+  if adapted:
+    lines.append(
+      f"   adapters        {adapted:.3g} GiB with the marker rows; --format=peft reads and writes these alone"
     )
-  )
+  return "\n".join(lines)
 
 
 def as_json(estimated: ExportEstimate) -> dict[str, Any]:
