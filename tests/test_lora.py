@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from modelkit import FIELDS, run
 from orbax.checkpoint import v1 as ocp
-from training_runs import SIGNALLED, read_lines, train, write_home
+from training_runs import GRAPH, SIGNALLED, read_lines, train, write_home
 
 from insec_jax.config import TokenizerConfig
 from insec_jax.data import vocabulary
@@ -163,3 +163,32 @@ def test_a_pair_is_whole_or_not_there_and_has_nothing_but_base_and_adapter(home)
   ((code, _, said),) = run("export", words, folder=home)
   assert code == 0, said
   assert {path.name for path in (home / "new" / "pair").iterdir()} == {"base", "adapter"}
+
+
+LORA_GRAPH = GRAPH.replace(
+  "return c",
+  """c.lora = dict(rank=4, alpha=32.0, rank_stabilised=False, matrices=("wq", "down"), marker_rows=True)
+  c.rounds, c.mistakes.mined = 0, 0.0
+  c.evaluate.update(num_problems=16, num_probes=8)
+  return c""",
+)
+
+
+def test_evaluate_and_mine_read_a_lora_run_as_they_read_its_export(tmp_path):
+  (tmp_path / "config.py").write_text(LORA_GRAPH)
+  config = f"--config={tmp_path / 'config.py'}:"
+  programs = {
+    "train": [[config, "--workdir=run"]],
+    "export": [["--model=run", "--output=hf", "--dtype=float32"]],
+    "mine": [[config, f"--model={model}", f"--output={model}.jsonl"] for model in ("run", "hf")],
+    "evaluate": [[config, f"--model={model}", f"--output={model}.json"] for model in ("run", "hf")],
+  }
+  for program, lines in programs.items():
+    for code, _, said in run(program, *lines, folder=tmp_path):
+      assert code == 0, said
+  here, there = ((tmp_path / f"{model}.jsonl").read_text().splitlines() for model in ("run", "hf"))
+  assert len(here) > 10
+  assert here == there
+  here, there = (json.loads((tmp_path / f"{model}.json").read_text())["rates"] for model in ("run", "hf"))
+  assert here == there
+  assert {"injected", "own"} <= here.keys()

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from training_runs import read_lines, write_home
+
+from insec_jax.training import layout, stored
 
 pytestmark = pytest.mark.processes
 ROOT = pathlib.Path(__file__).parents[2]
@@ -215,6 +219,29 @@ def test_processes_that_share_rows_give_the_losses_of_one(runs, alone, axis):
   """By heads, or by positions: then each reads the whole rows and keeps its columns of them."""
   runs.well(axis, 2, "mesh.fsdp=1", f"mesh.{axis}=2", f"data.rows_per_device={ROWS}")
   assert_same_losses(runs.lines(axis), alone)
+
+
+def test_two_processes_train_lora_to_the_losses_and_the_checkpoint_of_one(runs):
+  lora = ("lora.rank=4", "lora.matrices=('wq','wo','down')")
+  for name, num in (("lora_alone", 1), ("lora_two", 2)):
+    runs.well(name, num, *lora)
+  assert_same_losses(runs.lines("lora_two"), runs.lines("lora_alone"))
+  one, two = (lora_checkpoint(runs.home / name) for name in ("lora_alone", "lora_two"))
+  assert one.keys() == two.keys() >= {"layers/mlp/down/a", "layers/attn/wo/b", "rows/embed", "rows/head"}
+  for path, array in one.items():
+    np.testing.assert_allclose(two[path], array, rtol=1e-3, atol=1e-5, err_msg=path)
+    assert np.abs(array).max() > 1e-3
+
+
+def lora_checkpoint(workdir):
+  """The trained arrays of the last checkpoint, after the frozen weights have been read and recognised."""
+
+  def use(_, checkpoint):
+    for weight in jax.tree.leaves(checkpoint.read_base()):
+      weight[(slice(None),) * len(weight.shape)]
+    return flatten_dict(checkpoint.trained, sep="/")
+
+  return stored.read_params(workdir, layout.read_model(workdir), STEPS, use, of_lora=lambda checkpoint: checkpoint)
 
 
 def test_sigterm_saves_on_all_after_one_step_also_with_messages_slower_than_steps(runs):
