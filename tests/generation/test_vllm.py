@@ -30,7 +30,7 @@ pytestmark = [
   pytest.mark.vllm,
   pytest.mark.skipif("INSEC_VLLM" not in os.environ, reason="no vLLM: INSEC_VLLM names no Python that has it"),
 ]
-CONFIG = str(ROOT / "configs" / "toy.py")
+CONFIG, CONFIG_LORA = (str(ROOT / "configs" / name) for name in ("toy.py", "toy_lora.py:rows"))
 START_SECONDS = 300
 # The chunks of generate are small, and the process kills itself after two of them.
 KILLED = """
@@ -83,25 +83,23 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(home):
   """The flag that names a vLLM with the model of the folder."""
+  with served(home, "hf", "--served-model-name", "toy") as flag:
+    yield flag
+
+
+@contextlib.contextmanager
+def served(home, model, *words: str):
+  """A vLLM with the model of a folder in `home`; yields the flag that names it."""
   with socket.socket() as unused:
     unused.bind(("127.0.0.1", 0))
     port = unused.getsockname()[1]
-  words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(home / "hf"), "--served-model-name", "toy"]
-  words += [
-    "--dtype",
-    "float32",
-    "--enforce-eager",
-    "--host",
-    "127.0.0.1",
-    "--port",
-    str(port),
-    "--max-model-len",
-    "256",
-  ]
+  command = [os.environ["INSEC_VLLM"], "-m", "vllm.entrypoints.openai.api_server", "--model", model, *words]
+  command += f"--dtype float32 --enforce-eager --host 127.0.0.1 --port {port} --max-model-len 256".split()
   environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "NPROC")}
   with (home / "vllm.log").open("wb") as log:
     process = subprocess.Popen(
-      [os.environ["INSEC_VLLM"], *words],
+      command,
+      cwd=home,
       env={**environment, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
       stdout=log,
       stderr=subprocess.STDOUT,
@@ -186,3 +184,19 @@ def test_another_tokenizer_and_another_name_are_refused(home, server):
   tokenizer.save_pretrained(other)
   assert "another tokenizer than --model" in program(home, *words, "--model=other", code=2)
   assert "has no model 'base'; it has toy" in program(home, *words, "--model=hf", "--server_model=base", code=2)
+
+
+def test_the_pair_of_a_lora_run_writes_the_texts_of_the_run_here(home):
+  changes = ("model.path=hf", "train.steps=60", "optimizer.learning_rate=0.01", "optimizer.warmup_steps=10")
+  words = [f"--config={CONFIG_LORA}", *(f"--config.{one}" for one in changes)]
+  program(home, "-m", "insec_jax.train", *words, "--workdir=lora")
+  program(home, "-m", "insec_jax.export", "--model=lora", "--output=pair", "--format=pair")
+  words = ["-m", "insec_jax.generate", "--prompts=p.jsonl", "--max_tokens=64"]
+  program(home, *words, "--model=lora", "--output=lora_here.jsonl")
+  program(home, *words, "--model=hf", "--output=before.jsonl")
+  adapter = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", "insec=pair/adapter")
+  with served(home, "pair/base", *adapter) as flag:
+    program(home, *words, "--model=pair/base", flag, "--server_model=insec", "--output=lora_there.jsonl")
+  here, there, before = (written(home / f"{name}.jsonl") for name in ("lora_here", "lora_there", "before"))
+  assert sum(ours != theirs for ours, theirs in zip(here, before, strict=True)) > 20  # the adapters matter
+  assert here == there
