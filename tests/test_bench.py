@@ -1,13 +1,20 @@
 """launch/bench.sh: names, missing pieces, and the table of its side-by-side figures."""
 
 import importlib.util
+import math
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import smollm2
 from modelkit import ROOT
+from samplerkit import model_of
+
+from insec_jax.data import vocabulary
+from insec_jax.model import hf
 
 BENCH = ROOT / "launch" / "bench"
 OURS = {
@@ -61,7 +68,7 @@ def test_a_step_that_the_compiler_refused_has_a_peak_and_no_flops(fit):
   ("words", "message"),
   [
     (["fit"], "error: 'nowhere/python3.12' is no Python 3.12, which MaxText needs; name one: PYTHON312=PATH"),
-    (["race"], "error: launch/bench.sh 'race'; give one of: data decode fit gsm8k load train"),
+    (["race"], "error: launch/bench.sh 'race'; give one of: data decode fit gsm8k load mine train"),
     ([], "error: launch/bench.sh ''; give one of: data"),
   ],
 )
@@ -81,9 +88,33 @@ def test_what_is_missing_is_named_in_one_line_before_anything_is_installed(tmp_p
   assert not (tmp_path / ".venv").exists()
 
 
-@pytest.mark.parametrize(("name", "words"), [("fit", [])])
+@pytest.mark.parametrize(("name", "words"), [("fit", []), ("mine", ["--data=nowhere.jsonl"])])
 def test_a_benchmark_without_its_package_or_file_ends_in_one_line_and_code_2(name, words):
   done = subprocess.run([sys.executable, BENCH / f"{name}.py", *words], capture_output=True, text=True, check=False)
   assert done.returncode == 2
   [line] = done.stderr.splitlines()
-  assert line.startswith({"fit": "error: this Python has no maxtext"}[name])
+  assert line.startswith({"fit": "error: this Python has no maxtext", "mine": "error: --data=nowhere.jsonl"}[name])
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(bool(smollm2.missing()), reason=smollm2.missing())
+def test_the_batches_of_transformers_are_the_texts_of_the_sampler():
+  folder = smollm2.folder()
+  config, tokenizer = hf.read_config(folder), vocabulary.load(str(folder))
+  texts = (
+    "The capital of Japan is",
+    "Tom has 5 apples and buys 7 more. He has",
+    "2 + 2",
+    "Water boils",
+    "def add(a, b):",
+  )
+  prompts = [np.array(tokenizer(text)["input_ids"], np.int32) for text in texts]
+  newline, banned = tokenizer.encode("\n")[0], tokenizer.encode(" Tokyo")[0]
+  options = {"max_tokens": 24, "stop_ids": (config.eos_ids[0], newline), "flag_id": banned, "batch_size": 2}
+  theirs = module("mine").Batches(str(folder), config).generate(prompts, temperature=0.0, seed=0, **options)
+  sampler = model_of(config, hf.load(folder, config, dtype="float32"))
+  ours = sampler.generate(prompts, flag_bias=-math.inf, **options)
+  for one, other in zip(ours, theirs, strict=True):
+    assert (one.tokens.tolist(), one.finish) == (other.tokens.tolist(), other.finish)
+  assert {one.finish for one in ours} == {"stop", "length"}
+  assert banned not in np.concatenate([one.tokens for one in ours])

@@ -36,12 +36,13 @@ class Work(NamedTuple):
   """What a side has done in a round.
 
   amount is in the unit of the race. result is what came out: a list is compared with that of the first side. seconds
-  replaces the time that the work took, where the side measures it.
+  replaces the time that the work took, where the side measures it. found has other counts by name.
   """
 
   amount: float
   result: Any = None
   seconds: float | None = None
+  found: dict[str, int] | None = None
 
 
 class Side:
@@ -164,6 +165,10 @@ def _say(rounds: list[dict[str, Work]], unit: str) -> None:
     ratio = f"{statistics.median(ratios[name]):.2f}" if name in ratios else ""
     print(f"{name:<16}{middle:>18.5g}{min(rates):>10.5g}{max(rates):>10.5g}{ratio:>20}{_same(rounds, first, name):>14}")
   print(f"median of {len(rounds)} rounds; a ratio is of one round")
+  for name, done in rounds[0].items():
+    if done.found is not None:
+      counts = "".join(f", {what} {number:,}" for what, number in done.found.items())
+      print(f"{name}, first round: {done.amount:,.0f} {unit} in {done.seconds:.1f} s{counts}")
 
 
 def _same(rounds: list[dict[str, Work]], first: str, name: str) -> str:
@@ -180,6 +185,7 @@ def _record(rounds: list[dict[str, Work]], unit: str, sides: list[Side]) -> dict
     "unit": unit,
     "rates": {name: [_rate(one[name]) for one in rounds] for name in rounds[0]},
     "ratio": {name: statistics.median(values) for name, values in _ratios(rounds).items()},
+    "found": {name: done.found for name, done in rounds[0].items() if done.found is not None},
     "versions": {side.name: side.versions for side in sides},
     "machine": machine(),
   }
