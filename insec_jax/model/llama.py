@@ -317,10 +317,12 @@ class Block(nn.Module):
   attention: Attention
   mesh: Mesh | None
   lora: lora_lib.Lora | None
+  offload: bool
 
   @nn.compact
   def __call__(self, stream_BTD, rope, mask):
-    stream_BTD = checkpoint_name(stream_BTD, memory.STREAM)
+    if self.offload:
+      stream_BTD = checkpoint_name(stream_BTD, memory.STREAM)
     weights = {
       part: Weights(self.config, part, self.mesh, self.lora, name=part)(stream_BTD.dtype) for part in WEIGHTS["layers"]
     }
@@ -373,7 +375,7 @@ class Llama(nn.Module):
       metadata_params={nn.PARTITION_NAME: AXES["L"]},
     )
     # Named: lifted transforms would change an automatic name, and with it the path of every weight.
-    stream_BTD, _ = layers(config, self.attention, self.mesh, self.lora, name="layers")(
+    stream_BTD, _ = layers(config, self.attention, self.mesh, self.lora, self.remat == "offload", name="layers")(
       stream_BTD,
       rope_angles(config, position_BT),
       self.attention.prepare(sharding.gather(segment_BT, 1, self.mesh, sharding.SEQUENCE)),
