@@ -12,6 +12,7 @@ one person under two names, a phrase that fits everywhere) no step is made: a fa
 right steps.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -260,13 +261,8 @@ class Corpus:
   @functools.cached_property
   def _repeated(self) -> frozenset[bytes]:
     """Return the digest of each step that more than one record contains."""
-    seen: set[bytes] = set()
-    repeated: set[bytes] = set()
-    for text in self._texts:
-      here = {_digest(step) for step in text.steps}
-      repeated |= here & seen
-      seen |= here
-    return frozenset(repeated)
+    count = collections.Counter(step for text in self._texts for step in set(map(_digest, text.steps)))
+    return frozenset(step for step, num in count.items() if num > 1)
 
 
 def _digest(step: str) -> bytes:
