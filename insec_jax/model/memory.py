@@ -45,6 +45,11 @@ def on_host(like: NamedSharding) -> NamedSharding:
   return like.with_memory_kind(HOST)
 
 
+def is_on_host(shardings) -> bool:
+  """Return whether an array of these shardings is in the memory of the host."""
+  return any(like.memory_kind == HOST for like in jax.tree.leaves(shardings))
+
+
 def to_device(tree):
   """Return the tree with each array that is on the host copied to its devices; for use in jax.jit."""
 

@@ -194,9 +194,10 @@ def _memory(held: Mapping[str, Any], compiled, refusal, topology: Topology) -> M
     sizes = compiled.memory_analysis()
     # What the program does not read is no argument of it, and stays in memory all the same: the head, of prompts.
     unread = max(0, device_bytes(held) - sizes.argument_size_in_bytes)
-    peak = on_chip * (sizes.peak_memory_in_bytes + unread) / GIB
+    on_host = sizes.host_argument_size_in_bytes + sizes.host_temp_size_in_bytes
+    peak = on_chip * (sizes.peak_memory_in_bytes - on_host + unread) / GIB  # the compiler's peak includes the host's
     limit = topology.chip and topology.chip.usable_gib
-    host = on_chip * (sizes.host_argument_size_in_bytes + sizes.host_temp_size_in_bytes) / GIB
+    host = on_chip * on_host / GIB
   return Memory(
     held={name: on_chip * device_bytes(tree) / GIB for name, tree in held.items()},
     peak=peak,

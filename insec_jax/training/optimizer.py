@@ -81,15 +81,16 @@ def decays(params):
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "norm" and path[0].key != "rows", params)
 
 
-def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+def make(config: OptimizerConfig, steps: int, *, clips: bool = True) -> optax.GradientTransformationExtraArgs:
   """Return the optimizer: clipping by the global gradient norm, the scaling of `name`, weight decay, `schedule`.
 
   Give `update` a random `key` where `moments` is bfloat16. The state has the dtype of the tree given to `init`: pass
-  the parameters in float32. Weight decay is decoupled (arXiv 1711.05101).
+  the parameters in float32. Weight decay is decoupled (arXiv 1711.05101). Without `clips` the gradient is one that
+  `clip` has returned.
   """
   rate = schedule(config, steps)
   tx = optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
+    optax.clip_by_global_norm(config.clip_norm) if clips else optax.identity(),
     _scaling(config),
     optax.add_decayed_weights(config.weight_decay, mask=decays),
     optax.scale_by_learning_rate(rate),
@@ -103,6 +104,11 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExt
   if config.ema:
     tx = _averaged(tx, config.ema)
   return optax.with_extra_args_support(tx)
+
+
+def clip(config: OptimizerConfig, gradient, norm):
+  """Return a part of the gradient, whose global norm is `norm`, clipped as by optax.clip_by_global_norm."""
+  return jax.tree.map(lambda part: jnp.where(norm < config.clip_norm, part, part / norm * config.clip_norm), gradient)
 
 
 def _scaling(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -14,7 +14,7 @@ from insec_jax.config import OptimizerConfig
 from insec_jax.model import adapters, casting, llama, memory
 from insec_jax.model.lora import COLLECTION, Lora
 from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
-from insec_jax.training import optimizer
+from insec_jax.training import leafwise, optimizer
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
 
@@ -205,9 +205,8 @@ def make_train_step(
   rate = optimizer.schedule(config, steps)
 
   def step(state: TrainState, batch, frozen=None):
-    state = memory.to_device(state)
     gradient, sums = mean_gradient(
-      optimizer.training_weights(state.params, state.optimizer),
+      optimizer.training_weights(state.params, memory.to_device(state.optimizer)),
       batch,
       frozen,
       model=model,
@@ -217,14 +216,28 @@ def make_train_step(
       frozen_shardings=frozen_shardings,
     )
     key_of_moments, key_of_params = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    update, optimizer_state = tx.update(gradient, state.optimizer, state.params, key=key_of_moments)
     norm = optax.tree.norm(gradient)
     metrics = StepMetrics(sums, (batch["segment_ABT"] > 0).sum(), norm, rate(state.step))
     is_sound = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (state.step >= 0)
-    changed = TrainState(state.step + 1, optimizer.apply(config, state.params, update, key_of_params), optimizer_state)
-    kept = state._replace(step=jnp.minimum(state.step, -1 - state.step))
-    after = jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), changed, kept)
-    return jax.tree.map(memory.to_place, after, shardings), metrics
+    number = jnp.where(is_sound, state.step + 1, jnp.minimum(state.step, -1 - state.step))
+
+    def updated(tx, gradient, held, params):
+      update, changed = tx.update(gradient, held, params, key=key_of_moments)
+      after = optimizer.apply(config, params, update, key_of_params), changed
+      return jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), after, (params, held))
+
+    if memory.is_on_host(shardings.optimizer):
+      unclipped = optimizer.make(config, steps, clips=False)
+      after = leafwise.one_by_one(
+        lambda part, held, param: updated(unclipped, optimizer.clip(config, part, norm), held, param),
+        gradient,
+        state.optimizer,
+        state.params,
+        (shardings.params, shardings.optimizer),
+      )
+    else:
+      after = updated(tx, gradient, state.optimizer, state.params)
+    return TrainState(number, *after), metrics
 
   return jax.jit(
     step,
