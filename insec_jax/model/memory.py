@@ -60,6 +60,12 @@ def to_device(tree):
   return jax.tree.map(moved, tree)
 
 
+def like(array, other):
+  """Return the array in the memory in which the other is; for use in jax.jit."""
+  space = jax.typeof(other).memory_space
+  return array if jax.typeof(array).memory_space == space else jax.device_put(array, space)
+
+
 def to_place(array, like: NamedSharding):
   """Return the array on the host, if its sharding is there; for use in jax.jit."""
   return jax.device_put(array, like) if like.memory_kind == HOST else array

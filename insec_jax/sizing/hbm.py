@@ -46,6 +46,8 @@ FREE = frozenset(
   )
 )
 HOST = 5  # space of the memory of the host
+UPDATES = ("dynamic-update-slice", "dynamic-update-slice-start")
+STARTED_SLICES = ("slice-start", "dynamic-slice-start")
 SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
 
 
@@ -62,7 +64,9 @@ def moved_bytes(module: Module, computation: Computation, instruction: Instructi
   if instruction.opcode == "copy-start":
     return _hbm(instruction.arrays)
   operands = [computation.instructions[name].arrays for name in instruction.operands]
-  if instruction.opcode == "slice-start":
+  if instruction.opcode == "dynamic-update-slice-start":
+    return _hbm(operands[1]) + (sum(array.num_bytes for array in operands[1]) if _hbm(operands[0]) else 0.0)
+  if instruction.opcode in STARTED_SLICES:
     (cut,) = instruction.arrays[-2:-1]  # between the operand and what synchronises
     return cut.num_bytes * (bool(_hbm(operands[0])) + (cut.space == 0))
   if instruction.opcode in SLICES:
@@ -81,7 +85,9 @@ def host_bytes(computation: Computation, instruction: Instruction) -> float:
   if instruction.opcode in ("copy", "copy-start"):
     copied = instruction.arrays[0]
     return copied.num_bytes if (copied.space == HOST) != (read[0].space == HOST) else 0.0
-  if instruction.opcode == "dynamic-update-slice" and read[0].space == HOST != read[1].space:
+  if instruction.opcode in STARTED_SLICES and read[0].space == HOST:
+    return instruction.arrays[-2].num_bytes
+  if instruction.opcode in UPDATES and read[0].space == HOST != read[1].space:
     return read[1].num_bytes
   if instruction.opcode in SLICES and read[0].space == HOST != instruction.arrays[0].space:
     return instruction.arrays[0].num_bytes

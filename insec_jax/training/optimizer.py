@@ -13,6 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from insec_jax.config import OptimizerConfig
+from insec_jax.model import memory
 from insec_jax.training import rounding
 
 MOMENTS = ("mu", "nu")  # fields of optax's states that config.moments stores in another dtype
@@ -104,6 +105,11 @@ def make(config: OptimizerConfig, steps: int, *, clips: bool = True) -> optax.Gr
   if config.ema:
     tx = _averaged(tx, config.ema)
   return optax.with_extra_args_support(tx)
+
+
+def draws(config: OptimizerConfig) -> bool:
+  """Return whether an update draws random numbers: one draw for all layers of a parameter."""
+  return config.moments == "bfloat16" or config.rounding == "stochastic"
 
 
 def clip(config: OptimizerConfig, gradient, norm):
@@ -231,11 +237,11 @@ def _averaged(tx: optax.GradientTransformation, decay: float) -> optax.GradientT
 
 
 def training_weights(params, state):
-  """Return the weights at which the gradient is taken: `params`, unless these are an average of them."""
+  """Return the weights at which the gradient is taken, on the devices: `params`, or what these are an average of."""
   if isinstance(state, AveragedState):
-    return state.weights
+    return memory.to_device(state.weights)
   if isinstance(state, optax.contrib.ScheduleFreeState):
-    return jax.tree.map(lambda mean, fast: state.b1 * mean + (1 - state.b1) * fast, params, state.z)
+    return jax.tree.map(lambda mean, fast: state.b1 * mean + (1 - state.b1) * fast, params, memory.to_device(state.z))
   return params
 
 

@@ -206,7 +206,7 @@ def make_train_step(
 
   def step(state: TrainState, batch, frozen=None):
     gradient, sums = mean_gradient(
-      optimizer.training_weights(state.params, memory.to_device(state.optimizer)),
+      optimizer.training_weights(state.params, state.optimizer),
       batch,
       frozen,
       model=model,
@@ -234,6 +234,7 @@ def make_train_step(
         state.optimizer,
         state.params,
         (shardings.params, shardings.optimizer),
+        by_layer=not optimizer.draws(config),
       )
     else:
       after = updated(tx, gradient, state.optimizer, state.params)

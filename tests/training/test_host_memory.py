@@ -105,6 +105,7 @@ def test_every_optimizer_updates_one_parameter_after_the_other_as_all_at_once(ch
       held,
       params,
       shardings,
+      by_layer=not optimizer.draws(config),
     )
 
   whole, in_turn = jax.jit(functools.partial(update, tx)), jax.jit(in_turn)
