@@ -221,23 +221,14 @@ def make_train_step(
     is_sound = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (state.step >= 0)
     number = jnp.where(is_sound, state.step + 1, jnp.minimum(state.step, -1 - state.step))
 
-    def updated(tx, gradient, held, params):
+    def update(tx, gradient, held, params):
       update, changed = tx.update(gradient, held, params, key=key_of_moments)
       after = optimizer.apply(config, params, update, key_of_params), changed
       return jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), after, (params, held))
 
     if memory.is_on_host(shardings.optimizer):
-      unclipped = optimizer.make(config, steps, clips=False)
-      after = leafwise.one_by_one(
-        lambda part, held, param: updated(unclipped, optimizer.clip(config, part, norm), held, param),
-        gradient,
-        state.optimizer,
-        state.params,
-        (shardings.params, shardings.optimizer),
-        by_layer=not optimizer.draws(config),
-      )
-    else:
-      after = updated(tx, gradient, state.optimizer, state.params)
+      update = functools.partial(_update_one_by_one, update, config, steps, norm, shardings)
+    after = update(tx, gradient, state.optimizer, state.params)
     return TrainState(number, *after), metrics
 
   return jax.jit(
@@ -245,6 +236,21 @@ def make_train_step(
     donate_argnums=0,
     in_shardings=_with_frozen((shardings, batch_sharding(mesh)), frozen_shardings),
     out_shardings=(shardings, None),
+  )
+
+
+def _update_one_by_one(
+  update: Callable, config: OptimizerConfig, steps: int, norm, shardings: TrainState, _, gradient, held, params
+):
+  """Return `update` of all parameters, for a state on the host; the clipping by the global norm is done apart."""
+  unclipped = optimizer.make(config, steps, clips=False)
+  return leafwise.one_by_one(
+    lambda part, held, param: update(unclipped, optimizer.clip(config, part, norm), held, param),
+    gradient,
+    held,
+    params,
+    (shardings.params, shardings.optimizer),
+    by_layer=not optimizer.draws(config),
   )
 
 
