@@ -1,7 +1,8 @@
 """Update of one parameter after the other, for a state of the optimizer in the memory of the host.
 
 All moments at once would be on the device beside the new ones. Here the moments of one layer of a parameter are on the
-device at a time: a loop over layers copies them in and out. Those of embedding and head are copied whole.
+device at a time: a loop over layers copies them in and out. What has no layers, or a state of other shapes, is copied
+whole, and so is everything where an update draws random numbers.
 """
 
 from collections.abc import Callable, Sequence
