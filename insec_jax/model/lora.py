@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from insec_jax.model import sharding
+from insec_jax.model import products, sharding
 
 COLLECTION = "adapters"  # of Llama's variables: the trained tree; the frozen weights are "params"
 
@@ -70,7 +70,7 @@ def product(dot, letters: str, x, adapted: Adapted):
   a, b = factors(matrix)
   low = "".join(letter for letter in read if letter in out) + "P"
   x_low = dot(f"{read},{a}->{low}", x, adapted.a) * adapted.scale
-  return dot(letters, x, adapted.weight) + dot(f"{low},{b}->{out}", x_low, adapted.b)
+  return dot(letters, x, adapted.weight) + products.widening(f"{low},{b}->{out}", x_low, adapted.b.astype(x_low.dtype))
 
 
 def places(markers: tuple[int, ...], first, num: int):
