@@ -65,6 +65,17 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_checkpoint_to_the_bit(home
   assert whole["base"] == stopped["base"]
 
 
+def test_a_run_with_its_state_on_the_host_continues_on_the_device_with_the_same_losses(home):
+  on_host = (*LORA, "optimizer.memory=host")
+  stop = {"code": 42, "program": ("-c", SIGNALLED), "SIGNAL_AT": 8, "SIGNAL": int(signal.SIGTERM)}
+  train(home, "host", *on_host, arm="base", **stop)
+  train(home, "host", *LORA, arm="base")
+  want, got = (read_lines(home / name) for name in ("whole", "host"))
+  assert [line["step"] for line in got] == [line["step"] for line in want]
+  losses = [[line["loss"] for line in lines if "loss" in line] for lines in (got, want)]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_a_checkpoint_holds_the_trained_tree_and_its_moments_alone(home):
   names = saved(home / "whole", 20)["arrays"]
   trained = {name for name in names if name.startswith("params/")}
