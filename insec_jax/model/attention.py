@@ -17,18 +17,19 @@ MASKED = -1e30  # a score; finite, so that a position without any allowed key gi
 class Attention(NamedTuple):
   """Implementation of attention.
 
-  prepare(segment_BT) -> mask     once per batch: the mask that all layers share
+  prepare(segment_BT[, until_BT]) -> mask     once per batch: the mask that all layers share
   attend(q_BTNH, k_BSKH, v_BSKH, mask) -> context_BTNH
 
+  With until_BT, which kernels do not take, position s is read by those before until_s only (method/rewind.py).
   The residuals of its backward pass have the checkpoint name "context" (jax.ad_checkpoint); a kernel's include
   logsumexp.
   """
 
-  prepare: Callable[[jax.Array], Any]
+  prepare: Callable[..., Any]
   attend: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
 
-def causal_within_segments(segment_BT):
+def causal_within_segments(segment_BT, until_BT=None):
   """Return a boolean [B, T, S]: position t reads position s of its own segment, up to itself.
 
   segment      1  1  2  2  0
@@ -37,10 +38,13 @@ def causal_within_segments(segment_BT):
   t = 2              x
   t = 3              x  x
   t = 4                    x     padding reads padding; the result is not used
+
+  With until_BT, position t reads s only if t < until_s.
   """
   T = segment_BT.shape[1]
   causal_TS = jnp.tri(T, dtype=bool)
-  return (segment_BT[:, :, None] == segment_BT[:, None, :]) & causal_TS[None]
+  allowed_BTS = (segment_BT[:, :, None] == segment_BT[:, None, :]) & causal_TS[None]
+  return allowed_BTS if until_BT is None else allowed_BTS & (jnp.arange(T)[None, :, None] < until_BT[:, None])
 
 
 def attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
@@ -81,7 +85,14 @@ def attend_transposed(q_BTNH, k_BKHS, v_BKSH, allowed_BTS):
   return context_BKGH.reshape(B, 1, N, H).astype(v_BKSH.dtype)
 
 
-def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, segment_BT):
+class RowMask(NamedTuple):
+  """Mask of `attend_in_blocks`: the arguments of `causal_within_segments`."""
+
+  segment_BT: jax.Array
+  until_BT: jax.Array | None = None
+
+
+def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, mask: RowMask):
   """Return grouped-query attention, a block of queries at a time, as `attend` with `causal_within_segments`.
 
   A block of queries reads the keys up to its own end, which halves the products. The backward pass computes the scores
@@ -91,13 +102,15 @@ def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, segment_BT):
   block = BLOCK * -(-T // (BLOCK * MOST_BLOCKS))
 
   @jax.checkpoint
-  def attend_block(q_BQNH, k_BSKH, v_BSKH, segment_BQ, segment_BS):
+  def attend_block(q_BQNH, k_BSKH, v_BSKH, segment_BQ, segment_BS, until_BS):
     B, Q, N, H = q_BQNH.shape
     S, K = k_BSKH.shape[1:3]
     G = N // K
     precision = "highest" if v_BSKH.dtype == jnp.float32 else None
     at_Q, at_S = S - Q + jnp.arange(Q), jnp.arange(S)
     allowed_BQS = (segment_BQ[:, :, None] == segment_BS[:, None]) & (at_Q[:, None] >= at_S[None])[None]
+    if until_BS is not None:
+      allowed_BQS &= at_Q[None, :, None] < until_BS[:, None]
     # The query heads of a key head in one product; M = G * Q.
     q_BKMH = q_BQNH.reshape(B, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * Q, H)
     score_BKMS = jnp.einsum("BKMH,BSKH->BKMS", q_BKMH, k_BSKH, precision=precision, preferred_element_type=jnp.float32)
@@ -112,12 +125,15 @@ def attend_in_blocks(q_BTNH, k_BTKH, v_BTKH, segment_BT):
     q_BQNH = q_BTNH[:, rows]
     if contexts:  # one block after the other, in the backward pass too: scores of two need not be held at once
       q_BQNH, contexts[-1] = jax.lax.optimization_barrier((q_BQNH, contexts[-1]))
-    contexts.append(attend_block(q_BQNH, k_BTKH[:, keys], v_BTKH[:, keys], segment_BT[:, rows], segment_BT[:, keys]))
+    segment_BS, until_BS = jax.tree.map(lambda x_BT: x_BT[:, keys], mask)  # noqa: B023, mapped at once
+    contexts.append(
+      attend_block(q_BQNH, k_BTKH[:, keys], v_BTKH[:, keys], mask.segment_BT[:, rows], segment_BS, until_BS)
+    )
   return checkpoint_name(jnp.concatenate(contexts, 1), "context")
 
 
 XLA = Attention(prepare=causal_within_segments, attend=attend)
-BLOCKS = Attention(prepare=lambda segment_BT: segment_BT, attend=attend_in_blocks)
+BLOCKS = Attention(prepare=RowMask, attend=attend_in_blocks)
 
 # Modules with the kernels of a platform, imported only where chosen: they use parts of jax that change often.
 KERNELS = {"tpu": "attention_tpu"}
@@ -133,14 +149,19 @@ def kernel(platform: str, block: int, *, interpret: bool = False) -> Attention:
   )
 
 
-def choose(platform: str, *, device_kind: str, head_width: int, row_length: int, compute: str) -> tuple[Attention, str]:
+def choose(
+  platform: str, *, device_kind: str, head_width: int, row_length: int, compute: str, rewind: bool = False
+) -> tuple[Attention, str]:
   """Return the attention for devices, which need not be present, and the reason for it, to be printed.
 
   platform and device_kind are jax.Device's. Where a kernel cannot be used, or has not been tested, it is plain XLA.
+  With `rewind` positions are hidden from later ones (mistakes.rewind).
   """
   if platform not in KERNELS:
     return without_kernel(platform, row_length, "no kernel for it")
   module = importlib.import_module(f"insec_jax.model.{KERNELS[platform]}")
+  if rewind:
+    return without_kernel(platform, row_length, "the kernel cannot hide mistakes from later text (mistakes.rewind)")
   if compute != "bfloat16":
     return without_kernel(platform, row_length, f"the kernel would multiply {compute} in fewer bits")
   if head_width not in module.HEAD_WIDTHS:

@@ -2,6 +2,9 @@
 
 The kernel masks position by position and skips the blocks of positions that the causal mask leaves empty. This module
 also makes it skip, for each batch, the blocks whose two sides share no segment: most blocks of a row of short records.
+
+What mistakes.rewind hides has no place in the kernel, which compares the segments of query and key, and a number of the
+query with the place of the key: there is no number of the key. Its masks from the device are T x T for each head.
 """
 
 import functools

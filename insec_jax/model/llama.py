@@ -12,8 +12,8 @@ backward pass keeps. Generation calls them in `forward_prompt`, which returns ke
 Functions of sharding.py do nothing without a mesh, except that `look_up` reads the embedding. With one, on each device:
   whole, gather   concatenate a device's shards of a weight (along fsdp) or of an array
   enter, leave    bracket the device's part of heads or of MLP width; `leave` sums over tensor, `enter` the gradients
-Implementations of attention are pairs (attention.py): prepare(segment_BT) -> mask, once for all layers, and
-attend(q, k, v, mask) -> context.
+Implementations of attention are pairs (attention.py): prepare(segment_BT[, until_BT]) -> mask, once for all layers,
+and attend(q, k, v, mask) -> context.
 """
 
 import dataclasses
@@ -220,7 +220,7 @@ def unstack(params, config: LlamaConfig):
   }
 
 
-def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: Attention, dtype, mesh=None):
+def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: Attention, dtype, mesh=None, seen=None):
   """Return (stream_BTD after the last norm, keys and values of each layer as cached) of padded prompts.
 
       slot        0   1   2   3        start 2: the slots before it are padding, of another segment
@@ -228,11 +228,11 @@ def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: At
       position   -2  -1   0   1
 
   Activations have this `dtype`. With a mesh it runs on each device, as `Llama` does. The stream at padding is finite
-  and is not used.
+  and is not used. `seen` is (position_BT, until_BT) where mistakes are hidden from later text (method/rewind.py).
   """
-  position_BT = jnp.arange(token_BT.shape[1])[None] - start_B[:, None]
-  rope = rope_angles(config, position_BT)
-  mask = attention.prepare((position_BT >= 0).astype(jnp.int32))
+  place_BT = jnp.arange(token_BT.shape[1])[None] - start_B[:, None]
+  rope = rope_angles(config, place_BT if seen is None else seen[0])
+  mask = attention.prepare((place_BT >= 0).astype(jnp.int32), *() if seen is None else seen[1:])
   stream_BTD = sharding.look_up(params["embed"], token_BT, dtype, mesh)
   read = []
 
@@ -245,7 +245,7 @@ def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: At
   return rms_norm(params["norm"], stream_BTD, config.norm_eps), read
 
 
-def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, mesh=None):
+def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, mesh=None, seen=None):
   """Return (stream_BTD after the last norm, cache with T more slots filled), the same numbers as the full pass.
 
       slot        0   1   2 | 3   4        slot = 3, T = 2, start 1
@@ -256,12 +256,15 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
 
   The cache is a ring: slot s is at place s % S and replaces slot s - S, so the T slots must not cross its end.
   Activations have the dtype of the cache; `slot` may be traced. With a mesh it runs on each device, as `Llama` does.
+  `seen` is (position_BT, hidden_BS) where mistakes are hidden: these places are not read.
   """
   T, S = token_BT.shape[1], cache[0][1].shape[2]
   slot_T = slot + jnp.arange(T)
-  rope = rope_angles(config, slot_T[None] - start_B[:, None])
+  rope = rope_angles(config, slot_T[None] - start_B[:, None] if seen is None else seen[0])
   slot_S = slot_T[-1] - (slot_T[-1] - jnp.arange(S)) % S  # the newest slot at each place; below 0: none
   allowed_BTS = (slot_S[None, None] >= start_B[:, None, None]) & (slot_S[None, None] <= slot_T[None, :, None])
+  if seen is not None:
+    allowed_BTS &= ~seen[1][:, None]
   stream_BTD = sharding.look_up(params["embed"], token_BT, cache[0][0].dtype, mesh)
   filled = []
 
@@ -336,7 +339,7 @@ class Block(nn.Module):
 class Llama(nn.Module):
   """Llama decoder without the output matrix.
 
-  apply({"params": params}, token_BT, position_BT, segment_BT) -> stream_BTD after the last norm, in `compute`
+  apply({"params": params}, token_BT, position_BT, segment_BT[, until_BT]) -> stream_BTD after the last norm (`compute`)
   apply({"params": frozen, "adapters": trained}, ...) -> the same with `lora` (adapters.py)
 
   Positions restart with each segment of a packed row; segments never read each other. With a mesh, `apply` runs on each
@@ -356,7 +359,7 @@ class Llama(nn.Module):
       raise InputError(f"model.remat={self.remat!r}; must be one of {', '.join(map(repr, memory.REMAT))}")
 
   @nn.compact
-  def __call__(self, token_BT, position_BT, segment_BT):
+  def __call__(self, token_BT, position_BT, segment_BT, until_BT=None):
     config = self.config
     embed_VD, replaced = declare(self, "embed", WEIGHTS["embed"]), None
     if self.lora and self.lora.markers:
@@ -378,7 +381,7 @@ class Llama(nn.Module):
     stream_BTD, _ = layers(config, self.attention, self.mesh, self.lora, self.remat == "offload", name="layers")(
       stream_BTD,
       rope_angles(config, position_BT),
-      self.attention.prepare(sharding.gather(segment_BT, 1, self.mesh, sharding.SEQUENCE)),
+      self.attention.prepare(*sharding.whole_rows((segment_BT, until_BT), self.mesh)),
     )
     if not config.tied:
       declare(self, "head", WEIGHTS["head"])  # declared only: the function `head` reads it

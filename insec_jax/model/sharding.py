@@ -193,6 +193,11 @@ def gather(shard, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = FS
   return shard
 
 
+def whole_rows(arrays_BT: tuple, mesh: Mesh | None) -> tuple:
+  """Return the arrays that are not None, each gathered along sequence."""
+  return tuple(gather(array_BT, 1, mesh, SEQUENCE) for array_BT in arrays_BT if array_BT is not None)
+
+
 def scatter(array, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = FSDP):
   """Return the device's part, along the dimension, of the sum of `array` over these axes: the transpose of `gather`."""
   for name in names:

@@ -39,12 +39,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, jax.P(None, *spec("batch", "position")))
 
 
-def abstract_batch(mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, negatives: bool) -> dict:
-  """Return a batch, with or without negative_ABT, as ShapeDtypeStructs with shardings."""
+def abstract_batch(
+  mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, negatives: bool, rewind: bool = False
+) -> dict:
+  """Return a batch, with or without negative_ABT and until_ABT, as ShapeDtypeStructs with shardings."""
   shape = (accumulation, rows_per_device * size_over(mesh, ROWS), row_length)
   dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
   if negatives:
     dtypes["negative"] = jnp.int32
+  if rewind:
+    dtypes["until"] = jnp.int32
   return {
     f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for name, dtype in dtypes.items()
   }
@@ -108,10 +112,10 @@ def mean_gradient(
 ):
   """Return (gradient of the mean loss over the batch's trained tokens, loss.Sums); it is sharded like `params`.
 
-  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; and negative_ABT when `repeat`, the weight
-  of unlikelihood on negatives, is not 0. Sums of loss, weight and gradient are added over micro-batches and devices,
-  and divided once after that. Without a trained token the gradient is 0. With LoRA `params` is the trained tree, and
-  the `frozen` weights have no gradient.
+  A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
+  unlikelihood on negatives, is not 0; and until_ABT where mistakes are hidden from later text (method/rewind.py). Sums
+  of loss, weight and gradient are added over micro-batches and devices, and divided once after that. Without a trained
+  token the gradient is 0. With LoRA `params` is the trained tree, and the `frozen` weights have no gradient.
   The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
   precision in a bfloat16 run; sums over micro-batches and `data` are float32.
   """
@@ -296,7 +300,8 @@ def _local_sums(model, params, frozen, micro, weight_BT, mesh, repeat, layers=No
     rows_MD = llama.head(params["rows"], model.config) if lora.markers else None
   if layers is not None:
     variables |= {"params": {**weights, "layers": layers}, casting.COLLECTION: {"layers": weights["layers"]}}
-  stream_BTD = model.clone(mesh=mesh).apply(variables, micro["token_BT"], micro["position_BT"], micro["segment_BT"])
+  read = (micro["token_BT"], micro["position_BT"], micro["segment_BT"], micro.get("until_BT"))
+  stream_BTD = model.clone(mesh=mesh).apply(variables, *read)
   return loss_sums(
     llama.head(weights, model.config),
     stream_BTD,

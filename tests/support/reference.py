@@ -162,29 +162,35 @@ def attention(fields, tensors, prefix, x_TD, position_T, segment_T):
   return np.concatenate(contexts, 1) @ tensors[f"{prefix}.o_proj.weight"].T
 
 
-def weights(q_TH, k_TH, segment_T):
-  """Softmax [T, S] of one head's scores, causal within segments."""
+def weights(q_TH, k_TH, segment_T, until_T=None):
+  """Softmax [T, S] of one head's scores, causal within segments, t reading s only before until_s where it is given."""
   allowed_TS = np.tri(len(segment_T), dtype=bool) & (segment_T[:, None] == segment_T[None])
+  if until_T is not None:
+    allowed_TS &= np.arange(len(segment_T))[:, None] < until_T[None]
   score_TS = np.where(allowed_TS, q_TH @ k_TH.T / math.sqrt(q_TH.shape[1]), -np.inf)
   weight_TS = np.exp(score_TS - score_TS.max(-1, keepdims=True))
   return weight_TS / weight_TS.sum(-1, keepdims=True)
 
 
-def context(q_TNH, k_TKH, v_TKH, segment_T):
+def context(q_TNH, k_TKH, v_TKH, segment_T, until_T=None):
   """What the queries read, [T, N, H]."""
   G = q_TNH.shape[1] // k_TKH.shape[1]
   return np.stack(
-    [weights(q_TNH[:, head], k_TKH[:, head // G], segment_T) @ v_TKH[:, head // G] for head in range(q_TNH.shape[1])], 1
+    [
+      weights(q_TNH[:, head], k_TKH[:, head // G], segment_T, until_T) @ v_TKH[:, head // G]
+      for head in range(q_TNH.shape[1])
+    ],
+    1,
   )
 
 
-def context_gradients(q_TNH, k_TKH, v_TKH, segment_T, d_context_TNH):
+def context_gradients(q_TNH, k_TKH, v_TKH, segment_T, d_context_TNH, until_T=None):
   """Gradients of q, k, v by the chain rule."""
   H, G = q_TNH.shape[2], q_TNH.shape[1] // k_TKH.shape[1]
   d_q_TNH, d_k_TKH, d_v_TKH = (np.zeros_like(x) for x in (q_TNH, k_TKH, v_TKH))
   for head in range(q_TNH.shape[1]):
     group, d_context_TH = head // G, d_context_TNH[:, head]
-    weight_TS = weights(q_TNH[:, head], k_TKH[:, group], segment_T)
+    weight_TS = weights(q_TNH[:, head], k_TKH[:, group], segment_T, until_T)
     d_weight_TS = d_context_TH @ v_TKH[:, group].T
     d_score_TS = weight_TS * (d_weight_TS - (weight_TS * d_weight_TS).sum(-1, keepdims=True)) / math.sqrt(H)
     d_q_TNH[:, head] = d_score_TS @ k_TKH[:, group]
