@@ -172,6 +172,7 @@ class MistakesConfig:
   classes: Names = ()  # empty: all of the task's, or those for prose where task.name="records"
   reason: Literal["none", "label", "recompute", "paper"] = "recompute"  # "paper": the words of arXiv 2412.16653
   unit: Literal["line", "sentence", "paragraph"] = "line"  # the text unit that is a step
+  rewind: bool = False  # what follows a correction does not read its mistake (method/rewind.py)
   mined: Fraction = 0.0  # of training transcripts that are mined records; the keys above apply to the others
   mined_path: Path = ""  # records written by `mine`; empty with rounds, which mine during training
 

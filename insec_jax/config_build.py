@@ -20,6 +20,7 @@ NEWER = (
   "data.fields",
   "data.heldout_path",
   "data.cache",
+  "mistakes.rewind",
   "optimizer.name",
   "optimizer.moments",
   "optimizer.rounding",
@@ -159,6 +160,7 @@ def _check_across(config: Config) -> None:
       "none; leave it empty"
     )
   _check_mined(config)
+  _check_rewind(config)
   _check_confidence(config)
   _check_lora(config)
   if config.optimizer.warmup_steps > config.train.steps:
@@ -227,6 +229,22 @@ def _check_mined(config: Config) -> None:
     raise InputError(f"rounds={config.rounds} is above train.steps={config.train.steps}; lower it")
   elif config.task.name == "records":
     raise InputError("rounds needs a task that checks steps, and task.name='records' has no checker; set rounds=0")
+
+
+def _check_rewind(config: Config) -> None:
+  """Raise InputError unless the tokens alone say where a mistake begins and where its correction ends."""
+  if not config.mistakes.rewind:
+    return
+  if config.mistakes.unit != "line":
+    raise InputError(
+      f"mistakes.rewind hides a mistake at the end of the line that corrects it, and mistakes.unit="
+      f"{config.mistakes.unit!r}; set mistakes.unit='line'"
+    )
+  if not config.tokenizer.special:
+    raise InputError(
+      "mistakes.rewind finds mistakes by the tokens of flag and fix, and tokenizer.special=False has none; set it to "
+      "True"
+    )
 
 
 def _check_confidence(config: Config) -> None:

@@ -22,7 +22,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import reads_records
-from insec_jax.data.packing import Rows
+from insec_jax.data.packing import FIELDS, Rows
 from insec_jax.data.receipt import Data, LeftOut
 from insec_jax.data.storage import Disk, Storage, path_of
 from insec_jax.data.template import DATE_KEY
@@ -121,12 +121,13 @@ def _written(path: pathlib.Path) -> dict[str, Any]:
 def _read(path: pathlib.Path) -> Data:
   try:
     held = read_json(path / META, "data.cache")
-    for name, written in held.pop("files").items():
+    files = held.pop("files")
+    for name, written in files.items():
       _check_file(path / name, written)
     left_out = held.pop("left_out")
     too_long = {split: tuple(TooLong(*record) for record in left_out[split]) for split in ("train", "heldout")}
     out = LeftOut(**too_long, prompts_held_out=tuple(left_out["prompts_held_out"]))
-    return Data(_rows(path, "train"), _rows(path, "heldout"), left_out=out, **held)
+    return Data(_rows(path, "train", files), _rows(path, "heldout", files), left_out=out, **held)
   except (InputError, KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
     raise _damaged(path, error) from None
 
@@ -147,9 +148,10 @@ def _damaged(path: pathlib.Path, error: Exception) -> InputError:
   return InputError(f"data.cache: {path} is damaged ({said:.200}); delete it, it is made anew")
 
 
-def _rows(path: pathlib.Path, split: str) -> Rows:
-  names = [field.name.removesuffix("_BT") for field in dataclasses.fields(Rows)]
-  return Rows(*(np.load(path_of(path, split, name), mmap_mode="r") for name in names))
+def _rows(path: pathlib.Path, split: str, files: Collection[str]) -> Rows:
+  """Return the rows of a split: every field but `until` has a file, and that one with mistakes.rewind."""
+  paths = {name: path_of(path, split, name) for name in FIELDS}
+  return Rows(*(np.load(file, mmap_mode="r") for name, file in paths.items() if name != "until" or file.name in files))
 
 
 def key(config: Config, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -77,7 +77,8 @@ def _pack(
       lengths += [len(example.token_T) for example in chunk]
       left_out += too_long
     once = _checked(config, split, totals.num_examples, left_out)
-    rows = fill(lengths, examples, config.data.row_length, functools.partial(storage.array, split))
+    new = functools.partial(storage.array, split)
+    rows = fill(lengths, examples, config.data.row_length, new, rewind=config.mistakes.rewind)
   return _Packed(rows, totals), once
 
 
@@ -152,7 +153,7 @@ def batches(
   """Return endless batches from `start_step` on.
 
   Batch k holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT.
-  With `negatives` it also holds negative_ABT.
+  With `negatives` it also holds negative_ABT, with mistakes.rewind until_ABT.
 
       rows of epoch 0   4 6 2 0 5 1 3 | rows of epoch 1   2 5 0 ...
       batch             0 0 0 1 1 1 2                     2 2 3          with 3 rows a batch: none is dropped

@@ -11,6 +11,7 @@ from insec_jax.config import Config
 from insec_jax.data.packing import BLOCK, Rows
 from insec_jax.data.tokens import Example, TooLong
 from insec_jax.method import roles
+from insec_jax.method.rewind import NEVER
 
 MOST_SHOWN = 20  # left-out records listed in the receipt
 
@@ -104,24 +105,26 @@ class _RoleSums:
   weight_R: np.ndarray
   size_R: np.ndarray  # of the absolute weight
   num_negatives: int
+  num_hidden: int
 
 
 def _sums(rows: Rows) -> _RoleSums:
   """Return the sums over rows, in blocks: rows may be mapped from files larger than memory."""
   sums = np.zeros((5, len(roles.NAMES)))
-  num_negatives = 0
+  num_negatives = num_hidden = 0
   for start in range(0, len(rows), BLOCK):
     block = slice(start, start + BLOCK)
     role_BT, weight_BT = rows.role_BT[block], rows.weight_BT[block]
     is_target_BT = rows.position_BT[block] > 0
     num_negatives += int((rows.negative_BT[block] >= 0).sum())
+    num_hidden += 0 if rows.until_BT is None else int((rows.until_BT[block] < NEVER).sum())
     for role in range(len(roles.NAMES)):
       is_role_BT = role_BT == role
       weight_N = weight_BT[is_role_BT & is_target_BT].astype(np.float64)
       counts = is_role_BT.sum(), np.count_nonzero(weight_N), len(weight_N)
       sums[:, role] += np.array([*counts, weight_N.sum(), np.abs(weight_N).sum()])
   num_R, trained_R, target_R = sums[:3].astype(int)
-  return _RoleSums(num_R, trained_R, target_R, sums[3], sums[4], num_negatives)
+  return _RoleSums(num_R, trained_R, target_R, sums[3], sums[4], num_negatives, num_hidden)
 
 
 def receipt(totals: Totals, rows: Rows, config: Config, left_out: LeftOut) -> str:
@@ -152,6 +155,8 @@ def receipt(totals: Totals, rows: Rows, config: Config, left_out: LeftOut) -> st
       f"negative tokens   {sums.num_negatives:,} where a correction could repeat its mistake, weight {repeat:g} "
       f"each: {sums.num_negatives * repeat / total:.1%} beside the weight above"
     )
+  if config.mistakes.rewind:
+    lines.append(f"hidden tokens     {sums.num_hidden:,} that nothing after their correction reads (mistakes.rewind)")
   lines += [
     f"records           {totals.num_examples:,}",
     f"longest record    {totals.longest:,} of {config.data.row_length:,} tokens, {totals.longest_where}",

@@ -152,10 +152,11 @@ class _Spool:
   """Examples whose arrays are in one file, one array after the other; what they were read from is not kept."""
 
   FIELDS = (("token_T", np.int32), ("role_T", np.int8), ("weight_T", np.float32), ("negative_T", np.int32))
-  BYTES = sum(np.dtype(dtype).itemsize for _, dtype in FIELDS)  # of a token
+  REWOUND = (("position_T", np.int32), ("until_T", np.int32))  # of examples that have them: all or none
 
   def __init__(self, folder: pathlib.Path):
     self._lengths: list[int] = []
+    self._fields: tuple[tuple[str, Any], ...] = self.FIELDS
     self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
   def close(self) -> None:
@@ -166,16 +167,17 @@ class _Spool:
     """Add examples."""
     self._file.seek(0, 2)
     for example in examples:
+      self._fields = self.FIELDS if example.until_T is None else self.FIELDS + self.REWOUND
       self._lengths.append(len(example.token_T))
-      self._file.write(b"".join(getattr(example, name).astype(dtype).tobytes() for name, dtype in self.FIELDS))
+      self._file.write(b"".join(getattr(example, name).astype(dtype).tobytes() for name, dtype in self._fields))
 
   def __iter__(self) -> Iterator[Example]:
     self._file.seek(0)
+    size = sum(np.dtype(dtype).itemsize for _, dtype in self._fields)
     for length in self._lengths:
-      content = self._file.read(length * self.BYTES)
-      arrays, start = [], 0
-      for _, dtype in self.FIELDS:
-        arrays.append(np.frombuffer(content, dtype, length, start))
-        start += arrays[-1].nbytes
-      token_T, role_T, weight_T, negative_T = arrays
-      yield Example(token_T, role_T, weight_T, negative_T, "", 0, 0)
+      content = self._file.read(length * size)
+      arrays, start = {}, 0
+      for name, dtype in self._fields:
+        arrays[name] = np.frombuffer(content, dtype, length, start)
+        start += arrays[name].nbytes
+      yield Example(**arrays, where="", num_boundary=0, num_end=0)

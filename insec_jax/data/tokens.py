@@ -31,8 +31,8 @@ from insec_jax.data.encoding import (
 from insec_jax.data.negatives import negatives
 from insec_jax.data.records import Chat, Turn
 from insec_jax.data.template import Template, check_syntax
-from insec_jax.data.vocabulary import find_markers
-from insec_jax.method import roles
+from insec_jax.data.vocabulary import find_markers, token_kinds
+from insec_jax.method import rewind, roles
 from insec_jax.method.transcript import Piece, Transcript
 
 # End tokens of Llama 3.1: of a text, of a tool call and of a turn.
@@ -53,6 +53,8 @@ class Example:
   num_boundary: how many of them cover parts of different role or weight. num_end: how many are special tokens that end
   the text or a turn.
   negative_T: the mistake's token where a correction first differs from it (data/negatives.py); elsewhere NO_NEGATIVE.
+  position_T, until_T: with mistakes.rewind the position of each token, and the number of the first later one that does
+  not read it (method/rewind.py); else None, positions ascend.
   """
 
   token_T: np.ndarray
@@ -62,6 +64,8 @@ class Example:
   where: str
   num_boundary: int
   num_end: int
+  position_T: np.ndarray | None = None
+  until_T: np.ndarray | None = None
 
 
 def tokenize(content: Transcript | Chat, where: str, tokenizer: PreTrainedTokenizerFast, config: Config) -> Example:
@@ -105,7 +109,10 @@ def tokenize_all(
     fit = [content for number, content in enumerate(contents) if number not in error.num_tokens]
     return tokenize_all(fit, tokenizer, config) if fit else []
   check_like_whole_text(parts_of_example, encoded, tokenizer)
-  return _examples(parts_of_example, wheres, encoded, negatives(parts_of_example, wheres, encoded, tokenizer))
+  examples = _examples(parts_of_example, wheres, encoded, negatives(parts_of_example, wheres, encoded, tokenizer))
+  if not config.mistakes.rewind:
+    return examples
+  return _rewound(examples, token_kinds(find_markers(tokenizer, config.tokenizer)), tokenizer)
 
 
 class _Layout:
@@ -267,6 +274,31 @@ def _check_example(example: Example, is_end_T: np.ndarray) -> None:
       f"{example.where}: no token is trained, because every role or span in it weighs 0; "
       "give a role that it has a weight in loss, or take the record out"
     )
+
+
+def _rewound(examples: list[Example], kind_V: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
+  """Return the examples with positions and with what later tokens read, by the kinds of their tokens.
+
+  Raises InputError, which names the record, where these hide other text than mistakes, flags and reasons.
+  """
+  kind_ET = np.full((len(examples), max(len(example.token_T) for example in examples)), rewind.PADDING, np.int8)
+  for kind_T, example in zip(kind_ET, examples, strict=True):
+    kind_T[: len(example.token_T)] = kind_V[example.token_T]
+  seen = rewind.visibility(kind_ET)
+  rewound = []
+  for number, example in enumerate(examples):
+    span = slice(len(example.token_T))
+    until_T, kind_T = seen.until_BT[number, span], kind_ET[number, span]
+    hides_T = np.isin(example.role_T, (roles.MISTAKE, roles.FLAG, roles.REASON))
+    differs_T = ((until_T < rewind.NEVER) != hides_T) & (kind_T != rewind.CONFIDENCE) & (kind_T != rewind.BLANK)
+    for token in example.token_T[differs_T][:1]:
+      raise InputError(
+        f"{example.where}: mistakes.rewind hides the line before a flag, the flag, the reason and the fix, and "
+        f"{tokenizer.decode([token])!r:.60} is in only one of these and of the pieces with such a role; make each "
+        "mistake a line of the answer right before its flag, each correction a line, or set mistakes.rewind=False"
+      )
+    rewound.append(dataclasses.replace(example, position_T=seen.position_BT[number, span], until_T=until_T))
+  return rewound
 
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, template: str, *, answer: str = "") -> np.ndarray:

@@ -1,12 +1,14 @@
 """The tokenizer of a run: read from a folder or built from a task's symbols, with the markers as special tokens."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -16,7 +18,7 @@ from insec_jax.config import Config, TokenizerConfig
 from insec_jax.data import tokenizer_files
 from insec_jax.files import hub
 from insec_jax.files.reading import folder_to_read
-from insec_jax.method import tasks
+from insec_jax.method import rewind, tasks
 from insec_jax.method.mistakes import paper_reason
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
@@ -130,6 +132,29 @@ def _marked(tokenizer: PreTrainedTokenizerFast, config: TokenizerConfig) -> Mark
       )
     ids.append(special[marker])
   return MarkedTokenizer(tokenizer, ids[0], ids[1], tuple(ids[2:]))
+
+
+def token_kinds(marked: MarkedTokenizer) -> np.ndarray:
+  """Return int8 [V]: the kind of each token by which mistakes are hidden from later text (method/rewind.py)."""
+  tokenizer, *ids = marked
+  return _token_kinds(tokenizer, len(tokenizer), *ids)  # the vocabulary may grow
+
+
+@functools.lru_cache(maxsize=4)
+def _token_kinds(
+  tokenizer: PreTrainedTokenizerFast, size: int, flag_id: int, fix_id: int, confidence_ids: tuple[int, ...]
+) -> np.ndarray:
+  kind_V = np.full(size, rewind.WORD, np.int8)
+  for token in range(size):
+    text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if text.endswith("\n"):
+      kind_V[token] = rewind.BLANK if text.isspace() else rewind.LINE_END
+  added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+  kind_V[[number for number, token in added.items() if token.special]] = rewind.SPECIAL
+  kind_V[list(confidence_ids)] = rewind.CONFIDENCE
+  kind_V[flag_id], kind_V[fix_id] = rewind.FLAG, rewind.FIX
+  kind_V.flags.writeable = False  # shared by all callers
+  return kind_V
 
 
 def open_tokenizer(config: Config) -> MarkedTokenizer:

@@ -102,6 +102,7 @@ def _step_and_batch(
     head_width=model_config.head_width,
     row_length=config.data.row_length,
     compute=config.precision.compute,
+    rewind=config.mistakes.rewind,
   )
   model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend, lora=lora)
   step = step_lib.make_train_step(
@@ -120,6 +121,7 @@ def _step_and_batch(
     rows_per_device=config.data.rows_per_device,
     row_length=config.data.row_length,
     negatives=config.loss.negatives,
+    rewind=config.mistakes.rewind,
   )
   return step, batch, reason
 

@@ -319,6 +319,7 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
     rows_per_device=config.data.rows_per_device,
     row_length=config.data.row_length,
     negatives=config.loss.negatives,
+    rewind=config.mistakes.rewind,
   )
   frozen = () if run.frozen is None else (run.frozen.params,)
   compiled = step.lower(run.state, batch, *frozen).compile()

@@ -229,4 +229,5 @@ def choose_attention(config: Config, model_config: llama.LlamaConfig, device) ->
     head_width=model_config.head_width,
     row_length=config.data.row_length,
     compute=config.precision.compute,
+    rewind=config.mistakes.rewind,
   )

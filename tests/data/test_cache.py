@@ -44,18 +44,22 @@ def load(some):
 
 def assert_same(data: Data, other: Data):
   for split in ("train", "heldout"):
-    for field in dataclasses.fields(getattr(data, split)):
-      one, two = getattr(getattr(data, split), field.name), getattr(getattr(other, split), field.name)
+    ours, theirs = getattr(data, split).fields(), getattr(other, split).fields()
+    for name, one in ours.items():
+      two = theirs[name]
       assert one.dtype == two.dtype
       np.testing.assert_array_equal(one, two)
+    assert ours.keys() == theirs.keys()
   for name in ("receipt", "left_out", "digest", "most_token", "most_position"):
     assert getattr(data, name) == getattr(other, name), name
 
 
-def test_rows_and_batches_from_the_cache_are_those_in_memory_to_the_bit(tmp_path):
-  some = cached(tmp_path)
+@pytest.mark.parametrize("rewind", [False, True])
+def test_rows_and_batches_from_the_cache_are_those_in_memory_to_the_bit(tmp_path, rewind):
+  some = cached(tmp_path, mistakes__rewind=rewind, mistakes__share=1.0)
   here, made, again = load(in_memory(some)), load(some), load(some)
   assert isinstance(again.train.token_BT, np.memmap)
+  assert ("until" in here.train.fields()) == rewind
   assert len(here.heldout) > 0
   assert len(here.left_out.train + here.left_out.heldout) == 1
   assert_same(made, here)
@@ -97,6 +101,7 @@ CHANGES = {
   "data__num_heldout": 9,
   "data__too_long": "refuse",
   "mistakes__share": 0.4,
+  "mistakes__rewind": True,
   "loss__mistake": 1.0,
   "tokenizer__flag": "<|spare_0|>",
   "task__name": "records",

@@ -40,7 +40,8 @@ def test_a_row_is_the_one_in_the_docstring():
   np.testing.assert_array_equal(rows.role_BT, [[0, 1, 5, 0, 1, -1]])
   np.testing.assert_array_equal(rows.weight_BT, [[0, 1, 1, 0, 1, 0]])
   np.testing.assert_array_equal(rows.negative_BT, [[-1, -1, 8, -1, -1, -1]])
-  assert [getattr(rows, field.name).dtype for field in dataclasses.fields(rows)] == [
+  assert rows.until_BT is None
+  assert [value_BT.dtype for value_BT in rows.fields().values()] == [
     np.int32,
     np.int32,
     np.int32,

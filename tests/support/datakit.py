@@ -39,6 +39,7 @@ VALUES = {
     "unit": "line",
     "mined": 0.0,
     "mined_path": "",
+    "rewind": False,
   },
   "loss": {
     "prompt": 0.0,
