@@ -107,10 +107,16 @@ class TokenRules(NamedTuple):
   edge_K: np.ndarray
   first_edge_J: np.ndarray
   confidence_K: np.ndarray
+  kind_V: np.ndarray | None = None  # kind of each token (rewinding.py); None without mistakes.rewind
 
 
 def token_rules(
-  watch: ConfidenceTrigger | None, *, stop_ids: Sequence[int], flag_id: int | None, flag_bias: float
+  watch: ConfidenceTrigger | None,
+  *,
+  stop_ids: Sequence[int],
+  flag_id: int | None,
+  flag_bias: float,
+  kind_V: np.ndarray | None = None,
 ) -> TokenRules:
   """Return the rules of a model's special tokens; without a trigger no step is detected and nothing is forced."""
   watch = watch or ConfidenceTrigger(end_ids=(), fix_id=None)
@@ -125,6 +131,7 @@ def token_rules(
     edge_K=np.array(watch.edges, np.float32),
     first_edge_J=np.array(watch.first_edges, np.float32),
     confidence_K=np.array(watch.confidence_ids, np.int32),
+    kind_V=kind_V,
   )
 
 

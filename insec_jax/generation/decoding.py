@@ -17,7 +17,8 @@ On a mesh every function runs on each device in jax.shard_map: rows over `data`,
 `tensor`. No row reads another, so the mesh changes a text only through the order of float32 sums.
 
 Functions of confidence.py apply the rules for tokens: `biased` adds the flag's bias and bans tokens (the fix where no
-flag is open), `forced` replaces drawn tokens, and `advance` updates the state that both read.
+flag is open), `forced` replaces drawn tokens, and `advance` updates the state that both read. With mistakes.rewind the
+cache of a mistake is not read after its correction, and positions go back (rewinding.py).
 
 Letters as in model/llama.py, and S slot, P slot of a padded prompt, R row that is filled, C row that is kept (in
 `text_logprobs`: chunk), U stop token.
@@ -30,9 +31,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from insec_jax.generation import confidence
+from insec_jax.generation import confidence, rewinding
 from insec_jax.generation.confidence import TokenRules, TriggerState
 from insec_jax.generation.placement import params_specs
+from insec_jax.generation.rewinding import Rewound
+from insec_jax.method.rewind import Visibility
 from insec_jax.model import llama, sharding
 from insec_jax.model.attention import Attention, slot_axes
 
@@ -67,6 +70,7 @@ class DecodeState(NamedTuple):
   margin_BS: jax.Array  # log p of the flag minus that of the likeliest other token
   cache: list  # (keys, values) of each layer (llama.make_cache)
   trigger: TriggerState
+  rewound: Rewound | None  # None without mistakes.rewind
 
 
 ROWS = PartitionSpec(sharding.BATCH)
@@ -74,6 +78,7 @@ STATE = DecodeState(  # the mesh axes of each array
   slot=PartitionSpec(),
   cache=PartitionSpec(sharding.BATCH, sharding.TENSOR),
   trigger=ROWS,
+  rewound=ROWS,
   **dict.fromkeys(("start_B", "index_B", "live_B", "num_B", "token_BS", "logprob_BS", "flag_BS", "margin_BS"), ROWS),
 )
 
@@ -83,9 +88,9 @@ def on_mesh(function, mesh: Mesh, in_specs: tuple, out_specs):
   return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "mesh", "rows", "slots"))
-def begin(*, config, compute, mesh, rows: int, slots: int) -> DecodeState:
-  """Return the state of a batch in which every row is unused."""
+@functools.partial(jax.jit, static_argnames=("config", "compute", "mesh", "rows", "slots", "rewinds"))
+def begin(*, config, compute, mesh, rows: int, slots: int, rewinds: bool = False) -> DecodeState:
+  """Return the state of a batch in which every row is unused; it `rewinds` where `rules` have kinds of tokens."""
   B = rows // sharding.size_over(mesh, sharding.BATCH)
 
   def make() -> DecodeState:
@@ -102,6 +107,7 @@ def begin(*, config, compute, mesh, rows: int, slots: int) -> DecodeState:
       margin_BS=none_BS,
       cache=llama.make_cache(config, B, slots, compute, mesh),
       trigger=confidence.begin_trigger(jnp.zeros((B, 1), jnp.int32), jnp.zeros(B, jnp.int32), flag=-1, fix=-1),
+      rewound=rewinding.begin(B, slots) if rewinds else None,
     )
 
   return on_mesh(make, mesh, (), STATE)()
@@ -109,17 +115,30 @@ def begin(*, config, compute, mesh, rows: int, slots: int) -> DecodeState:
 
 @functools.partial(jax.jit, static_argnames=("config", "attention", "mesh"), donate_argnames="state")
 def fill(
-  params, state: DecodeState, token_RP, start_R, index_R, row_R, rules: TokenRules, *, config, attention, mesh
+  params,
+  state: DecodeState,
+  token_RP,
+  start_R,
+  index_R,
+  row_R,
+  rules: TokenRules,
+  seen: Visibility | None = None,
+  *,
+  config,
+  attention,
+  mesh,
 ) -> DecodeState:
   """Return the state with prompts read into rows.
 
   The rows of each device are filled with its part of the prompts: `row_R` is the number of a row on its device, and one
-  past the last where there is no prompt. A prompt begins at slot `start_R` of the P that it is padded to.
+  past the last where there is no prompt. A prompt begins at slot `start_R` of the P that it is padded to. `seen` is
+  rewinding.of_prompts, None without mistakes.rewind.
   """
 
-  def read(params, state: DecodeState, token_RP, start_R, index_R, row_R, rules) -> DecodeState:
+  def read(params, state: DecodeState, token_RP, start_R, index_R, row_R, rules, seen) -> DecodeState:
     P, S = token_RP.shape[1], state.token_BS.shape[1]
-    _, cache = llama.forward_prompt(config, params, token_RP, start_R, attention, state.cache[0][0].dtype, mesh)
+    dtype, seen_in_prompt = state.cache[0][0].dtype, None if seen is None else seen[:2]
+    _, cache = llama.forward_prompt(config, params, token_RP, start_R, attention, dtype, mesh, seen_in_prompt)
 
     def put(old, new, axis: int | None = None):
       """Return the rows with new content; along `axis`, the last P slots before the next one."""
@@ -129,6 +148,12 @@ def fill(
       return old.at[row_R].set(new.astype(old.dtype), mode="drop")
 
     trigger = confidence.begin_trigger(token_RP, start_R, flag=rules.flag, fix=rules.fix)
+    rewound = None
+    if seen is not None:
+      after = rewinding.after_prompts(seen, state.slot)
+      rewound = Rewound(
+        jax.tree.map(put, state.rewound.state, after.state), put(state.rewound.hidden_BS, after.hidden_BS, 1)
+      )
     return state._replace(
       start_B=put(state.start_B, state.slot - P + start_R),
       index_B=put(state.index_B, index_R),
@@ -140,10 +165,11 @@ def fill(
         for layer in zip(state.cache, cache, strict=True)
       ],
       trigger=jax.tree.map(put, state.trigger, trigger),
+      rewound=rewound,
     )
 
-  specs = (params_specs(config, mesh), STATE, ROWS, ROWS, ROWS, ROWS, PartitionSpec())
-  return on_mesh(read, mesh, specs, STATE)(params, state, token_RP, start_R, index_R, row_R, rules)
+  specs = (params_specs(config, mesh), STATE, ROWS, ROWS, ROWS, ROWS, PartitionSpec(), ROWS)
+  return on_mesh(read, mesh, specs, STATE)(params, state, token_RP, start_R, index_R, row_R, rules, seen)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "cut", "mesh"), donate_argnames="state")
@@ -173,7 +199,11 @@ def step(params, state: DecodeState, options: DecodeOptions, *, config, cut: boo
   rules, place = options.rules, state.slot % S
   # The first step reads the last token of the prompt again, so that only one copy of the step is compiled.
   last_B1 = jax.lax.dynamic_slice_in_dim(state.token_BS, (state.slot - 1) % S, 1, 1)
-  stream_B1D, cache = llama.forward_cached(config, params, last_B1, state.start_B, state.slot - 1, state.cache, mesh)
+  rewound = state.rewound
+  seen = None if rewound is None else (rewound.state.position[:, None], rewound.hidden_BS)
+  stream_B1D, cache = llama.forward_cached(
+    config, params, last_B1, state.start_B, state.slot - 1, state.cache, mesh, seen
+  )
   logprob_BV = jax.nn.log_softmax(llama.logits(params, config, stream_B1D, mesh)[:, 0])
   token_B = draw(confidence.biased(logprob_BV, state.trigger, rules), state.index_B, state.num_B, options, cut=cut)
   token_B = confidence.forced(token_B, state.trigger, rules)
@@ -192,6 +222,7 @@ def step(params, state: DecodeState, options: DecodeOptions, *, config, cut: boo
     margin_BS=state.margin_BS.at[:, place].set(logprob_BV[:, rules.flag] - others_BV.max(-1)),
     cache=cache,
     trigger=confidence.advance(state.trigger, token_B, chosen_B, rules),
+    rewound=None if rewound is None else rewinding.advance(rewound, rules.kind_V[token_B], state.slot),
   )
 
 
@@ -234,25 +265,31 @@ def resize(state: DecodeState, *, mesh, slots: int) -> DecodeState:
   def move(state: DecodeState) -> DecodeState:
     S, last = state.token_BS.shape[1], state.slot - 1
     place_S = (last - (last - jnp.arange(slots)) % slots) % S  # of the newest slot at each place, before
+    rewound = state.rewound
     return state._replace(
       **{name: getattr(state, name)[:, place_S] for name in ("token_BS", "logprob_BS", "flag_BS", "margin_BS")},
       cache=[
         tuple(jnp.take(array, place_S, axis) for array, axis in zip(layer, slot_axes(mesh), strict=True))
         for layer in state.cache
       ],
+      rewound=None if rewound is None else rewound._replace(hidden_BS=rewound.hidden_BS[:, place_S]),
     )
 
   return on_mesh(move, mesh, (STATE,), STATE)(state)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "attention", "mesh"))
-def text_logprobs(params, token_BP, start_B, *, config, compute, attention: Attention, mesh):
-  """Return the log p of each token of a text given those before it; undefined up to the first token."""
+def text_logprobs(params, token_BP, start_B, seen=None, *, config, compute, attention: Attention, mesh):
+  """Return the log p of each token of a text given those before it; undefined up to the first token.
 
-  def read(params, token_BP, start_B):
+  `seen` is that of `fill`.
+  """
+
+  def read(params, token_BP, start_B, seen):
     B, P = token_BP.shape
     width = min(P, READ_TOKENS)  # both are powers of two: the chunks fill the text exactly
-    stream_BPD, _ = llama.forward_prompt(config, params, token_BP, start_B, attention, compute, mesh)
+    seen_in_text = None if seen is None else seen[:2]
+    stream_BPD, _ = llama.forward_prompt(config, params, token_BP, start_B, attention, compute, mesh, seen_in_text)
 
     def logprobs_of(chunk):
       stream_BTD, target_BT = chunk
@@ -266,4 +303,4 @@ def text_logprobs(params, token_BP, start_B, *, config, compute, attention: Atte
     logprob_CBT = jax.lax.map(logprobs_of, (in_chunks(stream_BPD), in_chunks(target_BP)))
     return jnp.roll(logprob_CBT.swapaxes(0, 1).reshape(B, P), 1, axis=1)
 
-  return on_mesh(read, mesh, (params_specs(config, mesh), ROWS, ROWS), ROWS)(params, token_BP, start_B)
+  return on_mesh(read, mesh, (params_specs(config, mesh), ROWS, ROWS, ROWS), ROWS)(params, token_BP, start_B, seen)

@@ -15,7 +15,7 @@ from insec_jax.command import InputError
 from insec_jax.data.tokens import encode_prompt, encode_text, stop_ids
 from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal, step_scores
 from insec_jax.generation.engine import Engine
-from insec_jax.generation.loading import LoadedModel
+from insec_jax.generation.loading import LoadedModel, kinds_of
 from insec_jax.generation.sampler import SampledTokens, Sampler
 from insec_jax.generation.server_engine import ServerEngine
 from insec_jax.progress import Progress
@@ -52,7 +52,7 @@ class TextGenerator:
 
   def __init__(self, loaded: LoadedModel):
     self.sampler: Engine = (
-      Sampler(loaded.config, loaded.params, compute=loaded.compute, mesh=loaded.mesh)
+      Sampler(loaded.config, loaded.params, compute=loaded.compute, mesh=loaded.mesh, kind_V=kinds_of(loaded))
       if loaded.server is None
       else ServerEngine(loaded.server, loaded.config)
     )

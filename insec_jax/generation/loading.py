@@ -24,7 +24,7 @@ from insec_jax.training.layout import CONFIG, MODEL, TOKENIZER, check_kinds, rea
 from insec_jax.training.stored import find_step, read_params
 
 MARKERS = "insec.json"  # of an exported folder: its markers, unit and template
-# Types of the fields of MARKERS. Versions before 0.4.0 wrote no step, and 0.2.0 no confidence.
+# Types of the fields of MARKERS. Versions before 0.4.0 wrote no step, 0.2.0 no confidence, and 0.5.0 no rewind.
 MARKED = {
   "flag": str,
   "fix": str,
@@ -34,6 +34,7 @@ MARKED = {
   "step": int | None,
   "confidence": list | None,
   "confidence_first": list | None,
+  "rewind": bool | None,
 }
 
 
@@ -53,6 +54,7 @@ class LoadedModel(NamedTuple):
   confidence: tuple[float, ...] = ()  # tokenizer.confidence and tokenizer.confidence_first of its training
   confidence_first: tuple[float, ...] = ()
   confidence_ids: tuple[int, ...] = ()
+  rewind: bool = False  # mistakes.rewind of its training
   step: int | None = None  # of the checkpoint; None where it is not known
   server: Server | None = None
 
@@ -113,7 +115,8 @@ def load_model(
     confidence=tuple(marked.get("confidence") or ()),
     confidence_first=tuple(marked.get("confidence_first") or ()),
   )
-  return with_ids(model._replace(unit=marked["unit"], template=marked["template"]), settings)
+  model = model._replace(unit=marked["unit"], template=marked["template"], rewind=bool(marked.get("rewind")))
+  return with_ids(model, settings)
 
 
 def _load_run(model: LoadedModel, workdir: pathlib.Path, step: int | None, mesh: str) -> LoadedModel:
@@ -159,7 +162,16 @@ def marked_as(config: Config, step: int) -> dict[str, Any]:
     "confidence_first": config.tokenizer.confidence_first,
     "unit": config.mistakes.unit,
     "template": config.data.template,
+    "rewind": config.mistakes.rewind,
   }
+
+
+def kinds_of(model: LoadedModel) -> np.ndarray | None:
+  """Return the kind of each token of a model that was trained with mistakes.rewind; None of any other."""
+  if not model.rewind:
+    return None
+  marked = vocabulary.MarkedTokenizer(model.tokenizer, model.flag_id, model.fix_id, model.confidence_ids)
+  return vocabulary.token_kinds(marked)
 
 
 def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -171,14 +183,16 @@ def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:
   for name, kinds in MARKED.items():
     if not isinstance(marked.get(name), kinds):
       raise InputError(f"{path}: {name} is {marked.get(name)!r:.60}, which no export writes; export the model again")
+  if marked.get("rewind") and not marked["special"]:
+    raise InputError(f"{path}: rewind is True without special markers, which no export writes; export the model again")
   return marked
 
 
 def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel:
   """Return the model with the config's markers; a model without markers gets them as at step 0 of training.
 
-  A model trained without confidence tokens stays without, whatever the config says. Raises InputError when it was
-  trained with other markers, steps or template than the config's.
+  A model trained without confidence tokens or mistakes.rewind stays without, whatever the config says. Raises
+  InputError when it was trained with other markers, steps or template than the config's.
   """
   if loaded.markers is not None:
     pairs = {

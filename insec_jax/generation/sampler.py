@@ -10,6 +10,7 @@ that have ended are removed when the rest fits a smaller batch; until then they 
     cache                 DecodeState.cache, that of one batch, donated from call to call
     random keys           decoding.draw, from the seed, the number of the prompt and that of the token
     flags, confidence     confidence.py: which tokens are banned and forced
+    mistakes.rewind       rewinding.py: what is no longer read after a correction
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from insec_jax.command import DivergedError, InputError
-from insec_jax.generation import batching, decoding
+from insec_jax.generation import batching, decoding, rewinding
 from insec_jax.generation.batching import Queue
 from insec_jax.generation.confidence import ConfidenceTrigger, token_rules
 from insec_jax.generation.decoding import NO_PROMPT, DecodeOptions, DecodeState
@@ -53,9 +54,13 @@ class Sampler:
   `row_steps` counts the tokens that all rows have written or could have written, `num_tokens` those that were needed.
   """
 
-  def __init__(self, config: llama.LlamaConfig, params, *, compute: str, mesh: Mesh):
-    """`params` are laid out for decoding on the mesh, in the dtype `compute` (placement.place, placement.moved)."""
+  def __init__(self, config: llama.LlamaConfig, params, *, compute: str, mesh: Mesh, kind_V: np.ndarray | None = None):
+    """`params` are laid out for decoding on the mesh, in the dtype `compute` (placement.place, placement.moved).
+
+    With the kinds of tokens (vocabulary.token_kinds), what follows a correction does not read its mistake.
+    """
     self.config, self.params, self.mesh = config, params, mesh
+    self.kind_V = rewinding.kinds_for(kind_V, config.vocab_size)
     self.compute = jnp.dtype(compute)
     self.row_steps = self.num_tokens = 0
     self._room = 0  # the largest max_tokens so far: smaller requests reuse it without compiling
@@ -89,7 +94,7 @@ class Sampler:
       watch.check(flag_id)
     check_prompts(prompts, self.config, max_tokens)
     self._room = max(self._room, max_tokens)
-    rules = token_rules(watch, stop_ids=stop_ids, flag_id=flag_id, flag_bias=flag_bias)
+    rules = token_rules(watch, stop_ids=stop_ids, flag_id=flag_id, flag_bias=flag_bias, kind_V=self.kind_V)
     # Plain Python numbers, as in `token_rules`.
     options = DecodeOptions(jax.random.key(seed), max_tokens, float(temperature), float(top_p), rules)
     results: dict[int, SampledTokens] = {}
@@ -110,7 +115,12 @@ class Sampler:
     """Yield (index, SampledTokens) of each prompt when it has ended."""
     queue = Queue(prompts, batch_size=batch_size, mesh=self.mesh)
     state = decoding.begin(
-      config=self.config, compute=self.compute, mesh=self.mesh, rows=queue.rows, slots=queue.longest + self._room
+      config=self.config,
+      compute=self.compute,
+      mesh=self.mesh,
+      rows=queue.rows,
+      slots=queue.longest + self._room,
+      rewinds=self.kind_V is not None,
     )
     while True:
       state = self._fill(state, queue, options, first)
@@ -119,7 +129,7 @@ class Sampler:
       few = queue.rows - queue.num_of_pass if queue else min(max(smaller, default=0), num_live - 1)
       before = int(state.slot)
       state = decoding.decode(self.params, state, options, few=few, config=self.config, cut=cut, mesh=self.mesh)
-      host = jax.device_get(state._replace(cache=None, trigger=None))
+      host = jax.device_get(state._replace(cache=None, trigger=None, rewound=None))
       self.row_steps += queue.rows * (int(host.slot) - before)
       for row in np.flatnonzero(~host.live_B & ~queue.free_B):
         queue.free_B[row] = True
@@ -149,6 +159,7 @@ class Sampler:
         np.where(batch.index_R == NO_PROMPT, NO_PROMPT, batch.index_R + first),
         row_R,
         options.rules,
+        rewinding.of_prompts(batch.token_RP, batch.start_R, self.kind_V),
         config=self.config,
         attention=self._attention(batch.token_RP.shape[1]),
         mesh=self.mesh,
@@ -164,6 +175,7 @@ class Sampler:
       head_width=self.config.head_width,
       row_length=length,
       compute=self.compute.name,
+      rewind=self.kind_V is not None,
     )[0]
 
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
@@ -176,6 +188,7 @@ class Sampler:
           self.params,
           batch.token_RP,
           batch.start_R,
+          rewinding.of_prompts(batch.token_RP, batch.start_R, self.kind_V),
           config=self.config,
           compute=self.compute,
           attention=self._attention(batch.token_RP.shape[1]),

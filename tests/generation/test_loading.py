@@ -59,6 +59,7 @@ def save_run(workdir, tokenizer, config=None, model=STATE_MODEL):
       "data__num_records": 10,
       "tokenizer__confidence": (0.1,),
       "tokenizer__confidence_first": (0.5, 1.0),
+      "mistakes__rewind": True,
     },
   ],
 )
@@ -72,6 +73,8 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   assert tokenizer.convert_ids_to_tokens([opened.flag_id, opened.fix_id]) == ["<|spare_0|>", "<|spare_1|>"]
   assert (opened.unit, opened.template) == ("line", "plain")
   assert (opened.confidence, opened.confidence_first) == (((0.1,), (0.5, 1.0)) if task else ((), ()))
+  assert opened.rewind == bool(task)
+  assert (loading.kinds_of(opened) is not None) == bool(task)
   unstacked = llama.unstack(state.params, STATE_MODEL)
   jax.tree.map(np.testing.assert_array_equal, opened.params, unstacked)
 
@@ -185,11 +188,20 @@ def test_what_is_no_model_is_refused(tmp_path):
     loading.load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"flag": 1}, {"special": "no"}, {"unit": None}, {"step": "7"}, {"confidence": 0.1}])
+@pytest.mark.parametrize(
+  "change", [{"flag": 1}, {"special": "no"}, {"unit": None}, {"step": "7"}, {"confidence": 0.1}, {"rewind": 1}]
+)
 def test_markers_of_a_folder_that_no_export_writes_are_refused(tmp_path, change):
   marks = {**loading.marked_as(datakit.config(), 7), **change}
   (tmp_path / loading.MARKERS).write_text(json.dumps(marks))
   with pytest.raises(InputError, match=f"{next(iter(change))} is .*export the model again"):
+    loading.read_markers(tmp_path)
+
+
+def test_markers_that_rewind_and_are_plain_words_are_refused(tmp_path):
+  marks = {**loading.marked_as(datakit.config(), 7), "rewind": True, "special": False}
+  (tmp_path / loading.MARKERS).write_text(json.dumps(marks))
+  with pytest.raises(InputError, match="rewind is True without special markers"):
     loading.read_markers(tmp_path)
 
 

@@ -22,11 +22,11 @@ def params():
   return build.init(CONFIG, jax.random.key(0), "float32")
 
 
-def model_of(config=CONFIG, weights=None) -> Sampler:
+def model_of(config=CONFIG, weights=None, **options) -> Sampler:
   """The model on one device; random weights where none are given."""
   mesh = placement.one_device()
   ready = laid_out(params() if weights is None else weights, config, mesh)
-  return Sampler(config, ready, compute="float32", mesh=mesh)
+  return Sampler(config, ready, compute="float32", mesh=mesh, **options)
 
 
 def laid_out(params, config, mesh):
