@@ -57,6 +57,10 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 base = AutoModelForCausalLM.from_pretrained("{base}")
 {resize}model = PeftModel.from_pretrained(base, "FOLDER")
 """
+NOT_REWOUND = (
+  "a plain server or transformers will not rewind, and what follows a correction then reads its mistake; "
+  "insec_jax.generate does rewind"
+)
 LLAMA_PAD = "<|finetune_right_pad_id|>"  # of Llama 3.1; other tokenizers lack it
 
 
@@ -68,14 +72,16 @@ def main() -> None:
   if output.resolve() == model.resolve():
     raise InputError(f"--output={output} is the model itself; give a new folder")
   if loading.is_workdir(model):
-    export_workdir(model, output)
+    marks = export_workdir(model, output)
   elif FORMAT.value != "merged":
     raise InputError(f"--format={FORMAT.value} is for the workdir of a LoRA run, and {model} is an HF folder")
   elif STEP.value is not None:
     raise InputError(f"--step={STEP.value} names a checkpoint of a workdir, and {model} is an HF folder; leave it out")
   else:
-    copy_folder(model, output)
+    marks = copy_folder(model, output)
   print(f"{output} holds the {'adapters' if FORMAT.value == 'peft' else 'model'}")
+  if marks is not None and marks.get("rewind"):
+    print(f"mistakes.rewind: {NOT_REWOUND}")
 
 
 class SidecarFiles(NamedTuple):
@@ -91,21 +97,22 @@ class SidecarFiles(NamedTuple):
       hf_writing.write_json(folder / loading.MARKERS, self.marks)
 
 
-def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> None:
-  """Read, check and rewrite the HF folder, tensor by tensor."""
+def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | None:
+  """Read, check and rewrite the HF folder, tensor by tensor; return its markers."""
   config = hf.read_config(folder)
   tokenizer = vocabulary.load(folder)
   config = build.with_ends(config, tokenizer, vocab_size=config.vocab_size)
-  card = folder / CARD
+  card, marks = folder / CARD, loading.read_markers(folder)
   hf_writing.save(
     output,
     hf.stored(folder, config, dtype=DTYPE.value),
     config,
     dtype=DTYPE.value,
-    tokenizer=SidecarFiles(folder, loading.read_markers(folder)),
+    tokenizer=SidecarFiles(folder, marks),
     generation=generation_of(folder, config),
     card=read_text(card, "model card") if card.is_file() else None,
   )
+  return marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +148,8 @@ class RunFiles:
     return SidecarFiles(self.workdir / layout.TOKENIZER, loading.marked_as(self.config, step))
 
 
-def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
-  """Write the newest checkpoint, or that of --step, in the format asked for."""
+def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> dict[str, Any]:
+  """Write the newest checkpoint, or that of --step, in the format asked for; return its markers."""
   layout.check_kinds(workdir)
   config = config_build.build(read_json(workdir / layout.CONFIG, "the config of a run"))
   model_config = layout.read_model(workdir)
@@ -154,11 +161,12 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> None:
     check_format(workdir, config)
     write, of_lora = (write_peft if FORMAT.value == "peft" else write_pair), unmerged
 
-  def write_whole(step: int, read: Any) -> None:
+  def write_whole(step: int, read: Any) -> dict[str, Any]:
     with hf_writing.new_folder(output) as partial:
       write(run, step, read, partial)
+    return loading.marked_as(config, step)
 
-  read_params(workdir, model_config, STEP.value, write_whole, dtype=DTYPE.value, of_lora=of_lora)
+  return read_params(workdir, model_config, STEP.value, write_whole, dtype=DTYPE.value, of_lora=of_lora)
 
 
 def check_format(workdir: pathlib.Path, config: Config) -> None:
@@ -249,6 +257,7 @@ def card_text(config: Config, environment: dict[str, Any], step: int, load: str 
       "environment.json of the workdir does not name commit and packages; bring it back as it was"
     ) from None
   weights = ", ".join(f"{name} {weight:g}" for name, weight in dataclasses.asdict(config.loss).items())
+  rewound = f"Trained with `mistakes.rewind`: {NOT_REWOUND}.\n" if config.mistakes.rewind else ""
   return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -263,7 +272,7 @@ Trained by insec_jax from {start}: {step:,} steps, task `{config.task.name}`, mi
 
 A reader wants the text without the wrong step, the reason and both markers; `python -m insec_jax.generate --clean`
 gives that. `{loading.MARKERS}` names the markers for programs.
-
+{rewound}
 ```python
 {load}```
 

@@ -322,6 +322,7 @@ def decoder_of(config: Config, model_config: llama.LlamaConfig, request: Request
     compute=compute,
     prompt_tokens=PROMPT_TOKENS.value,
     max_tokens=max_tokens,
+    rewind=config.mistakes.rewind,
     hlo_file=lambda name: hlo_file(f"{request.name}-{name}"),
   )
 

@@ -65,7 +65,7 @@ def model(tokenizer):
 def workdir(tmp_path_factory, tokenizer, model):
   """A workdir as train leaves it, with random weights."""
   folder = tmp_path_factory.mktemp("run")
-  config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>")
+  config = datakit.config(tokenizer__flag="<|spare_0|>", tokenizer__fix="<|spare_1|>", mistakes__rewind=True)
   params = build.init(model, jax.random.key(0), "float32")
   state = step.new_state(params, optimizer.make(config.optimizer, 7))
   (folder / layout.CONFIG).write_text(config.to_json())
@@ -88,7 +88,16 @@ def exported(workdir, tmp_path_factory):
     check=False,
   )
   assert done.returncode == 0, done.stderr
+  (output.parent / "said.txt").write_text(done.stdout)
   return output
+
+
+def test_card_and_output_say_that_a_plain_server_does_not_rewind(exported):
+  sentence = "a plain server or transformers will not rewind, and what follows a correction then reads its mistake"
+  assert sentence in (exported / export.CARD).read_text()
+  assert f"mistakes.rewind: {sentence}" in (exported.parent / "said.txt").read_text()
+  assert load_model(str(exported)).rewind
+  assert "rewind" not in export.card_text(datakit.config(), {"commit": "", "packages": {"jax": ""}}, 7)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,11 @@ def open_model(
       f"{folder} writes confidence tokens, which are forced while decoding, and a server forces none; leave --server "
       "out"
     )
+  if loaded.rewind:
+    raise InputError(
+      f"{folder} was trained with mistakes.rewind, and a server lets what follows a correction read its mistake; leave "
+      "--server out"
+    )
   served = server.connect(
     values.server,
     loaded.tokenizer,
@@ -91,7 +96,7 @@ def open_model(
 def identity(loaded: LoadedModel) -> str:
   """Return a short text that changes with the weights; for a server's, with its name and how texts are read."""
   if loaded.server is None:
-    return fingerprint(loaded.params)
+    return f"{fingerprint(loaded.params)}{', rewinding' * loaded.rewind}"
   served = loaded.server
   read_by = (loaded.markers, loaded.flag_id, loaded.unit, loaded.template, loaded.config.eos_ids, served.scores_flags)
   return f"{served.model} on a server, {hashlib.sha256(repr(read_by).encode()).hexdigest()[:8]}"

@@ -171,6 +171,7 @@ def _miner(
     confidence,
     confidence_first,
     ids,
+    rewind=config.mistakes.rewind and number > 1,
   )
   return Miner(
     TextGenerator(loaded),

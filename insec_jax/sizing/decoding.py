@@ -18,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from insec_jax.generation import batching, confidence, decoding, placement
 from insec_jax.generation.decoding import ROWS, STATE, DecodeOptions, DecodeState
+from insec_jax.method import rewind
+from insec_jax.method.rewind import Visibility
 from insec_jax.model import attention, llama, sharding
 from insec_jax.sizing.compiled import Memory, Program, Reading, compile_program, device_bytes
 from insec_jax.sizing.estimate import flops_per_token
@@ -92,6 +94,7 @@ class Decoder:
   compute: str
   prompt_tokens: int
   max_tokens: int
+  rewind: bool  # mistakes.rewind
   hlo_file: Callable[[str], pathlib.Path | None]  # by the name of a program
 
   @property
@@ -166,14 +169,17 @@ class Decoder:
       head_width=self.model.head_width,
       row_length=prompt,
       compute=self.compute,
+      rewind=self.rewind,
     )
     held = self._held(rows)
     row_R = struct((num_read,), jnp.int32, mesh=self.mesh, spec=ROWS)
     token_RP = struct((num_read, prompt), jnp.int32, mesh=self.mesh, spec=ROWS)
+    seen = Visibility(token_RP, token_RP, rewind.begin(np, num_read)) if self.rewind else None
+    seen = jax.tree.map(lambda leaf: struct(leaf.shape, leaf.dtype, mesh=self.mesh, spec=ROWS), seen)
     options = {"config": self.model, "attention": attend, "mesh": self.mesh}
     read = compile_program(
       lambda: decoding.fill.lower(
-        held["weights"], self._state(rows), token_RP, row_R, row_R, row_R, self._rules, **options
+        held["weights"], self._state(rows), token_RP, row_R, row_R, row_R, self._rules, seen, **options
       ),
       self.topology,
       held=held,
@@ -201,7 +207,7 @@ class Decoder:
     return -(-rows // self.parts) * self.parts
 
   def _state(self, rows: int) -> DecodeState:
-    return state_structs(self.model, self.compute, self.mesh, rows=rows, slots=self.slots)
+    return state_structs(self.model, self.compute, self.mesh, rows=rows, slots=self.slots, rewinds=self.rewind)
 
   def _held(self, rows: int) -> dict[str, Any]:
     return {"weights": params_structs(self.model, self.compute, self.mesh), "cache": self._state(rows).cache}
@@ -212,7 +218,8 @@ class Decoder:
   @property
   def _rules(self) -> confidence.TokenRules:
     """Rules of the shapes that a model with a flag has."""
-    return confidence.token_rules(None, stop_ids=self.model.eos_ids, flag_id=0, flag_bias=0.0)
+    kind_V = np.zeros(self.model.vocab_size, np.int8) if self.rewind else None
+    return confidence.token_rules(None, stop_ids=self.model.eos_ids, flag_id=0, flag_bias=0.0, kind_V=kind_V)
 
 
 def struct(shape: tuple[int, ...], dtype, *, mesh: Mesh, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
@@ -230,10 +237,18 @@ def params_structs(model_config: llama.LlamaConfig, compute: str, mesh: Mesh) ->
   )
 
 
-def state_structs(model_config: llama.LlamaConfig, compute: str, mesh: Mesh, *, rows: int, slots: int) -> DecodeState:
+def state_structs(
+  model_config: llama.LlamaConfig, compute: str, mesh: Mesh, *, rows: int, slots: int, rewinds: bool = False
+) -> DecodeState:
   """Return the shapes of the state of a batch."""
   begin = functools.partial(
-    decoding.begin, config=model_config, compute=np.dtype(compute), mesh=mesh, rows=rows, slots=slots
+    decoding.begin,
+    config=model_config,
+    compute=np.dtype(compute),
+    mesh=mesh,
+    rows=rows,
+    slots=slots,
+    rewinds=rewinds,
   )
   return jax.tree.map(
     lambda spec, part: jax.tree.map(lambda leaf: struct(leaf.shape, leaf.dtype, mesh=mesh, spec=spec), part),

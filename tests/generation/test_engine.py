@@ -40,6 +40,8 @@ def home(tmp_path_factory):
   save_model(folder / "whole", tokenizer)
   (folder / "whole" / MARKERS).write_text(json.dumps(MARKED))
   shutil.copytree(folder / "whole", folder / "weightless", ignore=shutil.ignore_patterns("*.safetensors*"))
+  shutil.copytree(folder / "weightless", folder / "rewinding")
+  (folder / "rewinding" / MARKERS).write_text(json.dumps(MARKED | {"rewind": True}))
   write_lines(folder / "p.jsonl", [{"prompt": f"{number} + 30 = "} for number in range(NUM)])
   return folder
 
@@ -97,6 +99,7 @@ def done(home):
       "there": [*right, "--output=there.jsonl"],
       "flag_above": [*right, "--flag_above=1", "--output=bad.jsonl"],
       "mesh": [*right, "--mesh=data:1", "--output=bad.jsonl"],
+      "rewind": [*right, "--model=rewinding", "--output=bad.jsonl"],
       "no server": [*right[2:], "--model=whole", "--server_model=toy", "--output=bad.jsonl"],
       "no such model": [*right, "--server_model=other", "--output=bad.jsonl"],
       "nobody": [*right[:1], f"--server=http://127.0.0.1:{closed_port()}", *right[2:], "--output=bad.jsonl"],
@@ -144,6 +147,7 @@ def test_a_run_whose_server_breaks_ends_in_one_line_and_goes_on_where_it_was(hom
 REFUSED = {
   "flag_above": (2, "--flag_above=1.0: a server cannot force flags"),
   "mesh": (2, "--mesh=data:1 places weights on devices"),
+  "rewind": (2, "rewinding was trained with mistakes.rewind, and a server lets what follows a correction read"),
   "no server": (2, "--server_model is for a server"),
   "no such model": (2, "has no model 'other'; it has toy"),
   "nobody": (1, "Connection refused, after"),
@@ -181,6 +185,11 @@ def test_markers_that_the_served_vocabulary_has_no_rows_for_are_refused(home):
   assert loading.with_markers(served, spare, "here").flag_id is not None
   with pytest.raises(InputError, match="the markers of the config need"):
     loading.with_markers(served, datakit.config(tokenizer__flag="<err>", tokenizer__fix="<ok>"), "here")
+
+
+def test_what_is_stored_of_a_model_says_whether_it_rewinds(home):
+  whole = load_model(str(home / "whole"))
+  assert engine.identity(whole._replace(rewind=True)) != engine.identity(whole)
 
 
 def test_what_is_stored_of_a_server_names_its_model_and_how_it_is_read(home):

@@ -33,6 +33,7 @@ def decoder(topology: Topology, requested: str = "", model=MODEL) -> Decoder:
     hosts=1,
     mesh=sized.mesh_for(model, topology, compute="bfloat16", requested=requested),
     compute="bfloat16",
+    rewind=False,
     prompt_tokens=200,
     max_tokens=256,
     hlo_file=lambda _: None,
