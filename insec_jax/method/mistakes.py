@@ -24,6 +24,8 @@ _PAPER = {
   "value": "wrong value",
   "copy": "wrong copy",
   "answer": "wrong answer",
+  "operation": "wrong operation",
+  "skip": "a step is missing",
   "repeat": "said before",
   "early": "not known yet",
   "invalid": "invalid move",
