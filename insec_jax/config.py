@@ -241,6 +241,11 @@ class Config:
   evaluate: EvaluateConfig
   mine: MineConfig
 
+  @property
+  def freezes(self) -> bool:
+    """Whether some weights are frozen: with LoRA all, with train.top_layers those below these."""
+    return self.lora.rank > 0 or self.train.top_layers > 0
+
   def to_json(self) -> str:
     """Return the config as stored in a workdir; `from_json` reads it back."""
     return json.dumps(dataclasses.asdict(self), indent=2)

@@ -29,6 +29,10 @@ NEWER = (
   "optimizer.memory",
   "train.minutes",
   "train.profile_steps",
+  "train.top_layers",
+  "train.marker_rows",
+  "train.stream_cache",
+  "train.vocabulary",
   "log.to",
   "log.project",
   "lora.rank",
@@ -162,7 +166,8 @@ def _check_across(config: Config) -> None:
   _check_mined(config)
   _check_rewind(config)
   _check_confidence(config)
-  _check_lora(config)
+  _check_frozen(config)
+  _check_reduced(config)
   if config.optimizer.warmup_steps > config.train.steps:
     raise InputError(
       f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}; lower it"
@@ -172,23 +177,52 @@ def _check_across(config: Config) -> None:
     raise InputError("every loss weight is 0: nothing would be trained; give one role a weight")
 
 
-def _check_lora(config: Config) -> None:
-  if not config.lora.rank:
+def _check_frozen(config: Config) -> None:
+  """Raise InputError for values that contradict frozen weights."""
+  if not config.freezes:
     return
-  if config.lora.marker_rows and not config.tokenizer.special:
+  lora, key = config.lora, "lora.rank" if config.lora.rank else "train.top_layers"
+  if lora.rank and config.train.top_layers:
     raise InputError(
-      "lora.marker_rows=True trains the rows of special markers, and tokenizer.special=False has none; set "
-      "lora.marker_rows=False"
+      f"lora.rank={lora.rank} and train.top_layers={config.train.top_layers} are two ways to train a part of the "
+      "weights; set one of them to 0"
     )
-  if config.optimizer.name == "muon":
+  section = "lora" if lora.rank else "train"
+  if getattr(config, section).marker_rows and not config.tokenizer.special:
+    raise InputError(
+      f"{section}.marker_rows=True trains the rows of special markers, and tokenizer.special=False has none; set "
+      f"{section}.marker_rows=False"
+    )
+  if config.optimizer.name == "muon" and lora.rank:
     raise InputError(
       "optimizer.name='muon' updates whole matrices, and with lora.rank above 0 none is trained; choose another one"
     )
   if config.optimizer.rounding == "stochastic":
     raise InputError(
-      "optimizer.rounding='stochastic' is for bfloat16 parameters, and with lora.rank above 0 the trained ones are "
+      f"optimizer.rounding='stochastic' is for bfloat16 parameters, and with {key} above 0 the trained ones are "
       "float32; set it to 'nearest'"
     )
+
+
+def _check_reduced(config: Config) -> None:
+  """Raise InputError where the output of frozen layers is not constant, or the data and with it its tokens change."""
+  train = config.train
+  if train.stream_cache and not train.top_layers:
+    raise InputError(
+      f"train.stream_cache={train.stream_cache!r} keeps the output of frozen layers, and train.top_layers=0 freezes "
+      "none; give train.top_layers, or leave the folder out"
+    )
+  if train.stream_cache and train.marker_rows:
+    raise InputError(
+      f"train.stream_cache={train.stream_cache!r} needs constant input of the frozen layers, and "
+      "train.marker_rows=True trains some; set train.marker_rows=False"
+    )
+  for name in ("stream_cache", "vocabulary"):
+    if config.rounds and getattr(train, name) not in ("", "all"):
+      raise InputError(
+        f"rounds={config.rounds} mines new training data during the run, for which train.{name}="
+        f"{getattr(train, name)!r} is not made; set rounds=0, or mine between two runs"
+      )
 
 
 def _check_precision(config: Config) -> None:
@@ -201,7 +235,7 @@ def _check_precision(config: Config) -> None:
     )
   average = "optimizer.name='schedule_free'" if optimizer.name == "schedule_free" else f"optimizer.ema={optimizer.ema}"
   averages = optimizer.name == "schedule_free" or optimizer.ema
-  if averages and params != "float32" and not config.lora.rank:  # what LoRA trains is float32
+  if averages and params != "float32" and not config.freezes:  # what is trained beside frozen weights is float32
     raise InputError(
       f"{average} averages weights, which precision.params={params!r} would round away; set precision.params='float32'"
     )

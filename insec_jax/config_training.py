@@ -12,6 +12,7 @@ from insec_jax.config_types import (
   Fraction,
   Matrices,
   Moment,
+  Path,
   Sinks,
   StepRange,
   Weight,
@@ -19,6 +20,7 @@ from insec_jax.config_types import (
   number,
   whole,
 )
+from insec_jax.files.bucket_paths import SCHEME
 
 LARGEST = 2**31 - 1  # of counts that are int32 on a device
 Steps = Annotated[int, whole(1, LARGEST)]
@@ -102,7 +104,10 @@ class OptimizerConfig:
 
 @checked
 class TrainConfig:
-  """Length of the run, and intervals, in steps, of logging, held-out loss and checkpoints."""
+  """Length of the run, intervals, in steps, of logging, held-out loss and checkpoints, and the part that is trained.
+
+  With `top_layers` nothing below them is trained but, with `marker_rows`, the embedding's rows of the special markers.
+  """
 
   steps: Steps = 300
   log_every: Steps = 10
@@ -111,12 +116,18 @@ class TrainConfig:
   keep: Steps = 2  # number of newest checkpoints that are kept
   minutes: Annotated[float, number(0.0, 1e6)] = 0.0  # of a session: saved and stopped (code 42) before it; 0: no limit
   profile_steps: StepRange = ()  # the first and the last step to write a trace of, for xprof; empty: none
+  top_layers: Annotated[int, whole(0, 10_000)] = 0  # layers that are trained, the last ones; 0: every weight is
+  marker_rows: bool = True  # with top_layers: train the rows of the special markers, through the frozen layers
+  stream_cache: Path = ""  # with top_layers: folder for the output of the frozen layers, computed once; empty: none
+  vocabulary: Literal["all", "used"] = "all"  # of the softmax in training; "used": tokens of the training rows
 
   def __post_init__(self):
     if len(self.profile_steps) == 1 or list(self.profile_steps) != sorted(self.profile_steps):
       raise InputError(
         f"train.profile_steps={self.profile_steps}; must be a first and a last step, such as (10, 13), or nothing"
       )
+    if self.stream_cache.startswith(SCHEME):
+      raise InputError(f"train.stream_cache={self.stream_cache} is mapped into memory; give a folder on a local disk")
     if self.profile_steps and self.profile_steps[1] > self.steps:
       raise InputError(
         f"train.profile_steps={self.profile_steps} ends after train.steps={self.steps}; give steps of the run"

@@ -42,7 +42,7 @@ from insec_jax.files.writing import write_text
 from insec_jax.generation import loading
 from insec_jax.model import build, hf, hf_writing, llama, peft
 from insec_jax.training import layout
-from insec_jax.training.stored import LoraCheckpoint, merged, read_params
+from insec_jax.training.stored import PartCheckpoint, merged, read_params
 
 CARD = "README.md"
 LOAD_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -136,9 +136,9 @@ class RunFiles:
       card=card_text(self.config, self.environment, step, LOAD_MODEL),
     )
 
-  def write_adapters(self, step: int, checkpoint: LoraCheckpoint, folder: pathlib.Path, base: str, *, rows: bool):
+  def write_adapters(self, step: int, checkpoint: PartCheckpoint, folder: pathlib.Path, base: str, *, rows: bool):
     """Write the files of PEFT into a folder that exists, with the rows of the markers or without."""
-    peft.write(folder, checkpoint.trained, checkpoint.lora, self.config.lora, self.model, base=base, rows=rows)
+    peft.write(folder, checkpoint.trained, checkpoint.part, self.config.lora, self.model, base=base, rows=rows)
     self._sidecar(step).save_pretrained(folder)
     resize = f"base.resize_token_embeddings({self.model.vocab_size})\n" if rows else ""
     load = LOAD_ADAPTERS.format(base=base, resize=resize)
@@ -156,17 +156,17 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> dict[str, Any
   model = with_ids(model_config, vocabulary.load(workdir / layout.TOKENIZER))
   run = RunFiles(workdir, config, read_json(workdir / "environment.json", "the environment of a run"), model)
   if FORMAT.value == "merged":
-    write, of_lora = RunFiles.write_model, merged
+    write, of_part = RunFiles.write_model, merged
   else:
     check_format(workdir, config)
-    write, of_lora = (write_peft if FORMAT.value == "peft" else write_pair), unmerged
+    write, of_part = (write_peft if FORMAT.value == "peft" else write_pair), unmerged
 
   def write_whole(step: int, read: Any) -> dict[str, Any]:
     with hf_writing.new_folder(output) as partial:
       write(run, step, read, partial)
     return loading.marked_as(config, step)
 
-  return read_params(workdir, model_config, STEP.value, write_whole, dtype=DTYPE.value, of_lora=of_lora)
+  return read_params(workdir, model_config, STEP.value, write_whole, dtype=DTYPE.value, of_part=of_part)
 
 
 def check_format(workdir: pathlib.Path, config: Config) -> None:
@@ -181,17 +181,17 @@ def check_format(workdir: pathlib.Path, config: Config) -> None:
     raise InputError(f"--dtype={DTYPE.value} with --format=peft, whose arrays are float32; leave it out")
 
 
-def unmerged(checkpoint: LoraCheckpoint) -> LoraCheckpoint:
+def unmerged(checkpoint: PartCheckpoint) -> PartCheckpoint:
   """Return the checkpoint as it is, for `read_params`."""
   return checkpoint
 
 
-def write_peft(run: RunFiles, step: int, checkpoint: LoraCheckpoint, folder: pathlib.Path) -> None:
+def write_peft(run: RunFiles, step: int, checkpoint: PartCheckpoint, folder: pathlib.Path) -> None:
   """Write the adapters and the rows of the markers."""
   run.write_adapters(step, checkpoint, folder, run.config.model.path, rows=True)
 
 
-def write_pair(run: RunFiles, step: int, checkpoint: LoraCheckpoint, folder: pathlib.Path) -> None:
+def write_pair(run: RunFiles, step: int, checkpoint: PartCheckpoint, folder: pathlib.Path) -> None:
   """Write the base with the rows of the markers, and the adapters of the matrices."""
   rows = {name: tree for name, tree in checkpoint.trained.items() if name == "rows"}
   for name in ("base", "adapter"):
@@ -236,9 +236,12 @@ def start_of(config: Config, hub_commit: str | None) -> str:
   return f"`{config.model.path.partition('@')[0]}` at commit `{hub_commit}`"
 
 
-def lora_of(config: Config) -> str:
+def part_of(config: Config) -> str:
   """Return what was trained beside frozen weights, for the card; nothing where all weights were trained."""
-  lora = config.lora
+  lora, top = config.lora, config.train.top_layers
+  if top:
+    rows = ", and the rows of the markers" if config.train.marker_rows else ""
+    return f"Trained were the last {top} layers, the last norm and an output matrix of its own{rows}.\n"
   if not lora.rank:
     return ""
   rows = ", and the rows of the markers" if lora.marker_rows else ""
@@ -266,7 +269,7 @@ pipeline_tag: text-generation
 # A model trained to correct its own mistakes
 
 Trained by insec_jax from {start}: {step:,} steps, task `{config.task.name}`, mistakes `{config.mistakes.source}` in
-{config.mistakes.share:.0%} of the solutions, a step is a {config.mistakes.unit}. {lora_of(config)}It may write
+{config.mistakes.share:.0%} of the solutions, a step is a {config.mistakes.unit}. {part_of(config)}It may write
 
     a wrong step {config.tokenizer.flag} what is wrong {config.tokenizer.fix} the right step
 

@@ -110,7 +110,7 @@ from insec_jax.sizing.decoding import DecodeEstimate, Decoder, device_memory, me
 from insec_jax.sizing.estimate import Estimate, estimate
 from insec_jax.sizing.hardware import Request, Topology
 from insec_jax.sizing.search import most_rows
-from insec_jax.sizing.shapes import lora_of, model_of
+from insec_jax.sizing.shapes import model_of, part_of
 from insec_jax.training.run import check_sequence
 
 DECODING = ("generate", "evaluate", "mine")
@@ -139,8 +139,8 @@ def main() -> None:
     check_output(OUTPUT.value, "--output", [] if config is None else config_file.files_read(config))
   if mode == "export":
     shape, written = model_of(config), DTYPE.value
-    lora = lora_of(config, shape)
-    found = exporting.estimate_export(shape, stored=config.precision.params, written=written, lora=lora)
+    part = part_of(config, shape)
+    found = exporting.estimate_export(shape, stored=config.precision.params, written=written, part=part)
     print(exporting.details(found))
     save(exporting.as_json(found))
     return

@@ -248,9 +248,9 @@ def is_sound(workdir: pathlib.Path, config: Config) -> bool:
   """Return whether the checkpoint of the last step holds what was saved; it is read on the CPU."""
   mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
   tx = optimizer.make(config.optimizer, config.train.steps)
-  lora = frozen.lora_of_workdir(config, workdir)
+  part = frozen.part_of_workdir(config, workdir)
   abstract = step.abstract_state(
-    layout.read_model(workdir), config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+    layout.read_model(workdir), config.precision.params, tx, mesh, part, on_host=config.optimizer.on_host
   )
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes.alone())
 

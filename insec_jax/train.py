@@ -54,7 +54,7 @@ from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer
 from insec_jax.mining import rounds
 from insec_jax.model import memory, sharding
-from insec_jax.training import checkpoint, layout, sinks
+from insec_jax.training import checkpoint, layout, sinks, streams
 from insec_jax.training.loop import loop
 from insec_jax.training.run import Phases, Run, begin, is_trained, resume
 from insec_jax.training.time_limit import NoTimeError
@@ -94,6 +94,7 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
     },
   )
   memory.check_devices(config, jax.local_devices())
+  streams.check(config, processes.num)
   mesh = sharding.make_mesh(config.mesh, jax.devices())
   phases = mining_phases(config, workdir, processes)
   if saved_steps:

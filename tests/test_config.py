@@ -54,7 +54,7 @@ def test_both_arms_of_the_toy_begin_with_the_same_random_weights():
   assert clean.model.size is not None
 
 
-@pytest.mark.parametrize("name", ["smollm2_gsm8k", "smollm2_multiplication"])
+@pytest.mark.parametrize("name", ["smollm2_english", "smollm2_gsm8k", "smollm2_multiplication"])
 @pytest.mark.parametrize("arm", ["base", "clean", "injected", "mined"])
 def test_every_arm_of_a_real_model_builds_and_the_arms_go_on_from_the_base(name, arm):
   values = load(next(file for file in CONFIGS if file.stem == name), arm)
@@ -135,6 +135,7 @@ NUMBERS = {
     "optimizer.warmup_steps",
     "seed",
     "lora.rank",
+    "train.top_layers",
   ),
   (1, 2): (
     "task.max_size",
@@ -194,8 +195,10 @@ RATES = (
 
 def is_right(key: str, value) -> bool:
   """Whether the value is right for the key in an otherwise right config, by what the key means."""
-  if key in ("tokenizer.special", "lora.rank_stabilised", "lora.marker_rows"):
+  if key in ("tokenizer.special", "lora.rank_stabilised", "lora.marker_rows", "train.marker_rows"):
     return isinstance(value, bool)
+  if key == "train.stream_cache":  # any other one needs frozen layers
+    return value == ""
   if isinstance(value, bool):
     return False
   if isinstance(value, int | float):
@@ -310,6 +313,42 @@ def test_an_option_that_would_do_nothing_to_adapters_is_refused_beside_lora(key,
   given["lora"]["rank"] = 4
   with pytest.raises(InputError, match=rf"optimizer\.{key}='{value}'.*lora\.rank"):
     build(given)
+
+
+@pytest.mark.parametrize(
+  ("values", "said"),
+  [
+    ({"train.top_layers": 2, "lora.rank": 4}, r"lora\.rank=4 and train\.top_layers=2 are two ways"),
+    ({"train.top_layers": 2, "tokenizer.special": False}, r"set train\.marker_rows=False"),
+    ({"train.top_layers": 2, "optimizer.rounding": "stochastic", "precision.params": "bfloat16"}, r"train\.top_layers"),
+    ({"train.stream_cache": "c"}, r"train\.top_layers=0 freezes none"),
+    ({"train.stream_cache": "c", "train.top_layers": 2}, r"set train\.marker_rows=False"),
+    ({"train.stream_cache": "gs://bucket/c", "train.top_layers": 2}, r"give a folder on a local disk"),
+    ({"train.vocabulary": "used", "rounds": 2, "mistakes.mined": 0.2}, r"train\.vocabulary='used' is not made"),
+  ],
+)
+def test_values_that_contradict_frozen_layers_or_a_cut_vocabulary_are_refused(values, said):
+  given = working()
+  for name, value in values.items():
+    section, _, key = name.rpartition(".")
+    (given[section] if section else given)[key] = value
+  with pytest.raises(InputError, match=said):
+    build(given)
+
+
+def test_top_layers_take_every_optimizer_and_a_cache_with_frozen_marker_rows():
+  given = working()
+  given["train"] |= {"top_layers": 2, "marker_rows": False, "stream_cache": "c", "vocabulary": "used"}
+  given["optimizer"]["name"] = "muon"
+  assert build(given).freezes
+
+
+def test_a_config_from_before_top_layers_trains_all_weights_over_all_tokens():
+  old = working()
+  for key in ("top_layers", "marker_rows", "stream_cache", "vocabulary"):
+    old["train"].pop(key, None)
+  built = build(old)
+  assert (built.freezes, built.train.vocabulary, built.train.stream_cache) == (False, "all", "")
 
 
 def test_a_config_from_before_lora_trains_every_weight():

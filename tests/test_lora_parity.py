@@ -33,7 +33,7 @@ def save_run(workdir):
   marked = vocabulary.open_tokenizer(config)
   before = hf.read_config(smollm2.folder())
   model = dataclasses.replace(before, vocab_size=build.vocabulary_for(len(marked.tokenizer), before.vocab_size))
-  lora = frozen_lib.lora_of(config, marked.tokenizer)
+  lora = frozen_lib.part_of(config, marked.tokenizer)
   rng = np.random.default_rng(0)
   deviation = {"a": 0.02, "b": 0.02, "embed": 0.1}  # of the sizes that training gives them
   trained = jax.tree_util.tree_map_with_path(
@@ -46,7 +46,7 @@ def save_run(workdir):
   environment = {"commit": "abc123", "packages": {"jax": jax.__version__}}
   (workdir / "environment.json").write_text(json.dumps(environment))
   marked.tokenizer.save_pretrained(workdir / layout.TOKENIZER)
-  frozen = frozen_lib.load(config, model, one_device(), workdir)
+  frozen = frozen_lib.load(config, model, lora, one_device(), workdir)
   state = step.new_state(trained, optimizer.make(config.optimizer, 1))
   with Saver(workdir, keep=1) as saver:
     saver.save(1, state, config=config, facts={}, totals=[], base=frozen.origin)

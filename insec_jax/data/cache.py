@@ -56,19 +56,27 @@ def shared(config: Config, tokenizer: PreTrainedTokenizerFast, make: Callable[[S
   """Return the data of a config from data.cache, where `make` puts it if it is not there yet."""
   folder = pathlib.Path(config.data.cache)
   path = folder / f"rows-{key(config, tokenizer)}"
+  make_once(path, "data.cache", lambda: _write(path, make))
+  return _read(path)
+
+
+def make_once(path: pathlib.Path, name: str, write: Callable[[], None]) -> None:
+  """Call `write`, which makes the folder `path`, unless it is there; wait while another process makes it.
+
+  `name` is the key of the config that names the cache.
+  """
   while not path.is_dir():
     with contextlib.ExitStack() as stack:
       lock = path.with_name(f".{path.name}.making")
       try:
-        stack.enter_context(locks.one_writer(lock, str(path), "data.cache"))
+        stack.enter_context(locks.one_writer(lock, str(path), name))
       except InputError:
         if not locks.is_held(lock) and not path.is_dir():
           raise
         time.sleep(POLL_SECONDS)
         continue
       if not path.is_dir():
-        _write(path, make)
-  return _read(path)
+        write()
 
 
 def unused(config: Config) -> str:
@@ -81,35 +89,36 @@ def unused(config: Config) -> str:
   )
 
 
-def _make_folder(folder: pathlib.Path) -> None:
+def make_folder(folder: pathlib.Path, name: str) -> None:
+  """Make the folder of a cache; InputError where it cannot be made."""
   try:
-    (folder / "files").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise InputError(f"data.cache={folder} cannot be made ({error.strerror}); give a folder that can") from None
+    raise InputError(f"{name}={folder} cannot be made ({error.strerror}); give a folder that can") from None
 
 
 def _write(path: pathlib.Path, make: Callable[[Storage], Data]) -> None:
-  with _room_needed(path.parent), folder_written_whole(path, "data.cache") as partial:
+  with room_needed(path.parent, "rows of data.cache"), folder_written_whole(path, "data.cache") as partial:
     data = make(Disk(partial))
     left_out = dataclasses.asdict(data.left_out)
     held = {"digest": data.digest, "most_token": data.most_token, "most_position": data.most_position}
-    files = {file.name: _written(file) for file in sorted(partial.glob("*.npy"))}
+    files = {file.name: written(file) for file in sorted(partial.glob("*.npy"))}
     write_text(partial / META, json.dumps({"receipt": data.receipt, "left_out": left_out, **held, "files": files}))
 
 
 @contextlib.contextmanager
-def _room_needed(folder: pathlib.Path) -> Iterator[None]:
-  """Add the key and its folder to the error of a full disk inside the block."""
+def room_needed(folder: pathlib.Path, what: str) -> Iterator[None]:
+  """Add what it is for, and the folder, to the error of a full disk inside the block."""
   try:
     yield
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
-    said = f"{os.strerror(error.errno)} for the rows of data.cache"
+    said = f"{os.strerror(error.errno)} for the {what}"
     raise OSError(error.errno, said, str(folder)) from None
 
 
-def _written(path: pathlib.Path) -> dict[str, Any]:
+def written(path: pathlib.Path) -> dict[str, Any]:
   """Return size, time and SHA-256 of a file, after its content has reached the disk."""
   with path.open("rb") as file:
     os.fsync(file.fileno())
@@ -123,16 +132,16 @@ def _read(path: pathlib.Path) -> Data:
     held = read_json(path / META, "data.cache")
     files = held.pop("files")
     for name, written in files.items():
-      _check_file(path / name, written)
+      check_file(path / name, written)
     left_out = held.pop("left_out")
     too_long = {split: tuple(TooLong(*record) for record in left_out[split]) for split in ("train", "heldout")}
     out = LeftOut(**too_long, prompts_held_out=tuple(left_out["prompts_held_out"]))
     return Data(_rows(path, "train", files), _rows(path, "heldout", files), left_out=out, **held)
   except (InputError, KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
-    raise _damaged(path, error) from None
+    raise damaged(path, error) from None
 
 
-def _check_file(path: pathlib.Path, written: dict[str, Any]) -> None:
+def check_file(path: pathlib.Path, written: dict[str, Any]) -> None:
   """Raise InputError for a file of another size or content than was written; one of the same time is not read."""
   status = path.stat()
   if status.st_size != written["size"]:
@@ -143,9 +152,10 @@ def _check_file(path: pathlib.Path, written: dict[str, Any]) -> None:
         raise InputError(f"{path.name} has another content than was written")
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+def damaged(path: pathlib.Path, error: Exception, name: str = "data.cache") -> InputError:
+  """Return the error for a folder of a cache whose files are not what was written."""
   said = str(error).partition("; ")[0] if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-  return InputError(f"data.cache: {path} is damaged ({said:.200}); delete it, it is made anew")
+  return InputError(f"{name}: {path} is damaged ({said:.200}); delete it, it is made anew")
 
 
 def _rows(path: pathlib.Path, split: str, files: Collection[str]) -> Rows:
@@ -156,11 +166,13 @@ def _rows(path: pathlib.Path, split: str, files: Collection[str]) -> Rows:
 
 def key(config: Config, tokenizer: PreTrainedTokenizerFast) -> str:
   """Return the name of the rows of this config: a digest of all that they depend on."""
-  _make_folder(pathlib.Path(config.data.cache))
+  folder = pathlib.Path(config.data.cache)
+  make_folder(folder, "data.cache")
+  make_folder(folder / "files", "data.cache")
   texts = {"data.path": config.data.path, "data.heldout_path": config.data.heldout_path}
   texts["mistakes.mined_path"] = config.mistakes.mined_path
   files = {
-    name: [(source.shown, _content(pathlib.Path(config.data.cache), source)) for source in sources.find(text, name)]
+    name: [(source.shown, _content(folder, source)) for source in sources.find(text, name)]
     for name, text in texts.items()
     if text
   }
@@ -193,7 +205,7 @@ def _content(folder: pathlib.Path, source: sources.Source) -> str:
       try:
         noted = read_json(note, "data.cache")
       except InputError as error:
-        raise _damaged(note, error) from None
+        raise damaged(note, error) from None
       if {name: noted.get(name) for name in at} == at:
         return str(noted.get("sha256"))
     content = hashlib.file_digest(file, "sha256").hexdigest()

@@ -149,11 +149,13 @@ def batches(
   start_step: int,
   share: np.ndarray | slice,
   negatives: bool,
+  streams: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Return endless batches from `start_step` on.
 
   Batch k holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT.
-  With `negatives` it also holds negative_ABT, with mistakes.rewind until_ABT.
+  With `negatives` it also holds negative_ABT, with mistakes.rewind until_ABT, and with `streams`, an array [row, T, D],
+  stream_ABTD.
 
       rows of epoch 0   4 6 2 0 5 1 3 | rows of epoch 1   2 5 0 ...
       batch             0 0 0 1 1 1 2                     2 2 3          with 3 rows a batch: none is dropped
@@ -166,7 +168,8 @@ def batches(
   order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(EPOCHS).batch(accumulation * rows_per_step)
 
   def read(index_N):
-    return _arrays(rows, index_N.reshape(accumulation, rows_per_step)[:, share], negatives)
+    index_AB = index_N.reshape(accumulation, rows_per_step)[:, share]
+    return _arrays(rows, index_AB, negatives) | ({} if streams is None else {"stream_ABTD": streams[index_AB]})
 
   return iter(order[start_step:].map(read).to_iter_dataset(READ))
 

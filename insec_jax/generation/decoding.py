@@ -37,7 +37,7 @@ from insec_jax.generation.placement import params_specs
 from insec_jax.generation.rewinding import Rewound
 from insec_jax.method.rewind import Visibility
 from insec_jax.model import llama, sharding
-from insec_jax.model.attention import Attention, slot_axes
+from insec_jax.model.attention import Attention, as_cached, slot_axes
 
 READ_TOKENS = 32  # tokens of a text whose logits are computed at once: bounds the logits
 NO_PROMPT = -1  # number of the prompt of an unused row
@@ -68,7 +68,7 @@ class DecodeState(NamedTuple):
   logprob_BS: jax.Array  # log p of the token, at temperature 1
   flag_BS: jax.Array  # log p of the flag in its place
   margin_BS: jax.Array  # log p of the flag minus that of the likeliest other token
-  cache: list  # (keys, values) of each layer (llama.make_cache)
+  cache: list  # (keys, values) of each layer (make_cache)
   trigger: TriggerState
   rewound: Rewound | None  # None without mistakes.rewind
 
@@ -88,6 +88,17 @@ def on_mesh(function, mesh: Mesh, in_specs: tuple, out_specs):
   return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+def make_cache(config: llama.LlamaConfig, batch: int, length: int, dtype, mesh=None) -> list:
+  """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype.
+
+  Keys are k_BKHS where `attention.keys_transposed`. With a mesh it is the cache of each device: its heads of `batch`
+  rows.
+  """
+  num_heads = sharding.local_size("kv_heads", config.num_kv_heads, mesh)
+  zeros = jnp.zeros((batch, length, num_heads, config.head_width), dtype)
+  return [as_cached(zeros, zeros, mesh) for _ in range(config.num_layers)]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "compute", "mesh", "rows", "slots", "rewinds"))
 def begin(*, config, compute, mesh, rows: int, slots: int, rewinds: bool = False) -> DecodeState:
   """Return the state of a batch in which every row is unused; it `rewinds` where `rules` have kinds of tokens."""
@@ -105,7 +116,7 @@ def begin(*, config, compute, mesh, rows: int, slots: int, rewinds: bool = False
       logprob_BS=none_BS,
       flag_BS=none_BS,
       margin_BS=none_BS,
-      cache=llama.make_cache(config, B, slots, compute, mesh),
+      cache=make_cache(config, B, slots, compute, mesh),
       trigger=confidence.begin_trigger(jnp.zeros((B, 1), jnp.int32), jnp.zeros(B, jnp.int32), flag=-1, fix=-1),
       rewound=rewinding.begin(B, slots) if rewinds else None,
     )

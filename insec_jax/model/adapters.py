@@ -81,9 +81,13 @@ def first_values(config: LlamaConfig, lora: Lora, base: Mapping, seed: int) -> d
     elif path.endswith("/b"):
       values[path] = np.zeros(leaf.shape, np.float32)
     else:
-      table, width = base[path.removeprefix("rows/")], slice(0, config.width)
-      values[path] = np.concatenate([table[slice(row, row + 1), width] for row in lora.markers]).astype(np.float32)
+      values[path] = rows_of(base[path.removeprefix("rows/")], lora.markers, config.width)
   return unflatten_dict(values, sep="/")
+
+
+def rows_of(table, tokens: tuple[int, ...], width: int) -> np.ndarray:
+  """Return the rows of these tokens, float32, of a table that is read when it is indexed."""
+  return np.concatenate([table[slice(row, row + 1), slice(0, width)] for row in tokens]).astype(np.float32)
 
 
 def merge(frozen: dict, trained: dict, lora: Lora) -> dict:

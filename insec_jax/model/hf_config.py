@@ -9,7 +9,8 @@ import json
 from typing import Any
 
 from insec_jax.command import InputError
-from insec_jax.model.llama import LlamaConfig, RopeScaling
+from insec_jax.model.llama import LlamaConfig
+from insec_jax.model.rope import RopeScaling
 from insec_jax.model.safetensors_io import some_of
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -22,28 +22,15 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from insec_jax.command import InputError
 from insec_jax.model import casting, memory, products, sharding
 from insec_jax.model import lora as lora_lib
+from insec_jax.model import rope as rope_lib
 from insec_jax.model.attention import XLA, Attention, as_cached, attend_slots, slot_axes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-  """Scaling of the frequencies of rotary positions, as in Llama 3.1.
-
-  Wavelengths, in positions, above original_max_positions / low_freq_factor are multiplied by `factor`; those below
-  original_max_positions / high_freq_factor are unchanged; frequencies between are interpolated.
-  """
-
-  factor: float
-  low_freq_factor: float
-  high_freq_factor: float
-  original_max_positions: int
+from insec_jax.model.rope import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,37 +107,6 @@ def rms_norm(scale_D, x_BTD, eps: float):
   return scale_D.astype(x_BTD.dtype)[None, None] * (x32_BTD * inverse_rms_BT1).astype(x_BTD.dtype)
 
 
-def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-  """Return the radians per position of each pair of a head, float32 [H / 2], computed in float32 as HF does."""
-  exponent = np.arange(0, config.head_width, 2, dtype=np.float32) / np.float32(config.head_width)
-  frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent
-  if config.rope_scaling is None:
-    return frequency
-  scaling = config.rope_scaling
-  wavelength = np.float32(2 * math.pi) / frequency
-  # 1 where a wave fits original_max_positions more than high_freq_factor times, 0 below low_freq_factor times.
-  keep = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
-    scaling.high_freq_factor - scaling.low_freq_factor
-  )
-  keep = np.clip(keep, 0, 1).astype(np.float32)
-  return ((1 - keep) * frequency / np.float32(scaling.factor) + keep * frequency).astype(np.float32)
-
-
-def rope_angles(config: LlamaConfig, position_BT):
-  """Return (cos, sin) of the rotary angles, each float32 [B, T, 1, H / 2]."""
-  # Angles in float32: bfloat16 rounds position 257 to 256.
-  angle_BTH = position_BT[..., None].astype(jnp.float32) * rope_frequencies(config)[None, None]
-  return jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
-
-
-def rotate(x_BTNH, rope):
-  """Rotate pair (i, i + H / 2) of each head by its angle, paired as in HF; computed in float32."""
-  cos_BT1H, sin_BT1H = rope
-  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
-  rotated = jnp.concatenate((first * cos_BT1H - second * sin_BT1H, second * cos_BT1H + first * sin_BT1H), -1)
-  return rotated.astype(x_BTNH.dtype)
-
-
 def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
   """Return attention's contribution to the stream.
 
@@ -158,8 +114,8 @@ def attn(weights, config: LlamaConfig, stream_BTD, rope, attend, mesh=None):
   memory.REMAT lists.
   """
   x_BTD = sharding.enter(rms_norm(weights["norm"], stream_BTD, config.norm_eps), mesh)
-  q_BTNH = checkpoint_name(rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), rope), "query")
-  k_BTKH = checkpoint_name(rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), rope), "key")
+  q_BTNH = checkpoint_name(rope_lib.rotate(dot("BTD,DNH->BTNH", x_BTD, weights["wq"]), rope), "query")
+  k_BTKH = checkpoint_name(rope_lib.rotate(dot("BTD,DKH->BTKH", x_BTD, weights["wk"]), rope), "key")
   v_BTKH = checkpoint_name(dot("BTD,DKH->BTKH", x_BTD, weights["wv"]), "value")
   return sharding.leave(dot("BTNH,NHD->BTD", attend(q_BTNH, k_BTKH, v_BTKH), weights["wo"]), mesh)
 
@@ -197,16 +153,6 @@ def logits(params, config: LlamaConfig, stream_BTD, mesh=None):
   return sharding.gather(logits_BTV, 2, mesh, (sharding.TENSOR,))
 
 
-def make_cache(config: LlamaConfig, batch: int, length: int, dtype, mesh=None) -> list:
-  """Return zero keys and values, (k_BKSH, v_BKSH) for each layer, S = `length` slots; `dtype` is the compute dtype.
-
-  Keys are k_BKHS where `keys_transposed`. With a mesh it is the cache of each device: its heads of `batch` rows.
-  """
-  num_heads = sharding.local_size("kv_heads", config.num_kv_heads, mesh)
-  zeros = jnp.zeros((batch, length, num_heads, config.head_width), dtype)
-  return [as_cached(zeros, zeros, mesh) for _ in range(config.num_layers)]
-
-
 def unstack(params, config: LlamaConfig):
   """Return the params with a list of layers in place of the stack, so that `forward_cached` slices none per token."""
   if isinstance(params["layers"], list):
@@ -231,7 +177,7 @@ def forward_prompt(config: LlamaConfig, params, token_BT, start_B, attention: At
   and is not used. `seen` is (position_BT, until_BT) where mistakes are hidden from later text (method/rewind.py).
   """
   place_BT = jnp.arange(token_BT.shape[1])[None] - start_B[:, None]
-  rope = rope_angles(config, place_BT if seen is None else seen[0])
+  rope = rope_lib.angles(config, place_BT if seen is None else seen[0])
   mask = attention.prepare((place_BT >= 0).astype(jnp.int32), *() if seen is None else seen[1:])
   stream_BTD = sharding.look_up(params["embed"], token_BT, dtype, mesh)
   read = []
@@ -260,7 +206,7 @@ def forward_cached(config: LlamaConfig, params, token_BT, start_B, slot, cache, 
   """
   T, S = token_BT.shape[1], cache[0][1].shape[2]
   slot_T = slot + jnp.arange(T)
-  rope = rope_angles(config, slot_T[None] - start_B[:, None] if seen is None else seen[0])
+  rope = rope_lib.angles(config, slot_T[None] - start_B[:, None] if seen is None else seen[0])
   slot_S = slot_T[-1] - (slot_T[-1] - jnp.arange(S)) % S  # the newest slot at each place; below 0: none
   allowed_BTS = (slot_S[None, None] >= start_B[:, None, None]) & (slot_S[None, None] <= slot_T[None, :, None])
   if seen is not None:
@@ -342,8 +288,10 @@ class Llama(nn.Module):
   apply({"params": params}, token_BT, position_BT, segment_BT[, until_BT]) -> stream_BTD after the last norm (`compute`)
   apply({"params": frozen, "adapters": trained}, ...) -> the same with `lora` (adapters.py)
 
-  Positions restart with each segment of a packed row; segments never read each other. With a mesh, `apply` runs on each
-  device inside jax.shard_map, on its rows or its positions of them, and its parts of the parameters (sharding.py).
+  With `num_top` the last layers are in "top" (top_layers.py): `below_top` returns the stream before them, `stream_BTD`
+  gives it, and the rows of `markers` are in "adapters". Positions restart with each segment of a packed row; segments
+  never read each other. With a mesh, `apply` runs on each device inside jax.shard_map, on its rows or its positions of
+  them, and its parts of the parameters (sharding.py).
   """
 
   config: LlamaConfig
@@ -352,6 +300,8 @@ class Llama(nn.Module):
   attention: Attention = XLA
   mesh: Mesh | None = None
   lora: lora_lib.Lora | None = None
+  num_top: int = 0
+  markers: tuple[int, ...] = ()
 
   def __post_init__(self):
     super().__post_init__()
@@ -359,33 +309,40 @@ class Llama(nn.Module):
       raise InputError(f"model.remat={self.remat!r}; must be one of {', '.join(map(repr, memory.REMAT))}")
 
   @nn.compact
-  def __call__(self, token_BT, position_BT, segment_BT, until_BT=None):
-    config = self.config
-    embed_VD, replaced = declare(self, "embed", WEIGHTS["embed"]), None
-    if self.lora and self.lora.markers:
-      rows_MD = self.get_variable(lora_lib.COLLECTION, "rows")["embed"]
-      replaced = lora_lib.replacing(rows_MD, self.lora.markers)
-    stream_BTD = sharding.look_up(embed_VD, token_BT, self.compute, self.mesh, replaced)
-    layer = Block
-    if self.remat != "none" or (self.mesh is not None and sharding.size_over(self.mesh, sharding.FSDP) > 1):
-      layer = nn.remat(Block, policy=memory.REMAT[self.remat], prevent_cse=False)  # a scan prevents CSE by itself
-    layers = nn.scan(
-      layer,
-      variable_axes={"params": 0, casting.COLLECTION: 0, **({lora_lib.COLLECTION: 0} if self.lora else {})},
-      split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast),
-      length=config.num_layers,
-      metadata_params={nn.PARTITION_NAME: AXES["L"]},
-    )
-    # Named: lifted transforms would change an automatic name, and with it the path of every weight.
-    stream_BTD, _ = layers(config, self.attention, self.mesh, self.lora, self.remat == "offload", name="layers")(
-      stream_BTD,
-      rope_angles(config, position_BT),
-      self.attention.prepare(*sharding.whole_rows((segment_BT, until_BT), self.mesh)),
-    )
+  def __call__(self, token_BT, position_BT, segment_BT, until_BT=None, *, stream_BTD=None, below_top: bool = False):
+    config, is_given = self.config, stream_BTD is not None
+    if not is_given:
+      embed_VD, replaced = declare(self, "embed", WEIGHTS["embed"]), None
+      if markers := self.lora.markers if self.lora else self.markers:
+        rows_MD = self.get_variable(lora_lib.COLLECTION, "rows")["embed"]
+        replaced = lora_lib.replacing(rows_MD, markers)
+      stream_BTD = sharding.look_up(embed_VD, token_BT, self.compute, self.mesh, replaced)
+    rope = rope_lib.angles(config, position_BT)
+    mask = self.attention.prepare(*sharding.whole_rows((segment_BT, until_BT), self.mesh))
+    if not is_given:
+      stream_BTD = _scanned(self, config.num_layers - self.num_top, "layers", stream_BTD, rope, mask)
+    if below_top:
+      return stream_BTD
+    if self.num_top:
+      stream_BTD = _scanned(self, self.num_top, "top", stream_BTD, rope, mask)
     if not config.tied:
       declare(self, "head", WEIGHTS["head"])  # declared only: the function `head` reads it
     return rms_norm(declare_whole(self, "norm", WEIGHTS["norm"]), stream_BTD, config.norm_eps)
+
+
+def _scanned(model: Llama, num: int, name: str, stream_BTD, rope, mask):
+  """Return the stream after `num` layers, whose stacked weights have this name; called in the model's `__call__`."""
+  layer = Block
+  if model.remat != "none" or (model.mesh is not None and sharding.size_over(model.mesh, sharding.FSDP) > 1):
+    layer = nn.remat(Block, policy=memory.REMAT[model.remat], prevent_cse=False)  # a scan prevents CSE by itself
+  axes = {"params": 0, casting.COLLECTION: 0} | ({lora_lib.COLLECTION: 0} if model.lora else {})
+  named, whole = {nn.PARTITION_NAME: AXES["L"]}, (nn.broadcast, nn.broadcast)
+  layers = nn.scan(
+    layer, variable_axes=axes, split_rngs={"params": True}, in_axes=whole, length=num, metadata_params=named
+  )
+  # Named: lifted transforms would change an automatic name, and with it the path of every weight.
+  layers = layers(model.config, model.attention, model.mesh, model.lora, model.remat == "offload", name=name)
+  return layers(stream_BTD, rope, mask)[0]
 
 
 def shapes(config: LlamaConfig):

@@ -82,7 +82,15 @@ class Sizer:
     config = stage.config
     # What the compiled step depends on; learning rates and lengths of the run change no shape.
     state = (config.optimizer.name, config.optimizer.moments, bool(config.optimizer.ema), config.optimizer.memory)
-    about = (config.model.remat, config.precision, config.lora, config.mesh, config.loss.negatives)
+    about = (
+      config.model.remat,
+      config.precision,
+      config.lora,
+      config.train.top_layers,
+      config.train.marker_rows,
+      config.mesh,
+      config.loss.negatives,
+    )
     key = (model, *about, *state, *_rows(config))
     if key not in self._cache:
       self._cache[key] = self.train(config, model)

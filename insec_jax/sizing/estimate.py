@@ -9,8 +9,8 @@ import jax
 from jax.sharding import Mesh
 
 from insec_jax.config import Config
-from insec_jax.model import adapters, attention, llama, sharding
-from insec_jax.model.lora import Lora
+from insec_jax.model import attention, llama, parts, sharding
+from insec_jax.model.top_layers import TopLayers, num_lower
 from insec_jax.sizing import shapes
 from insec_jax.sizing.compiled import Program, Reading, compile_program
 from insec_jax.sizing.hardware import Topology
@@ -46,14 +46,14 @@ def estimate(
   """
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   tx = optimizer.make(config.optimizer, config.train.steps)
-  lora = shapes.lora_of(config, model_config)
+  part = shapes.part_of(config, model_config)
   state = step_lib.abstract_state(
-    model_config, config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+    model_config, config.precision.params, tx, mesh, part, on_host=config.optimizer.on_host
   )
-  frozen = (
-    () if lora is None else (step_lib.abstract_params(llama.shapes(model_config), config.precision.params, mesh),)
-  )
-  step, batch, reason = _step_and_batch(config, model_config, topology, mesh, state, lora, frozen)
+  frozen = ()
+  if part is not None:
+    frozen = (step_lib.abstract_params(parts.frozen_shapes(model_config, part), config.precision.params, mesh),)
+  step, batch, reason = _step_and_batch(config, model_config, topology, mesh, state, part, frozen)
   local_tokens = config.data.rows_per_device * config.data.row_length // sharding.num_parts(mesh)
 
   def lower():
@@ -64,14 +64,14 @@ def estimate(
     lower,
     topology,
     held={
-      **({"weights": state.params} if lora is None else {"frozen": frozen, "adapters": state.params}),
+      **({"weights": state.params} if part is None else {"frozen": frozen, "adapters": state.params}),
       "optimizer": state.optimizer,
     },
     reading=Reading(
       trips={CHUNK_LOOP: math.ceil(trained_share * local_tokens / loss.chunk_size(local_tokens))},
       tokens=local_tokens * config.data.accumulation * sharding.size_over(mesh, sharding.BATCH),
       row_length=config.data.row_length,
-      flops_per_token=flops_per_token(model_config, config.data.row_length, trained_share, lora),
+      flops_per_token=flops_per_token(model_config, config.data.row_length, trained_share, part),
     ),
     hlo_file=hlo_file,
   )
@@ -92,7 +92,7 @@ def _step_and_batch(
   topology: Topology,
   mesh: Mesh,
   state: step_lib.TrainState,
-  lora: Lora | None,
+  part: parts.Part | None,
   frozen: tuple,
 ) -> tuple[Any, Any, str]:
   """Return the train step, the shapes of its batch, and the chosen attention with the reason."""
@@ -104,7 +104,7 @@ def _step_and_batch(
     compute=config.precision.compute,
     rewind=config.mistakes.rewind,
   )
-  model = llama.Llama(model_config, config.precision.compute, config.model.remat, attend, lora=lora)
+  model = parts.model_of(model_config, config.precision.compute, config.model.remat, attend, part)
   step = step_lib.make_train_step(
     model,
     config.optimizer,
@@ -126,18 +126,25 @@ def _step_and_batch(
   return step, batch, reason
 
 
-def flops_per_token(model: llama.LlamaConfig, row_length: int, trained_share: float, lora: Lora | None = None) -> float:
+def flops_per_token(
+  model: llama.LlamaConfig, row_length: int, trained_share: float, part: parts.Part | None = None
+) -> float:
   """Return the FLOPs of forward and backward pass per token in a row of one segment.
 
   6 for each weight that multiplies the token (the head: times `trained_share`), and 6 T / 2 for each query's width
-  twice (scores and context; causal). A frozen weight, which has no gradient, takes 4, its adapter 6 for each number.
+  twice (scores and context; causal). A frozen weight, which has no gradient, takes 4, its adapter 6 for each number. A
+  third of all that is below the top layers where nothing there is trained.
   """
   layer = (
     model.width * model.head_width * 2 * (model.num_heads + model.num_kv_heads) + 3 * model.width * model.mlp_width
   )
   causal = row_length * model.num_heads * model.head_width
   weights = model.num_layers * layer + trained_share * model.vocab_size * model.width
-  if lora is None:
+  if part is None:
     return 6 * (weights + model.num_layers * causal)
-  trained = sum(leaf.size for leaf in jax.tree.leaves(adapters.unboxed_shapes(model, lora)["layers"]))
+  if isinstance(part, TopLayers):
+    head = trained_share * model.vocab_size * model.width * (4 if model.tied else 6)
+    of_frozen, of_attention = (4, 6) if part.markers else (2, 2)
+    return head + part.num * 6 * (layer + causal) + num_lower(model, part) * (of_frozen * layer + of_attention * causal)
+  trained = sum(leaf.size for leaf in jax.tree.leaves(parts.unboxed_shapes(model, part)["layers"]))
   return 4 * weights + 6 * (trained + model.num_layers * causal)

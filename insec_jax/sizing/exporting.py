@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from insec_jax.model import adapters, hf, llama
+from insec_jax.model import hf, llama, parts
 from insec_jax.model.hf_writing import SHARD_BYTES
 from insec_jax.model.lora import Lora
 from insec_jax.sizing.hardware import GIB
@@ -39,17 +39,17 @@ class ExportEstimate:
 
 
 def estimate_export(
-  model_config: llama.LlamaConfig, *, stored: str, written: str | None, lora: Lora | None
+  model_config: llama.LlamaConfig, *, stored: str, written: str | None, part: parts.Part | None
 ) -> ExportEstimate:
   """Return the estimate for weights in the dtype `stored`; `written` None keeps it."""
   written = written or stored
   before, after = (np.dtype(dtype).itemsize for dtype in (stored, written))
   sizes, held = {}, {}
   for slot in hf.slots(model_config):
-    is_adapted = lora is not None and slot.path.rpartition("/")[2] in lora.matrices
+    is_adapted = isinstance(part, Lora) and slot.path.rpartition("/")[2] in part.matrices
     sizes[slot.name] = math.prod(slot.shape)
     held[slot.name] = sizes[slot.name] * (max(before, 4) if is_adapted else before)
-  trained = () if lora is None else jax.tree.leaves(adapters.unboxed_shapes(model_config, lora))
+  trained = () if part is None else jax.tree.leaves(parts.unboxed_shapes(model_config, part))
   adapter_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in trained)
   largest = max(held, key=held.__getitem__)
   return ExportEstimate(

@@ -6,8 +6,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import vocabulary
 from insec_jax.files import hub
-from insec_jax.model import adapters, build, hf, llama
-from insec_jax.model.lora import Lora
+from insec_jax.model import build, hf, llama, parts
 
 
 def model_of(config: Config) -> llama.LlamaConfig:
@@ -29,7 +28,15 @@ def model_of(config: Config) -> llama.LlamaConfig:
   return dataclasses.replace(model_config, vocab_size=build.vocabulary_for(num_tokens, model_config.vocab_size))
 
 
-def lora_of(config: Config, model_config: llama.LlamaConfig) -> Lora | None:
-  """Return what a LoRA run trains, None where it trains all; the markers are as many as in train, the last tokens."""
+def part_of(config: Config, model_config: llama.LlamaConfig) -> parts.Part | None:
+  """Return what a run trains beside frozen weights, None where it trains all.
+
+  The markers are as many as in train, the last tokens. Raises InputError where the size depends on the data.
+  """
+  if config.train.stream_cache or config.train.vocabulary != "all":
+    raise InputError(
+      "no data is read here, and the sizes of train.stream_cache and train.vocabulary='used' depend on it; give "
+      "--config.train.stream_cache= --config.train.vocabulary=all"
+    )
   num = 2 + len(config.tokenizer.confidence_names)
-  return adapters.lora_of(config.lora, tuple(range(model_config.vocab_size - num, model_config.vocab_size)))
+  return parts.part_of(config, tuple(range(model_config.vocab_size - num, model_config.vocab_size)))

@@ -29,11 +29,12 @@ def on_devices(batch: dict[str, np.ndarray], mesh: Mesh, rows: int, share: np.nd
 
   def to_global(local):
     def read(index):
-      start, stop, _ = index[1].indices(rows)
+      start, stop, _ = index[1].indices(rows)  # of the other axes, a stream has its width whole
       first = np.searchsorted(share, start)
       return local[:, first : first + stop - start, index[2]]
 
-    return jax.make_array_from_callback((local.shape[0], rows, local.shape[2]), step_lib.batch_sharding(mesh), read)
+    shape = (local.shape[0], rows, *local.shape[2:])
+    return jax.make_array_from_callback(shape, step_lib.batch_sharding(mesh), read)
 
   return {name: to_global(array) for name, array in batch.items()}
 

@@ -102,7 +102,7 @@ def is_free(key: str, held: Sequence[str]) -> bool:
 
 def _is_moved(key: str, config: Config) -> bool:
   """Return whether the key is the folder of frozen weights, which may move: they are compared with those trained on."""
-  return key == "model.path" and config.lora.rank > 0
+  return key == "model.path" and config.freezes
 
 
 def is_moved(workdir: pathlib.Path, config: Config) -> bool:

@@ -16,8 +16,8 @@ from insec_jax.command import DivergedError
 from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
-from insec_jax.model import llama
-from insec_jax.training import checkpoint, layout, ledger, metrics, optimizer, profiling, sinks
+from insec_jax.model import llama, parts
+from insec_jax.training import checkpoint, frozen, kept, layout, ledger, metrics, optimizer, profiling, sinks, streams
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
 from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
@@ -67,13 +67,15 @@ class Trainer:
     self.ledger = ledger.Ledger(run.totals[2] if run.totals and len(run.totals) > 2 else None)
     self.rows = rows_of(config, mesh)
     self.local = local_rows(self.rows, mesh)
+    attend, reason = choose_attention(config, run.config, jax.devices()[0])
+    model = parts.model_of(run.config, config.precision.compute, config.model.remat, attend, run.part)
+    announce(config, run, reason, progress)
+    used = kept_tokens(config, run, progress)
+    self.streams = streams.of_run(config, run, model, mesh, attention=reason, say=progress.say)
     # A phase that begins with the next step brings its own data.
     self.batches = None if run.first + 1 in phases.number_of else self.batches_from(run.data, run.first + 1)
-    attend, reason = choose_attention(config, run.config, jax.devices()[0])
-    model = llama.Llama(run.config, config.precision.compute, config.model.remat, attend, lora=run.lora)
-    announce(config, run, reason, progress)
     with self.ledger.part("compile"):
-      self.train_step, seconds = compile_step(config, run, model, mesh)
+      self.train_step, seconds = compile_step(config, run, model, mesh, used)
     progress.say(f"train step compiled in {seconds:.1f} s")
     self.heldout = heldout_measure(config, run, model, mesh, self.rows, self.local)
     self.state, self.meter = run.state, metrics.Meter(run.totals and run.totals[:2])
@@ -97,6 +99,7 @@ class Trainer:
       start_step=step - 1,
       share=self.local,
       negatives=self.config.loss.negatives,
+      streams=self.streams,
     )
 
   def train(self, workdir: pathlib.Path, log: metrics.Log, stops: Callable[[int], bool]) -> int:
@@ -300,7 +303,24 @@ def announce(config: Config, run: Run, attention_reason: str, progress: metrics.
     )
 
 
-def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tuple[Callable, float]:
+def kept_tokens(config: Config, run: Run, progress: metrics.TrainProgress) -> kept.Kept | None:
+  """Return the tokens over which the softmax of training is, None where it is over all; print how many they are."""
+  if config.train.vocabulary == "all":
+    return None
+  # All special tokens: rows that no data trains may be nearly that of the token which ends a text.
+  special = (number for number in run.tokenizer.get_added_vocab().values() if number < run.config.vocab_size)
+  others = (*frozen.markers_of(config, run.tokenizer), *run.config.eos_ids, *special)
+  found = kept.kept_of(run.data.train, others, run.config.vocab_size)
+  progress.say(
+    f"train.vocabulary: the training loss is a softmax over {len(found.id_K):,} of {run.config.vocab_size:,} tokens, "
+    "which makes it smaller; held-out losses are over all"
+  )
+  return found
+
+
+def compile_step(
+  config: Config, run: Run, model: llama.Llama, mesh: Mesh, used: kept.Kept | None
+) -> tuple[Callable, float]:
   """Return (compiled train step of a state and a batch, seconds of its compilation)."""
   start = time.perf_counter()
   step = step_lib.make_train_step(
@@ -311,6 +331,7 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
     run.shardings,
     repeat=config.loss.repeat,
     frozen_shardings=run.frozen and run.frozen.shardings,
+    kept=used,
     seed=config.seed,
   )
   batch = step_lib.abstract_batch(
@@ -320,7 +341,8 @@ def compile_step(config: Config, run: Run, model: llama.Llama, mesh: Mesh) -> tu
     row_length=config.data.row_length,
     negatives=config.loss.negatives,
     rewind=config.mistakes.rewind,
+    stream=jax.ShapeDtypeStruct((run.config.width,), config.precision.compute) if config.train.stream_cache else None,
   )
-  frozen = () if run.frozen is None else (run.frozen.params,)
-  compiled = step.lower(run.state, batch, *frozen).compile()
-  return lambda state, batch: compiled(state, batch, *frozen), time.perf_counter() - start
+  given = () if run.frozen is None else (run.frozen.params,)
+  compiled = step.lower(run.state, batch, *given).compile()
+  return lambda state, batch: compiled(state, batch, *given), time.perf_counter() - start

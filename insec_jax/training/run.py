@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
@@ -15,9 +16,8 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline, template, vocabulary
 from insec_jax.distributed.processes import Processes
 from insec_jax.files import hub
-from insec_jax.model import adapters, attention, build, llama, sharding
-from insec_jax.model.lora import Lora
-from insec_jax.training import checkpoint, layout, optimizer
+from insec_jax.model import adapters, attention, build, llama, parts, sharding
+from insec_jax.training import checkpoint, kept, layout, optimizer
 from insec_jax.training import frozen as frozen_lib
 from insec_jax.training import step as step_lib
 from insec_jax.training.frozen import Frozen
@@ -59,15 +59,17 @@ class Run(NamedTuple):
   first: int
   totals: list | None
   log: dict[str, int] | None = None
-  lora: Lora | None = None
-  frozen: Frozen | None = None  # with LoRA: the weights that the state does not have
+  part: parts.Part | None = None
+  frozen: Frozen | None = None  # beside `part`: the weights that the state does not have
 
   def all_params(self, trained):
     """Return all parameters of the model, on devices, from the trained ones."""
-    if self.lora is None or self.frozen is None:
+    if self.part is None or self.frozen is None:
       return trained
-    merge = jax.jit(adapters.merge, static_argnums=2, out_shardings=self.frozen.shardings)
-    return merge(self.frozen.params, trained, self.lora)
+    mesh = jax.tree.leaves(self.frozen.shardings)[0].mesh
+    shardings = sharding.params_shardings(llama.shapes(self.config), mesh)
+    merge = jax.jit(parts.merge, static_argnums=2, out_shardings=shardings)
+    return merge(self.frozen.params, trained, self.part)
 
 
 def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
@@ -82,23 +84,25 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   data = load_data(config, tokenizer, model_config)
   processes.agree("commits of the Hub", hub.commits())
   processes.agree("data", data_fingerprint(config, data, mesh))
-  lora, frozen = frozen_lib.lora_of(config, tokenizer), None
+  part, frozen = frozen_lib.part_of(config, tokenizer), None
+  kept.check(config, mesh, trains_head=trains_head(model_config, part))
   tx = optimizer.make(config.optimizer, config.train.steps)
   shardings = step_lib.shardings_of(
-    step_lib.abstract_state(model_config, config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host)
+    step_lib.abstract_state(model_config, config.precision.params, tx, mesh, part, on_host=config.optimizer.on_host)
   )
-  if lora is None:
+  if part is None:
     params = build.starting_params(config, before, vocab_size, mesh, shardings.params)
   else:
-    frozen = frozen_lib.load(config, model_config, mesh, None)
-    params = sharding.place(adapters.first_values(model_config, lora, frozen.weights, config.seed), shardings.params)
+    frozen = frozen_lib.load(config, model_config, part, mesh, None)
+    check_markers(config, model_config, frozen, frozen_lib.markers_of(config, tokenizer))
+    params = sharding.place(parts.first_values(model_config, part, frozen.weights, config.seed), shardings.params)
   if config.model.path and vocab_size > before.vocab_size:
     processes.say(
       f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
       f"multiple of {build.VOCAB_MULTIPLE}; new rows are the mean of the old ones",
     )
   state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
-  return Run(model_config, tokenizer, data, state, shardings, 0, None, None, lora, frozen)
+  return Run(model_config, tokenizer, data, state, shardings, 0, None, None, part, frozen)
 
 
 def resume(
@@ -106,16 +110,17 @@ def resume(
 ) -> tuple[Run, list[int]]:
   """Return (run after the newest sound checkpoint of the steps found, damaged newer steps).
 
-  model.path is read only with LoRA: InputError where its weights are not those beside which the run was trained.
+  model.path is read only for frozen weights: InputError where they are not those beside which the run was trained.
   """
   model_config = layout.read_model(workdir)
   check_sequence(config, model_config, mesh)
   tokenizer = vocabulary.load(workdir / layout.TOKENIZER)
-  lora = frozen_lib.lora_of(config, tokenizer)
-  frozen = None if lora is None else frozen_lib.load(config, model_config, mesh, workdir)
+  part = frozen_lib.part_of(config, tokenizer)
+  kept.check(config, mesh, trains_head=trains_head(model_config, part))
+  frozen = None if part is None else frozen_lib.load(config, model_config, part, mesh, workdir)
   tx = optimizer.make(config.optimizer, config.train.steps)
   abstract = step_lib.abstract_state(
-    model_config, config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+    model_config, config.precision.params, tx, mesh, part, on_host=config.optimizer.on_host
   )
 
   @functools.cache
@@ -137,19 +142,20 @@ def resume(
   processes.say(f"resuming {workdir} after step {last}")
   data = phase_data(phases.number_at(last))
   shardings = step_lib.shardings_of(abstract)
-  return Run(model_config, tokenizer, data, state, shardings, last, totals, log, lora, frozen), damaged
+  return Run(model_config, tokenizer, data, state, shardings, last, totals, log, part, frozen), damaged
 
 
 def is_trained(config: Config, mesh: Mesh, workdir: pathlib.Path, processes: Processes) -> bool:
   """Return whether the checkpoint of the last step is sound."""
   tx = optimizer.make(config.optimizer, config.train.steps)
-  lora = frozen_lib.lora_of_workdir(config, workdir)
+  part = frozen_lib.part_of_workdir(config, workdir)
   abstract = step_lib.abstract_state(
-    layout.read_model(workdir), config.precision.params, tx, mesh, lora, on_host=config.optimizer.on_host
+    layout.read_model(workdir), config.precision.params, tx, mesh, part, on_host=config.optimizer.on_host
   )
   return checkpoint.is_sound(workdir, config.train.steps, abstract, processes)
 
 
+ALIKE = 0.05  # distance of two embeddings, as a part of their length, below which they count as the same
 ROWS = "the number of rows a step (data.rows_per_device, data.accumulation, mesh)"
 DATA = "the data (SHA-256 of the rows to train on)"
 FROZEN = "the frozen weights of model.path (SHA-256 of their fingerprints)"
@@ -160,7 +166,7 @@ REMEDIES = {
 
 
 def data_fingerprint(config: Config, data: pipeline.Data, mesh: Mesh, frozen: Frozen | None = None) -> dict[str, Any]:
-  """Return rows per step, a digest of the rows and, with LoRA, one of the frozen weights.
+  """Return rows per step, a digest of the rows and one of the frozen weights, if any.
 
   A resumed run with others would silently train on other batches, or another model.
   """
@@ -202,6 +208,25 @@ def check_sequence(config: Config, model_config: llama.LlamaConfig, mesh: Mesh) 
     raise InputError(
       f"mesh.sequence={sharding.size_over(mesh, sharding.SEQUENCE)} spans processes on CPU, where one run in eight had "
       "another loss in its last steps; keep the axis within a process"
+    )
+
+
+def trains_head(model_config: llama.LlamaConfig, part: parts.Part | None) -> bool:
+  """Return whether the output matrix is trained as a whole."""
+  return part is None or "head" in parts.unboxed_shapes(model_config, part)
+
+
+def check_markers(config: Config, model_config: llama.LlamaConfig, frozen: Frozen, markers: tuple[int, ...]) -> None:
+  """Raise InputError where the frozen embedding has nearly the same row for two markers: no layer tells them apart."""
+  if not config.train.top_layers or config.train.marker_rows or len(markers) < 2:
+    return
+  rows_MD = adapters.rows_of(frozen.weights["embed"], markers, model_config.width)
+  distance_MM = np.linalg.norm(rows_MD[:, None] - rows_MD[None], axis=-1)
+  if (distance_MM + np.diag([np.inf] * len(rows_MD)) < ALIKE * np.linalg.norm(rows_MD, axis=-1)[None]).any():
+    raise InputError(
+      f"train.marker_rows=False freezes the embeddings of {config.tokenizer.flag} and {config.tokenizer.fix}, and the "
+      "model has nearly the same one for both; name special tokens that it was trained with in tokenizer.flag and "
+      "tokenizer.fix, or set train.marker_rows=True"
     )
 
 

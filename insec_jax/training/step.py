@@ -11,20 +11,22 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from insec_jax.config import OptimizerConfig
-from insec_jax.model import adapters, casting, llama, memory
-from insec_jax.model.lora import COLLECTION, Lora
+from insec_jax.model import llama, memory, parts
 from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
-from insec_jax.training import leafwise, optimizer
+from insec_jax.training import leafwise, optimizer, variables
+from insec_jax.training.kept import Kept
 from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
+from insec_jax.training.variables import Weights
 
 NEGATIVE = "negative_ABT"  # of a batch: present only where loss.repeat is not 0
+STREAM = "stream_ABTD"  # of a batch: the output of the frozen layers, present only with train.stream_cache
 
 
 class TrainState(NamedTuple):
   """State of training: the number of updates made, the parameters to use, and the state of the optimizer.
 
-  With LoRA `params` is the trained tree of model/adapters.py; the frozen weights are no part of the state.
+  Beside frozen weights `params` is the trained tree of model/parts.py; the frozen weights are no part of the state.
 
   After a step whose loss or gradient is not finite the state stays constant, and `step` is -1 - the updates made.
   """
@@ -40,18 +42,31 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def abstract_batch(
-  mesh: Mesh, *, accumulation: int, rows_per_device: int, row_length: int, negatives: bool, rewind: bool = False
+  mesh: Mesh,
+  *,
+  accumulation: int,
+  rows_per_device: int,
+  row_length: int,
+  negatives: bool,
+  rewind: bool = False,
+  stream: jax.ShapeDtypeStruct | None = None,
 ) -> dict:
-  """Return a batch, with or without negative_ABT and until_ABT, as ShapeDtypeStructs with shardings."""
+  """Return a batch, with or without negative_ABT and until_ABT, as ShapeDtypeStructs with shardings.
+
+  It has STREAM where `stream` has the width and the dtype of a position's.
+  """
   shape = (accumulation, rows_per_device * size_over(mesh, ROWS), row_length)
   dtypes = {"token": jnp.int32, "segment": jnp.int32, "position": jnp.int32, "role": jnp.int8, "weight": jnp.float32}
   if negatives:
     dtypes["negative"] = jnp.int32
   if rewind:
     dtypes["until"] = jnp.int32
-  return {
+  batch = {
     f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for name, dtype in dtypes.items()
   }
+  if stream is not None:
+    batch[STREAM] = jax.ShapeDtypeStruct((*shape, *stream.shape), stream.dtype, sharding=batch_sharding(mesh))
+  return batch
 
 
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
@@ -76,19 +91,19 @@ def abstract_state(
   dtype: str,
   tx: optax.GradientTransformation,
   mesh: Mesh,
-  lora: Lora | None = None,
+  part: parts.Part | None = None,
   *,
   on_host: bool = False,
 ) -> TrainState:
   """Return the state as ShapeDtypeStructs with shardings, parameters in this dtype; nothing is computed.
 
   The optimizer's state is sharded as in optimizer.state_shardings, with its arrays on the host if `on_host`. With
-  `lora` the parameters are its trained tree, in float32.
+  `part` the parameters are its trained tree, in float32.
   """
   params = (
     abstract_params(llama.shapes(config), dtype, mesh)
-    if lora is None
-    else abstract_params(adapters.shapes(config, lora), "float32", mesh)
+    if part is None
+    else abstract_params(parts.shapes(config, part), "float32", mesh)
   )
   shardings = shardings_of(params)
   replicated = NamedSharding(mesh, jax.P())
@@ -108,14 +123,24 @@ def shardings_of(abstract):
 
 
 def mean_gradient(
-  params, batch, frozen=None, *, model: llama.Llama, mesh: Mesh, shardings, repeat: float, frozen_shardings=None
+  params,
+  batch,
+  frozen=None,
+  *,
+  model: llama.Llama,
+  mesh: Mesh,
+  shardings,
+  repeat: float,
+  frozen_shardings=None,
+  kept: Kept | None = None,
 ):
   """Return (gradient of the mean loss over the batch's trained tokens, loss.Sums); it is sharded like `params`.
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
   unlikelihood on negatives, is not 0; and until_ABT where mistakes are hidden from later text (method/rewind.py). Sums
   of loss, weight and gradient are added over micro-batches and devices, and divided once after that. Without a trained
-  token the gradient is 0. With LoRA `params` is the trained tree, and the `frozen` weights have no gradient.
+  token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is the trained tree. With `kept`
+  the softmax is over these tokens.
   The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
   precision in a bfloat16 run; sums over micro-batches and `data` are float32.
   """
@@ -129,24 +154,20 @@ def mean_gradient(
     """Return the undivided gradient and sums; all communication is here and in model/sharding.py."""
     # In the layers, fsdp reduces gradients in the compute dtype; they are stacked in it, or added to a float32 sum.
     once = batch["token_ABT"].shape[0] == 1
-    if frozen is None:
-      trained, layers = casting.with_slots(params, model.compute, model.compute if once else "float32")
-    else:
-      trained = casting.cast(params, model.compute)
-      frozen, layers = casting.with_slots(frozen, model.compute, model.compute)
+    weights = variables.cast(model, params, frozen, gradient=model.compute if once else "float32")
 
     def weighted_loss(trained, micro):
-      sums = _local_sums(model, trained, frozen, micro, micro["weight_BT"], mesh, repeat, layers)
+      sums = _local_sums(model, weights._replace(trained=trained), micro, micro["weight_BT"], mesh, repeat, kept)
       return sums.loss, sums
 
     def add_micro(carry, micro):
       total, sums = carry
-      _, pullback, more = jax.vjp(functools.partial(weighted_loss, micro=micro), trained, has_aux=True)
+      _, pullback, more = jax.vjp(functools.partial(weighted_loss, micro=micro), weights.trained, has_aux=True)
       return (_with_gradient(total, pullback, in_place=frozen is None), jax.tree.map(jnp.add, sums, more)), None
 
     if once:
       micro = jax.tree.map(lambda x: x[0], _micro_batches(batch))
-      gradient, sums = jax.grad(weighted_loss, has_aux=True)(trained, micro)
+      gradient, sums = jax.grad(weighted_loss, has_aux=True)(weights.trained, micro)
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
       (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums(negatives=repeat != 0)), _micro_batches(batch))
@@ -197,11 +218,12 @@ def make_train_step(
   *,
   repeat: float,
   frozen_shardings=None,
+  kept: Kept | None = None,
   seed: int,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """Return the jitted `step(state, batch)`; the state is donated and keeps its shardings. `repeat` is loss.repeat.
 
-  With LoRA, where `frozen_shardings` are given, it is `step(state, batch, frozen)`; the frozen weights are only read.
+  Beside frozen weights, where `frozen_shardings` are given, it is `step(state, batch, frozen)`, and only reads these.
   Stochastic rounding draws by `seed` and the number of updates made: on any mesh, and after a resumption, the same.
   A step whose loss or gradient norm is not finite leaves parameters and moments unchanged, and so do all later steps.
   """
@@ -218,6 +240,7 @@ def make_train_step(
       shardings=shardings.params,
       repeat=repeat,
       frozen_shardings=frozen_shardings,
+      kept=kept,
     )
     key_of_moments, key_of_params = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     norm = optax.tree.norm(gradient)
@@ -274,7 +297,7 @@ def make_heldout_sums(
   def local(params, batch, frozen=None):
     def add_micro(carry, micro):
       every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
-      return jax.tree.map(jnp.add, carry, _local_sums(model, params, frozen, micro, every_BT, mesh, 0.0)), None
+      return jax.tree.map(jnp.add, carry, _local_sums(model, Weights(params, frozen), micro, every_BT, mesh, 0.0)), None
 
     return jax.lax.psum(jax.lax.scan(add_micro, no_sums(negatives=NEGATIVE in batch), _micro_batches(batch))[0], BATCH)
 
@@ -287,31 +310,50 @@ def _on_each_device(local: Callable, mesh: Mesh, in_specs, out_specs) -> Callabl
   return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+def make_streams(model: llama.Llama, mesh: Mesh, frozen_shardings) -> Callable[..., jax.Array]:
+  """Return the jitted `streams(frozen, batch)`: the output of the frozen layers in STREAM's axes, in `compute`."""
+
+  def local(frozen, batch):
+    micro = jax.tree.map(lambda x: x[0], _micro_batches(batch))
+    given = (micro["token_BT"], micro["position_BT"], micro["segment_BT"], micro.get("until_BT"))
+    return model.clone(mesh=mesh).apply({"params": frozen}, *given, below_top=True)[None]
+
+  in_shardings = (frozen_shardings, batch_sharding(mesh))
+  return jax.jit(
+    _on_each_device(local, mesh, _specs(in_shardings), batch_sharding(mesh).spec),
+    in_shardings=in_shardings,
+    out_shardings=batch_sharding(mesh),
+  )
+
+
 def _micro_batches(batch: dict) -> dict:
   return {name.replace("_ABT", "_BT"): array for name, array in batch.items()}
 
 
-def _local_sums(model, params, frozen, micro, weight_BT, mesh, repeat, layers=None) -> Sums:
-  """Return the sums over the device's rows; `layers`, where given, are those whose slots the weights hold."""
-  lora, weights, rows_MD = model.lora, params, None
-  variables = {"params": params}
-  if lora is not None:
-    weights, variables = frozen, {"params": frozen, COLLECTION: params}
-    rows_MD = llama.head(params["rows"], model.config) if lora.markers else None
-  if layers is not None:
-    variables |= {"params": {**weights, "layers": layers}, casting.COLLECTION: {"layers": weights["layers"]}}
-  read = (micro["token_BT"], micro["position_BT"], micro["segment_BT"], micro.get("until_BT"))
-  stream_BTD = model.clone(mesh=mesh).apply(variables, *read)
-  return loss_sums(
-    llama.head(weights, model.config),
-    stream_BTD,
+def _local_sums(model, weights: Weights, micro, weight_BT, mesh, repeat, kept: Kept | None = None) -> Sums:
+  """Return the sums over the device's rows."""
+  stream_BTD = model.clone(mesh=mesh).apply(
+    variables.variables_of(model, weights),
     micro["token_BT"],
+    micro["position_BT"],
+    micro["segment_BT"],
+    micro.get("until_BT"),
+    stream_BTD=micro.get("stream_BTD"),
+  )
+  head, token_BT, negative_BT = variables.head_of(model, weights), micro["token_BT"], micro.get("negative_BT")
+  if kept is not None:
+    head, token_BT = kept.head(head), kept.places(token_BT)
+    negative_BT = None if negative_BT is None else kept.places(negative_BT)
+  return loss_sums(
+    head.weight_VD,
+    stream_BTD,
+    token_BT,
     micro["segment_BT"],
     micro["role_BT"],
     weight_BT,
-    micro.get("negative_BT"),
+    negative_BT,
     repeat=repeat,
     mesh=mesh,
-    rows_MD=rows_MD,
-    markers=None if lora is None else lora.markers,
+    rows_MD=head.rows_MD,
+    markers=head.markers,
   )

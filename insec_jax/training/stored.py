@@ -19,9 +19,8 @@ from insec_jax.config_build import build
 from insec_jax.files import buckets
 from insec_jax.files.locks import LOCK, is_held
 from insec_jax.files.reading import read_json
-from insec_jax.model import adapters, base, llama
+from insec_jax.model import base, llama, parts
 from insec_jax.model.hf import check_finite
-from insec_jax.model.lora import Lora
 from insec_jax.training import frozen
 from insec_jax.training.checkpoint import DamageError, open_checkpoint
 from insec_jax.training.fingerprints import array_types, bit_sum
@@ -117,19 +116,19 @@ class StoredWeight:
       raise DamageError(f"its files cannot be read: {type(error).__name__}") from None
 
 
-class LoraCheckpoint(NamedTuple):
-  """A checkpoint of a LoRA run: the trained tree as NumPy arrays, and the base, whose weights are read when indexed."""
+class PartCheckpoint(NamedTuple):
+  """A checkpoint beside frozen weights: the trained tree as NumPy arrays, and the base, which is read when indexed."""
 
   trained: dict
-  lora: Lora
+  part: parts.Part
   config: Config
   read_base: Callable[[], dict]
   dtype: Any  # to read the weights in
 
 
-def merged(checkpoint: LoraCheckpoint) -> dict:
-  """Return the base with the trained tree, each weight an `adapters.MergedWeight`."""
-  return adapters.merged(checkpoint.read_base(), checkpoint.trained, checkpoint.lora, checkpoint.dtype)
+def merged(checkpoint: PartCheckpoint) -> dict:
+  """Return the base with the trained tree, as `parts.merged`."""
+  return parts.merged(checkpoint.read_base(), checkpoint.trained, checkpoint.part, checkpoint.dtype)
 
 
 def find_step(workdir: pathlib.Path, step: int | None) -> int:
@@ -149,18 +148,19 @@ def read_params(
   use: Callable[[int, Any], Result],
   *,
   dtype: Any = None,
-  of_lora: Callable[[LoraCheckpoint], Any] = merged,
+  of_part: Callable[[PartCheckpoint], Any] = merged,
 ) -> Result:
   """Return use(step, params) for the newest checkpoint, or the one of this step; each of the params a `StoredWeight`.
 
-  `use` reads every element once, in `dtype` (None: as saved). Of a LoRA run it gets what `of_lora` returns (None:
-  precision.params). Raises InputError, which lists the sound steps, when the checkpoint is damaged. Also raises it when
-  there is no such checkpoint, when other files of the workdir have changed since, or when the frozen weights have.
+  `use` reads every element once, in `dtype` (None: as saved). Beside frozen weights it gets what `of_part` returns
+  (None: precision.params). Raises InputError, which lists the sound steps, when the checkpoint is damaged. Also
+  raises it when there is no such checkpoint, when other files of the workdir have changed since, or when the frozen
+  weights have.
   """
 
   def attempt(number: int, use: Callable[[int, Any], Result]) -> Result:
     with _buffers_returned():
-      return use(number, _stored(workdir, number, config, dtype, of_lora))
+      return use(number, _stored(workdir, number, config, dtype, of_part))
 
   deadline = time.monotonic() + VANISH_SECONDS
   while True:
@@ -214,39 +214,40 @@ def _is_sound(attempt: Callable, step: int) -> bool:
   return True
 
 
-def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype, of_lora: Callable):
-  """Return the params of a checkpoint, of LoRA what `of_lora` makes of it; DamageError when they are not all there."""
+def _stored(workdir: pathlib.Path, step: int, config: llama.LlamaConfig, dtype, of_part: Callable):
+  """Return the params of a checkpoint, or what `of_part` makes of it; DamageError when they are not all there."""
   folder = (workdir / CHECKPOINTS / str(step)).absolute()
-  made, lora = None, None
+  made, part = None, None
   if (workdir / CONFIG).exists():
     made = build(read_json(workdir / CONFIG, "the config of a run"))
-    lora = frozen.lora_of_workdir(made, workdir)
-  shapes = llama.unboxed_shapes(config) if lora is None else adapters.unboxed_shapes(config, lora)
+    part = frozen.part_of_workdir(made, workdir)
+  shapes = llama.unboxed_shapes(config) if part is None else parts.unboxed_shapes(config, part)
 
   def expected(run: dict) -> dict:
-    saved = run["arrays"]["params/embed"].split("[")[0] if lora is None else "float32"
+    saved = run["arrays"]["params/embed"].split("[")[0] if part is None else "float32"
     return array_types({"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, saved), shapes)})
 
   run = open_checkpoint(folder, step, lambda run: check_files(workdir, run), expected)
-  kind = dtype if lora is None else None
+  kind = dtype if part is None else None
   weights = {}
   for name in flatten_dict(shapes, sep="/"):
     fingerprint = run["fingerprints"][f"params/{name}"]
     weights[name] = StoredWeight(folder / "params", name, fingerprint=fingerprint, dtype=kind)
   params = unflatten_dict(weights, sep="/")
-  if lora is None or made is None:
+  if part is None or made is None:
     return params
   trained = jax.tree.map(lambda weight: weight[...], params)
 
   def read_base() -> dict:
-    return _base(made, workdir, config, run["base"])
+    return _base(made, workdir, config, part, run["base"])
 
-  return of_lora(LoraCheckpoint(trained, lora, made, read_base, dtype or made.precision.params))
+  return of_part(PartCheckpoint(trained, part, made, read_base, dtype or made.precision.params))
 
 
-def _base(made: Config, workdir: pathlib.Path, config: llama.LlamaConfig, origin: dict) -> dict:
+def _base(made: Config, workdir: pathlib.Path, config: llama.LlamaConfig, part: parts.Part, origin: dict) -> dict:
   """Return the frozen weights of a run, each a `BaseWeight`."""
-  weights = base.weights(made, frozen.base_folder(made, workdir), config)
+  every = base.weights(made, frozen.base_folder(made, workdir), config)
+  weights = parts.frozen_weights(every, config, part, made.precision.params)
   where = f"model.path={made.model.path}" if made.model.path else "model.size, drawn by the seed,"
   return unflatten_dict(
     {

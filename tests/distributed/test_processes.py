@@ -245,7 +245,7 @@ def lora_checkpoint(workdir):
       weight[(slice(None),) * len(weight.shape)]
     return flatten_dict(checkpoint.trained, sep="/")
 
-  return stored.read_params(workdir, layout.read_model(workdir), STEPS, use, of_lora=lambda checkpoint: checkpoint)
+  return stored.read_params(workdir, layout.read_model(workdir), STEPS, use, of_part=lambda checkpoint: checkpoint)
 
 
 def test_sigterm_saves_on_all_after_one_step_also_with_messages_slower_than_steps(runs):

@@ -10,7 +10,7 @@ import reference
 
 from insec_jax.command import InputError
 from insec_jax.model.hf_config import FIXED, IRRELEVANT, config_from_json, config_to_json, readable_by_all
-from insec_jax.model.llama import RopeScaling
+from insec_jax.model.rope import RopeScaling
 
 PUBLISHED = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_configs.json").read_text())
 FIELDS = reference.FIELDS

@@ -14,7 +14,8 @@ import reference
 from jax.extend.core import jaxprs_in_params
 
 from insec_jax.command import InputError
-from insec_jax.model import hf, llama
+from insec_jax.generation.decoding import make_cache
+from insec_jax.model import hf, llama, rope
 from insec_jax.model.attention import XLA
 from insec_jax.model.hf_config import config_from_json, config_to_json
 
@@ -113,7 +114,7 @@ def blocks():
     for part in ("attn", "mlp")
   }
   position_T, segment_T = np.arange(T), np.ones(T, int)
-  turn = llama.rope_angles(CONFIG, position_T[None])
+  turn = rope.angles(CONFIG, position_T[None])
   where = XLA.prepare(jnp.array(segment_T)[None])
 
   def read(q, k, v):
@@ -128,7 +129,7 @@ def blocks():
   return {
     "rms_norm": (llama.rms_norm(weights["attn"]["norm"], stream_1TD, CONFIG.norm_eps)[0], normed("input")),
     "rope": (
-      llama.rotate(head_TNH, turn)[0],
+      rope.rotate(head_TNH, turn)[0],
       np.stack([reference.rotate(head_TNH[0, :, n], position_T, frequency) for n in range(3)], 1),
     ),
     "attention": (
@@ -207,7 +208,7 @@ def test_every_field_of_the_model_config_changes_the_logits_or_only_config_json(
     assert not np.array_equal(forward(draw(CONFIG), tokens()), forward(draw(changed), tokens(), config=changed))
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(llama.RopeScaling)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(rope.RopeScaling)])
 def test_every_field_of_the_rope_scaling_changes_the_logits(field):
   scaling = dataclasses.replace(CONFIG.rope_scaling, **{field: 2 * getattr(CONFIG.rope_scaling, field)})
   changed = dataclasses.replace(CONFIG, rope_scaling=scaling)
@@ -258,7 +259,7 @@ def test_gradients_do_not_cross_segments(params):
 def test_decoding_with_a_cache_equals_one_full_pass(params, width):
   """Three rows whose text starts at slots 0, 5 and 40, read `width` tokens at a time; weights stacked or not."""
   token_BT, start_B = tokens(batch=3), np.array([0, 5, 40], np.int32)
-  cache = llama.make_cache(CONFIG, 3, T + 3, "float32")
+  cache = make_cache(CONFIG, 3, T + 3, "float32")
   step = jax.jit(functools.partial(llama.forward_cached, CONFIG))
   weights = params if width == T else llama.unstack(params, CONFIG)
   for slot in range(0, T, width):
@@ -336,7 +337,7 @@ def equations(jaxpr):
 
 
 def test_angles_are_exact_far_from_the_start():
-  cos, sin = llama.rope_angles(CONFIG, jnp.array([[257, 131_071]]))
+  cos, sin = rope.angles(CONFIG, jnp.array([[257, 131_071]]))
   angle = np.outer([257, 131_071], reference.frequencies(reference.FIELDS))
   np.testing.assert_allclose(cos[0, :, 0], np.cos(angle), atol=2e-2)
   np.testing.assert_allclose(np.hypot(cos, sin), 1, atol=1e-6)

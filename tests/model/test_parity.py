@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import reference
 import smollm2
 
-from insec_jax.model import build, hf, hf_writing, llama
+from insec_jax.model import build, hf, hf_writing, llama, rope
 from insec_jax.model.attention import XLA
 from insec_jax.model.hf_config import config_from_json
 
@@ -100,7 +100,7 @@ def test_logits_far_past_the_original_context_are_theirs_when_the_frequencies_ar
   """The frequencies are lent: at position 10,000 float32 turns their last bit, which torch's own pow leaves open, into
   3e-3 of a logit, and transformers' float32 logits are themselves 3e-3 from a float64 computation."""
   model = hf_model(reference.FIELDS | VARIANTS[variant], tmp_path)
-  monkeypatch.setattr(llama, "rope_frequencies", lambda _: model.model.rotary_emb.inv_freq.numpy())
+  monkeypatch.setattr(rope, "frequencies", lambda _: model.model.rotary_emb.inv_freq.numpy())
   jax.clear_caches()
   got, expected = both_logits(model, tmp_path, 10_000)
   jax.clear_caches()
@@ -111,7 +111,7 @@ def test_logits_far_past_the_original_context_are_theirs_when_the_frequencies_ar
 def test_rope_frequencies_equal_those_of_transformers_to_the_last_bits(variant):
   fields = reference.FIELDS | VARIANTS[variant]
   rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(llama_config(fields))
-  np.testing.assert_array_max_ulp(llama.rope_frequencies(config_from_json(fields, variant)), rotary.inv_freq.numpy(), 4)
+  np.testing.assert_array_max_ulp(rope.frequencies(config_from_json(fields, variant)), rotary.inv_freq.numpy(), 4)
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "rope", "attention", "mlp", "layer"])
@@ -122,7 +122,7 @@ def test_each_block_equals_that_of_transformers(name, tmp_path):
   T = 48
   stream_BTD = np.random.default_rng(0).normal(size=(2, T, config.width)).astype(np.float32)
   position_BT = np.broadcast_to(np.arange(T), (2, T))
-  turn = llama.rope_angles(config, jnp.array(position_BT))
+  turn = rope.angles(config, jnp.array(position_BT))
   where = XLA.prepare(jnp.ones((2, T), jnp.int32))
 
   def read(q, k, v):
@@ -139,7 +139,7 @@ def test_each_block_equals_that_of_transformers(name, tmp_path):
       q_BTNH = np.random.default_rng(1).normal(size=(2, T, 3, config.head_width)).astype(np.float32)
       heads_first = torch.tensor(q_BTNH).transpose(1, 2)
       turned, _ = transformers.models.llama.modeling_llama.apply_rotary_pos_emb(heads_first, heads_first, *angles)
-      pair = llama.rotate(q_BTNH, turn), turned.transpose(1, 2)
+      pair = rope.rotate(q_BTNH, turn), turned.transpose(1, 2)
     elif name == "attention":
       pair = (
         llama.attn(weights["attn"], config, stream_BTD, turn, read),

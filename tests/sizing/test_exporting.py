@@ -17,7 +17,7 @@ CONFIGS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "llama_conf
 @pytest.mark.parametrize(("written", "size"), [(None, 4), ("bfloat16", 2)])
 def test_export_holds_three_of_the_largest_tensor_and_writes_every_parameter(written, size):
   published = CONFIGS["Llama-3.1-8B"]
-  found = estimate_export(config_from_json(published["config"], "8B"), stored="float32", written=written, lora=None)
+  found = estimate_export(config_from_json(published["config"], "8B"), stored="float32", written=written, part=None)
   assert found.largest == "model.embed_tokens.weight"
   assert found.host_bytes == 3 * 128_256 * 4_096 * 4
   assert (found.read_bytes, found.written_bytes) == (4 * published["parameters"], size * published["parameters"])
@@ -28,7 +28,7 @@ def test_export_holds_three_of_the_largest_tensor_and_writes_every_parameter(wri
 def test_export_of_lora_reads_base_and_adapters_and_holds_the_adapters_whole():
   published = CONFIGS["Llama-3.1-8B"]
   lora = Lora(rank=16, scale=2.0, matrices=MATRICES, markers=(128_254, 128_255))
-  found = estimate_export(config_from_json(published["config"], "8B"), stored="bfloat16", written=None, lora=lora)
+  found = estimate_export(config_from_json(published["config"], "8B"), stored="bfloat16", written=None, part=lora)
   attention, mlp = 4_096 + 4_096 + 2 * (4_096 + 1_024) + 4_096 + 4_096, 3 * (4_096 + 14_336)
   adapters = 4 * (32 * 16 * (attention + mlp) + 2 * 2 * 4_096)
   assert found.adapter_bytes == adapters
@@ -43,6 +43,6 @@ def test_export_of_lora_reads_base_and_adapters_and_holds_the_adapters_whole():
 def test_a_matrix_that_is_merged_counts_in_float32():
   small_vocabulary = dataclasses.replace(config_from_json(CONFIGS["Llama-3.1-8B"]["config"], "8B"), vocab_size=20_000)
   lora = Lora(rank=1, scale=2.0, matrices=("down",), markers=())
-  found = estimate_export(small_vocabulary, stored="bfloat16", written=None, lora=lora)
+  found = estimate_export(small_vocabulary, stored="bfloat16", written=None, part=lora)
   assert found.largest == "model.layers.0.mlp.down_proj.weight"
   assert found.largest_bytes == 4 * 4_096 * 14_336

@@ -62,7 +62,17 @@ VALUES = {
     "eps": 1e-8,
     "clip_norm": 1.0,
   },
-  "train": {"steps": 2, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 1},
+  "train": {
+    "steps": 2,
+    "log_every": 1,
+    "eval_every": 1,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "top_layers": 0,
+    "marker_rows": True,
+    "stream_cache": "",
+    "vocabulary": "all",
+  },
   "mesh": {"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1},
   "precision": {"params": "float32", "compute": "float32"},
   "evaluate": {
