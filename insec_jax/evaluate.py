@@ -46,6 +46,9 @@ results.json holds
                  deleted, for a majority those of all votes
   accuracy_at_tokens     {source: [{"votes", "accuracy": rate, "tokens_per_problem"}]} of the majority of 1, 3, 5 ...
   solved         {source: {"t1", "t2"}}: 0 or 1 for each problem in order, for paired tests between arms
+  structures     {"solutions", "solutions, larger"}: the structure class of each of these problems, a short hash.
+                 Problems of one class differ only in labels, order or numbers; "solutions" are the problems of every
+                 source but those of larger problems
   transcripts    [{"title", "outcome", "pieces": [{"role", "text"}]}]: successes and failures, for the report
 """
 
@@ -79,6 +82,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
+from insec_jax.evaluation import structures
 from insec_jax.evaluation.measuring import left_out, measure
 from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
@@ -167,19 +171,18 @@ def evaluate(writer: TextGenerator, task: tasks.Task, config: Config) -> dict:
   """Return all fields of results.json except the model and its step."""
   start = time.perf_counter()
   problems, probes = problems_to_solve(task, config), injected_probes(task, config)
-  validation = validation_problems(task, config)
+  validation, larger = validation_problems(task, config), larger_problems(config)
   for line in left_out(writer):
     print(line, file=sys.stderr, flush=True)
   prober = Prober(writer, task, config)
-  measured = measure(
-    prober, config, probes=probes, problems=problems, validation=validation, larger=larger_problems(config)
-  )
+  measured = measure(prober, config, probes=probes, problems=problems, validation=validation, larger=larger)
   return {
     "config": dataclasses.asdict(config),
     "versions": versions(),
     "seconds": round(time.perf_counter() - start, 1),
     "seeds": {"problems": config.seed, "probes": config.seed, "sampling": config.seed},
     **results(measured),
+    "structures": structures.by_source(task, problems, larger),
   }
 
 

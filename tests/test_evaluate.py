@@ -112,6 +112,7 @@ def test_an_untuned_model_is_measured_on_every_class_and_the_table_is_printed(do
     assert set(example) == {"title", "outcome", "pieces"}
     assert all(set(piece) == {"role", "text"} for piece in example["pieces"])
   assert found["rates"]["injected"]["detection"]["n"] == 5
+  assert len(found["structures"]["solutions"]) == len(found["solved"]["solutions"]["t2"]) == 5
   assert "detection" in out
   assert "accuracy_t2" in out
   assert out.splitlines()[-1] == f"{found['seconds']} seconds"

@@ -11,7 +11,7 @@ import numpy as np
 from insec_jax.config import Config
 from insec_jax.config_build import build
 from insec_jax.data.problems import problems_to_solve
-from insec_jax.evaluation import probing, results, scoring
+from insec_jax.evaluation import probing, results, scoring, structures
 from insec_jax.evaluation.measuring import GREEDY, SAMPLED, Measurements, Thresholds
 from insec_jax.evaluation.probing import ProbeResults, SolveResults
 from insec_jax.evaluation.steps import Step
@@ -75,6 +75,7 @@ def write_workdir(folder, config: Config, *, scale: float = 1.0):
 
 def write_results(folder, config: Config, *, skill: float):
   """Write results.json of a model that flags a share `skill` of injected mistakes, and half of that of its own."""
+  task = tasks.get(config.task)
   values = {
     "model": str(folder),
     "config": dataclasses.asdict(config),
@@ -82,6 +83,7 @@ def write_results(folder, config: Config, *, skill: float):
     "seconds": 12.3,
     "seeds": {},
     **_measured(config, skill),
+    "structures": structures.by_source(task, problems_to_solve(task, config), []),
   }
   (folder / "results.json").write_text(json.dumps(values, allow_nan=False))
 
@@ -186,7 +188,7 @@ def _measured(config: Config, skill: float) -> dict:
 def before_variants(found: dict) -> dict:
   """The same results as version 0.2.0 wrote them: no thresholds, no controls, no curves, no confidence."""
   old = ("injected", "own", "own sampled", "solutions", "solutions sampled")
-  new = ("first_tries", "operating", "operating_confidence", "accuracy_at_tokens", "thresholds")
+  new = ("first_tries", "operating", "operating_confidence", "accuracy_at_tokens", "thresholds", "structures")
 
   def kept(values: dict) -> dict:
     return {source: value for source, value in values.items() if source.partition(": ")[0] in old}

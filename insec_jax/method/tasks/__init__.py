@@ -107,6 +107,13 @@ class Task(abc.ABC, Generic[FactsT]):
     del wrong
     return self.next_step(problem, before)
 
+  def structure(self, problem: Problem[FactsT]) -> str:
+    """Return the name of the structure class: problems that differ only in labels, order or numbers share it.
+
+    The default is the prompt: each problem is a class of its own.
+    """
+    return problem.prompt
+
   def answer_of(self, problem: Problem[FactsT], steps: tuple[str, ...]) -> str | None:
     """Return the final answer that the steps state, right or wrong, to compare with `problem.answer`; None if none.
 

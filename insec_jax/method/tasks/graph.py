@@ -9,6 +9,7 @@ and learns them sooner than `c=a4+b3,c7`. Only `_format_*` and `_read` depend on
 """
 
 import functools
+import itertools
 import random
 import re
 import string
@@ -262,6 +263,16 @@ class Graph(Task[Facts]):
     elif error == "repeat" or (error == "copy" and name in facts.value and name not in facts.operands):
       name = _format_given(name, facts.value[name])
     return error + ("" if way[:1] == [name] else name) + self._definitions(facts, way)
+
+  def structure(self, problem: Problem[Facts]) -> str:
+    """Return the shape of the graph: which quantity reads which, without names, order and values."""
+    facts = problem.facts
+    place = {name: number for number, name in enumerate(facts.value)}
+    reads = [[place[operand] for operand in facts.operands.get(name, ())] for name in facts.value]
+    num_givens = reads.count([])
+    values_of_sums = [0] * (len(reads) - num_givens)  # not read
+    # The givens are numbered in every order: as one value, c = a + b, d = c + a would be the shape of d = c + e.
+    return min(_key(reads, [*labels, *values_of_sums]) for labels in itertools.permutations(range(num_givens)))
 
   def next_step(self, problem: Problem[Facts], before: tuple[str, ...]) -> str | None:
     name = self._next_name(problem.facts, self._stated(before))

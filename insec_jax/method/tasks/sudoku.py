@@ -197,6 +197,10 @@ class Sudoku(Task[Facts]):
     why = f"{error}{CELLS[clash]}{facts.grid[clash]}"
     return why if cell in known and facts.grid[cell] == number else why + withdrawn
 
+  def structure(self, problem: Problem[Facts]) -> str:
+    """Return the essentially different puzzle: its least form over all moves of the cells and renamings of numbers."""
+    return problem.key
+
   def next_step(self, problem: Problem[Facts], before: tuple[str, ...]) -> str | None:
     known = self._known(problem.facts, before)
     # The first that is not stated: the steps before it in the solution settle it.
