@@ -21,6 +21,7 @@ ORDER = (
   "stages",
   "config_types",
   "config_models",
+  "config_measures",
   "config_training",
   "config",
   "config_build",

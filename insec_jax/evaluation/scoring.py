@@ -8,13 +8,12 @@ import collections
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from insec_jax.config_measures import WITHIN
 from insec_jax.evaluation.statistics import Rate, grouped_rates, rate
 from insec_jax.method.mistakes import reason_of
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, REASON, TEXT
 from insec_jax.method.tasks import UNVERIFIED, Problem, Task, Verdict
 from insec_jax.method.transcript import Markers, Piece, Transcript, parse, split_steps
-
-WITHIN = 2  # delay, in steps, within which a flag counts for `detection_within`
 
 
 @dataclass

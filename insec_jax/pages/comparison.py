@@ -6,8 +6,9 @@ An arm is the list of its results, one a seed, each the content of results.json 
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
+from insec_jax.config_measures import SOURCES
 from insec_jax.pages import charts, seeds
-from insec_jax.pages.correction import NONE, SOURCES, in_seeds, metric_cell, points, rate_cell
+from insec_jax.pages.correction import NONE, in_seeds, metric_cell, points, rate_cell
 from insec_jax.pages.elements import element, table
 
 # Sources without flags; the last two are the baselines for a correction.

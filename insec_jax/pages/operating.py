@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
+from insec_jax.config_measures import SOURCES
 from insec_jax.pages import charts
-from insec_jax.pages.correction import NONE, SOURCES
+from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import element, table
 
 CLOSE = 5.0  # per cent of right steps flagged, the useful range

@@ -1,0 +1,61 @@
+"""Names of what evaluate measures, as in results.json and in endpoints, with the words of the pages for each.
+
+A rate is that of a metric for a source. A source is one of PLAIN and at most one of VARIANTS: the decoding.
+"""
+
+WITHIN = 2  # delay, in steps, within which a flag counts for `detection_within`
+PLAIN = {
+  "injected": "Injected mistakes, greedy",
+  "injected sampled": "Injected mistakes, sampled",
+  "own": "Own mistakes, greedy",
+  "own sampled": "Own mistakes, sampled",
+  "solutions": "Whole solutions, greedy",
+  "solutions sampled": "Whole solutions, sampled",
+}
+VARIANTS = {
+  "flags banned": "flags banned",
+  "at threshold": "flag bias from validation",
+  "confidence": "flag forced by low confidence",
+  "redraw": "low confidence redrawn, flags banned",
+  "majority": "majority vote, flags banned",
+  "larger": "sizes beyond training",
+}
+SOURCES = PLAIN | {
+  f"{source}, {variant}": f"{title}, {words}" for source, title in PLAIN.items() for variant, words in VARIANTS.items()
+}
+# Of sources that begin with a wrong step, injected or own.
+PROBE_METRICS = {
+  "detection": ("Detection", "flag right after the wrong step"),
+  "detection_within": ("Detection, or soon", f"at most {WITHIN} steps later"),
+  "reason": ("Reason right", "of those flagged"),
+  "correction": ("Correction given detection", "next step right, of those flagged"),
+  "corrected": ("Detected and corrected", "next step right, of all probes"),
+  "parroting": ("Parroting", "mistake repeated, of those flagged"),
+  "parroting_failed": ("Parroting in failed fixes", "mistake repeated, of those"),
+  "recovery": ("Recovery", "final answer right, of all probes"),
+  "malformed": ("Malformed", "with a marker out of place"),
+  "unverified_fix": ("Unverified fix", "not wrong, of those flagged"),
+  "correction, forced": ("Correction, flag forced", "next step right"),
+  "parroting, forced": ("Parroting, flag forced", "mistake repeated"),
+  "recovery, forced": ("Recovery, flag forced", "final answer right"),
+  "auroc": ("AUROC of p(flag)", "wrong over right; n pairs"),
+  "auroc, confidence": ("AUROC of low confidence", "wrong over right; n pairs"),
+}
+# Of whole solutions.
+SOLUTION_METRICS = {
+  "accuracy_t1": ("Acc@t1", "first attempts kept"),
+  "accuracy_t2": ("Acc@t2", "after corrections"),
+  "accuracy_strict": ("Acc@t2, strict", "no wrong step stands"),
+  "wrong_to_right": ("Wrong → right", "of solutions"),
+  "right_to_wrong": ("Right → wrong", "of solutions"),
+  "false_alarms": ("False alarms per right step", "flagged, of right steps"),
+  "false_alarm_solutions": ("False alarms per solution", "solutions with at least one"),
+  "precision": ("Precision of the flag", "wrong, of flagged steps"),
+  "harmful_edits": ("Harmful edits", "made wrong, of right steps"),
+  "wrong_steps": ("Wrong steps", "of right and wrong steps"),
+  "unverified_steps": ("Unverified steps", "not wrong, of all steps"),
+  "own_mistakes": ("With a wrong step", "of solutions"),
+  "answered": ("Answered", "of solutions"),
+  "malformed": PROBE_METRICS["malformed"],
+}
+METRICS = PROBE_METRICS | SOLUTION_METRICS
