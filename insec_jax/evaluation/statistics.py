@@ -94,18 +94,6 @@ def _resampled(sample: np.ndarray, statistic: Callable, *, seed: int) -> np.ndar
   ).bootstrap_distribution
 
 
-def paired_difference(first: Iterable[float], second: Iterable[float], *, seed: int) -> tuple[float, float, float]:
-  """Return the mean of second minus first over the same problems, and its interval by bootstrap over them."""
-  difference_N = np.array([float(b) - float(a) for a, b in zip(first, second, strict=True)])
-  if not len(difference_N):
-    return math.nan, -math.inf, math.inf
-  middle = float(difference_N.mean())
-  if len(difference_N) == 1:
-    return middle, middle, middle
-  low, high = np.quantile(_resampled(difference_N, np.mean, seed=seed), (0.025, 0.975))
-  return middle, float(low), float(high)
-
-
 def newcombe(first: Rate, second: Rate) -> dict[str, float]:
   """Return first - second and its interval (Newcombe 1998, method 10: from the two Wilson intervals)."""
   difference = first.share - second.share
@@ -114,12 +102,6 @@ def newcombe(first: Rate, second: Rate) -> dict[str, float]:
     "low": difference - math.hypot(first.share - first.low, second.high - second.share),
     "high": difference + math.hypot(first.high - first.share, second.share - second.low),
   }
-
-
-def mcnemar(first: Iterable[bool], second: Iterable[bool]) -> float:
-  """Return the exact two-sided p-value that two arms are right equally often; 1 when they never differ."""
-  differ = [bool(a) for a, b in zip(first, second, strict=True) if bool(a) != bool(b)]
-  return float(stats.binomtest(sum(differ), len(differ)).pvalue) if differ else 1.0
 
 
 def mean(values: Sequence[float]) -> dict[str, float | int | None]:

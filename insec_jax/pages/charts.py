@@ -111,7 +111,8 @@ def legend(names: Sequence[str], arms: Sequence[int] | None = None) -> Element:
 
 
 def interval(low: float, middle: float, high: float, *, ends: tuple[float, float]) -> Element:
-  """Return a dot at `middle` on a bar from `low` to `high`, on a line between the two `ends` with a mark at 0."""
+  """Return a dot at `middle` on a bar from `low` to `high`, cut at the two `ends` of its line, with a mark at 0."""
+  low, high = max(low, ends[0]), min(high, ends[1])
   low_x, middle_x, high_x = (round(100 * (value - ends[0]) / (ends[1] - ends[0]), 1) for value in (low, middle, high))
   zero = round(100 * (0 - ends[0]) / (ends[1] - ends[0]), 1)
   return element(

@@ -42,18 +42,12 @@ def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: i
   for source, time in seeds.solved_sources(arms):
     if time == "t1" and ", " in source:
       continue  # t1 is of interest only with flags unconstrained
-    cells = [_difference_cell(seeds.differences(first, arms[number], source, source, time)) for number in compared]
+    cells = [difference_cell(seeds.differences(first, arms[number], source, source, time)) for number in compared]
     if any(cell != NONE for cell in cells):
       groups.setdefault(source, []).append((metric_cell(f"accuracy_{time}"), *cells))
   if groups:
-    words = "In percentage points, with a 95 % bootstrap interval over problems and McNemar’s exact p."
-    if any(len(arm) > 1 for arm in arms):
-      words += (
-        " Problems of all seeds together; below, the difference of each seed and, after the colon, the 95 % "
-        "t-interval over seeds of their mean, which also holds for other seeds."
-      )
     parts += [
-      element("p", words, class_="soft"),
+      element("p", intervals_in_words(arms), class_="soft"),
       table(
         "",
         [f"{names[number]} − {names[reference]}" for number in compared],
@@ -63,16 +57,34 @@ def paired(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference: i
   return parts
 
 
-def _difference_cell(difference: dict | None) -> Element | str:
-  """Return the difference, its interval over problems, p and n; with several seeds, also these and their interval."""
+def intervals_in_words(arms: Sequence[Sequence[dict]]) -> str:
+  """Return the explanation of a difference."""
+  if all(len(arm) == 1 for arm in arms):
+    words = (
+      "In percentage points, with a 95 % bootstrap interval over the structure classes of the problems. One seed an "
+      "arm: the interval does not cover other seeds."
+    )
+  else:
+    words = (
+      "In percentage points, the mean over seeds, with a 95 % interval: a bootstrap over seeds and the structure "
+      "classes of the problems. Below, the difference of each seed and, after the colon, their 95 % t-interval."
+    )
+  if any("structures" not in result for arm in arms for result in arm):
+    words += " Results of older versions name no classes: there each problem counts as its own."
+  return words
+
+
+def difference_cell(difference: dict | None) -> Element | str:
+  """Return the difference, its interval, the numbers of problems and classes, and the seeds with their t-interval."""
   if difference is None:
     return NONE
-  p = f"p {difference['p']:.3f}" if difference["p"] >= 0.001 else "p below 0.001"
+  few = difference["classes"] < difference["n"]
+  num = f"n {difference['n']:,}" + (f" in {difference['classes']:,} classes" if few else "")
   cell = element(
     "span",
     charts.interval(difference["low"], difference["difference"], difference["high"], ends=(-1, 1)),
     element("span", points(difference["difference"]), class_="number"),
-    element("small", f"{points(difference['low'])} to {points(difference['high'])} · n {difference['n']:,} · {p}"),
+    element("small", f"{points(difference['low'])} to {points(difference['high'])} · {num}"),
   )
   if difference["spread"] is not None:
     low, high = difference["spread"]
@@ -109,7 +121,7 @@ def controls(names: Sequence[str], arms: Sequence[Sequence[dict]], *, reference:
       if source.startswith("solutions sampled") != sampled or source in (*BASELINES, *OTHER_PROBLEMS):
         continue
       cells = [
-        _difference_cell(seeds.differences(arms[reference], arm, source, control, "t2"))
+        difference_cell(seeds.differences(arms[reference], arm, source, control, "t2"))
         if (source, number) != (control, reference)
         else NONE
         for number, arm in enumerate(arms)

@@ -64,7 +64,8 @@ def main_rates(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Ele
     )
     for source, metric in main_rows(rates)
   ]
-  return [element("p", intervals_in_words(arms), class_="soft"), table("", names, [("", rows)])]
+  words = f"{intervals_in_words(arms)} {seeds.num_classes(arms)}"
+  return [element("p", words.strip(), class_="soft"), table("", names, [("", rows)])]
 
 
 def breakdown(names: Sequence[str], arms: Sequence[Sequence[dict]]) -> list[Element]:
@@ -113,10 +114,8 @@ def intervals_in_words(arms: Sequence[Sequence[dict]]) -> str:
   if all(len(arm) == 1 for arm in arms):
     return "Below each rate: n, and the 95 % interval."
   return (
-    "Each rate is the mean over seeds. Below it: all k out of all n of the seeds, with the 95 % interval that "
-    "the choice of problems leaves (Wilson’s, or wider where steps of one solution are counted); n; and the rate "
-    "of each seed, which shows what the choice of seed does. An AUROC is not pooled: its interval is that of the "
-    "mean."
+    "Each rate is the mean over seeds. Below it: the 95 % t-interval over seeds (or Wilson’s of all problems, where "
+    "that reaches further), n of all seeds, and the rate of each seed."
   )
 
 
@@ -234,7 +233,7 @@ def rate_cell(metric: str, rate: dict) -> Element:
   if "seeds" not in rate:
     drawn.append(element("small", f"n {rate['n']:,} · {between}"))
     return drawn
-  drawn.append(element("small", between if is_auroc else f"pooled {written(rate['pooled'])} · {between}"))
+  drawn.append(element("small", between))
   drawn.append(element("small", f"n {rate['n']:,} · {in_seeds(rate, written)}", class_="seeds"))
   return drawn
 

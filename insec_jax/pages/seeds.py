@@ -1,18 +1,19 @@
-"""Aggregates over the seeds of an arm: means, pooled intervals, and differences between arms problem by problem.
+"""Aggregates over the seeds of an arm: means, t-intervals over seeds, and differences between arms by problem.
 
 Results are always the content of results.json, and an arm is the list of its results, one a seed.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from insec_jax.config import FROM_FILE
-from insec_jax.evaluation import statistics
+from insec_jax.evaluation import over_seeds, statistics, structures
 
 # Config keys that determine the problems and their parsing; the second tuple, for problems from a file.
 SAME = ("seed", "task", "mistakes.unit", "evaluate.num_problems", "evaluate.max_size", "evaluate.max_tokens")
 SAME_FILE = ("data.path", "data.heldout_path", "data.num_records", "data.num_heldout")
+LARGER = structures.LARGER.removeprefix(structures.SOLVED)
+TIMES = ("t1", "t2")  # of "solved": first attempts kept, after corrections
 NEWER = {"evaluate.max_size": 0}  # keys that older results lack, with the values they used
 
 
@@ -49,49 +50,36 @@ def by_metric(values: Sequence[dict], merge: Callable | None = None) -> dict:
 
 
 def pooled_rate(metric: str, rates: Sequence[dict | None]) -> dict:
-  """Return one rate for all seeds: "rate" is their mean, "pooled" all k out of all n, with its 95 % interval.
+  """Return one rate for all seeds: "rate" is their mean, "k" and "n" are sums.
 
-  The interval is Wilson's. Where a seed's interval is wider than Wilson's, since its n come in groups, the seeds'
-  intervals are combined (each end's distances, weighted by n, add up as independent errors). An AUROC is not pooled:
-  its interval is that of the mean, combined in the same way.
+  The interval is the t-interval over seeds, widened to hold Wilson's of all k out of all n: seeds that agree, at 0 for
+  example, would have none. The n pairs of an AUROC are not independent, so there it is the t-interval alone. That of an
+  only seed that has a rate is its own, and does not cover other seeds.
   """
   measured = [rate for rate in rates if rate is not None and rate["n"]]
   seeds = [None if rate is None else rate["rate"] for rate in rates]
   if not measured:
-    return {"rate": None, "pooled": None, "k": 0, "n": 0, "low": 0.0, "high": 1.0, "seeds": seeds}
+    return {"rate": None, "k": 0, "n": 0, "low": 0.0, "high": 1.0, "seeds": seeds}
   k, n = (sum(rate[key] for rate in measured) for key in ("k", "n"))
   mean = sum(rate["rate"] for rate in measured) / len(measured)
-  pairs = metric.startswith("auroc")
-  middle = mean if pairs else k / n
-  if not pairs and all(_is_wilson(rate) for rate in measured):
-    low, high = statistics.wilson(k, n)
-  else:
-    weights = [1 / len(measured) if pairs else rate["n"] / n for rate in measured]
-    below, above = (
-      math.hypot(*(weight * (rate["rate"] - rate[end]) for weight, rate in zip(weights, measured, strict=True)))
-      for end in ("low", "high")
-    )
-    low, high = max(0.0, middle - below), min(1.0, middle + above)
-    if not pairs:
-      low, high = min(low, statistics.wilson(k, n)[0]), max(high, statistics.wilson(k, n)[1])
-  return {"rate": mean, "pooled": middle, "k": k, "n": n, "low": low, "high": high, "seeds": seeds}
+  low, high = t_interval(measured, "rate")
+  if len(measured) > 1 and not metric.startswith("auroc"):
+    low, high = min(low, statistics.wilson(k, n)[0]), max(high, statistics.wilson(k, n)[1])
+  return {"rate": mean, "k": k, "n": n, "low": max(0.0, low), "high": min(1.0, high), "seeds": seeds}
 
 
-def _is_wilson(rate: dict) -> bool:
-  low, high = statistics.wilson(rate["k"], rate["n"])
-  return math.isclose(low, rate["low"], abs_tol=1e-9) and math.isclose(high, rate["high"], abs_tol=1e-9)
+def t_interval(values: Sequence[dict], middle: str) -> tuple[float | None, float | None]:
+  """Return the 95 % t-interval over seeds of the mean of their `middle`; of one value its own "low" and "high"."""
+  interval = statistics.t_interval([value[middle] for value in values])
+  return (values[0]["low"], values[0]["high"]) if interval is None else interval
 
 
 def averaged(middle: str, values: Sequence[dict | None]) -> dict:
-  """Return the mean over seeds of values with a `middle`, "low" and "high"; errors add up as independent ones."""
+  """Return the mean over seeds of values with a `middle`, "low" and "high", and its interval as `t_interval` does."""
   present = [value for value in values if value is not None]
   mean = sum(value[middle] for value in present) / len(present)
-  merged = {middle: mean, "low": None, "high": None, "seeds": [value and value[middle] for value in values]}
-  if all(value["low"] is not None for value in present):
-    below, above = (
-      math.hypot(*(value[middle] - value[end] for value in present)) / len(present) for end in ("low", "high")
-    )
-    merged |= {"low": mean - below, "high": mean + above}
+  low, high = t_interval(present, middle)
+  merged = {middle: mean, "low": low, "high": high, "seeds": [value and value[middle] for value in values]}
   if any("n" in value for value in present):
     merged["n"] = sum(value["n"] for value in present)
   return merged
@@ -125,21 +113,24 @@ def _value(config: dict, key: str) -> object:
   return NEWER[key] if key in NEWER and name not in config else config[name]
 
 
-def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict:
-  """Return second minus first, problem by problem, each a list of 0 and 1 a seed: the mean over problems and seeds.
+def difference(
+  first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], classes: Sequence[Sequence[Hashable]]
+) -> dict:
+  """Return second minus first, problem by problem, each a list of 0 and 1 a seed: the mean over seeds.
 
-  "low", "high": 95 % by bootstrap over problems; "p": McNemar's, exact; "seeds": the difference of each seed;
-  "spread": the 95 % t-interval over seeds of these, which covers other sets of seeds; None for one seed.
+  "low", "high": 95 % by a bootstrap over seeds and the structure classes of the problems (`bootstrap_interval`);
+  "seeds": the difference of each seed; "spread": the 95 % t-interval over seeds of these; None for one seed. "n" and
+  "classes": the numbers of problems and of different classes.
   """
-  first_right, second_right = ([right for seed in arm for right in seed] for arm in (first, second))
-  mean, low, high = statistics.paired_difference(first_right, second_right, seed=0)
+  by_problem = [[right - wrong for wrong, right in zip(*seed, strict=True)] for seed in zip(first, second, strict=True)]
+  mean, low, high = over_seeds.bootstrap_interval(by_problem, classes)
   seeds = [sum(after) / len(after) - sum(before) / len(before) for before, after in zip(first, second, strict=True)]
   return {
     "difference": mean,
     "low": low,
     "high": high,
-    "p": statistics.mcnemar(first_right, second_right),
-    "n": len(first_right),
+    "n": sum(map(len, by_problem)),
+    "classes": len({name for names in classes for name in names}),
     "seeds": seeds,
     "spread": statistics.t_interval(seeds),
   }
@@ -148,15 +139,39 @@ def difference(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) 
 def differences(first: Sequence[dict], second: Sequence[dict], source: str, minus: str, time: str) -> dict | None:
   """Return `difference` of the second arm's `source` minus the first's `minus`; None where no seed has both."""
   pairs = [
-    (first_result["solved"][minus][time], second_result["solved"][source][time])
+    (first_result["solved"][minus][time], second_result["solved"][source][time], classes_of(second_result, source))
     for first_result, second_result in matched(first, second)
     if time in first_result["solved"].get(minus, {}) and time in second_result["solved"].get(source, {})
   ]
   return difference(*zip(*pairs, strict=True)) if pairs else None
 
 
+def classes_of(result: dict, source: str) -> list[Hashable]:
+  """Return the structure class of each problem of a source; each problem is its own in results of older versions."""
+  problems = structures.LARGER if source.endswith(LARGER) else structures.SOLVED
+  if "structures" not in result:
+    return [(result["config"]["seed"], problems, number) for number in range(len(result["solved"][source]["t2"]))]
+  return result["structures"][problems]
+
+
+def num_classes(arms: Sequence[Sequence[dict]]) -> str:
+  """Return a sentence with the number of different structure classes of all seeds; "" where no result names them."""
+  kinds = {"": structures.SOLVED, ", of the larger ones ": structures.LARGER}
+  found = {
+    words: {name for arm in arms for result in arm for name in result.get("structures", {}).get(problems, ())}
+    for words, problems in kinds.items()
+  }
+  numbers = "".join(f"{words}{len(names):,}" for words, names in found.items() if names)
+  return f"Structure classes of the problems of all seeds: {numbers}." if numbers else ""
+
+
 def solved_sources(arms: Sequence[Sequence[dict]]) -> Iterator[tuple[str, str]]:
   """Yield (source, "t1" or "t2") of all that some seed of some arm has in "solved", in its order."""
   yield from dict.fromkeys(
-    (source, time) for arm in arms for result in arm for source, times in result["solved"].items() for time in times
+    (source, time)
+    for arm in arms
+    for result in arm
+    for source, times in result["solved"].items()
+    for time in TIMES
+    if time in times
   )

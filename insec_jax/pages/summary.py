@@ -21,20 +21,29 @@ CLOSE = 0.02  # relative difference up to which numbers of trained tokens count 
 
 
 def table(runs: dict[str, list[Run]], reference: str) -> str:
-  """Return the table over seeds, and a line for each arm whose trained tokens differ from those of the reference."""
+  """Return the table over seeds, and a line for each arm with other trained tokens than reference."""
   trained = {
     arm: [tokens for run in arm_runs if (tokens := run.trained_tokens) is not None] for arm, arm_runs in runs.items()
   }
+  results = {arm: [run.results for run in arm_runs if run.results] for arm, arm_runs in runs.items()}
   text = summary(
     list(runs),
-    [[run.results for run in arm_runs if run.results] for arm_runs in runs.values()],
+    list(results.values()),
     list(trained.values()),
     reference=list(runs).index(reference),
   )
   lines = [
     f"seeds of {arm}: {', '.join(str(run.config['seed']) for run in arm_runs)}" for arm, arm_runs in runs.items()
   ]
-  lines += ["each rate: mean over seeds, [95 % interval of all seeds pooled], (each seed)", "", text]
+  if classes := seeds.num_classes(list(results.values())):
+    lines.append(classes)
+  lines += [
+    "each rate: mean over seeds [95 % t-interval over seeds, or Wilson's of all problems where that reaches further] "
+    "(each seed)",
+    "each difference of accuracies: [95 % bootstrap interval over seeds and structure classes; t: that over seeds]",
+    "",
+    text,
+  ]
   unequal = list(_compared_tokens(runs, trained, reference))
   return "\n".join([*lines, *(["", *unequal] if unequal else [])])
 
@@ -91,7 +100,9 @@ def summary(
       for number, arm in enumerate(arms)
     ]
     if any(value is not None for value in differences):
-      rows.append((f"{source}: accuracy_t2 minus {names[reference]}", *map(_difference, differences)))
+      rows.append(
+        (f"{source}: accuracy_t2 minus {names[reference]}{_classes(differences)}", *map(_difference, differences))
+      )
   return aligned(rows)
 
 
@@ -102,13 +113,19 @@ def _rate(rate: dict | None) -> str:
   return text + _seeds_in_brackets(rate, lambda value: f"{100 * value:.1f}")
 
 
+def _classes(differences: Sequence[dict | None]) -> str:
+  """Return the number of structure classes, where problems share one."""
+  few = [value["classes"] for value in differences if value is not None and value["classes"] < value["n"]]
+  return f" ({max(few):,} classes)" if few else ""
+
+
 def _difference(difference: dict | None) -> str:
   if difference is None:
     return NONE
-  return (
-    f"{points(difference['difference'])} [{points(difference['low'])}, {points(difference['high'])}]"
-    + _seeds_in_brackets(difference, points)
-  )
+  between = f"{points(difference['low'])}, {points(difference['high'])}"
+  if difference.get("spread") is not None:
+    between += "; t: " + ", ".join(map(points, difference["spread"]))
+  return f"{points(difference['difference'])} [{between}]" + _seeds_in_brackets(difference, points)
 
 
 def _seeds_in_brackets(value: dict, written) -> str:

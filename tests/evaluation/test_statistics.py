@@ -11,10 +11,8 @@ from insec_jax.evaluation.statistics import (
   auroc,
   auroc_interval,
   grouped_rates,
-  mcnemar,
   mean,
   newcombe,
-  paired_difference,
   rate,
   t_interval,
   wilson,
@@ -81,25 +79,6 @@ def test_the_auroc_interval_covers_the_true_area():
   assert auroc_interval([1.0], [0.0, 1.0]) == (0.0, 1.0)
 
 
-def test_mcnemar_counts_only_the_problems_that_differ():
-  assert mcnemar([True] * 50, [True] * 50) == 1.0
-  assert mcnemar([True, False] * 30, [False, True] * 30) == 1.0
-  assert mcnemar([False] * 6 + [True] * 9, [True] * 6 + [True] * 9) == pytest.approx(2 / 2**6)
-  assert 0 <= mcnemar([True] * 3000 + [False] * 1000, [False] * 3000 + [True] * 1000) < 1e-100
-
-
-def test_the_paired_difference_is_that_of_the_same_problems():
-  rng = np.random.default_rng(0)
-  first = rng.random(400) < 0.5
-  second = first | (rng.random(400) < 0.1)
-  mean, low, high = paired_difference(first, second, seed=0)
-  assert mean == pytest.approx(second.mean() - first.mean())
-  assert 0 < low < mean < high < 0.1
-  assert paired_difference(first, second, seed=0) == (mean, low, high)
-  assert math.isnan(paired_difference([], [], seed=0)[0])
-
-
-@pytest.mark.slow
 def test_the_interval_of_grouped_rates_covers_the_true_rate_where_wilsons_does_not():
   rng = np.random.default_rng(0)
   inside, too_narrow = 0, 0
