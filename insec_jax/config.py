@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import ml_collections
 from pydantic import Field
 
+from insec_jax import config_endpoints
 from insec_jax.command import InputError
 from insec_jax.config_models import llama31, small_llama  # noqa: F401  config files import them from here
 from insec_jax.config_training import (
@@ -26,6 +27,7 @@ from insec_jax.config_training import (
 from insec_jax.config_types import (
   Columns,
   Edges,
+  Endpoints,
   FalseAlarms,
   Fraction,
   JsonObject,
@@ -200,8 +202,14 @@ class EvaluateConfig:
   max_false_alarms: FalseAlarms = 0.01  # per right step, greedy; twice as many at the temperature
   votes: Annotated[int, whole(1, 10_000)] = 5  # number of solutions of the majority vote
   redraws: Annotated[int, whole(1, 10_000)] = 2  # maximal number for one step
+  endpoints: Endpoints = ()  # what the study is about, named before its first run (config_endpoints.py)
 
   def __post_init__(self):
+    for endpoint in map(config_endpoints.parse, self.endpoints):
+      if not self.max_size and any(config_endpoints.LARGER in measure.source for measure in endpoint.measures):
+        raise InputError(
+          f"evaluate.endpoints has {endpoint.text!r}, and evaluate.max_size=0 solves no larger problems; give a size"
+        )
     if not self.temperature:
       raise InputError("evaluate.temperature=0 is greedy, which is measured in any case; give one above 0")
     if self.temperature < SMALLEST_TEMPERATURE:

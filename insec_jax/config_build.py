@@ -33,6 +33,7 @@ NEWER = (
   "train.marker_rows",
   "train.stream_cache",
   "train.vocabulary",
+  "evaluate.endpoints",
   "log.to",
   "log.project",
   "lora.rank",

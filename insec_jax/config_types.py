@@ -133,6 +133,12 @@ Names = Annotated[
   BeforeValidator(_tuple),
   Field(max_length=64, description="a tuple of at most 64 names"),
 ]
+Endpoints = Annotated[
+  tuple[Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length=300)], ...],
+  BeforeValidator(_tuple),
+  AfterValidator(_each_once),
+  Field(max_length=8, description="a tuple of at most 8 texts such as 'mined - clean: solutions t2', each once"),
+]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

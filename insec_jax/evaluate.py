@@ -152,7 +152,7 @@ def work(stored: LoadedModel, config: Config) -> dict[str, Any]:
 
 def is_free(key: str) -> bool:
   """Return whether no text depends on this key of the config, so that it may differ when an evaluation goes on."""
-  return layout.is_free(key, ("evaluate.",))
+  return key == "evaluate.endpoints" or layout.is_free(key, ("evaluate.",))
 
 
 def write(measured: dict[str, Any], config: Config) -> None:

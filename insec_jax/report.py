@@ -33,11 +33,12 @@ from collections.abc import Callable, Iterator, Sequence
 from xml.etree.ElementTree import Element
 
 from insec_jax.command import InputError
+from insec_jax.config_endpoints import Endpoint
 from insec_jax.evaluation.tables import aligned
 from insec_jax.files.reading import folder_to_read
 from insec_jax.files.writing import written_whole
 from insec_jax.method import roles
-from insec_jax.pages import charts, comparison, correction, operating
+from insec_jax.pages import charts, comparison, correction, endpoints, operating
 from insec_jax.pages.brief import brief
 from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
@@ -62,6 +63,9 @@ def main() -> None:
   with written_whole(OUTPUT.value) as file:
     arms = over_seeds([read_run(folder, name) for folder, name in zip(folders, names, strict=True)])
     file.write(shown := page(arms))
+  chosen, voided, results = study_of(arms)
+  if chosen or voided:
+    print(endpoints.text(chosen, results, voided), end="\n\n")
   if any(arm.evaluated for arm in arms):
     print(aligned(brief(arms)), end="\n\n")
   print(f"{OUTPUT.value} shows {', '.join(map(in_words, arms))}")
@@ -86,6 +90,12 @@ def arm_names(folders: Sequence[pathlib.Path]) -> list[str]:
   return ["/".join(path.parts[-depth:]) for path in paths]
 
 
+def study_of(arms: Sequence[Arm]) -> tuple[list[Endpoint], list[str], dict[str, list[dict]]]:
+  """Return the endpoints of all results, what makes them void, and the results of each seed of each arm."""
+  chosen, voided = endpoints.named([run for arm in arms for run in arm.runs])
+  return chosen, voided, {arm.name: [run.results for run in arm.runs] for arm in arms}
+
+
 def page(arms: Sequence[Arm]) -> str:
   """Return the HTML of the page."""
   names = ", ".join(map(in_words, arms))
@@ -93,11 +103,13 @@ def page(arms: Sequence[Arm]) -> str:
   notes = [element("li", element("b", run.name), ": " + note) for run in runs for note in run.notes]
   evaluated = [arm for arm in arms if arm.evaluated]
   first = [dataclasses.replace(arm.runs[0], name=arm.name) for arm in arms]
+  chosen, voided, results = study_of(arms)
   return document(
     f"Self-correction: {names}",
     element("h1", "Internalized self-correction"),
     element("p", names, class_="soft"),
     *explanation(),
+    *(endpoints.section(chosen, results, voided) if evaluated else []),
     *in_short(arms),
     *([element("h2", "What is missing"), element("ul", *notes, class_="notes")] if notes else []),
     element("h2", "Arms"),

@@ -281,7 +281,7 @@ def is_measured(results: pathlib.Path, workdir: pathlib.Path, config: Config) ->
     return False
   measured = stored["config"]
   update_keys(measured)
-  wanted = json.loads(config.to_json())  # as JSON has it: no tuples
+  measured, wanted = json.loads(json.dumps(measured)), json.loads(config.to_json())  # as JSON has it: no tuples
   return measured["evaluate"] == wanted["evaluate"]  # the rest cannot change in a workdir
 
 

@@ -232,7 +232,13 @@ def is_right(key: str, value) -> bool:
   if key == "mistakes.classes":
     return value in ([], ["a"], (), ("a",))
   # Scores need mined records, which are not given.
-  if key in ("tokenizer.confidence", "tokenizer.confidence_first", "train.profile_steps", "log.to"):
+  if key in (
+    "tokenizer.confidence",
+    "tokenizer.confidence_first",
+    "train.profile_steps",
+    "log.to",
+    "evaluate.endpoints",
+  ):
     return value in ([], ())
   # Without a model.path a size is needed; its fields are read by model/hf_config.py.
   return key == "model.size" and value == {"a": 1}
@@ -402,6 +408,20 @@ def test_a_cache_of_rows_in_a_bucket_is_refused(toy, bucket):
   toy.data.cache = f"{bucket.url}/rows"
   with pytest.raises(InputError, match="mapped into memory; give a folder on a local disk"):
     build(toy)
+
+
+def test_endpoints_are_checked_when_the_config_is_built(toy):
+  toy.evaluate.endpoints = ("mined - clean: solutions t2", "mined: own correction")
+  built = build(toy)
+  assert from_json(built.to_json()) == built
+  for endpoints, said in (
+    (("mined - clean: solutions t4",), "evaluate.endpoints has 'mined - clean: solutions t4': 't4' is no metric"),
+    (("mined: own correction",) * 2, "evaluate.endpoints=.* must be a tuple of at most 8 texts .* each once"),
+  ):
+    toy.evaluate.endpoints = endpoints
+    with pytest.raises(InputError, match=said) as caught:
+      build(toy)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_step_of_more_tokens_than_a_device_can_hold_is_refused(toy):

@@ -22,6 +22,7 @@ ORDER = (
   "config_types",
   "config_models",
   "config_measures",
+  "config_endpoints",
   "config_training",
   "config",
   "config_build",

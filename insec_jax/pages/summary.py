@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from insec_jax.evaluation.tables import aligned
-from insec_jax.pages import seeds
+from insec_jax.pages import endpoints, seeds
 from insec_jax.pages.correction import NONE, main_rows, points
 from insec_jax.pages.runs import Run
 
@@ -21,7 +21,7 @@ CLOSE = 0.02  # relative difference up to which numbers of trained tokens count 
 
 
 def table(runs: dict[str, list[Run]], reference: str) -> str:
-  """Return the table over seeds, and a line for each arm with other trained tokens than reference."""
+  """Return the endpoints, the table over seeds, and a line for each arm with other trained tokens than reference."""
   trained = {
     arm: [tokens for run in arm_runs if (tokens := run.trained_tokens) is not None] for arm, arm_runs in runs.items()
   }
@@ -45,7 +45,9 @@ def table(runs: dict[str, list[Run]], reference: str) -> str:
     text,
   ]
   unequal = list(_compared_tokens(runs, trained, reference))
-  return "\n".join([*lines, *(["", *unequal] if unequal else [])])
+  chosen, notes = endpoints.named([run for arm_runs in runs.values() for run in arm_runs])
+  all_seeds = {arm: [run.results for run in arm_runs] for arm, arm_runs in runs.items()}
+  return "\n".join([endpoints.text(chosen, all_seeds, notes), "", *lines, *(["", *unequal] if unequal else [])])
 
 
 def _compared_tokens(runs: dict[str, list[Run]], trained: dict[str, list[int]], reference: str) -> Iterator[str]:
