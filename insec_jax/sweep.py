@@ -10,11 +10,14 @@ Each stage is a run of another program, with its own log under DIR/logs. For see
   mine      DIR/seedS/A_mined.jsonl     for an arm that needs mined records
   evaluate  DIR/seedS/A/results.json
 
-and at the end DIR/report.html and DIR/table.txt over all seeds. An arm whose config gives model.size starts from random
-weights, drawn by the seed. An arm whose config gives model.path starts, with --base, from the base arm of the same
-seed: --config.model.path=DIR/seedS/BASE_hf replaces the value of the file. With several bases (--base small,large) each
-starts from the one before it, and the arms from the last. Without --base, model.path must be an existing folder. A base
-arm is always trained; it is evaluated only if it is in --arms.
+and at the end DIR/report.html and DIR/table.txt over all seeds, the endpoints first. DIR/plan.json is written before
+the first run. It fixes endpoints (evaluate.endpoints), seeds, bases, commit and configs: a later run in DIR with others
+is refused. Arms may be added.
+
+An arm whose config gives model.size starts from random weights, drawn by the seed. An arm whose config gives model.path
+starts, with --base, from the base arm of the same seed: --config.model.path=DIR/seedS/BASE_hf replaces the value of the
+file. With several bases (--base small,large) each starts from the one before it, and the arms from the last. Without
+--base, model.path must be an existing folder. A base arm is always trained; it is evaluated only if it is in --arms.
 
 An arm with mistakes.mined above 0, rounds 0 and no mistakes.mined_path mines with its starting weights, and gets the
 file as --config.mistakes.mined_path. Arms with equal starting weights and mining settings share the file of the first.
@@ -51,7 +54,7 @@ from collections.abc import Sequence
 
 import jax
 
-from insec_jax import study
+from insec_jax import study, study_plan
 from insec_jax.command import InputError
 from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.reading import local_path
@@ -83,7 +86,9 @@ def main() -> int:
   jax.config.update("jax_platforms", "cpu")  # accelerators are for the programs that this one starts
   stages = sweep.stages()
   cores = shares_of_cores(JOBS.value)
+  study_plan.endpoints(sweep, stages)
   with folder_writer(output, "--output"):
+    study_plan.hold(sweep, stages)
     return run_all(sweep, stages, cores, reference)
 
 

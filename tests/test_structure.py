@@ -37,6 +37,7 @@ ORDER = (
   "mining",
   "pages",
   "study",
+  "study_plan",
   "sizing",
 )
 PROGRAMS = {"train", "evaluate", "generate", "preview", "export", "report", "fit", "mine", "sweep"}

@@ -28,7 +28,7 @@ def get_config(arm="clean"):
   return ConfigDict(values)
 """
 STAND_IN = """
-import importlib.util, json, os, pathlib, shutil, sys, time
+import ast, importlib.util, json, os, pathlib, shutil, sys, time
 from insec_jax.config_build import build
 
 module, *words = sys.argv[1:]
@@ -43,6 +43,12 @@ if os.environ.get("FAILS") == f"{program} {where}":
 if os.environ.get("HANGS") == f"{program} {where}":
   print("here", flush=True)
   time.sleep(600)
+def typed(text):
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
 if program == "train":
   file, arm = flags["config"].split(":")
   spec = importlib.util.spec_from_file_location("config", file)
@@ -50,8 +56,7 @@ if program == "train":
   spec.loader.exec_module(found)
   values = found.get_config(arm)
   values.update_from_flattened_dict({
-    key.removeprefix("config."): type(values.to_dict().get(key[7:], ""))(value) for key, value in flags.items()
-    if key.startswith("config.")})
+    key.removeprefix("config."): typed(value) for key, value in flags.items() if key.startswith("config.")})
   config = build(values)
   (where / "checkpoints" / str(config.train.steps)).mkdir(parents=True)
   (where / "config.json").write_text(config.to_json())
@@ -237,6 +242,7 @@ def test_an_evaluation_older_than_its_checkpoint_or_of_another_size_is_run_again
   os.utime(done / "out/seed1/mined/checkpoints/20", (later, later))
   assert [flags["output"] for flags in of(sweep(done)[-1], "evaluate")] == ["out/seed1/mined/results.json"]
   os.utime(done / "out/seed1/mined/results.json", (later, later))
+  (done / "out/plan.json").unlink()  # as the sweep was begun before there were plans
   assert len(of(sweep(done, "--config.evaluate.num_probes=13")[-1], "evaluate")) == 8
 
 
@@ -250,6 +256,7 @@ def test_an_arm_older_than_the_weights_it_should_begin_with_is_named(done):
 
 
 def test_a_workdir_of_another_config_is_named(done):
+  (done / "out/plan.json").unlink()
   code, _, err, _ = sweep(done, "--config.optimizer.learning_rate=0.5")
   assert code == 1
   assert "out/seed0/base was made from another config: optimizer.learning_rate=0.5" in err
@@ -288,6 +295,38 @@ def test_sigterm_stops_and_the_same_command_goes_on(prepared, tmp_path):
   code, out, _, _ = sweep(folder)
   assert code == 0
   assert "done before" in out
+
+
+ENDPOINTS = "--config.evaluate.endpoints=('mined - clean: solutions t2', 'mined: own correction')"
+
+
+def test_endpoints_come_first_and_other_seeds_values_or_endpoints_are_refused_later(prepared, tmp_path):
+  folder = shutil.copytree(prepared, tmp_path / "named")
+  words = ("--arms=clean,mined", "--seeds=0,1", ENDPOINTS)
+  for stored in ("clean", "mined"):  # what the stand-in hands out
+    path = folder / "made" / f"{stored}.json"
+    values = json.loads(path.read_text())
+    values["config"]["evaluate"]["endpoints"] = ["mined - clean: solutions t2", "mined: own correction"]
+    path.write_text(json.dumps(values))
+  code, _, err, _ = sweep(folder, *words)
+  assert (code, err) == (0, "")
+  table = (folder / "out/table.txt").read_text().splitlines()
+  assert table[0] == "endpoints (differences in points):"
+  assert table[2].startswith("mined - clean: solutions t2 ")
+  plan = json.loads((folder / "out/plan.json").read_text())
+  assert (plan["seeds"], set(plan["configs"])) == ([0, 1], {"base", "clean", "mined"})
+  for changed, said in (
+    (("--seeds=0,1,2",), "seeds [0, 1, 2] (was [0, 1])"),
+    (("--config.evaluate.endpoints=('mined: own correction',)",), 'endpoints ["mined: own correction"] (was ["mined'),
+    (("--config.train.steps=40",), "train.steps=40 in arm base (was 20)"),
+    (("--arms=clean",), "evaluate.endpoints has 'mined - clean: solutions t2', and --arms=clean has no 'mined'"),
+  ):
+    code, _, err, found = sweep(folder, *words, *changed)
+    assert (code, err.count("\n"), found) == (2, 1, [])
+    assert said in err
+  code, _, _, found = sweep(folder, *words, "--arms=clean,mined,insec", "--config.train.minutes=600")
+  assert (code, len(of(found, "train"))) == (0, 2)
+  assert json.loads((folder / "out/plan.json").read_text())["later_arms"] == ["insec"]
 
 
 BAD = {

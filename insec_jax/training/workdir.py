@@ -59,6 +59,12 @@ def started_with(config: Config) -> dict[str, Any]:
   }
 
 
+def commit() -> tuple[str | None, str | None]:
+  """Return the commit, and the SHA-256 of what was changed in this package since; None outside a git checkout."""
+  head = _git("rev-parse", "HEAD")
+  return head, head and _digest(_git("diff", "HEAD", "--", str(pathlib.Path(__file__).parents[1])))
+
+
 def _digest(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
