@@ -33,6 +33,7 @@ NEWER = (
   "train.marker_rows",
   "train.stream_cache",
   "train.vocabulary",
+  "train.curve_points",
   "evaluate.endpoints",
   "log.to",
   "log.project",
@@ -163,6 +164,11 @@ def _check_across(config: Config) -> None:
     raise InputError(
       f"data.heldout_path={config.data.heldout_path!r} belongs to the records of data.path, and this config reads "
       "none; leave it empty"
+    )
+  if config.train.curve_points and config.task.name == "records":
+    raise InputError(
+      f"train.curve_points={config.train.curve_points} counts right answers, and task.name='records' has no checker; "
+      "set it to 0"
     )
   _check_mined(config)
   _check_rewind(config)

@@ -59,3 +59,6 @@ SOLUTION_METRICS = {
   "malformed": PROBE_METRICS["malformed"],
 }
 METRICS = PROBE_METRICS | SOLUTION_METRICS
+# Points of the learning curve, in metrics.jsonl: right answers of CURVE_PROBLEMS problems, greedy.
+CURVE = {"curve/accuracy": "flags unconstrained", "curve/accuracy_banned": "flags banned"}
+CURVE_PROBLEMS = "curve/problems"

@@ -106,7 +106,8 @@ class OptimizerConfig:
 class TrainConfig:
   """Length of the run, intervals, in steps, of logging, held-out loss and checkpoints, and the part that is trained.
 
-  With `top_layers` nothing below them is trained but, with `marker_rows`, the embedding's rows of the special markers.
+  The points of the learning curve are evenly spaced, the last one at the end (evaluation/curve.py). With `top_layers`
+  nothing below them is trained but, with `marker_rows`, the embedding's rows of the special markers.
   """
 
   steps: Steps = 300
@@ -115,6 +116,7 @@ class TrainConfig:
   checkpoint_every: Steps = 100
   keep: Steps = 2  # number of newest checkpoints that are kept
   minutes: Annotated[float, number(0.0, 1e6)] = 0.0  # of a session: saved and stopped (code 42) before it; 0: no limit
+  curve_points: Annotated[int, whole(0, 1_000)] = 0  # measurements of accuracy during training; 0: none
   profile_steps: StepRange = ()  # the first and the last step to write a trace of, for xprof; empty: none
   top_layers: Annotated[int, whole(0, 10_000)] = 0  # layers that are trained, the last ones; 0: every weight is
   marker_rows: bool = True  # with top_layers: train the rows of the special markers, through the frozen layers
@@ -132,6 +134,8 @@ class TrainConfig:
       raise InputError(
         f"train.profile_steps={self.profile_steps} ends after train.steps={self.steps}; give steps of the run"
       )
+    if self.curve_points > self.steps:
+      raise InputError(f"train.curve_points={self.curve_points} is above train.steps={self.steps}; lower it")
 
 
 @checked

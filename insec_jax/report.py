@@ -38,7 +38,7 @@ from insec_jax.evaluation.tables import aligned
 from insec_jax.files.reading import folder_to_read
 from insec_jax.files.writing import written_whole
 from insec_jax.method import roles
-from insec_jax.pages import charts, comparison, correction, endpoints, operating
+from insec_jax.pages import charts, comparison, correction, endpoints, learning, operating
 from insec_jax.pages.brief import brief
 from insec_jax.pages.correction import NONE
 from insec_jax.pages.elements import document, element, role_legend, role_text, table
@@ -121,6 +121,7 @@ def page(arms: Sequence[Arm]) -> str:
     ),
     element("h2", "Training"),
     *training_curves(arms),
+    *learning.curves(arms),
     element("h2", "Self-correction"),
     *(self_correction(arms) if evaluated else [element("p", "No run has been evaluated yet.")]),
     *([element("h2", "Transcripts"), role_legend()] if evaluated else []),

@@ -25,7 +25,7 @@ from insec_jax.study import Study, StudyStage
 from insec_jax.training import layout, workdir
 
 PLAN = "plan.json"
-HELD = ("evaluate.", "mine.")  # not free here, though a workdir goes on with other values
+HELD = ("evaluate.", "mine.", "train.curve_points")  # not free here, though a workdir goes on with other values
 FIXED = ("endpoints", "seeds", "bases", "commit", "changes")
 NEEDED = (*FIXED, "configs", "digest", "later_arms")
 

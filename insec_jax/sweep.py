@@ -10,9 +10,10 @@ Each stage is a run of another program, with its own log under DIR/logs. For see
   mine      DIR/seedS/A_mined.jsonl     for an arm that needs mined records
   evaluate  DIR/seedS/A/results.json
 
-and at the end DIR/report.html and DIR/table.txt over all seeds, the endpoints first. DIR/plan.json is written before
-the first run. It fixes endpoints (evaluate.endpoints), seeds, bases, commit and configs: a later run in DIR with others
-is refused. Arms may be added.
+and at the end DIR/report.html and DIR/table.txt over all seeds, the endpoints first, and, with train.curve_points,
+DIR/curves.json: the accuracy of each arm over its trained tokens. DIR/plan.json is written before the first run. It
+fixes endpoints (evaluate.endpoints), seeds, bases, commit and configs: a later run in DIR with others is refused. Arms
+may be added.
 
 An arm whose config gives model.size starts from random weights, drawn by the seed. An arm whose config gives model.path
 starts, with --base, from the base arm of the same seed: --config.model.path=DIR/seedS/BASE_hf replaces the value of the
@@ -49,6 +50,7 @@ flags.mark_flags_as_required(["config", "arms", "seeds", "output"])
 command.begin(__name__)
 
 import collections
+import json
 import sys
 from collections.abc import Sequence
 
@@ -59,6 +61,7 @@ from insec_jax.command import InputError
 from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer, write_text
+from insec_jax.pages import learning
 from insec_jax.pages.runs import read_run
 from insec_jax.pages.summary import table
 from insec_jax.stages import (
@@ -134,6 +137,8 @@ def compare(sweep: Study, reference: str, stopping: ChildPrograms) -> list[str]:
     reference, chosen = next(iter(runs)), []
   text = table(runs, reference)
   write_text(sweep.output / "table.txt", text + "\n")
+  if curves := learning.as_json(runs):
+    write_text(sweep.output / "curves.json", json.dumps(curves, indent=1) + "\n")
   print(f"\n{text}\n")
   page = sweep.output / "report.html"
   folders = ",".join(str(run.folder) for arm_runs in runs.values() for run in arm_runs)

@@ -56,7 +56,7 @@ from insec_jax.mining import rounds
 from insec_jax.model import memory, sharding
 from insec_jax.training import checkpoint, layout, sinks, streams
 from insec_jax.training.loop import loop
-from insec_jax.training.run import Phases, Run, begin, is_trained, resume
+from insec_jax.training.run import Curve, Phases, Run, begin, is_trained, resume
 from insec_jax.training.time_limit import NoTimeError
 from insec_jax.training.workdir import check_shared, is_empty, make_empty, started_with, write_workdir
 
@@ -116,7 +116,7 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
       checkpoint.set_aside(workdir, damaged)
     check_shared(workdir, processes)
     with checkpoint.Saver(workdir, keep=config.train.keep) as saver:
-      return loop(config, workdir, run, mesh, saver, phases, processes)
+      return loop(config, workdir, run, mesh, saver, phases, learning_curve(config, processes), processes)
   except NoTimeError:
     if is_new:
       make_empty(workdir)
@@ -135,6 +135,15 @@ def mining_phases(config: Config, workdir: pathlib.Path, processes: Processes) -
     prepare,
     lambda number, text: rounds.write_receipt(workdir, number, text),
   )
+
+
+def learning_curve(config: Config, processes: Processes) -> Curve:
+  """Return the points of the learning curve of the run; none with train.curve_points=0."""
+  if not config.train.curve_points:
+    return Curve(frozenset(), lambda *_: {})
+  from insec_jax.evaluation import curve  # statistics take a second to import
+
+  return Curve(curve.steps(config), functools.partial(curve.measure, config, processes))
 
 
 if __name__ == "__main__":

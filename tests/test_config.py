@@ -136,6 +136,7 @@ NUMBERS = {
     "seed",
     "lora.rank",
     "train.top_layers",
+    "train.curve_points",
   ),
   (1, 2): (
     "task.max_size",
@@ -408,6 +409,20 @@ def test_a_cache_of_rows_in_a_bucket_is_refused(toy, bucket):
   toy.data.cache = f"{bucket.url}/rows"
   with pytest.raises(InputError, match="mapped into memory; give a folder on a local disk"):
     build(toy)
+
+
+def test_points_of_a_curve_need_steps_and_a_checker_and_older_configs_have_none(toy):
+  older = json.loads(build(toy).to_json())
+  del older["train"]["curve_points"], older["evaluate"]["endpoints"]
+  built = from_json(json.dumps(older))
+  assert (built.train.curve_points, built.evaluate.endpoints) == (0, ())
+  with pytest.raises(InputError, match=r"train\.curve_points=11 is above train\.steps=10"):
+    config.TrainConfig(steps=10, curve_points=11)
+  older["train"]["curve_points"] = 1
+  older["task"] = {"name": "records", "min_size": 0, "max_size": 0, "modulus": 0}
+  older["data"]["path"] = "records.jsonl"
+  with pytest.raises(InputError, match=r"train\.curve_points=1 counts right answers, and task\.name='records' has no"):
+    from_json(json.dumps(older))
 
 
 def test_endpoints_are_checked_when_the_config_is_built(toy):

@@ -48,6 +48,7 @@ def test_the_same_study_goes_on_with_values_that_change_no_result(tmp_path):
     ({"endpoints": ("clean - mined: solutions t2",)}, r'endpoints \["clean - mined: solutions t2"\] \(was \["mined'),
     ({"endpoints": ()}, r"endpoints \[\] \(was"),
     ({"steps": 30}, r"train.steps=30 in arm clean \(was 20\), train.steps=30 in arm mined \(was 20\)"),
+    ({"curve_points": 4}, r"train.curve_points=4 in arm clean \(was 0\)"),
   ],
 )
 def test_a_study_with_other_values_is_refused_by_what_differs(tmp_path, changed, said):

@@ -138,6 +138,23 @@ def _layout(model: LoadedModel, mesh: str) -> tuple[Mesh, dict]:
   return devices, placement.params_formats(model.config, devices)
 
 
+def from_training(
+  params, model_config: llama.LlamaConfig, tokenizer: PreTrainedTokenizerFast, config: Config, *, is_marked: bool
+) -> LoadedModel:
+  """Return the model of a run in progress, on the devices of this process; all processes of the run call this.
+
+  `params` are those of a train step. A model that `is_marked` was trained on transcripts; another one writes no
+  confidence tokens, though its tokenizer has them, and does not rewind.
+  """
+  compute = config.precision.compute
+  params, mesh = placement.from_training(params, model_config, compute=compute, mesh=params["embed"].sharding.mesh)
+  model = LoadedModel(model_config, params, tokenizer, mesh, compute)
+  model = with_ids(model._replace(unit=config.mistakes.unit, template=config.data.template), config.tokenizer)
+  if not is_marked:
+    return model._replace(confidence=(), confidence_first=(), confidence_ids=())
+  return model._replace(rewind=config.mistakes.rewind)
+
+
 def with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
   """Return the model with these markers, which its tokenizer has."""
   ids = vocabulary.find_markers(model.tokenizer, settings)

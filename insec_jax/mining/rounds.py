@@ -18,17 +18,14 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import vocabulary
 from insec_jax.distributed.processes import Processes
 from insec_jax.files import buckets
 from insec_jax.files.chunks import ChunkStore, one_process
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
-from insec_jax.generation import placement
+from insec_jax.generation import loading
 from insec_jax.generation.generator import TextGenerator
-from insec_jax.generation.loading import LoadedModel
 from insec_jax.method import tasks
-from insec_jax.method.transcript import Markers
 from insec_jax.mining.miner import Miner, chunk_store, derive_seed, mine_chunks
 from insec_jax.mining.records import MiningSummary, join
 from insec_jax.model.llama import LlamaConfig
@@ -148,31 +145,8 @@ def _miner(
   config: Config, number: int, params, weights: str, model_config: LlamaConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Miner:
   """Return a miner with these parameters, moved to the layout of decoding on the devices of this process."""
-  compute = config.precision.compute
-  params, mesh = placement.from_training(params, model_config, compute=compute, mesh=params["embed"].sharding.mesh)
-  marked = vocabulary.find_markers(tokenizer, config.tokenizer)
-  # Before the first round the model was not trained on confidence tokens, so it writes without them.
-  confidence, confidence_first, ids = (
-    (config.tokenizer.confidence, config.tokenizer.confidence_first, marked.confidence_ids)
-    if number > 1
-    else ((), (), ())
-  )
-  loaded = LoadedModel(
-    model_config,
-    params,
-    tokenizer,
-    mesh,
-    compute,
-    Markers(config.tokenizer.flag, config.tokenizer.fix),
-    marked.flag_id,
-    marked.fix_id,
-    config.mistakes.unit,
-    config.data.template,
-    confidence,
-    confidence_first,
-    ids,
-    rewind=config.mistakes.rewind and number > 1,
-  )
+  # Before the first round the model was not trained on transcripts.
+  loaded = loading.from_training(params, model_config, tokenizer, config, is_marked=number > 1)
   return Miner(
     TextGenerator(loaded),
     tasks.get(config.task),

@@ -48,15 +48,17 @@ def chart(
   *,
   arms: Sequence[int] | None = None,
   box: tuple[float, float] | None = None,
+  bars: Sequence[Sequence[tuple[float, float, float]]] | None = None,
 ) -> Element:
   """Return the curves in the order of the arms, at least one with a point; y is logarithmic for a large range.
 
   `arms` gives the number of each curve's arm when an arm has several, one a seed. `box` gives the highest x and y of
-  linear axes from 0; a curve ends where it leaves it to the right.
+  linear axes from 0; a curve ends where it leaves it to the right. `bars` are (x, low, high) of each curve's intervals.
   """
   W, H, LEFT, RIGHT, TOP, BOTTOM = 360, 210, 46, 20, 8, 34
   if box is None:
     x_values, y_values = zip(*(point for curve in curves for point in curve), strict=True)
+    y_values += tuple(end for curve in bars or () for _, *ends in curve for end in ends)
     log = min(y_values) > 0 and max(y_values) > 8 * min(y_values)
     low_x, high_x = _ends(min(x_values), max(x_values), room=0, log=False)
     low_y, high_y = _ends(min(y_values), max(y_values), room=0.06, log=log)
@@ -80,16 +82,29 @@ def chart(
   for x in ticks(low_x, high_x, log=False):
     drawn.append(element("text", f"{x:,.10g}", x=at_x(x), y=H - BOTTOM + 15, text_anchor="middle"))
   drawn.append(element("text", x_label, x=(LEFT + W - RIGHT) / 2, y=H - 4, text_anchor="middle"))
-  for number, curve in zip(range(len(curves)) if arms is None else arms, curves, strict=True):
-    places = [(at_x(x), at_y(y)) for x, y in thinned(curve)]
-    if len(places) <= 20:
-      drawn += [element("circle", cx=x, cy=y, r=2.4, fill=COLOURS[number % len(COLOURS)]) for x, y in places]
-    drawn.append(element("polyline", points=" ".join(f"{x},{y}" for x, y in places), **_stroke(number)))
+  numbers = range(len(curves)) if arms is None else arms
+  for number, curve, intervals in zip(numbers, curves, bars or [()] * len(curves), strict=True):
+    drawn += _curve(
+      [(at_x(x), at_y(y)) for x, y in thinned(curve)],
+      [(at_x(x), at_y(low), at_y(high)) for x, low, high in intervals],
+      number,
+    )
   return element(
     "figure",
     element("figcaption", title, element("small", " (logarithmic)" if log else "")),
     element("svg", *drawn, viewBox=f"0 0 {W} {H}", role="img", aria_label=title),
   )
+
+
+def _curve(
+  places: Sequence[tuple[float, float]], bars: Sequence[tuple[float, float, float]], number: int
+) -> list[Element]:
+  """Return the line through the places, with dots where they are few, and the bars (x, low, high) in its colour."""
+  colour = COLOURS[number % len(COLOURS)]
+  drawn = [element("line", x1=x, x2=x, y1=low, y2=high, stroke=colour, stroke_opacity=0.5) for x, low, high in bars]
+  if len(places) <= 20:
+    drawn += [element("circle", cx=x, cy=y, r=2.4, fill=colour) for x, y in places]
+  return [*drawn, element("polyline", points=" ".join(f"{x},{y}" for x, y in places), **_stroke(number))]
 
 
 def legend(names: Sequence[str], arms: Sequence[int] | None = None) -> Element:

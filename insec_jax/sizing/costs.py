@@ -1,6 +1,7 @@
 """Cost of a study on a slice: chip-hours of all its stages at the roofline, from programs compiled for the slice.
 
-    train      train.steps times the step's roofline on the whole slice, plus the mining of its rounds
+    train      train.steps times the step's roofline on the whole slice, plus the mining of its rounds and the texts
+               of its learning curve
     mine       mine.num_problems x mine.samples texts, shared by the hosts of the slice
     evaluate   measuring.num_texts texts, on one host; the other hosts of the slice wait
     export     none: it runs on the host
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
+from insec_jax.evaluation import curve
 from insec_jax.evaluation.measuring import num_texts
 from insec_jax.model.llama import LlamaConfig
 from insec_jax.sizing.compiled import Memory
@@ -75,6 +77,9 @@ class Sizer:
     if config.rounds:
       seconds += config.rounds * samples * self._text_seconds(stage, model) / self.hosts
       note += f", {config.rounds * samples:,} texts mined"
+    if points := curve.num_texts(config):
+      seconds += points * self._text_seconds(stage, model) / self.hosts
+      note += f", {points:,} texts of the learning curve"
     return Cost(stage, seconds, note)
 
   def _train(self, stage: StudyStage, model: LlamaConfig) -> float:

@@ -45,6 +45,7 @@ FREE = (
   "train.checkpoint_every",
   "train.keep",
   "train.minutes",
+  "train.curve_points",
   "train.profile_steps",
   "data.cache",
   "log.",

@@ -4,6 +4,7 @@
   data      rows came late: the devices had nothing to do
   step      training steps
   heldout   held-out losses
+  curve     points of the learning curve
   save      checkpoints, as far as the loop waits for them
   mining    rounds: mining, and loading of the round's records
   lost      steps that a killed run had logged after its last checkpoint, and that were done again
@@ -22,7 +23,7 @@ import jax
 
 from insec_jax import stop_signal
 
-PARTS = ("compile", "data", "step", "heldout", "save", "mining", "lost", "other")
+PARTS = ("compile", "data", "step", "heldout", "curve", "save", "mining", "lost", "other")
 PREFIX = "time/"  # of the keys in metrics.jsonl
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event after each compilation, or reading from its cache
 

@@ -20,7 +20,7 @@ from insec_jax.model import llama, parts
 from insec_jax.training import checkpoint, frozen, kept, layout, ledger, metrics, optimizer, profiling, sinks, streams
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
-from insec_jax.training.run import Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
+from insec_jax.training.run import Curve, Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
 from insec_jax.training.time_limit import NoTimeError, TimeLimit
 
 REMEDY = "; lower optimizer.learning_rate or look at the data, and begin in another --workdir"
@@ -33,6 +33,7 @@ def loop(
   mesh: Mesh,
   saver: checkpoint.Saver,
   phases: Phases,
+  curve: Curve,
   processes: Processes,
 ) -> int:
   """Train to the last step, or to one in which a signal arrives or the session's time ends; return the exit code.
@@ -41,7 +42,7 @@ def loop(
   DivergedError when a loss is not finite; the state before that step is saved.
   """
   progress = metrics.TrainProgress(run.first, config.train.steps) if processes.is_first else metrics.NullLogger()
-  trainer = Trainer(config, run, mesh, saver, phases, processes, progress)
+  trainer = Trainer(config, run, mesh, saver, phases, curve, processes, progress)
   before = metrics.last_line(workdir) if processes.is_first else {}
   trainer.ledger.lose(before)
   last_logged = run.first if run.totals is not None else sinks.NONE_SENT
@@ -61,9 +62,19 @@ def loop(
 class Trainer:
   """A run in progress: its compiled step, its state, and the data that it reads."""
 
-  def __init__(self, config: Config, run: Run, mesh: Mesh, saver, phases: Phases, processes: Processes, progress):
+  def __init__(
+    self,
+    config: Config,
+    run: Run,
+    mesh: Mesh,
+    saver,
+    phases: Phases,
+    curve: Curve,
+    processes: Processes,
+    progress,
+  ):
     self.config, self.run, self.mesh, self.saver = config, run, mesh, saver
-    self.phases, self.processes, self.progress = phases, processes, progress
+    self.phases, self.curve, self.processes, self.progress = phases, curve, processes, progress
     self.ledger = ledger.Ledger(run.totals[2] if run.totals and len(run.totals) > 2 else None)
     self.rows = rows_of(config, mesh)
     self.local = local_rows(self.rows, mesh)
@@ -134,7 +145,7 @@ class Trainer:
         self.progress.say(written)
       self.progress.step(step)
       last, stopping = step == steps, self.stops(step, stops)
-      logs = last or step % every.log_every == 0
+      logs = last or step % every.log_every == 0 or step in self.curve.steps
       measures = self.measures(step)
       saves = stopping or self.saves(step)
       if not logs and not measures and not saves:
@@ -182,7 +193,11 @@ class Trainer:
 
   def stops(self, step: int, signalled: Callable[[int], bool]) -> bool:
     """Return whether the run stops after this step: for a signal, or because the next would end after the session."""
-    in_time = self.limit.allows_step(heldouts=self.measures(step) + self.measures(step + 1), saves=self.saves(step) + 1)
+    in_time = self.limit.allows_step(
+      heldouts=self.measures(step) + self.measures(step + 1),
+      points=(step in self.curve.steps) + (step + 1 in self.curve.steps),
+      saves=self.saves(step) + 1,
+    )
     if self.processes.num == 1:
       return signalled(step) or not in_time
     if not in_time and self.processes.is_first:
@@ -223,8 +238,15 @@ class Trainer:
     return True
 
   def log_values(self, step: int, log: metrics.Log, *, logs: bool, measures: bool) -> None:
-    """Write the line of the step, with the held-out loss where it is measured; save first if that is not finite."""
+    """Write the line of the step, with the held-out loss where it is measured; save first if that is not finite.
+
+    A point of the learning curve is measured before its line, and the line is written before a checkpoint of the step:
+    a run that resumes measures no point again that it has, and lacks none.
+    """
     values = self.meter.line() if logs else {}
+    if step in self.curve.steps:
+      with self.ledger.part("curve"):
+        values |= self.curve.measure(self.run.all_params(self.state.params), self.run)
     if measures:
       with self.ledger.part("heldout"):
         values |= self.heldout(self.state.params)

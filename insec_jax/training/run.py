@@ -44,6 +44,16 @@ class Phases(NamedTuple):
     return max((number for first, number in self.number_of.items() if first <= step), default=None)
 
 
+class Curve(NamedTuple):
+  """Points of a run's learning curve: the steps after which they are measured.
+
+  measure: (params, run) -> values for metrics.jsonl; all processes of the run call it together.
+  """
+
+  steps: frozenset[int]
+  measure: Callable[[Any, "Run"], dict[str, float]]
+
+
 class Run(NamedTuple):
   """Run ready for its next step; `first` steps are done.
 

@@ -45,7 +45,7 @@ class TimeLimit:
     self._end = stop_signal.session_began() + 60 * minutes if minutes else math.inf
     self._ledger, self._several = ledger, num_processes > 1
     self._num_batches, self._compile_seconds = num_batches, compile_seconds
-    self._longest = {"step": 0.0, "heldout": 0.0, "save": 0.0, "chunk": 0.0}
+    self._longest = {"step": 0.0, "heldout": 0.0, "curve": 0.0, "save": 0.0, "chunk": 0.0}
     self._save_estimate = save_bytes / SLOWEST_WRITE
     self._before = ledger.to_json()
     self._needed = 0.0  # seconds from the last look at the clock to the end of what was asked for
@@ -55,10 +55,11 @@ class TimeLimit:
   def is_set(self) -> bool:
     return math.isfinite(self._end)
 
-  def allows_step(self, *, heldouts: int, saves: int) -> bool:
-    """Return whether another step fits, with so many held-out losses and saves until its state is saved.
+  def allows_step(self, *, heldouts: int, saves: int, points: int = 0) -> bool:
+    """Return whether another step fits, with so many held-out losses, saves and points until its state is saved.
 
-    Called after each step, before its own held-out loss and save, which are among them if they are due.
+    Called after each step, before its own held-out loss, point of the learning curve and save, which are among them if
+    they are due. The time of a session's first point is not known, and counts as none.
     """
     if not self.is_set:
       return True
@@ -67,6 +68,7 @@ class TimeLimit:
     # Steps that were dispatched before end first.
     needed = (1 + metrics.STEPS_AHEAD + self._several * AGREEMENT_STEPS) * step + self._several * AGREEMENT_SECONDS
     needed += heldouts * (self._longest["heldout"] or self._num_batches * step + self._compile_seconds)
+    needed += points * LONGER * self._longest["curve"]
     needed += saves * LONGER * (self._longest["save"] or self._save_estimate)
     return self._fits(needed)
 
@@ -94,6 +96,6 @@ class TimeLimit:
     """Time what the run has done since the last call: one step at most, and what followed it."""
     now = self._ledger.to_json()
     passed = {name: now[name] - self._before[name] for name in now}
-    took = {"step": passed["step"] + passed["data"], "heldout": passed["heldout"], "save": passed["save"]}
+    took = {"step": passed["step"] + passed["data"], **{name: passed[name] for name in ("heldout", "curve", "save")}}
     self._longest |= {name: max(self._longest[name], seconds) for name, seconds in took.items()}
     self._before = now

@@ -39,7 +39,7 @@ def slice_of(chip="v5e") -> Topology:
   return Topology("v5e:4x4", "tpu", CHIPS.get(chip), (device,) * CHIPS_HERE, CHIPS_HERE, 1, 2)
 
 
-def sized(folder: pathlib.Path, *, arms, bases=("base",), peak=1.0, topology=None, tokens=None):
+def sized(folder: pathlib.Path, *, arms, bases=("base",), peak=1.0, topology=None, tokens=None, overrides=()):
   """(the costs of the stages, what was compiled: the program and the layers of its model)."""
   (folder / "config.py").write_text(CONFIG)
   compiled = []
@@ -53,7 +53,7 @@ def sized(folder: pathlib.Path, *, arms, bases=("base",), peak=1.0, topology=Non
     compiled.append(("decode", model.num_layers))
     return SimpleNamespace(memory=memory, text_seconds=lambda tokens: TEXT * tokens / 32)
 
-  stages = Study(folder, str(folder / "config.py"), {}, list(arms), [0, 1], list(bases)).stages()
+  stages = Study(folder, str(folder / "config.py"), dict(overrides), list(arms), [0, 1], list(bases)).stages()
   sizer = costs.Sizer(topology or slice_of(), HOSTS, train, decode, tokens)
   return sizer.costs(stages), compiled
 
@@ -80,6 +80,14 @@ def test_a_study_costs_its_steps_its_mining_and_its_evaluations(tmp_path):
   assert (plain["hours"], plain["chip_hours"], plain["dollars"]) == (hours, CHIPS_HERE * hours, None)
   halved = costs.as_json(slice_of(), found, efficiency=0.5, price=1.2)
   assert halved["dollars"] == pytest.approx(2 * 1.2 * CHIPS_HERE * hours)
+
+
+def test_the_points_of_a_learning_curve_cost_their_texts(tmp_path):
+  plain, _ = sized(tmp_path, arms=("scratch",), bases=())
+  found, _ = sized(tmp_path, arms=("scratch",), bases=(), overrides={"train.curve_points": 5})
+  texts = 5 * 2 * 20
+  assert found[0].seconds - plain[0].seconds == pytest.approx(texts * TEXT / HOSTS)
+  assert found[0].note.endswith(", 200 texts of the learning curve")
 
 
 def test_the_table_of_a_study_says_that_it_is_a_lower_bound_and_ends_in_the_sum(tmp_path):

@@ -138,9 +138,16 @@ PROBLEMS = [
 
 def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
   """A prober of a scripted model; `writer.Sampler` must have been replaced by Scripted."""
+  prober = probing.Prober(TextGenerator(loaded(config, max_positions)), TASK, config)
+  prober.writer.sampler.policy = policy
+  return prober
+
+
+def loaded(config=CONFIG, max_positions=1000) -> LoadedModel:
+  """A scripted model as a file would give it."""
   marked = vocabulary.open_tokenizer(config)
   model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer))
-  opened = LoadedModel(
+  return LoadedModel(
     model,
     marked.tokenizer,
     marked.tokenizer,
@@ -152,9 +159,6 @@ def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
     "line",
     "plain",
   )
-  prober = probing.Prober(TextGenerator(opened), TASK, config)
-  prober.writer.sampler.policy = policy
-  return prober
 
 
 def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measurements:

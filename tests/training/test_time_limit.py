@@ -100,6 +100,15 @@ def test_mining_stops_before_a_chunk_that_would_not_fit(clock):
   assert limit.reached
 
 
+def test_a_point_of_the_learning_curve_that_would_not_fit_stops_the_run_before(clock):
+  times = Ledger()
+  limit = limit_of(times)
+  with times.part("curve"):
+    clock[0] += 200.0
+  assert limit.allows_step(heldouts=0, saves=0, points=1)
+  assert not limit.allows_step(heldouts=0, saves=0, points=2)
+
+
 def test_without_a_limit_nothing_is_timed_and_everything_fits(clock):
   limit = TimeLimit(0.0, Ledger(), save_bytes=1, compile_seconds=0.0, num_batches=0, num_processes=1)
   clock[0] = 1e9
