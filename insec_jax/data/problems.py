@@ -5,12 +5,14 @@
   held-out loss            "test", seed                        held-out records
   solving                  "test", seed                        held-out problems
   probes                   "probe", seed                       held-out problems
-  choosing thresholds      "mine", seed + VALIDATION           problems trained on, in the order of the file
+  choosing thresholds      "validation", seed                  held-out problems that are not solved, see below
   mining                   "mine", a seed for each mining      problems trained on, in an order by that seed
 
 Held out are the records of data.heldout_path, or without one data.num_heldout of those of data.path; the prompt of none
-is trained on. No problem is in two splits of a task. With mistakes.source other than "injected" the first two are from
-data.path for any task.
+is trained on. No problem is in two splits of a task. From a file, thresholds are chosen on the evaluate.num_problems
+held-out problems after those that are solved (some of which may be probed). Where fewer are left, they are chosen on
+problems trained on, in the order of the file, and `chosen_apart` is False. With mistakes.source other than "injected"
+the first two are from data.path for any task.
 """
 
 import collections
@@ -27,8 +29,6 @@ from insec_jax.data.records import Record, prompt_text, read
 from insec_jax.data.storage import Computed, Records
 from insec_jax.method import tasks
 from insec_jax.method.tasks import Problem, Task
-
-VALIDATION = 1_000_003  # apart from the seeds of mining, which draws from the same split
 
 
 def split_records(
@@ -167,8 +167,20 @@ def validation_problems(task: Task, config: Config) -> list[Problem]:
   """Return the evaluate.num_problems problems to choose thresholds on."""
   num = config.evaluate.num_problems
   if task.name in FROM_FILE:
-    return _in_units(_problems(config, "train")[:num], config)
-  return _in_units(tasks.problems(task, "mine", num=num, seed=config.seed + VALIDATION), config)
+    apart = _apart(config)
+    return _in_units(apart if len(apart) == num else _problems(config, "train")[:num], config)
+  return _in_units(tasks.problems(task, "validation", num=num, seed=config.seed), config)
+
+
+def chosen_apart(config: Config) -> bool:
+  """Return whether `validation_problems` are neither trained on, mined, solved nor, of a task, probed."""
+  return config.task.name not in FROM_FILE or len(_apart(config)) == config.evaluate.num_problems
+
+
+def _apart(config: Config) -> list[Problem]:
+  """Return at most evaluate.num_problems held-out problems that are not solved."""
+  num = config.evaluate.num_problems
+  return _heldout_problems(config)[num : 2 * num]
 
 
 def problems_to_probe(task: Task, config: Config) -> list[Problem]:

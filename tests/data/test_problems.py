@@ -76,13 +76,31 @@ def test_a_size_that_the_task_does_not_have_is_refused_by_the_name_of_its_key():
     problems.larger_problems(some)
 
 
-def test_thresholds_are_chosen_on_the_split_of_mining_but_not_on_its_first_problems():
+def test_thresholds_are_chosen_on_structures_that_are_neither_trained_on_nor_mined():
   found = problems.validation_problems(TASK, CONFIG)
-  assert {tasks.split_of(problem.key) for problem in found} == {"mine"}
+  assert {tasks.split_of(problem.key) for problem in found} == {"validation"}
   assert len(found) == CONFIG.evaluate.num_problems
-  mined = {problem.prompt for problem in tasks.problems(TASK, "mine", num=24, seed=CONFIG.seed)}
-  assert not mined & {problem.prompt for problem in found}
+  mined = {problem.key for problem in tasks.problems(TASK, "mine", num=200, seed=CONFIG.seed)}
+  assert not mined & {problem.key for problem in found}
   assert found == problems.validation_problems(TASK, CONFIG)
+  assert problems.chosen_apart(CONFIG)
+
+
+def test_from_a_file_thresholds_are_chosen_on_held_out_problems_that_are_not_solved(tmp_path):
+  some = forty(tmp_path, evaluate__num_problems=4)
+  task = tasks.get(some.task)
+  solved, chosen_on = problems.problems_to_solve(task, some), problems.validation_problems(task, some)
+  held = {record.content.prompt for _, record in problems.split_records(some, "heldout")}
+  assert {problem.prompt for problem in chosen_on} <= held - {problem.prompt for problem in solved}
+  assert len(chosen_on) == 4
+  assert problems.chosen_apart(some)
+
+
+def test_where_too_few_held_out_problems_are_left_those_trained_on_are_taken(tmp_path):
+  some = forty(tmp_path, evaluate__num_problems=6)
+  trained = [record.content for _, record in problems.split_records(some, "train")]
+  assert problems.validation_problems(tasks.get(some.task), some) == trained[:6]
+  assert not problems.chosen_apart(some)
 
 
 def forty(tmp_path, **changes):
@@ -120,15 +138,15 @@ DIGESTS = {
     "train": "1150971f",
     "heldout": "e3b0c442",
     "solve": "014ff9b8",
-    "validate": "9edc79b5",
+    "validate": "f616f9cb",
     "probe": "1d0fbd68",
-    "mine": "8afc2861",
+    "mine": "56195224",
   },
   "gsm8k": {
     "train": "cf4f6cec",
     "heldout": "2f72c47f",
     "solve": "4017c52a",
-    "validate": "43bf687c",
+    "validate": "8e2c9cba",
     "probe": "2f72c47f",
     "mine": "c0f7db6e",
   },

@@ -16,7 +16,8 @@ from insec_jax.config import TASKS, TaskConfig
 from insec_jax.method.transcript import split_steps
 
 MALFORMED = "malformed"  # class of a step that cannot be parsed: only models write these, none is injected
-_SPLITS = (("train", 0.7), ("mine", 0.1), ("probe", 0.1), ("test", 0.1))
+_PARTS = (("train", 0.7), ("mine", 0.1), ("probe", 0.1), ("test", 0.1))  # of the range of the hash
+_SPLITS = ("train", "mine", "validation", "probe", "test")
 _MAX_TRIES = 200  # draws for each problem asked for
 _MAX_MISSES = 100_000  # draws in a row without a new problem: few or none are left
 FactsT = TypeVar("FactsT")
@@ -132,13 +133,16 @@ def get(task: TaskConfig) -> Task:
 
 
 def split_of(key: str) -> str:
-  """Return the split of the problem with this key: 70 % "train", 10 % each "mine", "probe", "test", by hash."""
+  """Return the split of the problem with this key, by hash.
+
+  70 % are "train", 5 % each "mine" and "validation", 10 % each "probe" and "test".
+  """
   position = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
-  for name, size in _SPLITS:
+  for name, size in _PARTS:
     if position < size:
-      return name
+      return "validation" if name == "mine" and position >= size / 2 else name
     position -= size
-  return _SPLITS[-1][0]
+  return _PARTS[-1][0]
 
 
 def problems(task: Task, split: str, *, num: int, seed: int) -> list[Problem]:
@@ -148,8 +152,8 @@ def problems(task: Task, split: str, *, num: int, seed: int) -> list[Problem]:
   otherwise small problems, which are few, would be rare. No key is in two splits.
   Raises InputError when the task has too few different problems.
   """
-  if split not in dict(_SPLITS):
-    raise InputError(f"split {split!r}; must be one of {', '.join(dict(_SPLITS))}")
+  if split not in _SPLITS:
+    raise InputError(f"split {split!r}; must be one of {', '.join(_SPLITS)}")
   rng = np.random.default_rng((seed, *split.encode()))
   problem_of_prompt: dict[str, Problem] = {}
   misses = 0
