@@ -21,7 +21,7 @@ flag is open), `forced` replaces drawn tokens, and `advance` updates the state t
 cache of a mistake is not read after its correction, and positions go back (rewinding.py).
 
 Letters as in model/llama.py, and S slot, P slot of a padded prompt, R row that is filled, C row that is kept (in
-`text_logprobs`: chunk), U stop token.
+`text_logprobs`: chunk), U stop token, J place that is read.
 """
 
 import functools
@@ -287,6 +287,19 @@ def resize(state: DecodeState, *, mesh, slots: int) -> DecodeState:
     )
 
   return on_mesh(move, mesh, (STATE,), STATE)(state)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "attention", "mesh"))
+def text_streams(params, token_BP, start_B, slot_BJ, seen=None, *, config, compute, attention: Attention, mesh):
+  """Return the stream after the last norm, float32, at each of these slots of a text; `seen` is that of `fill`."""
+
+  def read(params, token_BP, start_B, slot_BJ, seen):
+    seen_in_text = None if seen is None else seen[:2]
+    stream_BPD, _ = llama.forward_prompt(config, params, token_BP, start_B, attention, compute, mesh, seen_in_text)
+    return jnp.take_along_axis(stream_BPD, slot_BJ[..., None], 1).astype(jnp.float32)
+
+  specs = (params_specs(config, mesh), ROWS, ROWS, ROWS, ROWS)
+  return on_mesh(read, mesh, specs, ROWS)(params, token_BP, start_B, slot_BJ, seen)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "attention", "mesh"))

@@ -46,6 +46,26 @@ class Engine(Protocol):
   def logprobs(self, texts: Sequence[np.ndarray], *, batch_size: int) -> list[np.ndarray]:
     """Return for each text the log p of each token."""
 
+  def beam(
+    self,
+    prompts: Sequence[np.ndarray],
+    *,
+    width: int,
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    flag_id: int | None = None,
+    watch: ConfidenceTrigger | None = None,
+    excluded: Sequence[np.ndarray] | None = None,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> list[tuple[SampledTokens, int]]:
+    """Return the likeliest text after each prompt, and the tokens of all beams."""
+
+  def streams(
+    self, texts: Sequence[np.ndarray], places: Sequence[Sequence[int]], *, batch_size: int
+  ) -> list[np.ndarray]:
+    """Return for each text the stream at the tokens of `places`."""
+
 
 def uses_server() -> bool:
   """Return whether the flags name a server."""

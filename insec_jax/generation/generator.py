@@ -117,6 +117,58 @@ class TextGenerator:
     )
     return [self.written(generation) for generation in generations]
 
+  def draw_steps(
+    self, begins: Sequence[np.ndarray], *, label: str, max_tokens: int, seed: int, batch_size: int
+  ) -> list[SampledTokens]:
+    """Return one step after each beginning, drawn at temperature 1, the flag banned.
+
+    It ends with the token that ends its line, without a confidence token, or with a stop token. Raises InputError as
+    `watch` does.
+    """
+    if not begins:
+      return []
+    return self.sampler.generate(
+      begins,
+      max_tokens=max_tokens,
+      temperature=1.0,
+      seed=seed,
+      stop_ids=self._ends(),
+      flag_id=self.flag_id,
+      flag_bias=0.0 if self.flag_id is None else -math.inf,
+      watch=self.watch() if self.confidence_ids else None,
+      batch_size=batch_size,
+      progress=decode_progress(label, len(begins)),
+    )
+
+  def beam(
+    self,
+    begins: Sequence[np.ndarray],
+    *,
+    label: str,
+    width: int,
+    max_tokens: int,
+    batch_size: int,
+    step: bool = False,
+    excluded: Sequence[np.ndarray] | None = None,
+  ) -> list[tuple[SampledTokens, int]]:
+    """Return the likeliest text of so many beams after each beginning, as Sampler.beam does; with `step`, one step."""
+    if not begins:
+      return []
+    return self.sampler.beam(
+      begins,
+      width=width,
+      max_tokens=max_tokens,
+      stop_ids=self._ends() if step else self.stop_ids,
+      flag_id=self.flag_id,
+      watch=self.watch() if self.confidence_ids else None,
+      excluded=excluded,
+      batch_size=batch_size,
+      progress=decode_progress(label, len(begins)),
+    )
+
+  def _ends(self) -> list[int]:
+    return sorted({*self.stop_ids, *self.watch().end_ids})
+
   def written(self, generation: SampledTokens) -> Completion:
     """Return a generation with its text."""
     stopped = generation.finish == "stop"

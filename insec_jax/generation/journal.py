@@ -90,6 +90,44 @@ class Journal:
     values = self._chunks("logprobs", texts, {"batch_size": batch_size}, make)
     return list(itertools.chain.from_iterable(map(_unpacked, values)))
 
+  def beam(
+    self,
+    prompts: Sequence[np.ndarray],
+    *,
+    excluded: Sequence[np.ndarray] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+  ) -> list[tuple[SampledTokens, int]]:
+    """Return what the engine returns; `progress` is called when the part of this process is done."""
+
+    def make(part: slice) -> dict[str, Any]:
+      left = None if excluded is None else excluded[part]
+      found, nums = zip(*self._engine.beam(prompts[part], excluded=left, **options), strict=True)
+      return {"found": _packed_samples(found), "tokens": list(nums)}
+
+    named = {**options, "excluded": None if excluded is None else [text.tolist() for text in excluded]}
+    values = self._chunks("beam", prompts, named, make)
+    results = [
+      pair for value in values for pair in zip(_unpacked_samples(value["found"]), value["tokens"], strict=True)
+    ]
+    if progress is not None and prompts:
+      progress(len(prompts), sum(num for _, num in results))
+    return results
+
+  def streams(
+    self, texts: Sequence[np.ndarray], places: Sequence[Sequence[int]], *, batch_size: int
+  ) -> list[np.ndarray]:
+    """Return what the engine returns."""
+
+    def make(part: slice) -> dict[str, Any]:
+      streams = self._engine.streams(texts[part], places[part], batch_size=batch_size)
+      return _packed([stream_JD.reshape(-1) for stream_JD in streams])
+
+    named = {"batch_size": batch_size, "places": [list(wanted) for wanted in places]}
+    values = self._chunks("streams", texts, named, make)
+    flat = itertools.chain.from_iterable(map(_unpacked, values))
+    return [array.reshape(len(wanted), -1) for array, wanted in zip(flat, places, strict=True)]
+
   def join(self, write: Callable[[], None]) -> bool:
     """Call `write` once every process has come here, in the last one, and remove the chunks; return whether it did."""
     mark = self._num_chunks + self._process

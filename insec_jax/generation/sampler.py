@@ -23,9 +23,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from insec_jax.command import DivergedError, InputError
-from insec_jax.generation import batching, decoding, rewinding
+from insec_jax.generation import batching, beam, decoding, rewinding
 from insec_jax.generation.batching import Queue
-from insec_jax.generation.confidence import ConfidenceTrigger, token_rules
+from insec_jax.generation.confidence import ConfidenceTrigger, TokenRules, token_rules
 from insec_jax.generation.decoding import NO_PROMPT, DecodeOptions, DecodeState
 from insec_jax.model import attention, llama
 from insec_jax.model.attention import Attention
@@ -166,6 +166,89 @@ class Sampler:
       )
     return state
 
+  def beam(
+    self,
+    prompts: Sequence[np.ndarray],
+    *,
+    width: int,
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    flag_id: int | None = None,
+    watch: ConfidenceTrigger | None = None,
+    excluded: Sequence[np.ndarray] | None = None,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> list[tuple[SampledTokens, int]]:
+    """Return the likeliest text of `width` beams after each prompt (beam.py), and the tokens of all its beams.
+
+    The flag is banned. `excluded` has the tokens of one text a prompt that is not returned, its stop token included.
+    Raises InputError when a prompt or an option is out of range.
+    """
+    check_options(0.0, 1.0, max_tokens, flag_id, -math.inf if flag_id is not None else 0.0)
+    check_prompts(prompts, self.config, max_tokens)
+    rules = token_rules(
+      watch,
+      stop_ids=stop_ids,
+      flag_id=flag_id,
+      flag_bias=0.0 if flag_id is None else -math.inf,
+      kind_V=self.kind_V,
+    )
+    results: dict[int, tuple[SampledTokens, int]] = {}
+    num_tokens = 0
+    for indices in beam.batches(prompts, width=width, batch_size=batch_size, mesh=self.mesh):
+      state = self._repeated(prompts, indices, rules, width=width, room=max_tokens)
+      found = jax.device_get(
+        beam.search(
+          self.params,
+          state,
+          beam.padded_excluded(excluded, indices),
+          max_tokens,
+          rules,
+          width=width,
+          room=max_tokens,
+          config=self.config,
+          mesh=self.mesh,
+        )
+      )
+      for row, index in enumerate(indices):
+        if index != NO_PROMPT:
+          results[index] = _of_beams(found, row, index), width * int(found.steps_G[row])
+          num_tokens += results[index][1]
+      if progress is not None:
+        progress(len(results), num_tokens)
+    return [results[index] for index in range(len(prompts))]
+
+  def _repeated(
+    self, prompts: Sequence[np.ndarray], indices: Sequence[int], rules: TokenRules, *, width: int, room: int
+  ) -> DecodeState:
+    """Return the state of a batch with each of these prompts read into `width` rows."""
+    batch, mesh = batching.padded(prompts, indices, rows=len(indices)), self.mesh
+    num_here = len(indices) // batching.rows_over(mesh)
+    length = batch.token_RP.shape[1]
+    state = decoding.begin(
+      config=self.config,
+      compute=self.compute,
+      mesh=mesh,
+      rows=len(indices),
+      slots=length + room,
+      rewinds=self.kind_V is not None,
+    )
+    row_R = np.tile(np.arange(num_here, dtype=np.int32), batching.rows_over(mesh))
+    state = decoding.fill(
+      self.params,
+      state,
+      batch.token_RP,
+      batch.start_R,
+      batch.index_R,
+      row_R,
+      rules,
+      rewinding.of_prompts(batch.token_RP, batch.start_R, self.kind_V),
+      config=self.config,
+      attention=self._attention(length),
+      mesh=mesh,
+    )
+    return decoding.keep_rows(state, np.repeat(row_R, width), mesh=mesh)
+
   def _attention(self, length: int) -> Attention:
     """Return the attention over prompts of so many slots."""
     device = self.mesh.devices.flat[0]
@@ -200,6 +283,46 @@ class Sampler:
         check_finite(logprob_T, int(batch.index_R[row]))
         results[batch.index_R[row]][1:] = logprob_T
     return results
+
+  def streams(
+    self, texts: Sequence[np.ndarray], places: Sequence[Sequence[int]], *, batch_size: int
+  ) -> list[np.ndarray]:
+    """Return for each text the stream before the output matrix, float32 [places, width], at the tokens of `places`."""
+    check_prompts(texts, self.config, 0)
+    results = [np.zeros((len(wanted), self.config.width), np.float32) for wanted in places]
+    num = 1 << max(0, max(map(len, places), default=1) - 1).bit_length()
+    for batch in batching.texts_in_batches(texts, batch_size, self.mesh):
+      slot_RJ = np.zeros((len(batch.index_R), num), np.int32)
+      rows = np.flatnonzero(batch.index_R != NO_PROMPT)
+      for row in rows:
+        wanted = places[batch.index_R[row]]
+        slot_RJ[row, : len(wanted)] = batch.start_R[row] + np.asarray(wanted, np.int32)
+      stream_RJD = np.asarray(
+        decoding.text_streams(
+          self.params,
+          batch.token_RP,
+          batch.start_R,
+          slot_RJ,
+          rewinding.of_prompts(batch.token_RP, batch.start_R, self.kind_V),
+          config=self.config,
+          compute=self.compute,
+          attention=self._attention(batch.token_RP.shape[1]),
+          mesh=self.mesh,
+        )
+      )
+      for row in rows:
+        index = int(batch.index_R[row])
+        results[index] = stream_RJD[row, : len(places[index])]
+        check_finite(results[index].sum(-1), index)
+    return results
+
+
+def _of_beams(found: beam.Found, row: int, index: int) -> SampledTokens:
+  """Return the text that a search on the host has found for a group."""
+  num = int(found.num_G[row])
+  logprobs = found.logprob_GN[row, :num]
+  check_finite(logprobs, index)
+  return SampledTokens(found.token_GN[row, :num], logprobs, "stop" if found.ended_G[row] else "length", None, None)
 
 
 def _sampled(host: DecodeState, row: int, length: int, options: DecodeOptions) -> SampledTokens:

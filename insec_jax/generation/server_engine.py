@@ -119,6 +119,14 @@ class ServerEngine:
 
     return self.server.map(read, len(texts))
 
+  def beam(self, *_: Any, **__: Any) -> list[tuple[SampledTokens, int]]:
+    """Raise InputError: a server of completions searches no beams."""
+    raise InputError("a server searches no beams; leave --server out for that")
+
+  def streams(self, *_: Any, **__: Any) -> list[np.ndarray]:
+    """Raise InputError: a server of completions gives no hidden states."""
+    raise InputError("a server gives no hidden states; leave --server out for that")
+
 
 @contextlib.contextmanager
 def _complete() -> Iterator[None]:
