@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class SolveResults:
   transcripts: list[Transcript]
   steps: list[Step]  # before any marker
   own: ProbeResults
+  written: list[Completion] = dataclasses.field(default_factory=list)
 
 
 def injected_probes(task: Task, config: Config) -> list[Probe]:
@@ -86,7 +87,7 @@ class Prober:
     self.limits = {"max_tokens": config.evaluate.max_tokens, "batch_size": config.evaluate.batch_size}
     self.seed = config.seed
     self._reader = Reader(writer, task, self.markers, self.unit)
-    self._encode = functools.cache(writer.encode)  # every pass encodes the same problems
+    self.encode = functools.cache(writer.encode)  # every pass encodes the same problems
     self._greedy: dict[bytes, list[tuple[float, Completion]]] = {}  # by prompt: (flag_bias, completion) pairs
 
   def injected(
@@ -161,7 +162,7 @@ class Prober:
   ) -> SolveResults:
     """Return solutions and what follows the model's own first wrong steps; with `force` also with the flag forced."""
     drawn = {"temperature": temperature, "seed": self.seed if seed is None else seed, **self.limits}
-    prompts = [self._encode(problem.prompt) for problem in problems]
+    prompts = [self.encode(problem.prompt) for problem in problems]
     written = self._write(prompts, label=label, flag_bias=flag_bias, watch=watch, **drawn)
     solved = self.read(problems, written)
     if not force:
@@ -185,7 +186,7 @@ class Prober:
     """Return solutions without flags, steps with a score above the threshold sampled again, up to `most` times each."""
     written, num_generated = redraw(
       self.writer,
-      [self._encode(problem.prompt) for problem in problems],
+      [self.encode(problem.prompt) for problem in problems],
       label=label,
       threshold=threshold,
       most=most,
@@ -216,7 +217,8 @@ class Prober:
       [step for step in steps if step.is_first_try],
       [transcripts[index] for index in failed],
     )
-    return SolveResults(scores, [len(completion.generation.tokens) for completion in written], transcripts, steps, own)
+    num_tokens = [len(completion.generation.tokens) for completion in written]
+    return SolveResults(scores, num_tokens, transcripts, steps, own, list(written))
 
   def _write(
     self,
@@ -273,7 +275,7 @@ class Prober:
         [(*probe.before, last) for probe, last in probe_steps],
         batch_size=self.limits["batch_size"],
       )
-    return [self._encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in probe_steps]
+    return [self.encode(probe.problem.prompt, answer="".join((*probe.before, last))) for probe, last in probe_steps]
 
   def _outcome(self, probe: Probe, written: Completion, *, forced: bool = False) -> Outcome:
     return scoring.read_probe(
@@ -302,6 +304,29 @@ class Prober:
       *parse(text[end:], self.markers, self.unit),
     )
 
+  def own_mistakes(
+    self, problems: Sequence[Problem], solved: SolveResults
+  ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield (number of the solution, what the model had read before its first wrong step, the tokens of that step).
+
+    A wrong step that ends the text has its stop token. Solutions in which no token begins or ends where the step does
+    are left out, and those in which nothing more could be written.
+    """
+    for number, (problem, completion, score) in enumerate(zip(problems, solved.written, solved.scores, strict=True)):
+      if score.own is None:
+        continue
+      ends, tokens = self._reader.token_ends(completion), completion.generation.tokens
+      first, stop = (
+        ends.get(length) for length in (len(score.own.prefix) - len(score.own.wrong), len(score.own.prefix))
+      )
+      if first is None or stop is None:
+        continue
+      first = self.writer.past_confidence(tokens, first)
+      begin = np.concatenate([self.encode(problem.prompt), tokens[:first]]).astype(np.int32)
+      if self.writer.has_room(begin, self.limits["max_tokens"]):
+        is_last = completion.finished and stop == len(tokens) - 1
+        yield number, begin, tokens[first : stop + is_last]
+
   def _flagged_own(
     self, problem: Problem, prompt: np.ndarray, written: Completion, score: SolutionScore
   ) -> np.ndarray | None:
@@ -309,14 +334,14 @@ class Prober:
     prefix = score.own.prefix
     num = self._reader.token_ends(written).get(len(prefix))
     if self.writer.flag_id is None:
-      begin = self._encode(problem.prompt, answer=prefix + self.markers.flag)
+      begin = self.encode(problem.prompt, answer=prefix + self.markers.flag)
     elif num is not None:
       own_tokens = written.generation.tokens[: self.writer.past_confidence(written.generation.tokens, num)]
       begin = np.concatenate([prompt, own_tokens, [self.writer.flag_id]])
     elif self.markers.flag in prefix or self.markers.fix in prefix:
       return None  # no token ends here, and the markers cannot be encoded again as markers
     else:
-      begin = np.append(self._encode(problem.prompt, answer=prefix), self.writer.flag_id)
+      begin = np.append(self.encode(problem.prompt, answer=prefix), self.writer.flag_id)
     return begin.astype(np.int32) if self.writer.has_room(begin, self.limits["max_tokens"]) else None
 
 

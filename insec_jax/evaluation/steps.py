@@ -29,6 +29,7 @@ class Step:
   score: float  # 0 for a step of a single token; nan for a step that was given to the model
   margin_P: np.ndarray | None  # at each place, the flag's logit minus the best other one
   flag_P: np.ndarray | None  # log p of the flag at each place
+  end: int = 0  # tokens of the solution up to the place right after the step; 0 for a step that was given to the model
 
 
 class Reader:
@@ -58,6 +59,7 @@ class Reader:
           Surprisal.of(generation.logprobs[start:stop]).score,
           None if generation.margins is None else generation.margins[places],
           None if generation.flag_logprobs is None else generation.flag_logprobs[places],
+          after,
         )
       start = after
       is_first_try = is_first_try and verdict.kind != "wrong"
