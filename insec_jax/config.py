@@ -35,6 +35,8 @@ from insec_jax.config_types import (
   Names,
   Path,
   Paths,
+  Rivals,
+  Temperatures,
   checked,
   number,
   one_of,
@@ -203,6 +205,9 @@ class EvaluateConfig:
   votes: Annotated[int, whole(1, 10_000)] = 5  # number of solutions of the majority vote
   redraws: Annotated[int, whole(1, 10_000)] = 2  # maximal number for one step
   endpoints: Endpoints = ()  # what the study is about, named before its first run (config_endpoints.py)
+  rivals: Rivals = ()  # further baselines of the corrections (evaluation/rivals.py)
+  temperatures: Temperatures = (0.3, 0.6, 1.0)  # of which the rival "temperature" takes the best on validation problems
+  swapped_path: Path = ""  # results.json with the mistakes that the rival "swapped" continues from; empty: its own
 
   def __post_init__(self):
     for endpoint in map(config_endpoints.parse, self.endpoints):
@@ -214,6 +219,11 @@ class EvaluateConfig:
       raise InputError("evaluate.temperature=0 is greedy, which is measured in any case; give one above 0")
     if self.temperature < SMALLEST_TEMPERATURE:
       raise InputError(f"evaluate.temperature={self.temperature}; must be at least {SMALLEST_TEMPERATURE}")
+    if self.swapped_path and "swapped" not in self.rivals:
+      raise InputError(
+        f"evaluate.swapped_path={self.swapped_path!r} would be read by nobody without 'swapped' in evaluate.rivals; "
+        "add it, or leave the path empty"
+      )
 
 
 @checked

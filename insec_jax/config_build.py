@@ -42,6 +42,9 @@ NEWER = (
   "lora.rank_stabilised",
   "lora.matrices",
   "lora.marker_rows",
+  "evaluate.rivals",
+  "evaluate.temperatures",
+  "evaluate.swapped_path",
 )
 NEWER_SECTIONS = ("log", "lora")  # that older ones lack as a whole
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed

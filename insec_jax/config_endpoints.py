@@ -12,7 +12,7 @@ mined: own correction                                          an estimate: ther
 import dataclasses
 
 from insec_jax.command import InputError
-from insec_jax.config_measures import PLAIN, PROBE_METRICS, SOLUTION_METRICS, SOURCES
+from insec_jax.config_measures import PLAIN, PROBE_METRICS, SOLUTION_METRICS, SOURCES, STATE, STATE_METRICS
 
 MINUS = " - "
 SHORT = {"t1": "accuracy_t1", "t2": "accuracy_t2"}
@@ -65,19 +65,26 @@ def parse(text: str) -> Endpoint:
 
 
 def _measure(words: str, text: str) -> Measure:
-  known = PROBE_METRICS | SOLUTION_METRICS | SHORT
+  known = PROBE_METRICS | STATE_METRICS | SOLUTION_METRICS | SHORT
   for metric in sorted(known, key=len, reverse=True):
     source = words.removesuffix(f" {metric}")
     name = source.partition(": ")[0]
     if source == words or name not in SOURCES:
       continue
     metric = SHORT.get(metric, metric)
-    if metric in (SOLUTION_METRICS if name.startswith("solutions") else PROBE_METRICS):
+    if metric in _metrics(name):
       return Measure(source, metric)
   source = next((source for source in sorted(SOURCES, key=len, reverse=True) if words.startswith(f"{source} ")), "")
   if source:
-    metrics = SOLUTION_METRICS | SHORT if source.startswith("solutions") else PROBE_METRICS
+    metrics = _metrics(source) | (SHORT if source.startswith("solutions") else {})
     needed = f"{words.removeprefix(source).strip()!r:.80} is no metric of {source!r}; those are {', '.join(metrics)}"
   else:
     needed = f"{words!r:.80} begins with no source; those are {', '.join(PLAIN)}, with the decoding after a comma"
   raise InputError(f"evaluate.endpoints has {text!r:.200}: {needed}")
+
+
+def _metrics(source: str) -> dict[str, tuple[str, str]]:
+  """Return the metrics of a source."""
+  if source.startswith("solutions"):
+    return SOLUTION_METRICS
+  return STATE_METRICS if source == STATE else PROBE_METRICS

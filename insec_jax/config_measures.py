@@ -3,6 +3,11 @@
 A rate is that of a metric for a source. A source is one of PLAIN and at most one of VARIANTS: the decoding.
 """
 
+# Settings of the rivals (evaluation/rivals.py) that are in the names of their sources.
+DRAWS = (1, 2, 5)  # of a step, at most: "redraw 1", "trigger 1"
+BEAMS = (2, 4, 8)  # "beam 2"
+BEST_REDRAW, BEST_MAJORITY = "best redraw", "best majority"  # at the best temperature
+STATE, SWAPPED, PROBE = "state", "swapped", "linear probe"  # no whole solutions
 WITHIN = 2  # delay, in steps, within which a flag counts for `detection_within`
 PLAIN = {
   "injected": "Injected mistakes, greedy",
@@ -11,6 +16,14 @@ PLAIN = {
   "own sampled": "Own mistakes, sampled",
   "solutions": "Whole solutions, greedy",
   "solutions sampled": "Whole solutions, sampled",
+  SWAPPED: "Mistakes of another model, greedy",
+}
+RIVALS = {
+  **{f"redraw {k}": f"low confidence redrawn, at most {k} draws, flags banned" for k in DRAWS},
+  **{f"trigger {k}": f"flagged steps redrawn, at most {k} draws" for k in DRAWS},
+  **{f"beam {width}": f"beam search of {width}, flags banned" for width in BEAMS},
+  BEST_REDRAW: "low confidence redrawn, best temperature, flags banned",
+  BEST_MAJORITY: "majority vote, best temperature, flags banned",
 }
 VARIANTS = {
   "flags banned": "flags banned",
@@ -19,9 +32,14 @@ VARIANTS = {
   "redraw": "low confidence redrawn, flags banned",
   "majority": "majority vote, flags banned",
   "larger": "sizes beyond training",
-}
+} | RIVALS
 SOURCES = PLAIN | {
   f"{source}, {variant}": f"{title}, {words}" for source, title in PLAIN.items() for variant, words in VARIANTS.items()
+}
+SOURCES |= {
+  STATE: "A step in place of an own mistake",
+  PROBE: "Probe on hidden states, greedy",
+  f"{PROBE} sampled": "Probe on hidden states, sampled",
 }
 # Of sources that begin with a wrong step, injected or own.
 PROBE_METRICS = {
@@ -40,6 +58,14 @@ PROBE_METRICS = {
   "recovery, forced": ("Recovery, flag forced", "final answer right"),
   "auroc": ("AUROC of p(flag)", "wrong over right; n pairs"),
   "auroc, confidence": ("AUROC of low confidence", "wrong over right; n pairs"),
+  "auroc, linear probe": ("AUROC of a linear probe", "wrong over right; n pairs"),
+}
+# Of the source STATE.
+STATE_METRICS = {
+  "fresh_draw": ("Fresh draw right", "at temperature 1"),
+  "second_choice": ("Next best step right", "the likeliest but the mistake"),
+  "fresh_draw, flagged": ("Fresh draw right, mistake flagged", "at temperature 1"),
+  "second_choice, flagged": ("Next best step right, mistake flagged", "the likeliest but the mistake"),
 }
 # Of whole solutions.
 SOLUTION_METRICS = {
@@ -58,7 +84,7 @@ SOLUTION_METRICS = {
   "answered": ("Answered", "of solutions"),
   "malformed": PROBE_METRICS["malformed"],
 }
-METRICS = PROBE_METRICS | SOLUTION_METRICS
+METRICS = PROBE_METRICS | STATE_METRICS | SOLUTION_METRICS
 # Points of the learning curve, in metrics.jsonl: right answers of CURVE_PROBLEMS problems, greedy.
 CURVE = {"curve/accuracy": "flags unconstrained", "curve/accuracy_banned": "flags banned"}
 CURVE_PROBLEMS = "curve/problems"

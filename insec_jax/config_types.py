@@ -123,6 +123,19 @@ Matrices = Annotated[
   AfterValidator(_each_once),
   Field(min_length=1, description=f"a tuple of some of {', '.join(map(repr, MATRICES))}, each once"),
 ]
+RIVALS = ("redraw", "temperature", "beam", "trigger", "state", "swapped", "linear_probe")  # evaluation/rivals.py
+Rivals = Annotated[
+  tuple[Annotated[str, one_of(RIVALS)], ...],
+  BeforeValidator(_tuple),
+  AfterValidator(_each_once),
+  Field(description=f"a tuple of some of {', '.join(map(repr, RIVALS))}, each once, or ()"),
+]
+Temperatures = Annotated[
+  tuple[Annotated[float, Field(ge=0.001, le=1_000)], ...],
+  BeforeValidator(_tuple),
+  AfterValidator(_each_once),
+  Field(min_length=1, max_length=16, description="a tuple of 1 to 16 different numbers of at least 0.001"),
+]
 StepRange = Annotated[
   tuple[Annotated[int, Field(ge=1)], ...],
   BeforeValidator(_tuple),

@@ -26,7 +26,10 @@ results.json holds
     solutions                   whole solutions; t1 keeps each first attempt, t2 is after corrections
     "..., flags banned", "..., at threshold", "..., confidence", "..., redraw" and "..., majority" are the same with
     other decoding: see evaluation/measuring.py. For a majority, t1 is its first vote. "..., larger" are the same on
-    problems larger than any in training.
+    problems larger than any in training. The sources of evaluate.rivals ("..., redraw 1", "..., trigger 1",
+    "..., best redraw", "..., best majority", "..., beam 2", "state", "swapped", "linear probe") are those of
+    evaluation/rivals.py; of "state" the metrics are "fresh_draw" and "second_choice", a right step in place of an own
+    mistake, without unverified ones, of all and, with ", flagged", of the mistakes that were flagged.
     Metrics: see evaluation/scoring.py (probe_rates, solution_rates). "..., forced" are those of probes that end in the
     flag. "auroc" is P(log p(flag) after a wrong step > after a right one): n pairs, interval after DeLong; right steps
     are those that the injected ones replace, or the model's own before its first wrong one. "auroc, confidence" is the
@@ -38,13 +41,20 @@ results.json holds
                  or marker
   thresholds     {"flag_bias", "confidence", "max_false_alarms", "temperature": {"greedy", "sampled"}}, chosen on
                  validation problems; null without any right step there, or without a flag token. "n": {"greedy",
-                 "sampled": {"right", "wrong"}}, the number of steps of those problems
+                 "sampled": {"right", "wrong"}}, the number of steps of those problems. "apart": whether none of them is
+                 trained on, mined or solved
   operating      {source: [{"bias", "detection": rate, "false_alarms": rate}]}, ascending in bias; rates of single
                  steps, "own" as generated with flags banned. Sampled rates are expectations
   operating_confidence   the same for each "threshold"
   tokens_per_problem     {source: {"mean", "low", "high", "n"}}, all generated tokens: for a redraw including those
-                 deleted, for a majority those of all votes
+                 deleted, for a majority those of all votes, for a beam search those of all beams
   accuracy_at_tokens     {source: [{"votes", "accuracy": rate, "tokens_per_problem"}]} of the majority of 1, 3, 5 ...
+  tokens         with any of evaluate.rivals: {source: generated tokens of each problem in order}, as in "solved"
+  temperatures   with the rival "temperature": {"redraw" and "majority": {"best", "validation": [{"temperature",
+                 "accuracy": rate}]}}
+  strengths      with the rival "linear_probe": {source: L2 that was chosen, null where no probe could be fitted}
+  mistakes       with the rival "swapped": [{"problem" (its number), "prompt", "before": steps, "wrong", "error"}], the
+                 own ones of the greedy solutions without flags, for evaluate.swapped_path of another evaluation
   solved         {source: {"t1", "t2"}}: 0 or 1 for each problem in order, for paired tests between arms
   structures     {"solutions", "solutions, larger"}: the structure class of each of these problems, a short hash.
                  Problems of one class differ only in labels, order or numbers; "solutions" are the problems of every
@@ -81,11 +91,12 @@ from typing import Any
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
-from insec_jax.data.problems import larger_problems, problems_to_solve, validation_problems
+from insec_jax.data.problems import chosen_apart, larger_problems, problems_to_solve, validation_problems
 from insec_jax.evaluation import structures
 from insec_jax.evaluation.measuring import left_out, measure
 from insec_jax.evaluation.probing import Prober, injected_probes
 from insec_jax.evaluation.results import results
+from insec_jax.evaluation.rivals import read_mistakes
 from insec_jax.evaluation.tables import table
 from insec_jax.files.chunks import one_process, unfinished
 from insec_jax.files.reading import local_path
@@ -171,17 +182,29 @@ def evaluate(writer: TextGenerator, task: tasks.Task, config: Config) -> dict:
   """Return all fields of results.json except the model and its step."""
   start = time.perf_counter()
   problems, probes = problems_to_solve(task, config), injected_probes(task, config)
-  validation, larger = validation_problems(task, config), larger_problems(config)
-  for line in left_out(writer):
+  validation, apart = validation_problems(task, config), chosen_apart(config)
+  larger, path = larger_problems(config), config.evaluate.swapped_path
+  swapped = read_mistakes(path, problems) if path else None
+  for line in left_out(writer, config):
     print(line, file=sys.stderr, flush=True)
+  if not apart:
+    print(
+      "thresholds are chosen on problems trained on: fewer than evaluate.num_problems held-out ones are left beside "
+      "those that are solved",
+      file=sys.stderr,
+      flush=True,
+    )
   prober = Prober(writer, task, config)
-  measured = measure(prober, config, probes=probes, problems=problems, validation=validation, larger=larger)
+  measured = results(
+    measure(prober, config, probes=probes, problems=problems, validation=validation, larger=larger, swapped=swapped)
+  )
+  measured["thresholds"]["apart"] = apart
   return {
     "config": dataclasses.asdict(config),
     "versions": versions(),
     "seconds": round(time.perf_counter() - start, 1),
     "seeds": {"problems": config.seed, "probes": config.seed, "sampling": config.seed},
-    **results(measured),
+    **measured,
     "structures": structures.by_source(task, problems, larger),
   }
 

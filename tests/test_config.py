@@ -125,7 +125,10 @@ WRONG = (
   1j,
   len,
 )
-PATHS = ("model.path", "tokenizer.path", "data.path", "data.heldout_path", "data.cache", "mistakes.mined_path")
+PATHS = (
+  *("model.path", "tokenizer.path", "data.path", "data.heldout_path", "data.cache"),
+  *("mistakes.mined_path", "evaluate.swapped_path"),
+)
 WEIGHTS = tuple(f"loss.{name}" for name in ("prompt", "text", "mistake", "flag", "reason", "correction"))
 # What is right for a key, of the values above; a whole number is right for a rate. All else must be refused.
 NUMBERS = {
@@ -222,7 +225,7 @@ def is_right(key: str, value) -> bool:
   if isinstance(value, str):
     if key in PATHS:
       # model.size is given; a mined_path would not be read with mistakes.mined=0, nor held-out records by this task.
-      unread = ("model.path", "mistakes.mined_path", "data.heldout_path")
+      unread = ("model.path", "mistakes.mined_path", "data.heldout_path", "evaluate.swapped_path")
       return value == "" if key in unread else value in ("", "no", "a\nb")
     return value in {
       "tokenizer.flag": ("no",),
@@ -230,6 +233,8 @@ def is_right(key: str, value) -> bool:
       "data.fields": ("", "no"),
       "log.project": ("no",),
     }.get(key, ())
+  if key == "evaluate.temperatures":
+    return value in ([1], (1,))
   if key == "mistakes.classes":
     return value in ([], ["a"], (), ("a",))
   # Scores need mined records, which are not given.
@@ -239,6 +244,7 @@ def is_right(key: str, value) -> bool:
     "train.profile_steps",
     "log.to",
     "evaluate.endpoints",
+    "evaluate.rivals",
   ):
     return value in ([], ())
   # Without a model.path a size is needed; its fields are read by model/hf_config.py.
@@ -539,6 +545,11 @@ def test_a_missing_key_is_named(toy):
     ("evaluate.max_false_alarms", 0.5, "must be below 0.5"),
     ("evaluate.votes", 0, "at least 1"),
     ("evaluate.max_size", -1, "at least 0"),
+    ("evaluate.rivals", ("beams",), "must be a tuple of some of 'redraw', 'temperature', 'beam', 'trigger', 'state'"),
+    ("evaluate.rivals", ("beam", "beam"), "each once"),
+    ("evaluate.temperatures", (0.0,), "different numbers of at least 0.001"),
+    ("evaluate.temperatures", (), "different numbers of at least 0.001"),
+    ("evaluate.swapped_path", "r.json", "would be read by nobody without 'swapped' in evaluate.rivals"),
   ],
 )
 def test_a_bad_value_is_refused_in_one_line(toy, key, value, message):

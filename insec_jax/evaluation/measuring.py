@@ -18,6 +18,8 @@ Only at the temperature:
     , majority            control: most frequent answer of evaluate.votes solutions, flags banned; the first solutions
                           are those of ", flags banned"
 
+The rivals of a correction that evaluate.rivals names come last: see rivals.py.
+
 These are 9 greedy passes, which rewrite only texts that a bias or a forced flag changes (2 of the 5 over all problems
 are whole); 8 + votes at the temperature; for the redraw one a round until no step is left to redraw, at most
 redraws * steps + 1; one more each with larger problems; and one of a single token. AUROCs, curves and thresholds are
@@ -37,8 +39,9 @@ import functools
 from collections.abc import Sequence
 
 from insec_jax.config import Config
-from insec_jax.evaluation import thresholds
+from insec_jax.evaluation import rivals, thresholds
 from insec_jax.evaluation.probing import NO_FLAG, Prober, ProbeResults, SolveResults
+from insec_jax.evaluation.rivals import RivalResults, Rivals
 from insec_jax.evaluation.steps import Step
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.method.mistakes import Probe
@@ -70,6 +73,7 @@ class Measurements:
   solved: dict[str, SolveResults]
   chosen: dict[str, Thresholds]  # by GREEDY and SAMPLED
   votes: list[SolveResults]  # the solutions of each vote, flags banned
+  rivals: RivalResults | None = None  # None: none was asked for
 
 
 def measure(
@@ -80,9 +84,10 @@ def measure(
   problems: Sequence[Problem],
   validation: Sequence[Problem],
   larger: Sequence[Problem],
+  swapped: Sequence[Probe] | None = None,
 ) -> Measurements:
-  """Return all measurements listed above."""
-  measured = Measurements({}, {}, {}, [])
+  """Return all measurements listed above; `swapped` are the mistakes for the rival of this name, None: the own ones."""
+  measured, on_validation = Measurements({}, {}, {}, []), {}
   settings = {
     GREEDY: (0.0, config.evaluate.max_false_alarms),
     SAMPLED: (config.evaluate.temperature, 2 * config.evaluate.max_false_alarms),
@@ -94,8 +99,8 @@ def measure(
     if can_ban(prober):  # first, since most greedy solutions are the same with flags
       measured.solved[how + BANNED] = solve(problems, label=f"solutions{how}{BANNED}", flag_bias=NO_FLAG)
     measured.solved[how] = solve(problems, label=f"solutions{how}", force=True)
-    steps = solve(validation, label=f"validation{how}", flag_bias=NO_FLAG if can_ban(prober) else 0.0).steps
-    chosen = measured.chosen[how] = choose(prober, steps, temperature, most)
+    on_validation[how] = solve(validation, label=f"validation{how}", flag_bias=NO_FLAG if can_ban(prober) else 0.0)
+    chosen = measured.chosen[how] = choose(prober, on_validation[how].steps, temperature, most)
     if chosen.bias is not None:
       at = how + AT_THRESHOLD
       measured.injected[at] = inject(label=f"injected{at}", flag_bias=chosen.bias)
@@ -109,20 +114,35 @@ def measure(
   controls(measured, prober, config, problems)
   probe_steps = prober.told_apart(probes)
   injected = {how: dataclasses.replace(probed, steps=probe_steps) for how, probed in measured.injected.items()}
-  return dataclasses.replace(measured, injected=injected)
+  measured = dataclasses.replace(measured, injected=injected)
+  if not config.evaluate.rivals:
+    return measured
+  chosen = measured.chosen[GREEDY]
+  contest = Rivals(
+    prober,
+    config,
+    problems=problems,
+    validation=validation,
+    solved=measured.solved,
+    on_validation=on_validation,
+    bound=chosen.score,
+    flag_bias=chosen.bias,
+    swapped=swapped,
+  )
+  return dataclasses.replace(measured, rivals=contest.measure())
 
 
 def num_texts(config: Config) -> int:
   """Return the number of texts that `measure` writes, each pass counted whole and the redraw as one pass.
 
   Greedy texts that a bias does not change are reused, and a flag is forced only after own mistakes: there it is less.
-  Later rounds of the redraw write more.
+  Later rounds of the redraw write more. Of the rivals it is about the number.
   """
   amount = config.evaluate
   larger = amount.num_problems if amount.max_size else 0
   each_temperature = 3 * amount.num_probes + 6 * amount.num_problems + larger
   redraw, votes = 1, amount.votes - 1  # the first vote is that with flags banned
-  return 2 * each_temperature + (redraw + votes) * amount.num_problems
+  return 2 * each_temperature + (redraw + votes) * amount.num_problems + rivals.num_texts(config)
 
 
 def choose(prober: Prober, steps: list[Step], temperature: float, most: float) -> Thresholds:
@@ -155,8 +175,8 @@ def controls(measured: Measurements, prober: Prober, config: Config, problems: S
     )
 
 
-def left_out(writer: TextGenerator) -> list[str]:
-  """Return what a server cannot measure, one line for each."""
+def left_out(writer: TextGenerator, config: Config) -> list[str]:
+  """Return what a server cannot measure, and the rivals that cannot be measured, one line for each."""
   lines = []
   if not writer.forces_tokens:
     lines.append("the server forces no flags while decoding: the sources ', confidence' are left out")
@@ -165,7 +185,7 @@ def left_out(writer: TextGenerator) -> list[str]:
       "the server does not give the log p of a flag that is not written (logprob_token_ids, prompt_logprobs): "
       "'auroc', the operating curves and the sources ', at threshold' are left out"
     )
-  return lines
+  return [*lines, *rivals.left_out(writer, config)]
 
 
 def can_ban(prober: Prober) -> bool:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from insec_jax.config_measures import BEST_MAJORITY, PROBE, STATE, SWAPPED
 from insec_jax.evaluation import measuring, scoring, statistics, thresholds
 from insec_jax.evaluation.measuring import BANNED, GREEDY, MAJORITY, SAMPLED, Measurements, Thresholds
 from insec_jax.evaluation.probing import ProbeResults, SolveResults
+from insec_jax.evaluation.rivals import Drawn, Probed, RivalResults, is_rival
 from insec_jax.evaluation.scoring import Outcome
 from insec_jax.evaluation.statistics import Rate
 from insec_jax.evaluation.steps import Step
@@ -24,17 +26,21 @@ MOST_SHOWN = 6  # transcripts of each kind
 def results(measured: Measurements) -> dict:
   """Return the measured part of results.json, as evaluate.py describes it."""
   own = {"own" + how: solved.own for how, solved in measured.solved.items() if how in own_sources(measured)}
-  sources = {**{"injected" + how: probed for how, probed in measured.injected.items()}, **own}
+  contest = measured.rivals or RivalResults()
+  swapped = {SWAPPED + how: probed for how, probed in contest.swapped.items()}
+  sources = {**{"injected" + how: probed for how, probed in measured.injected.items()}, **own, **swapped}
   solved = {"solutions" + how: solutions for how, solutions in measured.solved.items()}
   rates = {}
   for source, probed in sources.items():
     rates |= source_rates(source, probed)
   for source, solutions in solved.items():
     rates[source] = scoring.solution_rates(solutions.scores)
-  votes = {number: vote(measured.votes[:number]) for number in vote_numbers(len(measured.votes))}
-  all_votes = votes[len(measured.votes)]
-  majority = f"solutions{SAMPLED}{MAJORITY}"
-  rates[majority] = all_votes.rates
+  majorities = {f"solutions{SAMPLED}{MAJORITY}": votes_of(measured.votes)}
+  if contest.votes:
+    majorities[f"solutions{SAMPLED}, {BEST_MAJORITY}"] = votes_of(contest.votes)
+  all_votes = {source: list(votes.values())[-1] for source, votes in majorities.items()}
+  rates |= {source: votes.rates for source, votes in all_votes.items()}
+  rates |= rival_rates(contest)
   operating, by_score = curves(measured)
   return {
     "counts": counts(solved, sources),
@@ -49,18 +55,10 @@ def results(measured: Measurements) -> dict:
     "operating_confidence": by_score,
     "tokens_per_problem": {
       **{source: statistics.mean(solutions.num_tokens) for source, solutions in solved.items()},
-      majority: statistics.mean(all_votes.num_tokens),
+      **{source: statistics.mean(votes.num_tokens) for source, votes in all_votes.items()},
     },
-    "accuracy_at_tokens": {
-      majority: [
-        {
-          "votes": number,
-          "accuracy": majority_vote.rates["accuracy_t2"].to_json(),
-          "tokens_per_problem": statistics.mean(majority_vote.num_tokens),
-        }
-        for number, majority_vote in votes.items()
-      ]
-    },
+    "accuracy_at_tokens": {source: list(at_tokens(votes)) for source, votes in majorities.items()},
+    **({} if measured.rivals is None else rival_fields(contest, solved, all_votes)),
     "solved": {
       **{
         source: {
@@ -69,7 +67,7 @@ def results(measured: Measurements) -> dict:
         }
         for source, solutions in solved.items()
       },
-      majority: {"t1": all_votes.first, "t2": all_votes.right},
+      **{source: {"t1": votes.first, "t2": votes.right} for source, votes in all_votes.items()},
     },
     "transcripts": [
       *(shown for source, probed in sources.items() for shown in shown_probes(source, probed)),
@@ -80,7 +78,7 @@ def results(measured: Measurements) -> dict:
 
 def own_sources(measured: Measurements) -> list[str]:
   """Return the ways of solving in which the model may flag its own mistakes."""
-  return [how for how in measured.solved if not how.endswith((BANNED, measuring.REDRAW))]
+  return [how for how in measured.solved if not how.endswith((BANNED, measuring.REDRAW)) and not is_rival(how)]
 
 
 def source_rates(source: str, probed: ProbeResults) -> Iterator[tuple[str, dict]]:
@@ -141,6 +139,88 @@ def vote(solutions: Sequence[SolveResults]) -> MajorityVote:
     first,
     right,
   )
+
+
+def votes_of(votes: Sequence[SolveResults]) -> dict[int, MajorityVote]:
+  """Return the majority of 1, 3, 5 and so on, and of all of these solutions."""
+  return {number: vote(votes[:number]) for number in vote_numbers(len(votes))}
+
+
+def at_tokens(votes: dict[int, MajorityVote]) -> Iterator[dict]:
+  """Yield accuracy and tokens at each number of votes."""
+  for number, majority_vote in votes.items():
+    yield {
+      "votes": number,
+      "accuracy": majority_vote.rates["accuracy_t2"].to_json(),
+      "tokens_per_problem": statistics.mean(majority_vote.num_tokens),
+    }
+
+
+def rival_rates(contest: RivalResults) -> dict[str, dict]:
+  """Return the rates of the rivals that are neither whole solutions nor probes."""
+  rates: dict[str, dict] = {}
+  if contest.drawn is not None:
+    rates[STATE] = {**_drawn_rates(contest.drawn, ""), **_drawn_rates(contest.drawn, ", flagged")}
+  for how, probed in contest.probed.items():
+    rates[PROBE + how] = _probed_rates(probed)
+  return rates
+
+
+def _drawn_rates(drawn: Sequence[Drawn], ending: str) -> dict[str, Rate]:
+  """Return the rates of right steps in place of mistakes, without unverified ones; with an ending, of those flagged."""
+  some = [one for one in drawn if one.flagged or not ending]
+  kinds = {"fresh_draw": [one.fresh for one in some], "second_choice": [one.second for one in some]}
+  return {
+    name + ending: statistics.rate(kind == "right" for kind in found if kind not in (None, "unverified"))
+    for name, found in kinds.items()
+    if None not in found
+  }
+
+
+def _probed_rates(probed: Probed) -> dict[str, dict]:
+  """Return the AUROC of the linear probe, of p(flag) and of the score, on the same steps."""
+  steps, wrong_N = probed.test.steps, probed.test.wrong_N
+  scores = {"auroc, confidence": [step.score for step in steps]}
+  if all(step.flag_P is not None for step in steps):
+    scores["auroc"] = [step.flag_P[-1] for step in steps]
+  if probed.scores is not None:
+    scores["auroc, linear probe"] = probed.scores
+  return {name: auroc(np.array(score)[wrong_N], np.array(score)[~wrong_N]) for name, score in scores.items()}
+
+
+def rival_fields(
+  contest: RivalResults, solved: dict[str, SolveResults], all_votes: dict[str, MajorityVote]
+) -> dict[str, dict | list]:
+  """Return the fields of results.json that are there with rivals only."""
+  fields: dict[str, dict | list] = {
+    "tokens": {source: one.num_tokens for source, one in [*solved.items(), *all_votes.items()]}
+  }
+  if contest.temperatures:
+    fields["temperatures"] = {
+      name: {
+        "best": best,
+        "validation": [
+          {"temperature": temperature, "accuracy": accuracy.to_json()}
+          for tried, temperature, accuracy in contest.on_validation
+          if tried == name
+        ],
+      }
+      for name, best in contest.temperatures.items()
+    }
+  if contest.probed:
+    fields["strengths"] = {PROBE + how: probed.strength for how, probed in contest.probed.items()}
+  if contest.mistakes is not None:
+    fields["mistakes"] = [
+      {
+        "problem": number,
+        "prompt": probe.problem.prompt,
+        "before": list(probe.before),
+        "wrong": probe.wrong,
+        "error": probe.error,
+      }
+      for number, probe in contest.mistakes
+    ]
+  return fields
 
 
 def vote_numbers(most: int) -> list[int]:

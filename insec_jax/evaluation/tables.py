@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from insec_jax.config_measures import PROBE, STATE
+
 PROBES = ("detection", "correction", "corrected", "correction, forced", "parroting", "recovery")
 SOLUTIONS = ("accuracy_t1", "accuracy_t2", "false_alarms", "precision", "wrong_to_right", "right_to_wrong")
 
@@ -13,7 +15,7 @@ def table(results: dict) -> str:
   for sources in (["injected", "own", "own sampled"], ["solutions", "solutions sampled"]):
     names = list(dict.fromkeys(name for source in sources for name in rates[source]))
     blocks.append([("", *sources)] + [(name, *(cell(rates[source], name) for source in sources)) for name in names])
-  probes = [source for source in rates if not source.startswith("solutions")]
+  probes = [source for source in rates if not source.startswith(("solutions", STATE, PROBE))]
   blocks.append([("", *PROBES)] + [(source, *(cell(rates[source], name) for name in PROBES)) for source in probes])
   solutions = [source for source in rates if source.startswith("solutions")]
   blocks.append(
@@ -23,6 +25,23 @@ def table(results: dict) -> str:
       for source in solutions
     ]
   )
+  if "tokens" in results:  # there are rivals
+    blocks.append(
+      [("right answers and their tokens", "accuracy_t2", "tokens")]
+      + [
+        (source, cell(rates[source], "accuracy_t2"), f"{tokens[source]['mean']:.1f}")
+        for source in sorted(solutions, key=lambda source: tokens[source]["mean"])
+        if "larger" not in source
+      ]
+    )
+    blocks.append(
+      [("", "metric", "rate")]
+      + [
+        (source, name, cell(rates[source], name))
+        for source in (STATE, PROBE, f"{PROBE} sampled")
+        for name in rates.get(source, ())
+      ]
+    )
   chosen = results["thresholds"]
   kinds = ("flag_bias", "confidence")
   blocks.append(

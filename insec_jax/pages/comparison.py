@@ -6,19 +6,18 @@ An arm is the list of its results, one a seed, each the content of results.json 
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from insec_jax.config_measures import SOURCES
+from insec_jax.config_measures import RIVALS, SOURCES
 from insec_jax.pages import charts, seeds
 from insec_jax.pages.correction import NONE, in_seeds, metric_cell, points, rate_cell
 from insec_jax.pages.elements import element, table
 
-# Sources without flags; the last two are the baselines for a correction.
-CONTROLS = (
-  "solutions, flags banned",
-  "solutions sampled, flags banned",
+# Sources without corrections; the last ones are the baselines for a correction.
+BASELINES = (
   "solutions sampled, redraw",
   "solutions sampled, majority",
+  *(f"solutions{' sampled' if rival.startswith('best') else ''}, {rival}" for rival in RIVALS),
 )
-BASELINES = CONTROLS[2:]
+CONTROLS = ("solutions, flags banned", "solutions sampled, flags banned", *BASELINES)
 OTHER_PROBLEMS = ("solutions, larger", "solutions sampled, larger")  # than those of the controls
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from xml.etree.ElementTree import Element
 
 from insec_jax.command import InputError
-from insec_jax.config_measures import METRICS, PLAIN, SOURCES
+from insec_jax.config_measures import METRICS, PLAIN, PROBE, SOURCES, STATE, SWAPPED
 from insec_jax.pages import charts, seeds
 from insec_jax.pages.elements import element, table
 
@@ -35,6 +35,14 @@ MAIN_VARIANTS = (
   ("solutions, confidence", "false_alarms"),
   ("solutions, larger", "accuracy_t2"),
   ("solutions sampled, larger", "accuracy_t2"),
+  (STATE, "fresh_draw, flagged"),
+  (STATE, "second_choice, flagged"),
+  (SWAPPED, "detection"),
+  (SWAPPED, "correction"),
+  (SWAPPED, "recovery"),
+  (PROBE, "auroc, linear probe"),
+  (PROBE, "auroc"),
+  (PROBE, "auroc, confidence"),
 )
 BY_CLASS = ("detection", "correction", "correction, forced", "recovery")
 NEEDED = ("model", "config", "seconds", "rates", "gap", "tokens_per_problem", "solved", "transcripts")

@@ -265,7 +265,7 @@ def served(scores_flags: bool) -> probing.Prober:
 @pytest.mark.parametrize("scores_flags", [True, False])
 def test_what_a_server_cannot_do_is_named_and_left_out_and_the_rest_is_the_same(scores_flags):
   whole, one = results_of(prober(Policy(slips=True))), served(scores_flags)
-  found, lines = results_of(one), measuring.left_out(one.writer)
+  found, lines = results_of(one), measuring.left_out(one.writer, CONFIG)
   missing = (", confidence",) if scores_flags else (", confidence", ", at threshold")
   assert [source for source in whole["rates"] if source not in found["rates"]] == [
     source for source in whole["rates"] if source.partition(":")[0].endswith(missing)
@@ -277,4 +277,4 @@ def test_what_a_server_cannot_do_is_named_and_left_out_and_the_rest_is_the_same(
   assert found["operating"] == (whole["operating"] if scores_flags else {})
   assert found["operating_confidence"] == whole["operating_confidence"]
   assert [", confidence" in lines[0], any(", at threshold" in line for line in lines)] == [True, not scores_flags]
-  assert not measuring.left_out(prober(Policy()).writer)
+  assert not measuring.left_out(prober(Policy()).writer, CONFIG)

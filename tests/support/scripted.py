@@ -1,6 +1,7 @@
 """What the tests of probing and measuring share: scripted models, whose every rate is known."""
 
 import dataclasses
+import math
 import types
 
 import datakit
@@ -34,6 +35,7 @@ FLAG, FIX = CONFIG.tokenizer.flag, CONFIG.tokenizer.fix
 AFTER_WRONG, AFTER_RIGHT = -0.1, -3.0  # log p of the flag
 MARGIN_WRONG, MARGIN_RIGHT = -1.0, -3.0
 UNSURE, SURE = 2.0, 0.1  # -log p of a token
+WIDTH = 3  # of the stream
 
 
 @dataclasses.dataclass
@@ -58,10 +60,11 @@ class Scripted:
     for prompt in prompts:
       text = self.tokenizer.decode(prompt)
       self.seen.append(text)
-      problem = next(problem for problem in PROBLEMS if text.startswith(problem.prompt))
+      problem = problem_of(text)
       said = text[len(problem.prompt) :]
       continuation = continued(problem, said, self.policy, flag_bias, watch)
       token_T = [*self.tokenizer(continuation)["input_ids"], stop_ids[0]]
+      token_T = token_T[: 1 + next(k for k, token in enumerate(token_T) if token in stop_ids)]
       near_T = [nearness(problem, said, self.tokenizer.decode(token_T[:k]), self.policy) for k in range(len(token_T))]
       sure_T = [unsure(said, self.tokenizer.decode(token_T[: k + 1]), self.policy) for k in range(len(token_T))]
       finish = "stop" if len(token_T) <= max_tokens else "length"
@@ -75,6 +78,35 @@ class Scripted:
         )
       )
     return written
+
+  def beam(self, prompts, *, width, excluded=None, **options):
+    """The text of a greedy model that makes no mistake; every beam writes as much."""
+    del excluded
+    self.policy, policy = Policy(), self.policy
+    written = self.generate(prompts, temperature=0.0, seed=0, **{"flag_bias": -math.inf, **limits(options)})
+    self.policy = policy
+    return [(dataclasses.replace(one, flag_logprobs=None, margins=None), width * len(one.tokens)) for one in written]
+
+  def streams(self, texts, places, *, batch_size):
+    """Whether the step at each place is wrong, hidden among other numbers."""
+    del batch_size
+    rng, found = np.random.default_rng(0), []
+    for text_T, wanted in zip(texts, places, strict=True):
+      said = [self.tokenizer.decode(text_T[: place + 1]) for place in wanted]
+      wrong = [is_wrong(problem := problem_of(text), text[len(problem.prompt) :]) for text in said]
+      noise = rng.normal(size=(len(wanted), WIDTH - 1))
+      found.append(np.concatenate([np.array(wrong, float).reshape(-1, 1), noise], 1).astype(np.float32))
+    return found
+
+
+def limits(options: dict) -> dict:
+  """The options of a text among those of a search."""
+  return {name: options[name] for name in ("max_tokens", "stop_ids", "batch_size")}
+
+
+def problem_of(text: str) -> tasks.Problem:
+  """The problem that the text begins with."""
+  return next(problem for problem in PROBLEMS if text.startswith(problem.prompt))
 
 
 def is_wrong(problem: tasks.Problem, said: str) -> bool:
@@ -146,7 +178,7 @@ def prober(policy: Policy, config=CONFIG, max_positions=1000) -> probing.Prober:
 def loaded(config=CONFIG, max_positions=1000) -> LoadedModel:
   """A scripted model as a file would give it."""
   marked = vocabulary.open_tokenizer(config)
-  model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer))
+  model = types.SimpleNamespace(eos_ids=(), max_positions=max_positions, vocab_size=len(marked.tokenizer), width=WIDTH)
   return LoadedModel(
     model,
     marked.tokenizer,
@@ -161,7 +193,7 @@ def loaded(config=CONFIG, max_positions=1000) -> LoadedModel:
   )
 
 
-def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measurements:
+def measured(prober: probing.Prober, config=CONFIG, swapped=None) -> measuring.Measurements:
   return measuring.measure(
     prober,
     config,
@@ -169,6 +201,7 @@ def measured(prober: probing.Prober, config=CONFIG) -> measuring.Measurements:
     problems=problems_to_solve(TASK, config),
     validation=validation_problems(TASK, config),
     larger=larger_problems(config),
+    swapped=swapped,
   )
 
 
