@@ -30,6 +30,7 @@ from insec_jax.training import checkpoint, frozen, layout, optimizer, step
 
 PYTHON = (sys.executable, "-m")
 MOST_SEED = 2**32 - 1
+RESULTS = "results.json"  # of a workdir
 
 
 def from_flags(output: pathlib.Path) -> "Study":
@@ -148,16 +149,33 @@ class Study:
         (train.name,),
       )
     if arm in self.arms:
-      results = workdir / "results.json"
-      yield self.stage(
-        arm,
-        seed,
-        "evaluate",
-        config,
-        (f"--model={workdir}", *self.words(arm, values), f"--output={results}"),
-        lambda: is_measured(results, workdir, config),
-        (train.name,),
-      )
+      yield self.evaluate(arm, seed, values, train.name)
+
+  def evaluate(self, arm: str, seed: int, values: dict[str, Any], trained: str) -> StudyStage:
+    """Return the evaluation of an arm.
+
+    With the rival "swapped" it reads the mistakes of `clean`, or of the first arm where there is no such.
+    """
+    workdir, after = self.workdir(arm, seed), [trained]
+    amount = self.config(arm, values).evaluate
+    first = "clean" if "clean" in self.arms else self.arms[0]
+    source = self.workdir(first, seed) / RESULTS
+    swaps = arm != first and "swapped" in amount.rivals and not amount.swapped_path
+    if swaps:
+      if "swapped" not in self.given(first, self.overrides).evaluate.rivals:
+        raise InputError(
+          f"arm {arm} has 'swapped' in evaluate.rivals, and {first}, whose mistakes it would continue from, has not; "
+          "add it there, or give evaluate.swapped_path"
+        )
+      values = {**values, "evaluate.swapped_path": str(source)}
+      after.append(f"seed {seed}, {first}: evaluate")
+    config, results = self.config(arm, values), workdir / RESULTS
+
+    def done() -> bool:
+      return is_measured(results, workdir, config) and not (swaps and not is_newer(results, source))
+
+    words = (f"--model={workdir}", *self.words(arm, values), f"--output={results}")
+    return self.stage(arm, seed, "evaluate", config, words, done, tuple(after))
 
   def mine(self, arm: str, seed: int, values: dict[str, Any], after: tuple[str, ...]) -> StudyStage:
     """Return the stage that mines with the starting weights of the arm."""

@@ -22,6 +22,8 @@ file. With several bases (--base small,large) each starts from the one before it
 
 An arm with mistakes.mined above 0, rounds 0 and no mistakes.mined_path mines with its starting weights, and gets the
 file as --config.mistakes.mined_path. Arms with equal starting weights and mining settings share the file of the first.
+With "swapped" in evaluate.rivals, all arms of a seed continue from the own mistakes of `clean` (of the first arm where
+there is no such), which is evaluated before them.
 
 The same command resumes a stopped sweep: finished stages are not run again. When a stage fails, the last lines of its
 log are printed, the stages that depend on it are left out, the others run, and the exit code is 1. SIGTERM and Ctrl-C
