@@ -45,5 +45,6 @@ def get_config(arm: str = "injected"):
   c.train.update(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000)
   c.precision.compute = "float32"
   c.evaluate.update(num_problems=2_000, num_probes=1_000, max_tokens=240, batch_size=250, max_size=12)
+  c.evaluate.rivals = ("redraw", "trigger", "temperature", "beam", "state", "swapped", "linear_probe")
   c.mine.update(num_problems=40_000, samples=1, right=1.5)
   return c

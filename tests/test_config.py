@@ -199,7 +199,7 @@ RATES = (
 
 def is_right(key: str, value) -> bool:
   """Whether the value is right for the key in an otherwise right config, by what the key means."""
-  if key in ("tokenizer.special", "lora.rank_stabilised", "lora.marker_rows", "train.marker_rows"):
+  if key in ("tokenizer.special", "lora.rank_stabilised", "lora.marker_rows", "train.marker_rows", "mistakes.rewind"):
     return isinstance(value, bool)
   if key == "train.stream_cache":  # any other one needs frozen layers
     return value == ""
