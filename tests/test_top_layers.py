@@ -30,8 +30,8 @@ TOP = (
 # The frozen rows of two special tokens that the base has.
 CACHED = (
   *TOP,
-  "tokenizer.flag='<|x|>'",
-  "tokenizer.fix='<|y|>'",
+  "tokenizer.flag=<|x|>",
+  "tokenizer.fix=<|y|>",
   "train.marker_rows=False",
   "train.stream_cache=cache",
 )
