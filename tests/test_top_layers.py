@@ -183,6 +183,37 @@ def test_a_damaged_cache_is_refused_in_one_line_that_says_what_to_do(home):
   assert "delete it, it is made anew" in said.splitlines()[-1]
 
 
+CUT = """
+from insec_jax import command, train
+from insec_jax.training import streams
+streams.SAVE_SECONDS = 0
+make = streams.step_lib.make_streams
+def cut(*arguments):
+  compute, calls = make(*arguments), []
+  def once(*given):
+    calls.append(1)
+    if len(calls) > 1:
+      raise OSError(5, "cut off")
+    return compute(*given)
+  return once
+streams.step_lib.make_streams = cut
+command.run(train.main)
+"""
+
+
+def test_a_cache_that_was_cut_off_goes_on_to_the_same_bytes(home):
+  train_cached(home, "went_on", "train.stream_cache=parts", code=1, program=("-c", CUT))
+  (partial,) = (home / "parts").glob("*.partial")
+  assert json.loads((partial / "rows.json").read_text()) == {"rows": 8}
+  with (partial / "stream.npy").open("rb+") as file:
+    file.seek(-4, 2)
+    file.write(b"none")  # of a row that is not done
+  train_cached(home, "went_on", "train.stream_cache=parts")
+  (made,) = (home / "parts").glob("streams-*")
+  assert (made / "stream.npy").read_bytes() == (home / "cache" / made.name / "stream.npy").read_bytes()
+  assert {path.name for path in made.iterdir()} == {"stream.npy", "stream.json"}
+
+
 FULL = """
 import shutil
 from insec_jax import command, train

@@ -5,16 +5,19 @@
 
 KEY is a digest of the fingerprints of the frozen weights, the fields of the model, the number of frozen layers, the
 rows, precision.compute, the attention, the devices and the versions. A folder is whole or not there, as in
-data/cache.py. Nothing is deleted here; FOLDER can be at any time.
+data/cache.py. Until it is whole it is streams-KEY.partial, with the number of rows that are done in rows.json: a run
+that is killed goes on from there. Nothing else is deleted here; FOLDER can be at any time.
 """
 
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
+import time
 
 import jax
 import ml_dtypes
@@ -26,7 +29,7 @@ from insec_jax.config import Config
 from insec_jax.data import cache, pipeline
 from insec_jax.data.packing import BLOCK
 from insec_jax.files.reading import read_json
-from insec_jax.files.writing import folder_written_whole, write_text
+from insec_jax.files.writing import write_text
 from insec_jax.model import llama
 from insec_jax.progress import Progress
 from insec_jax.training import layout
@@ -36,7 +39,8 @@ from insec_jax.training.run import Run, rows_of
 
 FORMAT = 1  # of the files
 NAME = "train.stream_cache"
-ARRAY, META = "stream.npy", "stream.json"
+ARRAY, META, DONE = "stream.npy", "stream.json", "rows.json"
+SAVE_SECONDS = 10.0  # between two notes of the rows that are done
 READ = ("token_BT", "segment_BT", "position_BT", "until_BT")  # fields of rows that the layers read
 SHOWN_ONLY = ("max_positions", "bos_id", "eos_ids", "pad_id", "stored_dtype", "source", "init_std")  # of LlamaConfig
 GIB = 1 << 30
@@ -64,10 +68,15 @@ def of_run(config: Config, run: Run, model: llama.Llama, mesh: Mesh, *, attentio
     say(f"{NAME}: {what}, {size / GIB:.3g} GiB in {dtype}, is computed once into {path}; {epochs:.3g} epochs read it")
 
   def write() -> None:
-    _check_room(folder, size)
-    with cache.room_needed(folder, NAME), folder_written_whole(path, NAME) as partial:
-      _compute(partial / ARRAY, config, run, model, mesh, shape)
+    partial = path.with_name(f"{path.name}.partial")
+    if not (partial / DONE).exists():
+      _check_room(folder, size)
+    with cache.room_needed(folder, NAME):
+      partial.mkdir(exist_ok=True)
+      _compute(partial, config, run, model, mesh, shape)
       write_text(partial / META, json.dumps(cache.written(partial / ARRAY)))
+      (partial / DONE).unlink()
+      partial.rename(path)
 
   cache.make_once(path, NAME, write)
   return _read(path, shape, dtype)
@@ -114,24 +123,39 @@ def _check_room(folder: pathlib.Path, size: int) -> None:
     raise OSError(errno.ENOSPC, said, str(folder))
 
 
-def _compute(path: pathlib.Path, config: Config, run: Run, model: llama.Llama, mesh: Mesh, shape) -> None:
-  """Write the output of the frozen layers for each row to a file in NumPy's format."""
+def _compute(partial: pathlib.Path, config: Config, run: Run, model: llama.Llama, mesh: Mesh, shape) -> None:
+  """Write the output of the frozen layers for each row that is not done to a file in NumPy's format."""
   stored = np.uint16 if config.precision.compute == "bfloat16" else np.dtype(config.precision.compute)
-  mapped = np.lib.format.open_memmap(path, mode="w+", dtype=stored, shape=shape)
-  if hasattr(os, "posix_fallocate"):  # a full disk would end the process by a signal
-    with path.open("r+b") as file:
-      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-  streams = step_lib.make_streams(model, mesh, run.frozen.shardings)
   num, done = rows_of(config, mesh), 0
-  share, progress = np.arange(num), Progress("frozen layers", len(run.data.train), unit="row")
-  for batch in pipeline.in_order(run.data.train, rows_per_step=num, share=share, negatives=False):
-    stream_BTD = np.asarray(streams(run.frozen.params, on_devices(batch, mesh, num, share)))[0]
+  if (partial / DONE).exists():
+    done = read_json(partial / DONE, NAME)["rows"]
+    mapped = np.load(partial / ARRAY, mmap_mode="r+")
+  else:
+    mapped = _new_array(partial / ARRAY, stored, shape)
+  streams = step_lib.make_streams(model, mesh, run.frozen and run.frozen.shardings)
+  share, progress = np.arange(num), Progress("frozen layers", len(mapped), unit="row", done=done)
+  batches = pipeline.in_order(run.data.train, rows_per_step=num, share=share, negatives=False)
+  noted = time.monotonic()
+  for batch in itertools.islice(batches, done // num, None):
+    stream_BTD = np.asarray(streams(run.frozen and run.frozen.params, on_devices(batch, mesh, num, share)))[0]
     rows = min(num, len(mapped) - done)
     mapped[done : done + rows] = stream_BTD[:rows].view(stored)
     done += rows
     progress.update(done)
+    if done == len(mapped) or time.monotonic() - noted > SAVE_SECONDS:
+      mapped.flush()  # before the note: what it counts is on the disk
+      write_text(partial / DONE, json.dumps({"rows": done}))
+      noted = time.monotonic()
   progress.close()
-  mapped.flush()
+
+
+def _new_array(path: pathlib.Path, dtype, shape) -> np.ndarray:
+  """Return a new array that is mapped from a file whose whole room is taken."""
+  mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+  if hasattr(os, "posix_fallocate"):  # a full disk would end the process by a signal
+    with path.open("r+b") as file:
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+  return mapped
 
 
 def _read(path: pathlib.Path, shape, dtype: str) -> np.ndarray:
