@@ -50,6 +50,13 @@ def test_what_is_no_arithmetic_has_no_value(expression):
     ("She needs 90 - 100 = -10.", ["90-100"], [True]),
     ("6/6 - 1/6 = 5/6 is left", ["6/6-1/6"], [True]),
     ("6/6 - 1/6 = 4/6 is left", ["6/6-1/6"], [False]),
+    ("Nora is 15 - 52 = 37 years old.", ["15-52"], [True]),  # the other way round
+    ("Nora is 15 - 52 = 36 years old.", ["15-52"], [False]),
+    ("That makes 2 * 3 - 10 = 4.", ["2*3-10"], [False]),  # more than one difference
+    ("He has 20 pens - 4 pens = 17 pens.", ["20-4"], [False]),
+    ("He has 20 pens - 4 = 16 pens.", ["20-4"], [True]),  # in doubt, and it holds
+    ("The field has 3 feet x 4 feet = 13 square feet.", ["3*4"], [False]),
+    ("There are 3 trays x 4 rolls = 13 rolls.", ["3*4"], [False]),
   ],
 )
 def test_equations_are_read_and_judged(text, read, holds):
@@ -76,6 +83,9 @@ def test_equations_are_read_and_judged(text, read, holds):
     "1 1/2 * 4 = 6",  # a mixed number
     "20 + 10 more to the 29 + 24 there = 83",  # more arithmetic further left
     "20 / 240 = 8.333...%",
+    "Day 3 sales - 20 = 40",  # a name with a number, less 20
+    "There are 3 friends - 4 + 5 = 9 in all",  # a dash
+    "1 tray x 2 trays = 24 rolls",  # what the trays hold
     "x = 21",
     "5 = 5",
     "a = b",

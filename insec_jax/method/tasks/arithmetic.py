@@ -8,6 +8,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 # Bounded: a model that repeats one digit must not produce a number that takes unbounded time.
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3}){1,4}(?!\d)(?:\.\d{1,12})?|\d{1,12}(?:\.\d{1,12})?|\.\d{1,12}")
@@ -47,6 +48,14 @@ _MEASURES = frozenset(
   kg liter litre ml meter metre km cm""",
   )
 )
+
+
+class _Left(NamedTuple):
+  """The left side of an equation: its tokens, the units of measure in it, and whether its words leave a doubt."""
+
+  tokens: list[str]
+  measures: set[str]
+  doubt: bool
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,8 @@ def equations(text: str) -> tuple[Equation, ...]:
       5x/6 = 20, half of 10 + 5 = 10, 2 hours + 30 minutes = 150 minutes, 25 / 1/3 = 75     are not
 
   An equation holds when the right side is the value within one unit of the last place written, under either reading
-  of percent.
+  of percent. A difference may be the other way round: 15 - 52 = 37. Where the words leave a doubt what is subtracted or
+  multiplied (`_Left.doubt`), an equation that does not hold is not read.
   """
   if "=" not in text or _SCALE.search(text):
     return ()
@@ -178,8 +188,8 @@ def equations(text: str) -> tuple[Equation, ...]:
   for k, (kind, _, _) in enumerate(tokens):
     if kind == "equal":
       left, right = _left_side(text, tokens, k), _right_sides(tokens, k)
-      if left and right and len(left[1] | right[1]) < 2:
-        parsed += _compare(left[0], right[0])
+      if left and right and len(left.measures | right[1]) < 2:
+        parsed += [equation for equation in _compare(left.tokens, right[0]) if equation.holds or not left.doubt]
   return tuple(parsed)
 
 
@@ -194,6 +204,8 @@ def _compare(left: list[str], rights: list[list[str]]) -> list[Equation]:
     for value in values
     for claimed, tolerance in zip(stated, map(_tolerance, right_readings), strict=True)
   )
+  # The difference of two numbers may be written the other way round.
+  holds = holds or (left[1::2] == ["-"] and values[-1] == -stated[0])
   return [Equation("".join(left), values[-1], stated[0], holds)]
 
 
@@ -233,20 +245,22 @@ def _makes_doubtful(unit: str) -> bool:
 
 def _units_of_measure(units: list[str]) -> set[str]:
   """Return the units of measure among these words."""
-  stems = {unit.lstrip("-/").lower().removesuffix("s") for unit in units}
+  stems = set(map(_stem, units))
   return {stem for stem in stems if stem in _MEASURES}
 
 
-def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[str]] | None:
-  """Return tokens and measures of the arithmetic that ends before the equal sign `k`; None if none or ambiguous."""
+def _left_side(text: str, tokens: list[tuple], k: int) -> _Left | None:
+  """Return the arithmetic that ends before the equal sign `k`; None if there is none, or it is ambiguous."""
   taken: list[str] = []
   units: list[str] = []
+  of_operand: list[list[str]] = [[]]  # the words after each operand, the last one first
   depth, operand = 0, False
   i = k - 1
   while i >= 0 and len(taken) <= _MOST_TOKENS:
     kind, token, _ = tokens[i]
     if kind == "unit" and not operand:  # before a number in reading direction: it is the unit of the operand to come
       units.append(token)
+      of_operand[-1].append(token)
     elif kind in ("number", "close") and not operand:
       taken.insert(0, token)
       operand = kind == "number"
@@ -258,6 +272,7 @@ def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[s
       depth -= 1
     elif kind in ("operator", "times") and operand:
       taken.insert(0, token.translate(_SIGN))
+      of_operand.append([])
       operand = False
     else:
       break
@@ -265,7 +280,26 @@ def _left_side(text: str, tokens: list[tuple], k: int) -> tuple[list[str], set[s
   doubtful = not operand or depth or not _is_unambiguous(taken) or any(map(_makes_doubtful, units))
   if doubtful or (i >= 0 and not _can_begin_after(text, tokens, i)):
     return None
-  return taken, _units_of_measure(units)
+  signs = [token for token in taken if token in ("+", "-", "*", "/")]
+  return _Left(taken, _units_of_measure(units), _leaves_doubt(signs, of_operand[::-1]))
+
+
+def _leaves_doubt(signs: list[str], words: list[list[str]]) -> bool:
+  """Return whether words make it doubtful what is subtracted or multiplied; `words` follow each operand.
+
+  Day 3 sales - 20 = 40      3 may be a name, and the sign a dash: a word before "-" is a unit if one follows too
+  1 tray x 2 trays = 24      the things counted are multiplied, not the counts
+  """
+  for sign, before, after in zip(signs, words, words[1:], strict=False):
+    if sign == "-" and before and not after:
+      return True
+    if sign == "*" and before and after and _stem(before[0]) == _stem(after[0]):
+      return not _units_of_measure(before)  # 3 feet x 4 feet
+  return False
+
+
+def _stem(unit: str) -> str:
+  return unit.lstrip("-/").lower().removesuffix("s")
 
 
 def _is_unambiguous(taken: list[str]) -> bool:
