@@ -1,6 +1,7 @@
 """Splits and sets of problems."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 import re
@@ -27,6 +28,18 @@ MADE = ("english", "graph", "multiplication", "sudoku")  # tasks that make their
 def made_by(name, size=4):
   size, modulus = 0 if name == "gsm8k" else size, 10 if name == "graph" else 0
   return tasks.get(TaskConfig(name=name, min_size=min(size, 2), max_size=size, modulus=modulus))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_prompt_gives_its_problem_back(name):
+  task = made_by(name)
+  for problem in tasks.problems(task, "mine", num=30, seed=0):
+    found = task.problem_of(problem.prompt)
+    assert dataclasses.replace(found, steps=()) == dataclasses.replace(problem, steps=())
+    assert sorted(found.steps) == sorted(problem.steps)
+    assert all(task.check(found, found.steps[:k], step) == tasks.RIGHT for k, step in enumerate(found.steps))
+  for prompt in ("", "?\n", "a1?\n", "12*=\n", "aab?a:\n", "ab1;c?", "a1;b2;cab?a:\n"):
+    assert task.problem_of(prompt) is None
 
 
 def test_splits_have_their_shares():

@@ -115,6 +115,11 @@ class Task(abc.ABC, Generic[FactsT]):
     """
     return problem.prompt
 
+  def problem_of(self, prompt: str) -> Problem[FactsT] | None:
+    """Return the problem that `make` gives this prompt, its steps in any right order; None where it does not say."""
+    del prompt
+    return None
+
   def answer_of(self, problem: Problem[FactsT], steps: tuple[str, ...]) -> str | None:
     """Return the final answer that the steps state, right or wrong, to compare with `problem.answer`; None if none.
 

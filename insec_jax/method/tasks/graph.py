@@ -27,6 +27,7 @@ NAMES = string.ascii_lowercase
 MAX_GIVENS = 3
 MAX_SIZE = len(NAMES) - MAX_GIVENS
 CLASSES = ("early", "value", "calc", "copy", "repeat")
+_PROMPT = re.compile(r"((?:[a-z](?:\d{1,9}|[a-z]{2});)*[a-z](?:\d{1,9}|[a-z]{2}))\?([a-z]):\n", re.ASCII)
 _STEP = re.compile(r"([a-z])([a-z])(\d{1,9})([a-z])(\d{1,9})([a-z])(\d{1,9})\n", re.ASCII)
 _MIX, _PRIME = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9), 2**61 - 1
 
@@ -150,13 +151,30 @@ class Graph(Task[Facts]):
     definitions += [_format_derived(name, pair) for name, pair in operands.items()]
     draw.shuffle(definitions)
     facts = Facts(names[-1], operands, value)
-    return Problem(
-      _format_prompt(definitions, facts.asked),
-      tuple(self._right_step(facts, name) for name in facts.operands),
-      str(values[-1]),
-      _key(reads, values),
-      facts,
-    )
+    return self._problem(_format_prompt(definitions, facts.asked), facts, _key(reads, values))
+
+  def problem_of(self, prompt: str) -> Problem[Facts] | None:
+    match = _PROMPT.fullmatch(prompt)
+    if match is None:
+      return None
+    defined = {text[0]: text[1:] for text in match[1].split(";")}
+    value = {name: int(text) for name, text in defined.items() if text.isdecimal()}
+    reads: list[list[int]] = [[] for _ in value]
+    operands: dict[str, tuple[str, str]] = {}
+    while computable := [name for name in defined if name not in value and {*defined[name]} <= value.keys()]:
+      for name in computable:
+        first, second = operands[name] = (defined[name][0], defined[name][1])
+        names = list(value)
+        reads.append([names.index(first), names.index(second)])
+        value[name] = (value[first] + value[second]) % self.modulus
+    if len(value) < len(defined) or match[2] not in operands:
+      return None
+    return self._problem(prompt, Facts(match[2], operands, value), _key(reads, list(value.values())))
+
+  def _problem(self, prompt: str, facts: Facts, key: str) -> Problem[Facts]:
+    """Return the problem whose solution computes the derived quantities in their order."""
+    steps = tuple(self._right_step(facts, name) for name in facts.operands)
+    return Problem(prompt, steps, str(facts.value[facts.asked]), key, facts)
 
   def check(self, problem: Problem[Facts], before: tuple[str, ...], step: str) -> Verdict:
     facts = problem.facts

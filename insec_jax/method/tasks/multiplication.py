@@ -179,7 +179,14 @@ class Multiplication(Task[Facts]):
   def make(self, rng: np.random.Generator) -> Problem[Facts]:
     size = int(rng.integers(self.min_size, self.max_size + 1))
     first, second = rng.integers(10 ** (size - 1), 10**size, 2).tolist()
-    facts = Facts(first, second)
+    return self._problem(Facts(first, second))
+
+  def problem_of(self, prompt: str) -> Problem[Facts] | None:
+    read = re.fullmatch(rf"{_NUMBER}\*{_NUMBER}=\n", prompt, re.ASCII)
+    return read and self._problem(Facts(int(read[1]), int(read[2])))
+
+  def _problem(self, facts: Facts) -> Problem[Facts]:
+    first, second = facts.first, facts.second
     steps: list[str] = []
     while (step := self._next(facts, tuple(steps))) is not None:
       steps.append(_format_step(*step))

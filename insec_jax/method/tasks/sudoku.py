@@ -134,9 +134,23 @@ class Sudoku(Task[Facts]):
       givens = frozenset(rng.permutation(16)[size:].tolist())
       if order := self._solve(grid, givens, rng):
         break
-    prompt = "".join(f"{CELLS[cell]}{grid[cell]}" for cell in sorted(givens)) + "?\n"
+    return self._problem(grid, givens, order)
+
+  def problem_of(self, prompt: str) -> Problem[Facts] | None:
+    if not re.fullmatch(r"([a-p][1-4])*\?\n", prompt):
+      return None
+    number_of = {CELLS.index(prompt[k]): int(prompt[k + 1]) for k in range(0, len(prompt) - 2, 2)}
+    fitting = GRIDS[(GRIDS[:, list(number_of)] == list(number_of.values())).all(axis=1)]
+    if len(fitting) != 1:
+      return None
+    grid, givens = tuple(fitting[0].tolist()), frozenset(number_of)
+    order = self._solve(grid, givens, np.random.default_rng(0))
+    return self._problem(grid, givens, order) if order else None
+
+  def _problem(self, grid: tuple[int, ...], givens: frozenset[int], order: list[int]) -> Problem[Facts]:
+    """Return the problem whose solution fills the cells in this order."""
     return Problem(
-      prompt,
+      "".join(f"{CELLS[cell]}{grid[cell]}" for cell in sorted(givens)) + "?\n",
       tuple(_format_step(cell, grid[cell]) for cell in order),
       "".join(map(str, grid)),
       _key(np.array(grid), givens),
