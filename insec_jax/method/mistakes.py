@@ -26,6 +26,7 @@ _PAPER = {
   "answer": "wrong answer",
   "operation": "wrong operation",
   "skip": "a step is missing",
+  "result": "does not lead to the answer",
   "repeat": "said before",
   "early": "not known yet",
   "invalid": "invalid move",

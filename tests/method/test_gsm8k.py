@@ -173,6 +173,30 @@ def test_reasons_say_what_is_wrong_and_recompute_it(k, wrong, label, recompute):
   assert TASK.explain(BAKER, BAKER.steps[:k], wrong, "recompute") == recompute
 
 
+@pytest.mark.parametrize(
+  ("step", "error"),
+  [
+    ("He has 3 + 12 = 15 rolls.\n", "result"),
+    ("That leaves 20 - 16 = $4.\n", "result"),
+    ("So x = 7 rolls\n", "result"),
+    ("He bakes 12 rolls = 12\n", ""),  # of the question
+    ("He has 72 / 2 = 36 rolls.\n", ""),  # of the solution
+    ("A third of 48 = 0.16 of it\n", ""),  # 16, as percent
+    ("Rolls = 15 * 2\n", ""),  # no result yet
+    ("He has 15 rolls.\n", ""),  # states no result
+  ],
+)
+def test_a_result_that_neither_question_nor_solution_has_is_located(step, error):
+  assert TASK.check(BAKER, (), step).kind in ("unverified", "right")
+  assert TASK.locate(BAKER, step) == error
+  if error:
+    assert TASK.explain(BAKER, (), step, "recompute").endswith(" does not lead to the answer.")
+
+
+def test_a_difference_the_other_way_round_is_no_mistake():
+  assert verdict(BAKER, 1, "After the sale there are 20 - 36 = 16 rolls left.\n") == ("right", "")
+
+
 def is_wrong(problem, k, error, wrong):
   """An independent look: same words as the step it replaces, and another result or answer; or a step said before."""
   right = problem.steps[k]

@@ -64,6 +64,8 @@ class Task(abc.ABC, Generic[FactsT]):
   error_classes: tuple[str, ...]  # those that can be injected
   symbols: tuple[str, ...] | None  # vocabulary of a tokenizer built for the task; None: the text needs a real tokenizer
   units: tuple[str, ...] = ("line",)  # units of a step that the task supports
+  # Classes of a wrong answer. A mined one needs right steps before it, and its reason does not state the right answer.
+  answer_classes: tuple[str, ...] = ()
 
   def __init__(self, task: TaskConfig):
     """Check the settings of a task that has sizes only; a task with more settings or bounds overrides this."""
@@ -114,6 +116,14 @@ class Task(abc.ABC, Generic[FactsT]):
     The default is the prompt: each problem is a class of its own.
     """
     return problem.prompt
+
+  def locate(self, problem: Problem[FactsT], step: str) -> str:
+    """Return the class of an unverified step that is taken as wrong if the answer after it is wrong; "" for none.
+
+    Only mining asks, for the first such step of a solution. The default takes none as wrong.
+    """
+    del problem, step
+    return ""
 
   def problem_of(self, prompt: str) -> Problem[FactsT] | None:
     """Return the problem that `make` gives this prompt, its steps in any right order; None where it does not say."""

@@ -11,6 +11,9 @@ What proves a step wrong, by class:
     repeat    a step stated before
 Any other step is right when it is one of the solution's or its arithmetic gives a result of the solution's; otherwise
 it is unverified.
+
+Where the answer is known to be wrong, mining also takes an unverified step as wrong (`locate`):
+    result    the number after its last equal sign is in neither question nor solution
 """
 
 import re
@@ -45,6 +48,9 @@ from insec_jax.method.tasks.gsm8k_records import (
 )
 
 CLASSES = ("calc", "operand", "carry", "value", "answer", "repeat")
+RESULT = "result"  # class of steps that `locate` finds
+# The number after the last "=", whole, and with no arithmetic after it.
+_RESULT = re.compile(rf"=[^=\d.,]*({NUMBER.pattern})(?![\d,.]*\d)(?!\s*[-+*/xX×·÷−–(])[^=]*\Z")
 _MOST_SOURCES = 500  # different numbers of a record; with more, nearly every number has a source
 _LEAST_WORDS = 3  # a step of fewer words says too little for another number in it to be called wrong
 # Numbers in words, and numbers of common knowledge.
@@ -82,6 +88,13 @@ _WORDS = {
   "year": 12,
 }
 _KNOWN = (1, 2, 4, 7, 10, 12, 24, 30, 31, 52, 60, 100, 365, 1000)
+
+
+@cached_by_identity
+def _numbers_given(question: str, steps: tuple[str, ...], notes: tuple[Note, ...]) -> frozenset[Fraction]:
+  """Return the numbers of question and solution, also as hundredths and as percent."""
+  numbers = {*_given(question), *results_of(steps, notes), *(number for step in steps for number in numbers_of(step))}
+  return frozenset(number * factor for number in numbers for factor in (1, 100, Fraction(1, 100)))
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,7 @@ class Gsm8k(Task[Facts]):
 
   name = "gsm8k"
   error_classes = CLASSES
+  answer_classes = ("answer",)
   symbols = None
   units = ("line", "sentence", "paragraph")
 
@@ -183,10 +197,20 @@ class Gsm8k(Task[Facts]):
     value     17 is not the right value.   The value is 15, not 17.
     answer    The answer is not 71.        The answer is 72, not 71.
     repeat    This was said before.        This was said before: 30+4 is 34.
+    result    15 does not lead to the answer, in both
     """
-    finding = self._find(problem, before, wrong)
+    finding, result = self._find(problem, before, wrong), _result_of(wrong)
+    if result is not None and not finding.verdict.error and self.locate(problem, wrong):
+      return f"{show(result)} does not lead to the answer."
     assert finding.verdict.error, f"{wrong!r} is not wrong; there is nothing to explain"
     return finding.label if detail == "label" else finding.recompute
+
+  def locate(self, problem: Problem[Facts], step: str) -> str:
+    result = _result_of(step)
+    if result is None:
+      return ""
+    known = _numbers_given(problem.facts.question, problem.steps, problem.facts.notes)
+    return "" if result in known or any(_rounded(result, number) for number in known) else RESULT
 
   def inject(
     self, problem: Problem[Facts], before: tuple[str, ...], error: str, rng: np.random.Generator
@@ -327,6 +351,12 @@ class Gsm8k(Task[Facts]):
 
 
 TASK = Gsm8k
+
+
+def _result_of(step: str) -> Fraction | None:
+  """Return the number after the last equal sign of the step; None where arithmetic or no number follows."""
+  match = _RESULT.search(step.strip())
+  return match and value_of(match[1])
 
 
 def _rounded(number: Fraction, exact: Fraction) -> bool:
