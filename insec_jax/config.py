@@ -144,6 +144,7 @@ class DataConfig:
   path: Paths = ""
   fields: Columns = ""  # columns of other data sets that make a record (data/fields.py); empty: none are renamed
   heldout_path: Paths = ""  # records held out, at most num_heldout (0: all); empty: num_heldout of those of path
+  to_mine: Fraction = 0.0  # of the prompts of path, by their hash: mined and not trained on; 0: those trained on are
   cache: Path = ""  # folder for rows of records, which are made once and then mapped into memory; empty: kept in memory
   num_records: Annotated[int, whole(0, 10_000_000)] = 0
   num_heldout: Annotated[int, whole(0, 10_000_000)] = 0
@@ -230,12 +231,16 @@ class EvaluateConfig:
 class MineConfig:
   """Amount of mining: problems, samples of each, and the model's right solutions kept for each mistake found.
 
+  With `flags` the model may flag while it is mined, as it was trained to, and its failed corrections, false alarms and
+  forgotten steps become records too.
+
   Length and batch size of the samples are those of the evaluate section.
   """
 
   num_problems: Problems = 2_000
   samples: Annotated[int, whole(1, 10_000)] = 4
   right: Annotated[float, number(0.0, 1e6)] = 1.0
+  flags: bool = False
 
 
 @checked

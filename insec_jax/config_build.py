@@ -45,6 +45,8 @@ NEWER = (
   "evaluate.rivals",
   "evaluate.temperatures",
   "evaluate.swapped_path",
+  "data.to_mine",
+  "mine.flags",
 )
 NEWER_SECTIONS = ("log", "lora")  # that older ones lack as a whole
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
@@ -175,6 +177,7 @@ def _check_across(config: Config) -> None:
     )
   _check_mined(config)
   _check_rewind(config)
+  _check_to_mine(config)
   _check_confidence(config)
   _check_frozen(config)
   _check_reduced(config)
@@ -288,6 +291,15 @@ def _check_rewind(config: Config) -> None:
     raise InputError(
       "mistakes.rewind finds mistakes by the tokens of flag and fix, and tokenizer.special=False has none; set it to "
       "True"
+    )
+
+
+def _check_to_mine(config: Config) -> None:
+  """Raise InputError for records to mine that this config cannot have."""
+  if config.data.to_mine and config.task.name not in FROM_FILE:
+    raise InputError(
+      f"data.to_mine={config.data.to_mine} parts the problems of data.path, and task.name={config.task.name!r} makes "
+      "its own, of which it mines a split of their own; set it to 0"
     )
 
 

@@ -4,10 +4,11 @@
       [--server URL]
 
 DIR may be a workdir or an HF folder, trained on transcripts or not. Problems are those of the split "mine", or training
-records of data.path, never held-out ones. The config's mine section gives the number of problems and samples; the
-temperature is 1. A record has the model's own steps, its first wrong one, flag, reason (mistakes.reason), fix, the
-right step and the rest of the solution. The file also has right solutions of the model, mine.right for each mistake. To
-train on the file:
+records of data.path, never held-out ones; with data.to_mine a share of them that is not trained on. The config's mine
+section gives the number of problems and samples; the temperature is 1. With mine.flags the model may flag, and its
+failed corrections, false alarms and forgotten steps become records too. A record has the model's own steps, its first
+wrong one, flag, reason (mistakes.reason), fix, the right step and the rest of the solution. The file also has right
+solutions of the model, mine.right for each mistake. To train on the file:
 
   python -m insec_jax.train --config configs/X.py --workdir DIR --config.mistakes.mined=0.2 \\
       --config.mistakes.mined_path=mined.jsonl

@@ -161,7 +161,7 @@ NUMBERS = {
     "mine.num_problems",
     "mine.samples",
   ),
-  (0,): ("rounds", "evaluate.max_size", "mistakes.mined"),
+  (0,): ("rounds", "evaluate.max_size", "mistakes.mined", "data.to_mine"),
   (2,): ("data.row_length",),
   (-1, 1, 2): ("mesh.fsdp",),
   (1, 2, "tensor"): ("mesh.data", "mesh.sequence", "mesh.tensor"),
@@ -191,6 +191,7 @@ RATES = (
   "optimizer.final_share",
   "mistakes.share",
   "mistakes.mined",
+  "data.to_mine",
   "evaluate.max_false_alarms",
   "train.minutes",
   "lora.alpha",
@@ -199,7 +200,14 @@ RATES = (
 
 def is_right(key: str, value) -> bool:
   """Whether the value is right for the key in an otherwise right config, by what the key means."""
-  if key in ("tokenizer.special", "lora.rank_stabilised", "lora.marker_rows", "train.marker_rows", "mistakes.rewind"):
+  if key in (
+    "tokenizer.special",
+    "lora.rank_stabilised",
+    "lora.marker_rows",
+    "train.marker_rows",
+    "mistakes.rewind",
+    "mine.flags",
+  ):
     return isinstance(value, bool)
   if key == "train.stream_cache":  # any other one needs frozen layers
     return value == ""

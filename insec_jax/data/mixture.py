@@ -15,7 +15,7 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data.problems import digest, held_out_prompts, split_records
+from insec_jax.data.problems import digest, held_out_prompts, is_to_mine, split_records
 from insec_jax.data.records import Chat, Record, Turn, as_transcript, has_roles, pieces_by_turn, read
 from insec_jax.data.storage import Computed, Records
 from insec_jax.method import roles, tasks
@@ -47,6 +47,8 @@ def _transcripts(config: Config, split: str, left_out: list[str] | None, kept: R
   """Return what `transcripts` does, without records of mistakes.mined_path."""
   markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
   indexed = split_records(config, split, left_out=left_out, kept=kept)
+  if split == "train" and config.data.to_mine:
+    indexed = _not_to_mine(indexed, config)
   if config.mistakes.source == "injected" and config.task.name == "records":
     return _with_prose_mistakes(indexed, config, markers)
   # Recorded or mined: nothing is put in here.
@@ -64,6 +66,16 @@ def _transcripts(config: Config, split: str, left_out: list[str] | None, kept: R
   return Computed(len(indexed), placed)
 
 
+def _not_to_mine(indexed: Sequence[tuple[int, Record]], config: Config) -> Sequence[tuple[int, Record]]:
+  """Return the records whose prompts are not of those to mine; raise InputError if none is left."""
+  kept = [number for number in range(len(indexed)) if not is_to_mine(indexed[number][1], config)]
+  if not kept:
+    raise InputError(
+      f"data.to_mine={config.data.to_mine} leaves none of the {len(indexed)} records of data.path to train on; lower it"
+    )
+  return Computed(len(kept), lambda place: indexed[kept[place]])
+
+
 def with_mined(contents: Sequence[Placed], config: Config) -> Sequence[Placed]:
   """Return the contents with records of mistakes.mined_path spread evenly among them, mistakes.mined of the whole.
 
@@ -76,7 +88,7 @@ def with_mined(contents: Sequence[Placed], config: Config) -> Sequence[Placed]:
   """
   path, fraction = config.mistakes.mined_path, config.mistakes.mined
   held = held_out_prompts(config)
-  mined: list[Placed] = []
+  mined: list[tuple[Transcript, str]] = []
   for record in read(path, limit=0, name="mistakes.mined_path"):
     if not has_roles(record.content):
       raise InputError(f"{record.where}: a mined record has pieces; give this file as data.path")

@@ -6,7 +6,7 @@
   solving                  "test", seed                        held-out problems
   probes                   "probe", seed                       held-out problems
   choosing thresholds      "validation", seed                  held-out problems that are not solved, see below
-  mining                   "mine", a seed for each mining      problems trained on, in an order by that seed
+  mining                   "mine", a seed for each mining      problems trained on, or data.to_mine, ordered by the seed
 
 Held out are the records of data.heldout_path, or without one data.num_heldout of those of data.path; the prompt of none
 is trained on. No problem is in two splits of a task. From a file, thresholds are chosen on the evaluate.num_problems
@@ -191,15 +191,28 @@ def problems_to_probe(task: Task, config: Config) -> list[Problem]:
 
 
 def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
-  """Return mine.num_problems problems, or at most as many of data.path."""
+  """Return mine.num_problems problems, or at most as many of data.path; with data.to_mine none that is trained on."""
   num = config.mine.num_problems
   if task.name not in FROM_FILE:
     return _in_units(tasks.problems(task, "mine", num=num, seed=seed), config)
-  given = _problems(config, "train")
+  given = [
+    record.content
+    for _, record in split_records(config, "train")
+    if isinstance(record.content, Problem) and (not config.data.to_mine or is_to_mine(record, config))
+  ]
   if not given:
-    raise InputError(f"{config.data.path} has no question and answer to mine; give a file of problems as data.path")
+    share = f" among the data.to_mine={config.data.to_mine} of its prompts" if config.data.to_mine else ""
+    raise InputError(
+      f"{config.data.path} has no question and answer to mine{share}; give a file of problems as data.path"
+    )
   order = np.random.default_rng((seed, *b"mine")).permutation(len(given))
   return _in_units([given[k] for k in order[:num]], config)
+
+
+def is_to_mine(record: Record, config: Config) -> bool:
+  """Return whether the record is one of the data.to_mine of all, by a hash of its prompt."""
+  position = int.from_bytes(hashlib.sha256(b"mine" + digest(record)).digest()[:8], "big") / 2**64
+  return position < config.data.to_mine
 
 
 def _problems(config: Config, split: str) -> list[Problem]:

@@ -72,7 +72,8 @@ def check_marks(transcript: Transcript, markers: Markers) -> None:
       text   c=5\n    <flag> calc c  <fix>  c=6\n    <flag> <fix>  c=7\n      a correction that is wrong as well is
       role   mistake  flag   reason  flag   mistake  flag   flag   correction   a mistake; a reason may be left out
 
-  Neighbouring pieces of one role, other than flags, count as one. White space at the end is not compared.
+  A failed correction may repeat a mistake. Neighbouring pieces of one role, other than flags, count as one. White space
+  at the end is not compared.
   """
   runs = []
   for role, run in itertools.groupby(transcript, key=lambda piece: piece.role):
@@ -95,11 +96,8 @@ def check_marks(transcript: Transcript, markers: Markers) -> None:
       raise InputError(f"{seen.format(runs[match.start()][1])}; {needed}")
   for match in re.finditer("m(?:Fr?X[mc])+", letters):
     steps = [text for (_, text), kind in zip(runs[match.start() : match.end()], match[0], strict=True) if kind in "mc"]
-    before = set()
-    for step in steps:
-      if step in before:
-        raise InputError(f"the correction {step!r:.60} is the mistake again; correct it, or take the mistake out")
-      before.add(step)
+    if match[0].endswith("c") and steps[-1] in steps[:-1]:
+      raise InputError(f"the correction {steps[-1]!r:.60} is the mistake again; correct it, or take the mistake out")
 
 
 def split_steps(text: str, unit: str) -> tuple[str, ...]:

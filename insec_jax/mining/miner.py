@@ -7,6 +7,12 @@ A solution is sampled with the flag banned and checked step by step up to its fi
     unverified   no step is wrong, but one is unverified                      none: not confirmed by the task
     incomplete   no step is wrong, but the answer is missing or cut short     none
 
+With mine.flags the model may flag, as it was trained to. Its corrections are kept, and a failed one is a mistake that
+is flagged in its turn. Two more kinds give a record:
+
+    false alarm  a right step is flagged: the record goes on right after it   a record without this flag
+    forgotten    every step is right, but some are missing                    a record with the missing steps
+
 After a wrong step the model continues from the right step in its place, without the mistake in its context, up to its
 next wrong step, until mistakes.max_per_solution are found. The task completes an unfinished solution. The end of a
 wrong line has weight 1, whatever loss.mistake is (`records.with_trained_ends`).
@@ -20,7 +26,6 @@ The problems mined and the samples of each depend on the seed, not on the proces
 import collections
 import copy
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -43,24 +48,19 @@ from insec_jax.method import mistakes
 from insec_jax.method.roles import CORRECTION, MISTAKE, TEXT
 from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Transcript, split_steps, with_confidence
-from insec_jax.mining.records import (
-  Mistake,
-  Sample,
-  as_json,
-  corrected,
-  corrected_transcript,
-  judge,
-  with_trained_ends,
-)
+from insec_jax.mining.judging import FLAGGED_KINDS, KINDS, RECORDED, Mistake, Sample, judge, judge_flagged
+from insec_jax.mining.records import as_json, corrected, corrected_transcript, is_confirmed, with_trained_ends
 from insec_jax.training.layout import MINING, flat, is_free
 
 TEMPERATURE = 1.0  # of the samples
 SAMPLES_PER_CHUNK = 1024  # least number of samples between writes to disk
 # Reasons to leave out the record of a wrong or right sample.
 NO_CORRECTION = "the task has no right way on from there"
+UNCONFIRMED = "a step before its wrong answer is unverified"
 SPECIAL = "a special token stands in its text"
 NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
+USES = ("mistakes.view", "mistakes.mined_from")  # of the file, which does not depend on them
 # Config keys that mining does not read (mistakes.share only where mistakes.mined=1).
 NOT_READ = (
   "loss.",
@@ -68,6 +68,7 @@ NOT_READ = (
   "train.",
   "mistakes.mined",
   "mistakes.share",
+  *USES,
   "data.num_records",
   "data.row_length",
   "data.too_long",
@@ -104,6 +105,7 @@ class Miner:
     self._special = special_pattern(self._tokenizer)
     self._problems = problems_to_mine(task, config, seed=seed)
     self._max_tokens = config.evaluate.max_tokens
+    self._num_tokens = 0  # read and written so far
     batch = config.evaluate.batch_size
     self._per_chunk = max(1, math.ceil(SAMPLES_PER_CHUNK / batch) * batch // config.mine.samples)  # batches are full
     self.num_chunks = math.ceil(len(self._problems) / self._per_chunk)
@@ -113,7 +115,7 @@ class Miner:
       "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
       "the seed of this mining": seed,
       "problems a chunk": self._per_chunk,
-      **{key: value for key, value in flat(config).items() if not is_free(key, MINING)},
+      **{key: value for key, value in flat(config).items() if not is_free(key, MINING) and key not in USES},
     }
 
   def chunk(self, number: int) -> dict[str, Any]:
@@ -122,21 +124,20 @@ class Miner:
     first = number * self._per_chunk
     problems = self._problems[first : first + self._per_chunk]
     problem_of_sample = [problem for problem in problems for _ in range(config.mine.samples)]
+    tokens_before = self._num_tokens
     samples = self._samples(problem_of_sample, number)
     counts = collections.Counter(sample.kind for sample in samples)
     left_out = collections.Counter()
     candidates = []  # (pieces, meta)
     rng = np.random.default_rng((derive_seed(self._seed, number), *b"inject"))
     for index, (problem, sample) in enumerate(zip(problem_of_sample, samples, strict=True)):
-      if sample.kind not in ("wrong", "right"):
+      if sample.kind not in RECORDED:
         continue
       if sample.kind == "right" and _injects(config):
         sample = self._with_injected(problem, sample, rng)
-      pieces = corrected_transcript(problem, sample, self._task, self._markers, config.mistakes.reason)
-      if self._special.search("".join((*sample.steps, *(mistake.step for mistake in sample.mistakes)))):
-        left_out[SPECIAL] += 1
-      elif pieces is None:
-        left_out[NO_CORRECTION] += 1
+      pieces = self._transcript(problem, sample)
+      if isinstance(pieces, str):
+        left_out[pieces] += 1
       else:
         candidates.append(
           (
@@ -148,6 +149,7 @@ class Miner:
               "seed": self._seed,
               "problem": first + index // config.mine.samples,
               "sample": index % config.mine.samples,
+              **({"kind": sample.kind} if sample.kind in FLAGGED_KINDS else {}),
             },
           )
         )
@@ -162,8 +164,9 @@ class Miner:
     per_problem = [samples[k : k + config.mine.samples] for k in range(0, len(samples), config.mine.samples)]
     return {
       "counts": {
-        **{kind: counts[kind] for kind in ("right", "wrong", "unverified", "incomplete")},
+        **{kind: counts[kind] for kind in (*KINDS, *(FLAGGED_KINDS if config.mine.flags else ()))},
         "samples": len(samples),
+        "tokens": self._num_tokens - tokens_before,
         "problems": len(problems),
         "problems with a mistake": sum(
           any(sample.mistakes for sample in samples_of_problem) for samples_of_problem in per_problem
@@ -175,13 +178,24 @@ class Miner:
       "records": [{"pieces": [as_json(piece) for piece in pieces], "meta": meta} for pieces, meta in kept],
     }
 
+  def _transcript(self, problem: Problem, sample: Sample) -> Transcript | str:
+    """Return the sample as a transcript, or why it is left out."""
+    if self._special.search("".join((*sample.steps, *(mistake.step for mistake in sample.mistakes)))):
+      return SPECIAL
+    reason, unit = self._config.mistakes.reason, self._config.mistakes.unit
+    pieces = corrected_transcript(problem, sample, self._task, self._markers, reason=reason, unit=unit)
+    if pieces is None:
+      return NO_CORRECTION
+    return pieces if is_confirmed(problem, sample, self._task) else UNCONFIRMED
+
   def _samples(self, problems: Sequence[Problem], number: int) -> list[Sample]:
     """Return a solution of each problem with the mistakes that the model made in it."""
     written = self._write([self._writer.encode(problem.prompt) for problem in problems], number, 0)
-    judged_by = functools.partial(judge, task=self._task, markers=self._markers, unit=self._config.mistakes.unit)
-    samples = list(itertools.starmap(judged_by, zip(problems, written, strict=True)))
-    going_on = [index for index, sample in enumerate(samples) if sample.mistakes]
-    for turn in range(1, self._config.mistakes.max_per_solution):
+    most = self._config.mistakes.max_per_solution
+    samples = [self._judged(problem, text, (), most) for problem, text in zip(problems, written, strict=True)]
+    going_on = list(range(len(samples)))
+    for turn in range(1, most):
+      going_on = [index for index in going_on if samples[index].is_open and len(samples[index].mistakes) < most]
       kept_steps = {index: corrected(problems[index], samples[index], self._task) for index in going_on}
       kept_steps = {index: steps for index, steps in kept_steps.items() if steps is not None and self._readable(steps)}
       begins = dict(
@@ -196,14 +210,22 @@ class Miner:
         )
       )
       begins = {index: begin for index, begin in begins.items() if self._writer.has_room(begin, self._max_tokens)}
-      going_on = []
+      going_on = list(begins)
       for index, completion in zip(begins, self._write(list(begins.values()), number, turn), strict=True):
-        more = judged_by(problems[index], completion, stands=kept_steps[index])
-        if more.kind in ("wrong", "right"):
-          samples[index] = Sample("wrong", more.steps, samples[index].mistakes + more.mistakes)
-        if more.mistakes:
-          going_on.append(index)
+        before = samples[index].mistakes
+        more = self._judged(problems[index], completion, kept_steps[index], most - len(before))
+        if more.kind in RECORDED:
+          samples[index] = Sample("wrong", more.steps, before + more.mistakes)
+        else:
+          going_on.remove(index)
     return samples
+
+  def _judged(self, problem: Problem, written: Completion, stands: tuple[str, ...], most: int) -> Sample:
+    """Return the sample of a text after the steps `stands`; with mine.flags of at most `most` mistakes."""
+    unit = self._config.mistakes.unit
+    if self._config.mine.flags:
+      return judge_flagged(problem, written, self._task, self._markers, unit, stands=stands, most=most)
+    return judge(problem, written, self._task, self._markers, unit, stands=stands)
 
   def _with_injected(self, problem: Problem, sample: Sample, rng: np.random.Generator) -> Sample:
     """Return the right solution, with probability mistakes.share with injected mistakes before some steps."""
@@ -214,17 +236,19 @@ class Miner:
     )
 
   def _write(self, begins: Sequence[np.ndarray], number: int, turn: int) -> list[Completion]:
-    """Return the model's completions of these beginnings, without a flag."""
+    """Return the model's completions of these beginnings, without a flag unless mine.flags."""
     label = f"mining, {number + 1} of {self.num_chunks}" + (f", mistake {turn + 1}" if turn else "")
-    return self._writer.write(
+    written = self._writer.write(
       begins,
       label=label,
       max_tokens=self._max_tokens,
       batch_size=self._config.evaluate.batch_size,
       temperature=TEMPERATURE,
       seed=derive_seed(self._seed, number, turn),
-      flag_bias=0.0 if self._writer.flag_id is None else -math.inf,
+      flag_bias=0.0 if self._config.mine.flags or self._writer.flag_id is None else -math.inf,
     )
+    self._num_tokens += sum(map(len, begins)) + sum(len(one.generation.tokens) for one in written)
+    return written
 
   def _readable(self, steps: Sequence[str]) -> bool:
     """Return whether the steps contain no special token and, for models with confidence tokens, are single lines."""
@@ -270,6 +294,7 @@ class Miner:
 
   def _surprisals(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Surprisal]]:
     read = self._writer.read(prompts, steps, batch_size=self._config.evaluate.batch_size)
+    self._num_tokens += sum(len(token_T) for token_T, _ in read)
     return [surprisals for _, surprisals in read]
 
   def _accepted(self, candidates: list[tuple[Transcript, dict]]) -> tuple[list[tuple[Transcript, dict]], str]:

@@ -1,4 +1,4 @@
-"""Mined records: a model's text as a checked sample, the sample as a transcript, and the file of all transcripts."""
+"""Mined records: a checked sample as a transcript, and the file of all transcripts."""
 
 import collections
 import dataclasses
@@ -9,56 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from insec_jax.evaluation.steps import judged
 from insec_jax.evaluation.tables import aligned
 from insec_jax.files.writing import written_whole
-from insec_jax.generation.generator import Completion
 from insec_jax.method import mistakes, roles
-from insec_jax.method.roles import MISTAKE, PROMPT, TEXT
+from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks import Problem, Task
-from insec_jax.method.transcript import Markers, Piece, Transcript, render
-
-
-@dataclasses.dataclass(frozen=True)
-class Mistake:
-  """A wrong step that the model wrote after `place` accepted steps."""
-
-  place: int
-  step: str
-  error: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """A solution as checked: the accepted steps, without a correction of the last mistake, and the mistakes."""
-
-  kind: str
-  steps: tuple[str, ...]
-  mistakes: tuple[Mistake, ...] = ()
-
-
-def judge(
-  problem: Problem, written: Completion, task: Task, markers: Markers, unit: str, *, stands: tuple[str, ...] = ()
-) -> Sample:
-  """Return the sample of the model's text after the steps `stands`, these included."""
-  steps, start, kind = stands, 0, "right"
-  for end, verdict in judged(problem, written, task, markers, unit, stands=stands):
-    step = written.text[start:end]
-    if verdict.kind == "wrong":
-      return Sample("wrong", steps, (Mistake(len(steps), step, verdict.error),))
-    if verdict.kind == "unverified":
-      kind = "unverified"
-    steps += (step,)
-    start = end
-  whole = written.finished and start == len(written.text)  # without marker, not cut short
-  if not whole or task.answer_of(problem, steps) != problem.answer:
-    kind = "incomplete"
-  return Sample(kind, steps)
+from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces, render
+from insec_jax.mining.judging import FLAGGED_KINDS, KINDS, Sample
 
 
 def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] | None:
   """Return the steps with the last mistake corrected too; None where the task has no right step for it."""
-  if not sample.mistakes or sample.mistakes[-1].place < len(sample.steps):
+  if not sample.is_open:
     return sample.steps
   right = task.correction(problem, sample.steps, sample.mistakes[-1].step)
   if right is None or task.check(problem, sample.steps, right).kind != "right":
@@ -66,13 +28,30 @@ def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] |
   return (*sample.steps, right)
 
 
+def is_confirmed(problem: Problem, sample: Sample, task: Task) -> bool:
+  """Return whether each wrong answer of the sample has only right steps before it: else an earlier one may be wrong."""
+  return not any(
+    _unverified(problem, sample.steps[: mistake.place], task)
+    for mistake in sample.mistakes
+    if mistake.error in task.answer_classes
+  )
+
+
+def _unverified(problem: Problem, steps: tuple[str, ...], task: Task) -> set[int]:
+  """Return the places of unverified steps."""
+  return {place for place, step in enumerate(steps) if task.check(problem, steps[:place], step).kind == "unverified"}
+
+
 def corrected_transcript(
-  problem: Problem, sample: Sample, task: Task, markers: Markers, reason: str
+  problem: Problem, sample: Sample, task: Task, markers: Markers, *, reason: str, unit: str
 ) -> Transcript | None:
   """Return the solution with its mistakes corrected; None where the task cannot reach the right answer by right steps.
 
   text   prompt  own steps before  own wrong step  <flag>  reason  <fix>  right step   own steps, mistakes, the rest
   role   prompt  text              mistake         flag    reason  flag   correction   text ...
+
+  A failed correction is a mistake that is flagged in its turn. Unverified steps have weight 0: nothing says that they
+  are right. The reason of a wrong answer is a label, which does not state the right one.
   """
   kept_steps = corrected(problem, sample, task)
   if kept_steps is None:
@@ -83,16 +62,22 @@ def corrected_transcript(
     kept_steps += (step,)
   if task.answer_of(problem, kept_steps) != problem.answer:
     return None
-
-  def explanation(mistake: Mistake) -> str:
-    return "" if reason == "none" else task.explain(problem, kept_steps[: mistake.place], mistake.step, reason)
-
-  return (
-    Piece(PROMPT, problem.prompt),
-    *mistakes.pieces_of(
-      kept_steps, {mistake.place: (mistake.step, explanation(mistake)) for mistake in sample.mistakes}, markers
-    ),
-  )
+  unverified = _unverified(problem, sample.steps, task)
+  pieces = [Piece(PROMPT, problem.prompt)]
+  for place, step in enumerate(kept_steps):
+    wrong_steps = [mistake for mistake in sample.mistakes if mistake.place == place]
+    for wrong in wrong_steps:
+      detail = "label" if reason == "recompute" and wrong.error in task.answer_classes else reason
+      said = mistakes.reason_of(
+        problem, kept_steps[:place], wrong.step, wrong.error, task=task, reason=detail, unit=unit
+      )
+      pieces += mistake_pieces(markers, wrong=wrong.step, reason=said, right=step)[:-1]
+    role, weight = CORRECTION if wrong_steps else TEXT, 0.0 if place in unverified else None
+    if role == TEXT and (pieces[-1].role, pieces[-1].weight) == (TEXT, weight):
+      pieces[-1] = Piece(TEXT, pieces[-1].text + step, weight)
+    else:
+      pieces.append(Piece(role, step, weight))
+  return tuple(pieces)
 
 
 def with_trained_ends(pieces: Transcript) -> Transcript:
@@ -114,8 +99,9 @@ def with_trained_ends(pieces: Transcript) -> Transcript:
 
 
 def as_json(piece: Piece) -> dict[str, Any]:
-  """Return a piece as the object in the file; a weight of its own is kept where it is a mistake."""
-  weight = {"weight": piece.weight} if piece.role == MISTAKE and piece.weight is not None else {}
+  """Return a piece as the object in the file; a weight of its own is kept where it is a step."""
+  has_weight = piece.weight is not None and piece.role not in (FLAG, REASON)
+  weight = {"weight": piece.weight} if has_weight else {}
   return {"role": roles.NAMES[piece.role], "text": piece.text, **weight}
 
 
@@ -133,6 +119,7 @@ class MiningSummary:
   refusal: str  # the error train would raise for the first record it rejects
   injected_records: int = 0
   injected: int = 0  # mistakes in them
+  flagged_records: int = 0  # without a mistake, but with a false alarm or a forgotten step
 
   def __str__(self) -> str:
     counts = self.counts
@@ -143,7 +130,8 @@ class MiningSummary:
 
     whole = [
       (f"{kind} samples", f"{counts[kind]:,}", part(counts[kind], num))
-      for kind in ("right", "wrong", "unverified", "incomplete")
+      for kind in (*KINDS, *FLAGGED_KINDS)
+      if kind in counts
     ]
     whole.append(
       (
@@ -152,6 +140,7 @@ class MiningSummary:
         part(counts["problems with a mistake"], counts["problems"]),
       )
     )
+    whole.append(("tokens read and written", f"{counts['tokens']:,}", ""))
     classes = [
       (error, f"{first:,}", part(first, wrong), f"{self.mistakes.get(error, 0):,}")
       for error in sorted({*self.samples, *self.mistakes})
@@ -162,6 +151,11 @@ class MiningSummary:
       aligned([(f"{num:,} samples of {counts['problems']:,} problems", "", ""), *whole]),
       aligned([("mistakes", "first of sample", "of wrong", "in records"), *classes]),
       f"{self.mistake_records:,} records of wrong solutions",
+      *(
+        [f"{self.flagged_records:,} records with a false alarm or a forgotten step put right"]
+        if self.flagged_records
+        else []
+      ),
       *(
         [f"{self.injected_records:,} records of right solutions with {self.injected:,} injected mistakes"]
         if self.injected_records
@@ -182,9 +176,12 @@ def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: i
   different = {}
   for chunk in chunks:
     for record in chunk["records"]:
-      different.setdefault(render(tuple(Piece(TEXT, piece["text"]) for piece in record["pieces"])), record)
+      text = render(tuple(Piece(TEXT, piece["text"]) for piece in record["pieces"]))
+      if text not in different or "kind" in record["meta"]:  # one with a kind is always written
+        different[text] = record
   distinct = list(different.values())
-  are_right = [not record["meta"]["classes"] for record in distinct]
+  # One that meta gives a kind is put right without a mistake.
+  are_right = [not record["meta"]["classes"] and "kind" not in record["meta"] for record in distinct]
   right_K = np.flatnonzero(are_right)
   num = min(len(right_K), round(right * (len(distinct) - len(right_K))))
   chosen = set(np.random.default_rng((seed, *b"right")).permutation(right_K)[:num].tolist())
@@ -200,16 +197,18 @@ def join(chunks: Sequence[dict[str, Any]], output: str, *, right: float, seed: i
     return dict(summed)
 
   own = [record["meta"]["classes"] for record in written if not record["meta"]["injected"]]
+  flagged = sum("kind" in record["meta"] for record in written)
   injected = [record["meta"]["classes"] for record in written if record["meta"]["injected"]]
   return MiningSummary(
     total("counts"),
     total("classes"),
     dict(collections.Counter(itertools.chain(*own))),
-    len(own) - num,
+    len(own) - num - flagged,
     num,
     len(right_K),
     total("left out"),
     next((chunk["refusal"] for chunk in chunks if chunk["refusal"]), ""),
     len(injected),
     sum(map(len, injected)),
+    flagged,
   )

@@ -5,7 +5,8 @@ from miningkit import CALC, FIRST, MARKERS, PROBLEM, SECOND, TASK, THIRD, said
 
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.transcript import clean
-from insec_jax.mining.records import Mistake, corrected_transcript, judge
+from insec_jax.mining.judging import Mistake, judge
+from insec_jax.mining.records import corrected_transcript
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_a_record_has_the_own_wrong_step_and_then_the_rest_of_the_solution_put_r
   sample = judge(PROBLEM, said(CALC), TASK, MARKERS, "line")
   before = sample.steps
   (bad,) = sample.mistakes
-  record = corrected_transcript(PROBLEM, sample, TASK, MARKERS, "recompute")
+  record = corrected_transcript(PROBLEM, sample, TASK, MARKERS, reason="recompute", unit="line")
   own = [piece for piece in record if piece.role in (PROMPT, MISTAKE)]
   assert [piece.text for piece in own] == [PROBLEM.prompt, bad.step]
   assert CALC.startswith("".join(before) + bad.step)
@@ -49,7 +50,10 @@ def test_a_record_has_the_own_wrong_step_and_then_the_rest_of_the_solution_put_r
   assert order == [PROMPT, MISTAKE, FLAG, REASON, FLAG, CORRECTION]
   reason = next(piece.text for piece in record if piece.role == REASON)
   assert reason == TASK.explain(PROBLEM, before, bad.step, "recompute")
-  assert REASON not in [piece.role for piece in corrected_transcript(PROBLEM, sample, TASK, MARKERS, "none")]
+  bare = corrected_transcript(PROBLEM, sample, TASK, MARKERS, reason="none", unit="line")
+  assert REASON not in [piece.role for piece in bare]
+  paper = corrected_transcript(PROBLEM, sample, TASK, MARKERS, reason="paper", unit="line")
+  assert "Found an error in the previous line. Reason: wrong calculation." in [piece.text for piece in paper]
 
 
 def test_a_task_whose_correction_is_wrong_gives_no_record(monkeypatch):
@@ -57,4 +61,4 @@ def test_a_task_whose_correction_is_wrong_gives_no_record(monkeypatch):
   monkeypatch.setattr(type(TASK), "correction", lambda *_: sample.mistakes[0].step)
   monkeypatch.setattr(type(TASK), "next_step", lambda *_: None)
   monkeypatch.setattr(type(TASK), "answer_of", lambda *_: PROBLEM.answer)
-  assert corrected_transcript(PROBLEM, sample, TASK, MARKERS, "none") is None
+  assert corrected_transcript(PROBLEM, sample, TASK, MARKERS, reason="none", unit="line") is None

@@ -161,7 +161,7 @@ def test_steps_after_a_correction_stay_only_if_they_end_in_a_mistake_or_the_answ
   assert asked == [LONG.steps[:1]]
   assert len(sample.steps) == (1 + own if own else 0)
   assert [one.step for one in sample.mistakes] == ["ab\n"]
-  record = corrected_transcript(LONG, sample, TASK, MARKERS, "none")
+  record = corrected_transcript(LONG, sample, TASK, MARKERS, reason="none", unit="line")
   assert clean(record) == LONG.prompt + right(LONG)
 
 
@@ -369,6 +369,31 @@ def test_parts_of_a_version_with_removed_keys_go_on(tmp_path):
         now.read()
 
 
+def test_with_flags_the_model_may_flag_and_its_alarms_and_gaps_are_kept(tmp_path):
+  flags = dataclasses.replace(CONFIG, mine=dataclasses.replace(CONFIG.mine, flags=True, right=0.0))
+
+  def answer(problem, sample):
+    number, (first, *rest) = PROBLEMS.index(problem), problem.steps
+    texts = [
+      first + MARKERS.flag + MARKERS.fix + "".join(problem.steps),  # a false alarm
+      "".join((first, *rest[:-1])),  # the last step forgotten
+      "ab\n" + MARKERS.flag + MARKERS.fix + "cd\n",  # a failed correction
+      right(problem),
+    ]
+    return right(problem) if sample == 0 else texts[number % 4]
+
+  script = Scripted(answer)
+  found = Miner(script, TASK, flags, seed=0, weights="w").chunk(0)
+  assert [one["flag_bias"] for one in script.asked] == [0.0]
+  assert found["counts"]["false alarm"] == found["counts"]["forgotten"] == found["counts"]["wrong"] == 6
+  joined, written = mined(answer, tmp_path, config=flags)
+  # A solution that was right the first time is kept where the same text puts a false alarm right.
+  assert (joined.flagged_records, joined.mistake_records, joined.right_records) == (12, 6, 0)
+  kinds = collections.Counter(record["meta"].get("kind", "wrong") for record in written)
+  assert kinds == {"false alarm": 6, "forgotten": 6, "wrong": 6}
+  assert all(word in str(joined) for word in ("false alarm samples", "12 records with a false alarm or a forgotten"))
+
+
 SURE = datakit.config(
   task__name="graph",
   task__min_size=3,
@@ -398,7 +423,7 @@ class Reading(Scripted):
     for prompt, some in zip(prompts, steps, strict=True):
       problem = self._problems[prompt]
       kinds = [TASK.check(problem, tuple(some[:k]), step).kind for k, step in enumerate(some) if step.endswith("\n")]
-      found.append((None, [Surprisal(0.1, 0.1) if kind == "right" else Surprisal(0.7, 3.0) for kind in kinds]))
+      found.append((prompt, [Surprisal(0.1, 0.1) if kind == "right" else Surprisal(0.7, 3.0) for kind in kinds]))
     return found
 
   def watch(self):

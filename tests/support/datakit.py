@@ -20,6 +20,7 @@ VALUES = {
     "path": "records.jsonl",
     "fields": "",
     "heldout_path": "",
+    "to_mine": 0.0,
     "cache": "",
     "num_records": 0,
     "num_heldout": 0,
@@ -86,7 +87,7 @@ VALUES = {
     "redraws": 1,
     "max_size": 0,
   },
-  "mine": {"num_problems": 2, "samples": 2, "right": 1.0},
+  "mine": {"num_problems": 2, "samples": 2, "right": 1.0, "flags": False},
 }
 
 # Made like Llama 3.1's: contents are trimmed, and a system turn with a date comes first.

@@ -31,7 +31,7 @@ CLASSES = ("early", "value", "calc", "copy", "repeat")
 
 
 def said(text, finish="stop"):
-  return Completion(text, types.SimpleNamespace(finish=finish))
+  return Completion(text, types.SimpleNamespace(finish=finish, tokens=text))
 
 
 def right(problem, _=0):
