@@ -180,8 +180,16 @@ class MistakesConfig:
   rewind: bool = False  # what follows a correction does not read its mistake (method/rewind.py)
   mined: Fraction = 0.0  # of training transcripts that are mined records; the keys above apply to the others
   mined_path: Path = ""  # records written by `mine`; empty with rounds, which mine during training
+  mined_from: Literal["own", "next_seed"] = "own"  # base that `sweep` mines: of this seed, or of the next of --seeds
+  view: Literal["full", "dagger", "silent", "shuffled", "right"] = "full"  # of mined records (data/views.py)
 
   def __post_init__(self):
+    for name, default in (("mined_from", "own"), ("view", "full")):
+      if getattr(self, name) != default and not self.mined:
+        raise InputError(
+          f"mistakes.{name}={getattr(self, name)!r} is about mined records, and mistakes.mined=0 uses none; give "
+          f"mistakes.mined a share, or set mistakes.{name}={default!r}"
+        )
     if self.mined_path and not self.mined:
       raise InputError(
         f"mistakes.mined_path={self.mined_path!r} would be read by nobody with mistakes.mined=0; give "

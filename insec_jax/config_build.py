@@ -46,6 +46,8 @@ NEWER = (
   "evaluate.temperatures",
   "evaluate.swapped_path",
   "data.to_mine",
+  "mistakes.mined_from",
+  "mistakes.view",
   "mine.flags",
 )
 NEWER_SECTIONS = ("log", "lora")  # that older ones lack as a whole
@@ -177,7 +179,7 @@ def _check_across(config: Config) -> None:
     )
   _check_mined(config)
   _check_rewind(config)
-  _check_to_mine(config)
+  _check_views(config)
   _check_confidence(config)
   _check_frozen(config)
   _check_reduced(config)
@@ -294,8 +296,17 @@ def _check_rewind(config: Config) -> None:
     )
 
 
-def _check_to_mine(config: Config) -> None:
-  """Raise InputError for records to mine that this config cannot have."""
+def _check_views(config: Config) -> None:
+  """Raise InputError for uses of mined records, or of records to mine, that this config cannot have."""
+  if config.mistakes.view == "shuffled" and config.task.name == "records":
+    raise InputError(
+      "mistakes.view='shuffled' checks that corrections of other mistakes are wrong, and task.name='records' has no "
+      "checker; choose another view"
+    )
+  if config.rounds and config.mistakes.mined_from != "own":
+    raise InputError(
+      f"rounds={config.rounds} mines the weights that are trained; set mistakes.mined_from='own', or rounds=0"
+    )
   if config.data.to_mine and config.task.name not in FROM_FILE:
     raise InputError(
       f"data.to_mine={config.data.to_mine} parts the problems of data.path, and task.name={config.task.name!r} makes "

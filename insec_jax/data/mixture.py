@@ -3,7 +3,7 @@
   clean      a solution as given, without mistakes                           the rest
   injected   mistakes put in by rule (mistakes.source="injected")            mistakes.share of the problems and prose
   recorded   mistakes that a record of data.path has in its pieces or spans  every such record, unchanged
-  mined      the model's own mistakes (mistakes.mined_path)                  mistakes.mined of the whole
+  mined      the model's own mistakes (mistakes.mined_path, see views.py)    mistakes.mined of the whole
 
 The function `split_records` (problems.py) chooses the records of a split. Wrong steps come from method/mistakes.py:
 `with_mistakes` returns a problem as a transcript with mistakes, `in_prose` wrong steps for prose by number of the step.
@@ -18,6 +18,7 @@ from insec_jax.config import Config
 from insec_jax.data.problems import digest, held_out_prompts, is_to_mine, split_records
 from insec_jax.data.records import Chat, Record, Turn, as_transcript, has_roles, pieces_by_turn, read
 from insec_jax.data.storage import Computed, Records
+from insec_jax.data.views import viewed
 from insec_jax.method import roles, tasks
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.prose import Corpus, ProseRecord
@@ -83,8 +84,8 @@ def with_mined(contents: Sequence[Placed], config: Config) -> Sequence[Placed]:
       c c c  and mined  m n  at 0.25    c n c c        which one is drawn by the seed
       c c c  and mined  m n  at 1       m n
 
-  All contents are kept, except at 1. The counts of two mined records differ by at most one.
-  Raises InputError for a record that is not in pieces, or whose prompt is in the split "heldout".
+  All contents are kept, except at 1. The counts of two mined records differ by at most one. What a record becomes says
+  mistakes.view. Raises InputError for a record that is not in pieces, or whose prompt is in the split "heldout".
   """
   path, fraction = config.mistakes.mined_path, config.mistakes.mined
   held = held_out_prompts(config)
@@ -95,6 +96,7 @@ def with_mined(contents: Sequence[Placed], config: Config) -> Sequence[Placed]:
     if digest(record) in held:
       raise InputError(f"{record.where}: its prompt is held out here; mine with this config's data section")
     mined.append((record.content, record.where))
+  mined = viewed(mined, config)
   if fraction == 1:
     return mined
   total = len(contents)

@@ -161,6 +161,8 @@ def receipt(totals: Totals, rows: Rows, config: Config, left_out: LeftOut) -> st
     f"records           {totals.num_examples:,}",
     f"longest record    {totals.longest:,} of {config.data.row_length:,} tokens, {totals.longest_where}",
   ]
+  if config.mistakes.mined_path:
+    lines.append(f"mined records     {config.mistakes.mined:.0%} of all, view {config.mistakes.view}")
   if config.data.to_mine:
     lines.append(f"to mine           {config.data.to_mine:.0%} of the prompts of data.path, left out")
   if config.data.too_long == "drop":

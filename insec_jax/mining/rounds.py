@@ -64,7 +64,7 @@ def round_config(config: Config, workdir: pathlib.Path, number: int | None) -> C
       "mine.num_problems, or lower mistakes.mined"
     )
   else:
-    mistakes = dataclasses.replace(config.mistakes, mined=0.0)
+    mistakes = dataclasses.replace(config.mistakes, mined=0.0, view="full")
   return dataclasses.replace(config, mistakes=mistakes)
 
 

@@ -41,6 +41,8 @@ VALUES = {
     "mined": 0.0,
     "mined_path": "",
     "rewind": False,
+    "mined_from": "own",
+    "view": "full",
   },
   "loss": {
     "prompt": 0.0,
