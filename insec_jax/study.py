@@ -80,42 +80,68 @@ class Study:
 
   def stages(self) -> list[StudyStage]:
     """Return every stage of every seed, each after those it needs; InputError if an arm cannot run."""
-    return [stage for seed in self.seeds for stage in self.of_seed(seed)]
+    arms = (*self.bases, *(arm for arm in self.arms if arm not in self.bases))
+    others = [arm for arm in arms if self.mines_next_seed(arm)]
+    mined: dict[str, StudyStage] = {}  # by mining settings
+    return [
+      stage
+      for some in ([arm for arm in arms if arm not in others], others)
+      for seed in self.seeds
+      for arm in some
+      for stage in self.with_mining(arm, seed, mined)
+    ]
 
-  def of_seed(self, seed: int) -> Iterator[StudyStage]:
-    """Yield the stages of one seed."""
-    miners = {}  # mining settings -> (stage, its file)
-    for arm in (*self.bases, *(arm for arm in self.arms if arm not in self.bases)):
-      values = {**self.overrides, "seed": seed}
-      given = self.given(arm, values)
-      after = ()
-      if arm in self.bases[1:] and not given.model.path:
+  def with_mining(self, arm: str, seed: int, mined: dict[str, StudyStage]) -> Iterator[StudyStage]:
+    """Yield the stages of an arm and seed, first the mining of its records if none in `mined` is alike."""
+    values, after = self.start(arm, seed)
+    given = self.given(arm, values)
+    if given.mistakes.mined > 0 and given.rounds == 0 and not given.mistakes.mined_path:
+      if not given.model.path:
         raise InputError(
-          f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "
-          "before it; give it a model.path, or leave out what comes before it"
+          f"arm {arm} has mistakes.mined={given.mistakes.mined} and begins with random weights, which "
+          "solve nothing; give it a model.path or a mistakes.mined_path"
         )
-      if given.model.path and (base := self.base(arm)):
-        values["model.path"] = str(self.workdir(f"{base}_hf", seed))
-        after = (f"seed {seed}, {base}: export",)
-      elif (path := given.model.path) and not hub.is_id(path) and not folder_to_read(path, "model.path").is_dir():
-        raise InputError(
-          f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
-          "--config.model.path=FOLDER, or name the arm that makes it with --base"
-        )
-      if given.mistakes.mined > 0 and given.rounds == 0 and not given.mistakes.mined_path:
-        if not given.model.path:
-          raise InputError(
-            f"arm {arm} has mistakes.mined={given.mistakes.mined} and begins with random weights, which "
-            "solve nothing; give it a model.path or a mistakes.mined_path"
-          )
-        values["mistakes.mined_path"] = str(self.workdir(f"{arm}_mined.jsonl", seed))
-        alike = mined_by(self.config(arm, values))
-        if alike not in miners:
-          miners[alike] = self.mine(arm, seed, values, after), values["mistakes.mined_path"]
-          yield miners[alike][0]
-        stage, values["mistakes.mined_path"] = miners[alike]
-        after = (stage.name,)
-      yield from self.of_arm(arm, seed, values, after)
+      source = self.next_seed(arm, seed) if self.mines_next_seed(arm) else seed
+      mined_values, mined_after = self.start(arm, source)
+      mined_values["mistakes.mined_path"] = str(self.workdir(f"{arm}_mined.jsonl", source))
+      alike = mined_by(self.config(arm, mined_values))
+      if alike not in mined:
+        mined[alike] = self.mine(arm, source, mined_values, mined_after)
+        yield mined[alike]
+      values["mistakes.mined_path"] = mined[alike].config.mistakes.mined_path
+      after = (*after, mined[alike].name)
+    yield from self.of_arm(arm, seed, values, after)
+
+  def start(self, arm: str, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the values of an arm with the weights that it starts from, and the stages that make these."""
+    values = {**self.overrides, "seed": seed}
+    given = self.given(arm, values)
+    if arm in self.bases[1:] and not given.model.path:
+      raise InputError(
+        f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "
+        "before it; give it a model.path, or leave out what comes before it"
+      )
+    if given.model.path and (base := self.base(arm)):
+      return {**values, "model.path": str(self.workdir(f"{base}_hf", seed))}, (f"seed {seed}, {base}: export",)
+    if (path := given.model.path) and not hub.is_id(path) and not folder_to_read(path, "model.path").is_dir():
+      raise InputError(
+        f"arm {arm} begins with model.path={given.model.path}, which is no folder; give "
+        "--config.model.path=FOLDER, or name the arm that makes it with --base"
+      )
+    return values, ()
+
+  def mines_next_seed(self, arm: str) -> bool:
+    """Return whether the arm trains on mistakes of the base of the next seed (mistakes.mined_from)."""
+    values = plain_values(self.given(arm, self.overrides))
+    return values["mistakes"]["mined_from"] == "next_seed"
+
+  def next_seed(self, arm: str, seed: int) -> int:
+    """Return the seed after this one, of the last one the first; InputError where there is no other, or for a base."""
+    if len(self.seeds) < 2 or arm in self.bases:
+      raise InputError(
+        f"arm {arm} has mistakes.mined_from='next_seed'; give --seeds at least two, and do not name it with --base"
+      )
+    return self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
 
   def base(self, arm: str) -> str | None:
     """Return the base arm from which the arm starts if it has a model.path; None if there is none."""

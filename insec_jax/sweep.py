@@ -21,9 +21,10 @@ file. With several bases (--base small,large) each starts from the one before it
 --base, model.path must be an existing folder. A base arm is always trained; it is evaluated only if it is in --arms.
 
 An arm with mistakes.mined above 0, rounds 0 and no mistakes.mined_path mines with its starting weights, and gets the
-file as --config.mistakes.mined_path. Arms with equal starting weights and mining settings share the file of the first.
-With "swapped" in evaluate.rivals, all arms of a seed continue from the own mistakes of `clean` (of the first arm where
-there is no such), which is evaluated before them.
+file as --config.mistakes.mined_path. Arms with equal starting weights and mining settings share the file of the first;
+mistakes.view and mistakes.mined_from may differ. With mistakes.mined_from="next_seed" the file is that of the next of
+--seeds, after the last that of the first. With "swapped" in evaluate.rivals, all arms of a seed continue from the own
+mistakes of `clean` (of the first arm where there is no such), which is evaluated before them.
 
 The same command resumes a stopped sweep: finished stages are not run again. When a stage fails, the last lines of its
 log are printed, the stages that depend on it are left out, the others run, and the exit code is 1. SIGTERM and Ctrl-C

@@ -13,6 +13,9 @@ import pretended
 import pytest
 from modelkit import run
 
+from insec_jax.command import InputError
+from insec_jax.study import Study
+
 pytestmark = pytest.mark.processes
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = """
@@ -21,10 +24,15 @@ from ml_collections import ConfigDict
 
 def get_config(arm="clean"):
   path, share, mined = {"base": ("", 0.0, 0.0), "clean": ("there", 0.0, 0.0), "insec": ("there", 0.5, 0.0),
-                        "mined": ("there", 0.2, 0.2), "more": ("there", 0.1, 0.4), "scratch": ("", 0.2, 0.2)}[arm]
+                        "mined": ("there", 0.2, 0.2), "more": ("there", 0.1, 0.4), "scratch": ("", 0.2, 0.2),
+                        "dagger": ("there", 0.0, 0.3), "other": ("there", 0.2, 0.2)}[arm]
   values = json.loads((pathlib.Path(__file__).parent / "values.json").read_text())
   values["model"].update(path=path, size=None if path else {"vocab_size": 64})
   values["mistakes"].update(share=share, mined=mined)
+  if arm == "dagger":
+    values["mistakes"].update(view=arm)
+  if arm == "other":
+    values["mistakes"].update(mined_from="next_seed")
   return ConfigDict(values)
 """
 STAND_IN = """
@@ -189,6 +197,32 @@ def test_arms_that_mine_alike_share_what_is_mined_from_the_weights_they_begin_wi
   }
   for seed in "01":
     assert [paths[arm, seed] for arm in ARMS] == [None, None, *[f"out/seed{seed}/mined_mined.jsonl"] * 2]
+
+
+def study_of(folder, arms, seeds=(0, 1, 2), bases=("base",)):
+  return Study(folder / "out", str(folder / "config.py"), {}, list(arms), list(seeds), list(bases))
+
+
+def test_views_of_mined_records_and_other_seeds_share_one_file_a_seed(prepared, monkeypatch):
+  monkeypatch.chdir(prepared)
+  stages = study_of(prepared, ("dagger", "mined", "other")).stages()
+  mines = [stage for stage in stages if stage.program == "mine"]
+  assert [stage.name for stage in mines] == [f"seed {seed}, dagger: mine" for seed in range(3)]
+  trained = {stage.name: stage for stage in stages if stage.program == "train" and stage.arm != "base"}
+  for seed in range(3):
+    for arm, source in (("dagger", seed), ("mined", seed), ("other", (seed + 1) % 3)):
+      stage = trained[f"seed {seed}, {arm}: train"]
+      assert stage.config.mistakes.mined_path == f"{prepared}/out/seed{source}/dagger_mined.jsonl"
+      assert stage.after == (f"seed {seed}, base: export", f"seed {source}, dagger: mine")
+  names = [stage.name for stage in stages]
+  assert all(names.index(name) < names.index(stage.name) for stage in stages for name in stage.after)
+
+
+def test_another_seed_to_mine_needs_two_seeds_and_an_arm_that_is_no_base(prepared, monkeypatch):
+  monkeypatch.chdir(prepared)
+  for study in (study_of(prepared, ("other",), (5,)), study_of(prepared, ("other",), bases=("base", "other"))):
+    with pytest.raises(InputError, match=r"arm other has mistakes\.mined_from='next_seed'; give --seeds at least two"):
+      study.stages()
 
 
 def test_nothing_is_begun_before_what_it_needs(first):
