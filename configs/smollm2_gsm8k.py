@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct fine-tuned to correct injected arithmetic mistakes in GSM8K solutions.
 
   launch/local.sh configs/smollm2_gsm8k.py --config.model.path=SMOLLM2_FOLDER --config.data.path=GSM8K/train.jsonl
-  python -m insec_jax.sweep --config configs/smollm2_gsm8k.py --base base --arms clean,injected --seeds 0,1,2 \
+  python -m insec_jax.sweep --config configs/smollm2_gsm8k.py --base base --arms clean,injected,mined --seeds 0,1,2 \
       --output runs/gsm8k --config.model.path=SMOLLM2_FOLDER --config.data.path=GSM8K/train.jsonl
 
 SMOLLM2_FOLDER is the Hugging Face folder of HuggingFaceTB/SmolLM2-135M-Instruct, GSM8K/train.jsonl the published train
@@ -10,8 +10,9 @@ GPU or TPU chip and have not been run: `base` learns the unmodified solutions, a
 
   clean      more of the same
   injected   rule-generated mistakes in some of the solutions
-  mined      the model's own mistakes, some of its right solutions, and solutions with and without generated mistakes;
-             not to be run before the checker finds the first wrong step of natural solutions (see README.md)
+  mined      the model's own mistakes, some of its right solutions, and solutions with and without generated mistakes
+
+None of them trains on the problems to mine, a share of the file, but through what `mined` has made of them.
 """
 
 from insec_jax.config import defaults
@@ -38,11 +39,11 @@ def get_config(arm: str = "local"):
 
 
 def on_one_chip(c):
-  c.data.update(path="train.jsonl", num_heldout=1_000, row_length=1024, rows_per_device=16)
+  c.data.update(path="train.jsonl", num_heldout=1_000, to_mine=0.3, row_length=1024, rows_per_device=16)
   c.loss.repeat = 1.0
   c.optimizer.update(learning_rate=1e-4, warmup_steps=50)
   c.evaluate.update(num_problems=1_000, num_probes=1_000, max_tokens=384, batch_size=128)
-  c.mine.num_problems = 4_000
+  c.mine.num_problems = 2_000
 
 
 def on_a_cpu(c):

@@ -138,7 +138,7 @@ def test_the_state_after_a_prompt_is_that_of_writing_it():
     )
 
 
-def test_transcripts_that_are_trained_on_are_read_by_the_programs_as_they_were_trained():
+def test_the_programs_read_transcripts_as_they_were_trained_on():
   """From the tokenizer on: the rows of a task with the config's mistakes, and the text generator of its model."""
   config = datakit.config(
     task__name="graph",

@@ -48,7 +48,7 @@ def batch_of(made):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2, 2)])
-def test_gradient_of_a_row_with_two_mistakes_is_the_float64_sum_with_an_explicit_mask(shape):
+def test_the_gradient_of_two_mistakes_is_the_float64_sum_with_an_explicit_mask(shape):
   made = records()
   want, cost, size = naive.total_cost(make_params(), MODEL, made)
   got, sums = gradient(batch_of(made), shape)
