@@ -18,6 +18,7 @@ Arms that separate the causes of a gain; confidence tokens and weights are those
   dagger         the right step where the model erred, without mistake, flag and reason
   silent         mistake and right step, without flag and reason
   shuffled       reason and correction of another mistake
+  erased         as mined; what follows a correction does not read its mistake (rewind)
   rft            the model's own right solutions (mined by itself: it needs more of them)
   other          as mined, with the mistakes of the next seed's base (needs two seeds)
   clean_fresh    as clean, with as many more problems as mining has seen
@@ -27,6 +28,13 @@ Arms that separate the causes of a gain; confidence tokens and weights are those
 
 from insec_jax.config import defaults, small_llama
 
+# Named before the first run of a study with these arms; without the arms of one, it is printed as not measured.
+ENDPOINTS = (
+  "mined - dagger: solutions t2",
+  "mined - clean_compute: solutions t2",
+  "mined - clean: solutions t2 - solutions, redraw 5 t2",
+  "mined: solutions t2 - solutions, redraw 5 t2",
+)
 EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a step but the first
 FIRST = (0.01, 0.05, 0.2, 0.7, 2.0)  # of the first, which selects what is computed next
 MINED = {"repeat": 3.0, "correction": 2.0}  # weights of the loss
@@ -45,6 +53,7 @@ def get_config(arm: str = "injected"):
     "dagger": (4_530, 40_000, (5, 10), MINED, 0.1, 1.0),
     "silent": (4_550, 40_000, (5, 10), MINED, 0.1, 1.0),
     "shuffled": (4_460, 40_000, (5, 10), MINED, 0.1, 1.0),
+    "erased": (4_530, 40_000, (5, 10), MINED, 0.1, 1.0),
     "rft": (4_550, 40_000, (5, 10), MINED, 0.0, 1.0),
     "other": (4_530, 40_000, (5, 10), MINED, 0.1, 1.0),
     "clean_fresh": (4_300, 80_000, (5, 10), {}, 0.0, 0.0),
@@ -66,11 +75,13 @@ def get_config(arm: str = "injected"):
     c.mistakes.view = VIEWS[arm]
   if arm == "other":
     c.mistakes.mined_from = "next_seed"
+  c.mistakes.rewind = arm == "erased"
   c.loss.update(weights)
   c.optimizer.update(learning_rate=1e-3, final_share=0.05, warmup_steps=200, weight_decay=0.01, b2=0.99)
   c.train.update(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000)
   c.precision.compute = "float32"
   c.evaluate.update(num_problems=2_000, num_probes=1_000, max_tokens=240, batch_size=250, max_size=12)
+  c.evaluate.endpoints = ENDPOINTS
   c.evaluate.rivals = ("redraw", "trigger", "temperature", "beam", "state", "swapped", "linear_probe")
   c.mine.update(num_problems=40_000, samples=1, right=100.0 if arm == "rft" else 1.5)
   return c

@@ -12,10 +12,11 @@
 
 Arms that separate the causes of a gain, each with another part of what is mined, beside clean solutions:
 
-  own            as mined, without generated mistakes: the arm to compare the next three with
+  own            as mined, without generated mistakes: the arm to compare the next four with
   dagger         the right step where the model erred, without mistake, flag and reason
   silent         mistake and right step, without flag and reason
   shuffled       reason and correction of another mistake
+  erased         as own; what follows a correction does not read its mistake (rewind)
   rft            the model's own right solutions (mined by itself: it needs more of them)
   other          as mined, with the mistakes of the next seed's base (needs two seeds)
   clean_fresh    as clean, with as many more problems as mining has seen
@@ -25,6 +26,13 @@ Arms that separate the causes of a gain, each with another part of what is mined
 
 from insec_jax.config import defaults, small_llama
 
+# Named before the first run of a study with these arms; without the arms of one, it is printed as not measured.
+ENDPOINTS = (
+  "own - dagger: solutions t2",
+  "mined - clean_compute: solutions t2",
+  "mined - clean: solutions t2 - solutions, redraw 5 t2",
+  "mined: solutions t2 - solutions, redraw 5 t2",
+)
 EDGES = (0.003, 0.03, 0.3, 1.0, 3.0)  # -log p of the least likely token of a step
 VIEWS = {"dagger": "dagger", "silent": "silent", "shuffled": "shuffled", "rft": "right"}  # of mined records
 
@@ -39,6 +47,7 @@ def get_config(arm: str = "injected"):
     "mined": (5_100, 60_000, 0.8, 0.6),
     "sure": (4_000, 40_000, 0.0, 1.0),
     "own": (5_300, 60_000, 0.0, 0.6),
+    "erased": (5_300, 60_000, 0.0, 0.6),
     "dagger": (5_950, 60_000, 0.0, 0.6),
     "silent": (5_930, 60_000, 0.0, 0.6),
     "shuffled": (5_170, 60_000, 0.0, 0.6),
@@ -61,10 +70,12 @@ def get_config(arm: str = "injected"):
     c.mistakes.view = VIEWS[arm]
   if arm == "other":
     c.mistakes.mined_from = "next_seed"
+  c.mistakes.rewind = arm == "erased"
   c.optimizer.update(learning_rate=1e-3, final_share=0.05, warmup_steps=200, weight_decay=0.01, b2=0.99)
   c.train.update(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000)
   c.precision.compute = "float32"
   c.evaluate.update(num_problems=2_500, num_probes=1_000, max_tokens=128, batch_size=250, max_size=12)
+  c.evaluate.endpoints = ENDPOINTS
   c.evaluate.rivals = ("redraw", "trigger", "temperature", "beam", "state", "swapped", "linear_probe")
   c.mine.update(num_problems=48_000, samples=1, right=100.0 if arm == "rft" else 0.25)
   return c
