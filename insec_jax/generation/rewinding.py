@@ -52,6 +52,6 @@ def advance(rewound: Rewound, kind_B, slot) -> Rewound:
   """Return the state after one more token, at `slot`, in each row."""
   S = rewound.hidden_BS.shape[1]
   state, (first_B, stop_B) = rewind.advance(jnp, rewound.state, kind_B, jnp.full(kind_B.shape, slot))
-  slot_1S = (slot - (slot - jnp.arange(S)) % S)[None]  # the newest at each place, this token's included
+  slot_1S = (slot - (slot - jnp.arange(S)) % S)[None]  # the newest at each place; a row writes no place twice
   hides_BS = (slot_1S >= first_B[:, None]) & (slot_1S < stop_B[:, None])
-  return Rewound(state, (rewound.hidden_BS & (slot_1S != slot)) | hides_BS)
+  return Rewound(state, rewound.hidden_BS | hides_BS)

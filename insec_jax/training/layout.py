@@ -47,6 +47,7 @@ FREE = (
   "train.minutes",
   "train.curve_points",
   "train.profile_steps",
+  "train.stream_cache",
   "data.cache",
   "log.",
   "data.rows_per_device",

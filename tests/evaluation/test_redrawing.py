@@ -37,7 +37,7 @@ class Script:
   flag_id, fix_id, stop_ids, confidence_ids = FLAG, FIX, [STOP], ()
 
   def __init__(self, greedy=None, draws=(), flagged_after=()):
-    self.greedy, self.draws = dict(greedy or {}), list(draws)
+    self.greedy, self.banned, self.draws = dict(greedy or {}), {}, list(draws)
     self.flagged_after, self.asked = {tuple(tokens) for tokens in flagged_after}, []
 
   def watch(self):
@@ -71,7 +71,7 @@ class Script:
       if max_tokens == 1 and flag_bias == 0.0:
         one = SampledTokens(np.array([FLAG if said in self.flagged_after else 40]), np.zeros(1), "length", None, None)
       else:
-        one = self.greedy[said]
+        one = (self.banned if flag_bias == -math.inf and said in self.banned else self.greedy)[said]
       found.append(types.SimpleNamespace(generation=one, finished=one.finish == "stop"))
     return found
 
@@ -171,6 +171,14 @@ def test_where_all_draws_are_flagged_the_surest_stands_and_no_flag_may_follow_it
   assert tokens == [23, 23, END, 24, 25, 25, END, STOP]
   assert counted == (3 + 1) + (3 + 1) * 2 + 1 + 4
   assert ("write", 1, -math.inf, [[5, 23, 23, END]]) in writer.asked
+
+
+def test_a_flag_after_a_step_that_stands_is_only_deleted():
+  writer = Script({(22, 22, END): flagged(), (22, 22, END, 24): text((25, 0.0))}, [step(22, 0.0)] * 2)
+  writer.banned[22, 22, END] = SampledTokens(np.array([24], np.int32), np.zeros(1, np.float32), "length", None, None)
+  tokens, counted, _ = of(by_flag(writer, flagged((20, 0.1))), 2)
+  assert tokens == [22, 22, END, 24, 25, 25, END, STOP]
+  assert counted == (3 + 1) + 3 + 1 + 1 + 4
 
 
 @pytest.mark.parametrize("at", [0, 2])

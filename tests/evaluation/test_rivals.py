@@ -176,19 +176,20 @@ def test_what_words_and_other_units_and_a_server_cannot_do_is_named_and_left_out
 
 def test_processes_that_share_the_rivals_have_the_results_of_one(everything, tmp_path, monkeypatch):
   monkeypatch.setattr(journal, "POLL_SECONDS", 0.01)
+  some = with_rivals("redraw", "beam", "linear_probe")
 
   def share(process):
-    one = prober(SLIPS, ALL)
+    one = prober(SLIPS, some)
     one.writer.sampler = journal.journaled(
       one.writer.sampler, str(tmp_path / "o"), {}, process=process, num_processes=2
     )
-    found = results_of(one, ALL)
+    found = results_of(one, some)
     one.writer.sampler.join(lambda: None)
     return found
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
     for found in pool.map(share, range(2)):
-      assert found["rates"].keys() == everything["rates"].keys()
+      assert found["rates"].keys() > {"solutions, redraw 5", "solutions, beam 8", "linear probe"}
       for source in found["rates"].keys() - {"linear probe", "linear probe sampled"}:  # noise by place in the chunk
         assert found["rates"][source] == everything["rates"][source]
   assert not list(tmp_path.iterdir())

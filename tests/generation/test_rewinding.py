@@ -55,13 +55,14 @@ def assert_as_masked(prompts, written, *model):
     logprob_T, num = masked_logprobs(np.concatenate([prompt, sampled.tokens]), *model)
     np.testing.assert_allclose(sampled.logprobs, logprob_T[len(prompt) :], atol=3e-5)
     hidden += num
-  assert hidden > 10 * len(prompts)
+  assert hidden > 4 * len(prompts)
 
 
 def test_sampled_tokens_have_the_log_p_of_the_whole_text_under_trainings_mask(monkeypatch):
   """In a batch that is filled again, grows in slots and ends in fewer rows."""
   monkeypatch.setattr(batching, "FEWEST", 1)
-  written = model_of(kind_V=KINDS).generate(PROMPTS, batch_size=6, **OPTIONS)
+  written = model_of(kind_V=KINDS).generate(PROMPTS, batch_size=6, **OPTIONS | {"stop_ids": [1, 2, 3]})
+  assert len({len(one.tokens) for one in written}) > 10  # so that a batch grows while other rows are being written
   assert_as_masked(PROMPTS, written)
 
 
