@@ -52,6 +52,7 @@ def advance(rewound: Rewound, kind_B, slot) -> Rewound:
   """Return the state after one more token, at `slot`, in each row."""
   S = rewound.hidden_BS.shape[1]
   state, (first_B, stop_B) = rewind.advance(jnp, rewound.state, kind_B, jnp.full(kind_B.shape, slot))
-  slot_1S = (slot - (slot - jnp.arange(S)) % S)[None]  # the newest at each place; a row writes no place twice
+  slot_1S = (slot - (slot - jnp.arange(S)) % S)[None]  # the newest at each place, this token's included
   hides_BS = (slot_1S >= first_B[:, None]) & (slot_1S < stop_B[:, None])
-  return Rewound(state, rewound.hidden_BS | hides_BS)
+  # A place that is written anew is not hidden: `decoding.resize` fills new places with copies of others.
+  return Rewound(state, (rewound.hidden_BS & (slot_1S != slot)) | hides_BS)

@@ -23,7 +23,7 @@ from insec_jax.model.hf_config import config_from_json
 class Given:
   """In place of Sampler: writes what it is given."""
 
-  def __init__(self, config, params, *, compute, mesh):  # noqa: ARG002, as Sampler's
+  def __init__(self, config, params, *, compute, mesh, kind_V):  # noqa: ARG002, as Sampler's
     self.written, self.options = [], {}
 
   def generate(self, prompts, **options):

@@ -50,7 +50,7 @@ class Policy:
 class Scripted:
   """In place of Sampler: continues texts as a policy says, and keeps what it was given to continue."""
 
-  def __init__(self, config, params, *, compute, mesh):  # noqa: ARG002, as Sampler's
+  def __init__(self, config, params, *, compute, mesh, kind_V):  # noqa: ARG002, as Sampler's
     self.config, self.policy, self.seen, self.asked = config, Policy(), [], []
     self.tokenizer = params
 
