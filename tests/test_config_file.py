@@ -104,7 +104,7 @@ def test_a_newer_key_is_there_to_be_set_on_the_command_line(tmp_path):
   )
   values = config_file.load(str(tmp_path / "c.py"))
   log = {"to": ("tensorboard",), "project": "insec_jax"}  # a section that older files lack, as is lora
-  data = {"path": "x", "too_long": "refuse", "fields": "", "heldout_path": "", "cache": ""}
+  data = {"path": "x", "too_long": "refuse", "fields": "", "heldout_path": "", "to_mine": 0.0, "cache": ""}
   assert values.to_dict() == {"data": data, "log": log, "lora": config.defaults().to_dict()["lora"]}
   assert values.is_locked
 

@@ -65,7 +65,7 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_checkpoint_to_the_bit(home
   assert whole["base"] == stopped["base"]
 
 
-def test_a_run_with_its_state_on_the_host_continues_on_the_device_with_the_same_losses(home):
+def test_a_run_with_its_state_on_the_host_continues_on_the_device(home):
   on_host = (*LORA, "optimizer.memory=host")
   stop = {"code": 42, "program": ("-c", SIGNALLED), "SIGNAL_AT": 8, "SIGNAL": int(signal.SIGTERM)}
   train(home, "host", *on_host, arm="base", **stop)

@@ -17,7 +17,7 @@ RUN = types.SimpleNamespace(config=None, tokenizer=None)
 @pytest.fixture(autouse=True)
 def _scripted(monkeypatch):
   monkeypatch.setattr(generator, "Sampler", Scripted)
-  monkeypatch.setattr(loading, "from_training", lambda *_, confident: scripted.loaded() if confident else None)
+  monkeypatch.setattr(loading, "from_training", lambda *_, is_marked: scripted.loaded() if is_marked else None)
 
 
 def with_points(points, steps=20):

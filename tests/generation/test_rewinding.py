@@ -66,6 +66,7 @@ def test_sampled_tokens_have_the_log_p_of_the_whole_text_under_trainings_mask(mo
   assert_as_masked(PROMPTS, written)
 
 
+@pytest.mark.slow
 def test_without_the_mask_the_numbers_are_others():
   written = model_of().generate(PROMPTS, batch_size=6, **OPTIONS)
   with pytest.raises(AssertionError, match="Not equal to tolerance"):
@@ -89,6 +90,7 @@ def test_the_log_p_of_given_texts_are_those_of_trainings_mask():
     np.testing.assert_allclose(got_T, masked_logprobs(text)[0], atol=3e-5)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_filled_again_reads_nothing_as_hidden_that_was_hidden_before():
   together = model_of(kind_V=KINDS).generate(PROMPTS, batch_size=2, **OPTIONS)
   for index in (0, len(PROMPTS) - 1):

@@ -30,7 +30,7 @@ def made_by(name, size=4):
   return tasks.get(TaskConfig(name=name, min_size=min(size, 2), max_size=size, modulus=modulus))
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", sorted({*MADE} - {"english"}))
 def test_a_prompt_gives_its_problem_back(name):
   task = made_by(name)
   for problem in tasks.problems(task, "mine", num=30, seed=0):
