@@ -184,7 +184,7 @@ def evaluate(writer: TextGenerator, task: tasks.Task, config: Config) -> dict:
   problems, probes = problems_to_solve(task, config), injected_probes(task, config)
   validation, apart = validation_problems(task, config), chosen_apart(config)
   larger, path = larger_problems(config), config.evaluate.swapped_path
-  swapped = read_mistakes(path, problems) if path else None
+  swapped = read_mistakes(path, problems, task) if path else None
   for line in left_out(writer, config):
     print(line, file=sys.stderr, flush=True)
   if not apart:

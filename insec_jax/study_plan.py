@@ -25,7 +25,7 @@ from insec_jax.study import Study, StudyStage
 from insec_jax.training import layout, workdir
 
 PLAN = "plan.json"
-HELD = ("evaluate.", "mine.", "train.curve_points")  # not free here, though a workdir goes on with other values
+HELD = ("evaluate.", "mine.")  # not free here, though a workdir goes on with other values
 FIXED = ("endpoints", "seeds", "bases", "commit", "changes")
 NEEDED = (*FIXED, "configs", "digest", "later_arms")
 
@@ -51,7 +51,7 @@ def endpoints(study: Study, stages: Sequence[StudyStage]) -> tuple[str, ...]:
 def hold(study: Study, stages: Sequence[StudyStage]) -> None:
   """Write the plan, or compare it with the one that the study was begun with.
 
-  Raises InputError if they differ in more than added arms, or if endpoints are named after results are there.
+  Raises InputError if they differ in more than added arms, or if results are there without a plan.
   """
   path = study.output / PLAN
   plan = _plan(study, stages)
@@ -66,9 +66,9 @@ def hold(study: Study, stages: Sequence[StudyStage]) -> None:
     plan["later_arms"] = [*before["later_arms"], *later]
     plan["configs"] = before["configs"] | plan["configs"]
     plan["digest"] = _digest(plan["configs"])
-  elif plan["endpoints"] and (there := [file for file in _results(study) if file.exists()]):
+  elif there := [file for file in _results(study) if file.exists()]:
     raise InputError(
-      f"{there[0]} was measured before evaluate.endpoints was named; leave it empty, or begin in another --output"
+      f"{there[0]} was measured before, and its plan, {path}, is not there; bring it back, or give another --output"
     )
   write_text(path, json.dumps(plan, indent=2) + "\n")
 

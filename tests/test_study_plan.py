@@ -83,12 +83,13 @@ def test_arms_may_be_added_and_are_named_as_later(tmp_path):
   assert (plan["later_arms"], set(plan["configs"])) == (["dagger"], {"clean", "mined", "dagger"})
 
 
-def test_endpoints_named_after_results_are_there_are_refused(tmp_path):
+def test_results_without_the_plan_that_they_were_measured_by_are_refused(tmp_path):
   (tmp_path / "seed1/mined").mkdir(parents=True)
   (tmp_path / "seed1/mined/results.json").write_text("{}")
-  with pytest.raises(InputError, match=r"seed1/mined/results.json was measured before evaluate.endpoints was named"):
-    study_plan.hold(*study(tmp_path))
-  study_plan.hold(*study(tmp_path, endpoints=()))
+  for given in ({}, {"endpoints": ()}):
+    with pytest.raises(InputError, match=r"mined/results.json was measured before, and its plan, .*plan.json, is not"):
+      study_plan.hold(*study(tmp_path, **given))
+  assert not (tmp_path / "plan.json").exists()
 
 
 def test_endpoints_are_of_arms_that_run_and_the_same_in_all(tmp_path):

@@ -295,7 +295,8 @@ def _rewound(examples: list[Example], kind_V: np.ndarray, tokenizer: PreTrainedT
       raise InputError(
         f"{example.where}: mistakes.rewind hides the line before a flag, the flag, the reason and the fix, and "
         f"{tokenizer.decode([token])!r:.60} is in only one of these and of the pieces with such a role; make each "
-        "mistake a line of the answer right before its flag, each correction a line, or set mistakes.rewind=False"
+        "mistake a line of the answer right before its flag, each correction a line, end the prompt in a newline, or "
+        "set mistakes.rewind=False"
       )
     rewound.append(dataclasses.replace(example, position_T=seen.position_BT[number, span], until_T=until_T))
   return rewound

@@ -40,7 +40,7 @@ from insec_jax.evaluation.statistics import Rate
 from insec_jax.files.reading import local_path, read_json
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.method.mistakes import Probe
-from insec_jax.method.tasks import Problem
+from insec_jax.method.tasks import Problem, Task, Verdict
 
 CHOOSING = 500  # validation problems, at most, on which a temperature is chosen
 LINES = ("redraw", "trigger", "state")  # rivals whose steps must be lines
@@ -307,10 +307,10 @@ def majority_of(votes: Sequence[SolveResults]) -> list[scoring.SolutionScore]:
   return [scoring.majority(scores) for scores in zip(*(solved.scores for solved in votes), strict=True)]
 
 
-def read_mistakes(path: str, problems: Sequence[Problem]) -> list[Probe]:
+def read_mistakes(path: str, problems: Sequence[Problem], task: Task) -> list[Probe]:
   """Return the own mistakes that another evaluation with the rival "swapped" wrote into its results.
 
-  Raises InputError where the file has none, or a problem that is not solved here.
+  Raises InputError where the file has none, a problem that is not solved here, or a step that is not wrong.
   """
   values = read_json(local_path(path, "evaluate.swapped_path"), "the results of an evaluation")
   if not isinstance(values, dict) or not isinstance(given := values.get("mistakes"), list):
@@ -320,12 +320,20 @@ def read_mistakes(path: str, problems: Sequence[Problem]) -> list[Probe]:
     )
   of_prompt = {problem.prompt: problem for problem in problems}
   try:
-    return [
+    probes = [
       Probe(of_prompt[mistake["prompt"]], tuple(mistake["before"]), mistake["wrong"], mistake["error"])
       for mistake in given
     ]
+    verdicts = [task.check(probe.problem, probe.before, probe.wrong) for probe in probes]
   except (KeyError, TypeError) as error:
     raise InputError(
       f"evaluate.swapped_path={path} has a mistake in a problem that is not solved here ({error!s:.60}); give results "
       "with the same task, seed, data and evaluate.num_problems"
     ) from None
+  for number, (probe, verdict) in enumerate(zip(probes, verdicts, strict=True)):
+    if verdict != Verdict("wrong", probe.error):
+      raise InputError(
+        f"evaluate.swapped_path={path}: mistake {number}, {probe.wrong!r:.60}, is {verdict.kind} ({verdict.error!r}), "
+        f"and it is named wrong ({probe.error!r}); give the file as evaluate wrote it"
+      )
+  return probes

@@ -45,7 +45,6 @@ FREE = (
   "train.checkpoint_every",
   "train.keep",
   "train.minutes",
-  "train.curve_points",
   "train.profile_steps",
   "train.stream_cache",
   "data.cache",

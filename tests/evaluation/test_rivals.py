@@ -91,7 +91,7 @@ def test_what_could_replace_own_mistakes_is_counted_for_all_and_for_those_flagge
 def test_another_model_continues_from_the_mistakes_that_the_first_one_wrote(everything, tmp_path):
   (tmp_path / "first.json").write_text(json.dumps(everything))
   problems = problems_to_solve(TASK, CONFIG)
-  swapped = rivals.read_mistakes(str(tmp_path / "first.json"), problems)
+  swapped = rivals.read_mistakes(str(tmp_path / "first.json"), problems, TASK)
   assert [probe.problem for probe in swapped] == problems
   assert {TASK.check(probe.problem, probe.before, probe.wrong).error for probe in swapped} == {"calc"}
   some = with_rivals("swapped")
@@ -105,8 +105,18 @@ def test_another_model_continues_from_the_mistakes_that_the_first_one_wrote(ever
 def test_results_without_mistakes_or_of_other_problems_are_refused_in_one_line(tmp_path, content):
   (tmp_path / "other.json").write_text(content)
   with pytest.raises(InputError, match=r"other\.json (has|holds)") as refusal:
-    rivals.read_mistakes(str(tmp_path / "other.json"), problems_to_solve(TASK, CONFIG))
+    rivals.read_mistakes(str(tmp_path / "other.json"), problems_to_solve(TASK, CONFIG), TASK)
   assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("wrong", "right"), ("wrong", ""), ("error", "another")])
+def test_a_step_that_is_not_the_mistake_it_is_named_is_refused(everything, tmp_path, name, value):
+  problems, mistake = problems_to_solve(TASK, CONFIG), dict(everything["mistakes"][0])
+  problem = next(problem for problem in problems if problem.prompt == mistake["prompt"])
+  mistake[name] = problem.steps[len(mistake["before"])] if value == "right" else value
+  (tmp_path / "edited.json").write_text(json.dumps({"mistakes": [mistake]}))
+  with pytest.raises(InputError, match=r"edited\.json: mistake 0, .*; give the file as evaluate wrote it"):
+    rivals.read_mistakes(str(tmp_path / "edited.json"), problems, TASK)
 
 
 def test_a_linear_probe_finds_what_the_hidden_states_know_and_no_output_says(everything):
