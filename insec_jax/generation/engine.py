@@ -25,6 +25,9 @@ class Engine(Protocol):
   def config(self) -> LlamaConfig:
     """Return the config of the model."""
 
+  def reserve(self, max_tokens: int) -> None:
+    """Act in later calls as after a call with this `max_tokens`."""
+
   def generate(
     self,
     prompts: Sequence[np.ndarray],

@@ -57,6 +57,10 @@ class Journal:
     """Return the config of the model."""
     return self._engine.config
 
+  def reserve(self, max_tokens: int) -> None:
+    """Pass it on to the engine."""
+    self._engine.reserve(max_tokens)
+
   def generate(
     self, prompts: Sequence[np.ndarray], *, first: int = 0, progress: Progress | None = None, **options: Any
   ) -> list[SampledTokens]:
@@ -75,6 +79,7 @@ class Journal:
       written += sum(len(one.tokens) for one in sampled)
       return _packed_samples(sampled)
 
+    self._engine.reserve(options["max_tokens"])  # also where others made the chunks: later ones have the same bits
     values = self._chunks("generate", prompts, {"first": first, **options}, make)
     results = list(itertools.chain.from_iterable(map(_unpacked_samples, values)))
     if progress is not None and done:

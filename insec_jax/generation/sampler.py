@@ -65,6 +65,13 @@ class Sampler:
     self.row_steps = self.num_tokens = 0
     self._room = 0  # the largest max_tokens so far: smaller requests reuse it without compiling
 
+  def reserve(self, max_tokens: int) -> None:
+    """Make room for texts of this length in all later calls: the last bits of a log p depend on the size of the cache.
+
+    `generate` does so itself.
+    """
+    self._room = max(self._room, max_tokens)
+
   def generate(
     self,
     prompts: Sequence[np.ndarray],
@@ -93,7 +100,7 @@ class Sampler:
     if watch is not None:
       watch.check(flag_id)
     check_prompts(prompts, self.config, max_tokens)
-    self._room = max(self._room, max_tokens)
+    self.reserve(max_tokens)
     rules = token_rules(watch, stop_ids=stop_ids, flag_id=flag_id, flag_bias=flag_bias, kind_V=self.kind_V)
     # Plain Python numbers, as in `token_rules`.
     options = DecodeOptions(jax.random.key(seed), max_tokens, float(temperature), float(top_p), rules)

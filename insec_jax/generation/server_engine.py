@@ -25,6 +25,9 @@ class ServerEngine:
   def __init__(self, server: Server, config: llama.LlamaConfig):
     self.config, self.server = config, server
 
+  def reserve(self, max_tokens: int) -> None:
+    """Do nothing: the server has a cache of its own."""
+
   def generate(
     self,
     prompts: Sequence[np.ndarray],

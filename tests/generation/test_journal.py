@@ -26,9 +26,12 @@ class Engine:
   config = "the config"
 
   def __init__(self, calls=math.inf):
-    self.left, self.asked = calls, []
+    self.left, self.asked, self.reserved = calls, [], []
 
-  def generate(self, prompts, *, seed, first=0, progress=None):
+  def reserve(self, max_tokens):
+    self.reserved.append(max_tokens)
+
+  def generate(self, prompts, *, seed, max_tokens, first=0, progress=None):  # noqa: ARG002, as Sampler's
     self._call("generate", prompts)
     written = []
     for index, prompt in enumerate(prompts):
@@ -55,16 +58,32 @@ class Engine:
 
 def work(engine):
   """What a program asks for; a later call depends on the result of an earlier one."""
-  one = engine.generate(PROMPTS, seed=1)
+  one = engine.generate(PROMPTS, max_tokens=9, seed=1)
   two = engine.logprobs([sampled.tokens for sampled in one], batch_size=4)
-  three = engine.generate([one[2].tokens], seed=2)
-  return one, two, three, engine.generate(PROMPTS[:2], seed=3, first=5), engine.generate([], seed=4)
+  three = engine.generate([one[2].tokens], max_tokens=9, seed=2)
+  return (
+    one,
+    two,
+    three,
+    engine.generate(PROMPTS[:2], max_tokens=9, seed=3, first=5),
+    engine.generate([], max_tokens=9, seed=4),
+  )
 
 
 def run(output, engine, process=0, num_processes=1, header=HEADER, do=work):
   """(what the work gave, whether this process wrote the output)."""
   kept = journaled(engine, str(output), header, process=process, num_processes=num_processes)
   return do(kept), kept.join(lambda: output.write_text("written"))
+
+
+def test_a_process_reserves_room_for_calls_that_it_need_not_compute(tmp_path):
+  engines = [Engine(), Engine()]
+  for engine in engines:  # the second finds all of it
+    kept = journaled(engine, str(tmp_path / "o"), HEADER, process=0, num_processes=1)
+    work(kept)
+  assert engines[0].asked
+  assert not engines[1].asked
+  assert engines[0].reserved == engines[1].reserved == [9] * 4
 
 
 def run_all(output, engines, **options):
@@ -171,10 +190,10 @@ def test_the_last_process_writes_also_when_it_was_killed_before_it_could(output)
 @pytest.mark.parametrize(
   "other",
   [
-    lambda engine: engine.generate(PROMPTS, seed=2),
-    lambda engine: engine.generate(PROMPTS, seed=1, first=1),
-    lambda engine: engine.generate([*PROMPTS[:6], PROMPTS[6] + 1], seed=1),
-    lambda engine: engine.generate([*PROMPTS[:1], *PROMPTS[2:4], PROMPTS[1], *PROMPTS[4:]], seed=1),
+    lambda engine: engine.generate(PROMPTS, max_tokens=9, seed=2),
+    lambda engine: engine.generate(PROMPTS, max_tokens=9, seed=1, first=1),
+    lambda engine: engine.generate([*PROMPTS[:6], PROMPTS[6] + 1], max_tokens=9, seed=1),
+    lambda engine: engine.generate([*PROMPTS[:1], *PROMPTS[2:4], PROMPTS[1], *PROMPTS[4:]], max_tokens=9, seed=1),
     lambda engine: engine.logprobs(PROMPTS, batch_size=1),
   ],
 )
@@ -212,7 +231,11 @@ def test_damaged_parts_are_refused_and_a_line_cut_short_is_made_again(output):
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_progress_counts_to_all_prompts_once(output, num_processes):
   seen = []
-  run_all(output, [Engine()] * num_processes, do=lambda kept: kept.generate(PROMPTS, seed=1, progress=report(seen)))
+  run_all(
+    output,
+    [Engine()] * num_processes,
+    do=lambda kept: kept.generate(PROMPTS, max_tokens=9, seed=1, progress=report(seen)),
+  )
   ends = [tokens for done, tokens in seen if done == 7]
   assert len(ends) == num_processes
   assert sum(ends) == sum(range(1, 8))  # each counts the tokens that it wrote

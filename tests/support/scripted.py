@@ -54,6 +54,9 @@ class Scripted:
     self.config, self.policy, self.seen, self.asked = config, Policy(), [], []
     self.tokenizer = params
 
+  def reserve(self, max_tokens):
+    pass
+
   def generate(self, prompts, *, max_tokens, stop_ids, temperature, seed, flag_bias=0.0, watch=None, **_):
     self.asked.append((len(prompts), max_tokens, temperature, seed, flag_bias, watch and watch.threshold))
     written = []
