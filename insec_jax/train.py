@@ -109,6 +109,7 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
     run, damaged = resume(config, mesh, workdir, saved_steps, phases, processes)
   else:
     run, damaged = begin(config, mesh, processes), []
+  streams.check_room(config, run, mesh)
   is_new = processes.is_first and is_empty(workdir)
   try:
     if processes.is_first:

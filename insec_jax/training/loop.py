@@ -82,7 +82,7 @@ class Trainer:
     model = parts.model_of(run.config, config.precision.compute, config.model.remat, attend, run.part)
     announce(config, run, reason, progress)
     used = kept_tokens(config, run, progress)
-    self.streams = streams.of_run(config, run, model, mesh, attention=reason, say=progress.say)
+    self.streams = streams.of_run(config, run, model, mesh, say=progress.say)
     # A phase that begins with the next step brings its own data.
     self.batches = None if run.first + 1 in phases.number_of else self.batches_from(run.data, run.first + 1)
     with self.ledger.part("compile"):

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -35,7 +36,7 @@ from insec_jax.progress import Progress
 from insec_jax.training import layout
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import on_devices
-from insec_jax.training.run import Run, rows_of
+from insec_jax.training.run import Run, choose_attention, rows_of
 
 FORMAT = 1  # of the files
 NAME = "train.stream_cache"
@@ -46,20 +47,16 @@ SHOWN_ONLY = ("max_positions", "bos_id", "eos_ids", "pad_id", "stored_dtype", "s
 GIB = 1 << 30
 
 
-def of_run(config: Config, run: Run, model: llama.Llama, mesh: Mesh, *, attention: str, say) -> np.ndarray | None:
+def of_run(config: Config, run: Run, model: llama.Llama, mesh: Mesh, *, say) -> np.ndarray | None:
   """Return the output of the frozen layers for each training row, mapped; None without train.stream_cache.
 
-  `attention` describes the implementation. What is not there is computed; `say` is told the size before. Raises OSError
-  where the disk has no room for it.
+  What is not there is computed; `say` is told the size before. `check_room` has been called.
   """
   if not config.train.stream_cache or run.frozen is None:
     return None
-  folder = pathlib.Path(config.train.stream_cache)
-  cache.make_folder(folder, NAME)
-  rows = run.data.train
-  shape, dtype = (len(rows), config.data.row_length, run.config.width), config.precision.compute
-  path = folder / f"streams-{key(config, run, mesh, attention)}"
-  size = int(np.prod(shape)) * np.dtype(_numpy(dtype)).itemsize
+  rows, path = run.data.train, _path(config, run, mesh)
+  shape, dtype = _shape(config, run), config.precision.compute
+  size = _size(config, run)
   epochs = config.train.steps * rows_of(config, mesh) * config.data.accumulation / max(len(rows), 1)
   what = f"output of {run.config.num_layers - model.num_top} frozen layers for {len(rows):,} rows"
   if path.is_dir():
@@ -68,10 +65,8 @@ def of_run(config: Config, run: Run, model: llama.Llama, mesh: Mesh, *, attentio
     say(f"{NAME}: {what}, {size / GIB:.3g} GiB in {dtype}, is computed once into {path}; {epochs:.3g} epochs read it")
 
   def write() -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    if not (partial / DONE).exists():
-      _check_room(folder, size)
-    with cache.room_needed(folder, NAME):
+    partial = _partial(path)
+    with cache.room_needed(path.parent, NAME):
       partial.mkdir(exist_ok=True)
       _compute(partial, config, run, model, mesh, shape)
       write_text(partial / META, json.dumps(cache.written(partial / ARRAY)))
@@ -88,6 +83,38 @@ def check(config: Config, num_processes: int) -> None:
     raise InputError(
       f"{NAME}={config.train.stream_cache} works in one process, and this run has {num_processes}; leave it out"
     )
+
+
+def check_room(config: Config, run: Run, mesh: Mesh) -> None:
+  """Make the folder of the cache; raise InputError where it cannot be made, OSError where it has no room for the rows.
+
+  Called before the first file of the workdir is written.
+  """
+  if not config.train.stream_cache or run.frozen is None:
+    return
+  folder = pathlib.Path(config.train.stream_cache)
+  cache.make_folder(folder, NAME)
+  path, size, free = _path(config, run, mesh), _size(config, run), shutil.disk_usage(folder).free
+  if size > free and not path.is_dir() and not (_partial(path) / DONE).exists():
+    said = f"{size / GIB:.3g} GiB are needed for {NAME}, {free / GIB:.3g} GiB are free"
+    raise OSError(errno.ENOSPC, said, str(folder))
+
+
+def _path(config: Config, run: Run, mesh: Mesh) -> pathlib.Path:
+  attention = choose_attention(config, run.config, mesh.devices.flat[0])[1]
+  return pathlib.Path(config.train.stream_cache) / f"streams-{key(config, run, mesh, attention)}"
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f"{path.name}.partial")
+
+
+def _shape(config: Config, run: Run) -> tuple[int, int, int]:
+  return len(run.data.train), config.data.row_length, run.config.width
+
+
+def _size(config: Config, run: Run) -> int:
+  return math.prod(_shape(config, run)) * np.dtype(_numpy(config.precision.compute)).itemsize
 
 
 def key(config: Config, run: Run, mesh: Mesh, attention: str) -> str:
@@ -113,14 +140,6 @@ def layout_of(params) -> list[str]:
 
 def _numpy(dtype: str):
   return ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-
-
-def _check_room(folder: pathlib.Path, size: int) -> None:
-  """Raise OSError where the disk has less room than the array takes."""
-  free = shutil.disk_usage(folder).free
-  if size > free:
-    said = f"{size / GIB:.3g} GiB are needed for {NAME}, {free / GIB:.3g} GiB are free"
-    raise OSError(errno.ENOSPC, said, str(folder))
 
 
 def _compute(partial: pathlib.Path, config: Config, run: Run, model: llama.Llama, mesh: Mesh, shape) -> None:
