@@ -65,6 +65,7 @@ REMOVED = {
 def update_keys(values: Any) -> None:
   """Fill in the newer keys that the values lack and delete the removed keys that they have, in place.
 
+  A list becomes a tuple where the key's default is one: the command line can override no list.
   Raises InputError for a removed key with another value than the one that means "as now".
   """
   for section in NEWER_SECTIONS:
@@ -85,6 +86,15 @@ def update_keys(values: Any) -> None:
           f"{value!r}; leave the key out, or use an earlier version"
         )
       del held[key]
+  for section in SECTIONS:
+    held = values.get(section)
+    if not isinstance(held, dict | ml_collections.ConfigDict):
+      continue
+    for key, default in defaults()[section].items():
+      if isinstance(default, tuple) and isinstance(held.get(key), list):
+        items = tuple(held[key])
+        del held[key]  # a ConfigDict refuses a value of another type
+        held[key] = items
 
 
 def _check_keys(where: str, seen: set, needed: set[str]) -> None:

@@ -130,3 +130,11 @@ def test_a_config_file_may_begin_with_the_defaults(tmp_path):
 def test_a_config_file_is_read_from_a_disk_only():
   with pytest.raises(InputError, match=r"^--config=gs://b/c.py:a: a config file is a program"):
     config_file._Parser().parse("gs://b/c.py:a")
+
+
+def test_a_list_of_a_config_file_is_a_tuple_as_the_default_is(tmp_path):
+  body = "c = defaults()\n  del c.evaluate['endpoints']\n  c.evaluate.endpoints = ['x']\n  return c"
+  (tmp_path / "c.py").write_text(GOOD.replace("return defaults()", body))
+  values = config_file.load(str(tmp_path / "c.py"))
+  assert values.evaluate.endpoints == ("x",)
+  assert values.mistakes.classes == ()

@@ -343,6 +343,39 @@ def test_sigterm_stops_and_the_same_command_goes_on(prepared, tmp_path):
   assert "done before" in out
 
 
+ENDPOINTS = "--config.evaluate.endpoints=('mined - clean: solutions t2', 'mined: own correction')"
+
+
+def test_endpoints_come_first_and_other_seeds_values_or_endpoints_are_refused_later(prepared, tmp_path):
+  folder = shutil.copytree(prepared, tmp_path / "named")
+  words = ("--arms=clean,mined", "--seeds=0,1", ENDPOINTS)
+  for stored in ("clean", "mined"):  # what the stand-in hands out
+    path = folder / "made" / f"{stored}.json"
+    values = json.loads(path.read_text())
+    values["config"]["evaluate"]["endpoints"] = ["mined - clean: solutions t2", "mined: own correction"]
+    path.write_text(json.dumps(values))
+  code, _, err, _ = sweep(folder, *words)
+  assert (code, err) == (0, "")
+  table = (folder / "out/table.txt").read_text().splitlines()
+  assert table[0] == "endpoints (differences in points):"
+  assert table[2].startswith("mined - clean: solutions t2 ")
+  plan = json.loads((folder / "out/plan.json").read_text())
+  assert (plan["seeds"], set(plan["configs"])) == ([0, 1], {"base", "clean", "mined"})
+  for changed, said in (
+    (("--seeds=0,1,2",), "seeds [0, 1, 2] (was [0, 1])"),
+    (("--config.evaluate.endpoints=('mined: own correction',)",), 'endpoints ["mined: own correction"] (was ["mined'),
+    (("--config.train.steps=40",), "train.steps=40 in arm base (was 20)"),
+    (("--arms=clean",), "evaluate.endpoints has 'mined - clean: solutions t2', and --arms=clean has no 'mined'"),
+  ):
+    kept = words[:-1] if "endpoints" in changed[0] else words  # a tuple that is given twice is joined
+    code, _, err, found = sweep(folder, *kept, *changed)
+    assert (code, err.count("\n"), found) == (2, 1, [])
+    assert said in err
+  code, _, _, found = sweep(folder, *words, "--arms=clean,mined,insec", "--config.train.minutes=600")
+  assert (code, len(of(found, "train"))) == (0, 2)
+  assert json.loads((folder / "out/plan.json").read_text())["later_arms"] == ["insec"]
+
+
 BAD = {
   "an arm that the config does not have": (["--arms=clean,absent"], "config.py has no arm 'absent'"),
   "an arm in --config": (["--config=config.py:clean"], "names an arm; give the file alone"),
