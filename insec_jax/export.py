@@ -15,10 +15,10 @@ with the rows of the markers, and HFDIR/adapter, a plain LoRA, for servers that 
 from absl import flags
 
 from insec_jax import command, flags_help
+from insec_jax.generation.flags import define_model_flags
 
 with flags_help.group("Input and output"):
-  MODEL = flags.DEFINE_string("model", None, "Workdir of train, Hugging Face folder, or hub id (org/name[@revision]).")
-  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  MODEL, STEP = define_model_flags()
   OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
   DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
   FORMAT = flags.DEFINE_enum("format", "merged", ["merged", "peft", "pair"], "What to write of a LoRA run.")
