@@ -116,6 +116,11 @@ class Study:
     """Return the values of an arm with the weights that it starts from, and the stages that make these."""
     values = {**self.overrides, "seed": seed}
     given = self.given(arm, values)
+    if given.mistakes.mined_path and given.mistakes.mined_from != "own":
+      raise InputError(
+        f"arm {arm} has mistakes.mined_from={given.mistakes.mined_from!r}, and with mistakes.mined_path nothing is "
+        "mined for it; give one of them"
+      )
     if arm in self.bases[1:] and not given.model.path:
       raise InputError(
         f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "

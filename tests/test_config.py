@@ -410,6 +410,7 @@ def test_defaults_need_only_a_model_and_data():
 
 def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, bucket, monkeypatch):
   monkeypatch.setenv("HOME", "/home/someone")
+  toy.mistakes.source = "recorded"
   toy.data.path = "~/records.jsonl"
   assert build(toy).data.path == "/home/someone/records.jsonl"
   toy.data.path = f"{bucket.url}/records.jsonl"

@@ -24,7 +24,6 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import FROM_FILE, Config
-from insec_jax.config_build import reads_records
 from insec_jax.data.records import Record, prompt_text, read
 from insec_jax.data.storage import Computed, Records
 from insec_jax.method import tasks
@@ -42,7 +41,7 @@ def split_records(
   """
   if split not in ("train", "heldout"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'heldout'")
-  if reads_records(config):
+  if config.reads_records:
     if not config.data.path:
       raise InputError(
         f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
@@ -71,7 +70,7 @@ def _read(config: Config, name: str) -> Iterator[Record]:
 
 def held_out_prompts(config: Config) -> Set[bytes]:
   """Return the digest of each prompt of the split "heldout"; records of files are read one at a time."""
-  if not reads_records(config):
+  if not config.reads_records:
     return {digest(record) for _, record in split_records(config, "heldout")}
   if config.data.heldout_path:
     return {digest(record) for record in _read(config, "data.heldout_path")}

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from insec_jax import config_unread
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
@@ -98,13 +99,19 @@ def check_workdir(workdir: pathlib.Path, config: Config):
 def _differ(was: Config, now: Config, held: Sequence[str]) -> list[str]:
   """Return the keys, free ones left out, on which the work of a run depends and that have another value now.
 
-  Of a learning curve the number of problems counts up to the most that it has.
+  A key that nothing reads, then or now, is left out. Of a learning curve the number of problems counts up to the most
+  that it has.
   """
+  unread = config_unread.unread(was).keys() & config_unread.unread(now).keys()
   before, after = flat(was), flat(now)
   if was.train.curve_points:
     for values in (before, after):
       values["evaluate.num_problems"] = min(values["evaluate.num_problems"], MOST_CURVE_PROBLEMS)
-  return [key for key in before if before[key] != after[key] and not is_free(key, held) and not _is_moved(key, now)]
+  return [
+    key
+    for key in before
+    if before[key] != after[key] and key not in unread and not is_free(key, held) and not _is_moved(key, now)
+  ]
 
 
 def is_free(key: str, held: Sequence[str]) -> bool:
