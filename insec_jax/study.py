@@ -127,6 +127,11 @@ class Study:
         "before it; give it a model.path, or leave out what comes before it"
       )
     if given.model.path and (base := self.base(arm)):
+      if self.given(base, self.overrides).mistakes.rewind and not given.mistakes.rewind:
+        raise InputError(
+          f"arm {arm} goes on from {base}, which is trained with mistakes.rewind=True, and would lose it; set it in "
+          "both, or in neither"
+        )
       return {**values, "model.path": str(self.workdir(f"{base}_hf", seed))}, (f"seed {seed}, {base}: export",)
     if (path := given.model.path) and not hub.is_id(path) and not folder_to_read(path, "model.path").is_dir():
       raise InputError(
