@@ -152,14 +152,19 @@ def larger_problems(config: Config) -> list[Problem]:
 
   Raises InputError for a size that the task does not support.
   """
+  task = larger_task(config)
+  return [] if task is None else problems_to_solve(task, config)
+
+
+def larger_task(config: Config) -> Task | None:
+  """Return the task of `larger_problems`, None where there are none; raise InputError as that does."""
   if not config.evaluate.max_size:
-    return []
+    return None
   sizes = dataclasses.replace(config.task, min_size=config.task.max_size + 1, max_size=config.evaluate.max_size)
   try:
-    task = tasks.get(sizes)
+    return tasks.get(sizes)
   except InputError as error:
     raise InputError(f"evaluate.max_size={config.evaluate.max_size}, taken as task.max_size: {error}") from None
-  return problems_to_solve(task, config)
 
 
 def validation_problems(task: Task, config: Config) -> list[Problem]:
