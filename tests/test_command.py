@@ -143,6 +143,14 @@ def test_what_is_logged_and_raised_too_is_printed_once(path, error, news):
       "a value other than None.",
       "--model, --output: not given; give a value",
     ),
+    (
+      "flag --config.model.size=None: Failed to parse 'None' as a ConfigDict: `None` is not a dict.",
+      "--config.model.size=None is no dict of values; give one, such as {'name': 1}, or {} for none",
+    ),
+    (
+      "Type <class 'NoneType'> of field config.model.size is not supported for overriding. Currently supported types",
+      "--config.model.size: the config file gives it no value that the command line could change; give it in the file",
+    ),
     ("another", "another"),
   ],
 )

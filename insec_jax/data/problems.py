@@ -204,11 +204,13 @@ def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
     for _, record in split_records(config, "train")
     if isinstance(record.content, Problem) and (not config.data.to_mine or is_to_mine(record, config))
   ]
-  if not given:
-    share = f" among the data.to_mine={config.data.to_mine} of its prompts" if config.data.to_mine else ""
+  if not given and config.data.to_mine:
     raise InputError(
-      f"{config.data.path} has no question and answer to mine{share}; give a file of problems as data.path"
+      f"data.to_mine={config.data.to_mine} takes no question and answer of {config.data.path} to mine; raise it, or "
+      "give more problems"
     )
+  if not given:
+    raise InputError(f"{config.data.path} has no question and answer to mine; give a file of problems as data.path")
   order = np.random.default_rng((seed, *b"mine")).permutation(len(given))
   return _in_units([given[k] for k in order[:num]], config)
 
