@@ -36,6 +36,11 @@ _PAPER = {
   "number": "wrong number",
   "entity": "wrong name",
   "negation": "the opposite is true",
+  "invented": "a name that the text does not have",
+  "relation": "another relation",
+  "turned": "the other way round",
+  "unsaid": "not in the text",
+  "joined": "joined wrongly",
 }
 _T = TypeVar("_T")
 

@@ -22,7 +22,7 @@ from insec_jax.method.tasks import graph, sudoku
 GRAPH = tasks.get(TaskConfig(name="graph", min_size=2, max_size=4, modulus=10))
 ROOT = pathlib.Path(tasks.__file__).parents[3]
 SPLITS = ("train", "mine", "validation", "probe", "test")
-MADE = ("english", "graph", "multiplication", "sudoku")  # tasks that make their problems
+MADE = ("english", "graph", "grounded", "multiplication", "sudoku")  # tasks that make their problems
 
 
 def made_by(name, size=4):
