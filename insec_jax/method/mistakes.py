@@ -41,6 +41,15 @@ _PAPER = {
   "turned": "the other way round",
   "unsaid": "not in the text",
   "joined": "joined wrongly",
+  "count": "wrong number of lines",
+  "item": "not about one of the things",
+  "order": "out of order",
+  "mark": "wrong start of the line",
+  "ending": "wrong end of the line",
+  "case": "wrong letters",
+  "words": "wrong number of words",
+  "include": "a word is missing",
+  "exclude": "to be left out",
 }
 _T = TypeVar("_T")
 
