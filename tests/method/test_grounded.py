@@ -81,6 +81,7 @@ def test_a_wrong_statement_is_of_this_class_and_its_correction_is_right(num, ste
     (0, "Adra lives in Casteria.\n", UNVERIFIED),  # true of the province of the town
     (0, "The Raven Mill is owned by Nerok.\n", UNVERIFIED),  # not needed
     (0, "She lives in Velden.\n", UNVERIFIED),
+    (0, "Nobody taught Selwa.\n", UNVERIFIED),
     (0, "Adra Smith lives in Velden.\n", UNVERIFIED),
     (0, "The mill was opened in 1874 by Nerok.\n", UNVERIFIED),
     (0, ANSWER, UNVERIFIED),  # by chance, or in the head

@@ -152,6 +152,6 @@ NO_NAMES = (
   *("Its", "Their", "My", "Your", "Our", "The", "A", "An", "In", "On", "At", "From", "By", "To", "Of", "As"),
   *("If", "Since", "Because", "And", "But", "Or", "So", "Then", "Thus", "Therefore", "Hence", "Also", "Not"),
   *("Now", "Yes", "No", "Another", "Each", "Every", "All", "Some", "Any", "Only", "Even", "Mr", "Mrs", "Ms"),
-  *("Dr", "Answer", "Question", "Text"),
+  *("Dr", "Answer", "Question", "Text", "Nobody", "Everyone"),
 )
 ANSWER = "The answer is {}.\n"
