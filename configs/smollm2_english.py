@@ -11,13 +11,11 @@ solution, and every arm starts from it:
   mined      the same, and the base's own mistakes
   dagger     as mined, with the right step in place of an own mistake, without flag and reason
 
-The last 6 of 30 layers and the last norm are trained; the output of the others is kept in runs/english/streams, about
-1 GB for each arm and seed. The markers are two special tokens that the model has, since their rows stay frozen: those
-two that are far from each other and from <|im_end|>; most others are nearly equal. The softmax of training is over the
-tokens of the data. No arm has been trained to its end.
+_smollm2.py says what is trained. The output of the frozen layers is kept in runs/english/streams, about 1 GB for each
+arm and seed. No arm has been trained to its end.
 """
 
-from insec_jax.config import defaults
+from _smollm2 import on_two_cores
 
 
 def get_config(arm: str = "injected"):
@@ -29,17 +27,6 @@ def get_config(arm: str = "injected"):
     "mined": (400, 0.5, 0.3, 1_800),
     "dagger": (400, 0.5, 0.3, 1_800),
   }[arm]
-  c = defaults()
-  c.model.path = "HuggingFaceTB/SmolLM2-135M-Instruct" if arm == "base" else "runs/english/base_hf"
-  c.model.remat = "none"
-  c.tokenizer.update(flag="<filename>", fix="<repo_name>")
+  c = on_two_cores("english", arm, steps=steps, share=share, mined=mined, problems=problems)
   c.task.update(name="english", min_size=2, max_size=4)
-  c.data.update(num_records=problems, num_heldout=64, row_length=320, rows_per_device=4)
-  c.mistakes.update(share=share, mined=mined, view="dagger" if arm == "dagger" else "full")
-  c.optimizer.update(learning_rate=3e-4, warmup_steps=20, weight_decay=0.01, b2=0.99)
-  c.train.update(steps=steps, log_every=10, eval_every=100, checkpoint_every=50)
-  c.train.update(top_layers=6, marker_rows=False, stream_cache="runs/english/streams", vocabulary="used")
-  c.precision.compute = "float32"
-  c.evaluate.update(num_problems=150, num_probes=150, max_tokens=160, batch_size=16)
-  c.mine.update(num_problems=500, samples=2)
   return c

@@ -15,7 +15,7 @@ from insec_jax.command import InputError
 from insec_jax.config_build import REMOVED, build, from_json, update_keys
 from insec_jax.config_types import shown
 
-CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
 
 def load(file: pathlib.Path, *arm: str) -> ml_collections.ConfigDict:
