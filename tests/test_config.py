@@ -54,7 +54,10 @@ def test_both_arms_of_the_toy_begin_with_the_same_random_weights():
   assert clean.model.size is not None
 
 
-@pytest.mark.parametrize("name", ["smollm2_english", "smollm2_gsm8k", "smollm2_multiplication"])
+@pytest.mark.parametrize(
+  "name",
+  [f"smollm2_{task}" for task in ("english", "grounded", "gsm8k", "instructions", "multiplication")],
+)
 @pytest.mark.parametrize("arm", ["base", "clean", "injected", "mined"])
 def test_every_arm_of_a_real_model_builds_and_the_arms_go_on_from_the_base(name, arm):
   values = load(next(file for file in CONFIGS if file.stem == name), arm)
