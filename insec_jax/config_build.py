@@ -69,6 +69,7 @@ def update_keys(values: Any) -> None:
   A list becomes a tuple where the key's default is one: the command line can override no list.
   Raises InputError for a removed key with another value than the one that means "as now".
   """
+  standard = defaults()
   for section in NEWER_SECTIONS:
     if section not in values:
       values[section] = {}
@@ -78,7 +79,7 @@ def update_keys(values: Any) -> None:
     if not isinstance(held, dict | ml_collections.ConfigDict):
       continue
     if name in NEWER and key not in held:
-      held[key] = defaults()[section][key]
+      held[key] = standard[section][key]
     elif name in REMOVED and key in held:
       value, version = REMOVED[name]
       if held[key] != value:
@@ -91,7 +92,7 @@ def update_keys(values: Any) -> None:
     held = values.get(section)
     if not isinstance(held, dict | ml_collections.ConfigDict):
       continue
-    for key, default in defaults()[section].items():
+    for key, default in standard[section].items():
       if isinstance(default, tuple) and isinstance(held.get(key), list):
         items = tuple(held[key])
         del held[key]  # a ConfigDict refuses a value of another type

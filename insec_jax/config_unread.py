@@ -1,8 +1,8 @@
 """Config values that no program reads because of another value; `build` refuses them, so none is without effect.
 
-Keys that another optimizer (b1, b2, eps) or another source of mistakes (share) would read, lengths of intervals, and
-the amounts of programs that a task cannot be used with are not among them: they stay in a config file while one value
-of it is changed.
+Keys that another optimizer (b1, b2, eps), source of mistakes (share) or unit of steps (redraws) would read, lengths of
+intervals, and the amounts of programs that a task cannot be used with are not among them: they stay in a config file
+while one value of it is changed.
 """
 
 import dataclasses
@@ -59,12 +59,6 @@ DEPENDENT = (
     lambda config: "temperature" in config.evaluate.rivals,
     "evaluate.rivals has no 'temperature'",
     "add it there",
-  ),
-  Dependent(
-    ("evaluate.redraws",),
-    lambda config: config.mistakes.unit == "line",
-    "only lines are drawn again, and mistakes.unit is another",
-    "set mistakes.unit='line'",
   ),
 )
 

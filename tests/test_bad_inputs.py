@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
+import forking
 import jax
 import numpy as np
 import pytest
@@ -19,8 +16,6 @@ from insec_jax.config import TokenizerConfig
 from insec_jax.data.vocabulary import build_tokenizer
 from insec_jax.model import build, hf_config, hf_writing
 
-ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 SIZE = dict(
   model_type="llama",
   hidden_act="silu",
@@ -36,30 +31,6 @@ SIZE = dict(
   initializer_range=0.1,
   tie_word_embeddings=False,
 )
-# Runs each case in a fork of a process that has imported what is slow; no device is touched before the fork.
-SERVER = """
-import contextlib, json, os, runpy, sys
-import flax.linen, grain, jax, optax, orbax.checkpoint, transformers
-from insec_jax.training import checkpoint
-for program, arguments, out in json.load(sys.stdin):
-  if not (child := os.fork()):
-    file = os.open(out, os.O_CREAT | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv = [program, *arguments]
-    code = 0
-    try:
-      runpy.run_module("insec_jax." + program, run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-      code = stop.code
-    except BaseException as error:
-      print(repr(error))
-      code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 USER = {"data": ["--config=config.py"], "run": ["--config=config.py", "--workdir=new"]}
 
 
@@ -128,28 +99,12 @@ CASES = {
 def answers(tmp_path_factory):
   """For each case what the program said, its exit code, and the files changed, removed or left behind."""
   home = tmp_path_factory.mktemp("home")
-  out = tmp_path_factory.mktemp("out")
   lay_out(home)
-  work = [
-    (program, arguments, str(out / str(number))) for number, ((program, arguments), _) in enumerate(CASES.values())
-  ]
   before = contents(home)
-  done = subprocess.run(
-    [sys.executable, "-c", SERVER],
-    input=json.dumps(work),
-    cwd=home,
-    check=True,
-    stdout=subprocess.PIPE,
-    text=True,
-    env=ENVIRONMENT,
-  )
-  codes = [int(line) for line in done.stdout.split()]
+  done = {name: forking.run(program, *arguments, folder=home) for name, ((program, arguments), _) in CASES.items()}
   after = contents(home)
   changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-  return {
-    name: ((out / str(number)).read_text(), code, changed)
-    for number, (name, code) in enumerate(zip(CASES, codes, strict=True))
-  }
+  return {name: (one.stdout + one.stderr, one.returncode, changed) for name, one in done.items()}
 
 
 def contents(home) -> dict[str, str]:
@@ -202,13 +157,8 @@ def lay_out(home):
 
 def begin_run(home):
   """A workdir `other` that was trained with another seed."""
-  subprocess.run(
-    [sys.executable, "-m", "insec_jax.train", "--config=config.py", "--workdir=other", "--config.seed=1"],
-    cwd=home,
-    check=True,
-    capture_output=True,
-    env=ENVIRONMENT,
-  )
+  done = forking.run("train", "--config=config.py", "--workdir=other", "--config.seed=1", folder=home)
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("case", CASES)

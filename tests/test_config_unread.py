@@ -33,7 +33,6 @@ CASES = [
   ("lora.marker_rows", False, GRAPH | {"train.top_layers": 1}, {"train.top_layers": 0, "lora.rank": 4}),
   ("log.project", "mine", GRAPH, {"log.to": ("wandb",)}),
   ("evaluate.temperatures", (0.5,), GRAPH | {"evaluate.rivals": ("beam",)}, {"evaluate.rivals": ("temperature",)}),
-  ("evaluate.redraws", 3, RECORDS | {"mistakes.unit": "sentence"}, {"mistakes.unit": "line"}),
 ]
 
 

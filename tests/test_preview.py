@@ -1,18 +1,13 @@
 """preview as a user runs it."""
 
 import html.parser
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
+import forking
 import pytest
 import shapes
 from datakit import IM_TEMPLATE, bpe_tokenizer, write_lines
 from modelkit import run
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 CONFIG = """
 import copy
@@ -56,9 +51,7 @@ def folder(tmp_path_factory):
 
 
 def test_preview_shows_the_receipt_and_the_roles_and_writes_a_page(folder):
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
-  command = [sys.executable, "-m", "insec_jax.preview", "--config=config.py", "--num=2", "--html=page.html"]
-  done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+  done = forking.run("preview", "--config=config.py", "--num=2", "--html=page.html", folder=folder)
   assert done.returncode == 0, done.stderr
   assert "longest record" in done.stdout
   assert "records           2" in done.stdout

@@ -3,24 +3,18 @@
 import dataclasses
 import html.parser
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
+import forking
 import pretended
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def report(folder, workdirs, output="report.html", reference=None):
   """The finished process of one run in `folder`."""
-  words = [sys.executable, "-m", "insec_jax.report", f"--workdirs={workdirs}", f"--output={output}"]
+  words = [f"--workdirs={workdirs}", f"--output={output}"]
   words += [f"--reference={reference}"] if reference else []
-  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+  return forking.run("report", *words, folder=folder)
 
 
 class Page(html.parser.HTMLParser):

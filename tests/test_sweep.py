@@ -397,7 +397,7 @@ BAD = {
   "no such config": (["--config=absent.py"], "absent.py"),
   "no results with mistakes to swap": (
     ["--config.evaluate.rivals=('swapped',)", "--config.evaluate.swapped_path=absent.json"],
-    "arm clean could not be evaluated: ",
+    "arm base could not be evaluated: evaluate.swapped_path: cannot read absent.json",
   ),
   "too many jobs": (["--jobs=10000"], "--jobs=10000"),
   "an output in a bucket": (

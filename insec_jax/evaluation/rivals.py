@@ -312,7 +312,7 @@ def read_mistakes(path: str, problems: Sequence[Problem], task: Task) -> list[Pr
 
   Raises InputError where the file has none, a problem that is not solved here, or a step that is not wrong.
   """
-  values = read_json(local_path(path, "evaluate.swapped_path"), "the results of an evaluation")
+  values = read_json(local_path(path, "evaluate.swapped_path"), "evaluate.swapped_path")
   if not isinstance(values, dict) or not isinstance(given := values.get("mistakes"), list):
     raise InputError(
       f"evaluate.swapped_path={path} has no 'mistakes'; give a results.json that evaluate wrote with 'swapped' in "

@@ -176,6 +176,8 @@ def read_json_lines(path: str | os.PathLike, name: str, shown: str = "") -> Iter
   number = 0
   for number, line in enumerate(_lines(path, name), 1):
     where = f"{shown or path}:{number}"
+    if not line.strip():
+      raise InputError(f"{where}: the line is empty; each must be one JSON object: delete it")
     value = parse_json(line.rstrip(b"\r\n"), where)
     if not isinstance(value, dict):
       raise InputError(f"{where}: holds {type(value).__name__}; each line must be one JSON object")

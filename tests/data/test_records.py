@@ -47,7 +47,8 @@ def test_each_of_the_five_formats_gives_its_roles(tmp_path):
 SPAN = {"start": 0, "end": 2, "role": "mistake"}
 DEFECTS = {
   "malformed JSON": ('{"text": "a"', "not JSON at column"),
-  "an empty line": ("", "not JSON at column 1"),
+  "an empty line": ("", "the line is empty; each must be one JSON object: delete it"),
+  "a line of spaces": (" \t", "the line is empty"),
   "bytes that are not UTF-8": (b'{"text": "\xff"}', "byte 10 is not UTF-8"),
   "no object": ("[1]", "holds list"),
   "unknown keys": ({"text": "a", "span": []}, "keys are span, text; needed are"),

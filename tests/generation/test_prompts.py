@@ -22,7 +22,7 @@ def test_prompts_are_read_in_order_with_what_stands_beside_them(tmp_path):
   ("line", "message"),
   [
     ("{", "not JSON at"),
-    ("", "not JSON at"),
+    ("", "the line is empty"),
     (b'{"prompt": "\xff"}', "is not UTF-8"),
     ("[1]", "holds list"),
     ({"promt": "2"}, 'keys are promt; needed is either "prompt" or "tokens"'),

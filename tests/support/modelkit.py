@@ -1,11 +1,9 @@
 """What the tests of programs share: a small random model as an HF folder, and programs run as a user runs them."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import forking
 import jax
 import numpy as np
 
@@ -104,23 +102,11 @@ def run(
   program: str, *lines: list[str], folder: pathlib.Path, num_devices: int = 1, before: str = "", **variables: str
 ) -> list[tuple[int, str, str]]:
   """(exit code, stdout, stderr) of `program` for each line of arguments, run in the folder, after the code `before`."""
-  environment = {
-    **os.environ,
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": str(num_devices),
-    **variables,
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", before + RUNS.format(program=program)],
-    cwd=folder,
-    env=environment,
-    text=True,
-    input=json.dumps(lines),
-    capture_output=True,
-    timeout=300,
-    check=False,
-  )
+  code, given = before + RUNS.format(program=program), json.dumps(lines)
+  if variables:  # which libraries read when they are imported
+    done = forking.start(code, folder=folder, given=given, JAX_NUM_CPU_DEVICES=str(num_devices), **variables)
+  else:
+    done = forking.run(program, folder=folder, code=code, given=given, JAX_NUM_CPU_DEVICES=str(num_devices))
   assert done.returncode == 0, done.stderr
   return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 

@@ -1,4 +1,4 @@
-"""Short runs of the program train on sums of three digits, each in a process of its own."""
+"""Short runs of the program train on sums of three digits, each in a process or a fork of its own."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import forking
 import numpy as np
 from datakit import write_lines
 
@@ -129,25 +130,28 @@ def make_records():
     yield pieces
 
 
-def train(home, workdir, *changes, arm="", code=0, program=("-m", "insec_jax.train"), devices=1, **variables):
-  """What the program said on stderr; it must exit with `code`, or with 1 or 2 if that is None."""
-  environment = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "JAX_PLATFORMS": "cpu",
+def train(home, workdir, *changes, arm="", code=0, program=None, devices=1, **variables):
+  """What the program said on stderr; it must exit with `code`, or with 1 or 2 if that is None.
+
+  `program` are words for Python in place of the program, which without them and `variables` runs in a fork.
+  """
+  needed = {
     "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    **{name: str(value) for name, value in variables.items()},
   }
   given = [
     f"--config={home / 'config.py'}:{arm}",
     f"--workdir={workdir if str(workdir).startswith('gs://') else home / workdir}",
     *(f"--config.{change}" for change in changes),
   ]
-  done = subprocess.run(
-    [sys.executable, *program, *given], env=environment, cwd=home, capture_output=True, text=True, check=False
-  )
+  if program or variables:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **needed}
+    environment |= {name: str(value) for name, value in variables.items()}
+    words = [sys.executable, *(program or ("-m", "insec_jax.train")), *given]
+    done = subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True, check=False)
+  else:
+    done = forking.run("train", *given, folder=home, **needed)
   assert done.returncode in ((1, 2) if code is None else (code,)), done.stderr
   return done.stderr
 

@@ -64,7 +64,7 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negativ
       p_V = np.exp(logit_V - logit_V.max())
       p_V /= p_V.sum()
       p = p_V[target]
-      hot_V = np.eye(len(p_V))[target]
+      hot_V = (np.arange(len(p_V)) == target).astype(np.float64)
       if w > 0:
         total += w * -np.log(p)
         slope_V = w * (p_V - hot_V)
@@ -85,7 +85,7 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negativ
         )
         total, weight = total + repeat * -np.log(max(1 - q, 1e-5)), weight + repeat
         if 1 - q > 1e-5:
-          slope_V = slope_V + repeat * q / (1 - q) * (np.eye(len(p_V))[negative] - p_V)
+          slope_V = slope_V + repeat * q / (1 - q) * ((np.arange(len(p_V)) == negative) - p_V)
       head_grad_VD += slope_V[:, None] * stream_BTD[b, t][None]
       stream_grad_BTD[b, t] = slope_V @ head_VD
   negatives = None if negative_BT is None else loss.Negatives(negative_cost, negative_p, num_negatives)
