@@ -19,7 +19,7 @@ from insec_jax.files.reading import open_to_read, read_text
 from insec_jax.files.writing import write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
-from insec_jax.training.loss import Negatives, Sums
+from insec_jax.training.scores import Negatives, Sums
 from insec_jax.training.sinks import Sink
 
 # Steps that the host may be ahead of the devices: dispatched steps must finish before a preempted run can save.

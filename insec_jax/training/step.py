@@ -15,8 +15,9 @@ from insec_jax.model import llama, memory, parts
 from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
 from insec_jax.training import leafwise, optimizer, variables
 from insec_jax.training.kept import Kept
-from insec_jax.training.loss import Sums, loss_sums, no_sums
+from insec_jax.training.loss import loss_sums
 from insec_jax.training.metrics import StepMetrics
+from insec_jax.training.scores import Sums, no_sums
 from insec_jax.training.variables import Weights
 
 NEGATIVE = "negative_ABT"  # of a batch: present only where loss.repeat is not 0
@@ -134,7 +135,7 @@ def mean_gradient(
   frozen_shardings=None,
   kept: Kept | None = None,
 ):
-  """Return (gradient of the mean loss over the batch's trained tokens, loss.Sums); it is sharded like `params`.
+  """Return (gradient of the mean loss over the batch's trained tokens, scores.Sums); it is sharded like `params`.
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
   unlikelihood on negatives, is not 0; and until_ABT where mistakes are hidden from later text (method/rewind.py). Sums

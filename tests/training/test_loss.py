@@ -11,7 +11,7 @@ from gradients import axes_mesh
 
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_NEGATIVE, NO_ROLE, NUM_ROLES, PROMPT, TEXT
 from insec_jax.model import sharding
-from insec_jax.training import loss
+from insec_jax.training import loss, scores
 from insec_jax.training.vocabulary_plan import split_fsdp
 
 B, T, D, V = 8, 24, 16, 40
@@ -51,7 +51,7 @@ def with_negatives(rows, seed=2):
 def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, repeat=0.0):
   """(sums, gradient of the head, gradient of the stream), float64, token by token."""
   head_VD, stream_BTD = head_VD.astype(np.float64), stream_BTD.astype(np.float64)
-  sums = loss.Sums(0.0, 0.0, np.zeros(NUM_ROLES), np.zeros(NUM_ROLES), np.zeros(NUM_ROLES))
+  sums = scores.Sums(0.0, 0.0, np.zeros(NUM_ROLES), np.zeros(NUM_ROLES), np.zeros(NUM_ROLES))
   total = weight = negative_cost = negative_p = num_negatives = 0.0
   head_grad_VD, stream_grad_BTD = np.zeros_like(head_VD), np.zeros_like(stream_BTD)
   for b in range(token_BT.shape[0]):
@@ -88,7 +88,7 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negativ
           slope_V = slope_V + repeat * q / (1 - q) * (np.eye(len(p_V))[negative] - p_V)
       head_grad_VD += slope_V[:, None] * stream_BTD[b, t][None]
       stream_grad_BTD[b, t] = slope_V @ head_VD
-  negatives = None if negative_BT is None else loss.Negatives(negative_cost, negative_p, num_negatives)
+  negatives = None if negative_BT is None else scores.Negatives(negative_cost, negative_p, num_negatives)
   return sums._replace(loss=total, weight=weight, negatives=negatives), head_grad_VD, stream_grad_BTD
 
 
