@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from insec_jax.method.roles import NUM_ROLES
+from insec_jax.training.policy_loss import Old, PolicySums, token_losses
 from insec_jax.training.vocabulary_plan import Plan
 
 FLOOR = 1e-5  # of 1 - p in unlikelihood, arXiv 1908.04319 and its code
@@ -18,13 +19,15 @@ FLOOR = 1e-5  # of 1 - p in unlikelihood, arXiv 1908.04319 and its code
 class Targets(NamedTuple):
   """What each position predicts: a token, with its role and weight, and a token to avoid (a negative).
 
-  Role NO_ROLE, weight 0 and NO_NEGATIVE mean none; `negative` is None where the batch has none at all.
+  Role NO_ROLE, weight 0 and NO_NEGATIVE mean none; `negative` is None where the batch has none at all. `old` is there
+  for a policy gradient only, in which the weight is the advantage.
   """
 
   token: jax.Array
   role: jax.Array
   weight: jax.Array
   negative: jax.Array | None
+  old: Old | None = None
 
 
 class Negatives(NamedTuple):
@@ -40,7 +43,7 @@ class Sums(NamedTuple):
 
   loss: the weighted loss; weight: the sum of |weight|; both with negatives at weight `repeat`. nll_R, correct_R
   (the likeliest token is the target) and count_R: unweighted, without negatives. negatives: None where the batch has no
-  negative_BT.
+  negative_BT. policy: None without a policy gradient, in which `weight` is the number of tokens.
   """
 
   loss: jax.Array
@@ -49,6 +52,7 @@ class Sums(NamedTuple):
   correct_R: jax.Array
   count_R: jax.Array
   negatives: Negatives | None = None
+  policy: PolicySums | None = None
 
 
 class Head(NamedTuple):
@@ -58,16 +62,17 @@ class Head(NamedTuple):
   rows_MD: jax.Array | None
 
 
-def no_sums(*, negatives: bool) -> Sums:
+def no_sums(*, negatives: bool, policy: bool = False) -> Sums:
   """Return the sums over no token."""
-  zeros_R = jnp.zeros(NUM_ROLES)
+  zero, zeros_R = jnp.zeros(()), jnp.zeros(NUM_ROLES)
   return Sums(
-    jnp.zeros(()),
-    jnp.zeros(()),
+    zero,
+    zero,
     zeros_R,
     zeros_R,
     zeros_R,
-    Negatives(*(jnp.zeros(()) for _ in Negatives._fields)) if negatives else None,
+    Negatives(zero, zero, zero) if negatives else None,
+    PolicySums(zero, zero, zero) if policy else None,
   )
 
 
@@ -139,9 +144,15 @@ def score(x_WD, head: Head, vocabulary_V, targets_W: Targets, plan: Plan) -> Sco
 
 def chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Plan) -> Sums:
   """Return the sums over the device's own tokens of a chunk."""
-  complement_W, own = jnp.maximum(scores.complement_W, FLOOR), plan.own
-  loss_W = jnp.abs(targets_W.weight) * -jnp.where(targets_W.weight < 0, jnp.log(complement_W), scores.logp_W)
-  weight, negative_sums = jnp.abs(targets_C.weight).sum(), None
+  own, negative_sums, policy_sums = plan.own, None, None
+  if plan.policy is None:
+    complement_W = jnp.maximum(scores.complement_W, FLOOR)
+    loss_W = jnp.abs(targets_W.weight) * -jnp.where(targets_W.weight < 0, jnp.log(complement_W), scores.logp_W)
+    weight = jnp.abs(targets_C.weight).sum()
+  else:
+    losses = token_losses(scores.logp_W, targets_W.old, targets_W.weight, plan.policy)
+    loss_W, weight = losses.loss_W, (targets_C.weight != 0).sum().astype(jnp.float32)
+    policy_sums = PolicySums(own(losses.kl_W).sum(), own(losses.clipped_W).sum(), weight)
   if targets_C.negative is not None:
     cost_W = jnp.where(targets_W.negative >= 0, -jnp.log(jnp.maximum(scores.negative_complement_W, FLOOR)), 0.0)
     loss_W += plan.repeat * cost_W
@@ -156,10 +167,11 @@ def chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Pla
     (own(scores.correct_W)[:, None] * is_role_CR).sum(0),
     is_role_CR.sum(0),
     negative_sums,
+    policy_sums,
   )
 
 
-def logit_grads(scores: Scores, targets_W: Targets, repeat: float):
+def logit_grads(scores: Scores, targets_W: Targets, plan: Plan):
   """Return the gradient of the loss in the logits, [W, V]; a clamped token has none."""
 
   def of_unlikelihood(p_W, complement_W):
@@ -170,10 +182,13 @@ def logit_grads(scores: Scores, targets_W: Targets, repeat: float):
     """Return the gradient in log p times that of log p in the logits: 1 - p at the token itself, -p at each other."""
     return logp_grad_W[:, None] * jnp.where(is_token_WV, complement_W[:, None], -scores.exp_WV / scores.sum_W[:, None])
 
-  unlikelihood_grad_W = of_unlikelihood(jnp.exp(scores.logp_W), scores.complement_W)
-  logp_grad_W = jnp.abs(targets_W.weight) * jnp.where(targets_W.weight < 0, unlikelihood_grad_W, -1.0)
+  if plan.policy is None:
+    unlikelihood_grad_W = of_unlikelihood(jnp.exp(scores.logp_W), scores.complement_W)
+    logp_grad_W = jnp.abs(targets_W.weight) * jnp.where(targets_W.weight < 0, unlikelihood_grad_W, -1.0)
+  else:
+    logp_grad_W = token_losses(scores.logp_W, targets_W.old, targets_W.weight, plan.policy).slope_W
   logit_grad_WV = in_logits(logp_grad_W, scores.is_target_WV, scores.complement_W)
   if targets_W.negative is not None:
-    negative_W = repeat * of_unlikelihood(scores.negative_p_W, scores.negative_complement_W)
+    negative_W = plan.repeat * of_unlikelihood(scores.negative_p_W, scores.negative_complement_W)
     logit_grad_WV += in_logits(negative_W, scores.is_negative_WV, scores.negative_complement_W)
   return logit_grad_WV

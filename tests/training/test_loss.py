@@ -125,7 +125,7 @@ def assert_close(got, want, rtol=1e-5):
 
 
 def test_a_position_predicts_the_next_token_of_its_own_segment():
-  target_BT, role_BT, weight_BT, negative_BT = loss.shift(
+  target_BT, role_BT, weight_BT, negative_BT, _ = loss.shift(
     jnp.array([[10, 11, 12, 13, 14, 9]]),
     jnp.array([[1, 1, 1, 2, 2, 0]]),
     jnp.array([[0, 1, 2, 0, 3, -1]]),
@@ -141,7 +141,7 @@ def test_a_position_predicts_the_next_token_of_its_own_segment():
 
 def test_a_row_that_is_full_does_not_wrap_round_to_its_first_token():
   ones_BT = jnp.ones((1, 4), int)
-  _, role_BT, weight_BT, negative_BT = loss.shift(ones_BT, ones_BT, ones_BT, jnp.ones((1, 4)), ones_BT)
+  _, role_BT, weight_BT, negative_BT, _ = loss.shift(ones_BT, ones_BT, ones_BT, jnp.ones((1, 4)), ones_BT)
   np.testing.assert_array_equal(role_BT, [[1, 1, 1, -1]])
   np.testing.assert_array_equal(weight_BT, [[1, 1, 1, 0]])
   np.testing.assert_array_equal(negative_BT, [[1, 1, 1, -1]])
@@ -193,7 +193,7 @@ def test_along_each_axis_the_smaller_of_head_and_trained_tokens_is_gathered(V, m
 def test_tokens_of_weight_0_have_exactly_zero_gradient_and_are_counted_nowhere():
   rows = make_rows()
   sums, _, stream_grad_BTD = ours(rows, chunk=16)
-  _, _, weight_BT, _ = loss.shift(*(rows[name] for name in ("token_BT", "segment_BT", "role_BT", "weight_BT")))
+  _, _, weight_BT, *_ = loss.shift(*(rows[name] for name in ("token_BT", "segment_BT", "role_BT", "weight_BT")))
   reached_BT = np.abs(stream_grad_BTD).sum(-1) > 0
   np.testing.assert_array_equal(reached_BT, weight_BT != 0)
   assert sums.count_R[PROMPT] == 0
