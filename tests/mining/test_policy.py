@@ -12,6 +12,7 @@ from insec_jax.command import InputError
 from insec_jax.config import PolicyConfig
 from insec_jax.data import samples, vocabulary
 from insec_jax.generation.generator import Completion
+from insec_jax.method.rewind import NEVER
 from insec_jax.method.roles import FLAG, PROMPT, TEXT
 from insec_jax.mining import policy
 from insec_jax.mining.policy import PolicySampler, advantages, join, reward_of
@@ -139,6 +140,18 @@ def test_only_sampled_tokens_have_the_advantage_and_forced_ones_have_none(tmp_pa
   with_forced = samples.pack([dataclasses.replace(flagged, token_T=token_T)], tokenizer, sure)
   assert with_forced.weight_BT[0, flagged.start + 2] == 0
   assert (with_forced.weight_BT != 0).sum() == (alone.weight_BT != 0).sum()
+
+
+def test_rows_of_samples_hide_a_withdrawn_mistake_as_the_decoder_does():
+  rewound = dataclasses.replace(SAMPLED, mistakes=dataclasses.replace(SAMPLED.mistakes, rewind=True))
+  prompt, text = (
+    TOKENIZER(part, add_special_tokens=False)["input_ids"] for part in (PROBLEM.prompt, corrected(PROBLEM))
+  )
+  rows = samples.pack([samples.Sample(np.array(prompt + text), len(prompt), 1.0, "here")], TOKENIZER, rewound)
+  fix = text.index(TOKENIZER.convert_tokens_to_ids(MARKERS.fix))
+  hidden_T = np.flatnonzero(rows.until_BT[0] < NEVER)
+  np.testing.assert_array_equal(hidden_T, len(prompt) + np.arange(fix + 1))
+  assert rows.position_BT[0, hidden_T[-1] + 1] == len(prompt)  # the correction has the place of the mistake
 
 
 def test_samples_that_cannot_fit_in_a_row_are_refused_before_any_is_written():
