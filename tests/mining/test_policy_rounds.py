@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from training_runs import GRAPH, MINING, read_lines, train, train_in_two
+from bucketkit import new_bucket
+from training_runs import GRAPH, MINING, SIGNALLED, read_lines, train, train_in_two
 
 pytestmark = pytest.mark.processes
 CHANGES = (
@@ -15,6 +16,9 @@ CHANGES = (
   "policy.kl=0.5",
   "mine.num_problems=12",
   "mine.samples=4",
+)
+AFTER_LINE = SIGNALLED.replace(
+  "command.run", "from insec_jax.mining import miner\nminer.SAMPLES_PER_CHUNK = 8\ncommand.run"
 )
 CHUNKS = 6  # of a round, of eight samples each
 
@@ -64,9 +68,10 @@ def test_stopped_anywhere_it_gives_the_same_losses_and_samples(home, whole):
   said = train(home, "cut", *CHANGES, code=42, SIGNAL=15, SIGNAL_AFTER=CHUNKS - 2 + 3, **given)  # in the second
   assert "2 of 6 chunks were made before" in said
   assert "mining is cut short before step 7" in said.splitlines()[-1]
-  (home / "cut" / "mined" / "round_1.txt").unlink()
-  said = train(home, "cut", *CHANGES, program=("-c", MINING))
+  said = train(home, "cut", *CHANGES, program=("-c", AFTER_LINE), code=-9, SIGNAL=9, SIGNAL_AT=10)  # within the second
   assert "3 of 6 chunks were made before" in said
+  said = train(home, "cut", *CHANGES, **given)
+  assert "resuming" in said
   assert read_lines(home / "cut") == read_lines(whole[0])
   assert [held(home / "cut", number) for number in (1, 2, 3)] == [held(whole[0], number) for number in (1, 2, 3)]
 
@@ -78,6 +83,18 @@ def test_a_run_does_not_go_on_without_the_samples_it_was_trained_on(home, whole,
   (tmp_path / "broken" / "mined" / name).unlink()
   said = train(home, tmp_path / "broken", *CHANGES, code=2)
   assert name in said.splitlines()[-1]
+
+
+def test_in_a_bucket_a_run_killed_while_it_samples_goes_on_from_its_chunks(home, whole, tmp_path):
+  store = new_bucket()
+  workdir = f"{store.url}/runs/a"
+  given = {"program": ("-c", MINING), **store.variables}
+  train(home, workdir, *CHANGES, code=-9, SIGNAL=9, SIGNAL_AFTER=2 * CHUNKS + 2, **given)  # in the third round
+  said = train(home, workdir, *CHANGES, **given)
+  assert "2 of 6 chunks were made before" in said
+  copy = store.download("runs/a", tmp_path / "a")
+  assert read_lines(copy) == read_lines(whole[0])
+  assert [held(copy, number) for number in (1, 2, 3)] == [held(whole[0], number) for number in (1, 2, 3)]
 
 
 def test_lora_samples_with_base_and_adapters_and_its_reference_is_the_base(home):
