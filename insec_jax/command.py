@@ -196,6 +196,8 @@ def _parse_flags() -> None:
     named = [flag for flag in given if flag.endswith(ending)] or given  # only the flags with the wrong key
     if key and said == key[0]:
       said = f"the config has no key {key[0]} there; give one that it has"
+    if empty := re.match(r"Override \S+ can not be applied because field \"(\w+)\" is None", said):
+      said = f"{empty[1]} is None in the config file, so it has no keys to override; give its values in the file"
     raise InputError(_cut(f"{', '.join(named):.200}: {said}")) from error
   if extra:
     raise InputError(f"unexpected argument {extra[0]!r}; every value is given as --name=value")
@@ -214,6 +216,10 @@ def _in_plain_words(said: str) -> str:
   ):
     if match := re.match(rf"flag (--\S+)=(.*): {failure}.*", said):
       return f"{match[1]}={match[2]:.100} is no {needed}; give one"
+  if match := re.match(r"flag (--\S+)=(.*): Failed to parse .* as a ConfigDict", said):
+    return f"{match[1]}={match[2]:.100} is no dict of values; give one, such as {{'name': 1}}, or {{}} for none"
+  if match := re.match(r"Type .* of field (\S+) is not supported for overriding", said):
+    return f"--{match[1]}: the config file gives it no value that the command line could change; give it in the file"
   return said
 
 

@@ -280,6 +280,11 @@ class Config:
     """Whether some weights are frozen: with LoRA all, with train.top_layers those below these."""
     return self.lora.rank > 0 or self.train.top_layers > 0
 
+  @property
+  def reads_records(self) -> bool:
+    """Whether the transcripts are records of data.path; if not, the task makes them."""
+    return self.task.name in FROM_FILE or self.mistakes.source != "injected"
+
   def to_json(self) -> str:
     """Return the config as stored in a workdir; `from_json` reads it back."""
     return json.dumps(dataclasses.asdict(self), indent=2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from insec_jax import config_unread
 from insec_jax.command import InputError
 from insec_jax.config import FROM_FILE, MOST_PROBLEMS, SECTIONS, Config, defaults
 from insec_jax.config_types import shown
@@ -137,7 +138,8 @@ def build(config: ml_collections.ConfigDict | dict, *, mined_path: str = "") -> 
   """Return the checked config.
 
   `mined_path` is the file of mined records where the config uses some and gives no path. Raises InputError for a
-  missing or unknown key, a wrong value, or sections that contradict each other.
+  missing or unknown key, a wrong value, sections that contradict each other, or, in a ConfigDict, a value that nothing
+  reads. A workdir that was made with such a value opens.
   """
   values = plain_values(config)
   sections = {name: section(**values[name]) for name, section in SECTIONS.items()}
@@ -146,17 +148,14 @@ def build(config: ml_collections.ConfigDict | dict, *, mined_path: str = "") -> 
     sections["mistakes"] = dataclasses.replace(mistakes, mined_path=mined_path)
   built = Config(seed=values["seed"], rounds=values["rounds"], **sections)
   _check_across(built)
+  if isinstance(config, ml_collections.ConfigDict):
+    config_unread.check(built)
   return built
 
 
 def from_json(text: str) -> Config:
   """Return the config that `Config.to_json` wrote; InputError as in `build`, or if the text is not JSON."""
   return build(parse_json(text, "the config"))
-
-
-def reads_records(config: Config) -> bool:
-  """Return whether the transcripts are records of data.path; if not, the task makes them."""
-  return config.task.name in FROM_FILE or config.mistakes.source != "injected"
 
 
 def _check_across(config: Config) -> None:
@@ -184,7 +183,7 @@ def _check_across(config: Config) -> None:
     )
   if config.mistakes.source == "mined" and not config.data.path:
     raise InputError("mistakes.source='mined' reads records that mine wrote; give --config.data.path=FILE.jsonl")
-  if config.data.heldout_path and (not config.data.path or not reads_records(config)):
+  if config.data.heldout_path and (not config.data.path or not config.reads_records):
     raise InputError(
       f"data.heldout_path={config.data.heldout_path!r} belongs to the records of data.path, and this config reads "
       "none; leave it empty"

@@ -88,3 +88,4 @@ METRICS = PROBE_METRICS | STATE_METRICS | SOLUTION_METRICS
 # Points of the learning curve, in metrics.jsonl: right answers of CURVE_PROBLEMS problems, greedy.
 CURVE = {"curve/accuracy": "flags unconstrained", "curve/accuracy_banned": "flags banned"}
 CURVE_PROBLEMS = "curve/problems"
+MOST_CURVE_PROBLEMS = 100  # of a point; fewer with a smaller evaluate.num_problems

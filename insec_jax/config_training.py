@@ -195,12 +195,16 @@ class MeshConfig:
     sizes = dataclasses.astuple(self)
     known = math.prod(size for size in sizes if size > 0)
     filled = tuple(num_devices // known if size == -1 else size for size in sizes)
-    if math.prod(filled) != num_devices:
-      raise InputError(
-        f"mesh {self._given()} does not divide {num_devices} devices; make the sizes multiply to {num_devices}, or "
-        "set one to -1"
-      )
-    return filled
+    if math.prod(filled) == num_devices:
+      return filled
+    if wrong := [name for name, size in dataclasses.asdict(self).items() if num_devices % max(size, 1)]:
+      fits = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
+      remedy = f"mesh.{wrong[0]} must be one of {', '.join(map(str, fits))}"
+    elif -1 in sizes:
+      remedy = f"make the sizes but the -1 multiply to a number that divides {num_devices}"
+    else:
+      remedy = f"make the sizes multiply to {num_devices}, or set one to -1"
+    raise InputError(f"mesh {self._given()} does not divide {num_devices} devices; {remedy}")
 
 
 @checked

@@ -66,18 +66,13 @@ from absl import flags
 
 from insec_jax import command, config_file, flags_help
 from insec_jax.distributed import shares
-from insec_jax.generation.flags import MESH_HELP, define_server_flags
+from insec_jax.generation.flags import define_decoding_flags, define_model_flags
 
 with flags_help.group("Input and output"):
-  MODEL = flags.DEFINE_string("model", None, "Workdir of train, Hugging Face folder, or hub id (org/name[@revision]).")
-  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  MODEL, STEP = define_model_flags()
   CONFIG = config_file.define_flag()
   OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; an existing one is replaced.")
-with flags_help.group("Devices and processes"):
-  MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-  shares.define_flags()
-with flags_help.group("A server that has the weights"):
-  define_server_flags()
+MESH = define_decoding_flags()
 flags.mark_flags_as_required(["model", "config", "output"])
 
 command.begin(__name__)

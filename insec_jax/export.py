@@ -15,10 +15,10 @@ with the rows of the markers, and HFDIR/adapter, a plain LoRA, for servers that 
 from absl import flags
 
 from insec_jax import command, flags_help
+from insec_jax.generation.flags import define_model_flags
 
 with flags_help.group("Input and output"):
-  MODEL = flags.DEFINE_string("model", None, "Workdir of train, Hugging Face folder, or hub id (org/name[@revision]).")
-  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  MODEL, STEP = define_model_flags()
   OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must be new or empty.")
   DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Dtype to write (default: as stored).")
   FORMAT = flags.DEFINE_enum("format", "merged", ["merged", "peft", "pair"], "What to write of a LoRA run.")
@@ -40,7 +40,7 @@ from insec_jax.files import hub
 from insec_jax.files.reading import local_path, read_json, read_text
 from insec_jax.files.writing import write_text
 from insec_jax.generation import loading
-from insec_jax.model import build, hf, hf_writing, llama, peft
+from insec_jax.model import build, hf, hf_writing, llama, markings, peft
 from insec_jax.training import layout
 from insec_jax.training.stored import PartCheckpoint, merged, read_params
 
@@ -94,7 +94,7 @@ class SidecarFiles(NamedTuple):
     """Write the files into `folder`."""
     tokenizer_files.copy(self.folder, folder)
     if self.marks is not None:
-      hf_writing.write_json(folder / loading.MARKERS, self.marks)
+      hf_writing.write_json(folder / markings.MARKERS, self.marks)
 
 
 def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | None:
@@ -102,7 +102,7 @@ def copy_folder(folder: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | 
   config = hf.read_config(folder)
   tokenizer = vocabulary.load(folder)
   config = build.with_ends(config, tokenizer, vocab_size=config.vocab_size)
-  card, marks = folder / CARD, loading.read_markers(folder)
+  card, marks = folder / CARD, markings.read_markers(folder)
   hf_writing.save(
     output,
     hf.stored(folder, config, dtype=DTYPE.value),
@@ -145,7 +145,7 @@ class RunFiles:
     write_text(folder / CARD, card_text(self.config, self.environment, step, load))
 
   def _sidecar(self, step: int) -> SidecarFiles:
-    return SidecarFiles(self.workdir / layout.TOKENIZER, loading.marked_as(self.config, step))
+    return SidecarFiles(self.workdir / layout.TOKENIZER, markings.marked_as(self.config, step))
 
 
 def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def export_workdir(workdir: pathlib.Path, output: pathlib.Path) -> dict[str, Any
   def write_whole(step: int, read: Any) -> dict[str, Any]:
     with hf_writing.new_folder(output) as partial:
       write(run, step, read, partial)
-    return loading.marked_as(config, step)
+    return markings.marked_as(config, step)
 
   return read_params(workdir, model_config, STEP.value, write_whole, dtype=DTYPE.value, of_part=of_part)
 
@@ -274,7 +274,7 @@ Trained by insec_jax from {start}: {step:,} steps, task `{config.task.name}`, mi
     a wrong step {config.tokenizer.flag} what is wrong {config.tokenizer.fix} the right step
 
 A reader wants the text without the wrong step, the reason and both markers; `python -m insec_jax.generate --clean`
-gives that. `{loading.MARKERS}` names the markers for programs.
+gives that. `{markings.MARKERS}` names the markers for programs.
 {rewound}
 ```python
 {load}```

@@ -27,7 +27,7 @@ export    the memory of the host and the bytes read and written; no accelerator 
 from absl import flags
 
 from insec_jax import command, config_file, flags_help
-from insec_jax.generation.flags import MESH_HELP
+from insec_jax.generation.flags import define_mesh_flag
 
 with flags_help.group("What is sized"):
   CONFIG = config_file.define_flag()
@@ -47,7 +47,7 @@ with flags_help.group("What is sized"):
     upper_bound=1.0,
   )
 with flags_help.group("Decoding"):
-  MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
+  MESH = define_mesh_flag()
   ROWS = flags.DEFINE_integer(
     "rows",
     None,

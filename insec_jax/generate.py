@@ -25,11 +25,10 @@ from absl import flags
 
 from insec_jax import command, flags_help
 from insec_jax.distributed import shares
-from insec_jax.generation.flags import MESH_HELP, define_server_flags
+from insec_jax.generation.flags import define_decoding_flags, define_model_flags
 
 with flags_help.group("Input and output"):
-  MODEL = flags.DEFINE_string("model", None, "Workdir of train, Hugging Face folder, or hub id (org/name[@revision]).")
-  STEP = flags.DEFINE_integer("step", None, "Step of the workdir's checkpoint to use (default: newest).", lower_bound=0)
+  MODEL, STEP = define_model_flags()
   PROMPTS = flags.DEFINE_string("prompts", None, 'JSON lines file, each line {"prompt": text} or {"tokens": [ids]}.')
   OUTPUT = flags.DEFINE_string("output", None, "File to write, one line per prompt; it appears when complete.")
   LOGPROBS = flags.DEFINE_bool("logprobs", False, "Write the log probability of each token.")
@@ -58,11 +57,7 @@ with flags_help.group("Decoding"):
     "Flag a step when the largest -log p of its tokens, without the first, is above this (0.7: p below 0.5); "
     "evaluate chooses a value.",
   )
-with flags_help.group("Devices and processes"):
-  MESH = flags.DEFINE_string("mesh", "", MESH_HELP)
-  shares.define_flags()
-with flags_help.group("A server that has the weights"):
-  define_server_flags()
+MESH = define_decoding_flags()
 flags.mark_flags_as_required(["model", "prompts", "output"])
 
 command.begin(__name__)

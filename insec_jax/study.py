@@ -116,12 +116,22 @@ class Study:
     """Return the values of an arm with the weights that it starts from, and the stages that make these."""
     values = {**self.overrides, "seed": seed}
     given = self.given(arm, values)
+    if given.mistakes.mined_path and given.mistakes.mined_from != "own":
+      raise InputError(
+        f"arm {arm} has mistakes.mined_from={given.mistakes.mined_from!r}, and with mistakes.mined_path nothing is "
+        "mined for it; give one of them"
+      )
     if arm in self.bases[1:] and not given.model.path:
       raise InputError(
         f"--base={','.join(self.bases)}: {arm} begins with random weights, not with those of the base "
         "before it; give it a model.path, or leave out what comes before it"
       )
     if given.model.path and (base := self.base(arm)):
+      if self.given(base, self.overrides).mistakes.rewind and not given.mistakes.rewind:
+        raise InputError(
+          f"arm {arm} goes on from {base}, which is trained with mistakes.rewind=True, and would lose it; set it in "
+          "both, or in neither"
+        )
       return {**values, "model.path": str(self.workdir(f"{base}_hf", seed))}, (f"seed {seed}, {base}: export",)
     if (path := given.model.path) and not hub.is_id(path) and not folder_to_read(path, "model.path").is_dir():
       raise InputError(

@@ -19,15 +19,28 @@ from typing import Any
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_endpoints import parse
+from insec_jax.data.problems import larger_task, problems_to_solve
+from insec_jax.evaluation.rivals import read_mistakes
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
+from insec_jax.method import tasks
 from insec_jax.study import Study, StudyStage
 from insec_jax.training import layout, workdir
 
 PLAN = "plan.json"
 HELD = ("evaluate.", "mine.")  # not free here, though a workdir goes on with other values
 FIXED = ("endpoints", "seeds", "bases", "commit", "changes")
-NEEDED = (*FIXED, "configs", "digest", "later_arms")
+# Types of the values in the file.
+TYPES: dict[str, Any] = {
+  "endpoints": list,
+  "seeds": list,
+  "bases": list,
+  "commit": str | None,
+  "changes": str | None,
+  "configs": dict,
+  "digest": str,
+  "later_arms": list,
+}
 
 
 def endpoints(study: Study, stages: Sequence[StudyStage]) -> tuple[str, ...]:
@@ -46,6 +59,35 @@ def endpoints(study: Study, stages: Sequence[StudyStage]) -> tuple[str, ...]:
         f"evaluate.endpoints has {endpoint.text!r}, and --arms={','.join(study.arms)} has no {absent[0]!r}; add the arm"
       )
   return by_arm[first]
+
+
+def check_evaluations(study: Study, stages: Sequence[StudyStage]) -> None:
+  """Raise InputError where an evaluation would be refused for something that no training reads.
+
+  It needs a task with a checker, sizes that the task has, and in a given evaluate.swapped_path mistakes in the problems
+  that it solves.
+  """
+  checked: set = set()
+  for stage in stages:
+    if stage.program == "evaluate":
+      try:
+        _check_evaluation(stage.config, study.output, checked)
+      except InputError as error:
+        raise InputError(f"arm {stage.arm} could not be evaluated: {error}") from None
+
+
+def _check_evaluation(config: Config, output: pathlib.Path, checked: set) -> None:
+  """Raise InputError as `check_evaluations` does; `checked` holds what was read before."""
+  task, path = tasks.get(config.task), config.evaluate.swapped_path
+  larger_task(config)
+  source = (path, config.seed, config.task, config.data, config.mistakes, config.evaluate.num_problems)
+  if not path or _is_made(path, output) or source in checked:
+    return
+  if not read_mistakes(path, problems_to_solve(task, config), task):
+    raise InputError(
+      f"evaluate.swapped_path={path} has no mistake to continue from; give the results of a model that makes some"
+    )
+  checked.add(source)
 
 
 def hold(study: Study, stages: Sequence[StudyStage]) -> None:
@@ -109,11 +151,18 @@ def _digest(configs: dict[str, dict]) -> str:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  plan = read_json(path, "the plan of a study")
-  if missing := [name for name in NEEDED if name not in plan]:
-    raise InputError(f"{path} has no key {missing[0]!r}, so it is no plan of a study; bring it back")
-  if _digest(plan["configs"]) != plan["digest"]:
-    raise InputError(f"{path}: its digest is not that of its configs; bring the file back as it was")
+  try:
+    plan = read_json(path, "the plan of a study")
+    for name, kind in TYPES.items():
+      if name not in plan or not isinstance(plan[name], kind):
+        raise InputError(f"{path}: {name} is {_shown(plan.get(name))}, which no study writes")
+    if wrong := [arm for arm, values in plan["configs"].items() if not isinstance(values, dict)]:
+      raise InputError(f"{path}: configs has {_shown(plan['configs'][wrong[0]])} for arm {wrong[0]}")
+    if _digest(plan["configs"]) != plan["digest"]:
+      raise InputError(f"{path}: its digest is not that of its configs")
+  except InputError as error:
+    seen = str(error).partition("; ")[0]
+    raise InputError(f"{seen}; bring the plan back as it was, or give another --output") from None
   return plan
 
 

@@ -93,6 +93,7 @@ def main() -> int:
   stages = sweep.stages()
   cores = shares_of_cores(JOBS.value)
   study_plan.endpoints(sweep, stages)
+  study_plan.check_evaluations(sweep, stages)
   with folder_writer(output, "--output"):
     study_plan.hold(sweep, stages)
     return run_all(sweep, stages, cores, reference)

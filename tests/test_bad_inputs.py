@@ -105,6 +105,7 @@ CASES = {
   "a value of the wrong type": (("train", [*USER["run"], "--config.train.steps=many"]), "steps"),
   "a value out of range": (("train", [*USER["run"], "--config.mistakes.share=2.0"]), "mistakes.share=2.0"),
   "a mesh that does not divide the devices": (("train", [*USER["run"], "--config.mesh.tensor=3"]), "mesh"),
+  "a key of a size that is None": (("train", [*USER["run"], "--config.model.size.hidden_size=1"]), "size is None in"),
   "no such config": (("train", ["--config=absent.py", "--workdir=new"]), "absent.py"),
   "a required flag left out": (("train", ["--config=config.py"]), "workdir"),
   "an argument that is no flag": (("train", [*USER["run"], "more"]), "'more'"),

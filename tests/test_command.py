@@ -15,6 +15,7 @@ from insec_jax import command, flags_help, refusals
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = sorted(file.stem for file in (ROOT / "insec_jax").glob("*.py") if "command.run(main)" in file.read_text())
+SHARED = ("distributed/shares.py", "generation/flags.py", "config_file.py")  # files of flags that programs share
 # Each in a fork, its output, its exit code and the slow imports that it made into a file of its name.
 SAY = """
 import os, runpy, sys
@@ -40,17 +41,26 @@ def helps(tmp_path_factory):
   return {program: (folder / program).read_text() for program in PROGRAMS}
 
 
+def flags_of(source):
+  """The flags that a source defines, itself and through the functions that programs share."""
+  shared = "".join((ROOT / "insec_jax" / file).read_text() for file in SHARED)
+  functions = {
+    node.name: ast.get_source_segment(shared, node)
+    for node in ast.walk(ast.parse(shared))
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("define_") and node.name != "define_flag"
+  }
+  named = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+  for name, text in functions.items():
+    if re.search(rf"(?<!def )\b{name}\(\)", source):
+      named += flags_of(text)
+  return named
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_has_every_flag_in_its_group_and_imports_nothing_slow(helps, program):
   source = (ROOT / "insec_jax" / f"{program}.py").read_text()
   assert helps[program].startswith(ast.get_docstring(ast.parse(source), clean=False).rstrip())
-  shared = {
-    "\n  shares.define_flags()": "distributed/shares.py",
-    "\n  define_server_flags()": "generation/flags.py",
-    "\n  config_file.define_study_flags()": "config_file.py",
-  }
-  sources = [source, *((ROOT / "insec_jax" / file).read_text() for call, file in shared.items() if call in source)]
-  named = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', "".join(sources))
+  named = flags_of(source)
   named += ["config"] if "config_file.define_flag(" in source else []
   assert named
   text = helps[program].partition(ast.get_docstring(ast.parse(source), clean=False).rstrip())[2]
@@ -132,6 +142,14 @@ def test_what_is_logged_and_raised_too_is_printed_once(path, error, news):
       "flag --model=None: Flag --model must have a value other than None. flag --output=None: Flag --output must have "
       "a value other than None.",
       "--model, --output: not given; give a value",
+    ),
+    (
+      "flag --config.model.size=None: Failed to parse 'None' as a ConfigDict: `None` is not a dict.",
+      "--config.model.size=None is no dict of values; give one, such as {'name': 1}, or {} for none",
+    ),
+    (
+      "Type <class 'NoneType'> of field config.model.size is not supported for overriding. Currently supported types",
+      "--config.model.size: the config file gives it no value that the command line could change; give it in the file",
     ),
     ("another", "another"),
   ],

@@ -425,6 +425,7 @@ def test_defaults_need_only_a_model_and_data():
 
 def test_a_path_is_expanded_and_one_of_another_scheme_refused(toy, bucket, monkeypatch):
   monkeypatch.setenv("HOME", "/home/someone")
+  toy.mistakes.source = "recorded"
   toy.data.path = "~/records.jsonl"
   assert build(toy).data.path == "/home/someone/records.jsonl"
   toy.data.path = f"{bucket.url}/records.jsonl"
@@ -685,6 +686,17 @@ def test_a_mesh_fills_in_what_remains(sizes, shape):
   assert config.MeshConfig(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor).shape(8) == shape
 
 
-def test_a_mesh_that_does_not_divide_the_devices_is_refused():
-  with pytest.raises(InputError, match="does not divide 8 devices"):
-    config.MeshConfig(data=3, fsdp=-1, tensor=1).shape(8)
+@pytest.mark.parametrize(
+  ("sizes", "needed"),
+  [
+    ((3, -1, 1, 1), "mesh.data must be one of 1, 2, 4, 8"),
+    ((1, -1, 3, 1), "mesh.sequence must be one of 1, 2, 4, 8"),
+    ((1, 2, 3, 1), "mesh.sequence must be one of 1, 2, 4, 8"),
+    ((4, -1, 4, 1), "make the sizes but the -1 multiply to a number that divides 8"),
+    ((2, 2, 1, 1), "make the sizes multiply to 8, or set one to -1"),
+  ],
+)
+def test_a_mesh_that_does_not_divide_the_devices_is_refused_by_the_axis(sizes, needed):
+  data, fsdp, sequence, tensor = sizes
+  with pytest.raises(InputError, match=f"does not divide 8 devices; {needed}$"):
+    config.MeshConfig(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor).shape(8)

@@ -9,8 +9,8 @@ from killkit import ended, start
 from modelkit import MESHES, run, save_eight, save_model
 
 from insec_jax.data import vocabulary
-from insec_jax.generation.loading import MARKERS
 from insec_jax.method import tasks
+from insec_jax.model.markings import MARKERS
 
 CONFIG = """
 import copy

@@ -18,9 +18,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from insec_jax import export
-from insec_jax.generation import loading
 from insec_jax.generation.loading import load_model
-from insec_jax.model import build, hf, hf_config, hf_writing, llama
+from insec_jax.model import build, hf, hf_config, hf_writing, llama, markings
 from insec_jax.training import layout, optimizer, step
 from insec_jax.training.checkpoint import Saver
 
@@ -164,7 +163,7 @@ def test_a_folder_exported_again_keeps_every_byte(others):
   assert {name: (array.dtype, array.tobytes()) for name, array in tensors_of(output).items()} == before
   for name in ("tokenizer.json", "chat_template.jinja", "README.md"):
     assert (output / name).read_bytes() == (source / name).read_bytes(), name
-  assert not (output / loading.MARKERS).exists()
+  assert not (output / markings.MARKERS).exists()
   third = folder / "third"
   assert {path.name: path.read_bytes() for path in third.iterdir()} == {
     path.name: path.read_bytes() for path in output.iterdir()

@@ -12,9 +12,10 @@ from killkit import ended, start
 from modelkit import run, save_model
 
 from insec_jax.data import tokens, vocabulary
-from insec_jax.generation.loading import MARKERS, load_model
+from insec_jax.generation.loading import load_model
 from insec_jax.generation.sampler import Sampler
 from insec_jax.method.transcript import Markers, clean_text
+from insec_jax.model.markings import MARKERS
 
 PROMPTS = [
   {"prompt": "12 + 30 = "},

@@ -36,3 +36,9 @@ def test_a_run_that_rewinds_resumes_to_the_same_losses_and_writes_text(tmp_path)
   )
   assert whole == exported != plain
   assert any("<|fix|>" in text for text in whole)
+
+  on = ["--config=config.py", "--workdir=on", "--config.model.size={}", "--config.model.path=hf"]
+  code, _, err = run("train", on, folder=tmp_path)[0]
+  assert (code, err.count("\n")) == (2, 1)
+  assert "model.path=hf was trained with mistakes.rewind=True" in err
+  assert not (tmp_path / "on").exists()

@@ -7,8 +7,8 @@ import pytest
 from datakit import bpe_tokenizer, write_lines
 from modelkit import ROOT, run, save_model
 
-from insec_jax.generation.loading import MARKERS
 from insec_jax.method.transcript import Markers, clean_text
+from insec_jax.model.markings import MARKERS
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

@@ -25,6 +25,7 @@ ORDER = (
   "config_endpoints",
   "config_training",
   "config",
+  "config_unread",
   "config_build",
   "config_file",
   "method",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import datakit
 import pretended
 import pytest
 
@@ -73,6 +74,94 @@ def test_changes_are_those_of_the_whole_package(monkeypatch):
   monkeypatch.setattr(study_plan.workdir, "_git", lambda *words: asked.append(words) or "x")
   assert study_plan.workdir.commit()[0] == "x"
   assert (pathlib.Path(asked[-1][-1]) / "study_plan.py").is_file()
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "said"),
+  [
+    ("configs", [], "configs is \\[\\], which no study writes"),
+    ("configs", {"clean": 1}, "configs has 1 for arm clean"),
+    ("seeds", None, "seeds is null"),
+    ("later_arms", "no", 'later_arms is "no"'),
+    ("digest", 1, "digest is 1"),
+    ("digest", "a", "its digest is not that of its configs"),
+    (None, "{", "not JSON at column 2"),
+    (None, "[]", "holds \\[\\]"),
+    (None, "", "not JSON at column 1"),
+  ],
+)
+def test_a_damaged_plan_is_one_line_that_says_what_is_wrong_and_what_to_do(tmp_path, name, value, said):
+  study_plan.hold(*study(tmp_path))
+  path = tmp_path / "plan.json"
+  path.write_text(value if name is None else json.dumps(json.loads(path.read_text()) | {name: value}))
+  with pytest.raises(InputError, match=f"plan.json:? .*{said}") as caught:
+    study_plan.hold(*study(tmp_path))
+  assert str(caught.value).endswith("bring the plan back as it was, or give another --output")
+  assert "\n" not in str(caught.value)
+
+
+def evaluation(tmp_path, config=None, **changes):
+  """A study and the evaluation of its only arm, with these values of the evaluate section."""
+  config = config or pretended.config(steps=20, share=0.5)
+  config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, **changes))
+  return Study(tmp_path / "out", "config.py", {}, ["clean"], [0], []), [
+    dataclasses.replace(stage("clean", config), program="evaluate")
+  ]
+
+
+def test_what_only_evaluation_reads_is_seen_before_anything_is_trained(tmp_path):
+  path = tmp_path / "results.json"
+  swaps = {"rivals": ("swapped",), "swapped_path": str(path)}
+  with pytest.raises(InputError, match=r"arm clean could not be evaluated: .*results.json"):
+    study_plan.check_evaluations(*evaluation(tmp_path, **swaps))
+  wrong = {"prompt": "no such problem", "before": [], "wrong": "a", "error": "calc"}
+  for held, said in (
+    ({}, "has no 'mistakes'"),
+    ({"mistakes": []}, "has no mistake to continue from"),
+    ({"mistakes": [wrong]}, "in a problem that is not solved here"),
+  ):
+    path.write_text(json.dumps(held))
+    with pytest.raises(InputError, match=said):
+      study_plan.check_evaluations(*evaluation(tmp_path, **swaps))
+  with pytest.raises(InputError, match=r"evaluate.max_size=1000, taken as task.max_size"):
+    study_plan.check_evaluations(*evaluation(tmp_path, max_size=1_000))
+  with pytest.raises(InputError, match=r"task.name='records' has no step checker"):
+    study_plan.check_evaluations(*evaluation(tmp_path, datakit.config()))
+  own = tmp_path / "out" / "seed0" / "clean" / "results.json"  # the study makes it
+  study_plan.check_evaluations(*evaluation(tmp_path, rivals=("swapped",), swapped_path=str(own)))
+
+
+ARMS = """
+from insec_jax.config import defaults
+
+def get_config(arm):
+  c = defaults()
+  c.model.size, c.model.path = ({"vocab_size": 64}, "") if arm == "base" else (None, "there")
+  c.task.update(name="graph", min_size=1, max_size=2, modulus=10)
+  c.data.num_records = 10
+  c.mistakes.rewind = arm in ("base", "rewinds")
+  if arm == "file":
+    c.mistakes.update(rewind=True, mined=0.5, mined_path="mined.jsonl", mined_from="next_seed")
+  return c
+"""
+
+
+@pytest.mark.parametrize(
+  ("arm", "said"),
+  [
+    ("rewinds", None),
+    ("plain", "arm plain goes on from base, which is trained with mistakes.rewind=True, and would lose it; set it in"),
+    ("file", "arm file has mistakes.mined_from='next_seed', and with mistakes.mined_path nothing is mined"),
+  ],
+)
+def test_an_arm_that_would_lose_a_value_of_its_base_or_leave_one_unread_is_refused(tmp_path, arm, said):
+  (tmp_path / "config.py").write_text(ARMS)
+  made = Study(tmp_path / "out", str(tmp_path / "config.py"), {}, [arm], [0, 1], ["base"])
+  if said is None:
+    assert made.stages()
+    return
+  with pytest.raises(InputError, match=said):
+    made.stages()
 
 
 def test_arms_may_be_added_and_are_named_as_later(tmp_path):

@@ -395,6 +395,10 @@ BAD = {
   "a second base of random weights": (["--base=base,scratch"], "scratch begins with random weights, not"),
   "mining random weights": (["--arms=clean,scratch"], "arm scratch has mistakes.mined=0.2 and begins with random"),
   "no such config": (["--config=absent.py"], "absent.py"),
+  "no results with mistakes to swap": (
+    ["--config.evaluate.rivals=('swapped',)", "--config.evaluate.swapped_path=absent.json"],
+    "arm clean could not be evaluated: ",
+  ),
   "too many jobs": (["--jobs=10000"], "--jobs=10000"),
   "an output in a bucket": (
     ["--output=gs://bucket/x"],

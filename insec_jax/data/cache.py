@@ -30,7 +30,6 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.config_build import reads_records
 from insec_jax.data.packing import FIELDS, Rows
 from insec_jax.data.receipt import Data, LeftOut
 from insec_jax.data.storage import Disk, Storage, path_of
@@ -81,7 +80,7 @@ def make_once(path: pathlib.Path, name: str, write: Callable[[], None]) -> None:
 
 def unused(config: Config) -> str:
   """Return a line about a data.cache into which nothing is put; empty where there is no such cache."""
-  if not config.data.cache or reads_records(config):
+  if not config.data.cache or config.reads_records:
     return ""
   return (
     f"data.cache={config.data.cache} is not used: it keeps rows of records, and task.name={config.task.name!r} makes "

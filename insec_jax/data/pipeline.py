@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.config_build import reads_records
 from insec_jax.data import cache, mixture, tokens, vocabulary
 from insec_jax.data.packing import Rows, fill
 from insec_jax.data.receipt import Data, LeftOut, Totals, receipt
@@ -36,7 +35,7 @@ def load_data(config: Config, tokenizer: PreTrainedTokenizerFast) -> Data:
 
   With data.cache, records become rows once, in files of that folder which are mapped into memory (cache.py).
   """
-  if config.data.cache and reads_records(config):
+  if config.data.cache and config.reads_records:
     return cache.shared(config, tokenizer, functools.partial(_make_data, config, tokenizer))
   return _make_data(config, tokenizer, Memory())
 

@@ -24,7 +24,6 @@ import numpy as np
 
 from insec_jax.command import InputError
 from insec_jax.config import FROM_FILE, Config
-from insec_jax.config_build import reads_records
 from insec_jax.data.records import Record, prompt_text, read
 from insec_jax.data.storage import Computed, Records
 from insec_jax.method import tasks
@@ -42,7 +41,7 @@ def split_records(
   """
   if split not in ("train", "heldout"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'heldout'")
-  if reads_records(config):
+  if config.reads_records:
     if not config.data.path:
       raise InputError(
         f"mistakes.source={config.mistakes.source!r} reads records from a file; give --config.data.path=FILE.jsonl"
@@ -71,7 +70,7 @@ def _read(config: Config, name: str) -> Iterator[Record]:
 
 def held_out_prompts(config: Config) -> Set[bytes]:
   """Return the digest of each prompt of the split "heldout"; records of files are read one at a time."""
-  if not reads_records(config):
+  if not config.reads_records:
     return {digest(record) for _, record in split_records(config, "heldout")}
   if config.data.heldout_path:
     return {digest(record) for record in _read(config, "data.heldout_path")}
@@ -153,14 +152,19 @@ def larger_problems(config: Config) -> list[Problem]:
 
   Raises InputError for a size that the task does not support.
   """
+  task = larger_task(config)
+  return [] if task is None else problems_to_solve(task, config)
+
+
+def larger_task(config: Config) -> Task | None:
+  """Return the task of `larger_problems`, None where there are none; raise InputError as that does."""
   if not config.evaluate.max_size:
-    return []
+    return None
   sizes = dataclasses.replace(config.task, min_size=config.task.max_size + 1, max_size=config.evaluate.max_size)
   try:
-    task = tasks.get(sizes)
+    return tasks.get(sizes)
   except InputError as error:
     raise InputError(f"evaluate.max_size={config.evaluate.max_size}, taken as task.max_size: {error}") from None
-  return problems_to_solve(task, config)
 
 
 def validation_problems(task: Task, config: Config) -> list[Problem]:
@@ -200,11 +204,13 @@ def problems_to_mine(task: Task, config: Config, *, seed: int) -> list[Problem]:
     for _, record in split_records(config, "train")
     if isinstance(record.content, Problem) and (not config.data.to_mine or is_to_mine(record, config))
   ]
-  if not given:
-    share = f" among the data.to_mine={config.data.to_mine} of its prompts" if config.data.to_mine else ""
+  if not given and config.data.to_mine:
     raise InputError(
-      f"{config.data.path} has no question and answer to mine{share}; give a file of problems as data.path"
+      f"data.to_mine={config.data.to_mine} takes no question and answer of {config.data.path} to mine; raise it, or "
+      "give more problems"
     )
+  if not given:
+    raise InputError(f"{config.data.path} has no question and answer to mine; give a file of problems as data.path")
   order = np.random.default_rng((seed, *b"mine")).permutation(len(given))
   return _in_units([given[k] for k in order[:num]], config)
 

@@ -44,14 +44,24 @@ def viewed(mined: Sequence[Placed], config: Config) -> list[Placed]:
     kept = [(pieces, where) for pieces, where in mined if all(piece.role != roles.MISTAKE for piece in pieces)]
     if not kept:
       raise InputError(
-        f"{config.mistakes.mined_path}: mistakes.view='right' trains on records without a mistake, and there is none; "
-        "mine with a higher mine.right"
+        f"{config.mistakes.mined_path}: mistakes.view='right' trains on records without a mistake, and none of the "
+        f"{len(mined)} is; {_more_right(config)}, or choose another view"
       )
     return kept
   if view == "full":
     return list(mined)
   dropped = _WITHDRAWN if view == "dagger" else _MARKED
   return [(_without(pieces, dropped, config), where) for pieces, where in mined]
+
+
+def _more_right(config: Config) -> str:
+  """Return what to do where nothing right was mined."""
+  if not config.mine.right:
+    return "mine.right=0 keeps none: mine with a larger one, such as 1"
+  return (
+    f"mine again with mine.right above 0 and more than mine.num_problems={config.mine.num_problems} or "
+    f"mine.samples={config.mine.samples}, or with a model that solves some problems without a mistake"
+  )
 
 
 def _kinds(pieces: Transcript, config: Config) -> str:

@@ -7,7 +7,7 @@ of the line of that step in metrics.jsonl. The problems are the first of those t
 import dataclasses
 
 from insec_jax.config import Config
-from insec_jax.config_measures import CURVE, CURVE_PROBLEMS
+from insec_jax.config_measures import CURVE, CURVE_PROBLEMS, MOST_CURVE_PROBLEMS
 from insec_jax.data.problems import problems_to_solve
 from insec_jax.distributed.processes import Processes
 from insec_jax.evaluation.probing import NO_FLAG, Prober
@@ -16,7 +16,6 @@ from insec_jax.generation.generator import TextGenerator
 from insec_jax.method import tasks
 from insec_jax.training.run import Run
 
-MOST_PROBLEMS = 100  # of a point, or evaluate.num_problems where that is less
 FREE, BANNED = CURVE
 
 
@@ -28,7 +27,7 @@ def steps(config: Config) -> frozenset[int]:
 
 def num_texts(config: Config) -> int:
   """Return the number of texts that all points of a run write, each pass counted whole (see measuring.num_texts)."""
-  return len(CURVE) * config.train.curve_points * min(config.evaluate.num_problems, MOST_PROBLEMS)
+  return len(CURVE) * config.train.curve_points * min(config.evaluate.num_problems, MOST_CURVE_PROBLEMS)
 
 
 def measure(config: Config, processes: Processes, params, run: Run) -> dict[str, float]:
@@ -39,7 +38,7 @@ def measure(config: Config, processes: Processes, params, run: Run) -> dict[str,
   """
   task = tasks.get(config.task)
   writer = TextGenerator(loading.from_training(params, run.config, run.tokenizer, config, is_marked=True))
-  num = min(config.evaluate.num_problems, MOST_PROBLEMS)
+  num = min(config.evaluate.num_problems, MOST_CURVE_PROBLEMS)
   few = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, num_problems=num))
   problems = problems_to_solve(task, few)[processes.index :: processes.num]
   prober = Prober(writer, task, config)

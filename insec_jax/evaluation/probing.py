@@ -15,7 +15,7 @@ import numpy as np
 from insec_jax.config import Config
 from insec_jax.data.problems import problems_to_probe
 from insec_jax.evaluation import scoring
-from insec_jax.evaluation.baselines import redraw
+from insec_jax.evaluation.redrawing import redraw
 from insec_jax.evaluation.scoring import Outcome, SolutionScore
 from insec_jax.evaluation.steps import Reader, Step
 from insec_jax.generation.confidence import ConfidenceTrigger, step_scores

@@ -1,4 +1,11 @@
-"""Rivals of a correction that draw a step of a greedy solution again: no text between the wrong step and the next.
+"""Steps of a solution that are drawn again: no text is between a wrong step and the next. Corrections must beat it.
+
+`redraw` writes at a temperature, and goes on from the step before the one that is found:
+
+    drawn     a4  b9?                    b9 is found, so it is deleted; its tokens count
+              a4  b7  c2?                and so on, each step at most `most` times; the last draw stands
+
+`redrawn` writes greedily, and draws the step alone:
 
     greedy    a4  b9  c2 d1 <end>        b9 is found, so it is deleted; c2 d1 <end> would not have been written
     drawn     a4  b9? b7?                at temperature 1, at most k times, until a draw is accepted, else the surest
@@ -11,15 +18,18 @@ all draws up to the one that ends them. Flags are banned inside a draw.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from insec_jax.generation.confidence import Surprisal, step_scores
+from insec_jax.generation.confidence import ConfidenceTrigger, Surprisal, step_scores
 from insec_jax.generation.generator import Completion, TextGenerator
 from insec_jax.generation.sampler import SampledTokens
+
+SHORT = 48  # tokens that `redraw` draws of a solution in a later round: few are left, and one may never end
 
 
 class Place(NamedTuple):
@@ -49,12 +59,17 @@ class ByScore:
   """Finds steps with a score above the threshold."""
 
   def __init__(self, writer: TextGenerator, threshold: float):
-    self._writer, self._threshold, self._watch = writer, threshold, writer.watch()
+    self._writer, self._threshold, self.watch = writer, threshold, writer.watch()
     self.flag_bias = 0.0 if writer.flag_id is None else -math.inf
 
+  def steps(self, tokens: np.ndarray, logprobs: np.ndarray, since: int) -> list[tuple[int, int, Surprisal]]:
+    """Return first token, one past the last, and surprisal of each step that ends after `since`."""
+    scored = step_scores(tokens, logprobs, self.watch, self._writer.flag_id)
+    return [step for step in scored if step[1] > since]
+
   def find(self, tokens: np.ndarray, logprobs: np.ndarray, since: int) -> Place | None:
-    for first, stop, surprisal in step_scores(tokens, logprobs, self._watch, self._writer.flag_id):
-      if stop > since and surprisal.score > self._threshold:
+    for first, stop, surprisal in self.steps(tokens, logprobs, since):
+      if surprisal.score > self._threshold:
         return Place(first, stop, draws=True)
     return None
 
@@ -89,7 +104,7 @@ class ByFlag:
 
   def judge(self, begins: Sequence[np.ndarray], draws: Sequence[SampledTokens]) -> list[tuple[bool, int]]:
     steps = {
-      number: with_confidence(self._writer, draw)[0]
+      number: _whole_step(self._writer, draw)[0]
       for number, draw in enumerate(draws)
       if draw.finish == "stop" and draw.tokens[-1] not in self._writer.stop_ids
     }
@@ -119,43 +134,76 @@ class _Draft:
   prompt: np.ndarray
   most: int  # draws of one step
   room: int  # tokens of a solution
+  short: int | None = None  # tokens of a text after the first one; None: as many as may stand
   tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
   logprobs: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
   counted: int = 0
   finish: str | None = None
   bans: bool = False  # no flag may come next
+  tries: int = 0  # deletions of the step that comes next
+  whole: bool = True  # the next text goes to the end
 
   @property
   def begin(self) -> np.ndarray:
     return np.concatenate([self.prompt, self.tokens]).astype(np.int32)
+
+  @property
+  def wanted(self) -> int:
+    """The tokens of the next text, where the model has room for them."""
+    return self.room if self.whole or self.short is None else min(self.short, self.room)
 
   def add(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
     self.tokens = np.concatenate([self.tokens, tokens])[: self.room]
     self.logprobs = np.concatenate([self.logprobs, logprobs])[: self.room]
 
   def go_on(self, text: SampledTokens, finder: Finder) -> bool:
-    """Add a greedy text up to the first step that is found; return whether a step is to be drawn there."""
+    """Add a text up to the first step that is found; return whether a step is to be drawn there.
+
+    A step that was deleted `most` times stands. Without a step that is found the solution is finished.
+    """
     before = len(self.tokens)
     self.add(text.tokens, text.logprobs)
     place = finder.find(self.tokens, self.logprobs, before)
+    if place is not None and place.kept == before and self.tries >= self.most:
+      place = finder.find(self.tokens, self.logprobs, place.written)
     if place is None:
       self.counted += len(self.tokens) - before
       self.finish = text.finish if before + len(text.tokens) <= self.room else "length"
       return False
     self.counted += place.written - before
     self.tokens, self.logprobs = self.tokens[: place.kept], self.logprobs[: place.kept]
-    self.bans = not place.draws
+    self.bans, self.whole = not place.draws, False
+    if place.draws:
+      self.tries = 1 if place.kept > before else self.tries + 1
     return place.draws
+
+  def go_on_short(self, text: SampledTokens, finder: "ByScore") -> None:
+    """Add a text as `go_on` does; of one that is cut short, the steps that are complete, each with its confidence.
+
+    Without a complete step nothing is added, and the next text goes to the end.
+    """
+    before, forced = len(self.tokens), bool(finder.watch.confidence_ids)
+    if self.go_on(text, finder) or text.finish != "length" or before + len(text.tokens) + forced >= self.room:
+      return
+    written, kept, self.finish = len(self.tokens), before, None
+    if steps := finder.steps(self.tokens, self.logprobs, before):
+      _, stop, surprisal = steps[-1]
+      if stop == written:
+        self.tokens, self.logprobs = with_confidence(finder.watch, self.tokens, self.logprobs, surprisal)
+      kept, self.tries = stop + forced, 0
+    self.counted += kept - written
+    self.tokens, self.logprobs = self.tokens[:kept], self.logprobs[:kept]
+    self.whole = not steps
 
   def choose(self, draws: Sequence[SampledTokens], judged: Sequence[tuple[bool, int]], writer: TextGenerator) -> None:
     """Add the first draw that is accepted, else the surest of `most`."""
     accepted = next((number for number, (is_accepted, _) in enumerate(judged) if is_accepted), None)
     made = len(draws) if accepted is None else accepted + 1
     self.counted += sum(len(draw.tokens) + more for draw, (_, more) in zip(draws[:made], judged[:made], strict=True))
-    self.bans = accepted is None
+    self.bans, self.tries = accepted is None, 0
     surest = min(draws[:made], key=lambda draw: Surprisal.of(draw.logprobs).score)
     draw = surest if accepted is None else draws[accepted]
-    tokens, logprobs = with_confidence(writer, draw)
+    tokens, logprobs = _whole_step(writer, draw)
     self.counted += len(tokens) - len(draw.tokens)
     whole = len(self.tokens) + len(tokens) <= self.room
     self.add(tokens, logprobs)
@@ -165,6 +213,42 @@ class _Draft:
       self.finish = "stop"
     elif len(self.tokens) == self.room:
       self.finish = "length"
+
+
+def redraw(
+  writer: TextGenerator,
+  prompts: Sequence[np.ndarray],
+  *,
+  label: str,
+  threshold: float,
+  most: int,
+  max_tokens: int,
+  temperature: float,
+  seed: int,
+  batch_size: int,
+) -> tuple[list[Completion], list[int]]:
+  """Return one solution a prompt, with steps that score above `threshold` sampled again, and its generated tokens.
+
+  The first round samples whole solutions, later ones SHORT tokens at a time: complete steps are kept, an incomplete one
+  is sampled again, and without a complete step the next round samples the rest at once. Tokens of a step that a round
+  cuts short are not counted. Flags are banned. Every round has its own seed. Raises InputError as `TextGenerator.watch`
+  does.
+  """
+  finder = ByScore(writer, threshold)
+  drafts = [_Draft(prompt, most, max_tokens, SHORT) for prompt in prompts]
+  options = {"temperature": temperature, "flag_bias": finder.flag_bias, "batch_size": batch_size}
+
+  def write(rounds: int, begins: list[np.ndarray], num: int) -> list[SampledTokens]:
+    where = {"label": f"{label}, round {rounds + 1}", "seed": seed + rounds}
+    return [one.generation for one in writer.write(begins, max_tokens=num, **where, **options)]
+
+  rounds = 0
+  while left := {number: draft for number, draft in enumerate(drafts) if draft.finish is None}:
+    begins = {number: draft.begin for number, draft in left.items()}
+    for number, text in _in_groups(writer, begins, left, functools.partial(write, rounds)).items():
+      left[number].go_on_short(text, finder)
+    rounds += 1
+  return _solutions(writer, drafts)
 
 
 def redrawn(
@@ -195,16 +279,14 @@ def redrawn(
       _draw(writer, {number: drafts[number] for number in drawn}, finder, where, seed + rounds, batch_size)
     left = {number: drafts[number] for number in texts if drafts[number].finish is None}
     texts = _continued(writer, left, finder.flag_bias, f"{label}, round {rounds}", batch_size)
-  return {
-    most: (
-      [
-        writer.written(SampledTokens(draft.tokens, draft.logprobs, draft.finish or "length", None, None))
-        for draft in drafts[place * len(prompts) : (place + 1) * len(prompts)]
-      ],
-      [draft.counted for draft in drafts[place * len(prompts) : (place + 1) * len(prompts)]],
-    )
-    for place, most in enumerate(draws)
-  }
+  num = len(prompts)
+  return {most: _solutions(writer, drafts[place * num : (place + 1) * num]) for place, most in enumerate(draws)}
+
+
+def _solutions(writer: TextGenerator, drafts: Sequence[_Draft]) -> tuple[list[Completion], list[int]]:
+  """Return the solution of each draft, and the tokens generated for it."""
+  texts = [SampledTokens(draft.tokens, draft.logprobs, draft.finish or "length", None, None) for draft in drafts]
+  return list(map(writer.written, texts)), [draft.counted for draft in drafts]
 
 
 def _draw(
@@ -252,11 +334,11 @@ def _in_groups(
   drafts: Mapping,
   write: Callable[[list[np.ndarray], int], list[SampledTokens]],
 ) -> dict:
-  """Return what is written after each beginning: max_tokens, or where they do not fit, as many as may stand."""
+  """Return what is written after each beginning: the tokens that are wanted, or if too many, as many as may stand."""
   groups: dict[int, list] = {}
   for key, begin in begins.items():
     draft = drafts[key]
-    num = draft.room if writer.has_room(begin, draft.room) else draft.room - len(draft.tokens)
+    num = draft.wanted if writer.has_room(begin, draft.wanted) else draft.room - len(draft.tokens)
     groups.setdefault(num, []).append(key)
   return {
     key: text
@@ -265,12 +347,21 @@ def _in_groups(
   }
 
 
-def with_confidence(writer: TextGenerator, draw: SampledTokens) -> tuple[np.ndarray, np.ndarray]:
-  """Return tokens and log p of a drawn step, with the confidence token that follows it where there are any.
+def _whole_step(writer: TextGenerator, draw: SampledTokens) -> tuple[np.ndarray, np.ndarray]:
+  """Return tokens and log p of a drawn step, with the confidence token that follows it where there are any."""
+  if draw.finish == "length" or draw.tokens[-1] in writer.stop_ids:
+    return draw.tokens, draw.logprobs
+  return with_confidence(writer.watch(), draw.tokens, draw.logprobs, Surprisal.of(draw.logprobs))
+
+
+def with_confidence(
+  watch: ConfidenceTrigger, tokens: np.ndarray, logprobs: np.ndarray, surprisal: Surprisal
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return tokens and log p with the confidence in the step that ends them, where the model has such tokens.
 
   The log p of that token is not known, and set to 0.
   """
-  if not writer.confidence_ids or draw.finish == "length" or draw.tokens[-1] in writer.stop_ids:
-    return draw.tokens, draw.logprobs
-  bin_ = writer.watch().bin_of(Surprisal.of(draw.logprobs))
-  return np.append(draw.tokens, writer.confidence_ids[bin_]), np.append(draw.logprobs, np.float32(0.0))
+  if not watch.confidence_ids:
+    return tokens, logprobs
+  token = watch.confidence_ids[watch.bin_of(surprisal)]
+  return np.append(tokens, token), np.append(logprobs, np.float32(0.0))

@@ -19,23 +19,9 @@ from insec_jax.files.reading import read_json
 from insec_jax.generation import placement
 from insec_jax.generation.server import Server
 from insec_jax.method.transcript import Markers
-from insec_jax.model import build, hf, llama
+from insec_jax.model import build, hf, llama, markings
 from insec_jax.training.layout import CONFIG, MODEL, TOKENIZER, check_kinds, read_model, steps
 from insec_jax.training.stored import find_step, read_params
-
-MARKERS = "insec.json"  # of an exported folder: its markers, unit and template
-# Types of the fields of MARKERS. Versions before 0.4.0 wrote no step, 0.2.0 no confidence, and 0.5.0 no rewind.
-MARKED = {
-  "flag": str,
-  "fix": str,
-  "special": bool,
-  "unit": str,
-  "template": str,
-  "step": int | None,
-  "confidence": list | None,
-  "confidence_first": list | None,
-  "rewind": bool | None,
-}
 
 
 class LoadedModel(NamedTuple):
@@ -97,9 +83,9 @@ def load_model(
   model = LoadedModel(config, None, tokenizer, None, compute or (compute_dtype(stored) if weights else "float32"))
   if is_run:
     model = _load_run(model, path, step, mesh) if weights else model._replace(step=find_step(path, step))
-    marked = marked_as(run, model.step)
+    marked = markings.marked_as(run, model.step)
   else:
-    marked = read_markers(path)
+    marked = markings.read_markers(path)
     model = model._replace(step=None if marked is None else marked.get("step"))
     if weights:
       devices, shardings = _layout(model, mesh)
@@ -168,41 +154,12 @@ def with_ids(model: LoadedModel, settings: TokenizerConfig) -> LoadedModel:
   )
 
 
-def marked_as(config: Config, step: int) -> dict[str, Any]:
-  """Return the fields of MARKERS, which an exported folder needs beside HF's files, and the exported step."""
-  return {
-    "step": step,
-    "flag": config.tokenizer.flag,
-    "fix": config.tokenizer.fix,
-    "special": config.tokenizer.special,
-    "confidence": config.tokenizer.confidence,
-    "confidence_first": config.tokenizer.confidence_first,
-    "unit": config.mistakes.unit,
-    "template": config.data.template,
-    "rewind": config.mistakes.rewind,
-  }
-
-
 def kinds_of(model: LoadedModel) -> np.ndarray | None:
   """Return the kind of each token of a model that was trained with mistakes.rewind; None of any other."""
   if not model.rewind:
     return None
   marked = vocabulary.MarkedTokenizer(model.tokenizer, model.flag_id, model.fix_id, model.confidence_ids)
   return vocabulary.token_kinds(marked)
-
-
-def read_markers(folder: pathlib.Path) -> dict[str, Any] | None:
-  """Return the fields that `marked_as` wrote; None for a folder that no run of ours wrote."""
-  path = folder / MARKERS
-  if not path.exists():
-    return None
-  marked = read_json(path, "the markers of a model")
-  for name, kinds in MARKED.items():
-    if not isinstance(marked.get(name), kinds):
-      raise InputError(f"{path}: {name} is {marked.get(name)!r:.60}, which no export writes; export the model again")
-  if marked.get("rewind") and not marked["special"]:
-    raise InputError(f"{path}: rewind is True without special markers, which no export writes; export the model again")
-  return marked
 
 
 def with_markers(loaded: LoadedModel, config: Config, where: str) -> LoadedModel:

@@ -36,6 +36,20 @@ _PAPER = {
   "number": "wrong number",
   "entity": "wrong name",
   "negation": "the opposite is true",
+  "invented": "a name that the text does not have",
+  "relation": "another relation",
+  "turned": "the other way round",
+  "unsaid": "not in the text",
+  "joined": "joined wrongly",
+  "count": "wrong number of lines",
+  "item": "not about one of the things",
+  "order": "out of order",
+  "mark": "wrong start of the line",
+  "ending": "wrong end of the line",
+  "case": "wrong letters",
+  "words": "wrong number of words",
+  "include": "a word is missing",
+  "exclude": "to be left out",
 }
 _T = TypeVar("_T")
 

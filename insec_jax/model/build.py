@@ -14,7 +14,7 @@ from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.data import tokens
 from insec_jax.files import hub
-from insec_jax.model import hf, hf_config, llama, sharding
+from insec_jax.model import hf, hf_config, llama, markings, sharding
 from insec_jax.model.llama import LlamaConfig
 
 VOCAB_MULTIPLE = 128
@@ -37,9 +37,14 @@ def model_of_size(size: dict[str, Any], num_tokens: int | None, **ids: int | Non
 
 
 def starting_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-  """Return the config of the model before its vocabulary grows, with every token that ends a text."""
+  """Return the config of the model before its vocabulary grows, with every token that ends a text.
+
+  Raises InputError as `markings.check_rewind` does.
+  """
   if config.model.path:
-    model_config = hf.read_config(hub.model_folder(config.model.path, "model.path", weights=False))
+    folder = hub.model_folder(config.model.path, "model.path", weights=False)
+    model_config = hf.read_config(folder)
+    markings.check_rewind(folder, config)
   else:
     model_config = model_of_size(
       config.model.size,

@@ -18,9 +18,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from insec_jax import config_unread
 from insec_jax.command import InputError
 from insec_jax.config import Config
 from insec_jax.config_build import build
+from insec_jax.config_measures import MOST_CURVE_PROBLEMS
 from insec_jax.files import buckets
 from insec_jax.files.bucket_paths import BucketPath
 from insec_jax.files.reading import open_to_read, read_json
@@ -57,6 +59,7 @@ FREE = (
 )
 MINING = ("evaluate.max_tokens", "evaluate.batch_size", "mine.")  # not free where a run mines its training data
 MINED = ("mine.",)  # not free where the training data was mined before
+CURVE = ("evaluate.max_tokens", "evaluate.batch_size", "evaluate.num_problems")  # not free with a learning curve
 
 
 def versions(packages: Iterable[str] = VERSIONS) -> dict[str, str]:
@@ -83,14 +86,32 @@ def check_workdir(workdir: pathlib.Path, config: Config):
     raise InputError(
       f"{path} is not the config of a run ({error}); bring it back, or give another --workdir"
     ) from error
-  made, given = flat(made), flat(config)
   held = MINING if config.rounds else MINED if config.mistakes.mined else ()
-  differ = [key for key in made if made[key] != given[key] and not is_free(key, held) and not _is_moved(key, config)]
-  if differ:
+  held += CURVE if config.train.curve_points else ()
+  if differ := _differ(made, config, held):
+    made, given = flat(made), flat(config)
     shown = ", ".join(f"{key}={given[key]!r} (was {made[key]!r})" for key in differ)
     raise InputError(
       f"{workdir} was made from another config: {shown}; give another --workdir, or the values it was made with"
     )
+
+
+def _differ(was: Config, now: Config, held: Sequence[str]) -> list[str]:
+  """Return the keys, free ones left out, on which the work of a run depends and that have another value now.
+
+  A key that nothing reads, then or now, is left out. Of a learning curve the number of problems counts up to the most
+  that it has.
+  """
+  unread = config_unread.unread(was).keys() & config_unread.unread(now).keys()
+  before, after = flat(was), flat(now)
+  if was.train.curve_points:
+    for values in (before, after):
+      values["evaluate.num_problems"] = min(values["evaluate.num_problems"], MOST_CURVE_PROBLEMS)
+  return [
+    key
+    for key in before
+    if before[key] != after[key] and key not in unread and not is_free(key, held) and not _is_moved(key, now)
+  ]
 
 
 def is_free(key: str, held: Sequence[str]) -> bool:
@@ -180,11 +201,11 @@ def check_files(workdir: pathlib.Path, run: dict):
   if not (workdir / CONFIG).exists():  # a caller that needs it raises
     return
   made = build(read_json(workdir / CONFIG, "the config of a run"))
-  config, was = flat(made), flat(build(run["config"]))
-  if differ := [key for key in was if was[key] != config[key] and not is_free(key, ()) and not _is_moved(key, made)]:
+  was = build(run["config"])
+  if differ := _differ(was, made, ()):
     raise InputError(
-      f"{workdir / CONFIG} says {differ[0]}={config[differ[0]]!r}, and {describe_checkpoint(workdir, run['step'])} "
-      f"was saved with {was[differ[0]]!r}; bring it back as it was"
+      f"{workdir / CONFIG} says {differ[0]}={flat(made)[differ[0]]!r}, and "
+      f"{describe_checkpoint(workdir, run['step'])} was saved with {flat(was)[differ[0]]!r}; bring it back as it was"
     )
 
 

@@ -124,7 +124,13 @@ def test_problems_of_a_file_that_are_mined_are_those_trained_on_and_never_held_o
 
 def test_a_file_without_problems_cannot_be_mined(tmp_path):
   some = gsm8k(tmp_path, [pieces(("text", "a"))])
-  with pytest.raises(InputError, match="has no question and answer to mine"):
+  with pytest.raises(InputError, match="has no question and answer to mine; give a file of problems"):
+    problems.problems_to_mine(tasks.get(some.task), some, seed=0)
+
+
+def test_a_share_to_mine_that_takes_no_problem_is_named_and_to_be_raised(tmp_path):
+  some = forty(tmp_path, data__to_mine=0.0001)
+  with pytest.raises(InputError, match=r"^data.to_mine=0.0001 takes no question and answer of .*; raise it, or give"):
     problems.problems_to_mine(tasks.get(some.task), some, seed=0)
 
 

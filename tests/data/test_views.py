@@ -130,11 +130,22 @@ def test_a_shuffled_correction_is_another_ones_and_the_checker_finds_it_wrong(mi
   assert list(again) == list(shuffled) != list(other)
 
 
+def test_where_nothing_right_was_to_be_mined_the_view_right_says_so(mined, tmp_path):
+  with open(mined) as file:
+    (tmp_path / "few.jsonl").write_text("".join(file.readlines()[:9]))
+  some = config("right", str(tmp_path / "few.jsonl"))
+  some = dataclasses.replace(some, mine=dataclasses.replace(some.mine, right=0.0))
+  with pytest.raises(
+    InputError, match=r"none of the 9 is; mine\.right=0 keeps none: mine with a larger one, such as 1"
+  ):
+    mixture.transcripts(some, "train")
+
+
 @pytest.mark.parametrize(
   ("view", "lines", "message"),
   [
     ("shuffled", slice(0, 1), "finds no correction of another mistake that is wrong here"),
-    ("right", slice(0, 9), "there is none; mine with a higher mine.right"),
+    ("right", slice(0, 9), "none of the 9 is; mine again with mine.right above 0 and more than mine.num_problems="),
   ],
 )
 def test_a_view_that_leaves_nothing_is_refused(mined, tmp_path, view, lines, message):

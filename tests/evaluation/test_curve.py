@@ -56,7 +56,7 @@ def test_wrong_answers_do_not_count(monkeypatch):
 
 
 def test_processes_share_the_problems_of_a_point(monkeypatch):
-  monkeypatch.setattr(curve, "MOST_PROBLEMS", 5)
+  monkeypatch.setattr(curve, "MOST_CURVE_PROBLEMS", 5)
   shares = []
   for index in (0, 1):
     process = types.SimpleNamespace(index=index, num=2, gather=lambda _, value: shares.append(value) or [value])

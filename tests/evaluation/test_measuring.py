@@ -11,7 +11,7 @@ from scripted import CONFIG, LARGER, TASK, UNSURE, WORDS, Policy, Scripted, frac
 
 from insec_jax.data.problems import problems_to_solve, validation_problems
 from insec_jax.evaluation import measuring, probing
-from insec_jax.evaluation.baselines import SHORT
+from insec_jax.evaluation.redrawing import SHORT
 from insec_jax.generation import generator, journal
 
 WAYS = ("", ", flags banned", ", at threshold", ", confidence")

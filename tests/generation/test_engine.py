@@ -16,9 +16,10 @@ from served import serving
 
 from insec_jax.command import InputError
 from insec_jax.generation import engine, http_json, loading
-from insec_jax.generation.loading import MARKERS, load_model
+from insec_jax.generation.loading import load_model
 from insec_jax.generation.server import Server
 from insec_jax.model import build, llama
+from insec_jax.model.markings import MARKERS
 
 # Chunks of eight prompts; failures last for a short time only.
 PROGRAM = """

@@ -19,7 +19,7 @@ from insec_jax.data import vocabulary
 from insec_jax.generation import loading, placement
 from insec_jax.generation.loading import compute_dtype, with_markers
 from insec_jax.method.transcript import Markers
-from insec_jax.model import hf_writing, llama
+from insec_jax.model import hf_writing, llama, markings
 from insec_jax.model.hf_config import config_to_json
 from insec_jax.training import layout, stored
 from insec_jax.training.checkpoint import Saver
@@ -82,7 +82,7 @@ def test_a_workdir_and_its_hf_folder_open_as_the_same_model(tmp_path, tokenizer,
   plain = loading.load_model(str(folder))
   assert (plain.markers, plain.flag_id, plain.unit) == (None, None, None)  # no run of ours wrote that folder
   jax.tree.map(np.testing.assert_array_equal, plain.params, unstacked)
-  (folder / loading.MARKERS).write_text(json.dumps(loading.marked_as(config, 7)))
+  (folder / markings.MARKERS).write_text(json.dumps(markings.marked_as(config, 7)))
   again = loading.load_model(str(folder))
   assert again[3:] == opened[3:]
   assert (plain.step, opened.step) == (None, 7)
@@ -192,17 +192,17 @@ def test_what_is_no_model_is_refused(tmp_path):
   "change", [{"flag": 1}, {"special": "no"}, {"unit": None}, {"step": "7"}, {"confidence": 0.1}, {"rewind": 1}]
 )
 def test_markers_of_a_folder_that_no_export_writes_are_refused(tmp_path, change):
-  marks = {**loading.marked_as(datakit.config(), 7), **change}
-  (tmp_path / loading.MARKERS).write_text(json.dumps(marks))
+  marks = {**markings.marked_as(datakit.config(), 7), **change}
+  (tmp_path / markings.MARKERS).write_text(json.dumps(marks))
   with pytest.raises(InputError, match=f"{next(iter(change))} is .*export the model again"):
-    loading.read_markers(tmp_path)
+    markings.read_markers(tmp_path)
 
 
 def test_markers_that_rewind_and_are_plain_words_are_refused(tmp_path):
-  marks = {**loading.marked_as(datakit.config(), 7), "rewind": True, "special": False}
-  (tmp_path / loading.MARKERS).write_text(json.dumps(marks))
+  marks = {**markings.marked_as(datakit.config(), 7), "rewind": True, "special": False}
+  (tmp_path / markings.MARKERS).write_text(json.dumps(marks))
   with pytest.raises(InputError, match="rewind is True without special markers"):
-    loading.read_markers(tmp_path)
+    markings.read_markers(tmp_path)
 
 
 def test_an_untuned_model_gets_markers_that_begin_as_the_mean_of_its_rows():

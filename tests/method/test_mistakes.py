@@ -171,7 +171,7 @@ def test_a_class_or_unit_that_the_task_has_not_is_refused():
     transcripts(Graph(SIZES), 1, unit="paragraph")
 
 
-@pytest.mark.parametrize("name", ["english", "graph", "multiplication", "sudoku"])
+@pytest.mark.parametrize("name", ["english", "graph", "grounded", "instructions", "multiplication", "sudoku"])
 def test_the_papers_annotation_names_unit_and_class_in_words(name):
   task = tasks.get(dataclasses.replace(SIZES, name=name, modulus=10 if name == "graph" else 0))
   told = set()

@@ -1,7 +1,9 @@
 """Models before the first step of a run: random weights, and rows added for new tokens."""
 
 import dataclasses
+import json
 
+import datakit
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import reference
 
 from insec_jax.command import InputError
 from insec_jax.config import MeshConfig
-from insec_jax.model import build, hf, hf_writing, llama, sharding
+from insec_jax.model import build, hf, hf_writing, llama, markings, sharding
 from insec_jax.model.hf_config import config_from_json
 
 FIELDS = reference.FIELDS
@@ -63,3 +65,22 @@ def test_a_size_takes_the_vocabulary_of_the_tokenizer_or_a_larger_one_of_its_own
   assert build.model_of_size(size | {"vocab_size": 80}, None).vocab_size == 80
   with pytest.raises(InputError, match=r"model\.size\.vocab_size=80 is below the 90 tokens"):
     build.model_of_size(size | {"vocab_size": 80}, 90)
+
+
+@pytest.mark.parametrize("marked", [True, False, None])
+def test_a_model_trained_with_rewind_is_not_trained_on_without_it(tmp_path, marked):
+  reference.write_folder(tmp_path, FIELDS, TENSORS)
+  rewinds, plain = (
+    datakit.config(model__path=str(tmp_path), model__size=None, mistakes__rewind=on) for on in (True, False)
+  )
+  if marked is not None:
+    marks = dataclasses.replace(rewinds, mistakes=dataclasses.replace(rewinds.mistakes, rewind=marked))
+    (tmp_path / markings.MARKERS).write_text(json.dumps(markings.marked_as(marks, 7)))
+  markings.check_rewind(tmp_path, rewinds)
+  if not marked:
+    markings.check_rewind(tmp_path, plain)
+    return
+  with pytest.raises(
+    InputError, match=r"was trained with mistakes.rewind=True, .*; give --config.mistakes.rewind=True"
+  ):
+    build.starting_model(plain, None)

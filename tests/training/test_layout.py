@@ -39,6 +39,41 @@ def test_a_run_on_what_was_mined_before_keeps_how_it_was_mined(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("was", "now", "shown"),
+  [
+    ({"num_problems": 8}, {"num_problems": 9}, r"evaluate.num_problems=9 \(was 8\)"),
+    ({"num_problems": 99}, {"num_problems": 500}, r"evaluate.num_problems=500 \(was 99\)"),
+    ({"num_problems": 100}, {"num_problems": 500}, None),  # a point has 100 in both
+    ({"max_tokens": 8}, {"max_tokens": 9}, r"evaluate.max_tokens=9 \(was 8\)"),
+    ({"batch_size": 8}, {"batch_size": 9}, r"evaluate.batch_size=9 \(was 8\)"),
+    ({"votes": 3}, {"votes": 4}, None),
+  ],
+)
+def test_a_run_with_a_learning_curve_keeps_what_its_points_depend_on(tmp_path, was, now, shown):
+  made, given = (
+    dataclasses.replace(
+      datakit.config(
+        train__steps=4,
+        task__name="graph",
+        task__min_size=1,
+        task__max_size=2,
+        task__modulus=10,
+        data__num_records=1,
+        **{f"evaluate__{key}": value for key, value in values.items()},
+      ),
+      train=dataclasses.replace(datakit.config().train, steps=4, curve_points=2),
+    )
+    for values in (was, now)
+  )
+  (tmp_path / layout.CONFIG).write_text(made.to_json())
+  if shown is None:
+    layout.check_workdir(tmp_path, given)
+    return
+  with pytest.raises(InputError, match=f"another config: {shown};"):
+    layout.check_workdir(tmp_path, given)
+
+
+@pytest.mark.parametrize(
   ("change", "shown"),
   [
     ({"train__steps": 3}, "train.steps=3 (was 2)"),

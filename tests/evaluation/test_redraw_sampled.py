@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from insec_jax.evaluation.baselines import redraw
+from insec_jax.evaluation.redrawing import redraw
 from insec_jax.generation.confidence import ConfidenceTrigger
 from insec_jax.generation.generator import Completion
 from insec_jax.generation.sampler import SampledTokens
@@ -145,7 +145,7 @@ def test_a_text_too_long_for_max_tokens_more_is_drawn_alone_as_far_as_it_may_gro
 
 
 def test_later_rounds_draw_a_few_tokens_of_which_all_steps_that_ended_stand(monkeypatch):
-  monkeypatch.setattr("insec_jax.evaluation.baselines.SHORT", 10)
+  monkeypatch.setattr("insec_jax.evaluation.redrawing.SHORT", 10)
   rounds = [
     [*step(20, 2.0), *step(21, 0.0), (STOP, 0.0)],
     [*step(22, 0.0), *step(23, 0.0), *step(24, 0.0), *step(25, 0.0)],  # cut after ten
@@ -175,7 +175,7 @@ SURE, UNSURE = 50, 51  # tokens of confidence
 
 @pytest.mark.parametrize("cut", [7, 8, 9])
 def test_a_step_that_stands_at_the_end_of_a_short_round_has_its_token_of_confidence(monkeypatch, cut):
-  monkeypatch.setattr("insec_jax.evaluation.baselines.SHORT", cut)
+  monkeypatch.setattr("insec_jax.evaluation.redrawing.SHORT", cut)
   drawn = [*step(22, 0.0), (SURE, 0.0), *step(23, 0.5), (UNSURE, 0.0), *step(24, 0.0)]  # the second ends at the seventh
   writer = Script({5: [[*step(20, 2.0)], drawn, [*step(25, 0.1), (SURE, 0.0), (STOP, 0.0)]]}, 1_000)
   writer.watches = ConfidenceTrigger((END,), 8, edges=(0.3,), confidence_ids=(SURE, UNSURE))
@@ -196,7 +196,7 @@ def test_a_step_that_stands_at_the_end_of_a_short_round_has_its_token_of_confide
 
 
 def test_a_step_that_a_short_round_does_not_end_is_drawn_whole(monkeypatch):
-  monkeypatch.setattr("insec_jax.evaluation.baselines.SHORT", 4)
+  monkeypatch.setattr("insec_jax.evaluation.redrawing.SHORT", 4)
   endless = [*[(20, 9.0)] * 11, (STOP, 0.0)]
   writer = Script({5: [[*step(30, 2.0)], endless, endless]}, 1_000)
   (one,), counted = redraw(
@@ -216,7 +216,7 @@ def test_a_step_that_a_short_round_does_not_end_is_drawn_whole(monkeypatch):
 
 
 def test_a_short_round_never_draws_more_than_may_stand(monkeypatch):
-  monkeypatch.setattr("insec_jax.evaluation.baselines.SHORT", 10)
+  monkeypatch.setattr("insec_jax.evaluation.redrawing.SHORT", 10)
   rounds = [
     [*step(20, 2.0)],
     [*step(21, 0.0), *step(22, 0.0), *step(23, 0.0), *step(24, 0.0)],
