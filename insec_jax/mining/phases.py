@@ -26,9 +26,9 @@ from insec_jax.distributed.processes import Processes
 from insec_jax.files import buckets, hub
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
-from insec_jax.generation.loading import read_markers
 from insec_jax.mining import rounds
 from insec_jax.model.llama import LlamaConfig
+from insec_jax.model.markings import read_markers
 from insec_jax.training.fingerprints import fingerprint
 from insec_jax.training.run import Phases, Run, first_params, load_data, rows_of
 
