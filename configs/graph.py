@@ -24,6 +24,11 @@ Arms that separate the causes of a gain; confidence tokens and weights are those
   clean_fresh    as clean, with as many more problems as mining has seen
   clean_compute  as clean, with more steps in place of mining: a token that mining reads or writes is a forward pass, a
                  third of a token of a row (2 of 6 FLOPs for each parameter); 9.4M are expected, `mine` prints how many
+
+Two arms go on by policy gradient, with the checker as reward. They have not been run; each is a sweep of its own:
+
+  policy         from `mined`: --base base,more,mined --arms policy
+  policy_clean   from `clean`: --base base,more,clean --arms policy_clean
 """
 
 from insec_jax.config import defaults, small_llama
@@ -58,17 +63,20 @@ def get_config(arm: str = "injected"):
     "other": (4_530, 40_000, (5, 10), MINED, 0.1, 1.0),
     "clean_fresh": (4_300, 80_000, (5, 10), {}, 0.0, 0.0),
     "clean_compute": (7_500, 40_000, (5, 10), {}, 0.0, 0.0),
+    "policy": (800, 1, (5, 10), {}, 0.0, 0.0),
+    "policy_clean": (800, 1, (5, 10), {}, 0.0, 0.0),
   }[arm]
   c = defaults()
   if arm == "base":
     c.model.size = small_llama(num_layers=3)
   else:
-    c.model.path = "runs/graph/base_hf" if arm == "more" else "runs/graph/more_hf"
+    start = {"more": "base", "policy": "mined", "policy_clean": "clean"}.get(arm, "more")
+    c.model.path = f"runs/graph/{start}_hf"
   c.model.remat = "matmuls"
-  if mined:
+  if mined or arm == "policy":  # as the weights that it starts from
     c.tokenizer.update(confidence=EDGES, confidence_first=FIRST)
   c.task.update(name="graph", min_size=sizes[0], max_size=sizes[1], modulus=10)
-  c.data.update(num_records=records, num_heldout=0 if mined else 500, rows_per_device=4)
+  c.data.update(num_records=records, num_heldout=0 if mined or arm == "policy" else 500, rows_per_device=4)
   c.data.row_length = 208 if arm == "base" else 240
   c.mistakes.update(share=share, mined=mined, classes=("early", "repeat"), reason="label")
   if arm in VIEWS:
@@ -84,4 +92,12 @@ def get_config(arm: str = "injected"):
   c.evaluate.endpoints = ENDPOINTS
   c.evaluate.rivals = ("redraw", "trigger", "temperature", "beam", "state", "swapped", "linear_probe")
   c.mine.update(num_problems=40_000, samples=1, right=100.0 if arm == "rft" else 1.5)
+  if arm in ("policy", "policy_clean"):
+    # A round: 800 samples, and 40 steps of 4 rows.
+    c.rounds = 20
+    c.policy.method = "gradient"
+    c.data.row_length = 400  # a prompt and the longest sample
+    c.mine.update(num_problems=100, samples=8)
+    c.optimizer.update(learning_rate=1e-4, final_share=0.5, warmup_steps=20, weight_decay=0.0)
+    c.train.update(log_every=20, eval_every=200, checkpoint_every=200, curve_points=20)
   return c

@@ -22,6 +22,11 @@ Arms that separate the causes of a gain, each with another part of what is mined
   clean_fresh    as clean, with as many more problems as mining has seen
   clean_compute  as clean, with more steps in place of mining: a token that mining reads or writes is a forward pass, a
                  third of a token of a row (2 of 6 FLOPs for each parameter); 3.0M are expected, `mine` prints how many
+
+Two arms go on by policy gradient, with the checker as reward. They have not been run; each is a sweep of its own:
+
+  policy         from `mined`: --base base,mined --arms policy
+  policy_clean   from `clean`: --base base,clean --arms policy_clean
 """
 
 from insec_jax.config import defaults, small_llama
@@ -55,12 +60,15 @@ def get_config(arm: str = "injected"):
     "other": (5_100, 60_000, 0.8, 0.6),
     "clean_fresh": (6_000, 108_000, 0.0, 0.0),
     "clean_compute": (7_200, 60_000, 0.0, 0.0),
+    "policy": (800, 1, 0.0, 0.0),
+    "policy_clean": (800, 1, 0.0, 0.0),
   }[arm]
   c = defaults()
   if arm == "base":
     c.model.size = small_llama(num_layers=4)
   else:
-    c.model.path = "runs/sudoku/base_hf"
+    start = {"policy": "mined", "policy_clean": "clean"}.get(arm, "base")
+    c.model.path = f"runs/sudoku/{start}_hf"
   c.model.remat = "matmuls"
   c.tokenizer.confidence = EDGES if arm == "sure" else ()
   c.task.update(name="sudoku", min_size=6, max_size=9)
@@ -78,4 +86,11 @@ def get_config(arm: str = "injected"):
   c.evaluate.endpoints = ENDPOINTS
   c.evaluate.rivals = ("redraw", "trigger", "temperature", "beam", "state", "swapped", "linear_probe")
   c.mine.update(num_problems=48_000, samples=1, right=100.0 if arm == "rft" else 0.25)
+  if arm in ("policy", "policy_clean"):
+    # A round: 800 samples, and 20 steps of 4 rows, each of about four samples.
+    c.rounds = 40
+    c.policy.method = "gradient"
+    c.mine.update(num_problems=100, samples=8)
+    c.optimizer.update(learning_rate=1e-4, final_share=0.5, warmup_steps=20, weight_decay=0.0)
+    c.train.update(log_every=20, eval_every=200, checkpoint_every=200, curve_points=20)
   return c

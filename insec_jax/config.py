@@ -21,6 +21,7 @@ from insec_jax.config_training import (
   LossConfig,
   MeshConfig,
   OptimizerConfig,
+  PolicyConfig,
   PrecisionConfig,
   TrainConfig,
 )
@@ -242,7 +243,8 @@ class MineConfig:
   With `flags` the model may flag while it is mined, as it was trained to, and its failed corrections, false alarms and
   forgotten steps become records too.
 
-  Length and batch size of the samples are those of the evaluate section.
+  Length and batch size of the samples are those of the evaluate section. With policy.method only `num_problems` of a
+  round and `samples` of each are read.
   """
 
   num_problems: Problems = 2_000
@@ -256,7 +258,7 @@ class Config:
   """Configuration of an experiment."""
 
   seed: Seed = 0
-  rounds: Rounds = 0  # equal parts of train.steps, with mining of the current weights before each; 0: no mining
+  rounds: Rounds = 0  # equal parts of train.steps; before each the current weights are mined, or sampled (policy)
   model: ModelConfig
   tokenizer: TokenizerConfig
   task: TaskConfig
@@ -271,6 +273,7 @@ class Config:
   lora: LoraConfig
   evaluate: EvaluateConfig
   mine: MineConfig
+  policy: PolicyConfig
 
   @property
   def freezes(self) -> bool:

@@ -50,8 +50,15 @@ NEWER = (
   "mistakes.mined_from",
   "mistakes.view",
   "mine.flags",
+  "policy.method",
+  "policy.temperature",
+  "policy.reward",
+  "policy.flag_price",
+  "policy.scaled",
+  "policy.clip",
+  "policy.kl",
 )
-NEWER_SECTIONS = ("log", "lora")  # that older ones lack as a whole
+NEWER_SECTIONS = ("log", "lora", "policy")  # that older ones lack as a whole
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
 # the key.
 REMOVED = {
@@ -188,6 +195,7 @@ def _check_across(config: Config) -> None:
       "set it to 0"
     )
   _check_mined(config)
+  _check_policy(config)
   _check_rewind(config)
   _check_views(config)
   _check_confidence(config)
@@ -279,7 +287,7 @@ def _check_mined(config: Config) -> None:
       f"rounds={config.rounds} mines what it trains on; leave mistakes.mined_path="
       f"{mistakes.mined_path!r} empty, or set rounds=0"
     )
-  elif not mistakes.mined:
+  elif not mistakes.mined and not config.policy.is_on:
     raise InputError(
       f"rounds={config.rounds} with mistakes.mined=0 would mine records that nobody reads; give "
       "mistakes.mined a share, or set rounds=0"
@@ -288,6 +296,32 @@ def _check_mined(config: Config) -> None:
     raise InputError(f"rounds={config.rounds} is above train.steps={config.train.steps}; lower it")
   elif config.task.name == "records":
     raise InputError("rounds needs a task that checks steps, and task.name='records' has no checker; set rounds=0")
+
+
+def _check_policy(config: Config) -> None:
+  """Raise InputError for values that training on the model's own samples does not read, or cannot have."""
+  policy = config.policy
+  if not policy.is_on:
+    return
+  key = f"policy.method={policy.method!r}"
+  if not config.rounds:
+    raise InputError(f"{key} samples before each part of the steps; give the number of parts, --config.rounds=R")
+  if config.mine.samples < 2:
+    raise InputError(
+      f"{key} compares the samples of a problem, and mine.samples={config.mine.samples}; give at least 2"
+    )
+  if config.mistakes.mined:
+    raise InputError(
+      f"{key} trains on samples alone, and mistakes.mined={config.mistakes.mined} mixes in mined records; set "
+      "mistakes.mined=0"
+    )
+  if config.loss.repeat:
+    raise InputError(f"{key} weighs tokens by the reward, and loss.repeat={config.loss.repeat:g}; set loss.repeat=0")
+  if config.optimizer.ema or config.optimizer.name == "schedule_free":
+    raise InputError(
+      f"{key} compares the trained weights with those that sampled, which are an average with optimizer.ema or "
+      "'schedule_free'; set optimizer.ema=0 and choose another optimizer.name"
+    )
 
 
 def _check_rewind(config: Config) -> None:
@@ -333,7 +367,7 @@ def _check_confidence(config: Config) -> None:
       f"tokenizer.confidence is written after lines, and mistakes.unit={config.mistakes.unit!r}; "
       "set mistakes.unit='line'"
     )
-  if config.mistakes.source == "injected" and config.mistakes.mined < 1:
+  if config.mistakes.source == "injected" and config.mistakes.mined < 1 and not config.policy.is_on:
     raise InputError(
       f"tokenizer.confidence needs transcripts that say how sure the model was, which mine writes, and "
       f"mistakes.mined={config.mistakes.mined} leaves others; set mistakes.mined=1"

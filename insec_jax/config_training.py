@@ -139,6 +139,29 @@ class TrainConfig:
 
 
 @checked
+class PolicyConfig:
+  """Training on whole texts that the model samples in each round, with the checker as reward (training/policy_loss.py).
+
+  With "gradient", the mine.samples texts of a problem are a group: the advantage of a text is its reward minus the
+  group's mean, divided by the standard deviation if `scaled`. The reward is 1 for a right answer ("answer"), or the
+  fraction of right steps before a wrong one that is not withdrawn ("steps"), minus `flag_price` for each flag.
+  """
+
+  method: Literal["none", "gradient"] = "none"
+  temperature: Annotated[float, number(0.01, 100.0)] = 1.0  # of the samples, and of the softmax in training
+  reward: Literal["answer", "steps"] = "answer"
+  flag_price: Annotated[float, number(0.0, 1.0)] = 0.01
+  scaled: bool = True
+  clip: Annotated[float, number(0.001, 0.999)] = 0.2  # of the ratio to the weights that sampled (PPO's epsilon)
+  kl: Annotated[float, number(0.0, 100.0)] = 0.04  # weight of the KL to the weights that the run began with
+
+  @property
+  def is_on(self) -> bool:
+    """Whether rounds sample texts to train on, in place of mining records."""
+    return self.method != "none"
+
+
+@checked
 class LogConfig:
   """Places where a run can be watched, beside metrics.jsonl; wandb and trackio are extras of this package."""
 

@@ -49,6 +49,12 @@ DEPENDENT = (
     "give lora.rank (the key of top layers is train.marker_rows)",
   ),
   Dependent(
+    tuple(f"policy.{name}" for name in ("temperature", "reward", "flag_price", "scaled", "clip", "kl")),
+    lambda config: config.policy.is_on,
+    "policy.method='none' samples no texts to train on",
+    "give policy.method",
+  ),
+  Dependent(
     ("log.project",),
     lambda config: bool({"wandb", "trackio"} & set(config.log.to)),
     "log.to names no service",

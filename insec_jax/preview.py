@@ -45,7 +45,9 @@ def main() -> None:
     print(line, file=sys.stderr, flush=True)
   text = pipeline.load_data(config, tokenizer).receipt
   print(text)
-  if config.rounds:
+  if config.policy.is_on:
+    print(f"policy.method={config.policy.method!r} trains on texts that the model samples, on none of these records\n")
+  elif config.rounds:
     print(f"rounds={config.rounds} will mix in mined records, {config.mistakes.mined:.0%} of all; none is here yet\n")
   examples = pipeline.first_examples(config, tokenizer, NUM.value)
   for example in examples:

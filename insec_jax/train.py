@@ -12,7 +12,8 @@ may be in a bucket (gs://BUCKET/NAME).
 
 With --config.rounds=R the steps are divided into R equal parts. Before each part the current weights mine their own
 mistakes (as the program mine does, each process its share) into DIR/mined/round_K.jsonl, K from 1. The part is trained
-on these records, a fraction mistakes.mined of all, and on the config's other data.
+on these records, a fraction mistakes.mined of all, and on the config's other data. With --config.policy.method=gradient
+the weights write whole texts in place of that, and the part is a policy gradient with the checker as reward.
 """
 
 from absl import flags
@@ -41,7 +42,6 @@ command.begin(__name__)
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable
 
 import jax
 
@@ -52,11 +52,11 @@ from insec_jax.distributed import rendezvous
 from insec_jax.distributed.processes import Processes, joined
 from insec_jax.files.reading import local_path
 from insec_jax.files.writing import folder_writer
-from insec_jax.mining import rounds
+from insec_jax.mining.phases import phases_of
 from insec_jax.model import memory, sharding
 from insec_jax.training import checkpoint, layout, sinks, streams
 from insec_jax.training.loop import loop
-from insec_jax.training.run import Curve, Phases, Run, begin, is_trained, resume
+from insec_jax.training.run import Curve, begin, is_trained, resume
 from insec_jax.training.time_limit import NoTimeError
 from insec_jax.training.workdir import check_shared, is_empty, make_empty, started_with, write_workdir
 
@@ -96,7 +96,7 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
   memory.check_devices(config, jax.local_devices())
   streams.check(config, processes.num)
   mesh = sharding.make_mesh(config.mesh, jax.devices())
-  phases = mining_phases(config, workdir, processes)
+  phases = phases_of(config, workdir, mesh, processes)
   if saved_steps:
     check_shared(workdir, processes)
     if (
@@ -122,20 +122,6 @@ def train(config: Config, workdir: pathlib.Path, processes: Processes) -> int:
     if is_new:
       make_empty(workdir)
     raise
-
-
-def mining_phases(config: Config, workdir: pathlib.Path, processes: Processes) -> Phases:
-  """Return the phases of a run: one for each round of mining; one without a number if there are no rounds."""
-
-  def prepare(number: int, params, run: Run, *, stopped: Callable[[], bool]) -> str | None:
-    return rounds.mine(config, workdir, number, params, run.config, run.tokenizer, processes, stopped=stopped)
-
-  return Phases(
-    rounds.starts(config),
-    functools.partial(rounds.round_config, config, workdir),
-    prepare,
-    lambda number, text: rounds.write_receipt(workdir, number, text),
-  )
 
 
 def learning_curve(config: Config, processes: Processes) -> Curve:

@@ -36,8 +36,8 @@ def test_every_config_file_builds_and_survives_its_json(file):
 @pytest.mark.parametrize(
   ("name", "arm"),
   [
-    *(("graph", arm) for arm in ("base", "more", "clean", "injected", "mined")),
-    *(("sudoku", arm) for arm in ("base", "clean", "injected", "mined", "sure")),
+    *(("graph", arm) for arm in ("base", "more", "clean", "injected", "mined", "policy", "policy_clean")),
+    *(("sudoku", arm) for arm in ("base", "clean", "injected", "mined", "sure", "policy", "policy_clean")),
   ],
 )
 def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm):
@@ -46,6 +46,16 @@ def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm
     values.mistakes.mined_path = "mined.jsonl"  # as a sweep fills it in
   built = build(values)
   assert (built.model.size is not None, built.model.path == "") == (arm == "base",) * 2
+
+
+@pytest.mark.parametrize("name", ["graph", "sudoku"])
+@pytest.mark.parametrize(("arm", "start"), [("policy", "mined"), ("policy_clean", "clean")])
+def test_a_policy_arm_writes_the_confidence_tokens_of_the_arm_that_it_starts_from(name, arm, start):
+  file = next(file for file in CONFIGS if file.stem == name)
+  values, of_start = load(file, arm), load(file, start)
+  assert values.model.path.endswith(f"{start}_hf")
+  assert values.tokenizer == of_start.tokenizer
+  assert values.mistakes.rewind == of_start.mistakes.rewind
 
 
 def test_both_arms_of_the_toy_begin_with_the_same_random_weights():
@@ -175,9 +185,10 @@ NUMBERS = {
     "optimizer.learning_rate",
     "optimizer.clip_norm",
     "lora.alpha",
+    "policy.temperature",
   ),
-  (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay", "train.minutes"),
-  (0, 1): ("mistakes.share", "optimizer.final_share"),
+  (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay", "train.minutes", "policy.kl"),
+  (0, 1): ("mistakes.share", "optimizer.final_share", "policy.flag_price"),
   (1, "eps"): ("optimizer.eps",),
   (0, "moment"): ("optimizer.b1", "optimizer.b2", "optimizer.ema", "evaluate.max_false_alarms"),
 }
@@ -198,6 +209,7 @@ RATES = (
   "evaluate.max_false_alarms",
   "train.minutes",
   "lora.alpha",
+  "policy.",
 )
 
 
@@ -210,6 +222,7 @@ def is_right(key: str, value) -> bool:
     "train.marker_rows",
     "mistakes.rewind",
     "mine.flags",
+    "policy.scaled",
   ):
     return isinstance(value, bool)
   if key == "train.stream_cache":  # any other one needs frozen layers
@@ -231,6 +244,8 @@ def is_right(key: str, value) -> bool:
         "optimizer.ema",
         "evaluate.max_false_alarms",
         "train.minutes",
+        "policy.flag_price",
+        "policy.kl",
       )
     return any(key in keys and value in values for values, keys in NUMBERS.items())
   if isinstance(value, str):
@@ -621,6 +636,26 @@ def test_problems_larger_than_those_trained_on_must_be_larger_and_have_sizes(toy
   toy.evaluate.max_size = 3
   toy.task.update(task)
   toy.data.path = "r.jsonl"
+  with pytest.raises(InputError, match=message) as caught:
+    build(toy)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"rounds": 0}, r"samples before each part of the steps; give the number of parts, --config\.rounds=R"),
+    ({"mine.samples": 1}, r"mine\.samples=1; give at least 2"),
+    ({"mistakes.mined": 0.5}, r"mixes in mined records; set mistakes\.mined=0"),
+    ({"loss.repeat": 1.0}, r"set loss\.repeat=0"),
+    ({"optimizer.ema": 0.9}, r"set optimizer\.ema=0"),
+    ({"train.vocabulary": "used"}, r"train\.vocabulary='used' is not made"),
+  ],
+)
+def test_a_policy_gradient_needs_rounds_groups_and_weights_that_sample(toy, changes, message):
+  toy.update_from_flattened_dict({"rounds": 2, "policy.method": "gradient"})
+  assert build(toy).policy.is_on
+  toy.update_from_flattened_dict(changes)
   with pytest.raises(InputError, match=message) as caught:
     build(toy)
   assert "\n" not in str(caught.value)

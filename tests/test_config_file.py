@@ -103,9 +103,10 @@ def test_a_newer_key_is_there_to_be_set_on_the_command_line(tmp_path):
     "import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({'data': {'path': 'x'}})\n"
   )
   values = config_file.load(str(tmp_path / "c.py"))
-  log = {"to": ("tensorboard",), "project": "insec_jax"}  # a section that older files lack, as is lora
+  log = {"to": ("tensorboard",), "project": "insec_jax"}  # a section that older files lack, as are lora and policy
+  others = {name: config.defaults().to_dict()[name] for name in ("lora", "policy")}
   data = {"path": "x", "too_long": "refuse", "fields": "", "heldout_path": "", "to_mine": 0.0, "cache": ""}
-  assert values.to_dict() == {"data": data, "log": log, "lora": config.defaults().to_dict()["lora"]}
+  assert values.to_dict() == {"data": data, "log": log, **others}
   assert values.is_locked
 
 

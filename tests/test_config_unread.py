@@ -31,6 +31,7 @@ CASES = [
   ("lora.alpha", 16.0, GRAPH, {"lora.rank": 4}),
   ("lora.matrices", ("wq",), GRAPH, {"lora.rank": 4}),
   ("lora.marker_rows", False, GRAPH | {"train.top_layers": 1}, {"train.top_layers": 0, "lora.rank": 4}),
+  ("policy.kl", 1.0, GRAPH, {"policy.method": "gradient", "rounds": 2}),
   ("log.project", "mine", GRAPH, {"log.to": ("wandb",)}),
   ("evaluate.temperatures", (0.5,), GRAPH | {"evaluate.rivals": ("beam",)}, {"evaluate.rivals": ("temperature",)}),
 ]

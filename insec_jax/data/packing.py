@@ -48,7 +48,8 @@ class Rows:
 
   def of(self, index) -> dict[str, np.ndarray]:
     """Return the rows at `index`, an array of any shape, by field name without axes; -1 gives a row of padding."""
-    empty = dict(zip(FIELDS, EMPTY, strict=True))
+    # Fields that a subclass adds are 0.
+    empty = dict.fromkeys(self.fields(), 0) | dict(zip(FIELDS, EMPTY, strict=True))
     return {
       name: np.where((index < 0)[..., None], value_BT.dtype.type(empty[name]), value_BT[index])
       for name, value_BT in self.fields().items()

@@ -31,7 +31,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -60,7 +60,7 @@ UNCONFIRMED = "a step before its wrong answer is unverified"
 SPECIAL = "a special token stands in its text"
 NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
-USES = ("mistakes.view", "mistakes.mined_from")  # of the file, which does not depend on them
+USES = ("mistakes.view", "mistakes.mined_from", "policy.")  # of the file, which does not depend on them
 # Config keys that mining does not read (mistakes.share only where mistakes.mined=1).
 NOT_READ = (
   "loss.",
@@ -115,7 +115,7 @@ class Miner:
       "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
       "the seed of this mining": seed,
       "problems a chunk": self._per_chunk,
-      **{key: value for key, value in flat(config).items() if not is_free(key, MINING) and key not in USES},
+      **{key: value for key, value in flat(config).items() if not is_free(key, MINING) and not key.startswith(USES)},
     }
 
   def chunk(self, number: int) -> dict[str, Any]:
@@ -322,14 +322,24 @@ def _place(meta: dict[str, Any]) -> str:
   return f"problem {meta['problem']}, sample {meta['sample']}"
 
 
-def chunk_store(output: str, miner: Miner) -> ChunkStore:
+class Chunked(Protocol):
+  """Work in chunks: `header`, a JSON object, is all that they depend on."""
+
+  header: dict[str, Any]
+  num_chunks: int
+
+  def chunk(self, number: int) -> dict[str, Any]:
+    """Return the result of one chunk, as JSON."""
+
+
+def chunk_store(output: str, miner: Chunked) -> ChunkStore:
   """Return the chunks of the miner's file, those of earlier versions included."""
   same = {name: value for name, (value, _) in REMOVED.items()}
   return ChunkStore(output, miner.header, same_without=same, is_free=lambda key: is_free(key, MINING))
 
 
 def mine_chunks(
-  miner: Miner, store: ChunkStore, *, process: int, num_processes: int, stopped: Callable[[], bool] = lambda: False
+  miner: Chunked, store: ChunkStore, *, process: int, num_processes: int, stopped: Callable[[], bool] = lambda: False
 ) -> bool:
   """Return whether all chunks of this process are done, earlier ones included; False when `stopped` returned True."""
   return store.fill(miner.num_chunks, miner.chunk, process=process, num_processes=num_processes, stopped=stopped)

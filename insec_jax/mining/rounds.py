@@ -1,4 +1,4 @@
-"""Rounds: a run is split into equal parts, and its own mistakes are mined before each.
+"""Rounds: a run is split into equal parts; before each its own mistakes are mined, or texts are sampled (policy.py).
 
       steps 1 .. 10, rounds=3      1 2 3 | 4 5 6 | 7 8 9 10
       mined before                 1       4       7             DIR/mined/round_1.jsonl, round_2, round_3
@@ -13,6 +13,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +28,8 @@ from insec_jax.generation import loading
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.method import tasks
 from insec_jax.mining.miner import Miner, chunk_store, derive_seed, mine_chunks
+from insec_jax.mining.policy import PolicySampler, PolicySummary
+from insec_jax.mining.policy import join as join_samples
 from insec_jax.mining.records import MiningSummary, join
 from insec_jax.model.llama import LlamaConfig
 from insec_jax.training.fingerprints import fingerprint
@@ -86,7 +89,7 @@ def mine(
   """
   path, weights = mined_path(workdir, number), fingerprint(params)
   summary = processes.gather(
-    f"the look for round {number}", _earlier_summary(path, weights) if processes.is_first else None
+    f"the look for round {number}", _earlier_summary(config, path, weights) if processes.is_first else None
   )[0]
   if summary is None:
     miner = _miner(config, number, params, weights, model_config, tokenizer)
@@ -100,23 +103,32 @@ def mine(
     if not all(processes.gather(f"the end of mining round {number}", finished)):
       return None
     summary = _join(config, number, store, miner.num_chunks, path, weights) if processes.is_first else None
-  summary, digest = processes.gather(
-    f"the records of round {number}", [summary, _digest(path)] if processes.is_first else None
-  )[0]
-  if not _holds_soon(lambda: (processes.is_first or buckets.refresh(path)) and _digest(path) == digest):
-    raise RuntimeError(f"{path}, which process 0 wrote, cannot be seen here within {SHARED_SECONDS} s")
+  summary = processes.gather(f"the summary of round {number}", summary)[0]
+  share(path, f"the records of round {number}", processes)
   return summary
 
 
-def _earlier_summary(path: pathlib.Path, weights: str) -> str | None:
+def share(path: pathlib.Path, what: str, processes: Processes) -> None:
+  """Wait until every process sees the file as process 0 wrote it; all call this. `what` names it in errors."""
+  written = processes.gather(what, digest(path) if processes.is_first else None)[0]
+  if not _holds_soon(lambda: (processes.is_first or buckets.refresh(path)) and digest(path) == written):
+    raise RuntimeError(f"{path}, which process 0 wrote, cannot be seen here within {SHARED_SECONDS} s")
+
+
+def summary_of(config: Config, found: dict[str, Any]) -> MiningSummary | PolicySummary:
+  """Return the summary of a round from its JSON; TypeError where it is another object."""
+  return PolicySummary(**found) if config.policy.is_on else MiningSummary(**found)
+
+
+def _earlier_summary(config: Config, path: pathlib.Path, weights: str) -> str | None:
   """Return the summary if these weights mined the existing records; None when other weights did, or none exist."""
   summary = path.with_suffix(".json")
   if not path.is_file() or not summary.is_file():
     return None
   try:
     before = read_json(summary, "what a round found")
-    same = before["weights"] == weights and before["sha256"] == _digest(path)
-    return str(MiningSummary(**before["found"])) if same else None
+    same = before["weights"] == weights and before["sha256"] == digest(path)
+    return str(summary_of(config, before["found"])) if same else None
   except (InputError, KeyError, TypeError, AttributeError):  # damaged: mined again with the same result
     return None
 
@@ -127,8 +139,14 @@ def _join(config: Config, number: int, store: ChunkStore, num_chunks: int, path:
   # On a network drive the last lines of another process may become visible late.
   if not _holds_soon(lambda: len(store.read()) == num_chunks):
     raise RuntimeError(f"{store.folder} lacks chunks that other processes wrote, {SHARED_SECONDS} s after they ended")
-  mined = store.join(num_chunks, lambda chunks: join(chunks, f"{path}", right=config.mine.right, seed=seed))
-  summary = {"round": number, "weights": weights, "sha256": _digest(path), "found": dataclasses.asdict(mined)}
+
+  def written(chunks: list[dict[str, Any]]) -> MiningSummary | PolicySummary:
+    if config.policy.is_on:
+      return join_samples(chunks, f"{path}")
+    return join(chunks, f"{path}", right=config.mine.right, seed=seed)
+
+  mined = store.join(num_chunks, written)
+  summary = {"round": number, "weights": weights, "sha256": digest(path), "found": dataclasses.asdict(mined)}
   write_text(path.with_suffix(".json"), json.dumps(summary, indent=2) + "\n")
   buckets.publish(path.with_suffix(".json"))
   return str(mined)
@@ -143,11 +161,13 @@ def write_receipt(workdir: pathlib.Path, number: int, text: str) -> None:
 
 def _miner(
   config: Config, number: int, params, weights: str, model_config: LlamaConfig, tokenizer: PreTrainedTokenizerFast
-) -> Miner:
-  """Return a miner with these parameters, moved to the layout of decoding on the devices of this process."""
-  # Before the first round the model was not trained on transcripts.
-  loaded = loading.from_training(params, model_config, tokenizer, config, is_marked=number > 1)
-  return Miner(
+) -> Miner | PolicySampler:
+  """Return what works in a round, with these parameters in the layout of decoding on the devices of this process."""
+  # Before the first round of mining the model was not trained on transcripts; a policy begins with one that was.
+  is_marked = number > 1 or config.policy.is_on
+  loaded = loading.from_training(params, model_config, tokenizer, config, is_marked=is_marked)
+  make = PolicySampler if config.policy.is_on else Miner
+  return make(
     TextGenerator(loaded),
     tasks.get(config.task),
     config,
@@ -156,7 +176,8 @@ def _miner(
   )
 
 
-def _digest(path: pathlib.Path) -> str:
+def digest(path: pathlib.Path) -> str:
+  """Return the SHA-256 of a file."""
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

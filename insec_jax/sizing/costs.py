@@ -95,6 +95,7 @@ class Sizer:
       config.train.marker_rows,
       config.mesh,
       config.loss.negatives,
+      config.policy.is_on,
     )
     key = (model, *about, *state, *_rows(config))
     if key not in self._cache:

@@ -112,6 +112,7 @@ def _step_and_batch(
     mesh,
     step_lib.shardings_of(state),
     repeat=config.loss.repeat,
+    policy=config.policy if config.policy.is_on else None,
     frozen_shardings=step_lib.shardings_of(frozen[0]) if frozen else None,
     seed=config.seed,
   )
@@ -122,6 +123,7 @@ def _step_and_batch(
     row_length=config.data.row_length,
     negatives=config.loss.negatives,
     rewind=config.mistakes.rewind,
+    policy=config.policy.is_on,
   )
   return step, batch, reason
 

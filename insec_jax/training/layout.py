@@ -3,7 +3,7 @@
   config.json          the config                          environment.json   versions, devices, commit
   model.json           the model's config                  receipt.txt        the mask receipt
   tokenizer/           the tokenizer with markers          metrics.jsonl, tb/ the log
-  checkpoints/STEP/    see checkpoint.py                   mined/             records of each round
+  checkpoints/STEP/    see checkpoint.py                   mined/             records or samples of each round
   profile/             a trace of some steps, for xprof   log.json           ids of the run in services
 
 What a run resumes with must be what it began with, except for the keys in FREE.

@@ -17,10 +17,22 @@ from insec_jax.config import Config
 from insec_jax.data import pipeline
 from insec_jax.distributed.processes import Processes
 from insec_jax.model import llama, parts
-from insec_jax.training import checkpoint, frozen, kept, layout, ledger, metrics, optimizer, profiling, sinks, streams
+from insec_jax.training import (
+  checkpoint,
+  frozen,
+  kept,
+  layout,
+  ledger,
+  logps,
+  metrics,
+  optimizer,
+  profiling,
+  sinks,
+  streams,
+)
 from insec_jax.training import step as step_lib
 from insec_jax.training.feeding import heldout_measure, local_rows, on_devices
-from insec_jax.training.run import Curve, Phases, Run, choose_attention, data_fingerprint, load_data, rows_of
+from insec_jax.training.run import Curve, Phases, Run, choose_attention, data_fingerprint, rows_of
 from insec_jax.training.time_limit import NoTimeError, TimeLimit
 
 REMEDY = "; lower optimizer.learning_rate or look at the data, and begin in another --workdir"
@@ -89,6 +101,10 @@ class Trainer:
       self.train_step, seconds = compile_step(config, run, model, mesh, used)
     progress.say(f"train step compiled in {seconds:.1f} s")
     self.heldout = heldout_measure(config, run, model, mesh, self.rows, self.local)
+    is_policy = config.policy.is_on
+    self.logps = logps.measure_of(config, run, model, mesh, self.rows, self.local) if is_policy else None
+    number = phases.number_at(run.first)
+    self.phase_values = {} if number is None or run.first + 1 in phases.number_of else phases.values(number)
     self.state, self.meter = run.state, metrics.Meter(run.totals and run.totals[:2])
     self.facts = data_fingerprint(config, run.data, mesh, run.frozen)
     self.limit = TimeLimit(
@@ -101,13 +117,14 @@ class Trainer:
     )
 
   def batches_from(self, data: pipeline.Data, step: int) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches of the data from this step on."""
+    """Return the batches of the data from this step on; the order of rows sampled for a phase begins with it."""
+    first = self.phases.first_at(step) if self.config.policy.is_on else None
     return pipeline.batches(
       data.train,
-      seed=self.config.seed,
+      seed=self.config.seed if first is None else (self.config.seed + first) % 2**32,
       rows_per_step=self.rows,
       accumulation=self.config.data.accumulation,
-      start_step=step - 1,
+      start_step=step - (first or 1),
       share=self.local,
       negatives=self.config.loss.negatives,
       streams=self.streams,
@@ -221,9 +238,9 @@ class Trainer:
     self.wait()
     number = self.phases.number_of[step]
     with self.ledger.part("mining"):
-      text = self.phases.prepare(number, self.run.all_params(self.state.params), self.run, stopped=stopped)
+      text = self.phases.prepare(number, self.state.params, self.run, self.logps, stopped=stopped)
       if text is not None:
-        data = load_data(self.phases.config(number), self.run.tokenizer, self.run.config)
+        data = self.phases.data(number, self.run.tokenizer, self.run.config)
     if text is None:
       return False
     self.progress.say(f"round {number} of {self.config.rounds}\n{text}")
@@ -233,7 +250,7 @@ class Trainer:
     self.progress.say(data.receipt.rstrip())
     self.facts = data_fingerprint(self.config, data, self.mesh, self.run.frozen)
     self.processes.agree(f"data of round {number}", self.facts)
-    self.batches = self.batches_from(data, step)
+    self.batches, self.phase_values = self.batches_from(data, step), self.phases.values(number)
     self.meter.start_clock()
     return True
 
@@ -251,7 +268,7 @@ class Trainer:
       with self.ledger.part("heldout"):
         values |= self.heldout(self.state.params)
     if logs:
-      values |= self.ledger.line()
+      values |= self.phase_values | self.ledger.line()
     if measures and not all(map(math.isfinite, values.values())):
       self.save(step, log)
       self.wait()
@@ -352,6 +369,7 @@ def compile_step(
     mesh,
     run.shardings,
     repeat=config.loss.repeat,
+    policy=config.policy if config.policy.is_on else None,
     frozen_shardings=run.frozen and run.frozen.shardings,
     kept=used,
     seed=config.seed,
@@ -363,6 +381,7 @@ def compile_step(
     row_length=config.data.row_length,
     negatives=config.loss.negatives,
     rewind=config.mistakes.rewind,
+    policy=config.policy.is_on,
     stream=jax.ShapeDtypeStruct((run.config.width,), config.precision.compute) if config.train.stream_cache else None,
   )
   given = () if run.frozen is None else (run.frozen.params,)

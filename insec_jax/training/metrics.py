@@ -19,7 +19,8 @@ from insec_jax.files.reading import open_to_read, read_text
 from insec_jax.files.writing import write_text
 from insec_jax.method.roles import NAMES, NUM_ROLES
 from insec_jax.progress import Progress
-from insec_jax.training.loss import Negatives, Sums
+from insec_jax.training.policy_loss import PolicySums
+from insec_jax.training.scores import Negatives, Sums
 from insec_jax.training.sinks import Sink
 
 # Steps that the host may be ahead of the devices: dispatched steps must finish before a preempted run can save.
@@ -27,6 +28,7 @@ STEPS_AHEAD = 2
 METRICS = "metrics.jsonl"
 NO_LINES = {"bytes": 0, "crc32": 0}
 NO_NEGATIVES = Negatives(0.0, 0.0, 0.0)
+NO_POLICY = PolicySums(0.0, 0.0, 0.0)
 
 
 class StepMetrics(NamedTuple):
@@ -39,7 +41,7 @@ class StepMetrics(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """Float64 sums over steps, negatives always included.
+  """Float64 sums over steps, those of negatives and of a policy gradient always included.
 
   `seconds` is the time spent in steps, without compiling, held-out loss and saving.
   """
@@ -50,11 +52,10 @@ class Totals(NamedTuple):
 
   @classmethod
   def zero(cls):
-    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3)), NO_NEGATIVES), 0.0, 0.0)
+    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3)), NO_NEGATIVES, NO_POLICY), 0.0, 0.0)
 
   def plus(self, sums, tokens, seconds):
-    if sums.negatives is None:
-      sums = sums._replace(negatives=NO_NEGATIVES)
+    sums = sums._replace(negatives=sums.negatives or NO_NEGATIVES, policy=sums.policy or NO_POLICY)
     return Totals(
       jax.tree.map(lambda a, b: np.float64(a) + b, self.sums, sums), self.tokens + float(tokens), self.seconds + seconds
     )
@@ -64,8 +65,11 @@ class Totals(NamedTuple):
 
   @classmethod
   def from_json(cls, value):
-    (*sums, negatives), tokens, seconds = value
-    return cls(Sums(*map(np.asarray, sums), Negatives(*map(np.asarray, negatives))), tokens, seconds)
+    (loss, weight, nll, correct, count, negatives, *policy), tokens, seconds = value
+    sums = map(np.asarray, (loss, weight, nll, correct, count))
+    # Checkpoints of earlier versions have no sums of a policy gradient.
+    of_policy = PolicySums(*map(np.asarray, policy[0])) if policy else NO_POLICY
+    return cls(Sums(*sums, Negatives(*map(np.asarray, negatives)), of_policy), tokens, seconds)
 
 
 class NotFiniteError(Exception):
@@ -130,7 +134,8 @@ class Meter:
 
     loss, loss/<role>, accuracy/<role> and the throughputs are over the window; tokens, trained_tokens and seconds since
     the start of the run; grad_norm and lr of the last step. A role without trained tokens has no key. With loss.repeat
-    also loss/repeat and p/repeat: mean cost and probability of the tokens that would begin to repeat a mistake.
+    also loss/repeat and p/repeat: mean cost and probability of the tokens that would begin to repeat a mistake. With
+    policy.method also policy/kl and policy/clipped: mean estimated KL, and fraction of tokens outside the clip.
     """
     self.settle()
     sums, tokens, seconds = self.window
@@ -149,7 +154,7 @@ class Meter:
 
 
 def role_means(sums: Sums) -> dict[str, float]:
-  """Return loss/<role> and accuracy/<role> of each role with tokens; loss/repeat and p/repeat of the negatives."""
+  """Return loss/<role> and accuracy/<role> of each role with tokens, and the means of negatives and of a policy."""
   means = {}
   for name, nll, correct, count in zip(NAMES, sums.nll_R, sums.correct_R, sums.count_R, strict=True):
     if count:
@@ -158,6 +163,9 @@ def role_means(sums: Sums) -> dict[str, float]:
   if sums.negatives is not None and sums.negatives.count:
     means["loss/repeat"] = float(sums.negatives.cost / sums.negatives.count)
     means["p/repeat"] = float(sums.negatives.p / sums.negatives.count)
+  if sums.policy is not None and sums.policy.count:
+    means["policy/kl"] = float(sums.policy.kl / sums.policy.count)
+    means["policy/clipped"] = float(sums.policy.clipped / sums.policy.count)
   return means
 
 

@@ -28,20 +28,26 @@ class Phases(NamedTuple):
   """Phases of a run, each with its own data; a run that mines nothing is one phase without a number.
 
   number_of: first step of a phase -> its number.
-  config: number of a phase (None: the phase without one) -> config of its data.
-  prepare: (number, params, run, stopped) -> text about the data of a phase that is about to begin; None if `stopped()`
-    has become true.
+  data: (number of a phase, or None: the phase without one, tokenizer, model's config) -> its data.
+  prepare: (number, trained params, run, function of rows and params to log p (logps.py) with policy.method, stopped) ->
+    text about the data of a phase that is about to begin; None if `stopped()` has become true.
   record: (number, text) -> None; stores text and mask receipt of a phase.
+  values: number -> values of the phase, for each of its lines in metrics.jsonl.
   """
 
   number_of: dict[int, int]
-  config: Callable[[int | None], Config]
+  data: Callable[[int | None, PreTrainedTokenizerFast, llama.LlamaConfig], pipeline.Data]
   prepare: Callable[..., str | None]
   record: Callable[[int, str], None]
+  values: Callable[[int], dict[str, float]]
 
   def number_at(self, step: int) -> int | None:
     """Return the number of the phase that contains the step; None where it has no number."""
-    return max((number for first, number in self.number_of.items() if first <= step), default=None)
+    return self.number_of[first] if (first := self.first_at(step)) else None
+
+  def first_at(self, step: int) -> int | None:
+    """Return the first step of the phase that contains the step; None where the phase has no number."""
+    return max((first for first in self.number_of if first <= step), default=None)
 
 
 class Curve(NamedTuple):
@@ -100,12 +106,10 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
   shardings = step_lib.shardings_of(
     step_lib.abstract_state(model_config, config.precision.params, tx, mesh, part, on_host=config.optimizer.on_host)
   )
-  if part is None:
-    params = build.starting_params(config, before, vocab_size, mesh, shardings.params)
-  else:
+  if part is not None:
     frozen = frozen_lib.load(config, model_config, part, mesh, None)
     check_markers(config, model_config, frozen, frozen_lib.markers_of(config, tokenizer))
-    params = sharding.place(parts.first_values(model_config, part, frozen.weights, config.seed), shardings.params)
+  params = _first_params(config, before, model_config, mesh, shardings, part, frozen)
   if config.model.path and vocab_size > before.vocab_size:
     processes.say(
       f"the tokenizer has {len(tokenizer)} tokens, the model {before.vocab_size}: grown to {vocab_size}, a "
@@ -113,6 +117,26 @@ def begin(config: Config, mesh: Mesh, processes: Processes) -> Run:
     )
   state = jax.jit(lambda params: step_lib.new_state(params, tx), out_shardings=shardings, donate_argnums=0)(params)
   return Run(model_config, tokenizer, data, state, shardings, 0, None, None, part, frozen)
+
+
+def first_params(config: Config, run: Run, mesh: Mesh):
+  """Return the trained parameters with which the run began, read from model.path or drawn by the seed again."""
+  before = build.starting_model(config, run.tokenizer)
+  return _first_params(config, before, run.config, mesh, run.shardings, run.part, run.frozen)
+
+
+def _first_params(
+  config: Config,
+  before: llama.LlamaConfig,
+  model_config: llama.LlamaConfig,
+  mesh: Mesh,
+  shardings: TrainState,
+  part: parts.Part | None,
+  frozen: Frozen | None,
+):
+  if part is None or frozen is None:
+    return build.starting_params(config, before, model_config.vocab_size, mesh, shardings.params)
+  return sharding.place(parts.first_values(model_config, part, frozen.weights, config.seed), shardings.params)
 
 
 def resume(
@@ -135,7 +159,7 @@ def resume(
 
   @functools.cache
   def phase_data(number: int | None) -> pipeline.Data:
-    return load_data(phases.config(number), tokenizer, model_config)
+    return phases.data(number, tokenizer, model_config)
 
   def facts(step: int) -> dict[str, Any]:
     return data_fingerprint(config, phase_data(phases.number_at(step)), mesh, frozen)

@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from insec_jax.config import OptimizerConfig
+from insec_jax.config import OptimizerConfig, PolicyConfig
 from insec_jax.model import llama, memory, parts
 from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
-from insec_jax.training import leafwise, optimizer, variables
+from insec_jax.training import leafwise, optimizer, passes, variables
 from insec_jax.training.kept import Kept
-from insec_jax.training.loss import Sums, loss_sums, no_sums
 from insec_jax.training.metrics import StepMetrics
+from insec_jax.training.scores import Sums, no_sums
 from insec_jax.training.variables import Weights
 
 NEGATIVE = "negative_ABT"  # of a batch: present only where loss.repeat is not 0
 STREAM = "stream_ABTD"  # of a batch: the output of the frozen layers, present only with train.stream_cache
+OLD = ("old_ABT", "reference_ABT")  # of a batch: log p of each token, present only with policy.method
 
 
 class TrainState(NamedTuple):
@@ -49,9 +50,10 @@ def abstract_batch(
   row_length: int,
   negatives: bool,
   rewind: bool = False,
+  policy: bool = False,
   stream: jax.ShapeDtypeStruct | None = None,
 ) -> dict:
-  """Return a batch, with or without negative_ABT and until_ABT, as ShapeDtypeStructs with shardings.
+  """Return a batch, with or without negative_ABT, until_ABT and OLD, as ShapeDtypeStructs with shardings.
 
   It has STREAM where `stream` has the width and the dtype of a position's.
   """
@@ -61,6 +63,8 @@ def abstract_batch(
     dtypes["negative"] = jnp.int32
   if rewind:
     dtypes["until"] = jnp.int32
+  if policy:
+    dtypes |= {"old": jnp.float32, "reference": jnp.float32}
   batch = {
     f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for name, dtype in dtypes.items()
   }
@@ -131,24 +135,21 @@ def mean_gradient(
   mesh: Mesh,
   shardings,
   repeat: float,
+  policy: PolicyConfig | None = None,
   frozen_shardings=None,
   kept: Kept | None = None,
 ):
-  """Return (gradient of the mean loss over the batch's trained tokens, loss.Sums); it is sharded like `params`.
+  """Return (gradient of the mean loss over the batch's trained tokens, scores.Sums); it is sharded like `params`.
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
-  unlikelihood on negatives, is not 0; and until_ABT where mistakes are hidden from later text (method/rewind.py). Sums
-  of loss, weight and gradient are added over micro-batches and devices, and divided once after that. Without a trained
-  token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is the trained tree. With `kept`
-  the softmax is over these tokens.
+  unlikelihood on negatives, is not 0; until_ABT where mistakes are hidden from later text (method/rewind.py); and OLD
+  with `policy`. Sums of loss, weight and gradient are added over micro-batches and devices, and divided once after
+  that. Without a trained token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is the
+  trained tree. With `kept` the softmax is over these tokens.
   The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
   precision in a bfloat16 run; sums over micro-batches and `data` are float32.
   """
-  if (repeat != 0) != (NEGATIVE in batch):
-    raise ValueError(
-      f"repeat={repeat} with a batch of {', '.join(batch)}; {NEGATIVE} must be in it exactly when repeat "
-      "is not 0: give pipeline.batches the same switch"
-    )
+  _check_batch(batch, repeat, policy)
 
   def local(params, batch, frozen):
     """Return the undivided gradient and sums; all communication is here and in model/sharding.py."""
@@ -157,7 +158,8 @@ def mean_gradient(
     weights = variables.cast(model, params, frozen, gradient=model.compute if once else "float32")
 
     def weighted_loss(trained, micro):
-      sums = _local_sums(model, weights._replace(trained=trained), micro, micro["weight_BT"], mesh, repeat, kept)
+      given = weights._replace(trained=trained)
+      sums = passes.local_sums(model, given, micro, micro["weight_BT"], mesh, repeat, kept, policy)
       return sums.loss, sums
 
     def add_micro(carry, micro):
@@ -166,18 +168,30 @@ def mean_gradient(
       return (_with_gradient(total, pullback, in_place=frozen is None), jax.tree.map(jnp.add, sums, more)), None
 
     if once:
-      micro = jax.tree.map(lambda x: x[0], _micro_batches(batch))
+      micro = jax.tree.map(lambda x: x[0], passes.micro_batches(batch))
       gradient, sums = jax.grad(weighted_loss, has_aux=True)(weights.trained, micro)
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
-      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, no_sums(negatives=repeat != 0)), _micro_batches(batch))
+      none = no_sums(negatives=repeat != 0, policy=policy is not None)
+      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, none), passes.micro_batches(batch))
     return jax.tree.map(functools.partial(_summed, mesh=mesh), gradient, specs), jax.lax.psum(sums, BATCH)
 
-  specs, frozen_specs = _specs(shardings), _specs(frozen_shardings)
+  specs, frozen_specs = passes.specs(shardings), passes.specs(frozen_shardings)
   in_specs = (specs, batch_sharding(mesh).spec, frozen_specs)
-  gradient, sums = _on_each_device(local, mesh, in_specs, (specs, jax.P()))(params, batch, frozen)
+  gradient, sums = passes.on_each_device(local, mesh, in_specs, (specs, jax.P()))(params, batch, frozen)
   weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
   return jax.tree.map(lambda total: total.astype(jnp.float32) / weight, gradient), sums
+
+
+def _check_batch(batch: dict, repeat: float, policy: PolicyConfig | None) -> None:
+  """Raise ValueError unless the batch has exactly the arrays that the loss reads."""
+  if (repeat != 0) != (NEGATIVE in batch):
+    raise ValueError(
+      f"repeat={repeat} with a batch of {', '.join(batch)}; {NEGATIVE} must be in it exactly when repeat "
+      "is not 0: give pipeline.batches the same switch"
+    )
+  if (policy is not None) != all(name in batch for name in OLD):
+    raise ValueError(f"policy={policy} with a batch of {', '.join(batch)}; {OLD} belong to a policy gradient, only")
 
 
 def _with_gradient(total: dict, pullback: Callable, *, in_place: bool) -> dict:
@@ -198,10 +212,6 @@ def _with_gradient(total: dict, pullback: Callable, *, in_place: bool) -> dict:
   return added | ({"layers": jax.tree.map(jax.freeze, wanted["layers"])} if in_place else {})
 
 
-def _specs(shardings):
-  return jax.tree.map(lambda sharding: sharding.spec, shardings)
-
-
 def _summed(part, spec: jax.P, *, mesh: Mesh):
   """Return the gradient summed over the devices that hold the same part of a parameter and have other tokens."""
   axes = BATCH if FSDP not in spec else ("data",)
@@ -217,6 +227,7 @@ def make_train_step(
   shardings: TrainState,
   *,
   repeat: float,
+  policy: PolicyConfig | None = None,
   frozen_shardings=None,
   kept: Kept | None = None,
   seed: int,
@@ -239,6 +250,7 @@ def make_train_step(
       mesh=mesh,
       shardings=shardings.params,
       repeat=repeat,
+      policy=policy,
       frozen_shardings=frozen_shardings,
       kept=kept,
     )
@@ -261,7 +273,7 @@ def make_train_step(
   return jax.jit(
     step,
     donate_argnums=0,
-    in_shardings=_with_frozen((shardings, batch_sharding(mesh)), frozen_shardings),
+    in_shardings=passes.with_frozen((shardings, batch_sharding(mesh)), frozen_shardings),
     out_shardings=(shardings, None),
   )
 
@@ -281,10 +293,6 @@ def _update_one_by_one(
   )
 
 
-def _with_frozen(values: tuple, frozen) -> tuple:
-  return values if frozen is None else (*values, frozen)
-
-
 def make_heldout_sums(
   model: llama.Llama, mesh: Mesh, shardings: TrainState, frozen_shardings=None
 ) -> Callable[..., Sums]:
@@ -297,63 +305,27 @@ def make_heldout_sums(
   def local(params, batch, frozen=None):
     def add_micro(carry, micro):
       every_BT = (micro["role_BT"] >= 0).astype(jnp.float32)
-      return jax.tree.map(jnp.add, carry, _local_sums(model, Weights(params, frozen), micro, every_BT, mesh, 0.0)), None
+      sums = passes.local_sums(model, Weights(params, frozen), micro, every_BT, mesh, 0.0)
+      return jax.tree.map(jnp.add, carry, sums), None
 
-    return jax.lax.psum(jax.lax.scan(add_micro, no_sums(negatives=NEGATIVE in batch), _micro_batches(batch))[0], BATCH)
+    none = no_sums(negatives=NEGATIVE in batch)
+    return jax.lax.psum(jax.lax.scan(add_micro, none, passes.micro_batches(batch))[0], BATCH)
 
-  in_shardings = _with_frozen((shardings.params, batch_sharding(mesh)), frozen_shardings)
-  return jax.jit(_on_each_device(local, mesh, _specs(in_shardings), jax.P()), in_shardings=in_shardings)
-
-
-def _on_each_device(local: Callable, mesh: Mesh, in_specs, out_specs) -> Callable:
-  # check_vma=False: psum is then differentiated as model/sharding.py needs, and Pallas kernels cannot be checked.
-  return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+  in_shardings = passes.with_frozen((shardings.params, batch_sharding(mesh)), frozen_shardings)
+  return jax.jit(passes.on_each_device(local, mesh, passes.specs(in_shardings), jax.P()), in_shardings=in_shardings)
 
 
 def make_streams(model: llama.Llama, mesh: Mesh, frozen_shardings) -> Callable[..., jax.Array]:
   """Return the jitted `streams(frozen, batch)`: the output of the frozen layers in STREAM's axes, in `compute`."""
 
   def local(frozen, batch):
-    micro = jax.tree.map(lambda x: x[0], _micro_batches(batch))
+    micro = jax.tree.map(lambda x: x[0], passes.micro_batches(batch))
     given = (micro["token_BT"], micro["position_BT"], micro["segment_BT"], micro.get("until_BT"))
     return model.clone(mesh=mesh).apply({"params": frozen}, *given, below_top=True)[None]
 
   in_shardings = (frozen_shardings, batch_sharding(mesh))
   return jax.jit(
-    _on_each_device(local, mesh, _specs(in_shardings), batch_sharding(mesh).spec),
+    passes.on_each_device(local, mesh, passes.specs(in_shardings), batch_sharding(mesh).spec),
     in_shardings=in_shardings,
     out_shardings=batch_sharding(mesh),
-  )
-
-
-def _micro_batches(batch: dict) -> dict:
-  return {name.replace("_ABT", "_BT"): array for name, array in batch.items()}
-
-
-def _local_sums(model, weights: Weights, micro, weight_BT, mesh, repeat, kept: Kept | None = None) -> Sums:
-  """Return the sums over the device's rows."""
-  stream_BTD = model.clone(mesh=mesh).apply(
-    variables.variables_of(model, weights),
-    micro["token_BT"],
-    micro["position_BT"],
-    micro["segment_BT"],
-    micro.get("until_BT"),
-    stream_BTD=micro.get("stream_BTD"),
-  )
-  head, token_BT, negative_BT = variables.head_of(model, weights), micro["token_BT"], micro.get("negative_BT")
-  if kept is not None:
-    head, token_BT = kept.head(head), kept.places(token_BT)
-    negative_BT = None if negative_BT is None else kept.places(negative_BT)
-  return loss_sums(
-    head.weight_VD,
-    stream_BTD,
-    token_BT,
-    micro["segment_BT"],
-    micro["role_BT"],
-    weight_BT,
-    negative_BT,
-    repeat=repeat,
-    mesh=mesh,
-    rows_MD=head.rows_MD,
-    markers=head.markers,
   )

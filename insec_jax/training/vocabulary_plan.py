@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from insec_jax.config import PolicyConfig
 from insec_jax.model import lora
 from insec_jax.model.sharding import FSDP, TENSOR
 
@@ -14,7 +15,8 @@ class Plan(NamedTuple):
   """How the devices share the work, and what is added to the loss for negatives.
 
   The vocabulary is split over tensor and, within that, over `token_axes`, along which devices concatenate their chunks.
-  `markers` are the tokens whose rows of the output matrix are trained (LoRA); None: the whole matrix is.
+  `markers` are the tokens whose rows of the output matrix are trained (LoRA); None: the whole matrix is. With `policy`
+  the loss is that of policy_loss.py, and the weight of a token is its advantage.
   """
 
   mesh: Mesh | None
@@ -23,6 +25,7 @@ class Plan(NamedTuple):
   chunk: int
   repeat: float
   markers: tuple[int, ...] | None = None
+  policy: PolicyConfig | None = None
 
   @property
   def axes(self) -> tuple[str, ...]:

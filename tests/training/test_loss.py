@@ -11,7 +11,7 @@ from gradients import axes_mesh
 
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, NO_NEGATIVE, NO_ROLE, NUM_ROLES, PROMPT, TEXT
 from insec_jax.model import sharding
-from insec_jax.training import loss
+from insec_jax.training import loss, scores
 from insec_jax.training.vocabulary_plan import split_fsdp
 
 B, T, D, V = 8, 24, 16, 40
@@ -51,7 +51,7 @@ def with_negatives(rows, seed=2):
 def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negative_BT=None, repeat=0.0):
   """(sums, gradient of the head, gradient of the stream), float64, token by token."""
   head_VD, stream_BTD = head_VD.astype(np.float64), stream_BTD.astype(np.float64)
-  sums = loss.Sums(0.0, 0.0, np.zeros(NUM_ROLES), np.zeros(NUM_ROLES), np.zeros(NUM_ROLES))
+  sums = scores.Sums(0.0, 0.0, np.zeros(NUM_ROLES), np.zeros(NUM_ROLES), np.zeros(NUM_ROLES))
   total = weight = negative_cost = negative_p = num_negatives = 0.0
   head_grad_VD, stream_grad_BTD = np.zeros_like(head_VD), np.zeros_like(stream_BTD)
   for b in range(token_BT.shape[0]):
@@ -88,7 +88,7 @@ def naive(head_VD, stream_BTD, token_BT, segment_BT, role_BT, weight_BT, negativ
           slope_V = slope_V + repeat * q / (1 - q) * ((np.arange(len(p_V)) == negative) - p_V)
       head_grad_VD += slope_V[:, None] * stream_BTD[b, t][None]
       stream_grad_BTD[b, t] = slope_V @ head_VD
-  negatives = None if negative_BT is None else loss.Negatives(negative_cost, negative_p, num_negatives)
+  negatives = None if negative_BT is None else scores.Negatives(negative_cost, negative_p, num_negatives)
   return sums._replace(loss=total, weight=weight, negatives=negatives), head_grad_VD, stream_grad_BTD
 
 
@@ -125,7 +125,7 @@ def assert_close(got, want, rtol=1e-5):
 
 
 def test_a_position_predicts_the_next_token_of_its_own_segment():
-  target_BT, role_BT, weight_BT, negative_BT = loss.shift(
+  target_BT, role_BT, weight_BT, negative_BT, _ = loss.shift(
     jnp.array([[10, 11, 12, 13, 14, 9]]),
     jnp.array([[1, 1, 1, 2, 2, 0]]),
     jnp.array([[0, 1, 2, 0, 3, -1]]),
@@ -141,7 +141,7 @@ def test_a_position_predicts_the_next_token_of_its_own_segment():
 
 def test_a_row_that_is_full_does_not_wrap_round_to_its_first_token():
   ones_BT = jnp.ones((1, 4), int)
-  _, role_BT, weight_BT, negative_BT = loss.shift(ones_BT, ones_BT, ones_BT, jnp.ones((1, 4)), ones_BT)
+  _, role_BT, weight_BT, negative_BT, _ = loss.shift(ones_BT, ones_BT, ones_BT, jnp.ones((1, 4)), ones_BT)
   np.testing.assert_array_equal(role_BT, [[1, 1, 1, -1]])
   np.testing.assert_array_equal(weight_BT, [[1, 1, 1, 0]])
   np.testing.assert_array_equal(negative_BT, [[1, 1, 1, -1]])
@@ -193,7 +193,7 @@ def test_along_each_axis_the_smaller_of_head_and_trained_tokens_is_gathered(V, m
 def test_tokens_of_weight_0_have_exactly_zero_gradient_and_are_counted_nowhere():
   rows = make_rows()
   sums, _, stream_grad_BTD = ours(rows, chunk=16)
-  _, _, weight_BT, _ = loss.shift(*(rows[name] for name in ("token_BT", "segment_BT", "role_BT", "weight_BT")))
+  _, _, weight_BT, *_ = loss.shift(*(rows[name] for name in ("token_BT", "segment_BT", "role_BT", "weight_BT")))
   reached_BT = np.abs(stream_grad_BTD).sum(-1) > 0
   np.testing.assert_array_equal(reached_BT, weight_BT != 0)
   assert sums.count_R[PROMPT] == 0

@@ -8,7 +8,7 @@ import pytest
 from insec_jax.command import InputError
 from insec_jax.method.roles import NUM_ROLES
 from insec_jax.training import metrics
-from insec_jax.training.loss import Negatives, Sums
+from insec_jax.training.scores import Negatives, Sums
 
 
 def make_step(seed, negatives=True):
