@@ -14,9 +14,10 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parents[2]
 SERVER = """
-import importlib, json, os, pkgutil, runpy, signal, sys, traceback
+import importlib, json, os, pkgutil, runpy, signal, sys, time, traceback
 import flax.linen, grain, jax, optax, orbax.checkpoint, transformers
 import insec_jax
+from insec_jax import stop_signal
 programs = {file[:-3] for file in os.listdir(insec_jax.__path__[0]) if file.endswith(".py")}
 programs = {name for name in programs if "command.run(main)" in open(f"{insec_jax.__path__[0]}/{name}.py").read()}
 for module in pkgutil.walk_packages(insec_jax.__path__, "insec_jax."):
@@ -24,6 +25,7 @@ for module in pkgutil.walk_packages(insec_jax.__path__, "insec_jax."):
     importlib.import_module(module.name)
 
 def begin(folder, streams, variables):
+  stop_signal.STARTED = time.monotonic()
   os.chdir(folder)
   for descriptor, path in enumerate(streams):
     os.dup2(os.open(path, os.O_CREAT | os.O_RDWR), descriptor)
