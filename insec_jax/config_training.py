@@ -153,7 +153,7 @@ class PolicyConfig:
   flag_price: Annotated[float, number(0.0, 1.0)] = 0.01
   scaled: bool = True
   clip: Annotated[float, number(0.001, 0.999)] = 0.2  # of the ratio to the weights that sampled (PPO's epsilon)
-  kl: Annotated[float, number(0.0, 100.0)] = 0.04  # weight of the KL to the weights that the run began with
+  kl: Annotated[float, number(0.0, 100.0)] = 0.04  # weight of the KL to the first weights; 0: these are not read again
 
   @property
   def is_on(self) -> bool:

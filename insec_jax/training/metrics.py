@@ -135,7 +135,8 @@ class Meter:
     loss, loss/<role>, accuracy/<role> and the throughputs are over the window; tokens, trained_tokens and seconds since
     the start of the run; grad_norm and lr of the last step. A role without trained tokens has no key. With loss.repeat
     also loss/repeat and p/repeat: mean cost and probability of the tokens that would begin to repeat a mistake. With
-    policy.method also policy/kl and policy/clipped: mean estimated KL, and fraction of tokens outside the clip.
+    policy.method also policy/kl and policy/clipped: mean estimated KL, with policy.kl=0 to the weights that sampled,
+    and fraction of tokens outside the clip.
     """
     self.settle()
     sums, tokens, seconds = self.window

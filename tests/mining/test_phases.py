@@ -91,6 +91,14 @@ def test_log_p_of_the_same_weights_and_samples_are_measured_once(policy):
   assert prepared(policy, 1, 3.5) == [3.5]
 
 
+def test_log_p_are_published_before_other_processes_look_for_them(policy, monkeypatch):
+  done, share = [], rounds.share
+  monkeypatch.setattr(phases.buckets, "publish", lambda path: done.append(("published", path.name)))
+  monkeypatch.setattr(rounds, "share", lambda path, *rest: (done.append(("shared", path.name)), share(path, *rest)))
+  prepared(policy, 1, 1.5)
+  assert done == [("published", "round_1.logps.json"), ("shared", "round_1.logps.json")]
+
+
 def test_without_a_kl_the_first_weights_are_not_read_again(policy):
   policy._config = dataclasses.replace(SAMPLED, policy=dataclasses.replace(SAMPLED.policy, kl=0.0))
   prepared(policy, 1, 1.5)
