@@ -1,0 +1,253 @@
+"""launch/slurm.sh on a pretended Slurm (pretend/slurm.py), with a stand-in for the run."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import launchkit
+import pytest
+from launchkit import until
+
+EXTRAS = "cuda gcs data"
+# Each session does one of the steps; a stop saves. `plan` has the exit code of each session, `wait` is for a stop.
+RUN = """
+import os, pathlib, signal, sys, time
+home = pathlib.Path.home()
+mine = home / ("sessions." + os.environ.get("SLURM_PROCID", "none"))
+done = len(mine.read_text().split()) if mine.exists() else 0
+def save(*_):
+  print("saved", flush=True)
+  os._exit(42)
+signal.signal(signal.SIGTERM, save)
+print("session", done + 1, "of", os.environ["SLURM_NTASKS"], "port", os.environ["JAX_COORDINATOR_PORT"], flush=True)
+mine.write_text(mine.read_text() + " 1" if done else "1")
+what = sys.argv[1:][min(done, len(sys.argv) - 2)]
+assert os.environ["INSEC_RUN_TOKEN"], "no token"
+if what == "wait":
+  time.sleep(60)
+if what == "kill":
+  os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(what))
+"""
+
+
+class Cluster:
+  """A login node with its home, and a clone of the repository."""
+
+  def __init__(self, folder, code):
+    self.folder, self.code, self.home, self.state = folder, code, folder / "home", folder / "slurm"
+    (self.state / "jobs").mkdir(parents=True)
+    self.home.mkdir()
+    launchkit.prepare(self.home, code, EXTRAS)
+    tool = f"exec {shlex.quote(sys.executable)} {shlex.quote(f'{launchkit.PRETEND}/slurm.py')}"
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
+      launchkit.script(folder / "bin" / name, f'{tool} {name} "$@"')
+    (self.home / "run.py").write_text(RUN)
+    self.environment = {
+      **launchkit.ENVIRONMENT,
+      "HOME": str(self.home),
+      "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+      "PRETEND_SLURM": str(self.state),
+      "PRETEND_MINUTE": "2",  # seconds
+      "PRETEND_RUN": str(os.getpid()),
+      "POLL_SECONDS": "1",
+    }
+
+  def slurm(self, *words, code=0, **variables):
+    """The finished launcher; it must exit with this code."""
+    done = subprocess.run(
+      ["bash", self.code / "launch" / "slurm.sh", *words],
+      env=self.environment | variables,
+      cwd=self.folder,
+      capture_output=True,
+      text=True,
+      timeout=240,
+      check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+  def run(self, *plan, options=(), code=0, **variables):
+    words = ["run", "job", "--gpus", "1", "--no-preflight", *options, "--", "python", f"{self.home}/run.py", *plan]
+    return self.slurm(*words, code=code, **variables)
+
+  def ask(self, what, value="", job="4000"):
+    (self.state / "jobs" / job / what).write_text(value)
+
+  def status(self, job="job"):
+    environment = self.environment
+    words = ["bash", self.code / "launch" / "slurm.sh", "status", job]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) | {"exit": done.returncode}
+
+  def log(self):
+    path = self.home / "insec_jax" / "slurm" / "job" / "log"
+    return path.read_text() if path.exists() else ""
+
+  def calls(self, tool):
+    lines = (self.state / "calls").read_text().splitlines() if (self.state / "calls").exists() else []
+    return [words[1:] for words in map(json.loads, lines) if words[0] == tool]
+
+  def sessions(self, process=0):
+    return len((self.home / f"sessions.{process}").read_text().split())
+
+  def end(self):
+    for path in (self.state / "jobs").glob("*.json"):
+      if json.loads(path.read_text())["state"] in ("RUNNING", "PENDING"):
+        self.ask("cancel", job=path.stem)
+        until(lambda path=path: json.loads(path.read_text())["state"] not in ("RUNNING", "PENDING"))
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+  return launchkit.clone(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture
+def cluster(tmp_path, code):
+  made = Cluster(tmp_path, code)
+  yield made
+  made.end()
+
+
+def test_a_job_runs_a_process_for_each_gpu_and_its_exit_code_is_handed_on(cluster):
+  done = cluster.run("3", options=["--nodes", "2", "--gpus", "2", "--wait"], code=3)
+  assert "queued job as Slurm job 4000" in done.stdout
+  for process in range(4):
+    assert f"{process}: session 1 of 4 port 14000" in done.stdout
+  status = cluster.status()
+  assert (status["state"], status["code"], status["exit"], status["restarts"]) == ("ended", 3, 3, 0)
+  (words,) = cluster.calls("sbatch")
+  asked = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--signal=B:TERM@300", "--requeue"]
+  assert [word for word in words if word in asked] == asked
+
+
+@pytest.mark.parametrize(
+  ("plan", "sessions", "code"),
+  [
+    (["wait", "0"], 2, 0),  # the time limit
+    (["42", "0"], 2, 0),
+    (["1", "kill", "0"], 3, 0),
+    (["1", "1", "0"], 2, 1),  # --tries
+    (["42", "42", "42", "42", "0"], 4, 42),  # --restarts
+    (["2"], 1, 2),
+  ],
+)
+def test_a_session_that_saved_or_failed_is_followed_by_another_and_no_other_one(cluster, plan, sessions, code):
+  tries = ["--tries", "3" if "kill" in plan else "2", "--restarts", "3"]
+  limit = ["--time", "2", "--grace", "2"]  # 4 s with pretended minutes of 2 s
+  done = cluster.run(*plan, options=[*tries, *limit, "--wait"], code=code)
+  assert cluster.sessions() == sessions
+  assert ("saved" in done.stdout) == ("wait" in plan)
+  assert len(cluster.calls("sbatch")) == 1
+
+
+@pytest.mark.parametrize(
+  ("ask", "value", "said"), [("preempt", "30", "saved"), ("preempt", "0", "session 2"), ("lose", "", "session 2")]
+)
+def test_a_preempted_job_or_one_that_lost_a_node_goes_on(cluster, ask, value, said):
+  cluster.run("wait", "0", options=["--nodes", "2"])
+  until(lambda: cluster.log().count("session 1 of 2") == 2)
+  assert cluster.status()["state"] == "running"
+  cluster.ask(ask, value)
+  done = cluster.slurm("logs", "job")
+  assert said in done.stdout
+  assert (cluster.sessions(0), cluster.sessions(1)) == (2, 2)
+
+
+def test_stop_lets_the_run_save_and_nothing_follows(cluster):
+  cluster.run("wait", "0")
+  until(lambda: "session 1" in cluster.log())
+  assert "ended with exit code 42" in cluster.slurm("stop", "job").stdout
+  assert "saved" in cluster.log()
+  assert (cluster.sessions(), cluster.status()["exit"]) == (1, 42)
+  cluster.run("0", options=["--wait"])  # the same command goes on
+  assert cluster.sessions() == 2
+
+
+def test_a_job_that_waits_for_nodes_is_cancelled_by_stop(cluster):
+  (cluster.state / "hold").touch()
+  cluster.run("0")
+  assert cluster.status()["state"] == "pending"
+  assert "Slurm job 4000; stop it" in cluster.run("0", code=2).stderr.replace("as Slurm job 4000;", "Slurm job 4000;")
+  assert "cancelled; no exit code" in cluster.slurm("stop", "job").stdout
+  assert not (cluster.home / "sessions.0").exists()
+
+
+def test_a_job_that_is_gone_without_an_exit_code_is_lost_and_says_how_to_go_on(cluster):
+  cluster.run("wait", "0")
+  until(lambda: "session 1" in cluster.log())
+  cluster.ask("cancel")
+  assert "the same run command goes on" in cluster.slurm("logs", "job", code=1).stderr
+  assert (cluster.status()["state"], cluster.status()["exit"]) == ("lost", 1)
+
+
+def test_a_controller_that_does_not_answer_is_one_line_and_no_lost_job(cluster):
+  cluster.run("wait", "0")
+  (cluster.state / "down").touch()
+  said = cluster.slurm("status", "job", code=1).stderr
+  assert said.startswith("error: squeue does not answer: ")
+  assert said.count("\n") == 1
+  (cluster.state / "down").unlink()
+  assert cluster.status()["state"] in ("pending", "running")
+
+
+def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
+  launchkit.script(
+    cluster.home / "insec_jax" / "venv" / next((cluster.home / "insec_jax" / "venv").iterdir()).name / "bin" / "python",
+    'if [ "${2:-}" = check ]; then printf \'{"host": "%s", "check": "disk", "result": "%s", "value": "v"}\\n\' "$4" '
+    '"$([ "$4" = node1 ] && echo MISSING || echo ok)"; else exec ' + f'{shlex.quote(sys.executable)} "$@"; fi',
+  )
+  words = ["--nodes", "2", "--wait", "--", "python", f"{cluster.home}/run.py", "0"]
+  done = cluster.slurm("run", "job", *words, code=2)
+  assert ["disk", "node1", "MISSING", "v"] in [line.split() for line in done.stdout.splitlines()]
+  assert not (cluster.home / "sessions.0").exists()
+  assert ["disk", "login", "ok", "v"] in [line.split() for line in done.stderr.splitlines()]
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["run"], "JOB ''"),
+    (["run", "a/b", "--", "x"], "JOB 'a/b'"),
+    (["run", "job", "python"], "'python' is no option; give the command after --"),
+    (["run", "job", "--"], "there is no command"),
+    (["run", "job", "--nodes", "0", "--", "x"], "--nodes 0: give at least 1"),
+    (["run", "job", "--gpus", "two", "--", "x"], "--gpus two: give a whole number"),
+    (["run", "job", "--time", "1 day", "--", "x"], "--time 1 day: give MINUTES"),
+    (["run", "job", "--time", "5", "--grace", "300", "--", "x"], "--grace 300 is not shorter than --time 5"),
+    (["run", "job", "--nodes"], "--nodes without a value"),
+    (["run", "job", "--secret", "A=b", "--no-preflight", "--", "x"], "--secret A=b: it takes the name"),
+    (["run", "job", "--sbatch", "--partition=none", "--no-preflight", "--", "x"], "sbatch: error: invalid partition"),
+    (["status", "none"], "there is no job none"),
+    (["logs"], "JOB ''"),
+    (["stop", "none"], "there is no job none"),
+    (["list", "all"], "'all' is one word too many"),
+  ],
+)
+def test_wrong_input_is_one_line_and_queues_nothing(cluster, words, said):
+  error = [line for line in cluster.slurm(*words, code=2).stderr.splitlines() if line.startswith("error: ")]
+  assert len(error) == 1
+  assert said in error[0]
+  assert list((cluster.state / "jobs").glob("*.json")) == []
+
+
+def test_a_dry_run_prints_the_command_and_queues_nothing(cluster):
+  said = cluster.run("0", options=["--dry-run"]).stderr
+  assert "+ sbatch --parsable --job-name=insec-job" in said
+  assert cluster.calls("sbatch") == []
+  assert not (cluster.home / "insec_jax" / "slurm").exists()
+
+
+def test_no_secret_is_in_a_call_a_log_an_archive_or_what_slurm_keeps(cluster):
+  cluster.run("wait", "0", options=["--secret", "LAB_PASSWORD"], **launchkit.SECRETS)
+  until(lambda: "session 1" in cluster.log())
+  commands = "\n".join(launchkit.commands_of(os.getpid()))
+  assert "run.py" in commands
+  (environment,) = (cluster.home / "insec_jax" / "slurm").rglob("environment")
+  assert all(f"{name}={value}" in environment.read_text().split("\0") for name, value in launchkit.SECRETS.items())
+  assert launchkit.leaks(cluster.home, cluster.state, texts=(commands,)) == []
+  manager = cluster.state / "jobs" / "4000" / "caller"
+  assert not any(name in manager.read_text() for name in launchkit.SECRETS)
