@@ -1,113 +1,23 @@
 """launch/slurm.sh on a pretended Slurm (pretend/slurm.py), with a stand-in for the run."""
 
-import json
 import os
 import shlex
-import subprocess
 import sys
 
 import launchkit
 import pytest
 from launchkit import until
-
-EXTRAS = "cuda gcs data"
-# Each session does one of the steps; a stop saves. `plan` has the exit code of each session, `wait` is for a stop.
-RUN = """
-import os, pathlib, signal, sys, time
-home = pathlib.Path.home()
-mine = home / ("sessions." + os.environ.get("SLURM_PROCID", "none"))
-done = len(mine.read_text().split()) if mine.exists() else 0
-def save(*_):
-  print("saved", flush=True)
-  os._exit(42)
-signal.signal(signal.SIGTERM, save)
-print("session", done + 1, "of", os.environ["SLURM_NTASKS"], "port", os.environ["JAX_COORDINATOR_PORT"], flush=True)
-mine.write_text(mine.read_text() + " 1" if done else "1")
-what = sys.argv[1:][min(done, len(sys.argv) - 2)]
-assert os.environ["INSEC_RUN_TOKEN"], "no token"
-if what == "wait":
-  time.sleep(60)
-if what == "kill":
-  os.kill(os.getpid(), signal.SIGKILL)
-sys.exit(int(what))
-"""
-
-
-class Cluster:
-  """A login node with its home, and a clone of the repository."""
-
-  def __init__(self, folder, code):
-    self.folder, self.code, self.home, self.state = folder, code, folder / "home", folder / "slurm"
-    (self.state / "jobs").mkdir(parents=True)
-    self.home.mkdir()
-    launchkit.prepare(self.home, code, EXTRAS)
-    tool = f"exec {shlex.quote(sys.executable)} {shlex.quote(f'{launchkit.PRETEND}/slurm.py')}"
-    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
-      launchkit.script(folder / "bin" / name, f'{tool} {name} "$@"')
-    (self.home / "run.py").write_text(RUN)
-    self.environment = {
-      **launchkit.ENVIRONMENT,
-      "HOME": str(self.home),
-      "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-      "PRETEND_SLURM": str(self.state),
-      "PRETEND_MINUTE": "2",  # seconds
-      "PRETEND_RUN": str(os.getpid()),
-      "POLL_SECONDS": "1",
-    }
-
-  def slurm(self, *words, code=0, **variables):
-    """The finished launcher; it must exit with this code."""
-    done = subprocess.run(
-      ["bash", self.code / "launch" / "slurm.sh", *words],
-      env=self.environment | variables,
-      cwd=self.folder,
-      capture_output=True,
-      text=True,
-      timeout=240,
-      check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-  def run(self, *plan, options=(), code=0, **variables):
-    words = ["run", "job", "--gpus", "1", "--no-preflight", *options, "--", "python", f"{self.home}/run.py", *plan]
-    return self.slurm(*words, code=code, **variables)
-
-  def ask(self, what, value="", job="4000"):
-    (self.state / "jobs" / job / what).write_text(value)
-
-  def status(self, job="job"):
-    environment = self.environment
-    words = ["bash", self.code / "launch" / "slurm.sh", "status", job]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    return json.loads(done.stdout) | {"exit": done.returncode}
-
-  def log(self):
-    path = self.home / "insec_jax" / "slurm" / "job" / "log"
-    return path.read_text() if path.exists() else ""
-
-  def calls(self, tool):
-    lines = (self.state / "calls").read_text().splitlines() if (self.state / "calls").exists() else []
-    return [words[1:] for words in map(json.loads, lines) if words[0] == tool]
-
-  def sessions(self, process=0):
-    return len((self.home / f"sessions.{process}").read_text().split())
-
-  def end(self):
-    for path in (self.state / "jobs").glob("*.json"):
-      if json.loads(path.read_text())["state"] in ("RUNNING", "PENDING"):
-        self.ask("cancel", job=path.stem)
-        until(lambda path=path: json.loads(path.read_text())["state"] not in ("RUNNING", "PENDING"))
+from slurmkit import Cluster
 
 
 @pytest.fixture(scope="module")
-def code(tmp_path_factory):
+def repository(tmp_path_factory):
   return launchkit.clone(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture
-def cluster(tmp_path, code):
-  made = Cluster(tmp_path, code)
+def cluster(tmp_path, repository):
+  made = Cluster(tmp_path, repository)
   yield made
   made.end()
 
@@ -120,10 +30,11 @@ def test_a_job_runs_a_process_for_each_gpu_and_its_exit_code_is_handed_on(cluste
   status = cluster.status()
   assert (status["state"], status["code"], status["exit"], status["restarts"]) == ("ended", 3, 3, 0)
   (words,) = cluster.calls("sbatch")
-  asked = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--signal=B:TERM@300", "--requeue"]
+  asked = ["--nodes=2", "--ntasks-per-node=2", "--signal=B:TERM@300", "--requeue", "--gpus-per-node=2"]
   assert [word for word in words if word in asked] == asked
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
   ("plan", "sessions", "code"),
   [
@@ -144,6 +55,7 @@ def test_a_session_that_saved_or_failed_is_followed_by_another_and_no_other_one(
   assert len(cluster.calls("sbatch")) == 1
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
   ("ask", "value", "said"), [("preempt", "30", "saved"), ("preempt", "0", "session 2"), ("lose", "", "session 2")]
 )
@@ -157,6 +69,7 @@ def test_a_preempted_job_or_one_that_lost_a_node_goes_on(cluster, ask, value, sa
   assert (cluster.sessions(0), cluster.sessions(1)) == (2, 2)
 
 
+@pytest.mark.processes
 def test_stop_lets_the_run_save_and_nothing_follows(cluster):
   cluster.run("wait", "0")
   until(lambda: "session 1" in cluster.log())
@@ -167,6 +80,7 @@ def test_stop_lets_the_run_save_and_nothing_follows(cluster):
   assert cluster.sessions() == 2
 
 
+@pytest.mark.processes
 def test_a_job_that_waits_for_nodes_is_cancelled_by_stop(cluster):
   (cluster.state / "hold").touch()
   cluster.run("0")
@@ -176,6 +90,7 @@ def test_a_job_that_waits_for_nodes_is_cancelled_by_stop(cluster):
   assert not (cluster.home / "sessions.0").exists()
 
 
+@pytest.mark.processes
 def test_a_job_that_is_gone_without_an_exit_code_is_lost_and_says_how_to_go_on(cluster):
   cluster.run("wait", "0")
   until(lambda: "session 1" in cluster.log())
@@ -184,6 +99,7 @@ def test_a_job_that_is_gone_without_an_exit_code_is_lost_and_says_how_to_go_on(c
   assert (cluster.status()["state"], cluster.status()["exit"]) == ("lost", 1)
 
 
+@pytest.mark.processes
 def test_a_controller_that_does_not_answer_is_one_line_and_no_lost_job(cluster):
   cluster.run("wait", "0")
   (cluster.state / "down").touch()
@@ -194,6 +110,7 @@ def test_a_controller_that_does_not_answer_is_one_line_and_no_lost_job(cluster):
   assert cluster.status()["state"] in ("pending", "running")
 
 
+@pytest.mark.processes
 def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
   launchkit.script(
     cluster.home / "insec_jax" / "venv" / next((cluster.home / "insec_jax" / "venv").iterdir()).name / "bin" / "python",

@@ -1,9 +1,9 @@
 """A pretended Slurm: sbatch, srun, squeue, scancel and scontrol, with real processes as nodes.
 
-The folder PRETEND_SLURM holds all state: `calls` (one JSON list a call), `jobs/ID.json`, and in `jobs/ID/` what was asked
-of a job that runs (files requeue, cancel, preempt, lose) and the process ids of its tasks. A job's manager is a process
-of its own, started by sbatch; it starts the batch script, and starts it again after a requeue. `down` (a file there):
-no controller answers. Nodes are called localhost, node1, node2, ...
+The folder PRETEND_SLURM holds all state: `calls` (one JSON list a call), `jobs/ID.json`, and in `jobs/ID/` what was
+asked of a job that runs (files requeue, cancel, preempt, lose) and the process ids of its tasks. A job's manager is a
+process of its own, started by sbatch; it starts the batch script, and starts it again after a requeue. With the file
+`down` no controller answers, with `hold` no node is free. Nodes are called localhost, node1, node2, ...
 
 As the real ones: sbatch gives the batch script the environment of its caller; --signal=B:... reaches the batch shell
 only; scancel --signal reaches the tasks only, with --batch the batch shell only; SIGTERM to srun kills its tasks; a
@@ -11,6 +11,7 @@ preemption sends SIGTERM to the tasks and ends the job after its grace; a lost n
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -177,10 +178,8 @@ def tasks_of(job):
 
 def signal_to(processes, number):
   for process in processes:
-    try:
+    with contextlib.suppress(ProcessLookupError):
       os.kill(process, number) if process > 0 else os.killpg(-process, number)
-    except ProcessLookupError:
-      pass
 
 
 def srun(words):
@@ -193,7 +192,6 @@ def srun(words):
   job, nodes = os.environ["SLURM_JOB_ID"], int(os.environ["SLURM_JOB_NUM_NODES"])
   number = int(given.ntasks or os.environ["SLURM_NTASKS"])
   per_node = number // nodes
-  (STATE / "lost").exists() and refuse("srun", "Node failure on node1", 1)
   processes, readers = [], []
 
   def killed(*_):
