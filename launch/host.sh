@@ -3,8 +3,11 @@
 #   host.sh has COMMIT              prints yes or no: whether this host has the code
 #   host.sh unpack COMMIT           unpacks the code from a tar.gz on stdin
 #   host.sh setup COMMIT [EXTRA...] makes the environment, which commits with the same requirements share
-#   host.sh start JOB COMMIT WORD...  starts a command that goes on without the connection; NAME=VALUE on stdin, each
-#                                   ended by a zero byte, go into its environment and nowhere else
+#   host.sh start [--unless-done] JOB COMMIT WORD...   starts a command that goes on without the connection. NAME=VALUE
+#                                   on stdin, each ended by a zero byte, go into its environment and nowhere else; the
+#                                   last one is END. A job that runs the same command is left as it is, and so is one
+#                                   that has ended with exit code 0 with --unless-done
+#   host.sh call COMMIT WORD...     runs a command now, with such an environment
 #   host.sh status JOB              one line of JSON: state (running, ended, lost or absent), exit code, last lines
 #   host.sh follow JOB [LINE]       prints the log from that line (1) until the job ends; its exit code is the job's
 #   host.sh stop JOB [SECONDS]      SIGTERM, and SIGKILL after so many seconds (600)
@@ -30,15 +33,16 @@ need() {
 
 unpack() {
   local code=$base/code/$1
+  exec 9> "$code.lock"
+  flock 9
   if [ -d "$code" ]; then
     cat > /dev/null
     return
   fi
-  partial=$code.partial.$$
-  trap 'rm -rf "$partial"' EXIT
-  mkdir -p "$partial"
-  tar -xzf - -C "$partial" || broken "the code did not arrive whole; run the command again"
-  mv -T "$partial" "$code" 2> /dev/null || [ -d "$code" ]  # another sender was faster
+  rm -rf "$code.partial"
+  mkdir "$code.partial"
+  tar -xzf - -C "$code.partial" || broken "the code did not arrive whole; run the command again"
+  mv "$code.partial" "$code"
 }
 
 # The oldest tested Python of this host; some images of TPU VMs have 3.10 only.
@@ -94,25 +98,66 @@ is_running() {
   [ -f "$1/lock" ] && ! flock -n -s "$1/lock" true
 }
 
-start() {
-  local name=$1 job=$base/jobs/$1 commit=$2 code=$base/code/$2 line
-  shift 2
-  [ -d "$code" ] || fail "this host has no code of commit $commit; send it with unpack"
-  [ -d "$code/.venv/" ] || fail "this host has no environment for commit $commit; make it with setup"
-  while IFS= read -r -d '' line; do
+# Exports what `environment_file` of remote.sh wrote to stdin.
+read_environment() {
+  local line=''
+  while IFS= read -r -d '' line && [ "$line" != END ]; do
     export "${line?}"
   done
+  [ "$line" = END ] || broken "the environment did not arrive whole; run the command again"
+}
+
+# Goes to the code, with its environment.
+enter() {
+  cd "$1"
+  export PATH=$1/.venv/bin:$PATH PYTHONPATH=$1 PYTHONUNBUFFERED=1
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$base/xla}
+}
+
+call() {
+  check_code "$1"
+  read_environment
+  enter "$base/code/$1"
+  shift
+  exec "$@" < /dev/null
+}
+
+check_code() {
+  [ -d "$base/code/$1" ] || fail "this host has no code of commit $1; send it with unpack"
+  [ -d "$base/code/$1/.venv/" ] || fail "this host has no environment for commit $1; make it with setup"
+}
+
+start() {
+  local done_is_enough=''
+  if [ "$1" = --unless-done ]; then
+    done_is_enough=yes
+    shift
+  fi
+  local name=$1 job=$base/jobs/$1 commit=$2 same=''
+  shift 2
+  check_code "$commit"
+  read_environment
   mkdir -p "$job"
+  if [ "$(cat "$job/commit" "$job/command" 2> /dev/null)" = "$commit"$'\n'"$(printf '%q ' "$@")" ]; then
+    same=yes
+  fi
   exec 8> "$job/lock"
   if ! flock -w 1 8; then
-    fail "the job $name is running on $(hostname): $(cat "$job/command"); stop it, or give another name"
+    [ -n "$same" ] || fail "the job $name is running on $(hostname), of commit $(cat "$job/commit"):" \
+      "$(cat "$job/command"); stop it, or give another name"
+    echo "$name is running already: process $(cat "$job/pid")"
+    return
   fi
-  rm -rf "$job/code" "$job/pid" "$job/tmp"
+  if [ -n "$same" ] && [ -n "$done_is_enough" ] && [ "$(cat "$job/code" 2> /dev/null)" = 0 ]; then
+    echo "$name has ended already with exit code 0"
+    return
+  fi
+  rm -rf "$job/code" "$job/ended" "$job/pid" "$job/stopped" "$job/tmp"
   mkdir "$job/tmp"
   echo "$commit" > "$job/commit"
   printf '%q ' "$@" > "$job/command"
   date +%s > "$job/began"
-  setsid bash "$0" hold "$name" "$code" "$@" < /dev/null >> "$job/log" 2>&1 &
+  setsid bash "$0" hold "$name" "$commit" "$@" < /dev/null >> "$job/log" 2>&1 &
   exec 8>&-
   until [ -s "$job/pid" ] || [ -f "$job/code" ]; do sleep 0.05; done
   echo "started $name: process $(cat "$job/pid")"
@@ -120,13 +165,12 @@ start() {
 
 # The process between `start` and the command; it stays until the command has ended and keeps its exit code.
 hold() {
-  local job=$base/jobs/$1 code=$2 status=0
-  shift 2
+  local job=$base/jobs/$1 status=0
   trap : TERM HUP INT
-  echo "--- $(date -u +%Y-%m-%dT%H:%M:%SZ) commit $(cat "$job/commit"): $(cat "$job/command")"
-  cd "$code"
-  export PATH=$code/.venv/bin:$PATH PYTHONPATH=$code TMPDIR=$job/tmp PYTHONUNBUFFERED=1
-  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$base/xla}
+  echo "--- $(date -u +%Y-%m-%dT%H:%M:%SZ) commit $2: $(cat "$job/command")"
+  enter "$base/code/$2"
+  export TMPDIR=$job/tmp
+  shift 2
   "$@" &
   echo "$!" > "$job/pid.new"
   mv "$job/pid.new" "$job/pid"
@@ -147,7 +191,7 @@ status() {
     state=ended
   fi
   python3 - "$1" "$state" "$job" << 'PYTHON'
-import collections, json, pathlib, shlex, sys, time
+import json, pathlib, shlex, sys, time
 
 name, state, job = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 
@@ -158,10 +202,11 @@ def read(file):
 
 
 def last_line(path):
-  """The last whole line of a file."""
+  """The last whole line of a file that the job wrote, not `hold`."""
   with open(path, "rb") as lines:
     lines.seek(max(0, path.stat().st_size - 65_536))
-    return collections.deque(lines.read().decode(errors="replace").rpartition("\n")[0].splitlines() or [""], 1)[0]
+    whole = lines.read().decode(errors="replace").rpartition("\n")[0].splitlines()
+  return next((line for line in reversed(whole) if not line.startswith("--- ")), "")
 
 
 def metrics():
@@ -182,6 +227,7 @@ print(json.dumps({
   "job": name,
   "state": state,
   "code": int(read("code")) if state == "ended" else None,
+  "stopped": (job / "stopped").exists(),
   "pid": int(read("pid") or 0) if state == "running" else None,
   "commit": read("commit"),
   "seconds": int(ended or time.time()) - int(began) if began else None,
@@ -198,7 +244,11 @@ follow() {
   tail -n "+$from" -F "$job/log" 2> /dev/null &
   reader=$!
   trap 'kill "$reader" 2> /dev/null' EXIT
-  while is_running "$job"; do sleep 0.5; done
+  # The reader ends when nobody reads its lines any more.
+  while is_running "$job"; do
+    kill -0 "$reader" 2> /dev/null || return 0
+    sleep 0.5
+  done
   # What was written last: the reader looks once a second.
   sleep 1.2
   [ -f "$job/code" ] || broken "the job $1 was lost: this host was restarted, or its processes were killed"
@@ -209,6 +259,7 @@ stop() {
   local job=$base/jobs/$1 grace=${2:-600} waited=0
   [ -d "$job" ] || fail "there is no job $1 on $(hostname)"
   if is_running "$job"; then
+    touch "$job/stopped"
     kill -TERM "$(cat "$job/pid")" 2> /dev/null || true
     while is_running "$job" && [ "$waited" -lt $((grace * 5)) ]; do
       sleep 0.2
@@ -238,6 +289,7 @@ case $verb in
   unpack) need $# 1 unpack; mkdir -p "$base/code"; unpack "$1" ;;
   setup) need $# 1 setup; setup "$@" ;;
   start) need $# 3 start; start "$@" ;;
+  call) need $# 2 call; call "$@" ;;
   hold) hold "$@" ;;
   status) need $# 1 status; status "$1" ;;
   follow) need $# 1 follow; follow "$@" ;;

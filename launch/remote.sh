@@ -5,6 +5,8 @@
 # and sets HOSTS, the names of all hosts.
 set -euo pipefail
 DRY_RUN=${DRY_RUN:-}
+POLL_SECONDS=${INSEC_POLL_SECONDS:-30}       # between two looks
+ANSWER_SECONDS=${INSEC_ANSWER_SECONDS:-120}  # for an answer of the cloud, or of a host to a short command
 HOSTS=()
 SECRETS=(HF_TOKEN WANDB_API_KEY)
 SETTINGS=(HF_ENDPOINT WANDB_BASE_URL WANDB_ENTITY WANDB_MODE TRACKIO_SERVER_URL TRACKIO_SPACE_ID INSEC_RUN_TOKEN)
@@ -23,10 +25,10 @@ broken() {
 
 # The words as a shell reads them.
 quoted() {
-  local word text=
+  local word text='' escaped="'\\''"
   for word; do
     case $word in
-      '' | *[!A-Za-z0-9_./:=,@%+-]*) text="$text $(printf '%q' "$word")" ;;
+      '' | *[!A-Za-z0-9_./:=,@%+-]*) text="$text '${word//\'/$escaped}'" ;;
       *) text="$text $word" ;;
     esac
   done
@@ -44,6 +46,27 @@ scratch() {
   [ -z "${SCRATCH:-}" ] || return 0
   SCRATCH=$(umask 077 && mktemp -d "${TMPDIR:-/tmp}/insec.XXXXXX")
   trap 'rm -rf "$SCRATCH"' EXIT
+}
+
+# Runs the command, with this stdin, and kills it after so many seconds. In a process group of its own: gcloud starts ssh.
+within() {
+  local seconds=$1 process watch status=0
+  shift
+  set -m
+  "$@" <&0 &
+  process=$!
+  set +m
+  (
+    trap 'kill "$nap"; exit' TERM
+    sleep "$seconds" &
+    nap=$!
+    wait "$nap"
+    kill -- "-$process"
+  ) > /dev/null 2>&1 3>&- &
+  watch=$!
+  wait "$process" 2> /dev/null || status=$?
+  kill "$watch" 2> /dev/null || true
+  return "$status"
 }
 
 # Sets COMMIT, the name of the code that `pack` packs: HEAD, or with DIRTY=1 HEAD-dirty-TREE if something was changed.
@@ -85,8 +108,8 @@ pack() {
   rm -rf "$copy"
 }
 
-# Writes FILE with NAME=VALUE of the secrets and settings that are set here, each ended by a zero byte: `host.sh start`
-# reads it on stdin. NAMES are further ones, which must be set.
+# Writes FILE with NAME=VALUE of the secrets and settings that are set here, each ended by a zero byte, and END: `host.sh
+# start` reads it on stdin. NAMES are further ones, which must be set.
 environment_file() {
   local file=$1 name
   shift
@@ -100,35 +123,41 @@ environment_file() {
   for name in "${SECRETS[@]}" "${SETTINGS[@]}" "$@"; do
     [ -z "${!name:-}" ] || printf '%s=%s\0' "$name" "${!name}" >> "$file"
   done
+  printf 'END\0' >> "$file"
 }
 
-# Runs FUNCTION HOST [ARGUMENT...] for all hosts at once, with the host's name before each line; sets FAILED, the hosts
-# where it failed, and ANSWERS, a folder with a file of stdout for each host.
+# Runs FUNCTION HOST [ARGUMENT...] for all hosts at once, with the host's name before each line; with QUIET=1 stdout is
+# not shown. Sets FAILED, the hosts where it failed, WORST, the largest exit code, and ANSWERS, a folder with a file of
+# stdout for each host.
 each() {
-  local function=$1 host index=0 processes=() width=0
+  local function=$1 host index=0 processes=() width=0 code shown=${QUIET:+/dev/null}
   shift
   scratch
   ANSWERS=$SCRATCH/answers
   rm -rf "$ANSWERS"
   mkdir "$ANSWERS"
-  FAILED=()
+  FAILED=() WORST=0
   for host in "${HOSTS[@]}"; do
     [ "${#host}" -le "$width" ] || width=${#host}
   done
   for host in "${HOSTS[@]}"; do
     (
       set -o pipefail
-      { "$function" "$host" "$@" 2>&3 3>&- | tee "$ANSWERS/${host//\//_}"; } 3>&1 | label "$host" "$width"
+      { "$function" "$host" "$@" 2>&3 3>&- | tee "$ANSWERS/${host//\//_}" > "${shown:-/dev/stdout}"; } 3>&1 |
+        label "$host" "$width"
     ) &
     processes[index]=$!
     index=$((index + 1))
   done
   index=0
   for host in "${HOSTS[@]}"; do
-    wait "${processes[index]}" || FAILED[${#FAILED[@]}]=$host
+    code=0
+    wait "${processes[index]}" || code=$?
+    [ "$code" -eq 0 ] || FAILED[${#FAILED[@]}]=$host
+    [ "$code" -le "$WORST" ] || WORST=$code
     index=$((index + 1))
   done
-  [ "${#FAILED[@]}" -eq 0 ]
+  [ "$WORST" -eq 0 ]
 }
 
 # Writes each line of stdin to stderr, after a name.
@@ -139,41 +168,91 @@ label() {
   done
 }
 
-# Sends host.sh to the host; prints yes if the host has the code of COMMIT.
-greet() {
-  # shellcheck disable=SC2088  # the host expands ~
-  reach "$1" "mkdir -p ~/insec_jax && cat > ~/insec_jax/host.sh.$$ && mv ~/insec_jax/host.sh.$$ ~/insec_jax/host.sh &&
-    bash ~/insec_jax/host.sh has $COMMIT" < "$(dirname "${BASH_SOURCE[0]}")/host.sh"
+# The answer of a host in the last `each`.
+answer() {
+  cat "$ANSWERS/${1//\//_}" 2> /dev/null || true
 }
 
-# Sends the archive to the host unless it has the code; then makes the environment there.
-provide() {
-  local host=$1 archive=$2
-  shift 2
-  if [ "$(cat "$GREETED/${host//\//_}" 2> /dev/null)" != yes ]; then
-    reach "$host" "bash ~/insec_jax/host.sh unpack $COMMIT" < "$archive" || return
-  fi
+# Runs FUNCTION HOST [ARGUMENT...] up to three times: a connection may break half-way, and each step can be repeated.
+# Exit code 2, of `fail` on the host, is final.
+persist() {
+  local try code=1
+  for try in 1 2 3; do
+    code=0
+    "$@" || code=$?
+    case $code in 0 | 2) break ;; esac
+    [ "$try" -eq 3 ] || { echo "no success (exit code $code); again" >&2; sleep "$POLL_SECONDS"; }
+  done
+  return "$code"
+}
+
+# Sends host.sh to the host; prints yes if the host has the code of COMMIT.
+greet() {
+  within "$ANSWER_SECONDS" reach "$1" "mkdir -p ~/insec_jax && cat > ~/insec_jax/host.sh.$$ &&
+    mv ~/insec_jax/host.sh.$$ ~/insec_jax/host.sh && bash ~/insec_jax/host.sh has $COMMIT" \
+    < "$(dirname "${BASH_SOURCE[0]}")/host.sh"
+}
+
+# Sends the archive to the host.
+send_code() {
+  reach "$1" "bash ~/insec_jax/host.sh unpack $COMMIT" < "$2"
+}
+
+# Makes the environment on the host, with these extras.
+set_up() {
+  local host=$1
+  shift
   reach "$host" "bash ~/insec_jax/host.sh setup $COMMIT $(quoted "$@")" < /dev/null
 }
 
-# Brings the code and the environment with these extras to all hosts.
-provide_all() {
-  local archive
-  scratch
-  each greet || broken "no answer from ${FAILED[*]}; look at the messages above"
-  GREETED=$SCRATCH/greeted
-  rm -rf "$GREETED"
-  mv "$ANSWERS" "$GREETED"
-  archive=$SCRATCH/code.tar.gz
-  [ -f "$archive" ] || pack "$archive"
-  each provide "$archive" "$@" || broken "the environment is not ready on ${FAILED[*]}; look at the messages above"
+# Sends host.sh, the code unless the host has it, and makes the environment with these extras.
+provide() {
+  local host=$1 archive=$2 answer
+  shift 2
+  answer=$(persist greet "$host") || return
+  [ "$answer" = yes ] || persist send_code "$host" "$archive" || return
+  persist set_up "$host" "$@"
 }
 
-# Starts the job on one host; the environment comes from a file.
+# Brings the code and the environment with these extras to all hosts. Returns 1 if one is not ready: FAILED.
+provide_all() {
+  scratch
+  [ -f "$SCRATCH/code.tar.gz" ] || pack "$SCRATCH/code.tar.gz"
+  each provide "$SCRATCH/code.tar.gz" "$@"
+}
+
+# Starts the job on one host; the environment comes from a file. The words of the command follow.
 start_on() {
   local host=$1 job=$2 environment=$3
   shift 3
-  reach "$host" "bash ~/insec_jax/host.sh start $job $COMMIT $(quoted "$@")" < "$environment"
+  within "$ANSWER_SECONDS" reach "$host" "bash ~/insec_jax/host.sh start $job $COMMIT $(quoted "$@")" < "$environment"
+}
+
+# The same, repeated when the connection breaks.
+start_surely() {
+  persist start_on "$@"
+}
+
+# One line of JSON on the job of a host.
+status_on() {
+  within "$ANSWER_SECONDS" reach "$1" \
+    "[ ! -f ~/insec_jax/host.sh ] && echo '{\"state\": \"absent\"}' || bash ~/insec_jax/host.sh status $2" < /dev/null
+}
+
+# Prints the log of the job of a host until the job ends; takes it up where it was when the connection breaks.
+follow_on() {
+  local host=$1 job=$2 line=1 state lines=$SCRATCH/lines.${1//\//_}
+  while :; do
+    reach "$host" "bash ~/insec_jax/host.sh follow $job $line" < /dev/null | tee "$lines" || true
+    line=$((line + $(wc -l < "$lines")))
+    state=$(field state "$(status_on "$host" "$job" 2> /dev/null)") || state=''
+    case $state in
+      ended | lost | absent) return 0 ;;
+      '') echo "no answer; trying again" >&2 ;;
+      *) echo "the connection broke; going on at line $line" >&2 ;;
+    esac
+    sleep "$POLL_SECONDS"
+  done
 }
 
 # The value of a key in a line of JSON from `host.sh status`; empty for null. Only for keys before the free texts.

@@ -1,69 +1,299 @@
 #!/usr/bin/env bash
-# The same command on every worker of a Cloud TPU VM slice, spot or not, through gcloud. Every command is shown first.
-#   launch/tpu.sh create                                     queues the slice and waits until it is there
-#   launch/tpu.sh run python -m insec_jax.train --config=... --workdir=/mnt/shared/run     sends the code, installs, runs
-#   launch/tpu.sh delete                                     deletes the slice that create made, and nothing else
-# The environment names the slice:
-#   TPU=name ZONE=us-east5-a TYPE=v6e-16 VERSION=v2-alpha-tpuv6e [PROJECT=...] [SPOT=1] [RETRIES=10]
-# The workdir must lie on a drive that all workers share (Filestore, or another NFS). A run that was preempted or lost a
-# worker goes on by the same command, up to RETRIES times; when the slice itself is gone, create it and run again.
-# Needs gcloud and a slice, and has not been run on one yet.
+# A run on a slice of Cloud TPU VMs, spot or not, from a laptop that may sleep. Needs gcloud; every command is shown.
+#   launch/tpu.sh create --type=v6e-16 --spot        asks for the slice and waits for it
+#   launch/tpu.sh run python -m insec_jax.train --config=... --workdir=gs://BUCKET/run     detached, on every host
+#   launch/tpu.sh run --keep-alive --type=v6e-16 --spot python -m insec_jax.train ...      creates, watches, goes on
+#   launch/tpu.sh status | logs | stop               of the job
+#   launch/tpu.sh ssh [WORD...]                      a shell, or a command, on one host
+#   launch/tpu.sh delete                             deletes what create made, and nothing else
+#   launch/tpu.sh list                               all slices in the zone that create made
+#
+# Options (--name=VALUE or --name VALUE), before the command of run and ssh:
+#   --name NAME          name of the slice; default: the variable TPU
+#   --zone ZONE          its zone, such as us-east5-a; default: the variable ZONE
+#   --project PROJECT    default: the variable PROJECT, or gcloud's own
+#   --dry-run            shows the commands and runs none
+#   --ssh-flag FLAG      for gcloud compute tpus tpu-vm ssh, such as --ssh-flag=--internal-ip; may be repeated
+#   create, run --keep-alive:
+#   --type TYPE          such as v6e-16, v5litepod-8, v5p-32 (cores)
+#   --version VERSION    runtime version; default: that of the type
+#   --spot               may be preempted, and is cheaper
+#   --slices N           so many slices in one run (1)
+#   --hours N            create: withdraws the request when it is not granted by then. run --keep-alive: ends the run (24)
+#   --create-flag FLAG   for gcloud compute tpus queued-resources create, such as --create-flag=--service-account=A
+#   run:
+#   --job JOB            name of the job, also for status, logs and stop (run)
+#   --extras "A B"       extras of the installation ("tpu gcs")
+#   --secret NAME        environment variable that the run needs, beside HF_TOKEN, WANDB_API_KEY; may be repeated
+#   --dirty              sends the working tree as it is, not the last commit only
+#   --topology T         for the check of memory, such as v6e:4x4; default: that of the type
+#   --no-check           starts without the checks of preflight.py
+#   --wait               prints the logs until the end; exit code of the job
+#   --keep-alive         stays and watches: asks for the slice when it is not there, again when it was preempted, and
+#                        starts the job again until it ends with exit code 0, 2 or 3
+#   --tries N            starts it again at most so often (20)
+#   --then-delete        deletes the slice at the end of --keep-alive
+#   logs, ssh:
+#   --host NODE/WORKER   one host only (ssh: the first)
+#   stop:
+#   --grace N            seconds for saving, then SIGKILL (600)
+#
+# Exit codes: 0 done; 2 wrong input, or something is missing; 1 the cloud, the network or a host; run --wait, run
+# --keep-alive and status hand on that of the job. Variables: INSEC_POLL_SECONDS (30), INSEC_ANSWER_SECONDS (120),
+# INSEC_GRACE_SECONDS (180), INSEC_SILENCE_SECONDS (900). Has not been run on Google Cloud yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${TPU:?name of the slice}" "${ZONE:?its zone}"
-where=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"} --quiet)
+. launch/remote.sh
+. launch/tpu_slice.sh
+. launch/keep_alive.sh
 
-show() {
-  echo "+ $*" >&2
-  "$@"
+NAME=${TPU:-} ZONE=${ZONE:-} PROJECT=${PROJECT:-}
+TYPE='' VERSION='' SPOT='' SLICES=1 HOURS=24 JOB=run EXTRAS='tpu gcs' TOPOLOGY='' NO_CHECK='' WAIT='' KEEP='' TRIES=20
+THEN_DELETE='' ONE_HOST='' MET='' GRACE=600 DIRTY=''
+SSH_FLAGS=() CREATE_FLAGS=() NEEDED=() COMMAND=()
+
+usage() {
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' launch/tpu.sh
 }
 
-on_all() {
-  show gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --worker=all --command="$1"
+# Sets the variables from the options; the first word that is none begins the command.
+parse() {
+  local option value
+  while [ $# -gt 0 ]; do
+    option=$1 value=''
+    case $option in
+      --) shift; break ;;
+      --dry-run) DRY_RUN=yes; shift; continue ;;
+      --spot) SPOT=yes; shift; continue ;;
+      --dirty) DIRTY=yes; shift; continue ;;
+      --no-check) NO_CHECK=yes; shift; continue ;;
+      --wait) WAIT=yes; shift; continue ;;
+      --keep-alive) KEEP=yes; shift; continue ;;
+      --then-delete) THEN_DELETE=yes; shift; continue ;;
+      --help | -h) usage; exit 0 ;;
+      --*=*) value=${option#*=} option=${option%%=*}; shift ;;
+      --*) [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
+      *) break ;;
+    esac
+    [ -n "$value" ] || fail "$option is empty"
+    case $option in
+      --name) NAME=$value ;;
+      --zone) ZONE=$value ;;
+      --project) PROJECT=$value ;;
+      --type) TYPE=$value ;;
+      --version) VERSION=$value ;;
+      --slices) SLICES=$(number "$option" "$value") ;;
+      --hours) HOURS=$(number "$option" "$value") ;;
+      --tries) TRIES=$(number "$option" "$value") ;;
+      --grace) GRACE=$(number "$option" "$value") ;;
+      --job) JOB=$value ;;
+      --extras) EXTRAS=$value ;;
+      --topology) TOPOLOGY=$value ;;
+      --host) ONE_HOST=$value ;;
+      --secret) NEEDED[${#NEEDED[@]}]=$value ;;
+      --ssh-flag) SSH_FLAGS[${#SSH_FLAGS[@]}]=$value ;;
+      --create-flag) CREATE_FLAGS[${#CREATE_FLAGS[@]}]=$value ;;
+      *) fail "there is no option $option; see launch/tpu.sh --help" ;;
+    esac
+  done
+  [ $# -eq 0 ] || COMMAND=("$@")
+}
+
+number() {
+  case $2 in '' | *[!0-9]* | 0* | ??????????*) fail "$1=$2 is no number from 1 on" ;; esac
+  echo "$2"
+}
+
+# Ends unless the options name a slice.
+check_place() {
+  [ -n "$ZONE" ] || fail "give the zone: --zone=us-east5-a, or export ZONE"
+  [ "$VERB" = list ] || [ -n "$NAME" ] || fail "give the slice a name: --name=mine, or export TPU"
+  case $NAME in
+    *[!a-z0-9-]* | [0-9-]* | *- | ??????????????????????????????????????????????????*)
+      fail "--name=$NAME: small letters, digits and hyphens, a letter first, at most 49" ;;
+  esac
+  case $JOB in *[!A-Za-z0-9_.-]* | .* | -*) fail "--job=$JOB: letters, digits, '_', '.' and '-' only" ;; esac
+  [ -n "$DRY_RUN" ] || command -v gcloud > /dev/null || fail "there is no gcloud here; see https://cloud.google.com/sdk/docs/install"
+}
+
+# Sets VERSION and TOPOLOGY for the type where they are not given.
+check_type() {
+  local version family size chips shape='' prefix=''
+  [ -n "$TYPE" ] || fail "give the type of the slice, such as --type=v6e-16"
+  family=${TYPE%-*} size=${TYPE##*-}
+  case $size in '' | *[!0-9]*) fail "--type=$TYPE: such as v6e-16, v5litepod-8 or v5p-32" ;; esac
+  case $family in
+    v6e) version=v2-alpha-tpuv6e chips=$size ;;
+    v5litepod) version=v2-alpha-tpuv5-lite family=v5e chips=$size ;;
+    v5p) version=v2-alpha-tpuv5 chips=$((size / 2)) ;;
+    v4) version=tpu-ubuntu2204-base chips=$((size / 2)) ;;
+    *) version='' chips='' ;;
+  esac
+  VERSION=${VERSION:-$version}
+  [ -n "$VERSION" ] || fail "--type=$TYPE: give its runtime version as well, --version=..."
+  case $family-$chips in
+    v[56]e-1) shape=1x1 ;; v[56]e-4) shape=2x2 ;; v[56]e-8) shape=2x4 ;; v[56]e-16) shape=4x4 ;; v[56]e-32) shape=4x8 ;;
+    v[56]e-64) shape=8x8 ;; v[56]e-128) shape=8x16 ;; v[56]e-256) shape=16x16 ;;
+    v4-4 | v5p-4) shape=2x2x1 ;; v4-8 | v5p-8) shape=2x2x2 ;; v4-16 | v5p-16) shape=2x2x4 ;;
+    v4-32 | v5p-32) shape=2x4x4 ;; v4-64 | v5p-64) shape=4x4x4 ;; v4-128 | v5p-128) shape=4x4x8 ;;
+  esac
+  [ "$SLICES" -eq 1 ] || prefix=${SLICES}x
+  TOPOLOGY=${TOPOLOGY:-${shape:+$prefix$family:$shape}}
+}
+
+# Runs the shell command on the host NODE/WORKER; a dead connection ends after a minute.
+reach() {
+  show gcloud compute tpus tpu-vm ssh "${1%/*}" --worker="${1#*/}" --zone="$ZONE" ${PROJECT:+"--project=$PROJECT"} \
+    --quiet --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 \
+    ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} --command="$2"
+}
+
+# Sets HOSTS; ends unless the slice is there and ready.
+find_hosts() {
+  look
+  if [ -n "$DRY_RUN" ]; then
+    NUM_SLICES=$SLICES
+  else
+    case $STATE in
+      ACTIVE) ;;
+      UNKNOWN) refuse "the slice $NAME was not found out" "$ERR" ;;
+      ABSENT) fail "there is no slice $NAME in $ZONE; launch/tpu.sh create makes it, run --keep-alive too" ;;
+      *) fail "the slice $NAME is $STATE${REASON:+ ($REASON)}, not ACTIVE; create waits for it and replaces a dead one" ;;
+    esac
+  fi
+  look_at_nodes
+  [ "$HEALTH" = ready ] || broken "the slice $NAME is not ready: $REASON; run --keep-alive replaces one that is gone"
+  [ -z "$ONE_HOST" ] || HOSTS=("$ONE_HOST")
+  first_contact
+}
+
+# Lets one connection alone make the key of gcloud, if there is none: several at once would each make one.
+first_contact() {
+  [ -f "$HOME/.ssh/google_compute_engine" ] || [ -n "$MET" ] || persist reach "${HOSTS[0]}" true < /dev/null || true
+  MET=yes
 }
 
 create() {
-  show gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" "${where[@]}" \
-    --accelerator-type="${TYPE:?such as v6e-16}" --runtime-version="${VERSION:?such as v2-alpha-tpuv6e}" ${SPOT:+--spot}
-  until state=$(gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" --format='value(state.state)') &&
-      [ "$state" = ACTIVE ]; do
-    case $state in FAILED | SUSPENDED) echo "the slice is $state" >&2; exit 1 ;; esac
-    echo "the slice is $state" >&2
-    sleep 30
-  done
+  check_type
+  trap 'echo "the request for $NAME stays and costs money once it is granted: create waits for it again, delete withdraws it" >&2; exit 130' INT TERM
+  obtain $((HOURS * 3600)) || refuse "no slice $NAME" "$ERR"
+  [ -n "$DRY_RUN" ] || echo "the slice $NAME is there; launch/tpu.sh run ... starts a job, delete ends the costs" >&2
 }
 
-# The code as git has it here, changes included, so that every worker runs the same; installs once per change of setup.
-send() {
-  archive=$(mktemp --suffix=.tar)
-  trap 'rm -f "$archive"' EXIT
-  { git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
-      [ -e "$file" ] && printf '%s\0' "$file" || true; done; find .git -type f -print0; } | tar --null -T - -cf "$archive"
-  show gcloud compute tpus tpu-vm scp "$archive" "$TPU":insec_jax.tar "${where[@]}" --worker=all
-  # The images of some TPUs have Python 3.10 and no newer one.
-  on_all 'mkdir -p insec_jax && tar -xf insec_jax.tar -C insec_jax && cd insec_jax &&
-    { [ -x .venv/bin/python ] || { sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv &&
-      python3.11 -m venv .venv; }; } && EXTRAS="tpu gcs" bash launch/setup.sh'
+# Checks the hosts with preflight.py, one table; returns 2 if something is missing.
+preflight() {
+  local host names lines
+  each check_on || { echo "error: no answer from ${FAILED[*]}" >&2; return 1; }
+  names='' lines=$SCRATCH/checks
+  : > "$lines"
+  for host in "${HOSTS[@]}"; do
+    names=$names${names:+,}$host
+    answer "$host" >> "$lines"
+  done
+  reach "${HOSTS[0]}" "python3 ~/insec_jax/code/$COMMIT/launch/preflight.py table --hosts=$names" < "$lines"
+}
+
+# The checks of one host; whether the run fits into the memory is computed on the first only.
+check_on() {
+  local fit=()
+  if [ "$1" = "${HOSTS[0]}" ] && [ -n "$TOPOLOGY" ]; then fit=(--fit "$TOPOLOGY"); fi
+  QUIET=1 reach "$1" "bash ~/insec_jax/host.sh call $COMMIT python launch/preflight.py check --host $1 $(quoted \
+    ${fit[@]+"${fit[@]}"} -- "${COMMAND[@]}")" < "$SCRATCH/environment"
+}
+
+# Starts the job on all hosts; the first argument may be --unless-done.
+start_all() {
+  each start_surely "${1:+$1 }$JOB" "$SCRATCH/environment" "${COMMAND[@]}"
 }
 
 run() {
-  send
-  command=$(printf '%q ' "$@")
-  for try in $(seq "${RETRIES:-10}"); do
-    code=0
-    on_all "cd insec_jax && PATH=\$PWD/.venv/bin:\$PATH JAX_COMPILATION_CACHE_DIR=\$PWD/.venv/xla $command" || code=$?
-    case $code in
-      0 | 2 | 3) exit "$code" ;;  # done, wrong input, a loss that is not finite: no use in trying again
-    esac
-    echo "try $try ended with $code; again in 30 s" >&2
-    sleep 30
-  done
-  exit "$code"
+  [ "${#COMMAND[@]}" -gt 0 ] || fail "give the command to run, such as python -m insec_jax.train --config=... --workdir=gs://..."
+  scratch
+  name_code
+  # One token a start: only hosts of this run can join it.
+  INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+  environment_file "$SCRATCH/environment" ${NEEDED[@]+"${NEEDED[@]}"}
+  [ -z "$TYPE$KEEP" ] || check_type
+  if [ -n "$KEEP" ] && [ -z "$DRY_RUN" ]; then keep_alive; fi
+  [ -z "$KEEP" ] || obtain $((HOURS * 3600))
+  find_hosts
+  # shellcheck disable=SC2086  # one word an extra
+  provide_all $EXTRAS || broken "the environment is not ready on ${FAILED[*]}; look at the messages above"
+  [ -n "$NO_CHECK" ] || preflight || fail "not started: see above; --no-check starts without the checks"
+  start_all || { [ "$WORST" -eq 2 ] && exit 2; broken "not started on ${FAILED[*]}; run the same command again"; }
+  echo "started; launch/tpu.sh status, logs, stop --name=$NAME --zone=$ZONE --job=$JOB" >&2
+  if [ -n "$WAIT" ]; then
+    each follow_on "$JOB" || true
+    status
+  fi
 }
 
-case ${1:-} in
-  create) create ;;
-  run) shift; run "$@" ;;
-  delete) show gcloud compute tpus queued-resources delete "$TPU" "${where[@]}" --force ;;
-  *) sed -n '2,10p' "$0" >&2; exit 2 ;;
+# Prints slice and job, and ends with the exit code of the job: 0 while it runs, 1 if it was lost or a host is silent.
+status() {
+  local host line
+  find_hosts
+  scratch
+  survey
+  [ -z "$DRY_RUN" ] || exit 0
+  echo "slice $NAME: $STATE, $MADE, ${#HOSTS[@]} hosts; job $JOB: running on $RUN, ended on $ENDED, lost on $LOST, no answer from $SILENT"
+  for host in "${HOSTS[@]}"; do
+    line=$(answer "$host")
+    printf '%s  %s, exit code %s, %s s, commit %s\n' "$host" "$(field state "$line" | grep . || echo silent)" \
+      "$(field code "$line" | grep . || echo -)" "$(field seconds "$line" | grep . || echo -)" "$(field commit "$line")"
+  done
+  [ -z "$NEWS" ] || echo "log      $NEWS"
+  answer "${HOSTS[0]}" | sed -n 's/^.*, "metrics": \({.*}\)}$/metrics  \1/p'
+  [ "$SILENT" -eq 0 ] || exit 1
+  # shellcheck disable=SC2086  # one word a code
+  [ "$ENDED" -ne "${#HOSTS[@]}" ] || exit "$(verdict $CODES)"
+  [ $((RUN + ENDED)) -eq "${#HOSTS[@]}" ] || exit 1
+}
+
+delete() {
+  KEEPER=$HOME/.insec_jax/$ZONE.$NAME
+  if [ -z "$DRY_RUN" ] && keeper_lives; then
+    show kill "$(cat "$KEEPER")"  # or it would ask for the slice again
+    while keeper_lives; do sleep 0.2; done
+  fi
+  NUM_SLICES=$SLICES
+  look
+  case $STATE in
+    UNKNOWN) refuse "whether $NAME is there is not known" "$ERR" ;;
+    ABSENT) ;;
+    *) check_ours ;;
+  esac
+  [ -z "$DRY_RUN" ] || STATE=ACTIVE
+  remove
+  echo "nothing of $NAME is left in $ZONE" >&2
+}
+
+list() {
+  local kind fields
+  for kind in queued-resources tpu-vm; do
+    if [ "$kind" = tpu-vm ]; then fields=name.basename\(\),state,acceleratorType,labels; else
+      fields='name.basename(),state.state,tpu.nodeSpec[0].node.acceleratorType,tpu.nodeSpec[0].node.labels'
+    fi
+    ask "$kind" list --format="value[separator=|]($fields)" || refuse "no list" "$ERR"
+    printf '%s\n' "$OUT" | sed -n "s/^\([^|]*\)|\([^|]*\)|\([^|]*\)|.*insec-jax=.*$/$kind  \1  \2  \3/p"
+  done
+}
+
+VERB=${1:-}
+case $VERB in
+  create | status | run | logs | ssh | stop | delete | list) shift ;;
+  -h | --help | help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+parse "$@"
+check_place
+[ "${#COMMAND[@]}" -eq 0 ] || [ "$VERB" = run ] || [ "$VERB" = ssh ] || fail "$VERB takes no command, but got ${COMMAND[0]}"
+case $VERB in
+  logs) find_hosts; scratch; each follow_on "$JOB" ;;
+  ssh)
+    find_hosts
+    show gcloud compute tpus tpu-vm ssh "${HOSTS[0]%/*}" --worker="${HOSTS[0]#*/}" --zone="$ZONE" \
+      ${PROJECT:+"--project=$PROJECT"} ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} \
+      ${COMMAND[@]+"--command=$(quoted "${COMMAND[@]}")"} ;;
+  stop) find_hosts; each stop_on "$JOB" "$GRACE" || broken "not stopped on ${FAILED[*]}" ;;
+  *) "$VERB" ;;
 esac

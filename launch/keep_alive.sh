@@ -1,0 +1,201 @@
+# shellcheck shell=bash disable=SC2034,SC2153  # shares variables with tpu.sh
+# Sourced by tpu.sh: `run --keep-alive`. Asks for the slice, starts the job and looks at both every POLL_SECONDS; a slice
+# that was preempted is deleted and asked for again, and the same command goes on from its workdir. Nothing is kept on
+# this machine: after its end the same command finds the slice and the job, and goes on watching.
+GRACE_SECONDS=${INSEC_GRACE_SECONDS:-180}      # between the end of the job on one host and that on the last
+SILENCE_SECONDS=${INSEC_SILENCE_SECONDS:-900}  # without an answer of a host, while others answer
+
+# Sets how many hosts RUN the job, have ENDED it, have LOST it (or never had it) and are SILENT; CODES of the ended ones,
+# STOPPED if `stop` was called, YOUNGEST (seconds), QUIET_HOSTS, NEWS (the last line of the log of the first host).
+survey() {
+  local host line state
+  RUN=0 ENDED=0 LOST=0 SILENT=0 CODES='' STOPPED='' QUIET_HOSTS='' NEWS=''
+  QUIET=1 each status_on "$JOB" 2> "$SCRATCH/survey" || true
+  [ -n "${SURVEYED:-}" ] || cat "$SCRATCH/survey" >&2
+  SURVEYED=yes
+  for host in "${HOSTS[@]}"; do
+    line=$(answer "$host")
+    state=$(field state "$line")
+    case $state in
+      running) RUN=$((RUN + 1)) ;;
+      ended) ENDED=$((ENDED + 1)) CODES="$CODES $(field code "$line")" ;;
+      lost | absent) LOST=$((LOST + 1)) ;;
+      *) SILENT=$((SILENT + 1)) QUIET_HOSTS="$QUIET_HOSTS $host" ;;
+    esac
+    [ "$(field stopped "$line")" != true ] || STOPPED=yes
+    [ -n "$NEWS" ] || NEWS=$(printf '%s' "$line" | sed -n 's/^.*"log": "\(.*\)", "metrics": .*$/\1/p')
+  done
+}
+
+# The exit code of the job for those of all hosts: 3 if any diverged, 2 if all had wrong input (a host that was lost
+# lets the others end with 2 as well), 0 if all are done, else that of the first that is not 0.
+verdict() {
+  local code first='' zeros=yes twos=yes
+  for code; do
+    [ "$code" != 3 ] || { echo 3; return; }
+    [ "$code" = 0 ] || { zeros=''; first=${first:-$code}; }
+    [ "$code" = 2 ] || { twos=''; }
+  done
+  if [ -n "$zeros" ]; then echo 0; elif [ -n "$twos" ]; then echo 2; elif [ "$first" = 2 ]; then echo 1; else
+    echo "$first"
+  fi
+}
+
+stop_on() {
+  reach "$1" "[ ! -f ~/insec_jax/host.sh ] || bash ~/insec_jax/host.sh stop $2 $3" < /dev/null
+}
+
+# Ends the watching with this exit code and line; with --then-delete the slice goes as well.
+finish() {
+  local code=$1
+  shift
+  echo "$*" >&2
+  if [ -n "$THEN_DELETE" ]; then
+    look
+    [ "$STATE" = ABSENT ] || { check_ours; remove; }
+    echo "the slice $NAME is deleted" >&2
+  else
+    echo "the slice $NAME is still there and costs money: launch/tpu.sh delete --name=$NAME --zone=$ZONE" >&2
+  fi
+  exit "$code"
+}
+
+# Brings slice, code and job up; what is there already is left as it is. Returns 1 with WHY if it is worth another try.
+bring_up() {
+  if ! obtain "$1"; then
+    explain "$ERR"
+    WHY="no slice: $ERR; $ADVICE"
+    case $KIND in
+      capacity | network | other) return 1 ;;
+      quota) [ -z "$HAD_SLICE" ] || return 1 ;;  # that of the deleted slice may not be free yet
+    esac
+    refuse "the cloud refuses the slice $NAME" "$ERR"
+  fi
+  HAD_SLICE=yes
+  while look_at_nodes && [ "$HEALTH" = unsure ]; do
+    echo "$(date +%H:%M:%S) waiting for the nodes: $REASON" >&2
+    [ "$(date +%s)" -lt "$UNTIL" ] || { WHY="the nodes are not ready: $REASON"; return 1; }
+    sleep "$POLL_SECONDS"
+  done
+  if [ "$HEALTH" = gone ]; then
+    WHY="preempted: $REASON"
+    look
+    [ "$STATE" = ABSENT ] || remove
+    return 1
+  fi
+  survey
+  [ "$RUN" -eq 0 ] || [ "$RUN" -eq "${#HOSTS[@]}" ] || return 0  # `watch_job` waits for the end of the others
+  # shellcheck disable=SC2086  # one word an extra
+  if ! provide_all $EXTRAS; then
+    WHY="no environment on ${FAILED[*]}"
+    [ "$WORST" -ne 2 ] || finish 2 "error: $WHY; look at the messages above"
+    return 1
+  fi
+  [ -n "$CHECKED" ] || [ "$RUN" -ne 0 ] || preflight || finish 2 "error: not started: see the table above"
+  CHECKED=yes
+  local start=()
+  [ "$ENDED" -ne "${#HOSTS[@]}" ] || start=(--unless-done)
+  if ! start_all ${start[@]+"${start[@]}"}; then
+    WHY="not started on ${FAILED[*]}"
+    [ "$WORST" -ne 2 ] || finish 2 "error: $WHY; look at the messages above"
+    return 1
+  fi
+}
+
+# Watches until the job has ended for good (ends the program) or is to be started again (returns, with WHY).
+watch_job() {
+  local mixed='' silent='' now told=0 last=''
+  while :; do
+    now=$(date +%s)
+    if [ "$now" -ge "$UNTIL" ]; then
+      each stop_on "$JOB" 600 || true
+      finish 42 "the budget of $HOURS hours is over; the job was stopped, and the same command goes on"
+    fi
+    look
+    case $STATE in
+      ABSENT) broken "somebody deleted the slice $NAME; the same command asks for it again and goes on" ;;
+      ACTIVE) look_at_nodes ;;
+      UNKNOWN) HEALTH=unsure ;;
+      *) HEALTH=gone REASON="the queued resource is $STATE" ;;
+    esac
+    if [ "$HEALTH" = gone ]; then
+      WHY="preempted: $REASON"
+      remove
+      return
+    fi
+    if [ "$HEALTH" = ready ]; then
+      survey
+      [ "$ENDED" -lt "${#HOSTS[@]}" ] || { judge; return; }
+      if [ $((RUN + SILENT)) -eq 0 ]; then
+        WHY="lost: no host runs it any more"
+        return
+      fi
+      [ $((ENDED + LOST)) -eq 0 ] && mixed='' || mixed=${mixed:-$now}
+      if [ -n "$mixed" ] && [ $((now - mixed)) -ge "$GRACE_SECONDS" ]; then
+        WHY="it has ended on $((ENDED + LOST)) of ${#HOSTS[@]} hosts only"
+        each stop_on "$JOB" 60 || true
+        return
+      fi
+      [ "$SILENT" -eq 0 ] && silent='' || silent=${silent:-$now}
+      if [ -n "$silent" ] && [ $((now - silent)) -ge "$SILENCE_SECONDS" ] && [ "$SILENT" -lt "${#HOSTS[@]}" ]; then
+        WHY="no answer from$QUIET_HOSTS for $((now - silent)) s, while others answer"
+        remove
+        return
+      fi
+      if [ "$RUN $ENDED $LOST $SILENT" != "$last" ] || [ $((now - told)) -ge 300 ]; then
+        last="$RUN $ENDED $LOST $SILENT" told=$now
+        echo "$(date +%H:%M:%S) running on $RUN of ${#HOSTS[@]} hosts${QUIET_HOSTS:+, no answer from$QUIET_HOSTS}: $NEWS" >&2
+      fi
+    fi
+    sleep "$POLL_SECONDS"
+  done
+}
+
+# Ends the program if the exit codes of all hosts end the job; else sets WHY.
+judge() {
+  local code
+  # shellcheck disable=SC2086  # one word a code
+  code=$(verdict $CODES)
+  [ -z "$STOPPED" ] || finish "$code" "the job $JOB was stopped by launch/tpu.sh stop (exit code $code)"
+  case $code in
+    0) finish 0 "the job $JOB is done" ;;
+    2) finish 2 "error: the job $JOB has wrong input: $NEWS" ;;
+    3) finish 3 "error: the job $JOB diverged: $NEWS" ;;
+  esac
+  WHY="it ended with exit code $code"
+}
+
+keep_alive() {
+  local left tries=0
+  UNTIL=$(($(date +%s) + HOURS * 3600))
+  HAD_SLICE='' CHECKED=$NO_CHECK
+  lock_keeper
+  trap 'echo "not watched any more; the job goes on, the slice costs money, and the same command watches again" >&2; exit 130' INT TERM HUP
+  while :; do
+    left=$((UNTIL - $(date +%s)))
+    if [ "$left" -le 0 ] || [ "$tries" -gt "$TRIES" ]; then
+      look
+      [ "$STATE" != ABSENT ] || broken "the budget of $HOURS hours and $TRIES tries is over ($WHY); no slice is left"
+      finish 1 "error: the budget of $HOURS hours and $TRIES tries is over: $WHY"
+    fi
+    if bring_up "$left"; then watch_job; fi
+    tries=$((tries + 1))
+    echo "$(date +%H:%M:%S) $WHY; try $tries of $TRIES" >&2
+    sleep "$POLL_SECONDS"
+  done
+}
+
+# One watcher a slice on this machine; `delete` ends it.
+lock_keeper() {
+  mkdir -p "$HOME/.insec_jax"
+  KEEPER=$HOME/.insec_jax/$ZONE.$NAME
+  if keeper_lives; then
+    fail "process $(cat "$KEEPER") on this machine watches $NAME already; look at it with status and logs"
+  fi
+  echo "$$" > "$KEEPER"
+  trap 'rm -rf "$SCRATCH" "$KEEPER"' EXIT
+}
+
+keeper_lives() {
+  [ -s "$KEEPER" ] && [ "$(cat "$KEEPER")" != "$$" ] && ps -p "$(cat "$KEEPER")" -o command= 2> /dev/null | grep -q 'tpu\.sh'
+}
