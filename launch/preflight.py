@@ -161,14 +161,16 @@ def versions() -> str:
   return f"code {digest.hexdigest()[:12]}, Python {platform.python_version()}, {shown}, others {others}"
 
 
-def devices() -> str:
-  """Return the accelerators that this host shows, without opening one."""
+def devices(platforms: str) -> str:
+  """Return the accelerators that this host shows, without opening one; NotReadyError without those asked for."""
   with contextlib.suppress(OSError, subprocess.SubprocessError):
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
     kinds = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listed, re.MULTILINE)
     if kinds:
       return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
   chips = len(list(pathlib.Path("/dev").glob("accel[0-9]*"))) or len(list(pathlib.Path("/dev/vfio").glob("[0-9]*")))
+  if platforms.startswith(("cuda", "gpu")) or (platforms.startswith("tpu") and not chips):
+    raise NotReadyError(f"JAX_PLATFORMS={platforms}, but no such device is here; nvidia-smi -L must list the GPUs")
   return f"{chips} TPU chips" if chips else "no GPU and no TPU"
 
 
@@ -319,11 +321,12 @@ def attempt(check: str, action: Callable[[], str], *, same: bool = False) -> Fou
     return Found(check, BAD, said if is_input else machine_refusal(error) or f"{type(error).__name__}: {said}"[:300])
 
 
-def checks(command: Sequence[str], topology: str | None) -> Iterator[Found]:
-  """Yield the result of each check, as soon as it is known."""
+def checks(command: Sequence[str], topology: str | None, asked: str) -> Iterator[Found]:
+  """Yield the result of each check, as soon as it is known; `asked` is JAX_PLATFORMS of the run."""
   program = program_of(command)
   yield attempt("versions", versions, same=True)
-  yield attempt("devices", devices, same=True)
+  platforms = [word.partition("=")[2] for word in command if word.startswith("JAX_PLATFORMS=")]
+  yield attempt("devices", lambda: devices((platforms or [asked])[-1]), same=True)
   config = None
   if program and config_words(command):
 
@@ -378,8 +381,9 @@ def main(words: Sequence[str]) -> int:
   if not command:
     parser.error("no command; give that of the run")
   sys.path.insert(0, str(ROOT))
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no check opens a chip: the run itself may be about to
-  for found in checks(command, given.fit):
+  asked = os.environ.get("JAX_PLATFORMS", "")
+  os.environ["JAX_PLATFORMS"] = "cpu"  # no check opens a chip: the run itself may be about to
+  for found in checks(command, given.fit, asked):
     print(json.dumps({"host": given.host, **dataclasses.asdict(found)}), flush=True)
   return 0
 

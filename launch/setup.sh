@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv on a bare machine (python3 with venv is all it needs) and installs the package.
 #   EXTRAS=test . launch/setup.sh
 # A second run finds the stamp and returns at once; a change of setup.py or of the constraints installs again.

@@ -1,37 +1,41 @@
 #!/usr/bin/env bash
 # Runs a command on the GPU nodes of a Slurm cluster; called on a login node, in a clone of this repository.
-#   launch/slurm.sh run JOB [OPTIONS] -- COMMAND...     queues the command under a name and returns
-#   launch/slurm.sh status JOB       one line of JSON; the exit code is that of the job once it has ended
-#   launch/slurm.sh logs JOB         prints the log from its start until the job ends; the exit code is the job's
-#   launch/slurm.sh stop JOB         lets the run save, ends it and does not queue it again
+#   launch/slurm.sh run --nodes=2 --gpus=8 python -m insec_jax.train --config=... --workdir=DIR      queues it
+#   launch/slurm.sh status           one line of JSON; the exit code is that of the job once it has ended
+#   launch/slurm.sh logs             prints the log from its start until the job ends; the exit code is the job's
+#   launch/slurm.sh stop             lets the run save, ends it and does not queue it again
 #   launch/slurm.sh list             one line of JSON for each job
-# Options of run:
-#   --nodes N         number of nodes (1)
-#   --gpus N          GPUs of each node; each gets one process (1; 0: nodes without GPUs, one process each)
-#   --cpus N          CPU cores of each process (8)
-#   --time T          time limit of one session, as sbatch takes it: MINUTES, H:MM:SS or D-HH:MM:SS (1-00:00:00)
-#   --grace SECONDS   SIGTERM comes so long before the time limit; the run saves in this time (300)
-#   --tries N         sessions that may fail one after another, with a node lost for example (5)
-#   --restarts N      sessions that may follow the first one, for whatever reason (100)
-#   --sbatch OPTION   a further option of sbatch, such as --partition=gpu or --account=lab; may be repeated
-#   --extras "A B"    extras of setup.py that the run needs ("cuda gcs data")
-#   --secret NAME     environment variable that the run gets besides HF_TOKEN and WANDB_API_KEY; may be repeated
-#   --fit TOPOLOGY    compiles a step for these GPUs before the job is queued, such as h100:8
-#   --no-preflight    leaves out the checks, here and on the nodes
-#   --dirty           takes the code with its uncommitted changes; without it they are refused
-#   --wait            follows the log until the job ends, as logs does
-#   --dry-run         prints what would be done
+#
+# Options (--name=VALUE or --name VALUE), before the command of run:
+#   --job JOB            name of the job, of each verb but list (run)
+#   run:
+#   --nodes N            number of nodes (1)
+#   --gpus N             GPUs of each node; each gets one process (1; 0: nodes without GPUs, one process each)
+#   --cpus N             CPU cores of each process (8)
+#   --time T             time limit of one session: MINUTES, H:MM:SS or D-HH:MM:SS (1-00:00:00)
+#   --grace N            seconds for saving: SIGTERM comes so long before the time limit (300)
+#   --tries N            sessions that may fail one after another, with a node lost for example (5)
+#   --restarts N         sessions that may follow the first one, for whatever reason (100)
+#   --sbatch OPTION      a further option of sbatch, such as --sbatch=--partition=gpu; may be repeated
+#   --extras "A B"       extras of the installation ("cuda gcs data")
+#   --secret NAME        environment variable that the run needs, beside HF_TOKEN, WANDB_API_KEY; may be repeated
+#   --topology T         compiles a step for these GPUs before the job is queued, such as h100:8
+#   --no-check           starts without the checks of preflight.py, here and on the nodes
+#   --dirty              takes the working tree as it is, not the last commit only
+#   --wait               follows the log until the job ends, as logs does
+#   --dry-run            shows the commands and runs none
+#
 # A session that ends with exit code 42 (saved: the time limit, a preemption) or fails is queued again, and the same
 # command goes on. 0, 2 (wrong input) and 3 (a loss is not finite) end the job. The workdir must be in a bucket or on a
 # drive that all nodes share, as the home must be. Code, environments and jobs are in ~/insec_jax.
-# Never run on a cluster.
+# Exit codes: 0 done; 2 wrong input, or something is missing; 1 the cluster; run --wait, logs and status hand on that of
+# the job. Variable: INSEC_POLL_SECONDS (30). Has not been run on a cluster yet.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/remote.sh
 . "$here/remote.sh"
 jobs=$HOME/insec_jax/slurm
-POLL_SECONDS=${POLL_SECONDS:-5}
-HOSTS=("login node")
+HOSTS=(login)
 command -v squeue > /dev/null || fail "there is no squeue here; call this on a login node of a Slurm cluster"
 
 # shellcheck disable=SC2317,SC2329  # called by remote.sh
@@ -43,21 +47,21 @@ usage() {
   sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"
 }
 
-# JOB, which must be a name; a second argument: there must be such a job.
-check_name() {
-  case $1 in
-    '' | [!A-Za-z0-9]* | *[!A-Za-z0-9._-]*) fail "JOB '$1': give a name of letters, digits, '.', '_' and '-'" ;;
+# Sets `job`, the folder of the job; with an argument there must be such a job.
+find_job() {
+  case $name in
+    [!A-Za-z0-9]* | *[!A-Za-z0-9._-]*) fail "--job=$name: give a name of letters, digits, '.', '_' and '-'" ;;
   esac
-  job=$jobs/$1
-  [ $# -eq 1 ] || [ -d "$job" ] || fail "there is no job $1; launch/slurm.sh list names those that are there"
+  job=$jobs/$name
+  [ $# -eq 0 ] || [ -d "$job" ] || fail "there is no job $name; launch/slurm.sh list names those that are there"
 }
 
-# A whole number of at least $3.
+# Ends unless the option's value is a whole number of at least $3.
 check_number() {
   case $2 in
-    '' | *[!0-9]*) fail "$1 $2: give a whole number" ;;
+    '' | *[!0-9]* | ??????????*) fail "$1=$2: give a whole number" ;;
   esac
-  [ "$2" -ge "$3" ] || fail "$1 $2: give at least $3"
+  [ "$2" -ge "$3" ] || fail "$1=$2: give at least $3"
 }
 
 # The seconds of a time limit as sbatch reads it.
@@ -147,12 +151,12 @@ follow() {
   local reader
   tail -n +1 -F "$job/log" 2> /dev/null &
   reader=$!
-  trap 'kill "$reader" 2> /dev/null' EXIT
+  trap 'kill "$reader" 2> /dev/null; rm -rf "${SCRATCH:-}"' EXIT
   while [ -z "$(code_of)" ]; do
     ask
     if [ -z "$state" ]; then
       sleep "$POLL_SECONDS"  # its last file may not be seen here yet
-      [ -n "$(code_of)" ] || broken "the job $(basename "$job") is gone from Slurm without an exit code: it was" \
+      [ -n "$(code_of)" ] || broken "the job $name is gone from Slurm without an exit code: it was" \
         "cancelled, or the cluster does not queue jobs again; the same run command goes on"
     fi
     sleep "$POLL_SECONDS"
@@ -187,122 +191,134 @@ list() {
   done
 }
 
+# Sets the variables from the options; the first word that is none begins the command.
 parse() {
-  nodes_asked=1 gpus=1 cpus=8 limit=1-00:00:00 grace=300 tries=5 restarts=100
-  extras="cuda gcs data" topology='' preflight=yes follows='' options=() names=()
+  local option value
+  name=run nodes_asked=1 gpus=1 cpus=8 limit=1-00:00:00 grace=300 tries=5 restarts=100 extras='cuda gcs data'
+  topology='' check=yes follows='' options=() needed=() command=()
   while [ $# -gt 0 ]; do
-    case $1 in
-      --nodes | --gpus | --cpus | --time | --grace | --tries | --restarts | --sbatch | --extras | --secret | --fit)
-        [ $# -gt 1 ] || fail "$1 without a value"
-        ;;
-    esac
-    case $1 in
-      --nodes) check_number "$1" "$2" 1; nodes_asked=$2; shift ;;
-      --gpus) check_number "$1" "$2" 0; gpus=$2; shift ;;
-      --cpus) check_number "$1" "$2" 1; cpus=$2; shift ;;
-      --time) limit=$2; shift ;;
-      --grace) check_number "$1" "$2" 1; grace=$2; shift ;;
-      --tries) check_number "$1" "$2" 1; tries=$2; shift ;;
-      --restarts) check_number "$1" "$2" 0; restarts=$2; shift ;;
-      --sbatch) options[${#options[@]}]=$2; shift ;;
-      --extras) extras=$2; shift ;;
-      --secret) names[${#names[@]}]=$2; shift ;;
-      --fit) topology=$2; shift ;;
-      --no-preflight) preflight= ;;
-      --dirty) DIRTY=1 ;;
-      --wait) follows=yes ;;
-      --dry-run) DRY_RUN=1 ;;
+    option=$1 value=''
+    case $option in
       --) shift; break ;;
-      *) fail "run: '$1' is no option; give the command after --, as in launch/slurm.sh run JOB -- python -m ..." ;;
+      --no-check) check=''; shift; continue ;;
+      --dirty) DIRTY=yes; shift; continue ;;
+      --wait) follows=yes; shift; continue ;;
+      --dry-run) DRY_RUN=yes; shift; continue ;;
+      --help | -h) usage; exit 0 ;;
+      --*=*) value=${option#*=} option=${option%%=*}; shift ;;
+      --*) [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
+      *) break ;;
     esac
-    shift
+    [ -n "$value" ] || fail "$option is empty"
+    case $option in
+      --job) name=$value ;;
+      --nodes) check_number "$option" "$value" 1; nodes_asked=$value ;;
+      --gpus) check_number "$option" "$value" 0; gpus=$value ;;
+      --cpus) check_number "$option" "$value" 1; cpus=$value ;;
+      --time) limit=$value ;;
+      --grace) check_number "$option" "$value" 1; grace=$value ;;
+      --tries) check_number "$option" "$value" 1; tries=$value ;;
+      --restarts) check_number "$option" "$value" 0; restarts=$value ;;
+      --sbatch) options[${#options[@]}]=$value ;;
+      --extras) extras=$value ;;
+      --secret) needed[${#needed[@]}]=$value ;;
+      --topology) topology=$value ;;
+      *) fail "there is no option $option; see launch/slurm.sh --help" ;;
+    esac
   done
-  [ $# -gt 0 ] || fail "run: there is no command; give it after --"
-  command=("$@")
-  session=$(seconds_of "$limit") || fail "--time $limit: give MINUTES, H:MM:SS or D-HH:MM:SS"
-  [ "$session" -gt "$grace" ] || fail "--grace $grace is not shorter than --time $limit; give more time"
+  [ $# -eq 0 ] || command=("$@")
+  session=$(seconds_of "$limit") || fail "--time=$limit: give MINUTES, H:MM:SS or D-HH:MM:SS"
+  [ "$session" -gt "$grace" ] || fail "--grace=$grace is not shorter than --time=$limit; give more time"
 }
 
 # The variables of this shell that are no business of Slurm's: what sbatch sees it keeps in files of its own.
 hidden() {
   compgen -e | grep -E '(_TOKEN|_KEY|_SECRET|_PASSWORD)$' || true
-  printf '%s\n' "${SECRETS[@]}" ${names[@]+"${names[@]}"}
+  printf '%s\n' "${SECRETS[@]}" ${needed[@]+"${needed[@]}"}
 }
 
 submit() {
-  local name answer without=() tasks=$gpus
+  local variable answer end without=() tasks=$gpus
   [ "$tasks" -gt 0 ] || tasks=1
-  for name in $(hidden | sort -u); do
+  for variable in $(hidden | sort -u); do
     without[${#without[@]}]=-u
-    without[${#without[@]}]=$name
+    without[${#without[@]}]=$variable
   done
-  set -- --parsable --job-name="insec-$(basename "$job")" --nodes="$nodes_asked" --ntasks-per-node="$tasks" \
+  set -- --parsable --job-name="insec-$name" --nodes="$nodes_asked" --ntasks-per-node="$tasks" \
     --cpus-per-task="$cpus" --time="$limit" --signal="B:TERM@$grace" --requeue --open-mode=append \
     --output="$job/log" --chdir="$HOME/insec_jax/code/$COMMIT"
   [ "$gpus" -eq 0 ] || set -- "$@" --gpus-per-node="$gpus"
-  set -- "$@" ${options[@]+"${options[@]}"} "$HOME/insec_jax/code/$COMMIT/launch/slurm_job.sh" "$(basename "$job")"
+  set -- "$@" ${options[@]+"${options[@]}"} "$HOME/insec_jax/code/$COMMIT/launch/slurm_job.sh" "$name"
   printf '+ %s\n' "$(quoted sbatch "$@")" >&2
   [ -z "$DRY_RUN" ] || return 0
   if ! answer=$(env "${without[@]}" sbatch "$@" 2>&1); then
     case $answer in
-      *"Unable to contact"* | *"Socket timed out"* | *"Connection refused"*) name=broken ;;
-      *) name=fail ;;
+      *"Unable to contact"* | *"Socket timed out"* | *"Connection refused"*) end=broken ;;
+      *) end=fail ;;
     esac
-    "$name" "sbatch: $(printf '%s\n' "$answer" | tail -1); correct the options, or try again later"
+    "$end" "sbatch: $(printf '%s\n' "$answer" | tail -1); correct the options, or try again later"
   fi
   answer=$(printf '%s\n' "$answer" | tail -1)
   printf '%s\n' "${answer%%;*}" > "$job/id"
-  echo "queued $(basename "$job") as Slurm job ${answer%%;*}; launch/slurm.sh logs $(basename "$job") follows it"
+  echo "queued as Slurm job ${answer%%;*}; launch/slurm.sh status, logs, stop --job=$name" >&2
 }
 
+# The checks on this login node, before the job waits for nodes.
 check_here() {
-  local python=$HOME/insec_jax/code/$COMMIT/.venv/bin/python file=$HOME/insec_jax/code/$COMMIT/launch/preflight.py
-  scratch
-  echo "+ preflight.py check, on this login node" >&2
-  (cd "$HOME/insec_jax/code/$COMMIT" && "$python" "$file" check --host login ${topology:+--fit "$topology"} -- \
-    "${command[@]}") > "$SCRATCH/checks" || broken "the checks ended early; --no-preflight leaves them out"
-  "$python" "$file" table --hosts login < "$SCRATCH/checks" >&2 || exit 2
+  local fit=() code=$HOME/insec_jax/code/$COMMIT
+  [ -z "$topology" ] || fit=(--fit "$topology")
+  bash "$here/host.sh" call "$COMMIT" python launch/preflight.py check --host login ${fit[@]+"${fit[@]}"} -- \
+    "${command[@]}" < "$SCRATCH/environment" > "$SCRATCH/checks" || broken "the checks ended early; see above"
+  "$code/.venv/bin/python" "$code/launch/preflight.py" table --hosts=login < "$SCRATCH/checks" >&2 \
+    || fail "not queued: see above; --no-check queues it without the checks"
 }
 
 run() {
   cd "$here/.."
+  [ "${#command[@]}" -gt 0 ] || fail "give the command to run, such as python -m insec_jax.train --config=... --workdir=..."
   name_code
+  scratch
+  environment_file "$SCRATCH/environment" ${needed[@]+"${needed[@]}"}
   if [ -f "$job/id" ] && [ -z "$(code_of)" ]; then
     ask
-    [ -z "$state" ] || fail "the job $(basename "$job") is $state as Slurm job $(cat "$job/id"); stop it, or give" \
-      "another name"
+    [ -z "$state" ] || fail "the job $name is $state as Slurm job $(cat "$job/id"); stop it, or give another --job"
   fi
   if [ -z "$DRY_RUN" ]; then
-    local words
-    read -r -a words <<< "$extras"
-    provide_all ${words[@]+"${words[@]}"}
-    [ -z "$preflight" ] || check_here
-    (umask 077 && mkdir -p "$job")
-    environment_file "$job/environment" ${names[@]+"${names[@]}"}
-    rm -f "$job/code" "$job/stop" "$job/restarts" "$job/failures" "$job/checked" "$job/id"
-    printf '%s\0' "${command[@]}" > "$job/words"
-    quoted "${command[@]}" > "$job/command"
-    printf '%s\n' "$COMMIT" > "$job/commit"
-    printf '%s\n' "$grace" > "$job/grace"
-    printf '%s\n' "$tries" > "$job/tries"
-    printf '%s\n' "$restarts" > "$job/most_restarts"
-    [ -n "$preflight" ] || touch "$job/checked"
-    touch "$job/log"
+    # shellcheck disable=SC2086  # one word an extra
+    provide_all $extras || broken "the environment is not ready; look at the messages above"
+    [ -z "$check" ] || check_here
+    write_job
   fi
   submit
   [ -z "$follows" ] || [ -n "$DRY_RUN" ] || follow
 }
 
+# Writes what slurm_job.sh reads.
+write_job() {
+  (umask 077 && mkdir -p "$job")
+  rm -f "$job/code" "$job/stop" "$job/restarts" "$job/failures" "$job/checked" "$job/id"
+  cp "$SCRATCH/environment" "$job/environment"
+  printf '%s\0' "${command[@]}" > "$job/words"
+  quoted "${command[@]}" > "$job/command"
+  printf '%s\n' "$COMMIT" > "$job/commit"
+  printf '%s\n' "$grace" > "$job/grace"
+  printf '%s\n' "$tries" > "$job/tries"
+  printf '%s\n' "$restarts" > "$job/most_restarts"
+  [ -n "$check" ] || touch "$job/checked"
+  touch "$job/log"
+}
+
 verb=${1:-}
-[ $# -eq 0 ] || shift
 case $verb in
-  run) check_name "${1:-}"; shift; parse "$@"; run ;;
-  status | logs | stop)
-    check_name "${1:-}" there
-    [ $# -eq 1 ] || fail "$verb: '$2' is one word too many"
-    case $verb in logs) follow ;; *) "$verb" ;; esac
-    ;;
-  list) [ $# -eq 0 ] || fail "list: '$1' is one word too many"; list ;;
-  -h | --help | help) usage ;;
+  run | status | logs | stop | list) shift ;;
+  -h | --help | help) usage; exit 0 ;;
   *) usage >&2; exit 2 ;;
+esac
+parse "$@"
+[ "${#command[@]}" -eq 0 ] || [ "$verb" = run ] || fail "$verb takes no command, but got ${command[0]}"
+case $verb in
+  run) find_job; run ;;
+  status | stop) find_job there; "$verb" ;;
+  logs) find_job there; follow ;;
+  list) list ;;
 esac

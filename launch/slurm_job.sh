@@ -71,12 +71,14 @@ check() {
 trap 'stopping=yes' TERM
 [ ! -f "$job/stop" ] || finish 143 "stopped before it began"
 mapfile -d '' -t command < "$job/words"
-while IFS= read -r -d '' line; do
+while IFS= read -r -d '' line && [ "$line" != END ]; do
   export "${line?}"
 done < "$job/environment"
 cd "$code" || finish 1 "there is no $code"
 export PATH=$code/.venv/bin:$PATH PYTHONPATH=$code PYTHONUNBUFFERED=1
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$HOME/insec_jax/xla}
+# JAX without a GPU would go on with the CPU.
+[ -z "${SLURM_GPUS_PER_NODE:-}" ] || export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}
 # Nodes may be shared: a port and a token of this job's own.
 export JAX_COORDINATOR_PORT=$((10000 + SLURM_JOB_ID % 20000))
 INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}

@@ -134,6 +134,13 @@ def test_a_folder_without_weights_is_no_model(home):
   )
 
 
+def test_a_gpu_that_is_asked_for_and_is_not_there_is_missing(preflight, monkeypatch):
+  monkeypatch.setenv("PATH", "")
+  assert preflight.devices("") == "no GPU and no TPU"
+  with pytest.raises(preflight.NotReadyError, match=r"JAX_PLATFORMS=cuda, but no such device is here"):
+    preflight.devices("cuda")
+
+
 def test_a_full_disk_is_named_with_what_is_needed(preflight, tmp_path, monkeypatch):
   monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: preflight.shutil._ntuple_diskusage(9e9, 6e9, 3e9))
   assert preflight.room({str(tmp_path / "new"): 0.5}).endswith("new needs 2.5 GB")

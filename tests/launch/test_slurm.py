@@ -24,7 +24,7 @@ def cluster(tmp_path, repository):
 
 def test_a_job_runs_a_process_for_each_gpu_and_its_exit_code_is_handed_on(cluster):
   done = cluster.run("3", options=["--nodes", "2", "--gpus", "2", "--wait"], code=3)
-  assert "queued job as Slurm job 4000" in done.stdout
+  assert "queued as Slurm job 4000" in done.stderr
   for process in range(4):
     assert f"{process}: session 1 of 4 port 14000" in done.stdout
   status = cluster.status()
@@ -51,20 +51,20 @@ def test_a_session_that_saved_or_failed_is_followed_by_another_and_no_other_one(
   limit = ["--time", "2", "--grace", "2"]  # 4 s with pretended minutes of 2 s
   done = cluster.run(*plan, options=[*tries, *limit, "--wait"], code=code)
   assert cluster.sessions() == sessions
-  assert ("saved" in done.stdout) == ("wait" in plan)
+  assert ("0: saved" in done.stdout) == ("wait" in plan)
   assert len(cluster.calls("sbatch")) == 1
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-  ("ask", "value", "said"), [("preempt", "30", "saved"), ("preempt", "0", "session 2"), ("lose", "", "session 2")]
+  ("ask", "value", "said"), [("preempt", "30", "0: saved"), ("preempt", "0", "session 2"), ("lose", "", "session 2")]
 )
 def test_a_preempted_job_or_one_that_lost_a_node_goes_on(cluster, ask, value, said):
   cluster.run("wait", "0", options=["--nodes", "2"])
   until(lambda: cluster.log().count("session 1 of 2") == 2)
   assert cluster.status()["state"] == "running"
   cluster.ask(ask, value)
-  done = cluster.slurm("logs", "job")
+  done = cluster.slurm("logs")
   assert said in done.stdout
   assert (cluster.sessions(0), cluster.sessions(1)) == (2, 2)
 
@@ -73,8 +73,8 @@ def test_a_preempted_job_or_one_that_lost_a_node_goes_on(cluster, ask, value, sa
 def test_stop_lets_the_run_save_and_nothing_follows(cluster):
   cluster.run("wait", "0")
   until(lambda: "session 1" in cluster.log())
-  assert "ended with exit code 42" in cluster.slurm("stop", "job").stdout
-  assert "saved" in cluster.log()
+  assert "ended with exit code 42" in cluster.slurm("stop").stdout
+  assert "0: saved" in cluster.log()
   assert (cluster.sessions(), cluster.status()["exit"]) == (1, 42)
   cluster.run("0", options=["--wait"])  # the same command goes on
   assert cluster.sessions() == 2
@@ -85,8 +85,8 @@ def test_a_job_that_waits_for_nodes_is_cancelled_by_stop(cluster):
   (cluster.state / "hold").touch()
   cluster.run("0")
   assert cluster.status()["state"] == "pending"
-  assert "Slurm job 4000; stop it" in cluster.run("0", code=2).stderr.replace("as Slurm job 4000;", "Slurm job 4000;")
-  assert "cancelled; no exit code" in cluster.slurm("stop", "job").stdout
+  assert "the job run is PENDING as Slurm job 4000; stop it" in cluster.run("0", code=2).stderr
+  assert "cancelled; no exit code" in cluster.slurm("stop").stdout
   assert not (cluster.home / "sessions.0").exists()
 
 
@@ -95,7 +95,7 @@ def test_a_job_that_is_gone_without_an_exit_code_is_lost_and_says_how_to_go_on(c
   cluster.run("wait", "0")
   until(lambda: "session 1" in cluster.log())
   cluster.ask("cancel")
-  assert "the same run command goes on" in cluster.slurm("logs", "job", code=1).stderr
+  assert "the same run command goes on" in cluster.slurm("logs", code=1).stderr
   assert (cluster.status()["state"], cluster.status()["exit"]) == ("lost", 1)
 
 
@@ -103,7 +103,7 @@ def test_a_job_that_is_gone_without_an_exit_code_is_lost_and_says_how_to_go_on(c
 def test_a_controller_that_does_not_answer_is_one_line_and_no_lost_job(cluster):
   cluster.run("wait", "0")
   (cluster.state / "down").touch()
-  said = cluster.slurm("status", "job", code=1).stderr
+  said = cluster.slurm("status", code=1).stderr
   assert said.startswith("error: squeue does not answer: ")
   assert said.count("\n") == 1
   (cluster.state / "down").unlink()
@@ -117,8 +117,7 @@ def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
     'if [ "${2:-}" = check ]; then printf \'{"host": "%s", "check": "disk", "result": "%s", "value": "v"}\\n\' "$4" '
     '"$([ "$4" = node1 ] && echo MISSING || echo ok)"; else exec ' + f'{shlex.quote(sys.executable)} "$@"; fi',
   )
-  words = ["--nodes", "2", "--wait", "--", "python", f"{cluster.home}/run.py", "0"]
-  done = cluster.slurm("run", "job", *words, code=2)
+  done = cluster.slurm("run", "--nodes=2", "--wait", "python", f"{cluster.home}/run.py", "0", code=2)
   assert ["disk", "node1", "MISSING", "v"] in [line.split() for line in done.stdout.splitlines()]
   assert not (cluster.home / "sessions.0").exists()
   assert ["disk", "login", "ok", "v"] in [line.split() for line in done.stderr.splitlines()]
@@ -127,25 +126,26 @@ def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
 @pytest.mark.parametrize(
   ("words", "said"),
   [
-    (["run"], "JOB ''"),
-    (["run", "a/b", "--", "x"], "JOB 'a/b'"),
-    (["run", "job", "python"], "'python' is no option; give the command after --"),
-    (["run", "job", "--"], "there is no command"),
-    (["run", "job", "--nodes", "0", "--", "x"], "--nodes 0: give at least 1"),
-    (["run", "job", "--gpus", "two", "--", "x"], "--gpus two: give a whole number"),
-    (["run", "job", "--time", "1 day", "--", "x"], "--time 1 day: give MINUTES"),
-    (["run", "job", "--time", "5", "--grace", "300", "--", "x"], "--grace 300 is not shorter than --time 5"),
-    (["run", "job", "--nodes"], "--nodes without a value"),
-    (["run", "job", "--secret", "A=b", "--no-preflight", "--", "x"], "--secret A=b: it takes the name"),
-    (["run", "job", "--sbatch", "--partition=none", "--no-preflight", "--", "x"], "sbatch: error: invalid partition"),
-    (["status", "none"], "there is no job none"),
-    (["logs"], "JOB ''"),
-    (["stop", "none"], "there is no job none"),
-    (["list", "all"], "'all' is one word too many"),
+    ([], "Runs a command on the GPU nodes"),
+    (["run"], "give the command to run"),
+    (["run", "--job=a/b", "x"], "--job=a/b: give a name"),
+    (["run", "--fast", "1", "x"], "there is no option --fast"),
+    (["run", "--nodes=0", "x"], "--nodes=0: give at least 1"),
+    (["run", "--gpus", "two", "x"], "--gpus=two: give a whole number"),
+    (["run", "--time=1 day", "x"], "--time=1 day: give MINUTES"),
+    (["run", "--time=5", "--grace=300", "x"], "--grace=300 is not shorter than --time=5"),
+    (["run", "--nodes"], "--nodes needs a value"),
+    (["run", "--nodes=", "x"], "--nodes is empty"),
+    (["run", "--secret=A=b", "x"], "--secret A=b: it takes the name"),
+    (["run", "--sbatch=--partition=none", "--no-check", "x"], "sbatch: error: invalid partition"),
+    (["status", "--job=none"], "there is no job none"),
+    (["logs"], "there is no job run"),
+    (["stop", "now"], "stop takes no command, but got now"),
   ],
 )
 def test_wrong_input_is_one_line_and_queues_nothing(cluster, words, said):
-  error = [line for line in cluster.slurm(*words, code=2).stderr.splitlines() if line.startswith("error: ")]
+  lines = cluster.slurm(*words, code=2).stderr.splitlines()
+  error = [line for line in lines if line.startswith("error: ")] if words else lines[:1]
   assert len(error) == 1
   assert said in error[0]
   assert list((cluster.state / "jobs").glob("*.json")) == []
@@ -153,7 +153,7 @@ def test_wrong_input_is_one_line_and_queues_nothing(cluster, words, said):
 
 def test_a_dry_run_prints_the_command_and_queues_nothing(cluster):
   said = cluster.run("0", options=["--dry-run"]).stderr
-  assert "+ sbatch --parsable --job-name=insec-job" in said
+  assert "+ sbatch --parsable --job-name=insec-run" in said
   assert cluster.calls("sbatch") == []
   assert not (cluster.home / "insec_jax" / "slurm").exists()
 

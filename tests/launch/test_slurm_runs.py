@@ -58,9 +58,9 @@ def start(cluster, workdir, pauses, *, code=None):
   words = [f"{cluster.home}/train.py", str(folder), f"--config={cluster.home}/config.py:"]
   words += [f"--workdir={cluster.home / workdir}", "--config.data.rows_per_device=4"]
   words += [f"--config.data.path={cluster.home}/records.jsonl", f"--config.tokenizer.path={cluster.home}/tokenizer"]
-  options = ["--nodes", "2", "--gpus", "0", "--secret", "LAB_PASSWORD", *(["--wait"] if code is not None else [])]
+  options = ["--nodes=2", "--gpus=0", "--secret=LAB_PASSWORD", *(["--wait"] if code is not None else [])]
   variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **launchkit.SECRETS}
-  cluster.slurm("run", workdir, "--no-preflight", *options, "--", "python", *words, code=code or 0, **variables)
+  cluster.slurm("run", f"--job={workdir}", "--no-check", *options, "python", *words, code=code or 0, **variables)
   return folder
 
 
@@ -75,7 +75,7 @@ def test_a_run_preempted_before_and_during_a_save_and_short_of_a_node_has_the_sa
   ):
     until(lambda place=place: (places / place).exists(), 120)
     cluster.ask(ask, value, job="4001")
-  done = cluster.slurm("logs", "hurt")
+  done = cluster.slurm("logs", "--job=hurt")
   assert done.stdout.count("--- ") >= 5 + 2
   assert "exit code 42; queued again" in done.stdout
   status = cluster.status("hurt")
@@ -87,5 +87,5 @@ def test_a_run_preempted_before_and_during_a_save_and_short_of_a_node_has_the_sa
   # The secrets of the run are nowhere: not in its workdirs, logs and records of Slurm.
   environment = json.loads((cluster.home / "hurt" / "environment.json").read_text())
   assert len(environment["resumed"]) == 3
-  assert environment["commit"] == cluster.status("hurt")["commit"] or environment["commit"].startswith(status["commit"])
+  assert environment["commit"].startswith(status["commit"])
   assert launchkit.leaks(cluster.home, cluster.state, texts=(json.dumps(environment),)) == []

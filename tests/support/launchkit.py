@@ -86,3 +86,9 @@ def commands_of(process: int) -> list[str]:
     except OSError:  # it has ended
       continue
   return lines
+
+
+def command_line(process: int) -> str:
+  """The command line of a process; empty if it has ended."""
+  path = pathlib.Path(f"/proc/{process}/cmdline")
+  return path.read_text().replace("\0", " ") if path.exists() else ""

@@ -51,7 +51,7 @@ class Cluster:
       "PRETEND_SLURM": str(self.state),
       "PRETEND_MINUTE": "2",  # seconds
       "PRETEND_RUN": str(os.getpid()),
-      "POLL_SECONDS": "1",
+      "INSEC_POLL_SECONDS": "1",
     }
 
   def slurm(self, *words, code=0, **variables):
@@ -69,20 +69,20 @@ class Cluster:
     return done
 
   def run(self, *plan, options=(), code=0, **variables):
-    words = ["run", "job", "--gpus", "1", "--no-preflight", *options, "--", "python", f"{self.home}/run.py", *plan]
+    words = ["run", "--gpus=1", "--no-check", *options, "python", f"{self.home}/run.py", *plan]
     return self.slurm(*words, code=code, **variables)
 
   def ask(self, what, value="", job="4000"):
     (self.state / "jobs" / job / what).write_text(value)
 
-  def status(self, job="job"):
+  def status(self, job="run"):
     environment = self.environment
-    words = ["bash", self.code / "launch" / "slurm.sh", "status", job]
+    words = ["bash", self.code / "launch" / "slurm.sh", "status", f"--job={job}"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     return json.loads(done.stdout) | {"exit": done.returncode}
 
   def log(self):
-    path = self.home / "insec_jax" / "slurm" / "job" / "log"
+    path = self.home / "insec_jax" / "slurm" / "run" / "log"
     return path.read_text() if path.exists() else ""
 
   def calls(self, tool):

@@ -124,6 +124,8 @@ def session(job):
     "SLURM_CPUS_PER_TASK": given["cpus_per_task"] or "1",
     "SLURM_RESTART_COUNT": str(given["restarts"]),
   }
+  if given["gpus_per_node"]:
+    environment["SLURM_GPUS_PER_NODE"] = given["gpus_per_node"]
   if not given["restarts"]:
     environment.pop("SLURM_RESTART_COUNT")  # as the real one
   with open(given["output"], "a") as log:
