@@ -167,7 +167,7 @@ follow() {
 
 stop() {
   touch "$job/stop"
-  local waited=0 signalled=
+  local began=$SECONDS signalled=
   while [ -z "$(code_of)" ]; do
     ask
     case $state in
@@ -175,11 +175,10 @@ stop() {
       PENDING | REQUEUED | REQUEUE_HOLD | SPECIAL_EXIT) show scancel "$(cat "$job/id")" || true ;;
       RUNNING)
         [ -n "$signalled" ] || show scancel --signal=TERM --batch "$(cat "$job/id")" && signalled=yes
-        if [ "$waited" -ge "$(cat "$job/grace")" ]; then show scancel "$(cat "$job/id")" || true; fi
+        if [ $((SECONDS - began)) -ge "$(cat "$job/grace")" ]; then show scancel "$(cat "$job/id")" || true; fi
         ;;
     esac
     sleep "$POLL_SECONDS"
-    waited=$((waited + POLL_SECONDS))
   done
   if [ -n "$(code_of)" ]; then echo "ended with exit code $(code_of)"; else echo "cancelled; no exit code"; fi
 }

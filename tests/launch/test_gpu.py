@@ -51,7 +51,7 @@ class Box:
       "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
       "PRETEND_SSH": str(self.state),
       "PRETEND_RUN": str(os.getpid()),
-      "INSEC_POLL_SECONDS": "1",
+      "INSEC_POLL_SECONDS": "0.2",
       "BOX": "box",
     }
 

@@ -11,7 +11,8 @@ from launchkit import ROOT
 SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("*.sh"))
 # These run on hosts and nodes, which have Linux. macOS has bash 3.2 and the tools of BSD.
 ON_LINUX = {"host.sh", "slurm.sh", "slurm_job.sh", "bench.sh"}
-FILLED = "HOSTS|SECRETS|SETTINGS|COMMAND|command|words|FAILED|processes"  # arrays that are never empty where they are read
+# Arrays that are never empty where they are read.
+FILLED = "HOSTS|SECRETS|SETTINGS|COMMAND|command|words|FAILED|processes"
 NEWER = {
   "an associative array": r"\b(declare|local|typeset)\s+-\w*A",
   "a reference to a variable": r"\b(declare|local|typeset)\s+-\w*n\b",

@@ -51,7 +51,7 @@ class Cluster:
       "PRETEND_SLURM": str(self.state),
       "PRETEND_MINUTE": "2",  # seconds
       "PRETEND_RUN": str(os.getpid()),
-      "INSEC_POLL_SECONDS": "1",
+      "INSEC_POLL_SECONDS": "0.2",
     }
 
   def slurm(self, *words, code=0, **variables):
