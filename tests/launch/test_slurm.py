@@ -100,6 +100,15 @@ def test_a_job_that_is_gone_without_an_exit_code_is_lost_and_says_how_to_go_on(c
 
 
 @pytest.mark.processes
+def test_a_cluster_that_queues_no_job_again_ends_it_with_one_line(cluster):
+  (cluster.state / "norequeue").touch()
+  done = cluster.run("42", "0", options=["--wait"], code=1)
+  assert "exit code 1: Slurm does not queue it again; the same run command goes on" in done.stdout
+  cluster.run("42", "0", options=["--wait"])
+  assert cluster.sessions() == 2
+
+
+@pytest.mark.processes
 def test_a_controller_that_does_not_answer_is_one_line_and_no_lost_job(cluster):
   cluster.run("wait", "0")
   (cluster.state / "down").touch()

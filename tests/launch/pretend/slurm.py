@@ -3,7 +3,8 @@
 The folder PRETEND_SLURM holds all state: `calls` (one JSON list a call), `jobs/ID.json`, and in `jobs/ID/` what was
 asked of a job that runs (files requeue, cancel, preempt, lose) and the process ids of its tasks. A job's manager is a
 process of its own, started by sbatch; it starts the batch script, and starts it again after a requeue. With the file
-`down` no controller answers, with `hold` no node is free. Nodes are called localhost, node1, node2, ...
+`down` no controller answers, with `hold` no node is free, with `norequeue` no job may be queued again. Nodes are called
+localhost, node1, node2, ...
 
 As the real ones: sbatch gives the batch script the environment of its caller; --signal=B:... reaches the batch shell
 only; scancel --signal reaches the tasks only, with --batch the batch shell only; SIGTERM to srun kills its tasks; a
@@ -271,7 +272,7 @@ def scontrol(words):
     print("\n".join(words[2].split(",")))
     return
   answers("scontrol")
-  if not read(words[1])["requeue"]:
+  if (STATE / "norequeue").exists() or not read(words[1])["requeue"]:
     refuse("scontrol", "Requested operation is presently disabled")
   (STATE / "jobs" / words[1] / "requeue").write_text("")
 
