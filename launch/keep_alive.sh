@@ -104,7 +104,6 @@ bring_up() {
   if ! start_all ${start[@]+"${start[@]}"}; then
     WHY="not started on ${FAILED[*]}"
     [ "$WORST" -ne 2 ] || finish 2 "error: $WHY; look at the messages above"
-    each stop_on halt 60 || true
     return 1
   fi
   HAD_JOB=yes

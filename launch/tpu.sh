@@ -241,9 +241,22 @@ check_on() {
     ${fit[@]+"${fit[@]}"} -- "${COMMAND[@]}")" < "$SCRATCH/environment"
 }
 
-# Starts the job on all hosts; the first argument may be --unless-done.
+# Writes what the job gets on stdin, with one token a start: only processes of this start can join it.
+make_environment() {
+  local INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+  environment_file "$SCRATCH/environment" ${NEEDED[@]+"${NEEDED[@]}"}
+}
+
+# Starts the job on all hosts, or halts it on all; the first argument may be --unless-done.
 start_all() {
-  each start_surely "${1:+$1 }$JOB" "$SCRATCH/environment" "${COMMAND[@]}"
+  local worst failed
+  make_environment
+  each start_surely "${1:+$1 }$JOB" "$SCRATCH/environment" "${COMMAND[@]}" && return
+  [ "$WORST" -ne 2 ] || return 2
+  worst=$WORST failed=("${FAILED[@]}")
+  each stop_on halt 60 || true
+  WORST=$worst FAILED=("${failed[@]}")
+  return 1
 }
 
 run() {
@@ -251,9 +264,7 @@ run() {
   [ "${#COMMAND[@]}" -gt 0 ] || fail "give the command to run, such as python -m insec_jax.train --config=... --workdir=gs://..."
   scratch
   name_code
-  # One token a start: only hosts of this run can join it.
-  INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
-  environment_file "$SCRATCH/environment" ${NEEDED[@]+"${NEEDED[@]}"}
+  make_environment
   if [ -n "$TYPE$KEEP" ]; then check_type; fi
   if [ -n "$KEEP" ] && [ -z "$DRY_RUN" ]; then keep_alive; fi
   [ -z "$KEEP" ] || obtain $((HOURS * 3600))

@@ -13,6 +13,7 @@ import sys
 import time
 
 WORKDIR, STEPS = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+END = WORKDIR / f"end.{os.environ['INSEC_RUN_TOKEN']}"  # of this start
 stopped = []
 
 
@@ -34,7 +35,6 @@ def save(step, total):
 
 def first():
   """Train; return the exit code."""
-  (WORKDIR / "end").unlink(missing_ok=True)
   state = WORKDIR / "state"
   step, total = json.loads(state.read_text()) if state.exists() else (0, 0)
   metrics = WORKDIR / "metrics.jsonl"
@@ -59,12 +59,11 @@ def main():
   WORKDIR.mkdir(parents=True, exist_ok=True)
   if os.environ["RANK"] == "0":
     code = first()
-    (WORKDIR / "end").write_text(str(code))
+    END.write_text(str(code))
     return code
-  time.sleep(0.3)  # the first process removes an old end
-  while not (WORKDIR / "end").exists():
+  while not END.exists() or not END.read_text():
     time.sleep(0.02)
-  return int((WORKDIR / "end").read_text())
+  return int(END.read_text())
 
 
 if __name__ == "__main__":
