@@ -10,7 +10,8 @@
 #   host.sh call COMMIT WORD...     runs a command now, with such an environment
 #   host.sh status JOB              one line of JSON: state (running, ended, lost or absent), exit code, last lines
 #   host.sh follow JOB [LINE]       prints the log from that line (1) until the job ends; its exit code is the job's
-#   host.sh stop JOB [SECONDS]      SIGTERM, and SIGKILL after so many seconds (600)
+#   host.sh stop JOB [SECONDS]      SIGTERM, and SIGKILL after so many seconds (600); `status` says that it was called
+#   host.sh halt JOB [SECONDS]      the same, for a job that is started again at once
 #   host.sh list                    one line of JSON for each job
 # All is kept below ~/insec_jax. Needs Linux with bash, python3, util-linux and coreutils.
 set -euo pipefail
@@ -255,11 +256,9 @@ follow() {
   exit "$(cat "$job/code")"
 }
 
-stop() {
+halt() {
   local job=$base/jobs/$1 grace=${2:-600} waited=0
-  [ -d "$job" ] || fail "there is no job $1 on $(hostname)"
   if is_running "$job"; then
-    touch "$job/stopped"
     kill -TERM "$(cat "$job/pid")" 2> /dev/null || true
     while is_running "$job" && [ "$waited" -lt $((grace * 5)) ]; do
       sleep 0.2
@@ -272,7 +271,7 @@ stop() {
       while is_running "$job"; do sleep 0.2; done
     fi
   fi
-  if [ -f "$job/code" ]; then echo "ended with exit code $(cat "$job/code")"; else echo "ended without an exit code"; fi
+  if [ -f "$job/code" ]; then echo "ended with exit code $(cat "$job/code")"; else echo "not running"; fi
 }
 
 list() {
@@ -293,7 +292,8 @@ case $verb in
   hold) hold "$@" ;;
   status) need $# 1 status; status "$1" ;;
   follow) need $# 1 follow; follow "$@" ;;
-  stop) need $# 1 stop; stop "$@" ;;
+  stop) need $# 1 stop; mkdir -p "$base/jobs/$1"; touch "$base/jobs/$1/stopped"; halt "$@" ;;
+  halt) need $# 1 halt; halt "$@" ;;
   list) list ;;
   -h | --help | help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0" ;;
   *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0" >&2; exit 2 ;;

@@ -2,11 +2,10 @@
 # Sourced by tpu.sh: `run --keep-alive`. Asks for the slice, starts the job and looks at both every POLL_SECONDS; a slice
 # that was preempted is deleted and asked for again, and the same command goes on from its workdir. Nothing is kept on
 # this machine: after its end the same command finds the slice and the job, and goes on watching.
-GRACE_SECONDS=${INSEC_GRACE_SECONDS:-180}      # between the end of the job on one host and that on the last
-SILENCE_SECONDS=${INSEC_SILENCE_SECONDS:-900}  # without an answer of a host, while others answer
+GRACE_SECONDS=${INSEC_GRACE_SECONDS:-180}  # between the end of the job on one host and that on the last
 
 # Sets how many hosts RUN the job, have ENDED it, have LOST it (or never had it) and are SILENT; CODES of the ended ones,
-# STOPPED if `stop` was called, YOUNGEST (seconds), QUIET_HOSTS, NEWS (the last line of the log of the first host).
+# STOPPED if `stop` was called, QUIET_HOSTS, NEWS (the last line of the log of the first host).
 survey() {
   local host line state
   RUN=0 ENDED=0 LOST=0 SILENT=0 CODES='' STOPPED='' QUIET_HOSTS='' NEWS=''
@@ -41,8 +40,9 @@ verdict() {
   fi
 }
 
+# Stops the job of a host: VERB is stop, or halt for a job that is started again.
 stop_on() {
-  reach "$1" "[ ! -f ~/insec_jax/host.sh ] || bash ~/insec_jax/host.sh stop $2 $3" < /dev/null
+  reach "$1" "[ ! -f ~/insec_jax/host.sh ] || bash ~/insec_jax/host.sh $2 $JOB $3" < /dev/null
 }
 
 # Ends the watching with this exit code and line; with --then-delete the slice goes as well.
@@ -52,7 +52,7 @@ finish() {
   echo "$*" >&2
   if [ -n "$THEN_DELETE" ]; then
     look
-    [ "$STATE" = ABSENT ] || { check_ours; remove; }
+    remove
     echo "the slice $NAME is deleted" >&2
   else
     echo "the slice $NAME is still there and costs money: launch/tpu.sh delete --name=$NAME --zone=$ZONE" >&2
@@ -62,6 +62,7 @@ finish() {
 
 # Brings slice, code and job up; what is there already is left as it is. Returns 1 with WHY if it is worth another try.
 bring_up() {
+  local code=0 start=()
   if ! obtain "$1"; then
     explain "$ERR"
     WHY="no slice: $ERR; $ADVICE"
@@ -75,40 +76,53 @@ bring_up() {
   while look_at_nodes && [ "$HEALTH" = unsure ]; do
     echo "$(date +%H:%M:%S) waiting for the nodes: $REASON" >&2
     [ "$(date +%s)" -lt "$UNTIL" ] || { WHY="the nodes are not ready: $REASON"; return 1; }
-    sleep "$POLL_SECONDS"
+    nap "$POLL_SECONDS"
   done
   if [ "$HEALTH" = gone ]; then
     WHY="preempted: $REASON"
     look
-    [ "$STATE" = ABSENT ] || remove
+    remove
     return 1
   fi
   survey
+  [ -z "$STOPPED" ] || [ -z "$HAD_JOB" ] || finish 42 "the job $JOB was stopped by launch/tpu.sh stop"
   [ "$RUN" -eq 0 ] || [ "$RUN" -eq "${#HOSTS[@]}" ] || return 0  # `watch_job` waits for the end of the others
   # shellcheck disable=SC2086  # one word an extra
   if ! provide_all $EXTRAS; then
     WHY="no environment on ${FAILED[*]}"
     [ "$WORST" -ne 2 ] || finish 2 "error: $WHY; look at the messages above"
+    replace_silent
     return 1
   fi
-  [ -n "$CHECKED" ] || [ "$RUN" -ne 0 ] || preflight || finish 2 "error: not started: see the table above"
-  CHECKED=yes
-  local start=()
+  if [ -z "$CHECKED" ] && [ "$RUN" -eq 0 ]; then
+    preflight || code=$?
+    [ "$code" -ne 2 ] || finish 2 "error: not started: something is missing, see the table above"
+    [ "$code" -eq 0 ] || { WHY="the checks got no answer"; return 1; }
+    CHECKED=yes
+  fi
   [ "$ENDED" -ne "${#HOSTS[@]}" ] || start=(--unless-done)
   if ! start_all ${start[@]+"${start[@]}"}; then
     WHY="not started on ${FAILED[*]}"
     [ "$WORST" -ne 2 ] || finish 2 "error: $WHY; look at the messages above"
     return 1
   fi
+  HAD_JOB=yes
+}
+
+# Deletes the slice if some hosts give no answer while others do: a host is broken. When none does, the network may be.
+replace_silent() {
+  [ "${#FAILED[@]}" -lt "${#HOSTS[@]}" ] || return 0
+  look
+  remove
 }
 
 # Watches until the job has ended for good (ends the program) or is to be started again (returns, with WHY).
 watch_job() {
-  local mixed='' silent='' now told=0 last=''
+  local mixed='' now told=0 last=''
   while :; do
     now=$(date +%s)
     if [ "$now" -ge "$UNTIL" ]; then
-      each stop_on "$JOB" 600 || true
+      each stop_on halt 600 || true
       finish 42 "the budget of $HOURS hours is over; the job was stopped, and the same command goes on"
     fi
     look
@@ -132,14 +146,9 @@ watch_job() {
       fi
       [ $((ENDED + LOST)) -eq 0 ] && mixed='' || mixed=${mixed:-$now}
       if [ -n "$mixed" ] && [ $((now - mixed)) -ge "$GRACE_SECONDS" ]; then
-        WHY="it has ended on $((ENDED + LOST)) of ${#HOSTS[@]} hosts only"
-        each stop_on "$JOB" 60 || true
-        return
-      fi
-      [ "$SILENT" -eq 0 ] && silent='' || silent=${silent:-$now}
-      if [ -n "$silent" ] && [ $((now - silent)) -ge "$SILENCE_SECONDS" ] && [ "$SILENT" -lt "${#HOSTS[@]}" ]; then
-        WHY="no answer from$QUIET_HOSTS for $((now - silent)) s, while others answer"
-        remove
+        WHY="it has ended on $((ENDED + LOST)) of ${#HOSTS[@]} hosts only${QUIET_HOSTS:+; no answer from$QUIET_HOSTS}"
+        each stop_on halt 60 || true
+        [ "$SILENT" -eq 0 ] || remove
         return
       fi
       if [ "$RUN $ENDED $LOST $SILENT" != "$last" ] || [ $((now - told)) -ge 300 ]; then
@@ -147,7 +156,7 @@ watch_job() {
         echo "$(date +%H:%M:%S) running on $RUN of ${#HOSTS[@]} hosts${QUIET_HOSTS:+, no answer from$QUIET_HOSTS}: $NEWS" >&2
       fi
     fi
-    sleep "$POLL_SECONDS"
+    nap "$POLL_SECONDS"
   done
 }
 
@@ -168,7 +177,7 @@ judge() {
 keep_alive() {
   local left tries=0
   UNTIL=$(($(date +%s) + HOURS * 3600))
-  HAD_SLICE='' CHECKED=$NO_CHECK
+  HAD_SLICE='' HAD_JOB='' CHECKED=$NO_CHECK
   lock_keeper
   trap 'echo "not watched any more; the job goes on, the slice costs money, and the same command watches again" >&2; exit 130' INT TERM HUP
   while :; do
@@ -181,19 +190,23 @@ keep_alive() {
     if bring_up "$left"; then watch_job; fi
     tries=$((tries + 1))
     echo "$(date +%H:%M:%S) $WHY; try $tries of $TRIES" >&2
-    sleep "$POLL_SECONDS"
+    nap "$POLL_SECONDS"
   done
 }
 
 # One watcher a slice on this machine; `delete` ends it.
 lock_keeper() {
   mkdir -p "$HOME/.insec_jax"
-  KEEPER=$HOME/.insec_jax/$ZONE.$NAME
+  name_keeper
   if keeper_lives; then
     fail "process $(cat "$KEEPER") on this machine watches $NAME already; look at it with status and logs"
   fi
   echo "$$" > "$KEEPER"
   trap 'rm -rf "$SCRATCH" "$KEEPER"' EXIT
+}
+
+name_keeper() {
+  KEEPER=$HOME/.insec_jax/watch.$ZONE.$PROJECT.$NAME
 }
 
 keeper_lives() {

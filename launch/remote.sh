@@ -48,6 +48,12 @@ scratch() {
   trap 'rm -rf "$SCRATCH"' EXIT
 }
 
+# Sleeps; a signal to this program is handled at once.
+nap() {
+  sleep "$1" &
+  wait "$!"
+}
+
 # Runs the command, with this stdin, and kills it after so many seconds. In a process group of its own: gcloud starts ssh.
 within() {
   local seconds=$1 process watch status=0
@@ -126,11 +132,11 @@ environment_file() {
   printf 'END\0' >> "$file"
 }
 
-# Runs FUNCTION HOST [ARGUMENT...] for all hosts at once, with the host's name before each line; with QUIET=1 stdout is
-# not shown. Sets FAILED, the hosts where it failed, WORST, the largest exit code, and ANSWERS, a folder with a file of
+# Runs FUNCTION HOST [ARGUMENT...] for all hosts, AT_ONCE (16) at a time, with the host's name before each line; with
+# QUIET=1 stdout is not shown. Sets FAILED, the hosts where it failed, WORST, the largest exit code, and ANSWERS, a folder with a file of
 # stdout for each host.
 each() {
-  local function=$1 host index=0 processes=() width=0 code shown=${QUIET:+/dev/null}
+  local function=$1 host number=0 processes=() width=0 shown=${QUIET:+/dev/null}
   shift
   scratch
   ANSWERS=$SCRATCH/answers
@@ -141,23 +147,26 @@ each() {
     [ "${#host}" -le "$width" ] || width=${#host}
   done
   for host in "${HOSTS[@]}"; do
+    [ "$number" -lt "${AT_ONCE:-16}" ] || collect $((number - ${AT_ONCE:-16}))
     (
       set -o pipefail
       { "$function" "$host" "$@" 2>&3 3>&- | tee "$ANSWERS/${host//\//_}" > "${shown:-/dev/stdout}"; } 3>&1 |
         label "$host" "$width"
     ) &
-    processes[index]=$!
-    index=$((index + 1))
+    processes[number]=$!
+    number=$((number + 1))
   done
-  index=0
-  for host in "${HOSTS[@]}"; do
-    code=0
-    wait "${processes[index]}" || code=$?
-    [ "$code" -eq 0 ] || FAILED[${#FAILED[@]}]=$host
-    [ "$code" -le "$WORST" ] || WORST=$code
-    index=$((index + 1))
-  done
+  [ "$number" -le "${AT_ONCE:-16}" ] || number=${AT_ONCE:-16}
+  for ((number = ${#HOSTS[@]} - number; number < ${#HOSTS[@]}; number++)); do collect "$number"; done
   [ "$WORST" -eq 0 ]
+}
+
+# Waits for one process of `each`, whose variables these are.
+collect() {
+  local code=0
+  wait "${processes[$1]}" || code=$?
+  [ "$code" -eq 0 ] || FAILED[${#FAILED[@]}]=${HOSTS[$1]}
+  [ "$code" -le "$WORST" ] || WORST=$code
 }
 
 # Writes each line of stdin to stderr, after a name.
@@ -181,7 +190,7 @@ persist() {
     code=0
     "$@" || code=$?
     case $code in 0 | 2) break ;; esac
-    [ "$try" -eq 3 ] || { echo "no success (exit code $code); again" >&2; sleep "$POLL_SECONDS"; }
+    [ "$try" -eq 3 ] || { echo "no success (exit code $code); again" >&2; nap "$POLL_SECONDS"; }
   done
   return "$code"
 }
@@ -251,7 +260,7 @@ follow_on() {
       '') echo "no answer; trying again" >&2 ;;
       *) echo "the connection broke; going on at line $line" >&2 ;;
     esac
-    sleep "$POLL_SECONDS"
+    nap "$POLL_SECONDS"
   done
 }
 

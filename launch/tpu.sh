@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A run on a slice of Cloud TPU VMs, spot or not, from a laptop that may sleep. Needs gcloud; every command is shown.
-#   launch/tpu.sh create --type=v6e-16 --spot        asks for the slice and waits for it
+#   launch/tpu.sh create --type=v6e-16 --spot [COMMAND]    asks for the slice and waits for it; first checks whether
+#                                                    the command would fit into its memory
 #   launch/tpu.sh run python -m insec_jax.train --config=... --workdir=gs://BUCKET/run     detached, on every host
 #   launch/tpu.sh run --keep-alive --type=v6e-16 --spot python -m insec_jax.train ...      creates, watches, goes on
 #   launch/tpu.sh status | logs | stop               of the job
@@ -40,7 +41,7 @@
 #
 # Exit codes: 0 done; 2 wrong input, or something is missing; 1 the cloud, the network or a host; run --wait, run
 # --keep-alive and status hand on that of the job. Variables: INSEC_POLL_SECONDS (30), INSEC_ANSWER_SECONDS (120),
-# INSEC_GRACE_SECONDS (180), INSEC_SILENCE_SECONDS (900). Has not been run on Google Cloud yet.
+# INSEC_GRACE_SECONDS (180: between the ends of the job on the first and the last host). Has not been run on Google Cloud yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/remote.sh
@@ -63,19 +64,20 @@ parse() {
     option=$1 value=''
     case $option in
       --) shift; break ;;
-      --dry-run) DRY_RUN=yes; shift; continue ;;
-      --spot) SPOT=yes; shift; continue ;;
-      --dirty) DIRTY=yes; shift; continue ;;
-      --no-check) NO_CHECK=yes; shift; continue ;;
-      --wait) WAIT=yes; shift; continue ;;
-      --keep-alive) KEEP=yes; shift; continue ;;
-      --then-delete) THEN_DELETE=yes; shift; continue ;;
+      --dry-run) DRY_RUN=yes; check_option "$option"; shift; continue ;;
+      --spot) SPOT=yes; check_option "$option"; shift; continue ;;
+      --dirty) DIRTY=yes; check_option "$option"; shift; continue ;;
+      --no-check) NO_CHECK=yes; check_option "$option"; shift; continue ;;
+      --wait) WAIT=yes; check_option "$option"; shift; continue ;;
+      --keep-alive) KEEP=yes; check_option "$option"; shift; continue ;;
+      --then-delete) THEN_DELETE=yes; check_option "$option"; shift; continue ;;
       --help | -h) usage; exit 0 ;;
       --*=*) value=${option#*=} option=${option%%=*}; shift ;;
       --*) [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
       *) break ;;
     esac
     [ -n "$value" ] || fail "$option is empty"
+    check_option "$option"
     case $option in
       --name) NAME=$value ;;
       --zone) ZONE=$value ;;
@@ -97,6 +99,29 @@ parse() {
     esac
   done
   [ $# -eq 0 ] || COMMAND=("$@")
+}
+
+# Ends if the verb does not read the option.
+check_option() {
+  local always=' --name --zone --project --dry-run ' slice=' --type --version --spot --slices --hours --create-flag '
+  local job=' --job --ssh-flag ' known
+  case $VERB in
+    create) known="$always$slice--topology" ;;
+    run) known="$always$slice$job--extras --secret --dirty --topology --no-check --wait --keep-alive --tries --then-delete" ;;
+    status) known=$always$job ;;
+    logs) known="$always$job--host" ;;
+    stop) known="$always$job--grace" ;;
+    ssh) known="$always--ssh-flag --host" ;;
+    *) known=$always ;;
+  esac
+  case " $known " in *" $1 "*) ;; *) fail "$VERB has no option $1; see launch/tpu.sh --help" ;; esac
+}
+
+# Ends if options are given that only --keep-alive, or only a run without it, reads.
+check_together() {
+  [ "$VERB" = run ] || return 0
+  [ -z "$KEEP" ] || [ -z "$WAIT" ] || fail "--keep-alive stays until the end of the job anyway; leave --wait out"
+  [ -n "$KEEP" ] || [ -z "$SPOT$THEN_DELETE$VERSION" ] || fail "--spot, --version and --then-delete need --keep-alive"
 }
 
 number() {
@@ -173,8 +198,23 @@ first_contact() {
   MET=yes
 }
 
+# Checks on this machine whether a step of the command fits into the memory of the slice, before the slice costs money.
+check_fit() {
+  local python=.venv/bin/python lines
+  [ -z "$NO_CHECK$DRY_RUN" ] && [ "${#COMMAND[@]}" -gt 0 ] || return 0
+  if [ -z "$TOPOLOGY" ] || ! "$python" -c 'import jax, libtpu' 2> /dev/null; then
+    echo "whether it fits into memory is checked on the host only: no $python with jax and libtpu here, or no --topology" >&2
+    return 0
+  fi
+  scratch
+  lines=$SCRATCH/fit
+  "$python" launch/preflight.py check --host here --fit "$TOPOLOGY" -- "${COMMAND[@]}" | grep '"check": "fit"' > "$lines" || true
+  "$python" launch/preflight.py table --hosts=here < "$lines" || fail "no slice was asked for: the run does not fit, see above"
+}
+
 create() {
   check_type
+  check_fit
   trap 'echo "the request for $NAME stays and costs money once it is granted: create waits for it again, delete withdraws it" >&2; exit 130' INT TERM
   obtain $((HOURS * 3600)) || refuse "no slice $NAME" "$ERR"
   [ -n "$DRY_RUN" ] || echo "the slice $NAME is there; launch/tpu.sh run ... starts a job, delete ends the costs" >&2
@@ -183,7 +223,7 @@ create() {
 # Checks the hosts with preflight.py, one table; returns 2 if something is missing.
 preflight() {
   local host names lines
-  each check_on || { echo "error: no answer from ${FAILED[*]}" >&2; return 1; }
+  QUIET=1 each check_on || { echo "error: no answer from ${FAILED[*]}" >&2; return 1; }
   names='' lines=$SCRATCH/checks
   : > "$lines"
   for host in "${HOSTS[@]}"; do
@@ -197,33 +237,49 @@ preflight() {
 check_on() {
   local fit=()
   if [ "$1" = "${HOSTS[0]}" ] && [ -n "$TOPOLOGY" ]; then fit=(--fit "$TOPOLOGY"); fi
-  QUIET=1 reach "$1" "bash ~/insec_jax/host.sh call $COMMIT python launch/preflight.py check --host $1 $(quoted \
+  reach "$1" "bash ~/insec_jax/host.sh call $COMMIT python launch/preflight.py check --host $1 $(quoted \
     ${fit[@]+"${fit[@]}"} -- "${COMMAND[@]}")" < "$SCRATCH/environment"
 }
 
-# Starts the job on all hosts; the first argument may be --unless-done.
+# Writes what the job gets on stdin, with one token a start: only processes of this start can join it.
+make_environment() {
+  local INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+  environment_file "$SCRATCH/environment" ${NEEDED[@]+"${NEEDED[@]}"}
+}
+
+# Starts the job on all hosts, or halts it on all; the first argument may be --unless-done.
 start_all() {
-  each start_surely "${1:+$1 }$JOB" "$SCRATCH/environment" "${COMMAND[@]}"
+  local worst failed
+  make_environment
+  each start_surely "${1:+$1 }$JOB" "$SCRATCH/environment" "${COMMAND[@]}" && return
+  [ "$WORST" -ne 2 ] || return 2
+  worst=$WORST failed=("${FAILED[@]}")
+  each stop_on halt 60 || true
+  WORST=$worst FAILED=("${failed[@]}")
+  return 1
 }
 
 run() {
+  local code=0
   [ "${#COMMAND[@]}" -gt 0 ] || fail "give the command to run, such as python -m insec_jax.train --config=... --workdir=gs://..."
   scratch
   name_code
-  # One token a start: only hosts of this run can join it.
-  INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
-  environment_file "$SCRATCH/environment" ${NEEDED[@]+"${NEEDED[@]}"}
-  [ -z "$TYPE$KEEP" ] || check_type
+  make_environment
+  if [ -n "$TYPE$KEEP" ]; then check_type; fi
   if [ -n "$KEEP" ] && [ -z "$DRY_RUN" ]; then keep_alive; fi
   [ -z "$KEEP" ] || obtain $((HOURS * 3600))
   find_hosts
   # shellcheck disable=SC2086  # one word an extra
   provide_all $EXTRAS || broken "the environment is not ready on ${FAILED[*]}; look at the messages above"
-  [ -n "$NO_CHECK" ] || preflight || fail "not started: see above; --no-check starts without the checks"
+  if [ -z "$NO_CHECK" ]; then
+    preflight || code=$?
+    [ "$code" -ne 2 ] || fail "not started: something is missing, see the table above; --no-check starts without the checks"
+    [ "$code" -eq 0 ] || broken "the checks got no answer; run the same command again"
+  fi
   start_all || { [ "$WORST" -eq 2 ] && exit 2; broken "not started on ${FAILED[*]}; run the same command again"; }
   echo "started; launch/tpu.sh status, logs, stop --name=$NAME --zone=$ZONE --job=$JOB" >&2
   if [ -n "$WAIT" ]; then
-    each follow_on "$JOB" || true
+    AT_ONCE=${#HOSTS[@]} each follow_on "$JOB" || true
     status
   fi
 }
@@ -250,19 +306,14 @@ status() {
 }
 
 delete() {
-  KEEPER=$HOME/.insec_jax/$ZONE.$NAME
+  name_keeper
   if [ -z "$DRY_RUN" ] && keeper_lives; then
     show kill "$(cat "$KEEPER")"  # or it would ask for the slice again
     while keeper_lives; do sleep 0.2; done
   fi
   NUM_SLICES=$SLICES
   look
-  case $STATE in
-    UNKNOWN) refuse "whether $NAME is there is not known" "$ERR" ;;
-    ABSENT) ;;
-    *) check_ours ;;
-  esac
-  [ -z "$DRY_RUN" ] || STATE=ACTIVE
+  [ -z "$DRY_RUN" ] || STATE=ACTIVE OURS=yes
   remove
   echo "nothing of $NAME is left in $ZONE" >&2
 }
@@ -286,14 +337,15 @@ case $VERB in
 esac
 parse "$@"
 check_place
-[ "${#COMMAND[@]}" -eq 0 ] || [ "$VERB" = run ] || [ "$VERB" = ssh ] || fail "$VERB takes no command, but got ${COMMAND[0]}"
+check_together
+case $VERB in create | run | ssh) ;; *) [ "${#COMMAND[@]}" -eq 0 ] || fail "$VERB takes no command, but got ${COMMAND[0]}" ;; esac
 case $VERB in
-  logs) find_hosts; scratch; each follow_on "$JOB" ;;
+  logs) find_hosts; scratch; AT_ONCE=${#HOSTS[@]} each follow_on "$JOB" ;;
   ssh)
     find_hosts
     show gcloud compute tpus tpu-vm ssh "${HOSTS[0]%/*}" --worker="${HOSTS[0]#*/}" --zone="$ZONE" \
       ${PROJECT:+"--project=$PROJECT"} ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} \
       ${COMMAND[@]+"--command=$(quoted "${COMMAND[@]}")"} ;;
-  stop) find_hosts; each stop_on "$JOB" "$GRACE" || broken "not stopped on ${FAILED[*]}" ;;
+  stop) find_hosts; each stop_on stop "$GRACE" || broken "not stopped on ${FAILED[*]}" ;;
   *) "$VERB" ;;
 esac

@@ -43,7 +43,7 @@ refuse() {
 
 # Runs gcloud in the project; sets OUT, and ERR if it fails. A look that is repeated is shown once.
 ask() {
-  local command
+  local command seconds=$ANSWER_SECONDS
   scratch
   command=$(quoted gcloud compute tpus "$@" ${PROJECT:+"--project=$PROJECT"} --zone="$ZONE" --quiet)
   case ${SHOWN:=|} in
@@ -52,12 +52,13 @@ ask() {
       printf '+ %s\n' "$command" >&2
       case $2 in create | delete) ;; *) SHOWN="$SHOWN$1 $2 $3|" ;; esac ;;
   esac
+  [ "$2" != create ] || seconds=$((seconds * 5))
   OUT='' ERR=''
   [ -z "$DRY_RUN" ] || return 0
-  OUT=$(within "$ANSWER_SECONDS" gcloud compute tpus "$@" ${PROJECT:+"--project=$PROJECT"} --zone="$ZONE" --quiet \
+  OUT=$(within "$seconds" gcloud compute tpus "$@" ${PROJECT:+"--project=$PROJECT"} --zone="$ZONE" --quiet \
     2> "$SCRATCH/gcloud" < /dev/null) || {
     ERR=$(cat "$SCRATCH/gcloud")
-    ERR=${ERR:-gcloud gave no answer in $ANSWER_SECONDS s: the connection timed out}
+    ERR=${ERR:-gcloud gave no answer in $seconds s: the connection timed out}
     return 1
   }
 }
@@ -130,6 +131,7 @@ look_at_nodes() {
       count=$((count + 1))
       case $addresses in *[\;,]*) addresses=${addresses#*[;,]} ;; *) addresses='' ;; esac
     done
+    [ "$count" -gt 0 ] || HEALTH=unsure REASON="$node has no addresses yet"
   done
 }
 
@@ -148,22 +150,23 @@ request() {
     { explain "$ERR"; [ "$KIND" = exists ]; }
 }
 
-# Deletes the queued resource, which was looked at and is ours, and waits until it and its nodes are gone. A dead one
-# is deleted without --force, which spares one of the same name that was granted meanwhile.
+# Deletes the queued resource and its nodes, if it has the label, and waits until they are gone; `look` has been called.
+# A dead one is deleted without --force, which spares one of the same name that was granted meanwhile.
 remove() {
-  local tries=0 force=--force
-  case $STATE in SUSPENDED | FAILED) force='' ;; esac
+  local tries=0 asked='' force
   while [ "$STATE" != ABSENT ]; do
     tries=$((tries + 1))
-    [ "$tries" -le 20 ] || refuse "the queued resource $NAME is not deleted (state $STATE) and may cost money" "$ERR"
-    if [ "$STATE" != DELETING ]; then
-      ask queued-resources delete "$NAME" ${force:+"$force"} || echo "not deleted yet: $ERR" >&2
-      [ -z "$DRY_RUN" ] || return 0
+    [ "$tries" -le 40 ] || refuse "the queued resource $NAME is not deleted (state $STATE) and may cost money" "$ERR"
+    if [ "$STATE" != UNKNOWN ] && [ "$STATE" != DELETING ]; then
+      [ -n "$OURS" ] || [ -z "$asked" ] || break  # somebody else's by now
+      check_ours
+      case $STATE in SUSPENDED | FAILED) force='' ;; *) force=--force ;; esac
+      ask queued-resources delete "$NAME" --async ${force:+"$force"} || echo "not deleted yet: $ERR" >&2
+      [ -z "$DRY_RUN" ] || break
+      asked=yes
     fi
     look
-    [ "$STATE" = ABSENT ] || sleep "$POLL_SECONDS"
-    [ "$STATE" = ABSENT ] || [ "$STATE" = UNKNOWN ] || [ -n "$OURS" ] || return 0  # somebody else's by now
-    case $STATE in ACTIVE | PROVISIONING | SUSPENDING) force=--force ;; esac
+    [ "$STATE" = ABSENT ] || nap "$POLL_SECONDS"
   done
   remove_nodes
 }
@@ -178,13 +181,13 @@ remove_nodes() {
     while IFS='|' read -r name _ _ labels; do
       if is_labelled "$labels"; then left="$left $name"; fi
     done <<< "$OUT"
-    [ -n "$left" ] || return 0
+    [ -n "$left" ] || break
     tries=$((tries + 1))
     [ "$tries" -le 20 ] || broken "not deleted, and may cost money:$left; run the same command again"
     for name in $left; do
       ask tpu-vm delete "$name" || echo "not deleted yet: $ERR" >&2
     done
-    sleep "$POLL_SECONDS"
+    nap "$POLL_SECONDS"
   done
 }
 
@@ -224,6 +227,6 @@ obtain() {
       ERR="it was not granted in time: there is no more capacity"
       return 1
     fi
-    [ "$STATE" = ABSENT ] || sleep "$POLL_SECONDS"
+    [ "$STATE" = ABSENT ] || nap "$POLL_SECONDS"
   done
 }

@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import pytest
 
 
 
@@ -29,6 +31,9 @@ esac
 exec {python} "$@"
 """
 NAME, ZONE, TYPE = "mine", "us-east5-a", "v6e-16"
+STEPS = 12  # of the stand-in for train
+CREATE = (f"--type={TYPE}", "--spot")
+KEEP = ("--keep-alive", *CREATE, "--no-check", "--then-delete")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +107,15 @@ class Cloud:
     for worker in self.read()["nodes"][node]["workers"]:
       kill(self.folder / "hosts" / worker, signal.SIGKILL)
 
+  def end(self) -> None:
+    """Kill launchers and hosts."""
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+      with contextlib.suppress(OSError):
+        if f"PRETEND={self.folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
+          os.kill(int(process.name), signal.SIGKILL)
+    for home in (self.folder / "hosts").glob("*"):
+      kill(home, signal.SIGKILL)
+
   def nothing_costs_money(self) -> bool:
     """Whether no node and no request is left, and each node that was ever made has ended."""
     state = self.read()
@@ -118,7 +132,7 @@ def kill(home: pathlib.Path, number: int) -> None:
         os.kill(int(process.name), number)
 
 
-def until(condition, seconds: float = 30) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
   """Wait for the condition; AssertionError if it does not come true."""
   deadline = time.monotonic() + seconds
   while not condition():
@@ -168,3 +182,64 @@ def make_cloud(folder: pathlib.Path, checkout: pathlib.Path, *, workers: int = 2
     "INSEC_POLL_SECONDS": "0.1",
   }
   return Cloud(folder, checkout, here)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> pathlib.Path:
+  """A committed checkout of the launcher."""
+  return small_checkout(tmp_path_factory.mktemp("checkout") / "code")
+
+
+@pytest.fixture
+def cloud(tmp_path, checkout) -> Iterator[Cloud]:
+  """A cloud without slices, whose hosts know their rank; launchers and hosts are killed at the end of the test."""
+  made = make_cloud(tmp_path / "cloud", checkout, RANK="{rank}")
+  (made.folder / "home" / ".ssh").mkdir()
+  (made.folder / "home" / ".ssh" / "google_compute_engine").touch()
+  yield made
+  made.end()
+
+
+def trainer(workdir: pathlib.Path, steps: int = STEPS, pause: str = "") -> list[str]:
+  """The command of a job that adds numbers, and stops once at a place such as "step 7" until `go` is there."""
+  workdir.mkdir(exist_ok=True)
+  if pause:
+    (workdir / "pause").write_text(pause)
+  return ["python3", str(PRETEND / "trainer.py"), str(workdir), str(steps)]
+
+
+def losses(workdir: pathlib.Path) -> list[int]:
+  """The losses of such a job."""
+  return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def undisturbed() -> list[int]:
+  """The losses of such a job that nothing interrupts."""
+  total, expected = 0, []
+  for step in range(STEPS):
+    total = (total * 31 + step) % 1009
+    expected.append(total)
+  return expected
+
+
+def ended(process: subprocess.Popen, code: int = 0) -> str:
+  """What a launcher printed to stderr; it must end with this exit code."""
+  try:
+    said = process.communicate(timeout=60)[1]
+  except subprocess.TimeoutExpired:
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError(f"no end\n{process.communicate()[1]}") from None
+  assert process.returncode == code, said
+  return said
+
+
+def ends_as_undisturbed(cloud: Cloud, workdir: pathlib.Path, *, pause: str, number: int = signal.SIGKILL) -> str:
+  """What the watcher of a job printed whose slice is preempted at this place."""
+  watcher = cloud.start("run", *KEEP, *trainer(workdir, pause=pause))
+  until((workdir / "paused").exists)
+  cloud.preempt(number=number)
+  (workdir / "go").touch()
+  said = ended(watcher)
+  assert losses(workdir) == undisturbed()
+  assert cloud.nothing_costs_money()
+  return said

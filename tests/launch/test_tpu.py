@@ -1,0 +1,118 @@
+"""launch/tpu.sh against a pretended cloud whose hosts are real processes."""
+
+import re
+import subprocess
+
+import pytest
+from cloudkit import (
+  CREATE,
+  NAME,
+  ROOT,
+  Cloud,
+  commit,
+  ends_as_undisturbed,
+  losses,
+  small_checkout,
+  trainer,
+  undisturbed,
+  until,
+)
+
+def test_create_asks_once_and_delete_leaves_nothing(cloud):
+  said = cloud.tpu("create", *CREATE)
+  assert re.search(r"^\+ gcloud compute tpus queued-resources create mine .*--spot --node-id=mine", said, re.MULTILINE)
+  assert "the slice mine is WAITING_FOR_RESOURCES" in said
+  cloud.tpu("create", *CREATE)
+  assert len(cloud.calls("queued-resources create")) == 1
+  assert "is a v6e-16, not a v6e-8" in cloud.tpu("create", "--type=v6e-8", code=2)
+  assert cloud.tpu("list").startswith("queued-resources  mine  ACTIVE  v6e-16\ntpu-vm  mine  READY  v6e-16\n")
+  cloud.tpu("delete")
+  assert cloud.nothing_costs_money()
+  cloud.tpu("delete")
+  assert len(cloud.calls("queued-resources delete")) == 1
+
+
+def test_a_job_goes_on_without_the_laptop_and_its_exit_code_is_seen(cloud, tmp_path):
+  cloud.tpu("create", *CREATE)
+  workdir = tmp_path / "run"
+  command = trainer(workdir, pause="step 9")
+  said = cloud.tpu("run", "--no-check", *command)
+  assert re.search(r"^mine/1  ready: commit \w{12}, Python 3\.\d+\.\d+, \d s$", said, re.MULTILINE)
+  until((workdir / "paused").exists)
+  said = cloud.tpu("status")
+  assert "running on 2, ended on 0" in said and re.search(r"^log +step 9 loss \d+$", said, re.MULTILINE)
+  assert "run is running already" in cloud.tpu("run", "--no-check", *command)
+  assert "stop it, or give another name" in cloud.tpu("run", "--no-check", *trainer(workdir, 13), code=2)
+  assert "is running" not in cloud.tpu("stop")
+  assert "ended on 2" in cloud.tpu("status", code=42)
+  assert len(cloud.calls("host.sh unpack")) == 2, "the code is sent once to each host"
+  cloud.tpu("run", "--no-check", "--wait", *command)
+  assert losses(workdir) == undisturbed()
+
+
+def test_a_preempted_slice_is_asked_for_again_and_the_run_goes_on(cloud, tmp_path):
+  ends_as_undisturbed(cloud, tmp_path / "run", pause="step 7")
+  assert len(cloud.calls("queued-resources create")) == 2
+
+
+def test_every_option_is_in_the_help(cloud):
+  help_text = cloud.tpu("--help")
+  script = (ROOT / "launch" / "tpu.sh").read_text()
+  options = set(re.findall(r"^ +(--[a-z-]+)\)", script, re.MULTILINE)) - {"--"}
+  assert len(options) > 20
+  assert {option for option in options if not re.search(rf"^  +{option} ", help_text, re.MULTILINE)} == set()
+
+
+def test_secrets_are_in_the_job_and_nowhere_else(cloud, tmp_path):
+  cloud.tpu("create", *CREATE)
+  secret = "a secret of the test"
+  command = ["bash", "-c", "echo the length is ${#HF_TOKEN} and ${#MORE}"]
+  assert "--secret MORE: this variable is not set" in cloud.tpu("run", "--secret=MORE", *command, code=2)
+  said = cloud.tpu("run", "--no-check", "--wait", "--secret=MORE", *command, HF_TOKEN=secret, MORE=secret + "2")
+  assert "the length is 20 and 21" in said
+  assert secret not in said
+  found = subprocess.run(["grep", "-rl", secret, tmp_path], capture_output=True, text=True, check=False)
+  assert found.stdout == ""
+
+
+def test_a_dry_run_shows_the_commands_and_runs_none(cloud):
+  for verb, words, shown in (
+    ("create", CREATE, "+ gcloud compute tpus queued-resources create mine --accelerator-type=v6e-16"),
+    ("run", ("true",), "start run"),
+    ("run", ("--keep-alive", *CREATE, "true"), "queued-resources create mine"),
+    ("status", (), "host.sh status run"),
+    ("stop", (), "host.sh stop run 600"),
+    ("delete", (), "+ gcloud compute tpus queued-resources delete mine --async --force"),
+  ):
+    assert shown in cloud.tpu(verb, "--dry-run", *words, PATH="/usr/bin:/bin")
+  assert cloud.read()["calls"] == []
+
+
+def test_changes_that_are_not_committed_are_refused_or_sent_under_their_own_name(cloud, tmp_path):
+  code = small_checkout(tmp_path / "code")
+  cloud = Cloud(cloud.folder, code, cloud.environment)
+  cloud.tpu("create", *CREATE)
+  (code / "new.txt").write_text("new")
+  (code / "setup.py").write_text("# changed\n")
+  assert "2 files are not committed, such as" in cloud.tpu("run", "--no-check", "true", code=2)
+  command = ["bash", "-c", "cat new.txt; git diff HEAD --stat; git log --oneline | wc -l"]
+  said = cloud.tpu("run", "--no-check", "--dirty", "--wait", *command)
+  assert re.search(r"ready: commit \w{12}-dirty-\w{12},", said)
+  assert re.search(r"^mine/0  new setup\.py \| 2 \+-$", said, re.MULTILINE)
+  commit(code)
+  assert re.search(r"ready: commit \w{12}, ", cloud.tpu("run", "--no-check", "--wait", "--job=b", "true"))
+
+
+def test_nothing_is_deleted_that_create_did_not_make(cloud):
+  cloud.tpu("create", *CREATE)
+  with cloud.changed() as state:
+    state["queued"][NAME]["labels"] = {"insec-jax": "mine2", "x": "insec-jax"}
+    state["nodes"]["other"] = {**state["nodes"][NAME], "labels": {}}
+  assert "was not made by this program" in cloud.tpu("delete", code=2)
+  assert "was not made by this program" in cloud.tpu("create", *CREATE, code=2)
+  with cloud.changed() as state:
+    state["queued"][NAME]["labels"] = {"a": "b", "insec-jax": NAME}
+  cloud.tpu("delete")
+  state = cloud.read()
+  assert list(state["nodes"]) == ["other"] and not state["queued"]
+  assert not cloud.calls("delete other")
