@@ -197,9 +197,10 @@ persist() {
 
 # Sends host.sh to the host; prints yes if the host has the code of COMMIT.
 greet() {
-  within "$ANSWER_SECONDS" reach "$1" "mkdir -p ~/insec_jax && cat > ~/insec_jax/host.sh.$$ &&
-    mv ~/insec_jax/host.sh.$$ ~/insec_jax/host.sh && bash ~/insec_jax/host.sh has $COMMIT" \
-    < "$(dirname "${BASH_SOURCE[0]}")/host.sh"
+  local script
+  script=$(dirname "${BASH_SOURCE[0]}")/host.sh
+  within "$ANSWER_SECONDS" reach "$1" "mkdir -p ~/insec_jax && cd ~/insec_jax && cat > host.sh.$$ &&
+    [ \$(wc -c < host.sh.$$) -eq $(wc -c < "$script") ] && mv host.sh.$$ host.sh && bash host.sh has $COMMIT" < "$script"
 }
 
 # Sends the archive to the host.

@@ -222,10 +222,10 @@ def undisturbed() -> list[int]:
   return expected
 
 
-def ended(process: subprocess.Popen, code: int = 0) -> str:
+def ended(process: subprocess.Popen, code: int = 0, timeout: float = 60) -> str:
   """What a launcher printed to stderr; it must end with this exit code."""
   try:
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=timeout)[1]
   except subprocess.TimeoutExpired:
     os.killpg(process.pid, signal.SIGKILL)
     raise AssertionError(f"no end\n{process.communicate()[1]}") from None
