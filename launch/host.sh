@@ -292,7 +292,11 @@ case $verb in
   hold) hold "$@" ;;
   status) need $# 1 status; status "$1" ;;
   follow) need $# 1 follow; follow "$@" ;;
-  stop) need $# 1 stop; mkdir -p "$base/jobs/$1"; touch "$base/jobs/$1/stopped"; halt "$@" ;;
+  stop)
+    need $# 1 stop
+    [ -d "$base/jobs/$1" ] || fail "there is no job $1 on $(hostname)"
+    touch "$base/jobs/$1/stopped"
+    halt "$@" ;;
   halt) need $# 1 halt; halt "$@" ;;
   list) list ;;
   -h | --help | help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0" ;;

@@ -9,8 +9,8 @@ GRACE_SECONDS=${INSEC_GRACE_SECONDS:-180}  # between the end of the job on one h
 survey() {
   local host line state
   RUN=0 ENDED=0 LOST=0 SILENT=0 CODES='' STOPPED='' QUIET_HOSTS='' NEWS=''
-  QUIET=1 each status_on "$JOB" 2> "$SCRATCH/survey" || true
-  [ -n "${SURVEYED:-}" ] || cat "$SCRATCH/survey" >&2
+  # The commands are shown the first time.
+  QUIET=1 NOTES=${SURVEYED:+/dev/null} each status_on "$JOB" || true
   SURVEYED=yes
   for host in "${HOSTS[@]}"; do
     line=$(answer "$host")
@@ -100,7 +100,8 @@ bring_up() {
     [ "$code" -eq 0 ] || { WHY="the checks got no answer"; return 1; }
     CHECKED=yes
   fi
-  [ "$ENDED" -ne "${#HOSTS[@]}" ] || start=(--unless-done)
+  # What ran or was done when it was looked at is not done a second time.
+  [ $((RUN + ENDED)) -ne "${#HOSTS[@]}" ] || start=(--unless-done)
   if ! start_all ${start[@]+"${start[@]}"}; then
     WHY="not started on ${FAILED[*]}"
     [ "$WORST" -ne 2 ] || finish 2 "error: $WHY; look at the messages above"
