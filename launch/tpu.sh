@@ -24,7 +24,7 @@
 #   --create-flag FLAG   for gcloud compute tpus queued-resources create, such as --create-flag=--service-account=A
 #   run:
 #   --job JOB            name of the job, also for status, logs and stop (run)
-#   --extras "A B"       extras of the installation ("tpu gcs")
+#   --extras "A B"       extras of the installation ("tpu gcs data")
 #   --secret NAME        environment variable that the run needs, beside HF_TOKEN, WANDB_API_KEY; may be repeated
 #   --dirty              sends the working tree as it is, not the last commit only
 #   --topology T         for the check of memory, such as v6e:4x4; default: that of the type
@@ -49,7 +49,7 @@ cd "$(dirname "$0")/.."
 . launch/keep_alive.sh
 
 NAME=${TPU:-} ZONE=${ZONE:-} PROJECT=${PROJECT:-}
-TYPE='' VERSION='' SPOT='' SLICES=1 HOURS=24 JOB=run EXTRAS='tpu gcs' TOPOLOGY='' NO_CHECK='' WAIT='' KEEP='' TRIES=20
+TYPE='' VERSION='' SPOT='' SLICES=1 HOURS=24 JOB=run EXTRAS='tpu gcs data' TOPOLOGY='' NO_CHECK='' WAIT='' KEEP='' TRIES=20
 THEN_DELETE='' STATE='' ONE_HOST='' MET='' GRACE=600 DIRTY=''
 SSH_FLAGS=() CREATE_FLAGS=() NEEDED=() COMMAND=()
 
