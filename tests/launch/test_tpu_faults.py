@@ -85,7 +85,7 @@ def test_a_host_that_never_answers_is_named_and_a_watcher_replaces_the_slice(clo
   assert said.splitlines()[-1].startswith("error: the environment is not ready on mine/1;")
   cloud.misbehave("ssh mine --worker=1", "hang", times=4)
   said = cloud.tpu("run", *KEEP, *trainer(tmp_path / "run"), INSEC_ANSWER_SECONDS="2")
-  assert "no environment on mine/1; try 1 of 20" in said
+  assert "no environment on mine/1; try 1 of 20" in said and len(cloud.calls("queued-resources create")) == 2
   assert losses(tmp_path / "run") == undisturbed() and cloud.nothing_costs_money()
 
 
