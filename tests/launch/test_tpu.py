@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from cloudkit import (
   CREATE,
   NAME,
@@ -15,6 +14,7 @@ from cloudkit import (
   undisturbed,
   until,
 )
+
 
 def test_create_asks_once_and_delete_leaves_nothing(cloud):
   said = cloud.tpu("create", *CREATE)
@@ -38,7 +38,8 @@ def test_a_job_goes_on_without_the_laptop_and_its_exit_code_is_seen(cloud, tmp_p
   assert re.search(r"^mine/1  ready: commit \w{12}, Python 3\.\d+\.\d+, \d s$", said, re.MULTILINE)
   until((workdir / "paused").exists)
   said = cloud.tpu("status")
-  assert "running on 2, ended on 0" in said and re.search(r"^log +step 9 loss \d+$", said, re.MULTILINE)
+  assert "running on 2, ended on 0" in said
+  assert re.search(r"^log +step 9 loss \d+$", said, re.MULTILINE)
   assert "run is running already" in cloud.tpu("run", "--no-check", *command)
   assert "stop it, or give another name" in cloud.tpu("run", "--no-check", *trainer(workdir, 13), code=2)
   assert "is running" not in cloud.tpu("stop")
@@ -49,7 +50,7 @@ def test_a_job_goes_on_without_the_laptop_and_its_exit_code_is_seen(cloud, tmp_p
 
 
 def test_a_preempted_slice_is_asked_for_again_and_the_run_goes_on(cloud, tmp_path):
-  ends_as_undisturbed(cloud, tmp_path / "run", pause="step 7")
+  ends_as_undisturbed(cloud, tmp_path / "run", pause="step 7", seen="node")
   assert len(cloud.calls("queued-resources create")) == 2
 
 
@@ -68,7 +69,8 @@ def test_wrong_words_are_refused_with_one_line(cloud):
     ("stop", ("now",), "stop takes no command, but got now"),
   ):
     said = cloud.tpu(verb, *words, code=2).splitlines()
-    assert [line for line in said if not line.startswith("+ ")] == [said[-1]] and shown in said[-1]
+    assert [line for line in said if not line.startswith("+ ")] == [said[-1]]
+    assert shown in said[-1]
   assert cloud.nothing_costs_money()
 
 
@@ -111,5 +113,6 @@ def test_nothing_is_deleted_that_create_did_not_make(cloud):
     state["queued"][NAME]["labels"] = {"a": "b", "insec-jax": NAME}
   cloud.tpu("delete")
   state = cloud.read()
-  assert list(state["nodes"]) == ["other"] and not state["queued"]
+  assert list(state["nodes"]) == ["other"]
+  assert not state["queued"]
   assert not cloud.calls("delete other")
