@@ -57,7 +57,9 @@ find_python() {
     fi
   done
   echo "installing python3.11-venv" >&2
-  if ! { sudo -n apt-get -qq update && sudo -n apt-get -qq install -y python3.11-venv; } > "$base/apt.log" 2>&1; then
+  # A VM that has just started may be installing updates.
+  if ! { sudo -n apt-get -qq update &&
+    sudo -n apt-get -qq -o DPkg::Lock::Timeout=300 install -y python3.11-venv; } > "$base/apt.log" 2>&1; then
     tail -3 "$base/apt.log" >&2
     broken "this host has no Python 3.11 or 3.12 with venv, and it could not be installed; install python3.11-venv"
   fi

@@ -1,4 +1,4 @@
-"""launch/tpu.sh when the cloud, a host, a connection or the laptop fails: the losses of an undisturbed run, or a line."""
+"""launch/tpu.sh when the cloud, a host, a connection or the laptop fails: losses of an undisturbed run, or one line."""
 
 import os
 import re
@@ -40,12 +40,20 @@ def test_a_run_ends_as_an_undisturbed_one_wherever_its_slice_is_preempted(cloud,
   ],
 )
 def test_a_refusal_is_one_line_with_the_next_thing_to_do(cloud, text, code, advice):
-  cloud.misbehave("queued-resources create", "fail", stderr=f"ERROR: (gcloud.compute.tpus) {text}")
+  cloud.misbehave("queued-resources create", "fail", times=100, stderr=f"ERROR: (gcloud.compute.tpus) {text}")
   said = cloud.tpu("create", *CREATE, code=code)
   errors = [line for line in said.splitlines() if line.startswith("error: ")]
   assert len(errors) == 1
   assert advice in errors[0]
   assert text[:20] in errors[0]
+  assert cloud.nothing_costs_money()
+
+
+def test_a_request_whose_answer_was_lost_is_not_made_twice(cloud):
+  cloud.misbehave("queued-resources create", "lose the answer", stderr="ERROR: Connection aborted.")
+  cloud.tpu("create", *CREATE)
+  assert len(cloud.calls("queued-resources create")) == 1
+  cloud.tpu("delete")
   assert cloud.nothing_costs_money()
 
 
