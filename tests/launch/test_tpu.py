@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from cloudkit import (
   CREATE,
   NAME,
@@ -30,6 +31,7 @@ def test_create_asks_once_and_delete_leaves_nothing(cloud):
   assert len(cloud.calls("queued-resources delete")) == 1
 
 
+@pytest.mark.processes
 def test_a_job_goes_on_without_the_laptop_and_its_exit_code_is_seen(cloud, tmp_path):
   cloud.tpu("create", *CREATE)
   workdir = tmp_path / "run"
@@ -87,6 +89,7 @@ def test_a_dry_run_shows_the_commands_and_runs_none(cloud):
   assert cloud.read()["calls"] == []
 
 
+@pytest.mark.processes
 def test_changes_that_are_not_committed_are_refused_or_sent_under_their_own_name(cloud, tmp_path):
   code = small_checkout(tmp_path / "code")
   cloud = Cloud(cloud.folder, code, cloud.environment)
