@@ -25,10 +25,10 @@ broken() {
 
 # The words as a shell reads them.
 quoted() {
-  local word text='' escaped="'\\''"
+  local word text='' quote="'" escaped="'\\''"
   for word; do
     case $word in
-      '' | *[!A-Za-z0-9_./:=,@%+-]*) text="$text '${word//\'/$escaped}'" ;;
+      '' | *[!A-Za-z0-9_./:=,@%+-]*) text="$text '${word//$quote/$escaped}'" ;;
       *) text="$text $word" ;;
     esac
   done

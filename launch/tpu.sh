@@ -255,9 +255,9 @@ start_all() {
   make_environment
   each start_surely "${1:+$1 }$JOB" "$SCRATCH/environment" "${COMMAND[@]}" && return
   [ "$WORST" -ne 2 ] || return 2
-  worst=$WORST failed=("${FAILED[@]}")
+  worst=$WORST failed=${FAILED[*]}
   each stop_on halt 60 || true
-  WORST=$worst FAILED=("${failed[@]}")
+  WORST=$worst FAILED=("$failed")
   return 1
 }
 

@@ -57,7 +57,7 @@ def test_a_request_whose_answer_was_lost_is_not_made_twice(cloud):
   assert cloud.nothing_costs_money()
 
 
-def test_a_quota_that_is_refused_ends_the_watching_at_once_but_not_after_a_preemption(cloud, tmp_path):
+def test_a_refused_quota_ends_the_watching_at_once_but_not_after_a_preemption(cloud, tmp_path):
   cloud.misbehave("queued-resources create", "fail", stderr=QUOTA)
   said = cloud.tpu("run", *KEEP, *trainer(tmp_path / "run"), code=2)
   assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
