@@ -10,6 +10,7 @@
 #   host.sh call COMMIT WORD...     runs a command now, with such an environment
 #   host.sh status JOB              one line of JSON: state (running, ended, lost or absent), exit code, last lines
 #   host.sh follow JOB [LINE]       prints the log from that line (1) until the job ends; its exit code is the job's
+#   host.sh number JOB [LINE]       the same, each line with its number, from 1, and a colon in front
 #   host.sh stop JOB [SECONDS]      SIGTERM, and SIGKILL after so many seconds (600); `status` says that it was called
 #   host.sh halt JOB [SECONDS]      the same, for a job that is started again at once
 #   host.sh list                    one line of JSON for each job
@@ -244,7 +245,13 @@ PYTHON
 follow() {
   local job=$base/jobs/$1 from=${2:-1} reader
   [ -f "$job/log" ] || fail "there is no job $1 on $(hostname)"
-  tail -n "+$from" -F "$job/log" 2> /dev/null &
+  if [ -n "${NUMBERED:-}" ]; then
+    # Not in the background as a pipe: the id of its last process would not be that of tail.
+    exec 7> >(grep --line-buffered --text -n '')
+    tail -n "+$from" -F "$job/log" 2> /dev/null >&7 &
+  else
+    tail -n "+$from" -F "$job/log" 2> /dev/null &
+  fi
   reader=$!
   trap 'kill "$reader" 2> /dev/null' EXIT
   # The reader ends when nobody reads its lines any more.
@@ -294,6 +301,7 @@ case $verb in
   hold) hold "$@" ;;
   status) need $# 1 status; status "$1" ;;
   follow) need $# 1 follow; follow "$@" ;;
+  number) need $# 1 number; NUMBERED=yes follow "$@" ;;
   stop)
     need $# 1 stop
     [ -d "$base/jobs/$1" ] || fail "there is no job $1 on $(hostname)"

@@ -254,20 +254,35 @@ status_on() {
     "[ ! -f ~/insec_jax/host.sh ] && echo '{\"state\": \"absent\"}' || bash ~/insec_jax/host.sh status $2" < /dev/null
 }
 
-# Prints the log of the job of a host until the job ends; takes it up where it was when the connection breaks.
+# Prints the log of the job of a host until the job ends; takes it up where it was when the connection breaks. gcloud
+# connects again by itself and starts the same command once more: the lines have numbers, and none is shown twice.
 follow_on() {
-  local host=$1 job=$2 line=1 state lines=$SCRATCH/lines.${1//\//_}
+  local host=$1 job=$2 state seen=$SCRATCH/seen.${1//\//_}
+  echo 0 > "$seen"
   while :; do
-    reach "$host" "bash ~/insec_jax/host.sh follow $job $line" < /dev/null | tee "$lines" || true
-    line=$((line + $(wc -l < "$lines")))
+    reach "$host" "bash ~/insec_jax/host.sh number $job $(($(cat "$seen") + 1))" < /dev/null | unseen "$seen" || true
     state=$(field state "$(status_on "$host" "$job" 2> /dev/null)") || state=''
     case $state in
       ended | lost | absent) return 0 ;;
       '') echo "no answer; trying again" >&2 ;;
-      *) echo "the connection broke; going on at line $line" >&2 ;;
+      *) echo "the connection broke; going on at line $(($(cat "$seen") + 1))" >&2 ;;
     esac
     nap "$POLL_SECONDS"
   done
+}
+
+# Prints the lines of stdin that were not printed before, without their numbers, which begin after that in the file; then
+# writes the number of the last one there. A loop of the shell: awk may wait for more lines before it prints one.
+unseen() {
+  local line first last=0
+  first=$(cat "$1")
+  while IFS= read -r line; do
+    if [ "${line%%:*}" -gt "$last" ] 2> /dev/null; then
+      last=${line%%:*}
+      printf '%s\n' "${line#*:}"
+    fi
+  done
+  echo $((first + last)) > "$1"
 }
 
 # The value of a key in a line of JSON from `host.sh status`; empty for null. Only for keys before the free texts.

@@ -327,7 +327,7 @@ list() {
     if [ "$kind" = tpu-vm ]; then fields=name.basename\(\),state,acceleratorType,labels; else
       fields='name.basename(),state.state,tpu.nodeSpec[0].node.acceleratorType,tpu.nodeSpec[0].node.labels'
     fi
-    ask "$kind" list --format="value[separator=|]($fields)" || refuse "no list" "$ERR"
+    ask "$kind" list --format="value[separator=\"|\"]($fields)" || refuse "no list" "$ERR"
     printf '%s\n' "$OUT" | sed -n "s/^\([^|]*\)|\([^|]*\)|\([^|]*\)|.*insec-jax=.*$/$kind  \1  \2  \3/p"
   done
 }

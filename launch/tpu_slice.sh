@@ -73,7 +73,7 @@ is_labelled() {
 look() {
   local spec='tpu.nodeSpec[0]' labels alpha
   STATE=UNKNOWN OURS='' MADE='' REASON=''
-  if ! ask queued-resources describe "$NAME" --format="value[separator=|](state.state,$spec.node.acceleratorType,\
+  if ! ask queued-resources describe "$NAME" --format="value[separator=\"|\"](state.state,$spec.node.acceleratorType,\
 $spec.multisliceParams.nodeCount,$spec.multiNodeParams.nodeCount,$spec.node.labels,state.failedData.error.message)"; then
     explain "$ERR"
     [ "$KIND" != absent ] || STATE=ABSENT
@@ -110,7 +110,7 @@ look_at_nodes() {
   local node state addresses labels count
   HOSTS=() HEALTH=ready
   for node in $(nodes); do
-    if ! ask tpu-vm describe "$node" --format="value[separator=|](state,networkEndpoints[].ipAddress,labels)"; then
+    if ! ask tpu-vm describe "$node" --format="value[separator=\"|\"](state,networkEndpoints[].ipAddress,labels)"; then
       explain "$ERR"
       if [ "$KIND" = absent ]; then HEALTH=gone REASON="$node is gone"; else HEALTH=unsure REASON=$ERR; fi
       return 0
@@ -176,7 +176,7 @@ remove() {
 remove_nodes() {
   local tries=0 name left labels
   while :; do
-    ask tpu-vm list --format="value[separator=|](name.basename(),state,acceleratorType,labels)" ||
+    ask tpu-vm list --format="value[separator=\"|\"](name.basename(),state,acceleratorType,labels)" ||
       refuse "whether nodes of $NAME are left is not known, and they would cost money" "$ERR"
     left=''
     while IFS='|' read -r name _ _ labels; do

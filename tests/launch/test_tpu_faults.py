@@ -119,6 +119,7 @@ def test_a_host_that_is_silent_while_the_run_goes_on_is_left_alone(cloud, tmp_pa
   (tmp_path / "run" / "go").touch()
   said = ended(watcher)
   assert "running on 1 of 2 hosts, no answer from mine/1" in said
+  assert len(cloud.calls("host.sh start")) == 2
   assert len(cloud.calls("queued-resources create")) == 1
   assert losses(tmp_path / "run") == undisturbed()
 
@@ -152,13 +153,14 @@ def test_logs_go_on_where_the_connection_broke(cloud, tmp_path):
   cloud.tpu("create", *CREATE)
   cloud.tpu("run", "--no-check", *trainer(tmp_path / "run", pause="step 8"))
   until((tmp_path / "run" / "paused").exists)
-  cloud.misbehave("--worker=0.*host.sh follow", "cut stdout", lines=3)
+  cloud.misbehave("--worker=0.*host.sh number", "cut stdout", lines=3)
+  cloud.misbehave("--worker=1.*host.sh number", "cut stdout", lines=1, **{"for good": 1})
   logs = cloud.start("logs")
-  until(lambda: len(cloud.calls("--worker=0.*host.sh follow")) == 2)
+  until(lambda: len(cloud.calls("--worker=1.*host.sh number")) == 2)
   (tmp_path / "run" / "go").touch()
   said = ended(logs)
   assert re.findall(r"^mine/0  step (\d+) ", said, re.MULTILINE) == [str(step + 1) for step in range(12)]
-  assert "going on at line 4" in said
+  assert "the connection broke; going on at line 2" in said
 
 
 @pytest.mark.parametrize("do", ["lose the answer", "nodes only", "fail"])
