@@ -42,7 +42,8 @@ verdict() {
 
 # Stops the job of a host: VERB is stop, or halt for a job that is started again.
 stop_on() {
-  reach "$1" "[ ! -f ~/insec_jax/host.sh ] || bash ~/insec_jax/host.sh $2 $JOB $3" < /dev/null
+  within $(($3 + ANSWER_SECONDS)) reach "$1" \
+    "[ ! -f ~/insec_jax/host.sh ] || bash ~/insec_jax/host.sh $2 $JOB $3" < /dev/null
 }
 
 # Ends the watching with this exit code and line; with --then-delete the slice goes as well.
