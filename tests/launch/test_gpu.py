@@ -157,7 +157,7 @@ def test_what_is_fetched_arrives_whole_or_not_at_all(box):
   ("words", "said"),
   [
     ([], "A run on one GPU box"),
-    (["run"], "give the command to run"),
+    (["run"], "give the command, such as"),
     (["run", "--host=-oProxyCommand=x", "x"], "--host=-oProxyCommand=x: give USER@ADDRESS"),
     (["run", "--port=ssh", "x"], "--port=ssh is no number"),
     (["run", "--identity=none", "x"], "--identity=none: there is no such file"),

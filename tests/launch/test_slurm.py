@@ -136,7 +136,7 @@ def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
   ("words", "said"),
   [
     ([], "Runs a command on the GPU nodes"),
-    (["run"], "give the command to run"),
+    (["run"], "give the command, such as"),
     (["run", "--job=a/b", "x"], "--job=a/b: give a name"),
     (["run", "--fast", "1", "x"], "there is no option --fast"),
     (["run", "--nodes=0", "x"], "--nodes=0: give at least 1"),
