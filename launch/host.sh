@@ -57,7 +57,9 @@ find_python() {
     fi
   done
   echo "installing python3.11-venv" >&2
-  if ! { sudo -n apt-get -qq update && sudo -n apt-get -qq install -y python3.11-venv; } > "$base/apt.log" 2>&1; then
+  # A VM that has just started may be installing updates.
+  if ! { sudo -n apt-get -qq update &&
+    sudo -n apt-get -qq -o DPkg::Lock::Timeout=300 install -y python3.11-venv; } > "$base/apt.log" 2>&1; then
     tail -3 "$base/apt.log" >&2
     broken "this host has no Python 3.11 or 3.12 with venv, and it could not be installed; install python3.11-venv"
   fi
@@ -292,7 +294,11 @@ case $verb in
   hold) hold "$@" ;;
   status) need $# 1 status; status "$1" ;;
   follow) need $# 1 follow; follow "$@" ;;
-  stop) need $# 1 stop; mkdir -p "$base/jobs/$1"; touch "$base/jobs/$1/stopped"; halt "$@" ;;
+  stop)
+    need $# 1 stop
+    [ -d "$base/jobs/$1" ] || fail "there is no job $1 on $(hostname)"
+    touch "$base/jobs/$1/stopped"
+    halt "$@" ;;
   halt) need $# 1 halt; halt "$@" ;;
   list) list ;;
   -h | --help | help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0" ;;

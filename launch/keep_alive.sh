@@ -9,8 +9,8 @@ GRACE_SECONDS=${INSEC_GRACE_SECONDS:-180}  # between the end of the job on one h
 survey() {
   local host line state
   RUN=0 ENDED=0 LOST=0 SILENT=0 CODES='' STOPPED='' QUIET_HOSTS='' NEWS=''
-  QUIET=1 each status_on "$JOB" 2> "$SCRATCH/survey" || true
-  [ -n "${SURVEYED:-}" ] || cat "$SCRATCH/survey" >&2
+  # The commands are shown the first time.
+  QUIET=1 NOTES=${SURVEYED:+/dev/null} each status_on "$JOB" || true
   SURVEYED=yes
   for host in "${HOSTS[@]}"; do
     line=$(answer "$host")
@@ -53,8 +53,10 @@ finish() {
   if [ -n "$THEN_DELETE" ]; then
     look
     remove
+    FINISHED=yes
     echo "the slice $NAME is deleted" >&2
   else
+    FINISHED=yes
     echo "the slice $NAME is still there and costs money: launch/tpu.sh delete --name=$NAME --zone=$ZONE" >&2
   fi
   exit "$code"
@@ -100,7 +102,8 @@ bring_up() {
     [ "$code" -eq 0 ] || { WHY="the checks got no answer"; return 1; }
     CHECKED=yes
   fi
-  [ "$ENDED" -ne "${#HOSTS[@]}" ] || start=(--unless-done)
+  # What ran or was done when it was looked at is not done a second time.
+  [ $((RUN + ENDED)) -ne "${#HOSTS[@]}" ] || start=(--unless-done)
   if ! start_all ${start[@]+"${start[@]}"}; then
     WHY="not started on ${FAILED[*]}"
     [ "$WORST" -ne 2 ] || finish 2 "error: $WHY; look at the messages above"
@@ -127,7 +130,7 @@ watch_job() {
     fi
     look
     case $STATE in
-      ABSENT) broken "somebody deleted the slice $NAME; the same command asks for it again and goes on" ;;
+      ABSENT) FINISHED=yes; broken "somebody deleted the slice $NAME; the same command asks for it again and goes on" ;;
       ACTIVE) look_at_nodes ;;
       UNKNOWN) HEALTH=unsure ;;
       *) HEALTH=gone REASON="the queued resource is $STATE" ;;
@@ -177,14 +180,14 @@ judge() {
 keep_alive() {
   local left tries=0
   UNTIL=$(($(date +%s) + HOURS * 3600))
-  HAD_SLICE='' HAD_JOB='' CHECKED=$NO_CHECK
+  HAD_SLICE='' HAD_JOB='' FINISHED='' CHECKED=$NO_CHECK
   lock_keeper
-  trap 'echo "not watched any more; the job goes on, the slice costs money, and the same command watches again" >&2; exit 130' INT TERM HUP
+  trap 'exit 130' INT TERM HUP
   while :; do
     left=$((UNTIL - $(date +%s)))
     if [ "$left" -le 0 ] || [ "$tries" -gt "$TRIES" ]; then
       look
-      [ "$STATE" != ABSENT ] || broken "the budget of $HOURS hours and $TRIES tries is over ($WHY); no slice is left"
+      [ "$STATE" != ABSENT ] || { FINISHED=yes; broken "the budget of $HOURS hours and $TRIES tries is over ($WHY); no slice is left"; }
       finish 1 "error: the budget of $HOURS hours and $TRIES tries is over: $WHY"
     fi
     if bring_up "$left"; then watch_job; fi
@@ -202,7 +205,14 @@ lock_keeper() {
     fail "process $(cat "$KEEPER") on this machine watches $NAME already; look at it with status and logs"
   fi
   echo "$$" > "$KEEPER"
-  trap 'rm -rf "$SCRATCH" "$KEEPER"' EXIT
+  trap farewell EXIT
+}
+
+# Whatever ends the watching, it must not go unseen that something is left which costs money.
+farewell() {
+  rm -rf "$SCRATCH" "$KEEPER"
+  [ -n "$FINISHED" ] || [ -z "$REQUESTED$HAD_SLICE" ] ||
+    echo "not watched any more: slice and job go on and cost money; the same command watches again, delete ends them" >&2
 }
 
 name_keeper() {

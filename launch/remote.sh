@@ -133,10 +133,10 @@ environment_file() {
 }
 
 # Runs FUNCTION HOST [ARGUMENT...] for all hosts, AT_ONCE (16) at a time, with the host's name before each line; with
-# QUIET=1 stdout is not shown. Sets FAILED, the hosts where it failed, WORST, the largest exit code, and ANSWERS, a folder with a file of
+# QUIET=1 stdout is not shown, with NOTES=FILE the other lines go there. Sets FAILED, the hosts where it failed, WORST, the largest exit code, and ANSWERS, a folder with a file of
 # stdout for each host.
 each() {
-  local function=$1 host number=0 processes=() width=0 shown=${QUIET:+/dev/null}
+  local function=$1 host number=0 processes=() width=0
   shift
   scratch
   ANSWERS=$SCRATCH/answers
@@ -150,8 +150,8 @@ each() {
     [ "$number" -lt "${AT_ONCE:-16}" ] || collect $((number - ${AT_ONCE:-16}))
     (
       set -o pipefail
-      { "$function" "$host" "$@" 2>&3 3>&- | tee "$ANSWERS/${host//\//_}" > "${shown:-/dev/stdout}"; } 3>&1 |
-        label "$host" "$width"
+      [ -z "${NOTES:-}" ] || exec 2>> "$NOTES"
+      { "$function" "$host" "$@" 2>&3 3>&- | tee "$ANSWERS/${host//\//_}" | shown; } 3>&1 | label "$host" "$width"
     ) &
     processes[number]=$!
     number=$((number + 1))
@@ -159,6 +159,11 @@ each() {
   [ "$number" -le "${AT_ONCE:-16}" ] || number=${AT_ONCE:-16}
   for ((number = ${#HOSTS[@]} - number; number < ${#HOSTS[@]}; number++)); do collect "$number"; done
   [ "$WORST" -eq 0 ]
+}
+
+# Passes stdin on, unless QUIET is set.
+shown() {
+  if [ -n "${QUIET:-}" ]; then cat > /dev/null; else cat; fi
 }
 
 # Waits for one process of `each`, whose variables these are.
@@ -197,9 +202,10 @@ persist() {
 
 # Sends host.sh to the host; prints yes if the host has the code of COMMIT.
 greet() {
-  within "$ANSWER_SECONDS" reach "$1" "mkdir -p ~/insec_jax && cat > ~/insec_jax/host.sh.$$ &&
-    mv ~/insec_jax/host.sh.$$ ~/insec_jax/host.sh && bash ~/insec_jax/host.sh has $COMMIT" \
-    < "$(dirname "${BASH_SOURCE[0]}")/host.sh"
+  local script
+  script=$(dirname "${BASH_SOURCE[0]}")/host.sh
+  within "$ANSWER_SECONDS" reach "$1" "mkdir -p ~/insec_jax && cd ~/insec_jax && cat > host.sh.$$ &&
+    [ \$(wc -c < host.sh.$$) -eq $(wc -c < "$script") ] && mv host.sh.$$ host.sh && bash host.sh has $COMMIT" < "$script"
 }
 
 # Sends the archive to the host.

@@ -24,7 +24,7 @@
 #   --create-flag FLAG   for gcloud compute tpus queued-resources create, such as --create-flag=--service-account=A
 #   run:
 #   --job JOB            name of the job, also for status, logs and stop (run)
-#   --extras "A B"       extras of the installation ("tpu gcs")
+#   --extras "A B"       extras of the installation ("tpu gcs data")
 #   --secret NAME        environment variable that the run needs, beside HF_TOKEN, WANDB_API_KEY; may be repeated
 #   --dirty              sends the working tree as it is, not the last commit only
 #   --topology T         for the check of memory, such as v6e:4x4; default: that of the type
@@ -34,8 +34,8 @@
 #                        starts the job again until it ends with exit code 0, 2 or 3
 #   --tries N            starts it again at most so often (20)
 #   --then-delete        deletes the slice at the end of --keep-alive
-#   logs, ssh:
-#   --host NODE/WORKER   one host only (ssh: the first)
+#   run, status, logs, stop, ssh:
+#   --host NODE/WORKER   one host only, such as mine/0; default: all (ssh: the first)
 #   stop:
 #   --grace N            seconds for saving, then SIGKILL (600)
 #
@@ -49,8 +49,8 @@ cd "$(dirname "$0")/.."
 . launch/keep_alive.sh
 
 NAME=${TPU:-} ZONE=${ZONE:-} PROJECT=${PROJECT:-}
-TYPE='' VERSION='' SPOT='' SLICES=1 HOURS=24 JOB=run EXTRAS='tpu gcs' TOPOLOGY='' NO_CHECK='' WAIT='' KEEP='' TRIES=20
-THEN_DELETE='' ONE_HOST='' MET='' GRACE=600 DIRTY=''
+TYPE='' VERSION='' SPOT='' SLICES=1 HOURS=24 JOB=run EXTRAS='tpu gcs data' TOPOLOGY='' NO_CHECK='' WAIT='' KEEP='' TRIES=20
+THEN_DELETE='' STATE='' REQUESTED='' ONE_HOST='' MET='' GRACE=600 DIRTY=''
 SSH_FLAGS=() CREATE_FLAGS=() NEEDED=() COMMAND=()
 
 usage() {
@@ -107,10 +107,9 @@ check_option() {
   local job=' --job --ssh-flag ' known
   case $VERB in
     create) known="$always$slice--topology" ;;
-    run) known="$always$slice$job--extras --secret --dirty --topology --no-check --wait --keep-alive --tries --then-delete" ;;
-    status) known=$always$job ;;
-    logs) known="$always$job--host" ;;
-    stop) known="$always$job--grace" ;;
+    run) known="$always$slice$job--host --extras --secret --dirty --topology --no-check --wait --keep-alive --tries --then-delete" ;;
+    status | logs) known="$always$job--host" ;;
+    stop) known="$always$job--host --grace" ;;
     ssh) known="$always--ssh-flag --host" ;;
     *) known=$always ;;
   esac
@@ -121,7 +120,9 @@ check_option() {
 check_together() {
   [ "$VERB" = run ] || return 0
   [ -z "$KEEP" ] || [ -z "$WAIT" ] || fail "--keep-alive stays until the end of the job anyway; leave --wait out"
-  [ -n "$KEEP" ] || [ -z "$SPOT$THEN_DELETE$VERSION" ] || fail "--spot, --version and --then-delete need --keep-alive"
+  [ -z "$KEEP" ] || [ -z "$ONE_HOST" ] || fail "--keep-alive watches all hosts; leave --host out"
+  [ -n "$KEEP" ] || [ -z "$TYPE$SPOT$THEN_DELETE$VERSION" ] ||
+    fail "--type, --version, --spot and --then-delete need --keep-alive: run takes the slice as it is"
 }
 
 number() {
@@ -143,7 +144,7 @@ check_place() {
 
 # Sets VERSION and TOPOLOGY for the type where they are not given.
 check_type() {
-  local version family size chips shape='' prefix=''
+  local version='' family size chips='' shape='' prefix=''
   [ -n "$TYPE" ] || fail "give the type of the slice, such as --type=v6e-16"
   family=${TYPE%-*} size=${TYPE##*-}
   case $size in '' | *[!0-9]*) fail "--type=$TYPE: such as v6e-16, v5litepod-8 or v5p-32" ;; esac
@@ -152,10 +153,9 @@ check_type() {
     v5litepod) version=v2-alpha-tpuv5-lite family=v5e chips=$size ;;
     v5p) version=v2-alpha-tpuv5 chips=$((size / 2)) ;;
     v4) version=tpu-ubuntu2204-base chips=$((size / 2)) ;;
-    *) version='' chips='' ;;
   esac
   VERSION=${VERSION:-$version}
-  [ -n "$VERSION" ] || fail "--type=$TYPE: give its runtime version as well, --version=..."
+  [ -n "$VERSION" ] || [ "$STATE" = ACTIVE ] || fail "--type=$TYPE: give its runtime version as well, --version=..."
   case $family-$chips in
     v[56]e-1) shape=1x1 ;; v[56]e-4) shape=2x2 ;; v[56]e-8) shape=2x4 ;; v[56]e-16) shape=4x4 ;; v[56]e-32) shape=4x8 ;;
     v[56]e-64) shape=8x8 ;; v[56]e-128) shape=8x16 ;; v[56]e-256) shape=16x16 ;;
@@ -188,7 +188,9 @@ find_hosts() {
   fi
   look_at_nodes
   [ "$HEALTH" = ready ] || broken "the slice $NAME is not ready: $REASON; run --keep-alive replaces one that is gone"
-  [ -z "$ONE_HOST" ] || HOSTS=("$ONE_HOST")
+  if [ -n "$ONE_HOST" ]; then
+    case " ${HOSTS[*]} " in *" $ONE_HOST "*) HOSTS=("$ONE_HOST") ;; *) fail "--host=$ONE_HOST is none of ${HOSTS[*]}" ;; esac
+  fi
   first_contact
 }
 
@@ -265,10 +267,11 @@ run() {
   scratch
   name_code
   make_environment
-  if [ -n "$TYPE$KEEP" ]; then check_type; fi
+  if [ -n "$KEEP" ]; then check_type; check_fit; fi
   if [ -n "$KEEP" ] && [ -z "$DRY_RUN" ]; then keep_alive; fi
   [ -z "$KEEP" ] || obtain $((HOURS * 3600))
   find_hosts
+  if [ -n "$MADE" ]; then TYPE=$MADE SLICES=$NUM_SLICES; check_type; fi
   # shellcheck disable=SC2086  # one word an extra
   provide_all $EXTRAS || broken "the environment is not ready on ${FAILED[*]}; look at the messages above"
   if [ -z "$NO_CHECK" ]; then

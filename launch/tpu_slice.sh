@@ -168,6 +168,7 @@ remove() {
     look
     [ "$STATE" = ABSENT ] || nap "$POLL_SECONDS"
   done
+  REQUESTED=''
   remove_nodes
 }
 
@@ -194,7 +195,7 @@ remove_nodes() {
 # Makes sure that the request is there and waits for the slice, for so many seconds. Returns 0 when it is active, 1 when
 # it is not (REASON; nothing is left in the queue). One line for each change of state.
 obtain() {
-  local seconds=$1 until=$(($(date +%s) + $1)) seen='' tries=0
+  local seconds=$1 until=$(($(date +%s) + $1)) seen='' tries=0 reason was
   while :; do
     look
     [ "$STATE" = ABSENT ] || [ "$STATE" = UNKNOWN ] || check_ours
@@ -206,13 +207,17 @@ obtain() {
     case $STATE in
       ACTIVE) return 0 ;;
       ABSENT)
-        request "$seconds" || return 1
         REQUESTED=yes
+        if ! request "$seconds"; then
+          # Whether it arrived is not known after a broken connection: the next look shows it.
+          tries=$((tries + 1))
+          [ "$KIND" = network ] && [ "$tries" -lt 20 ] || { REQUESTED=''; return 1; }
+        fi
         [ -z "$DRY_RUN" ] || return 0 ;;
       SUSPENDED | FAILED)
-        local reason=${REASON:-the cloud gave no reason}
+        reason=${REASON:-the cloud gave no reason} was=$STATE$REQUESTED
         remove
-        if [ "$seen" = FAILED ] && [ -n "${REQUESTED:-}" ]; then
+        if [ "$was" = FAILEDyes ]; then
           ERR=$reason
           return 1
         fi

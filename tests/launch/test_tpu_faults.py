@@ -1,4 +1,4 @@
-"""launch/tpu.sh when the cloud, a host, a connection or the laptop fails: the run ends as an undisturbed one, or one line."""
+"""launch/tpu.sh when the cloud, a host, a connection or the laptop fails: losses of an undisturbed run, or one line."""
 
 import os
 import re
@@ -12,13 +12,19 @@ QUOTA = "Quota limit 'TPUV6EPreemptiblePerProjectPerRegionForTPUAPI' has been ex
 
 
 @pytest.mark.parametrize(
-  ("place", "number"),
-  [("step 2", signal.SIGKILL), ("save 8", signal.SIGKILL), ("step 10", signal.SIGKILL), ("step 6", signal.SIGTERM)],
+  ("place", "how"),
+  [
+    ("step 2", {}),
+    ("save 8", {"seen": "request"}),
+    ("step 10", {"seen": "node"}),
+    ("step 6", {"number": signal.SIGTERM}),
+  ],
   ids=["before the first checkpoint", "during a save", "between saves", "with a signal"],
 )
-def test_a_run_ends_as_an_undisturbed_one_wherever_its_slice_is_preempted(cloud, tmp_path, place, number):
-  said = ends_as_undisturbed(cloud, tmp_path / "run", pause=place, number=number)
-  assert "try 1 of 20" in said and "try 2 of 20" not in said
+def test_a_run_ends_as_an_undisturbed_one_wherever_its_slice_is_preempted(cloud, tmp_path, place, how):
+  said = ends_as_undisturbed(cloud, tmp_path / "run", pause=place, **how)
+  assert "try 1 of 20" in said
+  assert "try 2 of 20" not in said
 
 
 @pytest.mark.parametrize(
@@ -34,10 +40,20 @@ def test_a_run_ends_as_an_undisturbed_one_wherever_its_slice_is_preempted(cloud,
   ],
 )
 def test_a_refusal_is_one_line_with_the_next_thing_to_do(cloud, text, code, advice):
-  cloud.misbehave("queued-resources create", "fail", stderr=f"ERROR: (gcloud.compute.tpus) {text}")
+  cloud.misbehave("queued-resources create", "fail", times=100, stderr=f"ERROR: (gcloud.compute.tpus) {text}")
   said = cloud.tpu("create", *CREATE, code=code)
   errors = [line for line in said.splitlines() if line.startswith("error: ")]
-  assert len(errors) == 1 and advice in errors[0] and text[:20] in errors[0]
+  assert len(errors) == 1
+  assert advice in errors[0]
+  assert text[:20] in errors[0]
+  assert cloud.nothing_costs_money()
+
+
+def test_a_request_whose_answer_was_lost_is_not_made_twice(cloud):
+  cloud.misbehave("queued-resources create", "lose the answer", stderr="ERROR: Connection aborted.")
+  cloud.tpu("create", *CREATE)
+  assert len(cloud.calls("queued-resources create")) == 1
+  cloud.tpu("delete")
   assert cloud.nothing_costs_money()
 
 
@@ -51,7 +67,8 @@ def test_a_quota_that_is_refused_ends_the_watching_at_once_but_not_after_a_preem
   cloud.preempt()
   (tmp_path / "run" / "go").touch()
   assert "try 3 of 20" in ended(watcher)
-  assert losses(tmp_path / "run") == undisturbed() and cloud.nothing_costs_money()
+  assert losses(tmp_path / "run") == undisturbed()
+  assert cloud.nothing_costs_money()
 
 
 def test_a_request_that_fails_after_waiting_leaves_nothing_and_is_made_again(cloud, tmp_path):
@@ -59,10 +76,12 @@ def test_a_request_that_fails_after_waiting_leaves_nothing_and_is_made_again(clo
   with cloud.changed() as state:
     state["paths"] = [failing, failing]
   said = cloud.tpu("create", *CREATE, code=1)
-  assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1 and "no more capacity" in said
+  assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
+  assert "no more capacity" in said
   assert cloud.nothing_costs_money()
   assert "try 1 of 20" in cloud.tpu("run", *KEEP, *trainer(tmp_path / "run"))
-  assert losses(tmp_path / "run") == undisturbed() and cloud.nothing_costs_money()
+  assert losses(tmp_path / "run") == undisturbed()
+  assert cloud.nothing_costs_money()
 
 
 def test_a_request_that_is_not_granted_in_time_is_withdrawn(cloud):
@@ -86,18 +105,22 @@ def test_a_host_that_never_answers_is_named_and_a_watcher_replaces_the_slice(clo
   cloud.misbehave("ssh mine --worker=1", "hang", times=4)
   said = cloud.tpu("run", *KEEP, *trainer(tmp_path / "run"), INSEC_ANSWER_SECONDS="2")
   assert "no environment on mine/1; try 1 of 20" in said
-  assert losses(tmp_path / "run") == undisturbed() and cloud.nothing_costs_money()
+  assert len(cloud.calls("queued-resources create")) == 2
+  assert losses(tmp_path / "run") == undisturbed()
+  assert cloud.nothing_costs_money()
 
 
 def test_a_host_that_is_silent_while_the_run_goes_on_is_left_alone(cloud, tmp_path):
-  watcher = cloud.start("run", *KEEP, *trainer(tmp_path / "run", pause="step 5"), INSEC_ANSWER_SECONDS="1")
+  patience = {"INSEC_ANSWER_SECONDS": "1", "INSEC_GRACE_SECONDS": "1"}
+  watcher = cloud.start("run", *KEEP, *trainer(tmp_path / "run", pause="step 5"), **patience)
   until((tmp_path / "run" / "paused").exists)
   cloud.misbehave("ssh mine --worker=1.*status", "hang", times=3)
   until(lambda: not cloud.read()["faults"][-1]["times"])
   (tmp_path / "run" / "go").touch()
   said = ended(watcher)
   assert "running on 1 of 2 hosts, no answer from mine/1" in said
-  assert len(cloud.calls("queued-resources create")) == 1 and losses(tmp_path / "run") == undisturbed()
+  assert len(cloud.calls("queued-resources create")) == 1
+  assert losses(tmp_path / "run") == undisturbed()
 
 
 def test_a_job_that_is_killed_on_one_host_is_started_again_on_all(cloud, tmp_path):
@@ -107,7 +130,8 @@ def test_a_job_that_is_killed_on_one_host_is_started_again_on_all(cloud, tmp_pat
   said = ended(watcher)
   assert "it has ended on 1 of 2 hosts only; try 1 of 20" in said
   assert losses(tmp_path / "run") == undisturbed()
-  assert len(cloud.calls("queued-resources create")) == 1 and cloud.nothing_costs_money()
+  assert len(cloud.calls("queued-resources create")) == 1
+  assert cloud.nothing_costs_money()
 
 
 @pytest.mark.parametrize(
@@ -167,12 +191,12 @@ def test_the_same_command_goes_on_watching_after_the_laptop_died(cloud, tmp_path
   assert "watches mine already" in cloud.tpu(*command, code=2)
   os.killpg(watcher.pid, signal.SIGKILL)
   watcher = cloud.start(*command)
-  watcher.stderr.readline()
-  until(lambda: len(cloud.calls("host.sh start")) == 4)
+  until(lambda: len(cloud.calls("host.sh start")) == 4 and "status run" in cloud.read()["calls"][-1])
   (tmp_path / "run" / "go").touch()
   assert "is running already" in ended(watcher)
   assert losses(tmp_path / "run") == undisturbed()
-  assert len(cloud.calls("queued-resources create")) == 1 and cloud.nothing_costs_money()
+  assert len(cloud.calls("queued-resources create")) == 1
+  assert cloud.nothing_costs_money()
 
 
 def test_a_slice_that_was_preempted_while_nobody_watched_is_replaced(cloud, tmp_path):
@@ -183,7 +207,8 @@ def test_a_slice_that_was_preempted_while_nobody_watched_is_replaced(cloud, tmp_
   cloud.preempt()
   (tmp_path / "run" / "go").touch()
   cloud.tpu(*command)
-  assert losses(tmp_path / "run") == undisturbed() and cloud.nothing_costs_money()
+  assert losses(tmp_path / "run") == undisturbed()
+  assert cloud.nothing_costs_money()
 
 
 def test_a_job_that_ended_while_nobody_watched_is_not_done_again(cloud, tmp_path):
@@ -205,7 +230,8 @@ def test_stop_and_delete_end_the_watching(cloud, tmp_path):
   until((tmp_path / "again" / "paused").exists)
   cloud.tpu("delete")
   assert "not watched any more" in ended(watcher, 130)
-  assert len(cloud.calls("queued-resources create")) == 1 and cloud.nothing_costs_money()
+  assert len(cloud.calls("queued-resources create")) == 1
+  assert cloud.nothing_costs_money()
 
 
 @pytest.mark.parametrize(("code", "tries"), [(2, 0), (3, 0), (1, 2), (42, 2)])
@@ -233,4 +259,5 @@ def test_several_slices_are_one_run_and_are_replaced_together(cloud, tmp_path):
   (tmp_path / "run" / "go").touch()
   assert re.search(r"^mine-1/1  started run", ended(watcher), re.MULTILINE)
   assert "--node-count=2 --node-prefix=mine" in cloud.calls("queued-resources create")[1]
-  assert losses(tmp_path / "run") == undisturbed() and cloud.nothing_costs_money()
+  assert losses(tmp_path / "run") == undisturbed()
+  assert cloud.nothing_costs_money()

@@ -1,4 +1,4 @@
-"""A pretended Google Cloud for launch/tpu.sh: a state that tests read and disturb, and hosts whose processes are real."""
+"""A pretended Google Cloud for launch/tpu.sh: a state that tests read and disturb, hosts whose processes are real."""
 
 import contextlib
 import dataclasses
@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-
-
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRETEND = ROOT / "tests" / "launch" / "pretend"
@@ -95,15 +93,17 @@ class Cloud:
     nodes = self.read()["nodes"]
     return [self.folder / "hosts" / worker for name in sorted(nodes) for worker in nodes[name]["workers"]]
 
-  def preempt(self, node: str = NAME, number: int = signal.SIGKILL) -> None:
-    """Take the node away: its processes get the signal, then SIGKILL."""
+  def preempt(self, node: str = NAME, number: int = signal.SIGKILL, seen: str = "node, request") -> None:
+    """Take the node away: its processes get the signal, then SIGKILL; `seen` says where the cloud shows it."""
     for worker in self.read()["nodes"][node]["workers"]:
       kill(self.folder / "hosts" / worker, number)
     if number != signal.SIGKILL:
       time.sleep(1)
     with self.changed() as state:
-      state["nodes"][node]["state"] = "PREEMPTED"
-      state["queued"][re.sub(r"-\d+$", "", node)].update(state="SUSPENDED", path=[])
+      if "node" in seen:
+        state["nodes"][node]["state"] = "PREEMPTED"
+      if "request" in seen:
+        state["queued"][re.sub(r"-\d+$", "", node)].update(state="SUSPENDED", path=[])
     for worker in self.read()["nodes"][node]["workers"]:
       kill(self.folder / "hosts" / worker, signal.SIGKILL)
 
@@ -163,7 +163,7 @@ def commit(folder: pathlib.Path) -> None:
 def make_cloud(folder: pathlib.Path, checkout: pathlib.Path, *, workers: int = 2, **environment: str) -> Cloud:
   """A cloud without slices, whose nodes have so many hosts with this environment."""
   (folder / "hostbin").mkdir(parents=True)
-  python = folder / "hostbin" / "python3.{}".format(sys.version_info[1])
+  python = folder / "hostbin" / f"python3.{sys.version_info[1]}"
   python.write_text(HOST_PYTHON.format(python=sys.executable))
   python.chmod(0o755)
   for name in ("python3.11", "python3.12", "python3"):
@@ -222,10 +222,10 @@ def undisturbed() -> list[int]:
   return expected
 
 
-def ended(process: subprocess.Popen, code: int = 0) -> str:
+def ended(process: subprocess.Popen, code: int = 0, timeout: float = 60) -> str:
   """What a launcher printed to stderr; it must end with this exit code."""
   try:
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=timeout)[1]
   except subprocess.TimeoutExpired:
     os.killpg(process.pid, signal.SIGKILL)
     raise AssertionError(f"no end\n{process.communicate()[1]}") from None
@@ -233,11 +233,11 @@ def ended(process: subprocess.Popen, code: int = 0) -> str:
   return said
 
 
-def ends_as_undisturbed(cloud: Cloud, workdir: pathlib.Path, *, pause: str, number: int = signal.SIGKILL) -> str:
+def ends_as_undisturbed(cloud: Cloud, workdir: pathlib.Path, *, pause: str, **how: str | int) -> str:
   """What the watcher of a job printed whose slice is preempted at this place."""
   watcher = cloud.start("run", *KEEP, *trainer(workdir, pause=pause))
   until((workdir / "paused").exists)
-  cloud.preempt(number=number)
+  cloud.preempt(**how)
   (workdir / "go").touch()
   said = ended(watcher)
   assert losses(workdir) == undisturbed()

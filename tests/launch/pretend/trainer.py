@@ -1,8 +1,8 @@
 """A stand-in for train on the pretended hosts: trainer.py WORKDIR STEPS.
 
-The first process adds numbers, one line of metrics a step, and saves after every fourth step, in two parts; it resumes from
-what was saved whole. The others end as it ends. SIGTERM saves and ends with 42. The file WORKDIR/pause holds the place where
-it stops until WORKDIR/go is there: `step N`, or `save N` between the two parts.
+The first process adds numbers, one line of metrics a step, and saves after every fourth step, in two parts; it resumes
+from what was saved whole. The others end as it ends. SIGTERM saves and ends with 42. The file WORKDIR/pause holds the
+place where it stops until WORKDIR/go is there: `step N`, or `save N` between the two parts.
 """
 
 import json
