@@ -170,13 +170,13 @@ logs() {
 
 # Copies the path of the box into a folder here, through a folder beside its name.
 fetch() {
-  local path=$1 to=${2:-.} name partial code=0
+  local path=$1 to=${2:-.} name code=0
   name=$(basename "$path")
   [ -d "$to" ] || fail "$to is no folder here; make it, or give another"
   [ ! -e "$to/$name" ] || fail "$to/$name is there already; move it away, or give another folder"
   scratch
   partial=$(cd "$to" && pwd)/.$name.partial.$$
-  trap 'rm -rf "$SCRATCH" "$partial"' EXIT
+  trap 'rm -rf "$SCRATCH" "$partial"' EXIT  # `partial` is not local: the trap runs outside
   [ -n "$DRY_RUN" ] || mkdir "$partial"
   send_path "$path" < /dev/null | { if [ -n "$DRY_RUN" ]; then cat; else tar -C "$partial" -xf -; fi; } \
     || code=${PIPESTATUS[0]}
