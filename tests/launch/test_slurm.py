@@ -22,6 +22,7 @@ def cluster(tmp_path, repository):
   made.end()
 
 
+@pytest.mark.processes
 def test_a_job_runs_a_process_for_each_gpu_and_its_exit_code_is_handed_on(cluster):
   done = cluster.run("3", options=["--nodes", "2", "--gpus", "2", "--wait"], code=3)
   assert "queued as Slurm job 4000" in done.stderr
