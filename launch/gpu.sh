@@ -95,7 +95,8 @@ reach() {
 # Runs host.sh with these words on the box; ends with one line if the box does not answer or has no host.sh yet.
 on_box() {
   local code=0
-  reach "$box" "[ ! -f ~/insec_jax/host.sh ] && exit 254; bash ~/insec_jax/host.sh $(quoted "$@")" < /dev/null || code=$?
+  reach "$box" "[ ! -f ~/insec_jax/host.sh ] && exit 254; bash ~/insec_jax/host.sh $(quoted "$@")" < /dev/null \
+    || code=$?
   case $code in
     254) fail "nothing was run on $box yet; launch/gpu.sh run starts a job" ;;
     255) broken "no answer from $box; is it on, and does ssh $box work? A job there goes on meanwhile" ;;
@@ -123,7 +124,7 @@ check_box() {
 }
 
 run() {
-  [ "${#command[@]}" -gt 0 ] || fail "give the command to run, such as python -m insec_jax.train --config=... --workdir=..."
+  [ "${#command[@]}" -gt 0 ] || fail "give the command, such as python -m insec_jax.train --config=... --workdir=..."
   scratch
   name_code
   environment_file "$SCRATCH/environment" ${needed[@]+"${needed[@]}"}
@@ -136,6 +137,13 @@ run() {
   [ -z "$follows" ] || logs
 }
 
+# Ends unless the box has such a job.
+check_job() {
+  local line
+  line=$(on_box status "$job") || exit $?
+  [ "$(field state "$line")" != absent ] || fail "there is no job $job on $box; launch/gpu.sh list names them"
+}
+
 # Ends with the exit code of the job; with 0 while it runs, with 1 if it was lost.
 status() {
   local line
@@ -145,7 +153,7 @@ status() {
   case $(field state "$line") in
     running) ;;
     ended) exit "$(field code "$line")" ;;
-    absent) fail "there is no job $job on $box; launch/gpu.sh list names those that are there" ;;
+    absent) check_job ;;
     *) broken "the job $job was lost: $box was restarted, or its processes were killed; the same run command goes on" ;;
   esac
 }
@@ -162,18 +170,18 @@ logs() {
 
 # Copies the path of the box into a folder here, through a folder beside its name.
 fetch() {
-  local path=$1 to=${2:-.} name partial code=0
+  local path=$1 to=${2:-.} name code=0
   name=$(basename "$path")
   [ -d "$to" ] || fail "$to is no folder here; make it, or give another"
   [ ! -e "$to/$name" ] || fail "$to/$name is there already; move it away, or give another folder"
   scratch
   partial=$(cd "$to" && pwd)/.$name.partial.$$
-  trap 'rm -rf "$SCRATCH" "$partial"' EXIT
+  trap 'rm -rf "$SCRATCH" "$partial"' EXIT  # `partial` is not local: the trap runs outside
   [ -n "$DRY_RUN" ] || mkdir "$partial"
   send_path "$path" < /dev/null | { if [ -n "$DRY_RUN" ]; then cat; else tar -C "$partial" -xf -; fi; } \
     || code=${PIPESTATUS[0]}
   case $code in
-    0) [ -n "$DRY_RUN" ] || [ -e "$partial/$name" ] || broken "$path did not arrive whole; run the same command again" ;;
+    0) [ -n "$DRY_RUN" ] || [ -e "$partial/$name" ] || broken "$path did not arrive whole; run the command again" ;;
     2) exit 2 ;;
     *) broken "$path did not arrive whole; look at the message above, and run the same command again" ;;
   esac
@@ -205,7 +213,7 @@ esac
 case $verb in
   setup) cd "$here/.."; setup ;;
   run) cd "$here/.."; run ;;
-  stop) on_box stop "$job" "$grace" ;;
+  stop) check_job; on_box stop "$job" "$grace" ;;
   list) on_box list ;;
   fetch) fetch "${command[@]}" ;;
   ssh) reach "$box" "$(quoted ${command[@]+"${command[@]}"})" ;;

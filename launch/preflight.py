@@ -300,7 +300,7 @@ def fits(command: Sequence[str], program: str, topology: str) -> str:
       raise NotReadyError(f"fit ended with exit code {done.returncode}: {said}")
     estimates = json.loads(output.read_text(encoding="utf-8"))
   lines = [line.strip() for line in done.stdout.splitlines()]
-  memory = next((line.split(None, 3)[-1] for line in lines if line.startswith("GiB a chip")), "")
+  memory = next((f"GiB a chip {line.split(None, 3)[-1]}" for line in lines if line.startswith("GiB a chip")), "")
   if any(estimate["fits"] is False for estimate in estimates):
     raise NotReadyError(f"{topology}: {memory}: does not fit; insec fit --topology={topology} says what would help")
   return f"{topology}: {memory}"

@@ -274,7 +274,7 @@ check_here() {
 
 run() {
   cd "$here/.."
-  [ "${#command[@]}" -gt 0 ] || fail "give the command to run, such as python -m insec_jax.train --config=... --workdir=..."
+  [ "${#command[@]}" -gt 0 ] || fail "give the command, such as python -m insec_jax.train --config=... --workdir=..."
   name_code
   scratch
   environment_file "$SCRATCH/environment" ${needed[@]+"${needed[@]}"}

@@ -23,9 +23,10 @@ finish() {
 
 # Another session, after Slurm has ended this one.
 again() {
-  local restarts=$((${SLURM_RESTART_COUNT:-0} + 1))
+  local restarts=$((${SLURM_RESTART_COUNT:-0} + 1)) most
+  most=$(cat "$job/most_restarts")
   [ ! -f "$job/stop" ] || finish "$status" "stopped"
-  [ "$restarts" -le "$(cat "$job/most_restarts")" ] || finish "$status" "no more than $(cat "$job/most_restarts") restarts"
+  [ "$restarts" -le "$most" ] || finish "$status" "no more than $most restarts"
   echo "$restarts" > "$job/restarts"
   say "exit code $status$1; queued again"
   scontrol requeue "$SLURM_JOB_ID" || finish 1 "Slurm does not queue it again; the same run command goes on"
@@ -83,7 +84,8 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$HOME/insec_jax/xla
 export JAX_COORDINATOR_PORT=$((10000 + SLURM_JOB_ID % 20000))
 INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 export INSEC_RUN_TOKEN
-say "session $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, commit $(cat "$job/commit"): $(cat "$job/command")"
+say "session $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, commit $(cat "$job/commit"):" \
+  "$(cat "$job/command")"
 [ -f "$job/checked" ] || check
 # A process that was killed leaves the others a minute and a half to name it and end.
 step --label --wait=90 --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${command[@]}"

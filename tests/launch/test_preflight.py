@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import pathlib
+import subprocess
 import sys
 
 import datakit
@@ -139,6 +141,36 @@ def test_a_gpu_that_is_asked_for_and_is_not_there_is_missing(preflight, monkeypa
   assert preflight.devices("") == "no GPU and no TPU"
   with pytest.raises(preflight.NotReadyError, match=r"JAX_PLATFORMS=cuda, but no such device is here"):
     preflight.devices("cuda")
+
+
+@pytest.mark.parametrize(
+  ("fits", "code", "said"),
+  [
+    (True, 0, "v6e:4x4: GiB a chip peak 1 of 31"),
+    (False, 0, "v6e:4x4: GiB a chip peak 1 of 31: does not fit; insec fit --topology=v6e:4x4 says what would help"),
+    (True, 2, "fit ended with exit code 2: model.path is wrong"),
+  ],
+)
+def test_a_step_that_does_not_fit_or_cannot_be_compiled_is_missing(preflight, monkeypatch, fits, code, said):
+  def run(words, **_):
+    (output,) = (word.removeprefix("--output=") for word in words if word.startswith("--output="))
+    pathlib.Path(output).write_text(json.dumps([{"fits": fits}]))
+    assert words[-2:] == ["--program=train", "--config=toy"]
+    text = "== v6e:4x4\n   GiB a chip     peak 1 of 31\n"
+    return subprocess.CompletedProcess(words, code, text, "error: model.path is wrong\n")
+
+  monkeypatch.setattr(preflight.subprocess, "run", run)
+  answer = preflight.attempt("fit", lambda: preflight.fits(["x", "--config=toy"], "train", "v6e:4x4"))
+  assert (answer.result, answer.value) == ("ok" if (fits, code) == (True, 0) else "MISSING", said)
+
+
+@pytest.mark.processes
+def test_the_step_of_a_run_is_compiled_where_a_topology_is_given(home):
+  words = json.dumps(["preflight", "check", "--fit=local", "--", *train("--workdir=run")])
+  done = forking.start(f"import sys; sys.argv = {words}; {CODE}", folder=home, given="")
+  answers = {answer["check"]: answer for answer in map(json.loads, done.stdout.splitlines())}
+  assert answers["fit"]["result"] == "ok", done.stderr
+  assert answers["fit"]["value"].startswith("local: GiB a chip weights ")
 
 
 def test_a_full_disk_is_named_with_what_is_needed(preflight, tmp_path, monkeypatch):

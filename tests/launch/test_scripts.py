@@ -12,7 +12,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("*.sh"))
 # These run on hosts and nodes, which have Linux. macOS has bash 3.2 and the tools of BSD.
 ON_LINUX = {"host.sh", "slurm.sh", "slurm_job.sh", "bench.sh"}
 # Arrays that are never empty where they are read.
-FILLED = "HOSTS|SECRETS|SETTINGS|COMMAND|command|words|FAILED|processes"
+FILLED = "HOSTS|SECRETS|SETTINGS|COMMAND|command|words|FAILED|failed|processes"
 NEWER = {
   "an associative array": r"\b(declare|local|typeset)\s+-\w*A",
   "a reference to a variable": r"\b(declare|local|typeset)\s+-\w*n\b",

@@ -5,11 +5,13 @@ import os
 
 import cloudkit
 import launchkit
+import pytest
 from launchkit import until
 
 RUN = "import os, time; print('begun', sorted(set(os.environ) & set(%r)), flush=True); time.sleep(60)"
 
 
+@pytest.mark.processes
 def test_no_secret_is_in_a_call_a_log_an_archive_or_a_command_line(tmp_path):
   cloud = cloudkit.make_cloud(
     tmp_path / "cloud", cloudkit.small_checkout(tmp_path / "checkout"), PRETEND_RUN=str(os.getpid())

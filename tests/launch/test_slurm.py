@@ -22,6 +22,7 @@ def cluster(tmp_path, repository):
   made.end()
 
 
+@pytest.mark.processes
 def test_a_job_runs_a_process_for_each_gpu_and_its_exit_code_is_handed_on(cluster):
   done = cluster.run("3", options=["--nodes", "2", "--gpus", "2", "--wait"], code=3)
   assert "queued as Slurm job 4000" in done.stderr
@@ -136,7 +137,7 @@ def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
   ("words", "said"),
   [
     ([], "Runs a command on the GPU nodes"),
-    (["run"], "give the command to run"),
+    (["run"], "give the command, such as"),
     (["run", "--job=a/b", "x"], "--job=a/b: give a name"),
     (["run", "--fast", "1", "x"], "there is no option --fast"),
     (["run", "--nodes=0", "x"], "--nodes=0: give at least 1"),
