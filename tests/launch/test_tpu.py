@@ -1,11 +1,14 @@
 """launch/tpu.sh against a pretended cloud whose hosts are real processes."""
 
 import re
+import shlex
+import sys
 
 import pytest
 from cloudkit import (
   CREATE,
   NAME,
+  ROOT,
   Cloud,
   commit,
   ends_as_undisturbed,
@@ -74,6 +77,41 @@ def test_wrong_words_are_refused_with_one_line(cloud):
     assert [line for line in said if not line.startswith("+ ")] == [said[-1]]
     assert shown in said[-1]
   assert cloud.nothing_costs_money()
+
+
+def test_the_commands_of_the_documentation_are_accepted(cloud):
+  text = (ROOT / "launch" / "README.md").read_text() + (ROOT / "README.md").read_text()
+  found = re.findall(r"^launch/tpu\.sh ((?:[^\n]*\\\n)*[^\n]*)", text, re.MULTILINE)
+  assert len(found) >= 6
+  for line in found:
+    verb, *words = shlex.split(line, comments=True)
+    cloud.tpu(verb, "--dry-run", *(word for word in words if word != "\n"))
+  assert cloud.read()["calls"] == []
+
+
+# Finds that the run does not fit, without a compiler.
+COMPILER = """#!/bin/bash
+case "$*" in
+  *" check "*) echo '{{"host": "here", "check": "fit", "result": "MISSING", "value": "{found}", "same": false}}' ;;
+  *" table "*) exec {python} -E "$@" ;;
+esac
+"""
+
+
+def test_a_slice_into_which_the_run_does_not_fit_is_not_asked_for(cloud, tmp_path):
+  code = small_checkout(tmp_path / "code")
+  (code / ".venv" / "bin").mkdir(parents=True)
+  python = code / ".venv" / "bin" / "python"
+  python.write_text(COMPILER.format(found="needs 40 GiB of 31", python=sys.executable))
+  python.chmod(0o755)
+  (code / ".git" / "info" / "exclude").write_text(".venv\n")
+  cloud = Cloud(cloud.folder, code, cloud.environment)
+  command = ("python", "-m", "insec_jax.train", "--config=x.py")
+  for verb in (("create", *CREATE), ("run", "--keep-alive", *CREATE)):
+    said = cloud.tpu(*verb, *command, code=2)
+    assert "needs 40 GiB of 31" in said
+    assert said.splitlines()[-1] == "error: no slice was asked for: the run does not fit, see above"
+  assert cloud.read()["calls"] == []
 
 
 def test_a_dry_run_shows_the_commands_and_runs_none(cloud):

@@ -75,14 +75,16 @@ def last_step(cloud: Cloud) -> int:
   return max(logged, default=0)
 
 
-def test_from_create_to_an_exported_model_with_a_preemption_between(cloud, store, tmp_path):
+def test_from_create_to_an_exported_model_with_two_preemptions_between(cloud, store, tmp_path):
   cloud.tpu("create", *CREATE)
   said = cloud.tpu("run", "--wait", *training(tmp_path, f"{store.url}/whole"), timeout=200)
   assert re.search(r"^workdir +all 2  ok ", said, re.MULTILINE), "the table of the checks"
   watcher = cloud.start("run", "--keep-alive", *CREATE, *training(tmp_path, f"{store.url}/run"))
-  until(lambda: last_step(cloud) >= 30, 120)
-  cloud.preempt(number=signal.SIGKILL)
-  assert "preempted" in ended(watcher, timeout=200)
+  for step in (2, 30):  # before the first checkpoint, and between two
+    until(lambda step=step: last_step(cloud) >= step, 120)
+    cloud.preempt(number=signal.SIGKILL)
+    until(lambda: not cloud.read()["nodes"])
+  assert "try 2 of 20" in ended(watcher, timeout=200)
   assert lines(store, "run") == lines(store, "whole")
   resumed = json.loads(store.read("run/environment.json"))
   assert [one["step"] for one in resumed["resumed"]]
