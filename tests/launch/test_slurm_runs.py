@@ -64,7 +64,7 @@ def start(cluster, workdir, pauses, *, code=None):
   return folder
 
 
-def test_a_run_preempted_before_and_during_a_save_and_short_of_a_node_has_the_same_losses(cluster):
+def test_a_run_preempted_during_a_save_or_short_of_a_node_has_the_same_losses(cluster):
   start(cluster, "whole", (), code=0)
   places = start(cluster, "hurt", ("after.2", "save.5", "after.8", "after.14"))
   for place, ask, value in (
