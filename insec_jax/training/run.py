@@ -240,8 +240,8 @@ def check_sequence(config: Config, model_config: llama.LlamaConfig, mesh: Mesh) 
   )
   if mesh.devices.flat[0].platform == "cpu" and sharding.spans_processes(mesh, sharding.SEQUENCE):
     raise InputError(
-      f"mesh.sequence={sharding.size_over(mesh, sharding.SEQUENCE)} spans processes on CPU, where one run in eight had "
-      "another loss in its last steps; keep the axis within a process"
+      f"mesh.sequence={sharding.size_over(mesh, sharding.SEQUENCE)} spans processes on CPU, where one run in five had "
+      "a wrong gradient in a step; keep the axis within a process"
     )
 
 
