@@ -13,7 +13,6 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -74,13 +73,6 @@ def three_axes(size: int) -> tuple[int, int, int]:
     if size // x % y == 0 and y <= size // (x * y)
   ]
   return min(triples, key=lambda xyz: (max(*xyz, 4), sum(n > 1 for n in xyz), max(xyz), -min(xyz)))
-
-
-def spans_processes(mesh: Mesh, names: tuple[str, ...]) -> bool:
-  """Return whether devices that differ along these axes alone belong to several processes."""
-  axes = [mesh.axis_names.index(name) for name in names]
-  groups = np.moveaxis(mesh.devices, axes, range(-len(axes), 0)).reshape(-1, size_over(mesh, names))
-  return any(len({device.process_index for device in group}) > 1 for group in groups)
 
 
 def size_over(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
