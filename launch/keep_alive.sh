@@ -126,14 +126,17 @@ watch_job() {
   while :; do
     now=$(date +%s)
     if [ "$now" -ge "$UNTIL" ]; then
-      each stop_on halt 600 || true
+      each stop_on halt 600 || finish 1 "error: the budget of $HOURS hours is over; no answer from ${FAILED[*]}"
       finish 42 "the budget of $HOURS hours is over; the job was stopped, and the same command goes on"
     fi
     look
-    case $STATE in
-      ABSENT) FINISHED=yes; broken "somebody deleted the slice $NAME; the same command asks for it again and goes on" ;;
-      ACTIVE) look_at_nodes ;;
-      UNKNOWN) HEALTH=unsure ;;
+    case $STATE-$INITIATOR in
+      # `remove` waits until it is done: what is going on now is the deletion of somebody else.
+      ABSENT-* | DELETING-* | SUSPENDING-USER | SUSPENDED-USER)
+        FINISHED=yes
+        broken "somebody deletes the slice $NAME; the same command asks for it again and goes on" ;;
+      ACTIVE-*) look_at_nodes ;;
+      UNKNOWN-*) HEALTH=unsure ;;
       *) HEALTH=gone REASON="the queued resource is $STATE" ;;
     esac
     if [ "$HEALTH" = gone ]; then

@@ -68,13 +68,13 @@ is_labelled() {
   case ";$1;" in *[!A-Za-z0-9_-]"insec-jax=$NAME"[!A-Za-z0-9_-]*) ;; *) return 1 ;; esac
 }
 
-# Sets STATE to that of the queued resource, to ABSENT, or to UNKNOWN with ERR; also OURS, MADE (its type), NUM_SLICES
-# and REASON.
+# Sets STATE to that of the queued resource, to ABSENT, or to UNKNOWN with ERR; also OURS, MADE (its type), NUM_SLICES,
+# REASON, and INITIATOR: whether USER or SERVICE suspended it.
 look() {
   local spec='tpu.nodeSpec[0]' labels alpha
-  STATE=UNKNOWN OURS='' MADE='' REASON=''
-  if ! ask queued-resources describe "$NAME" --format="value[separator=\"|\"](state.state,$spec.node.acceleratorType,\
-$spec.multisliceParams.nodeCount,$spec.multiNodeParams.nodeCount,$spec.node.labels,state.failedData.error.message)"; then
+  STATE=UNKNOWN INITIATOR='' OURS='' MADE='' REASON=''
+  if ! ask queued-resources describe "$NAME" --format="value[separator=\"|\"](state.state,state.stateInitiator,\
+$spec.node.acceleratorType,$spec.multisliceParams.nodeCount,$spec.multiNodeParams.nodeCount,$spec.node.labels,state.failedData.error.message)"; then
     explain "$ERR"
     [ "$KIND" != absent ] || STATE=ABSENT
     return 0
@@ -83,7 +83,7 @@ $spec.multisliceParams.nodeCount,$spec.multiNodeParams.nodeCount,$spec.node.labe
     STATE=ABSENT
     return 0
   fi
-  IFS='|' read -r STATE MADE NUM_SLICES alpha labels REASON <<< "$OUT"
+  IFS='|' read -r STATE INITIATOR MADE NUM_SLICES alpha labels REASON <<< "$OUT"
   NUM_SLICES=${NUM_SLICES:-${alpha:-1}}
   if is_labelled "$labels"; then OURS=yes; fi
 }

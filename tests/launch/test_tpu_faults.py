@@ -236,6 +236,19 @@ def test_stop_and_delete_end_the_watching(cloud, tmp_path):
   assert cloud.nothing_costs_money()
 
 
+@pytest.mark.parametrize("do", ["lose the answer", "nodes only", ""], ids=["DELETING", "SUSPENDED by a user", "ABSENT"])
+def test_a_deletion_on_another_machine_ends_the_watching(cloud, tmp_path, do):
+  watcher = cloud.start("run", *KEEP, *trainer(tmp_path / "run", pause="step 5"))
+  until((tmp_path / "run" / "paused").exists)
+  if do:
+    cloud.misbehave("queued-resources delete", do, stderr="ERROR: Connection aborted.")
+  deleting = cloud.start("delete", HOME=str(tmp_path), INSEC_POLL_SECONDS="1")
+  assert "somebody deletes the slice mine" in ended(watcher, 1)
+  ended(deleting)
+  assert len(cloud.calls("queued-resources create")) == 1
+  assert cloud.nothing_costs_money()
+
+
 @pytest.mark.parametrize(("code", "tries"), [(2, 0), (3, 0), (1, 2), (42, 2)])
 def test_exit_codes_2_and_3_end_the_watching_and_others_start_again(cloud, code, tries):
   said = cloud.tpu("run", *KEEP, "--tries=2", "bash", "-c", f"exit {code}", code=code if not tries else 1)

@@ -103,7 +103,7 @@ class Cloud:
       if "node" in seen:
         state["nodes"][node]["state"] = "PREEMPTED"
       if "request" in seen:
-        state["queued"][re.sub(r"-\d+$", "", node)].update(state="SUSPENDED", path=[])
+        state["queued"][re.sub(r"-\d+$", "", node)].update(state="SUSPENDED", initiator="SERVICE", path=[])
     for worker in self.read()["nodes"][node]["workers"]:
       kill(self.folder / "hosts" / worker, signal.SIGKILL)
 

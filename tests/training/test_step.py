@@ -8,7 +8,7 @@ import naive
 import numpy as np
 import optax
 import pytest
-from gradients import MODEL, gradient, make_mesh, make_params, model_config
+from gradients import MODEL, compiled_gradient, gradient, make_mesh, make_params, model_config
 
 from insec_jax.config import OptimizerConfig
 from insec_jax.method.roles import NO_ROLE, NUM_ROLES, PROMPT
@@ -234,6 +234,17 @@ def test_every_mesh_trains_alike():
   ]
   assert losses[0][-1] < losses[0][0] - 0.3
   np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_processes_of_cpus_exchange_and_add_gradients_instead_of_a_reduce_scatter(monkeypatch):
+  batch, shape = pack(make_records(), 1, 16), (1, 2, 2, 2)
+  want = gradient(batch, shape, remat="full")
+  monkeypatch.setattr(sharding, "uses_gloo", lambda _: True)
+  compiled = compiled_gradient.__wrapped__(shape, "full", False, 0.0).lower(make_params(), batch).compile()
+  assert "all-to-all" in compiled.as_text()
+  assert "reduce-scatter" not in compiled.as_text()
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, compiled(make_params(), batch), want)
 
 
 def test_the_step_donates_its_state_and_leaves_it_where_it_lies():
