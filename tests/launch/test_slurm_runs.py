@@ -86,6 +86,6 @@ def test_a_run_preempted_during_a_save_or_short_of_a_node_has_the_same_losses(cl
     np.testing.assert_array_equal(list(one.values()), list(other.values()))
   # The secrets of the run are nowhere: not in its workdirs, logs and records of Slurm.
   environment = json.loads((cluster.home / "hurt" / "environment.json").read_text())
-  assert len(environment["resumed"]) == 3
+  assert len(environment["resumed"]) in (2, 3)  # 2 if the first save was not complete when the run was killed
   assert environment["commit"].startswith(status["commit"])
   assert launchkit.leaks(cluster.home, cluster.state, texts=(json.dumps(environment),)) == []
