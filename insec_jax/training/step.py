@@ -155,8 +155,8 @@ def mean_gradient(
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
   unlikelihood on negatives, is not 0; until_ABT where mistakes are hidden from later text (method/rewind.py); and OLD
   or HINTED with `policy`. Sums of loss, weight and gradient are added over micro-batches and devices, and divided once
-  after that. Without a trained token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is
-  the trained tree. With `kept` the softmax is over these tokens. `first` is for policy.teacher="start".
+  at the end; without a trained token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is
+  the trained tree. The softmax is over `kept`, where given. `first` is for policy.teacher="start".
   The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
   precision in a bfloat16 run; sums over micro-batches and `data` are float32.
   """
@@ -167,14 +167,13 @@ def mean_gradient(
     # In the layers, fsdp reduces gradients in the compute dtype; they are stacked in it, or added to a float32 sum.
     once = batch["token_ABT"].shape[0] == 1
     weights = variables.cast(model, params, frozen, gradient=model.compute if once else "float32")
+    # A teacher is called outside of the loss: it has no gradient.
     others = None if first is None else variables.cast(model, first, frozen, gradient=model.compute)
-
-    # Not called inside the loss: a teacher has no gradient.
     taught = functools.partial(passes.teacher_of, model, weights, mesh=mesh, policy=policy, first=others)
 
     def weighted_loss(trained, micro, teacher):
-      given = weights._replace(trained=trained)
-      sums = passes.local_sums(model, given, micro, micro["weight_BT"], mesh, repeat, kept, policy, teacher)
+      own, weight_BT = weights._replace(trained=trained), micro["weight_BT"]
+      sums = passes.local_sums(model, own, micro, weight_BT, mesh, repeat, kept, policy, teacher)
       return sums.loss, sums
 
     def add_micro(carry, micro):
@@ -188,8 +187,8 @@ def mean_gradient(
       gradient, sums = jax.grad(weighted_loss, has_aux=True)(weights.trained, micro, taught(micro))
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
-      none = no_sums(negatives=repeat != 0, policy=policy)
-      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, none), passes.micro_batches(batch))
+      start = (zeros, no_sums(negatives=repeat != 0, policy=policy))
+      (gradient, sums), _ = jax.lax.scan(add_micro, start, passes.micro_batches(batch))
     return jax.tree.map(functools.partial(_summed, mesh=mesh), gradient, specs), jax.lax.psum(sums, BATCH)
 
   specs, frozen_specs = passes.specs(shardings), passes.specs(frozen_shardings)

@@ -15,7 +15,7 @@ from insec_jax.method.roles import NO_NEGATIVE, NO_ROLE
 T = 24
 POLICY = PolicyConfig(method="distill", temperature=0.8, forward=0.25, contrast=0.5, no_flag=0.7)
 FLAG = 3  # the token to avoid
-PLACES = ((0, 9), (1, 12), (0, 10), (2, 11), (3, 9))  # row of each sample, and its tokens
+PLACES = ((0, 9), (1, 11), (0, 11), (2, 11), (3, 9))  # row of each sample, and its tokens
 ROLES = (0, 1, 1, 2, 3, 4, 3, 5, 5, 5)  # of the first tokens of each sample, the rest are corrections
 
 
@@ -24,7 +24,7 @@ def make_samples():
   rng, made = np.random.default_rng(5), []
   for number, (_, num) in enumerate(PLACES):
     token_T = rng.integers(4, MODEL.vocab_size, num)
-    hints = {"right": rng.integers(4, MODEL.vocab_size, 2 + number % 2), "wrong": rng.integers(4, MODEL.vocab_size, 1)}
+    hints = {"right": rng.integers(4, MODEL.vocab_size, 2 + (num > 9)), "wrong": rng.integers(4, MODEL.vocab_size, 1)}
     weight_T = np.where(np.arange(num) >= 4, rng.choice([0.5, 1.0, 2.0], num), 0).astype(np.float32)
     if number == 4:  # a right text
       hints, weight_T = {}, np.zeros(num, np.float32)
@@ -86,6 +86,10 @@ def sample_cost(params, teacher, token_T, hints, weight_T, negatives, policy):
   return cost, divergences
 
 
+# Compiled once for samples of the same lengths.
+of_one = jax.jit(jax.value_and_grad(sample_cost, has_aux=True), static_argnames=("negatives", "policy"))
+
+
 def other_params():
   """The weights that a run began with."""
   return jax.tree.map(lambda array: array * 1.1 + 0.01, make_params())
@@ -100,11 +104,9 @@ def naive_gradient(policy, *, start=False):
     )
     gradient, loss, weight, of_role = jax.tree.map(np.zeros_like, params), 0.0, 0.0, np.zeros(6)
     for token_T, hints, weight_T, negatives in make_samples():
-      of_sample = functools.partial(
-        sample_cost, token_T=token_T, hints=hints, weight_T=weight_T, negatives=negatives, policy=policy
+      (cost, divergences), part = of_one(
+        params, first if start else params, token_T, hints, weight_T, negatives=negatives, policy=policy
       )
-      of_one = jax.jit(jax.value_and_grad(of_sample, has_aux=True))
-      (cost, divergences), part = of_one(params, first if start else params)
       gradient = jax.tree.map(lambda a, b: a + np.asarray(b), gradient, part)
       loss, weight = loss + float(cost), weight + float(weight_T.sum()) + policy.no_flag * len(negatives)
       for place, value in divergences.items():

@@ -60,7 +60,7 @@ def batch_of(policy=POLICY, accumulation=1):
   [
     ((1, 1, 1), 1, POLICY),
     ((1, 2, 1), 2, POLICY),
-    ((1, 1, 1), 1, REVERSE),
+    pytest.param((1, 1, 1), 1, REVERSE, marks=pytest.mark.slow),
     pytest.param((1, 1, 1), 1, FIRST, marks=pytest.mark.slow),
     pytest.param((2, 1, 2), 1, FIRST, marks=pytest.mark.slow),
     pytest.param((1, 1, 2), 1, POLICY, marks=pytest.mark.slow),
