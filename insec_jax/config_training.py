@@ -158,7 +158,7 @@ class PolicyConfig:
   scaled: bool = True
   clip: Annotated[float, number(0.001, 0.999)] = 0.2  # of the ratio to the weights that sampled (PPO's epsilon)
   kl: Annotated[float, number(0.0, 100.0)] = 0.04  # weight of the KL to the first weights; 0: these are not read again
-  teacher: Literal["current", "start"] = "current"  # weights of the teacher: those trained, or those of the start
+  teacher: Literal["start", "current"] = "start"  # weights of the teacher: those of the start, or those trained
   forward: Fraction = 0.0  # weight of KL(teacher || student); KL(student || teacher) has the rest
   contrast: Annotated[float, number(0.0, 100.0)] = 0.0  # g of the teacher's logits (1 + g) right - g wrong hint
   no_flag: Annotated[float, number(0.0, 100.0)] = 1.0  # weight of -log(1 - p(flag)) after each right step

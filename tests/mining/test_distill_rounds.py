@@ -10,7 +10,6 @@ pytestmark = pytest.mark.processes
 CHANGES = (
   "mistakes.mined=0.0",
   "policy.method=distill",
-  "policy.teacher=start",
   "policy.contrast=0.5",
   "policy.forward=0.25",
   "mine.num_problems=12",
@@ -71,7 +70,14 @@ def test_stopped_anywhere_it_gives_the_same_losses_and_mistakes(home, whole):
 
 
 def test_lora_distils_from_base_and_adapters_on_two_devices_and_resumes(home):
-  changes = (*CHANGES, "lora.rank=4", "precision.params=bfloat16", "rounds=2", "train.steps=8")
+  changes = (
+    *CHANGES,
+    "lora.rank=4",
+    "precision.params=bfloat16",
+    "rounds=2",
+    "train.steps=8",
+    "policy.teacher=current",
+  )
   given = {"program": ("-c", MINING), "devices": 2}
   changes = (*changes, "data.rows_per_device=4")  # the same rows a step on two devices
   train(home, "lora", *changes, **given)

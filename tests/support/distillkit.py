@@ -12,8 +12,8 @@ from insec_jax.config import PolicyConfig
 from insec_jax.data.corrections import HintedRows
 from insec_jax.method.roles import NO_NEGATIVE, NO_ROLE
 
-T = 24
-POLICY = PolicyConfig(method="distill", temperature=0.8, forward=0.25, contrast=0.5, no_flag=0.7)
+T = 28
+POLICY = PolicyConfig(method="distill", teacher="current", temperature=0.8, forward=0.25, contrast=0.5, no_flag=0.7)
 FLAG = 3  # the token to avoid
 PLACES = ((0, 9), (1, 11), (0, 11), (2, 11), (3, 9))  # row of each sample, and its tokens
 ROLES = (0, 1, 1, 2, 3, 4, 3, 5, 5, 5)  # of the first tokens of each sample, the rest are corrections
