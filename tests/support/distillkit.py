@@ -34,7 +34,7 @@ def make_samples():
 
 def told(token_T, hint):
   """What the teacher reads: the hint after the two tokens of the prompt."""
-  return np.concatenate([token_T[:2], hint, token_T[2:]])
+  return jnp.concatenate([token_T[:2], hint, token_T[2:]])
 
 
 def rows():
