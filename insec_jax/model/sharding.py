@@ -13,7 +13,6 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -74,13 +73,6 @@ def three_axes(size: int) -> tuple[int, int, int]:
     if size // x % y == 0 and y <= size // (x * y)
   ]
   return min(triples, key=lambda xyz: (max(*xyz, 4), sum(n > 1 for n in xyz), max(xyz), -min(xyz)))
-
-
-def spans_processes(mesh: Mesh, names: tuple[str, ...]) -> bool:
-  """Return whether devices that differ along these axes alone belong to several processes."""
-  axes = [mesh.axis_names.index(name) for name in names]
-  groups = np.moveaxis(mesh.devices, axes, range(-len(axes), 0)).reshape(-1, size_over(mesh, names))
-  return any(len({device.process_index for device in group}) > 1 for group in groups)
 
 
 def size_over(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
@@ -187,7 +179,7 @@ def gather(shard, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = FS
   """Return the shards of the devices along these axes, concatenated along the dimension."""
   for name in reversed(names):
     if mesh is not None and mesh.shape[name] > 1:
-      shard = jax.lax.all_gather(shard, name, axis=dimension, tiled=True)
+      shard = _all_gather(shard, name, dimension, mesh)
       # Every stage has the name: a policy that does not keep the gathered weight must not keep a partial one either.
       shard = checkpoint_name(shard, GATHERED)
   return shard
@@ -202,8 +194,48 @@ def scatter(array, dimension: int, mesh: Mesh | None, names: tuple[str, ...] = F
   """Return the device's part, along the dimension, of the sum of `array` over these axes: the transpose of `gather`."""
   for name in names:
     if mesh is not None and mesh.shape[name] > 1:
-      array = jax.lax.psum_scatter(array, name, scatter_dimension=dimension, tiled=True)
+      array = _reduce_scatter(array, name, dimension, mesh)
   return array
+
+
+def uses_gloo(mesh: Mesh) -> bool:
+  """Return whether the devices are CPUs of several processes, which exchange data through Gloo."""
+  devices = mesh.devices.flat
+  return devices[0].platform == "cpu" and len({device.process_index for device in devices}) > 1
+
+
+def _all_gather(shard, name: str, dimension: int, mesh: Mesh):
+  if uses_gloo(mesh):
+    return _gather_with_gloo(shard, name, dimension)
+  return jax.lax.all_gather(shard, name, axis=dimension, tiled=True)
+
+
+def _reduce_scatter(array, name: str, dimension: int, mesh: Mesh):
+  if uses_gloo(mesh):
+    return _scatter_with_gloo(array, name, dimension)
+  return jax.lax.psum_scatter(array, name, scatter_dimension=dimension, tiled=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather_with_gloo(shard, name, dimension):
+  return jax.lax.all_gather(shard, name, axis=dimension, tiled=True)
+
+
+def _scatter_with_gloo(array, name, dimension):
+  """Return what a reduce-scatter returns.
+
+  Gloo's overwrites numbers that it may still be sending, so that its sums can be wrong (issue 40830 of JAX). Here the
+  parts are exchanged, which sends as many bytes, and added.
+  """
+  num = jax.lax.axis_size(name)
+  parts = array.reshape(*array.shape[:dimension], num, -1, *array.shape[dimension + 1 :])
+  return jax.lax.all_to_all(parts, name, split_axis=dimension, concat_axis=0).sum(0)
+
+
+_gather_with_gloo.defvjp(
+  lambda shard, name, dimension: (_gather_with_gloo(shard, name, dimension), None),
+  lambda name, dimension, _, cotangent: (_scatter_with_gloo(cotangent, name, dimension),),
+)
 
 
 def enter(x, mesh: Mesh | None):

@@ -233,18 +233,13 @@ def rows_of(config: Config, mesh: Mesh) -> int:
 
 
 def check_sequence(config: Config, model_config: llama.LlamaConfig, mesh: Mesh) -> None:
-  """Raise InputError unless mesh.sequence divides rows and heads, and on CPU lies within a process."""
+  """Raise InputError unless mesh.sequence divides rows and heads."""
   sharding.check_sequence(
     mesh,
     num_heads=model_config.num_heads,
     num_kv_heads=model_config.num_kv_heads,
     row_length=config.data.row_length,
   )
-  if mesh.devices.flat[0].platform == "cpu" and sharding.spans_processes(mesh, sharding.SEQUENCE):
-    raise InputError(
-      f"mesh.sequence={sharding.size_over(mesh, sharding.SEQUENCE)} spans processes on CPU, where one run in eight had "
-      "another loss in its last steps; keep the axis within a process"
-    )
 
 
 def trains_head(model_config: llama.LlamaConfig, part: parts.Part | None) -> bool:

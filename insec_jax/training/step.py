@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding
 
 from insec_jax.config import OptimizerConfig, PolicyConfig
@@ -21,6 +22,7 @@ from insec_jax.training.scores import Sums, no_sums
 from insec_jax.training.variables import Weights
 
 NEGATIVE = "negative_ABT"  # of a batch: present only where negatives have a weight
+LANES = 128  # of a TPU: the minor axis of an array is padded to a multiple of them
 STREAM = "stream_ABTD"  # of a batch: the output of the frozen layers, present only with train.stream_cache
 OLD = ("old", "reference")  # of a batch: log p of each token, present only with policy.method="gradient"
 HINTED = ("token", "segment", "position", "place")  # of a batch, for each hint: present only with "distill"
@@ -156,9 +158,8 @@ def mean_gradient(
   unlikelihood on negatives, is not 0; until_ABT where mistakes are hidden from later text (method/rewind.py); and OLD
   or HINTED with `policy`. Sums of loss, weight and gradient are added over micro-batches and devices, and divided once
   at the end; without a trained token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is
-  the trained tree. The softmax is over `kept`, where given. `first` is for policy.teacher="start".
-  The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
-  precision in a bfloat16 run; sums over micro-batches and `data` are float32.
+  the trained tree. The softmax is over `kept`, where given. `first` is for policy.teacher="start". The gradient is
+  float32; all of it but the embedding's was summed over fsdp in the compute dtype, which costs precision in bfloat16.
   """
   _check_batch(batch, repeat, policy)
 
@@ -189,7 +190,8 @@ def mean_gradient(
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
       start = (zeros, no_sums(negatives=repeat != 0, policy=policy))
       (gradient, sums), _ = jax.lax.scan(add_micro, start, passes.micro_batches(batch))
-    return jax.tree.map(functools.partial(_summed, mesh=mesh), gradient, specs), jax.lax.psum(sums, BATCH)
+    gradient = jax.tree.map(functools.partial(_summed, mesh=mesh), gradient, specs)
+    return _laid_out(gradient, mesh), jax.lax.psum(sums, BATCH)
 
   specs, frozen_specs = passes.specs(shardings), passes.specs(frozen_shardings)
   in_specs = (specs, batch_sharding(mesh).spec, frozen_specs, None if first is None else specs)
@@ -234,6 +236,21 @@ def _summed(part, spec: jax.P, *, mesh: Mesh):
   axes = BATCH if FSDP not in spec else ("data",)
   names = tuple(name for name in axes if mesh.shape[name] > 1)
   return jax.lax.psum(part.astype(jnp.float32), names) if names else part
+
+
+def _laid_out(gradient: dict, mesh: Mesh) -> dict:
+  """Return the gradient with embedding and head, [V, D], in the layout in which a TPU holds such narrow parameters.
+
+  A TPU pads the minor axis to LANES, so that a narrower D is not the minor axis of a parameter. A gradient with D minor
+  would have the parameter and both moments copied to its layout, padded, before the backward pass.
+  """
+  if mesh.devices.flat[0].platform != "tpu":
+    return gradient
+  vocabulary_minor = Layout(major_to_minor=(1, 0))
+  narrow = [name for name in ("embed", "head") if name in gradient and gradient[name].shape[1] < LANES]
+  return gradient | {
+    name: with_layout_constraint(gradient[name].astype(jnp.float32), vocabulary_minor) for name in narrow
+  }
 
 
 def make_train_step(

@@ -214,15 +214,11 @@ def test_two_and_four_processes_give_the_losses_of_one(runs, alone, four):
   assert environment["devices"]["processes"] == len(environment["hosts"]) == 4
 
 
-def test_processes_that_share_rows_by_heads_give_the_losses_of_one(runs, alone):
-  runs.well("tensor", 2, "mesh.fsdp=1", "mesh.tensor=2", f"data.rows_per_device={ROWS}")
-  assert_same_losses(runs.lines("tensor"), alone)
-
-
-def test_a_sequence_axis_over_processes_is_refused_on_cpu(runs):
-  ended = runs.well("sequence", 2, "mesh.fsdp=1", "mesh.sequence=2", f"data.rows_per_device={ROWS}", code=2)
-  assert all("error: mesh.sequence=2 spans processes on CPU, where" in end.said for end in ended)
-  assert not (runs.home / "sequence").exists()
+@pytest.mark.parametrize("axis", ["tensor", "sequence"])
+def test_processes_that_share_rows_give_the_losses_of_one(runs, alone, axis):
+  """By heads, or by positions: then each reads the whole rows and keeps its columns of them."""
+  runs.well(axis, 2, "mesh.fsdp=1", f"mesh.{axis}=2", f"data.rows_per_device={ROWS}")
+  assert_same_losses(runs.lines(axis), alone)
 
 
 def test_two_processes_train_lora_to_the_losses_and_the_checkpoint_of_one(runs):

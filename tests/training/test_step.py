@@ -1,6 +1,7 @@
 """One training step on eight pretended devices, against a naive float64 sum over unpacked records."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import naive
 import numpy as np
 import optax
 import pytest
-from gradients import MODEL, gradient, make_mesh, make_params, model_config
+from gradients import MODEL, compiled_gradient, gradient, make_mesh, make_params, model_config
 
 from insec_jax.config import OptimizerConfig
 from insec_jax.method.roles import NO_ROLE, NUM_ROLES, PROMPT
@@ -234,6 +235,27 @@ def test_every_mesh_trains_alike():
   ]
   assert losses[0][-1] < losses[0][0] - 0.3
   np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_processes_of_cpus_exchange_and_add_gradients_instead_of_a_reduce_scatter(monkeypatch):
+  batch, shape = pack(make_records(), 1, 16), (1, 2, 2, 2)
+  want = gradient(batch, shape, remat="full")
+  monkeypatch.setattr(sharding, "uses_gloo", lambda _: True)
+  compiled = compiled_gradient.__wrapped__(shape, "full", False, 0.0).lower(make_params(), batch).compile()
+  assert "all-to-all" in compiled.as_text()
+  assert "reduce-scatter" not in compiled.as_text()
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, compiled(make_params(), batch), want)
+
+
+@pytest.mark.parametrize(("platform", "width", "laid_out"), [("tpu", 64, 2), ("tpu", 128, 0), ("cpu", 64, 0)])
+def test_a_narrow_gradient_of_the_vocabulary_is_laid_out_as_a_tpu_holds_it(platform, width, laid_out):
+  mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+  gradient = {name: jnp.zeros((256, width)) for name in ("embed", "head", "layers")}
+  program = jax.make_jaxpr(lambda gradient: step._laid_out(gradient, mesh))(gradient)
+  layouts = [str(e.params["layout"]) for e in program.eqns if e.primitive.name == "layout_constraint"]
+  assert len(layouts) == laid_out
+  assert all("major_to_minor=(1, 0)" in layout for layout in layouts)
 
 
 def test_the_step_donates_its_state_and_leaves_it_where_it_lies():
