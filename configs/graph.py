@@ -29,6 +29,12 @@ Two arms go on by policy gradient, with the checker as reward. They have not bee
 
   policy         from `mined`: --base base,more,mined --arms policy
   policy_clean   from `clean`: --base base,more,clean --arms policy_clean
+
+Distillation of corrections, from weights that read hints. Not run on this size. None begins with `clean`, since
+its weights know neither flags nor hints:
+
+  hinted         as mined, half of the records with a hint about the first mistake at the end of the prompt
+  distill        from `hinted`, the teacher's too: --base base,more,hinted --arms distill
 """
 
 from insec_jax.config import defaults, small_llama
@@ -65,18 +71,21 @@ def get_config(arm: str = "injected"):
     "clean_compute": (7_500, 40_000, (5, 10), {}, 0.0, 0.0),
     "policy": (800, 1, (5, 10), {}, 0.0, 0.0),
     "policy_clean": (800, 1, (5, 10), {}, 0.0, 0.0),
+    "hinted": (4_750, 40_000, (5, 10), MINED, 0.1, 1.0),
+    "distill": (800, 1, (5, 10), {}, 0.0, 0.0),
   }[arm]
   c = defaults()
   if arm == "base":
     c.model.size = small_llama(num_layers=3)
   else:
-    start = {"more": "base", "policy": "mined", "policy_clean": "clean"}.get(arm, "more")
+    start = {"more": "base", "policy": "mined", "policy_clean": "clean", "distill": "hinted"}.get(arm, "more")
     c.model.path = f"runs/graph/{start}_hf"
   c.model.remat = "matmuls"
-  if mined or arm == "policy":  # as the weights that it starts from
+  sure = mined or arm in ("policy", "distill")
+  if sure:  # as the weights that it starts from
     c.tokenizer.update(confidence=EDGES, confidence_first=FIRST)
   c.task.update(name="graph", min_size=sizes[0], max_size=sizes[1], modulus=10)
-  c.data.update(num_records=records, num_heldout=0 if mined or arm == "policy" else 500, rows_per_device=4)
+  c.data.update(num_records=records, num_heldout=0 if sure else 500, rows_per_device=4)
   c.data.row_length = 208 if arm == "base" else 240
   c.mistakes.update(share=share, mined=mined, classes=("early", "repeat"), reason="label")
   if arm in VIEWS:
@@ -84,6 +93,7 @@ def get_config(arm: str = "injected"):
   if arm == "other":
     c.mistakes.mined_from = "next_seed"
   c.mistakes.rewind = arm == "erased"
+  c.mistakes.hinted = 0.5 if arm == "hinted" else 0.0
   c.loss.update(weights)
   c.optimizer.update(learning_rate=1e-3, final_share=0.05, warmup_steps=200, weight_decay=0.01, b2=0.99)
   c.train.update(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000)
@@ -92,10 +102,10 @@ def get_config(arm: str = "injected"):
   c.evaluate.endpoints = ENDPOINTS
   c.evaluate.rivals = ("redraw", "trigger", "temperature", "beam", "state", "swapped", "linear_probe")
   c.mine.update(num_problems=40_000, samples=1, right=100.0 if arm == "rft" else 1.5)
-  if arm in ("policy", "policy_clean"):
+  if arm in ("policy", "policy_clean", "distill"):
     # A round: 800 samples, and 40 steps of 4 rows.
     c.rounds = 20
-    c.policy.method = "gradient"
+    c.policy.method = "distill" if arm == "distill" else "gradient"
     c.data.row_length = 400  # a prompt and the longest sample
     c.mine.update(num_problems=100, samples=8)
     c.optimizer.update(learning_rate=1e-4, final_share=0.5, warmup_steps=20, weight_decay=0.0)

@@ -27,6 +27,12 @@ Two arms go on by policy gradient, with the checker as reward. They have not bee
 
   policy         from `mined`: --base base,mined --arms policy
   policy_clean   from `clean`: --base base,clean --arms policy_clean
+
+Distillation of corrections, from weights that read hints. Not run on this size. None begins with `clean`, since
+its weights know neither flags nor hints:
+
+  hinted         as mined, half of the records with a hint about the first mistake at the end of the prompt
+  distill        from `hinted`, the teacher's too: --base base,hinted --arms distill
 """
 
 from insec_jax.config import defaults, small_llama
@@ -62,12 +68,14 @@ def get_config(arm: str = "injected"):
     "clean_compute": (7_200, 60_000, 0.0, 0.0),
     "policy": (800, 1, 0.0, 0.0),
     "policy_clean": (800, 1, 0.0, 0.0),
+    "hinted": (5_300, 60_000, 0.8, 0.6),
+    "distill": (800, 1, 0.0, 0.0),
   }[arm]
   c = defaults()
   if arm == "base":
     c.model.size = small_llama(num_layers=4)
   else:
-    start = {"policy": "mined", "policy_clean": "clean"}.get(arm, "base")
+    start = {"policy": "mined", "policy_clean": "clean", "distill": "hinted"}.get(arm, "base")
     c.model.path = f"runs/sudoku/{start}_hf"
   c.model.remat = "matmuls"
   c.tokenizer.confidence = EDGES if arm == "sure" else ()
@@ -79,6 +87,7 @@ def get_config(arm: str = "injected"):
   if arm == "other":
     c.mistakes.mined_from = "next_seed"
   c.mistakes.rewind = arm == "erased"
+  c.mistakes.hinted = 0.5 if arm == "hinted" else 0.0
   c.optimizer.update(learning_rate=1e-3, final_share=0.05, warmup_steps=200, weight_decay=0.01, b2=0.99)
   c.train.update(steps=steps, log_every=100, eval_every=1_000, checkpoint_every=1_000)
   c.precision.compute = "float32"
@@ -86,10 +95,10 @@ def get_config(arm: str = "injected"):
   c.evaluate.endpoints = ENDPOINTS
   c.evaluate.rivals = ("redraw", "trigger", "temperature", "beam", "state", "swapped", "linear_probe")
   c.mine.update(num_problems=48_000, samples=1, right=100.0 if arm == "rft" else 0.25)
-  if arm in ("policy", "policy_clean"):
+  if arm in ("policy", "policy_clean", "distill"):
     # A round: 800 samples, and 20 steps of 4 rows, each of about four samples.
     c.rounds = 40
-    c.policy.method = "gradient"
+    c.policy.method = "distill" if arm == "distill" else "gradient"
     c.mine.update(num_problems=100, samples=8)
     c.optimizer.update(learning_rate=1e-4, final_share=0.5, warmup_steps=20, weight_decay=0.0)
     c.train.update(log_every=20, eval_every=200, checkpoint_every=200, curve_points=20)

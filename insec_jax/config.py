@@ -31,6 +31,7 @@ from insec_jax.config_types import (
   Endpoints,
   FalseAlarms,
   Fraction,
+  Hint,
   JsonObject,
   Marker,
   Names,
@@ -183,6 +184,8 @@ class MistakesConfig:
   mined_path: Path = ""  # records written by `mine`; empty with rounds, which mine during training
   mined_from: Literal["own", "next_seed"] = "own"  # base that `sweep` mines: of this seed, or of the next of --seeds
   view: Literal["full", "dagger", "silent", "shuffled", "right"] = "full"  # of mined records (data/views.py)
+  hinted: Fraction = 0.0  # of transcripts with mistakes: a hint about the first one ends the prompt (method/hints.py)
+  hint: Hint = "{wrong}{reason}\n{right}"  # the wrong step, what is wrong, and the right step, which end in newlines
 
   def __post_init__(self):
     for name, default in (("mined_from", "own"), ("view", "full")):
@@ -191,6 +194,11 @@ class MistakesConfig:
           f"mistakes.{name}={getattr(self, name)!r} is about mined records, and mistakes.mined=0 uses none; give "
           f"mistakes.mined a share, or set mistakes.{name}={default!r}"
         )
+    if self.hinted and self.view != "full":
+      raise InputError(
+        f"mistakes.hinted={self.hinted} names mistake, reason and correction of a record, and mistakes.view="
+        f"{self.view!r} drops some of these; set mistakes.hinted=0, or mistakes.view='full'"
+      )
     if self.mined_path and not self.mined:
       raise InputError(
         f"mistakes.mined_path={self.mined_path!r} would be read by nobody with mistakes.mined=0; give "
@@ -244,7 +252,7 @@ class MineConfig:
   forgotten steps become records too.
 
   Length and batch size of the samples are those of the evaluate section. With policy.method only `num_problems` of a
-  round and `samples` of each are read.
+  round and `samples` of each are read, and with "distill" `right`.
   """
 
   num_problems: Problems = 2_000
@@ -284,6 +292,11 @@ class Config:
   def reads_records(self) -> bool:
     """Whether the transcripts are records of data.path; if not, the task makes them."""
     return self.task.name in FROM_FILE or self.mistakes.source != "injected"
+
+  @property
+  def negatives(self) -> float:
+    """Weight of unlikelihood on negatives in training: tokens that repeat a mistake, or flags after right steps."""
+    return self.policy.no_flag if self.policy.distills else self.loss.repeat
 
   def to_json(self) -> str:
     """Return the config as stored in a workdir; `from_json` reads it back."""

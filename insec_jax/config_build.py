@@ -49,14 +49,11 @@ NEWER = (
   "data.to_mine",
   "mistakes.mined_from",
   "mistakes.view",
+  "mistakes.hinted",
+  "mistakes.hint",
   "mine.flags",
-  "policy.method",
-  "policy.temperature",
-  "policy.reward",
-  "policy.flag_price",
-  "policy.scaled",
-  "policy.clip",
-  "policy.kl",
+  *(f"policy.{name}" for name in ("method", "temperature", "reward", "flag_price", "scaled", "clip", "kl")),
+  *(f"policy.{name}" for name in ("teacher", "forward", "contrast", "no_flag")),
 )
 NEWER_SECTIONS = ("log", "lora", "policy")  # that older ones lack as a whole
 # Keys that older config files and workdirs may still have: the value that means "as now", and the version that removed
@@ -306,7 +303,7 @@ def _check_policy(config: Config) -> None:
   key = f"policy.method={policy.method!r}"
   if not config.rounds:
     raise InputError(f"{key} samples before each part of the steps; give the number of parts, --config.rounds=R")
-  if config.mine.samples < 2:
+  if config.mine.samples < 2 and policy.method == "gradient":
     raise InputError(
       f"{key} compares the samples of a problem, and mine.samples={config.mine.samples}; give at least 2"
     )
@@ -316,12 +313,28 @@ def _check_policy(config: Config) -> None:
       "mistakes.mined=0"
     )
   if config.loss.repeat:
-    raise InputError(f"{key} weighs tokens by the reward, and loss.repeat={config.loss.repeat:g}; set loss.repeat=0")
+    raise InputError(f"{key} does not read loss.repeat={config.loss.repeat:g}; set loss.repeat=0")
   if config.optimizer.ema or config.optimizer.name == "schedule_free":
     raise InputError(
-      f"{key} compares the trained weights with those that sampled, which are an average with optimizer.ema or "
-      "'schedule_free'; set optimizer.ema=0 and choose another optimizer.name"
+      f"{key} trains the weights that sample, which are an average with optimizer.ema or 'schedule_free'; set "
+      "optimizer.ema=0 and choose another optimizer.name"
     )
+  if policy.distills:
+    _check_distill(config)
+
+
+def _check_distill(config: Config) -> None:
+  """Raise InputError unless tokens say where a flag and a correction end, and these have weights of a mean."""
+  key, loss = "policy.method='distill'", config.loss
+  if config.mistakes.unit != "line" or not config.tokenizer.special:
+    raise InputError(
+      f"{key} forces the token of the flag and ends a correction with its line, and mistakes.unit="
+      f"{config.mistakes.unit!r}, tokenizer.special={config.tokenizer.special}; set them to 'line' and True"
+    )
+  weights = {"flag": loss.flag, "reason": loss.reason, "correction": loss.correction}
+  if min(weights.values()) < 0 or not any(weights.values()):
+    given = ", ".join(f"loss.{name}={weight:g}" for name, weight in weights.items())
+    raise InputError(f"{key} takes a mean weighted by role, and {given}; give none below 0 and one above 0")
 
 
 def _check_rewind(config: Config) -> None:
@@ -350,6 +363,11 @@ def _check_views(config: Config) -> None:
   if config.rounds and config.mistakes.mined_from != "own":
     raise InputError(
       f"rounds={config.rounds} mines the weights that are trained; set mistakes.mined_from='own', or rounds=0"
+    )
+  if config.mistakes.hinted and config.task.name == "records":
+    raise InputError(
+      f"mistakes.hinted={config.mistakes.hinted} is for a teacher to whom a checker gives hints, and "
+      "task.name='records' has no checker; set mistakes.hinted=0"
     )
   if config.data.to_mine and config.task.name not in FROM_FILE:
     raise InputError(

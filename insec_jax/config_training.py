@@ -140,25 +140,43 @@ class TrainConfig:
 
 @checked
 class PolicyConfig:
-  """Training on whole texts that the model samples in each round, with the checker as reward (training/policy_loss.py).
+  """Training on texts that the model samples in each round, and the task's checker judges.
 
-  With "gradient", the mine.samples texts of a problem are a group: the advantage of a text is its reward minus the
-  group's mean, divided by the standard deviation if `scaled`. The reward is 1 for a right answer ("answer"), or the
-  fraction of right steps before a wrong one that is not withdrawn ("steps"), minus `flag_price` for each flag.
+  "gradient" (training/policy_loss.py): the mine.samples texts of a problem are a group. The advantage of a text is its
+  reward minus the group's mean, divided by the standard deviation if `scaled`. The reward is 1 for a right answer
+  ("answer"), or the fraction of right steps before a wrong one that is not withdrawn ("steps"), minus `flag_price` for
+  each flag.
+
+  "distill" (training/distill_loss.py): after the first wrong step of a text the model flags, explains and corrects it.
+  There it learns from a teacher, which has a hint about the step in its prompt (mistakes.hint).
   """
 
-  method: Literal["none", "gradient"] = "none"
+  method: Literal["none", "gradient", "distill"] = "none"
   temperature: Annotated[float, number(0.01, 100.0)] = 1.0  # of the samples, and of the softmax in training
   reward: Literal["answer", "steps"] = "answer"
   flag_price: Annotated[float, number(0.0, 1.0)] = 0.01
   scaled: bool = True
   clip: Annotated[float, number(0.001, 0.999)] = 0.2  # of the ratio to the weights that sampled (PPO's epsilon)
   kl: Annotated[float, number(0.0, 100.0)] = 0.04  # weight of the KL to the first weights; 0: these are not read again
+  teacher: Literal["start", "current"] = "start"  # weights of the teacher: those of the start, or those trained
+  forward: Fraction = 0.0  # weight of KL(teacher || student); KL(student || teacher) has the rest
+  contrast: Annotated[float, number(0.0, 100.0)] = 0.0  # g of the teacher's logits (1 + g) right - g wrong hint
+  no_flag: Annotated[float, number(0.0, 100.0)] = 1.0  # weight of -log(1 - p(flag)) after each right step
 
   @property
   def is_on(self) -> bool:
     """Whether rounds sample texts to train on, in place of mining records."""
     return self.method != "none"
+
+  @property
+  def distills(self) -> bool:
+    """Whether a teacher with hints is imitated."""
+    return self.method == "distill"
+
+  @property
+  def reads_first(self) -> bool:
+    """Whether each train step reads the weights with which the run began."""
+    return self.distills and self.teacher == "start"
 
 
 @checked

@@ -6,6 +6,7 @@ completes "must be ..." in the error for a wrong value.
 
 import functools
 import json
+import string
 from typing import Annotated, Any, dataclass_transform, get_args
 
 import pydantic
@@ -50,6 +51,18 @@ def _paths(text: str, info: ValidationInfo) -> str:
 
 def _printable(text: str) -> str:
   if not text.isprintable():
+    raise ValueError
+  return text
+
+
+def _hint(text: str) -> str:
+  names = []
+  for _, name, form, conversion in string.Formatter().parse(text):  # ValueError for a single brace
+    if form or conversion:
+      raise ValueError
+    names += [] if name is None else [name]
+  text.encode()  # UnicodeEncodeError, a ValueError, for half of a character
+  if not {"wrong", "right"} <= set(names) <= {"wrong", "reason", "right"}:
     raise ValueError
   return text
 
@@ -106,6 +119,11 @@ Columns = Annotated[
 JsonObject = Annotated[dict[str, Any], AfterValidator(_json_object)]
 Marker = Annotated[
   str, AfterValidator(_printable), Field(max_length=200, description="a text of at most 200 printable characters")
+]
+Hint = Annotated[
+  str,
+  AfterValidator(_hint),
+  Field(max_length=2_000, description="a text with {wrong}, {right} and, if wanted, {reason} in it"),
 ]
 Edges = Annotated[
   tuple[Annotated[float, Field(gt=0, le=10_000)], ...],

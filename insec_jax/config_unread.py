@@ -49,10 +49,28 @@ DEPENDENT = (
     "give lora.rank (the key of top layers is train.marker_rows)",
   ),
   Dependent(
-    tuple(f"policy.{name}" for name in ("temperature", "reward", "flag_price", "scaled", "clip", "kl")),
+    ("policy.temperature",),
     lambda config: config.policy.is_on,
     "policy.method='none' samples no texts to train on",
     "give policy.method",
+  ),
+  Dependent(
+    tuple(f"policy.{name}" for name in ("reward", "flag_price", "scaled", "clip", "kl")),
+    lambda config: config.policy.method == "gradient",
+    "there is no policy gradient",
+    "set policy.method='gradient'",
+  ),
+  Dependent(
+    tuple(f"policy.{name}" for name in ("teacher", "forward", "contrast", "no_flag")),
+    lambda config: config.policy.distills,
+    "there is no teacher",
+    "set policy.method='distill'",
+  ),
+  Dependent(
+    ("mistakes.hint",),
+    lambda config: config.mistakes.hinted > 0 or config.policy.distills,
+    "mistakes.hinted=0 trains on no hints, and no teacher has any",
+    "give mistakes.hinted, or set policy.method='distill'",
   ),
   Dependent(
     ("log.project",),

@@ -47,6 +47,8 @@ def main() -> None:
   print(text)
   if config.policy.is_on:
     print(f"policy.method={config.policy.method!r} trains on texts that the model samples, on none of these records\n")
+    if config.policy.distills:
+      print(f"after a prompt the teacher reads {config.mistakes.hint!r}\n")
   elif config.rounds:
     print(f"rounds={config.rounds} will mix in mined records, {config.mistakes.mined:.0%} of all; none is here yet\n")
   examples = pipeline.first_examples(config, tokenizer, NUM.value)

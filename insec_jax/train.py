@@ -13,7 +13,8 @@ may be in a bucket (gs://BUCKET/NAME).
 With --config.rounds=R the steps are divided into R equal parts. Before each part the current weights mine their own
 mistakes (as the program mine does, each process its share) into DIR/mined/round_K.jsonl, K from 1. The part is trained
 on these records, a fraction mistakes.mined of all, and on the config's other data. With --config.policy.method=gradient
-the weights write whole texts in place of that, and the part is a policy gradient with the checker as reward.
+the weights write whole texts in place of that, and the part is a policy gradient with the checker as reward. With
+"distill" they correct their own wrong steps, and learn from the same weights with the checker's verdict as a hint.
 """
 
 from absl import flags

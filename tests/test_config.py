@@ -36,8 +36,14 @@ def test_every_config_file_builds_and_survives_its_json(file):
 @pytest.mark.parametrize(
   ("name", "arm"),
   [
-    *(("graph", arm) for arm in ("base", "more", "clean", "injected", "mined", "policy", "policy_clean")),
-    *(("sudoku", arm) for arm in ("base", "clean", "injected", "mined", "sure", "policy", "policy_clean")),
+    *(
+      ("graph", arm)
+      for arm in ("base", "more", "clean", "injected", "mined", "policy", "policy_clean", "hinted", "distill")
+    ),
+    *(
+      ("sudoku", arm)
+      for arm in ("base", "clean", "injected", "mined", "sure", "policy", "policy_clean", "hinted", "distill")
+    ),
   ],
 )
 def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm):
@@ -49,7 +55,7 @@ def test_every_arm_builds_and_only_the_base_begins_with_random_weights(name, arm
 
 
 @pytest.mark.parametrize("name", ["graph", "sudoku"])
-@pytest.mark.parametrize(("arm", "start"), [("policy", "mined"), ("policy_clean", "clean")])
+@pytest.mark.parametrize(("arm", "start"), [("policy", "mined"), ("policy_clean", "clean"), ("distill", "hinted")])
 def test_a_policy_arm_writes_the_confidence_tokens_of_the_arm_that_it_starts_from(name, arm, start):
   file = next(file for file in CONFIGS if file.stem == name)
   values, of_start = load(file, arm), load(file, start)
@@ -187,8 +193,15 @@ NUMBERS = {
     "lora.alpha",
     "policy.temperature",
   ),
-  (0, 1, 2, 1.5): ("loss.repeat", "optimizer.weight_decay", "train.minutes", "policy.kl"),
-  (0, 1): ("mistakes.share", "optimizer.final_share", "policy.flag_price"),
+  (0, 1, 2, 1.5): (
+    "loss.repeat",
+    "optimizer.weight_decay",
+    "train.minutes",
+    "policy.kl",
+    "policy.contrast",
+    "policy.no_flag",
+  ),
+  (0, 1): ("mistakes.share", "mistakes.hinted", "optimizer.final_share", "policy.flag_price", "policy.forward"),
   (1, "eps"): ("optimizer.eps",),
   (0, "moment"): ("optimizer.b1", "optimizer.b2", "optimizer.ema", "evaluate.max_false_alarms"),
 }
@@ -205,6 +218,7 @@ RATES = (
   "optimizer.final_share",
   "mistakes.share",
   "mistakes.mined",
+  "mistakes.hinted",
   "data.to_mine",
   "evaluate.max_false_alarms",
   "train.minutes",
@@ -246,6 +260,10 @@ def is_right(key: str, value) -> bool:
         "train.minutes",
         "policy.flag_price",
         "policy.kl",
+        "policy.forward",
+        "policy.contrast",
+        "policy.no_flag",
+        "mistakes.hinted",
       )
     return any(key in keys and value in values for values, keys in NUMBERS.items())
   if isinstance(value, str):
@@ -659,6 +677,42 @@ def test_a_policy_gradient_needs_rounds_groups_and_weights_that_sample(toy, chan
   with pytest.raises(InputError, match=message) as caught:
     build(toy)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"rounds": 0}, r"samples before each part of the steps"),
+    ({"mistakes.unit": "sentence"}, r"mistakes\.unit='sentence', tokenizer\.special=True; set them to 'line' and True"),
+    ({"loss.reason": -1.0}, r"loss\.reason=-1, loss\.correction=1; give none below 0 and one above 0"),
+    ({"loss.flag": 0.0, "loss.reason": 0.0, "loss.correction": 0.0}, r"give none below 0 and one above 0"),
+    ({"optimizer.ema": 0.9}, r"set optimizer\.ema=0"),
+  ],
+)
+def test_a_distillation_needs_lines_a_flag_token_and_weights_of_a_mean(toy, changes, message):
+  toy.update_from_flattened_dict({"rounds": 2, "policy.method": "distill", "mine.samples": 1})
+  assert build(toy).negatives == 1
+  toy.update_from_flattened_dict(changes)
+  with pytest.raises(InputError, match=message) as caught:
+    build(toy)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "hint", ["{wrong}", "{wrong}{right}{other}", "{wrong}{right", "{wrong!r}{right}", "{0}{right}"]
+)
+def test_a_hint_without_the_steps_or_with_other_fields_is_refused(toy, hint):
+  toy.mistakes.update(hinted=0.5, hint=hint)
+  with pytest.raises(InputError, match=r"mistakes\.hint=.*must be a text with \{wrong\}, \{right\}"):
+    build(toy)
+
+
+def test_hints_need_whole_records_and_a_checker(toy):
+  toy.mistakes.update(hinted=0.5, mined=0.5, mined_path="m.jsonl")
+  build(toy)
+  toy.mistakes.view = "silent"
+  with pytest.raises(InputError, match=r"mistakes\.view='silent' drops some of these"):
+    build(toy)
 
 
 def test_rounds_need_a_checker(toy):

@@ -31,7 +31,10 @@ CASES = [
   ("lora.alpha", 16.0, GRAPH, {"lora.rank": 4}),
   ("lora.matrices", ("wq",), GRAPH, {"lora.rank": 4}),
   ("lora.marker_rows", False, GRAPH | {"train.top_layers": 1}, {"train.top_layers": 0, "lora.rank": 4}),
-  ("policy.kl", 1.0, GRAPH, {"policy.method": "gradient", "rounds": 2}),
+  ("policy.temperature", 0.5, GRAPH, {"policy.method": "gradient", "rounds": 2}),
+  ("policy.kl", 1.0, GRAPH | {"policy.method": "distill", "rounds": 2}, {"policy.method": "gradient"}),
+  ("policy.contrast", 1.0, GRAPH | {"policy.method": "gradient", "rounds": 2}, {"policy.method": "distill"}),
+  ("mistakes.hint", "{wrong} {right}", GRAPH, {"mistakes.hinted": 0.5}),
   ("log.project", "mine", GRAPH, {"log.to": ("wandb",)}),
   ("evaluate.temperatures", (0.5,), GRAPH | {"evaluate.rivals": ("beam",)}, {"evaluate.rivals": ("temperature",)}),
 ]

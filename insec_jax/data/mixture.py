@@ -19,7 +19,7 @@ from insec_jax.data.problems import digest, held_out_prompts, is_to_mine, split_
 from insec_jax.data.records import Chat, Record, Turn, as_transcript, has_roles, pieces_by_turn, read
 from insec_jax.data.storage import Computed, Records
 from insec_jax.data.views import viewed
-from insec_jax.method import roles, tasks
+from insec_jax.method import hints, roles, tasks
 from insec_jax.method.mistakes import in_prose, pieces_of, prose_classes_of, with_mistakes
 from insec_jax.method.prose import Corpus, ProseRecord
 from insec_jax.method.tasks import Problem
@@ -38,10 +38,30 @@ def transcripts(
   A problem gets its mistakes here when they are injected, and so does any prose where task.name="records". A record
   that has its roles is used unchanged; reading one raises InputError where its mistakes are not flagged and corrected.
   Records of mistakes.mined_path are added to "train". Only these have confidence tokens, each after a step, which name
-  the model's confidence in that step. `left_out` and `kept` are those of `split_records`.
+  the model's confidence in that step. Then hints are added to "train" (mistakes.hinted). `left_out` and `kept` are
+  those of `split_records`.
   """
   contents = _transcripts(config, split, left_out, kept)
-  return with_mined(contents, config) if split == "train" and config.mistakes.mined_path else contents
+  if split != "train":
+    return contents
+  contents = with_mined(contents, config) if config.mistakes.mined_path else contents
+  return _with_hints(contents, config) if config.mistakes.hinted else contents
+
+
+def _with_hints(contents: Sequence[Placed], config: Config) -> Sequence[Placed]:
+  """Return the contents, each one with mistakes having a hint with probability mistakes.hinted, by its place."""
+
+  def placed(number: int) -> Placed:
+    content, where = contents[number]
+    if np.random.default_rng((config.seed, number, *b"hint")).random() >= config.mistakes.hinted:
+      return content, where
+    if isinstance(content, Chat):
+      if any(piece.role == roles.MISTAKE for turn in content.turns for piece in turn.pieces):
+        raise InputError(f"{where}: a hint ends a prompt, and this record is a chat; set mistakes.hinted=0")
+      return content, where
+    return hints.hinted(content, config.mistakes.hint), where
+
+  return Computed(len(contents), placed)
 
 
 def _transcripts(config: Config, split: str, left_out: list[str] | None, kept: Records | None) -> Sequence[Placed]:

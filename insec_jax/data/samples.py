@@ -76,11 +76,6 @@ def _example(sample: Sample, marked: MarkedTokenizer, config: Config) -> Example
   is_forced_T = np.isin(token_T, marked.confidence_ids)
   markers = [number for number in (marked.flag_id, marked.fix_id) if number is not None]
   is_marker_T = is_forced_T | np.isin(token_T, markers)
-  position_T = until_T = None
-  if config.mistakes.rewind:
-    kind_V = np.append(token_kinds(marked), rewind.WORD)  # a model may have more rows than the tokenizer has tokens
-    seen = rewind.visibility(kind_V[np.minimum(token_T, len(kind_V) - 1)][None])
-    position_T, until_T = seen.position_BT[0], seen.until_BT[0]
   return Example(
     token_T,
     np.where(is_sampled_T, np.where(is_marker_T, FLAG, TEXT), PROMPT).astype(np.int8),
@@ -89,6 +84,16 @@ def _example(sample: Sample, marked: MarkedTokenizer, config: Config) -> Example
     sample.where,
     0,
     0,
-    position_T,
-    until_T,
+    *visible(token_T, marked, config),
   )
+
+
+def visible(
+  token_T: np.ndarray, marked: MarkedTokenizer, config: Config
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Return position_T and until_T of an Example with these tokens: None without mistakes.rewind."""
+  if not config.mistakes.rewind:
+    return None, None
+  kind_V = np.append(token_kinds(marked), rewind.WORD)  # a model may have more rows than the tokenizer has tokens
+  seen = rewind.visibility(kind_V[np.minimum(token_T, len(kind_V) - 1)][None])
+  return seen.position_BT[0], seen.until_BT[0]

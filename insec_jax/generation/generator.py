@@ -118,9 +118,16 @@ class TextGenerator:
     return [self.written(generation) for generation in generations]
 
   def draw_steps(
-    self, begins: Sequence[np.ndarray], *, label: str, max_tokens: int, seed: int, batch_size: int
+    self,
+    begins: Sequence[np.ndarray],
+    *,
+    label: str,
+    max_tokens: int,
+    seed: int,
+    batch_size: int,
+    temperature: float = 1.0,
   ) -> list[SampledTokens]:
-    """Return one step after each beginning, drawn at temperature 1, the flag banned.
+    """Return one step after each beginning, drawn at a temperature, the flag banned.
 
     It ends with the token that ends its line, without a confidence token, or with a stop token. Raises InputError as
     `watch` does.
@@ -130,7 +137,7 @@ class TextGenerator:
     return self.sampler.generate(
       begins,
       max_tokens=max_tokens,
-      temperature=1.0,
+      temperature=temperature,
       seed=seed,
       stop_ids=self._ends(),
       flag_id=self.flag_id,

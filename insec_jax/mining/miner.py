@@ -60,7 +60,12 @@ UNCONFIRMED = "a step before its wrong answer is unverified"
 SPECIAL = "a special token stands in its text"
 NO_LINE = "a step is no line, so it has no confidence"
 REFUSED = "train would refuse it"
-USES = ("mistakes.view", "mistakes.mined_from", "policy.")  # of the file, which does not depend on them
+USES = (
+  "mistakes.view",
+  "mistakes.mined_from",
+  "mistakes.hint",
+  "policy.",
+)  # of the file, which does not depend on them
 # Config keys that mining does not read (mistakes.share only where mistakes.mined=1).
 NOT_READ = (
   "loss.",

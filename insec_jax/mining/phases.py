@@ -2,6 +2,7 @@
 
       mining     round_K.jsonl has records (miner.py), mixed with the config's data
       policy     round_K.jsonl has samples with advantages (policy.py), round_K.logps.json the log p of their tokens
+      distill    round_K.jsonl has own corrections of own mistakes, and hints (distill.py)
 
 The log p are measured once, before the first step of the round, and read again by a run that resumes.
 """
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from insec_jax.command import InputError
 from insec_jax.config import Config
-from insec_jax.data import samples
+from insec_jax.data import corrections, samples
 from insec_jax.data.packing import Rows
 from insec_jax.data.pipeline import Data
 from insec_jax.data.samples import SampledRows
@@ -26,6 +27,7 @@ from insec_jax.distributed.processes import Processes
 from insec_jax.files import buckets, hub
 from insec_jax.files.reading import read_json
 from insec_jax.files.writing import write_text
+from insec_jax.method.roles import CORRECTION, FLAG, NAMES, NO_NEGATIVE, REASON
 from insec_jax.mining import rounds
 from insec_jax.model.llama import LlamaConfig
 from insec_jax.model.markings import read_markers
@@ -47,14 +49,14 @@ def phases_of(config: Config, workdir: pathlib.Path, mesh: Mesh, processes: Proc
     return load_data(rounds.round_config(config, workdir, number), tokenizer, model_config)
 
   record = functools.partial(rounds.write_receipt, workdir)
+  starts, policy = rounds.starts(config), PolicyRounds(config, workdir, mesh, processes)
   if config.policy.is_on:
-    policy = PolicyRounds(config, workdir, mesh, processes)
-    return Phases(rounds.starts(config), policy.load, policy.prepare, record, policy.values)
-  return Phases(rounds.starts(config), load, mine, record, lambda _: {})
+    return Phases(starts, policy.load, policy.prepare, record, policy.values, policy.first)
+  return Phases(starts, load, mine, record, lambda _: {}, policy.first)
 
 
 class PolicyRounds:
-  """Rounds of a policy gradient: samples, their log p, and the rows that a round trains on."""
+  """Rounds of sampling: texts, for a policy gradient the log p of their tokens, and the rows that a round trains on."""
 
   def __init__(self, config: Config, workdir: pathlib.Path, mesh: Mesh, processes: Processes):
     self._config, self._workdir, self._mesh, self._processes = config, workdir, mesh, processes
@@ -65,11 +67,12 @@ class PolicyRounds:
     base = self._base(tokenizer, model_config)
     if number is None:
       return base
-    packed = self._pack(number, tokenizer)
-    path = logps_path(self._workdir, number)
-    held = read_json(path, "the log p of a round")
-    old_BT, reference_BT = (_unpacked(held.get(name), packed, path) for name in ("old", "reference"))
-    rows = SampledRows(**vars(packed), old_BT=old_BT, reference_BT=reference_BT)
+    rows = self._pack(number, tokenizer)
+    if not self._config.policy.distills:
+      path = logps_path(self._workdir, number)
+      held = read_json(path, "the log p of a round")
+      old_BT, reference_BT = (_unpacked(held.get(name), rows, path) for name in ("old", "reference"))
+      rows = SampledRows(**vars(rows), old_BT=old_BT, reference_BT=reference_BT)
     return dataclasses.replace(
       base,
       train=rows,
@@ -81,7 +84,6 @@ class PolicyRounds:
 
   def prepare(self, number: int, trained, run: Run, logps: Logps | None, *, stopped: Callable[[], bool]) -> str | None:
     """Sample with these trained weights, and measure the log p; return the summary, None if `stopped` returned True."""
-    assert logps is not None
     if number == 1:
       self._check_start()
     params = run.all_params(trained)
@@ -91,11 +93,17 @@ class PolicyRounds:
     if text is None:
       return None
     if not rounds.mined_path(self._workdir, number).stat().st_size:
-      raise InputError(
-        f"round {number}: the samples of each problem have equal rewards, so none has an advantage; raise "
-        "mine.num_problems or mine.samples, or stop here: the checkpoint before this round is whole"
+      none = (
+        "no sample has a mistake that the task can correct"
+        if self._config.policy.distills
+        else "the samples of each problem have equal rewards, so none has an advantage"
       )
-    self._measure(number, trained, fingerprint(params), run, logps)
+      raise InputError(
+        f"round {number}: {none}; raise mine.num_problems or mine.samples, or stop here: the checkpoint before this "
+        "round is whole"
+      )
+    if logps is not None:
+      self._measure(number, trained, fingerprint(params), run, logps)
     return text
 
   def values(self, number: int) -> dict[str, float]:
@@ -112,21 +120,25 @@ class PolicyRounds:
       packed = self._pack(number, run.tokenizer)
       old_BT = reference_BT = logps(packed, trained)
       if number > 1 and self._config.policy.kl:
-        reference_BT = logps(packed, self._reference(run))
+        reference_BT = logps(packed, self.first(run))
       if processes.is_first:
         values = {"old": _flat(old_BT, packed), "reference": _flat(reference_BT, packed)}
         write_text(path, json.dumps({**about, **values}) + "\n")
         buckets.publish(path)
     rounds.share(path, f"the file of log p of round {number}", processes)
 
-  def _reference(self, run: Run):
+  def first(self, run: Run):
     """Return the trained parameters before the first step, read or drawn again; InputError if they are others."""
     params = first_params(self._config, run, self._mesh)
-    first = read_json(rounds.mined_path(self._workdir, 1).with_suffix(".json"), "what a round found")
-    if fingerprint(run.all_params(params)) != first.get("weights"):
+    processes, path = self._processes, rounds.mined_path(self._workdir, 1).with_suffix(".json")
+    is_sampled = processes.is_first and (bool(run.first) or path.is_file())
+    was = read_json(path, "what a round found").get("weights") if is_sampled else None
+    was = processes.gather("the weights that sampled first", was)[0]  # a file may be seen late elsewhere
+    if was is not None and was != fingerprint(run.all_params(params)):
+      key = "policy.teacher" if self._config.policy.distills else "policy.kl"
       raise InputError(
-        f"model.path={self._config.model.path!r} has other weights than the run began with, to which policy.kl draws; "
-        "bring them back, or begin in another --workdir"
+        f"model.path={self._config.model.path!r} has other weights than the run began with, which {key} reads; bring "
+        "them back, or begin in another --workdir"
       )
     return params
 
@@ -152,6 +164,8 @@ class PolicyRounds:
     path = rounds.mined_path(self._workdir, number)
     if not path.is_file():
       raise InputError(f"{path} is gone, and the run was trained on it; bring it back, or begin in another --workdir")
+    if self._config.policy.distills:
+      return corrections.pack(corrections.read(path), tokenizer, self._config)
     return samples.pack(samples.read(path), tokenizer, self._config)
 
   def _receipt(self, number: int, rows: Rows) -> str:
@@ -160,16 +174,40 @@ class PolicyRounds:
     first_of = {of_round: first for first, of_round in rounds.starts(config).items()}
     num_steps = first_of.get(number + 1, config.train.steps + 1) - first_of[number]
     read = num_steps * rows_of(config, self._mesh) * config.data.accumulation
-    num_tokens, num_trained = int((rows.segment_BT > 0).sum()), int((rows.weight_BT != 0).sum())
+    num_tokens = int((rows.segment_BT > 0).sum())
     return "\n".join(
       (
-        f"samples           {int(rows.segment_BT.max(1).sum()):,} with an advantage, all others are left out",
-        f"trained tokens    {num_trained:,} of {num_tokens:,} ({num_trained / num_tokens:.1%}), weight: the advantage",
+        *(_of_corrections(rows, config) if config.policy.distills else _of_samples(rows, num_tokens)),
         f"rows              {len(rows):,} of {config.data.row_length:,} tokens, "
         f"{1 - num_tokens / rows.token_BT.size:.1%} padding",
         f"rows read         {read:,} in the {num_steps:,} steps of the round: each {read / len(rows):.2f} times\n",
       )
     )
+
+
+def _of_samples(rows: Rows, num_tokens: int) -> tuple[str, ...]:
+  """Return the lines of a receipt about samples with advantages."""
+  num_trained = int((rows.weight_BT != 0).sum())
+  return (
+    f"samples           {int(rows.segment_BT.max(1).sum()):,} with an advantage, all others are left out",
+    f"trained tokens    {num_trained:,} of {num_tokens:,} ({num_trained / num_tokens:.1%}), weight: the advantage",
+  )
+
+
+def _of_corrections(rows: Rows, config: Config) -> tuple[str, ...]:
+  """Return the lines of a receipt about corrections: tokens and weights by role, and flags to avoid."""
+  is_trained_BT = rows.weight_BT != 0
+  of_roles = (
+    f"{name} {int((is_trained_BT & (rows.role_BT == role)).sum()):,} (weight {config.loss.weight_R[role]:g})"
+    for role, name in enumerate(NAMES)
+    if role in (FLAG, REASON, CORRECTION)
+  )
+  num_avoided = int((rows.negative_BT != NO_NEGATIVE).sum())
+  return (
+    f"texts             {int(rows.segment_BT.max(1).sum()):,}, of which those with a mistake have a teacher",
+    f"trained tokens    {', '.join(of_roles)}",
+    f"flags avoided     {num_avoided:,} right steps (weight {config.policy.no_flag:g})",
+  )
 
 
 def logps_path(workdir: pathlib.Path, number: int) -> pathlib.Path:

@@ -67,15 +67,17 @@ def _num_right(problem: Problem, steps: tuple[str, ...], task: Task) -> int:
   return num
 
 
-class PolicySampler:
-  """A model, a task and problems; samples and rewards chunk by chunk. `weights` is the model's `fingerprint`."""
+class Sampling:
+  """Texts of a model for the problems of a round, chunk by chunk; `header` is all that they depend on.
+
+  `weights` is the model's `fingerprint`. Raises InputError where a text may not fit in a row.
+  """
 
   def __init__(self, writer: TextGenerator, task: Task, config: Config, *, seed: int, weights: str):
-    self._writer, self._task, self._config, self._seed = writer, task, config, seed
-    self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
-    self._problems = problems_to_mine(task, config, seed=seed)
-    self._prompts = [writer.encode(problem.prompt) for problem in self._problems]
-    longest = max(map(len, self._prompts)) + config.evaluate.max_tokens
+    self._writer, self._config, self._seed = writer, config, seed
+    self.problems = problems_to_mine(task, config, seed=seed)
+    self.prompts = [writer.encode(problem.prompt) for problem in self.problems]
+    longest = max(map(len, self.prompts)) + config.evaluate.max_tokens
     if longest > config.data.row_length:
       raise InputError(
         f"a prompt and evaluate.max_tokens={config.evaluate.max_tokens} sampled tokens are {longest} tokens, and "
@@ -83,8 +85,8 @@ class PolicySampler:
       )
     batch = config.evaluate.batch_size
     self._per_chunk = max(1, math.ceil(miner.SAMPLES_PER_CHUNK / batch) * batch // config.mine.samples)
-    self.num_chunks = math.ceil(len(self._problems) / self._per_chunk)
-    prompts = "\0".join(problem.prompt for problem in self._problems)
+    self.num_chunks = math.ceil(len(self.problems) / self._per_chunk)
+    prompts = "\0".join(problem.prompt for problem in self.problems)
     self.header = {
       "the weights": weights,
       "the problems": hashlib.sha256(prompts.encode()).hexdigest()[:16],
@@ -93,24 +95,39 @@ class PolicySampler:
       **{key: value for key, value in flat(config).items() if not is_free(key, MINING)},
     }
 
-  def chunk(self, number: int) -> dict[str, Any]:
-    """Return the result of one chunk, as JSON: its counts, and the samples of groups whose rewards differ."""
-    config, num = self._config, self._config.mine.samples
-    first = number * self._per_chunk
-    chosen = range(first, min(first + self._per_chunk, len(self._problems)))
-    written = self._writer.write(
-      [self._prompts[index] for index in chosen for _ in range(num)],
+  def write(self, number: int, *, flag_bias: float = 0.0) -> tuple[range, list[Completion]]:
+    """Return the problems of a chunk, by number, and the texts: mine.samples of the first, then of the next."""
+    first, config = number * self._per_chunk, self._config
+    chosen = range(first, min(first + self._per_chunk, len(self.problems)))
+    return chosen, self._writer.write(
+      [self.prompts[index] for index in chosen for _ in range(config.mine.samples)],
       label=f"sampling, {number + 1} of {self.num_chunks}",
       max_tokens=config.evaluate.max_tokens,
       batch_size=config.evaluate.batch_size,
       temperature=config.policy.temperature,
       seed=miner.derive_seed(self._seed, number),
+      flag_bias=flag_bias,
     )
+
+
+class PolicySampler:
+  """A model, a task and problems; samples and rewards chunk by chunk. `weights` is the model's `fingerprint`."""
+
+  def __init__(self, writer: TextGenerator, task: Task, config: Config, *, seed: int, weights: str):
+    self._task, self._config = task, config
+    self._markers = Markers(config.tokenizer.flag, config.tokenizer.fix)
+    self._sampling = Sampling(writer, task, config, seed=seed, weights=weights)
+    self.num_chunks, self.header = self._sampling.num_chunks, self._sampling.header
+
+  def chunk(self, number: int) -> dict[str, Any]:
+    """Return the result of one chunk, as JSON: its counts, and the samples of groups whose rewards differ."""
+    config, num, problems = self._config, self._config.mine.samples, self._sampling.problems
+    chosen, written = self._sampling.write(number)
     counts = dict.fromkeys((field.name for field in dataclasses.fields(PolicySummary)), 0) | {"reward": 0.0}
     samples = []
     for place, index in enumerate(chosen):
       group = written[place * num : (place + 1) * num]
-      scored = [self._reward(self._problems[index], text) for text in group]
+      scored = [self._reward(problems[index], text) for text in group]
       rewards = [reward for reward, _, _ in scored]
       counts["problems"] += 1
       counts["samples"] += num
@@ -127,10 +144,10 @@ class PolicySampler:
           "reward": reward,
           "flags": flags,
           "advantage": float(advantage),
-          "prompt": self._problems[index].prompt,
+          "prompt": problems[index].prompt,
           "text": text.text,
-          "start": len(self._prompts[index]),
-          "tokens": [*map(int, self._prompts[index]), *map(int, text.generation.tokens)],
+          "start": len(self._sampling.prompts[index]),
+          "tokens": [*map(int, self._sampling.prompts[index]), *map(int, text.generation.tokens)],
         }
         for text, (reward, _, flags), advantage in zip(group, scored, advantage_G, strict=True)
         if advantage != 0

@@ -15,7 +15,7 @@ from insec_jax.method import mistakes, roles
 from insec_jax.method.roles import CORRECTION, FLAG, MISTAKE, PROMPT, REASON, TEXT
 from insec_jax.method.tasks import Problem, Task
 from insec_jax.method.transcript import Markers, Piece, Transcript, mistake_pieces, render
-from insec_jax.mining.judging import FLAGGED_KINDS, KINDS, Sample
+from insec_jax.mining.judging import FLAGGED_KINDS, KINDS, Mistake, Sample
 
 
 def corrected(problem: Problem, sample: Sample, task: Task) -> tuple[str, ...] | None:
@@ -51,7 +51,7 @@ def corrected_transcript(
   role   prompt  text              mistake         flag    reason  flag   correction   text ...
 
   A failed correction is a mistake that is flagged in its turn. Unverified steps have weight 0: nothing says that they
-  are right. The reason of a wrong answer is a label, which does not state the right one.
+  are right.
   """
   kept_steps = corrected(problem, sample, task)
   if kept_steps is None:
@@ -67,10 +67,7 @@ def corrected_transcript(
   for place, step in enumerate(kept_steps):
     wrong_steps = [mistake for mistake in sample.mistakes if mistake.place == place]
     for wrong in wrong_steps:
-      detail = "label" if reason == "recompute" and wrong.error in task.answer_classes else reason
-      said = mistakes.reason_of(
-        problem, kept_steps[:place], wrong.step, wrong.error, task=task, reason=detail, unit=unit
-      )
+      said = reason_of(problem, kept_steps[:place], wrong, task, reason=reason, unit=unit)
       pieces += mistake_pieces(markers, wrong=wrong.step, reason=said, right=step)[:-1]
     role, weight = CORRECTION if wrong_steps else TEXT, 0.0 if place in unverified else None
     if role == TEXT and (pieces[-1].role, pieces[-1].weight) == (TEXT, weight):
@@ -78,6 +75,12 @@ def corrected_transcript(
     else:
       pieces.append(Piece(role, step, weight))
   return tuple(pieces)
+
+
+def reason_of(problem: Problem, before: tuple[str, ...], wrong: Mistake, task: Task, *, reason: str, unit: str) -> str:
+  """Return the text between flag and fix; that of a wrong answer is a label, which does not state the right one."""
+  detail = "label" if reason == "recompute" and wrong.error in task.answer_classes else reason
+  return mistakes.reason_of(problem, before, wrong.step, wrong.error, task=task, reason=detail, unit=unit)
 
 
 def with_trained_ends(pieces: Transcript) -> Transcript:

@@ -1,4 +1,4 @@
-"""Rounds: a run is split into equal parts; before each its own mistakes are mined, or texts are sampled (policy.py).
+"""Rounds: a run is split into equal parts; before each its own mistakes are mined, or it samples for a policy.
 
       steps 1 .. 10, rounds=3      1 2 3 | 4 5 6 | 7 8 9 10
       mined before                 1       4       7             DIR/mined/round_1.jsonl, round_2, round_3
@@ -27,6 +27,8 @@ from insec_jax.files.writing import write_text
 from insec_jax.generation import loading
 from insec_jax.generation.generator import TextGenerator
 from insec_jax.method import tasks
+from insec_jax.mining import distill
+from insec_jax.mining.distill import CorrectionSampler, CorrectionSummary
 from insec_jax.mining.miner import Miner, chunk_store, derive_seed, mine_chunks
 from insec_jax.mining.policy import PolicySampler, PolicySummary
 from insec_jax.mining.policy import join as join_samples
@@ -115,9 +117,14 @@ def share(path: pathlib.Path, what: str, processes: Processes) -> None:
     raise RuntimeError(f"{path}, which process 0 wrote, cannot be seen here within {SHARED_SECONDS} s")
 
 
-def summary_of(config: Config, found: dict[str, Any]) -> MiningSummary | PolicySummary:
+Summary = MiningSummary | PolicySummary | CorrectionSummary
+SUMMARIES: dict[str, type] = {"none": MiningSummary, "gradient": PolicySummary, "distill": CorrectionSummary}
+WORKERS: dict[str, type] = {"none": Miner, "gradient": PolicySampler, "distill": CorrectionSampler}
+
+
+def summary_of(config: Config, found: dict[str, Any]) -> Summary:
   """Return the summary of a round from its JSON; TypeError where it is another object."""
-  return PolicySummary(**found) if config.policy.is_on else MiningSummary(**found)
+  return SUMMARIES[config.policy.method](**found)
 
 
 def _earlier_summary(config: Config, path: pathlib.Path, weights: str) -> str | None:
@@ -140,10 +147,11 @@ def _join(config: Config, number: int, store: ChunkStore, num_chunks: int, path:
   if not _holds_soon(lambda: len(store.read()) == num_chunks):
     raise RuntimeError(f"{store.folder} lacks chunks that other processes wrote, {SHARED_SECONDS} s after they ended")
 
-  def written(chunks: list[dict[str, Any]]) -> MiningSummary | PolicySummary:
-    if config.policy.is_on:
+  def written(chunks: list[dict[str, Any]]) -> Summary:
+    if config.policy.method == "gradient":
       return join_samples(chunks, f"{path}")
-    return join(chunks, f"{path}", right=config.mine.right, seed=seed)
+    of_method = distill.join if config.policy.distills else join
+    return of_method(chunks, f"{path}", right=config.mine.right, seed=seed)
 
   mined = store.join(num_chunks, written)
   summary = {"round": number, "weights": weights, "sha256": digest(path), "found": dataclasses.asdict(mined)}
@@ -161,13 +169,12 @@ def write_receipt(workdir: pathlib.Path, number: int, text: str) -> None:
 
 def _miner(
   config: Config, number: int, params, weights: str, model_config: LlamaConfig, tokenizer: PreTrainedTokenizerFast
-) -> Miner | PolicySampler:
+) -> Miner | PolicySampler | CorrectionSampler:
   """Return what works in a round, with these parameters in the layout of decoding on the devices of this process."""
   # Before the first round of mining the model was not trained on transcripts; a policy begins with one that was.
   is_marked = number > 1 or config.policy.is_on
   loaded = loading.from_training(params, model_config, tokenizer, config, is_marked=is_marked)
-  make = PolicySampler if config.policy.is_on else Miner
-  return make(
+  return WORKERS[config.policy.method](
     TextGenerator(loaded),
     tasks.get(config.task),
     config,

@@ -94,8 +94,8 @@ class Sizer:
       config.train.top_layers,
       config.train.marker_rows,
       config.mesh,
-      config.loss.negatives,
-      config.policy.is_on,
+      config.negatives > 0,
+      config.policy,
     )
     key = (model, *about, *state, *_rows(config))
     if key not in self._cache:

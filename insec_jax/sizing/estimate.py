@@ -14,7 +14,7 @@ from insec_jax.model.top_layers import TopLayers, num_lower
 from insec_jax.sizing import shapes
 from insec_jax.sizing.compiled import Program, Reading, compile_program
 from insec_jax.sizing.hardware import Topology
-from insec_jax.training import loss, optimizer
+from insec_jax.training import loss, optimizer, passes
 from insec_jax.training import step as step_lib
 
 CHUNK_LOOP = "trained_chunks"  # scope in training/loss.py of the only loop whose trips depend on the data
@@ -54,11 +54,12 @@ def estimate(
   if part is not None:
     frozen = (step_lib.abstract_params(parts.frozen_shapes(model_config, part), config.precision.params, mesh),)
   step, batch, reason = _step_and_batch(config, model_config, topology, mesh, state, part, frozen)
+  first = state.params if config.policy.reads_first else None
   local_tokens = config.data.rows_per_device * config.data.row_length // sharding.num_parts(mesh)
 
   def lower():
     with jax.set_mesh(mesh):
-      return step.lower(state, batch, *frozen)
+      return step.lower(state, batch, *passes.with_frozen((), frozen[0] if frozen else None, first))
 
   program = compile_program(
     lower,
@@ -66,6 +67,7 @@ def estimate(
     held={
       **({"weights": state.params} if part is None else {"frozen": frozen, "adapters": state.params}),
       "optimizer": state.optimizer,
+      **({} if first is None else {"teacher": first}),
     },
     reading=Reading(
       trips={CHUNK_LOOP: math.ceil(trained_share * local_tokens / loss.chunk_size(local_tokens))},
@@ -111,7 +113,7 @@ def _step_and_batch(
     config.train.steps,
     mesh,
     step_lib.shardings_of(state),
-    repeat=config.loss.repeat,
+    repeat=config.negatives,
     policy=config.policy if config.policy.is_on else None,
     frozen_shardings=step_lib.shardings_of(frozen[0]) if frozen else None,
     seed=config.seed,
@@ -121,9 +123,9 @@ def _step_and_batch(
     accumulation=config.data.accumulation,
     rows_per_device=config.data.rows_per_device,
     row_length=config.data.row_length,
-    negatives=config.loss.negatives,
+    negatives=config.negatives > 0,
     rewind=config.mistakes.rewind,
-    policy=config.policy.is_on,
+    policy=config.policy if config.policy.is_on else None,
   )
   return step, batch, reason
 

@@ -26,6 +26,7 @@ from insec_jax.training import (
   logps,
   metrics,
   optimizer,
+  passes,
   profiling,
   sinks,
   streams,
@@ -97,15 +98,17 @@ class Trainer:
     self.streams = streams.of_run(config, run, model, mesh, say=progress.say)
     # A phase that begins with the next step brings its own data.
     self.batches = None if run.first + 1 in phases.number_of else self.batches_from(run.data, run.first + 1)
+    first = phases.first(run) if config.policy.reads_first else None
     with self.ledger.part("compile"):
-      self.train_step, seconds = compile_step(config, run, model, mesh, used)
+      self.train_step, seconds = compile_step(config, run, model, mesh, used, first)
     progress.say(f"train step compiled in {seconds:.1f} s")
     self.heldout = heldout_measure(config, run, model, mesh, self.rows, self.local)
-    is_policy = config.policy.is_on
-    self.logps = logps.measure_of(config, run, model, mesh, self.rows, self.local) if is_policy else None
+    is_gradient = config.policy.method == "gradient"
+    self.logps = logps.measure_of(config, run, model, mesh, self.rows, self.local) if is_gradient else None
     number = phases.number_at(run.first)
     self.phase_values = {} if number is None or run.first + 1 in phases.number_of else phases.values(number)
-    self.state, self.meter = run.state, metrics.Meter(run.totals and run.totals[:2])
+    negative = metrics.FALSE_ALARM if config.policy.distills else metrics.REPEAT
+    self.state, self.meter = run.state, metrics.Meter(run.totals and run.totals[:2], negative)
     self.facts = data_fingerprint(config, run.data, mesh, run.frozen)
     self.limit = TimeLimit(
       config.train.minutes,
@@ -126,7 +129,7 @@ class Trainer:
       accumulation=self.config.data.accumulation,
       start_step=step - (first or 1),
       share=self.local,
-      negatives=self.config.loss.negatives,
+      negatives=self.config.negatives > 0,
       streams=self.streams,
     )
 
@@ -358,9 +361,12 @@ def kept_tokens(config: Config, run: Run, progress: metrics.TrainProgress) -> ke
 
 
 def compile_step(
-  config: Config, run: Run, model: llama.Llama, mesh: Mesh, used: kept.Kept | None
+  config: Config, run: Run, model: llama.Llama, mesh: Mesh, used: kept.Kept | None, first
 ) -> tuple[Callable, float]:
-  """Return (compiled train step of a state and a batch, seconds of its compilation)."""
+  """Return (compiled train step of a state and a batch, seconds of its compilation).
+
+  `first` are the trained parameters with which the run began, None unless policy.teacher="start".
+  """
   start = time.perf_counter()
   step = step_lib.make_train_step(
     model,
@@ -368,7 +374,7 @@ def compile_step(
     config.train.steps,
     mesh,
     run.shardings,
-    repeat=config.loss.repeat,
+    repeat=config.negatives,
     policy=config.policy if config.policy.is_on else None,
     frozen_shardings=run.frozen and run.frozen.shardings,
     kept=used,
@@ -379,11 +385,11 @@ def compile_step(
     accumulation=config.data.accumulation,
     rows_per_device=config.data.rows_per_device,
     row_length=config.data.row_length,
-    negatives=config.loss.negatives,
+    negatives=config.negatives > 0,
     rewind=config.mistakes.rewind,
-    policy=config.policy.is_on,
+    policy=config.policy if config.policy.is_on else None,
     stream=jax.ShapeDtypeStruct((run.config.width,), config.precision.compute) if config.train.stream_cache else None,
   )
-  given = () if run.frozen is None else (run.frozen.params,)
+  given = passes.with_frozen((), run.frozen and run.frozen.params, first)
   compiled = step.lower(run.state, batch, *given).compile()
   return lambda state, batch: compiled(state, batch, *given), time.perf_counter() - start

@@ -25,7 +25,18 @@ from insec_jax.method.roles import NO_NEGATIVE, NO_ROLE
 from insec_jax.model import sharding
 from insec_jax.model.sharding import BATCH, TENSOR
 from insec_jax.training.policy_loss import Old
-from insec_jax.training.scores import Head, Scores, Sums, Targets, chunk_sums, logit_grads, no_sums, product, score
+from insec_jax.training.scores import (
+  Head,
+  Scores,
+  Sums,
+  Targets,
+  Teacher,
+  chunk_sums,
+  logit_grads,
+  no_sums,
+  product,
+  score,
+)
 from insec_jax.training.vocabulary_plan import Plan, split_fsdp
 
 
@@ -79,6 +90,7 @@ def loss_sums(
   markers=None,
   old_BT: Old | None = None,
   policy: PolicyConfig | None = None,
+  teacher: Teacher | None = None,
 ) -> Sums:
   """Return the sums of the weighted loss over tokens of non-zero weight; only `loss` has a gradient (head and stream).
 
@@ -88,12 +100,13 @@ def loss_sums(
   shard of the head and its own tokens, and sums over these.
 
   With `markers`, token ids, the head has no gradient (LoRA): rows_MD, None without markers, take the place of their
-  rows and have one. With `policy` a token costs what policy_loss.token_losses says, its weight is the advantage.
+  rows and have one. With `policy` a token costs what policy_loss.token_losses says, its weight is the advantage; with a
+  `teacher` it costs its weight, none below 0, times its divergence from the teacher (distill_loss.py).
   """
   targets = shift(token_BT, segment_BT, role_BT, weight_BT, negative_BT, mesh, old_BT)
   targets = targets._replace(weight=targets.weight.astype(jnp.float32))
   plan = _plan(head_VD, stream_BTD, mesh, chunk)._replace(repeat=repeat, markers=markers, policy=policy)
-  return _weighted_sums(Head(head_VD, rows_MD), stream_BTD, targets, plan)
+  return _weighted_sums(Head(head_VD, rows_MD), stream_BTD, targets, teacher, plan)
 
 
 def target_logps(
@@ -125,34 +138,36 @@ def _plan(head_VD, stream_BTD, mesh, chunk: int | None) -> Plan:
   return Plan(mesh, token_axes, head_axes, chunk or chunk_size(B * T), 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _weighted_sums(head: Head, stream_BTD, targets: Targets, plan: Plan) -> Sums:
-  return _sums(head, stream_BTD, targets, plan, with_gradient=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _weighted_sums(head: Head, stream_BTD, targets: Targets, teacher: Teacher | None, plan: Plan) -> Sums:
+  return _sums(head, stream_BTD, targets, teacher, plan, with_gradient=False)[0]
 
 
-def _forward(head: Head, stream_BTD, targets: Targets, plan: Plan):
+def _forward(head: Head, stream_BTD, targets: Targets, teacher: Teacher | None, plan: Plan):
   # Gradients are computed in the forward pass: each chunk's logits exist once, and the number of chunks may depend on
   # the data.
-  return _sums(head, stream_BTD, targets, plan, with_gradient=True)
+  return _sums(head, stream_BTD, targets, teacher, plan, with_gradient=True)
 
 
 def _backward(plan: Plan, gradients, cotangent):
   del plan
   head, stream_BTD = jax.tree.map(lambda gradient: (gradient * cotangent.loss).astype(gradient.dtype), gradients)
-  return head, stream_BTD, None
+  return head, stream_BTD, None, None
 
 
 _weighted_sums.defvjp(_forward, _backward)
 
 
-def _sums(head: Head, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
+def _sums(head: Head, stream_BTD, targets: Targets, teacher: Teacher | None, plan: Plan, *, with_gradient: bool):
   """Return (sums, gradients of head and stream or None); the head is split along its width over fsdp.
 
   Along `token_axes` each device takes a part of the vocabulary, and trained tokens are communicated; along `head_axes`
   the head is gathered.
   """
   part = _gathered(head, stream_BTD.dtype, plan)
-  sums, gradients = _chunked(part, stream_BTD, targets, plan, with_gradient=with_gradient)
+  if teacher is not None and teacher.head is not None:
+    teacher = teacher._replace(head=_gathered(teacher.head, stream_BTD.dtype, plan))
+  sums, gradients = _chunked(part, stream_BTD, targets, teacher, plan, with_gradient=with_gradient)
   if not with_gradient:
     return sums, None
   trained, stream_grad_BTD = gradients
@@ -190,7 +205,9 @@ class Chunk(NamedTuple):
   scores: Scores
 
 
-def _over_chunks(head: Head, stream_BTD, targets: Targets, plan: Plan, add_chunk: Callable, start):
+def _over_chunks(
+  head: Head, stream_BTD, targets: Targets, plan: Plan, add_chunk: Callable, start, teacher: Teacher | None = None
+):
   """Return `add_chunk(chunk, value)` of each chunk of trained tokens after the other, the first value `start`."""
   V, D = head.weight_VD.shape
   vocabulary_V = (jax.lax.axis_index(plan.axes) * V if plan.axes else 0) + jnp.arange(V)
@@ -203,15 +220,18 @@ def _over_chunks(head: Head, stream_BTD, targets: Targets, plan: Plan, add_chunk
     targets_C = _take(targets_M, index_C)
     x_WD = plan.gather(x_CD)
     targets_W = jax.tree.map(plan.gather, targets_C._replace(role=None))
-    return add_chunk(
-      Chunk(index_C, x_CD, x_WD, targets_C, targets_W, score(x_WD, head, vocabulary_V, targets_W, plan)), value
-    )
+    taught = None
+    if teacher is not None:
+      taught_CD = teacher.stream.reshape(-1, D).at[index_C].get(mode="fill", fill_value=0)
+      taught = Teacher(plan.gather(taught_CD), teacher.head)
+    scores = score(x_WD, head, vocabulary_V, targets_W, plan, taught)
+    return add_chunk(Chunk(index_C, x_CD, x_WD, targets_C, targets_W, scores), value)
 
   with jax.named_scope("trained_chunks"):
     return jax.lax.fori_loop(0, num_chunks, add, start)
 
 
-def _chunked(head: Head, stream_BTD, targets: Targets, plan: Plan, *, with_gradient: bool):
+def _chunked(head: Head, stream_BTD, targets: Targets, teacher: Teacher | None, plan: Plan, *, with_gradient: bool):
   """Return (sums, (float32 gradient, gradient of the stream) or None) of the device's rows.
 
   The first gradient is that of this part of the head, or of the markers' rows; None where neither is trained.
@@ -240,8 +260,8 @@ def _chunked(head: Head, stream_BTD, targets: Targets, plan: Plan, *, with_gradi
     jnp.zeros((V, D)) if plan.markers is None else None if head.rows_MD is None else jnp.zeros(head.rows_MD.shape)
   )
   empty = (untrained, jnp.zeros_like(stream_BTD.reshape(-1, D))) if with_gradient else None
-  start = (no_sums(negatives=targets.negative is not None, policy=plan.policy is not None), empty)
-  sums, gradients = _over_chunks(head, stream_BTD, targets, plan, add_chunk, start)
+  start = (no_sums(negatives=targets.negative is not None, policy=plan.policy), empty)
+  sums, gradients = _over_chunks(head, stream_BTD, targets, plan, add_chunk, start, teacher)
   if with_gradient:
     gradients = (gradients[0], gradients[1].reshape(stream_BTD.shape))
   return sums, gradients

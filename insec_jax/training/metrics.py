@@ -26,6 +26,7 @@ from insec_jax.training.sinks import Sink
 # Steps that the host may be ahead of the devices: dispatched steps must finish before a preempted run can save.
 STEPS_AHEAD = 2
 METRICS = "metrics.jsonl"
+REPEAT, FALSE_ALARM = "repeat", "false_alarm"  # what negatives avoid: a repeated mistake, or a flag with "distill"
 NO_LINES = {"bytes": 0, "crc32": 0}
 NO_NEGATIVES = Negatives(0.0, 0.0, 0.0)
 NO_POLICY = PolicySums(0.0, 0.0, 0.0)
@@ -41,7 +42,7 @@ class StepMetrics(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """Float64 sums over steps, those of negatives and of a policy gradient always included.
+  """Float64 sums over steps, those of negatives and of a policy always included.
 
   `seconds` is the time spent in steps, without compiling, held-out loss and saving.
   """
@@ -52,10 +53,15 @@ class Totals(NamedTuple):
 
   @classmethod
   def zero(cls):
-    return cls(Sums(0.0, 0.0, *(np.zeros(NUM_ROLES) for _ in range(3)), NO_NEGATIVES, NO_POLICY), 0.0, 0.0)
+    zeros_R = np.zeros(NUM_ROLES)
+    return cls(Sums(0.0, 0.0, zeros_R, zeros_R, zeros_R, NO_NEGATIVES, NO_POLICY, zeros_R), 0.0, 0.0)
 
   def plus(self, sums, tokens, seconds):
-    sums = sums._replace(negatives=sums.negatives or NO_NEGATIVES, policy=sums.policy or NO_POLICY)
+    sums = sums._replace(
+      negatives=sums.negatives or NO_NEGATIVES,
+      policy=sums.policy or NO_POLICY,
+      divergence_R=np.zeros(NUM_ROLES) if sums.divergence_R is None else sums.divergence_R,
+    )
     return Totals(
       jax.tree.map(lambda a, b: np.float64(a) + b, self.sums, sums), self.tokens + float(tokens), self.seconds + seconds
     )
@@ -65,11 +71,14 @@ class Totals(NamedTuple):
 
   @classmethod
   def from_json(cls, value):
-    (loss, weight, nll, correct, count, negatives, *policy), tokens, seconds = value
+    (loss, weight, nll, correct, count, negatives, *later), tokens, seconds = value
     sums = map(np.asarray, (loss, weight, nll, correct, count))
-    # Checkpoints of earlier versions have no sums of a policy gradient.
-    of_policy = PolicySums(*map(np.asarray, policy[0])) if policy else NO_POLICY
-    return cls(Sums(*sums, Negatives(*map(np.asarray, negatives)), of_policy), tokens, seconds)
+    # Checkpoints of earlier versions have no sums of a policy gradient, or none of a distillation.
+    policy, divergence_R = (*later, *(NO_POLICY, [0.0] * NUM_ROLES)[len(later) :])
+    of_policy = PolicySums(*map(np.asarray, policy))
+    return cls(
+      Sums(*sums, Negatives(*map(np.asarray, negatives)), of_policy, np.asarray(divergence_R)), tokens, seconds
+    )
 
 
 class NotFiniteError(Exception):
@@ -85,10 +94,11 @@ class Meter:
 
   The device arrays of a step are fetched only when a line or a checkpoint needs them, so that the device never waits.
   The host waits when it is too far ahead. `to_json` is saved in the checkpoint: a resumed run adds the same numbers in
-  the same order and logs the same bits.
+  the same order and logs the same bits. `negative` names what negatives avoid, REPEAT or FALSE_ALARM.
   """
 
-  def __init__(self, saved=None):
+  def __init__(self, saved=None, negative: str = REPEAT):
+    self._negative = negative
     self.run, self.window = (Totals.zero(), Totals.zero()) if saved is None else map(Totals.from_json, saved)
     self._pending, self._last = [], None
     self._since = time.perf_counter()
@@ -135,15 +145,16 @@ class Meter:
     loss, loss/<role>, accuracy/<role> and the throughputs are over the window; tokens, trained_tokens and seconds since
     the start of the run; grad_norm and lr of the last step. A role without trained tokens has no key. With loss.repeat
     also loss/repeat and p/repeat: mean cost and probability of the tokens that would begin to repeat a mistake. With
-    policy.method also policy/kl and policy/clipped: mean estimated KL, with policy.kl=0 to the weights that sampled,
-    and fraction of tokens outside the clip.
+    policy.method="gradient" also policy/kl and policy/clipped: mean estimated KL, with policy.kl=0 to the weights that
+    sampled, and fraction of tokens outside the clip. With "distill" also divergence/<role>, from the teacher, and
+    loss/false_alarm and p/false_alarm: mean cost and probability of a flag after a right step.
     """
     self.settle()
     sums, tokens, seconds = self.window
     self.window = Totals.zero()
     return {
       "loss": float(sums.loss / sums.weight) if sums.weight else 0.0,
-      **role_means(sums),
+      **role_means(sums, self._negative),
       "tokens": int(self.run.tokens),
       "trained_tokens": int(self.run.sums.count_R.sum()),
       "tokens_per_s": round(tokens / seconds, 1),
@@ -154,7 +165,7 @@ class Meter:
     }
 
 
-def role_means(sums: Sums) -> dict[str, float]:
+def role_means(sums: Sums, negative: str = REPEAT) -> dict[str, float]:
   """Return loss/<role> and accuracy/<role> of each role with tokens, and the means of negatives and of a policy."""
   means = {}
   for name, nll, correct, count in zip(NAMES, sums.nll_R, sums.correct_R, sums.count_R, strict=True):
@@ -162,8 +173,11 @@ def role_means(sums: Sums) -> dict[str, float]:
       means[f"loss/{name}"] = float(nll / count)
       means[f"accuracy/{name}"] = float(correct / count)
   if sums.negatives is not None and sums.negatives.count:
-    means["loss/repeat"] = float(sums.negatives.cost / sums.negatives.count)
-    means["p/repeat"] = float(sums.negatives.p / sums.negatives.count)
+    means[f"loss/{negative}"] = float(sums.negatives.cost / sums.negatives.count)
+    means[f"p/{negative}"] = float(sums.negatives.p / sums.negatives.count)
+  if sums.divergence_R is not None and sums.divergence_R.any():
+    of_roles = zip(NAMES, sums.divergence_R, sums.count_R, strict=True)
+    means |= {f"divergence/{name}": float(total / count) for name, total, count in of_roles if count}
   if sums.policy is not None and sums.policy.count:
     means["policy/kl"] = float(sums.policy.kl / sums.policy.count)
     means["policy/clipped"] = float(sums.policy.clipped / sums.policy.count)

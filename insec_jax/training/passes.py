@@ -3,14 +3,17 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from insec_jax.config import PolicyConfig
+from insec_jax.model import sharding
 from insec_jax.training import variables
+from insec_jax.training.distill_loss import WRONG, hints_of
 from insec_jax.training.kept import Kept
 from insec_jax.training.loss import loss_sums
 from insec_jax.training.policy_loss import Old
-from insec_jax.training.scores import Sums
+from insec_jax.training.scores import Head, Sums, Teacher
 from insec_jax.training.variables import Weights
 
 
@@ -25,8 +28,10 @@ def specs(shardings):
   return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
 
-def with_frozen(values: tuple, frozen) -> tuple:
-  """Return the values, and `frozen` after them if it is not None."""
+def with_frozen(values: tuple, frozen, first=None) -> tuple:
+  """Return the values, and after them `frozen` and the first weights of the run, without a None at the end."""
+  if first is not None:
+    return (*values, frozen, first)
   return values if frozen is None else (*values, frozen)
 
 
@@ -48,8 +53,43 @@ def stream(model, weights: Weights, micro, mesh, policy: PolicyConfig | None):
   return stream_BTD if policy is None or policy.temperature == 1 else stream_BTD / policy.temperature
 
 
+def teacher_of(
+  model, weights: Weights, micro, mesh, policy: PolicyConfig | None, first: Weights | None = None
+) -> Teacher | None:
+  """Return what the teacher of a distillation predicts; None without one. It has the weights, or those of `first`.
+
+  With policy.contrast its logits, which are linear in the stream, are (1 + g) right - g wrong hint.
+  """
+  hints = hints_of(policy)
+  if not hints or policy is None:
+    return None
+  taught = weights if first is None else first
+
+  def read(hint: str):
+    names = (f"{hint}_{name}_BT" for name in ("token", "position", "segment", "until"))
+    stream_BTD = model.clone(mesh=mesh).apply(variables.variables_of(model, taught), *map(micro.get, names))
+    (stream_BTD,) = sharding.whole_rows((stream_BTD,), mesh)
+    return jnp.take_along_axis(stream_BTD, micro[f"{hint}_place_BT"][..., None], axis=1)
+
+  stream_BTD = read(hints[0])
+  if WRONG in hints:
+    dtype, g = stream_BTD.dtype, policy.contrast
+    right_BTD, wrong_BTD = (x_BTD.astype(jnp.float32) for x_BTD in (stream_BTD, read(WRONG)))
+    stream_BTD = ((1 + g) * right_BTD - g * wrong_BTD).astype(dtype)
+  head = None if first is None else variables.head_of(model, first)
+  return Teacher(stream_BTD / policy.temperature, head and Head(head.weight_VD, head.rows_MD))
+
+
 def local_sums(
-  model, weights: Weights, micro, weight_BT, mesh, repeat, kept: Kept | None = None, policy: PolicyConfig | None = None
+  model,
+  weights: Weights,
+  micro,
+  weight_BT,
+  mesh,
+  repeat,
+  kept: Kept | None = None,
+  policy: PolicyConfig | None = None,
+  teacher: Teacher | None = None,
 ) -> Sums:
   """Return the sums over the device's rows."""
   stream_BTD = stream(model, weights, micro, mesh, policy)
@@ -69,6 +109,7 @@ def local_sums(
     mesh=mesh,
     rows_MD=head.rows_MD,
     markers=head.markers,
-    old_BT=None if policy is None else Old(micro["old_BT"], micro["reference_BT"]),
+    old_BT=None if policy is None or policy.distills else Old(micro["old_BT"], micro["reference_BT"]),
     policy=policy,
+    teacher=teacher,
   )

@@ -29,10 +29,11 @@ class Phases(NamedTuple):
 
   number_of: first step of a phase -> its number.
   data: (number of a phase, or None: the phase without one, tokenizer, model's config) -> its data.
-  prepare: (number, trained params, run, function of rows and params to log p (logps.py) with policy.method, stopped) ->
-    text about the data of a phase that is about to begin; None if `stopped()` has become true.
+  prepare: (number, trained params, run, function of rows and params to log p (logps.py) with policy.method="gradient",
+    stopped) -> text about the data of a phase that is about to begin; None if `stopped()` has become true.
   record: (number, text) -> None; stores text and mask receipt of a phase.
   values: number -> values of the phase, for each of its lines in metrics.jsonl.
+  first: run -> the trained parameters with which it began, read or drawn again.
   """
 
   number_of: dict[int, int]
@@ -40,6 +41,7 @@ class Phases(NamedTuple):
   prepare: Callable[..., str | None]
   record: Callable[[int, str], None]
   values: Callable[[int], dict[str, float]]
+  first: Callable[["Run"], Any]
 
   def number_at(self, step: int) -> int | None:
     """Return the number of the phase that contains the step; None where it has no number."""

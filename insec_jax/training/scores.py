@@ -9,7 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from insec_jax.config import PolicyConfig
 from insec_jax.method.roles import NUM_ROLES
+from insec_jax.training.distill_loss import Divergence, divergence
 from insec_jax.training.policy_loss import Old, PolicySums, token_losses
 from insec_jax.training.vocabulary_plan import Plan
 
@@ -43,7 +45,8 @@ class Sums(NamedTuple):
 
   loss: the weighted loss; weight: the sum of |weight|; both with negatives at weight `repeat`. nll_R, correct_R
   (the likeliest token is the target) and count_R: unweighted, without negatives. negatives: None where the batch has no
-  negative_BT. policy: None without a policy gradient, in which `weight` is the number of tokens.
+  negative_BT. policy: None without a policy gradient, in which `weight` is the number of tokens. divergence_R:
+  unweighted, from the teacher of a distillation; None without one.
   """
 
   loss: jax.Array
@@ -53,6 +56,7 @@ class Sums(NamedTuple):
   count_R: jax.Array
   negatives: Negatives | None = None
   policy: PolicySums | None = None
+  divergence_R: jax.Array | None = None
 
 
 class Head(NamedTuple):
@@ -62,8 +66,9 @@ class Head(NamedTuple):
   rows_MD: jax.Array | None
 
 
-def no_sums(*, negatives: bool, policy: bool = False) -> Sums:
+def no_sums(*, negatives: bool, policy: PolicyConfig | None = None) -> Sums:
   """Return the sums over no token."""
+  distills = policy is not None and policy.distills
   zero, zeros_R = jnp.zeros(()), jnp.zeros(NUM_ROLES)
   return Sums(
     zero,
@@ -72,7 +77,8 @@ def no_sums(*, negatives: bool, policy: bool = False) -> Sums:
     zeros_R,
     zeros_R,
     Negatives(zero, zero, zero) if negatives else None,
-    PolicySums(zero, zero, zero) if policy else None,
+    None if policy is None or distills else PolicySums(zero, zero, zero),
+    zeros_R if distills else None,
   )
 
 
@@ -97,14 +103,31 @@ class Scores(NamedTuple):
   is_negative_WV: jax.Array | None
   negative_p_W: jax.Array | None
   negative_complement_W: jax.Array | None
+  divergence: Divergence | None = None  # from the teacher of a distillation
 
 
-def score(x_WD, head: Head, vocabulary_V, targets_W: Targets, plan: Plan) -> Scores:
-  """Return the scores of a chunk; `vocabulary_V` are the tokens of the device's part."""
+class Teacher(NamedTuple):
+  """Stream with which a teacher predicts at each position of the student, and its output matrix.
+
+  Its position is the one that reads the same token, after the hint. `head` None: the matrix is the student's.
+  """
+
+  stream: jax.Array
+  head: Head | None
+
+
+def _logits(x_WD, head: Head, plan: Plan):
+  """Return the logits of the device's part of the vocabulary, float32."""
   logit_WV = product("WD,VD->WV", x_WD, head.weight_VD)
-  if head.rows_MD is not None:
-    place_M = plan.marker_places(vocabulary_V.size)
-    logit_WV = logit_WV.at[:, place_M].set(product("WD,MD->WM", x_WD, head.rows_MD), mode="drop")
+  if head.rows_MD is None:
+    return logit_WV
+  place_M = plan.marker_places(head.weight_VD.shape[0])
+  return logit_WV.at[:, place_M].set(product("WD,MD->WM", x_WD, head.rows_MD), mode="drop")
+
+
+def score(x_WD, head: Head, vocabulary_V, targets_W: Targets, plan: Plan, teacher: Teacher | None = None) -> Scores:
+  """Return the scores of a chunk; `vocabulary_V` are the tokens of the device's part."""
+  logit_WV = _logits(x_WD, head, plan)
   top_W = plan.reduce(jax.lax.pmax, logit_WV.max(-1))
   exp_WV = jnp.exp(logit_WV - top_W[:, None])
 
@@ -139,13 +162,26 @@ def score(x_WD, head: Head, vocabulary_V, targets_W: Targets, plan: Plan) -> Sco
     is_negative_WV,
     negative_p_W,
     negative_complement_W,
+    None if teacher is None else _divergence(logit_WV - (top_W + jnp.log(sum_W))[:, None], head, plan, teacher),
   )
+
+
+def _divergence(logp_WV, head: Head, plan: Plan, teacher: Teacher) -> Divergence:
+  """Return the divergence of the student from the teacher of a chunk."""
+  logit_WV = _logits(teacher.stream, teacher.head or head, plan)
+  top_W = plan.reduce(jax.lax.pmax, logit_WV.max(-1))
+  sum_W = plan.reduce(jax.lax.psum, jnp.exp(logit_WV - top_W[:, None]).sum(-1))
+  logq_WV = logit_WV - (top_W + jnp.log(sum_W))[:, None]
+  return divergence(logp_WV, logq_WV, plan.forward, lambda sums: plan.reduce(jax.lax.psum, sums))
 
 
 def chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Plan) -> Sums:
   """Return the sums over the device's own tokens of a chunk."""
-  own, negative_sums, policy_sums = plan.own, None, None
-  if plan.policy is None:
+  own, negative_sums, policy_sums, divergence_C = plan.own, None, None, None
+  if scores.divergence is not None:
+    loss_W, weight = targets_W.weight * scores.divergence.loss_W, targets_C.weight.sum()
+    divergence_C = own(scores.divergence.loss_W)
+  elif plan.policy is None:
     complement_W = jnp.maximum(scores.complement_W, FLOOR)
     loss_W = jnp.abs(targets_W.weight) * -jnp.where(targets_W.weight < 0, jnp.log(complement_W), scores.logp_W)
     weight = jnp.abs(targets_C.weight).sum()
@@ -168,6 +204,7 @@ def chunk_sums(scores: Scores, targets_W: Targets, targets_C: Targets, plan: Pla
     is_role_CR.sum(0),
     negative_sums,
     policy_sums,
+    None if divergence_C is None else (divergence_C[:, None] * is_role_CR).sum(0),
   )
 
 
@@ -182,12 +219,15 @@ def logit_grads(scores: Scores, targets_W: Targets, plan: Plan):
     """Return the gradient in log p times that of log p in the logits: 1 - p at the token itself, -p at each other."""
     return logp_grad_W[:, None] * jnp.where(is_token_WV, complement_W[:, None], -scores.exp_WV / scores.sum_W[:, None])
 
-  if plan.policy is None:
-    unlikelihood_grad_W = of_unlikelihood(jnp.exp(scores.logp_W), scores.complement_W)
-    logp_grad_W = jnp.abs(targets_W.weight) * jnp.where(targets_W.weight < 0, unlikelihood_grad_W, -1.0)
+  if scores.divergence is not None:
+    logit_grad_WV = targets_W.weight[:, None] * scores.divergence.logit_grad_WV
   else:
-    logp_grad_W = token_losses(scores.logp_W, targets_W.old, targets_W.weight, plan.policy).slope_W
-  logit_grad_WV = in_logits(logp_grad_W, scores.is_target_WV, scores.complement_W)
+    if plan.policy is None:
+      unlikelihood_grad_W = of_unlikelihood(jnp.exp(scores.logp_W), scores.complement_W)
+      logp_grad_W = jnp.abs(targets_W.weight) * jnp.where(targets_W.weight < 0, unlikelihood_grad_W, -1.0)
+    else:
+      logp_grad_W = token_losses(scores.logp_W, targets_W.old, targets_W.weight, plan.policy).slope_W
+    logit_grad_WV = in_logits(logp_grad_W, scores.is_target_WV, scores.complement_W)
   if targets_W.negative is not None:
     negative_W = plan.repeat * of_unlikelihood(scores.negative_p_W, scores.negative_complement_W)
     logit_grad_WV += in_logits(negative_W, scores.is_negative_WV, scores.negative_complement_W)

@@ -15,15 +15,17 @@ from insec_jax.config import OptimizerConfig, PolicyConfig
 from insec_jax.model import llama, memory, parts
 from insec_jax.model.sharding import BATCH, FSDP, ROWS, params_shardings, size_over, spec
 from insec_jax.training import leafwise, optimizer, passes, variables
+from insec_jax.training.distill_loss import RIGHT, WRONG, hints_of
 from insec_jax.training.kept import Kept
 from insec_jax.training.metrics import StepMetrics
 from insec_jax.training.scores import Sums, no_sums
 from insec_jax.training.variables import Weights
 
-NEGATIVE = "negative_ABT"  # of a batch: present only where loss.repeat is not 0
+NEGATIVE = "negative_ABT"  # of a batch: present only where negatives have a weight
 LANES = 128  # of a TPU: the minor axis of an array is padded to a multiple of them
 STREAM = "stream_ABTD"  # of a batch: the output of the frozen layers, present only with train.stream_cache
-OLD = ("old_ABT", "reference_ABT")  # of a batch: log p of each token, present only with policy.method
+OLD = ("old", "reference")  # of a batch: log p of each token, present only with policy.method="gradient"
+HINTED = ("token", "segment", "position", "place")  # of a batch, for each hint: present only with "distill"
 
 
 class TrainState(NamedTuple):
@@ -52,10 +54,10 @@ def abstract_batch(
   row_length: int,
   negatives: bool,
   rewind: bool = False,
-  policy: bool = False,
+  policy: PolicyConfig | None = None,
   stream: jax.ShapeDtypeStruct | None = None,
 ) -> dict:
-  """Return a batch, with or without negative_ABT, until_ABT and OLD, as ShapeDtypeStructs with shardings.
+  """Return a batch, with or without negative_ABT, until_ABT, OLD and HINTED, as ShapeDtypeStructs with shardings.
 
   It has STREAM where `stream` has the width and the dtype of a position's.
   """
@@ -65,14 +67,22 @@ def abstract_batch(
     dtypes["negative"] = jnp.int32
   if rewind:
     dtypes["until"] = jnp.int32
-  if policy:
-    dtypes |= {"old": jnp.float32, "reference": jnp.float32}
+  dtypes |= dict.fromkeys(_of_policy(policy), jnp.float32 if policy and not policy.distills else jnp.int32)
+  if rewind:
+    dtypes |= {f"{hint}_until": jnp.int32 for hint in hints_of(policy)}
   batch = {
     f"{name}_ABT": jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for name, dtype in dtypes.items()
   }
   if stream is not None:
     batch[STREAM] = jax.ShapeDtypeStruct((*shape, *stream.shape), stream.dtype, sharding=batch_sharding(mesh))
   return batch
+
+
+def _of_policy(policy: PolicyConfig | None) -> tuple[str, ...]:
+  """Return the names, without axes, of the arrays that a batch has for this policy."""
+  if policy is None:
+    return ()
+  return tuple(f"{hint}_{name}" for hint in hints_of(policy) for name in HINTED) if policy.distills else OLD
 
 
 def new_state(params, tx: optax.GradientTransformation) -> TrainState:
@@ -140,48 +150,52 @@ def mean_gradient(
   policy: PolicyConfig | None = None,
   frozen_shardings=None,
   kept: Kept | None = None,
+  first=None,
 ):
   """Return (gradient of the mean loss over the batch's trained tokens, scores.Sums); it is sharded like `params`.
 
   A batch holds token_ABT, segment_ABT, position_ABT, role_ABT, weight_ABT; negative_ABT when `repeat`, the weight of
   unlikelihood on negatives, is not 0; until_ABT where mistakes are hidden from later text (method/rewind.py); and OLD
-  with `policy`. Sums of loss, weight and gradient are added over micro-batches and devices, and divided once after
-  that. Without a trained token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is the
-  trained tree. With `kept` the softmax is over these tokens.
-  The gradient is float32. All of it but the embedding's has been summed over fsdp in the compute dtype, which costs
-  precision in a bfloat16 run; sums over micro-batches and `data` are float32.
+  or HINTED with `policy`. Sums of loss, weight and gradient are added over micro-batches and devices, and divided once
+  at the end; without a trained token the gradient is 0. Beside `frozen` weights, which have no gradient, `params` is
+  the trained tree. The softmax is over `kept`, where given. `first` is for policy.teacher="start". The gradient is
+  float32; all of it but the embedding's was summed over fsdp in the compute dtype, which costs precision in bfloat16.
   """
   _check_batch(batch, repeat, policy)
 
-  def local(params, batch, frozen):
+  def local(params, batch, frozen, first):
     """Return the undivided gradient and sums; all communication is here and in model/sharding.py."""
     # In the layers, fsdp reduces gradients in the compute dtype; they are stacked in it, or added to a float32 sum.
     once = batch["token_ABT"].shape[0] == 1
     weights = variables.cast(model, params, frozen, gradient=model.compute if once else "float32")
+    # A teacher is called outside of the loss: it has no gradient.
+    others = None if first is None else variables.cast(model, first, frozen, gradient=model.compute)
+    taught = functools.partial(passes.teacher_of, model, weights, mesh=mesh, policy=policy, first=others)
 
-    def weighted_loss(trained, micro):
-      given = weights._replace(trained=trained)
-      sums = passes.local_sums(model, given, micro, micro["weight_BT"], mesh, repeat, kept, policy)
+    def weighted_loss(trained, micro, teacher):
+      own, weight_BT = weights._replace(trained=trained), micro["weight_BT"]
+      sums = passes.local_sums(model, own, micro, weight_BT, mesh, repeat, kept, policy, teacher)
       return sums.loss, sums
 
     def add_micro(carry, micro):
       total, sums = carry
-      _, pullback, more = jax.vjp(functools.partial(weighted_loss, micro=micro), weights.trained, has_aux=True)
+      loss = functools.partial(weighted_loss, micro=micro, teacher=taught(micro))
+      _, pullback, more = jax.vjp(loss, weights.trained, has_aux=True)
       return (_with_gradient(total, pullback, in_place=frozen is None), jax.tree.map(jnp.add, sums, more)), None
 
     if once:
       micro = jax.tree.map(lambda x: x[0], passes.micro_batches(batch))
-      gradient, sums = jax.grad(weighted_loss, has_aux=True)(weights.trained, micro)
+      gradient, sums = jax.grad(weighted_loss, has_aux=True)(weights.trained, micro, taught(micro))
     else:
       zeros = jax.tree.map(lambda param: jnp.zeros(param.shape, jnp.float32), params)
-      none = no_sums(negatives=repeat != 0, policy=policy is not None)
-      (gradient, sums), _ = jax.lax.scan(add_micro, (zeros, none), passes.micro_batches(batch))
+      start = (zeros, no_sums(negatives=repeat != 0, policy=policy))
+      (gradient, sums), _ = jax.lax.scan(add_micro, start, passes.micro_batches(batch))
     gradient = jax.tree.map(functools.partial(_summed, mesh=mesh), gradient, specs)
     return _laid_out(gradient, mesh), jax.lax.psum(sums, BATCH)
 
   specs, frozen_specs = passes.specs(shardings), passes.specs(frozen_shardings)
-  in_specs = (specs, batch_sharding(mesh).spec, frozen_specs)
-  gradient, sums = passes.on_each_device(local, mesh, in_specs, (specs, jax.P()))(params, batch, frozen)
+  in_specs = (specs, batch_sharding(mesh).spec, frozen_specs, None if first is None else specs)
+  gradient, sums = passes.on_each_device(local, mesh, in_specs, (specs, jax.P()))(params, batch, frozen, first)
   weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
   return jax.tree.map(lambda total: total.astype(jnp.float32) / weight, gradient), sums
 
@@ -193,8 +207,10 @@ def _check_batch(batch: dict, repeat: float, policy: PolicyConfig | None) -> Non
       f"repeat={repeat} with a batch of {', '.join(batch)}; {NEGATIVE} must be in it exactly when repeat "
       "is not 0: give pipeline.batches the same switch"
     )
-  if (policy is not None) != all(name in batch for name in OLD):
-    raise ValueError(f"policy={policy} with a batch of {', '.join(batch)}; {OLD} belong to a policy gradient, only")
+  arrays = (*OLD, *(f"{hint}_{name}" for hint in (RIGHT, WRONG) for name in HINTED))
+  seen = tuple(name for name in arrays if f"{name}_ABT" in batch)
+  if seen != (needed := _of_policy(policy)):
+    raise ValueError(f"policy={policy} needs {needed} beside what every batch has, and this one has {seen}")
 
 
 def _with_gradient(total: dict, pullback: Callable, *, in_place: bool) -> dict:
@@ -250,16 +266,17 @@ def make_train_step(
   kept: Kept | None = None,
   seed: int,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """Return the jitted `step(state, batch)`; the state is donated and keeps its shardings. `repeat` is loss.repeat.
+  """Return the jitted `step(state, batch)`; the state is donated and keeps its shardings. `repeat` weighs negatives.
 
   Beside frozen weights, where `frozen_shardings` are given, it is `step(state, batch, frozen)`, and only reads these.
+  With policy.teacher="start" it is `step(state, batch, frozen or None, first)`, with the first trained parameters.
   Stochastic rounding draws by `seed` and the number of updates made: on any mesh, and after a resumption, the same.
   A step whose loss or gradient norm is not finite leaves parameters and moments unchanged, and so do all later steps.
   """
   tx = optimizer.make(config, steps)
   rate = optimizer.schedule(config, steps)
 
-  def step(state: TrainState, batch, frozen=None):
+  def step(state: TrainState, batch, frozen=None, first=None):
     gradient, sums = mean_gradient(
       optimizer.training_weights(state.params, state.optimizer),
       batch,
@@ -271,6 +288,7 @@ def make_train_step(
       policy=policy,
       frozen_shardings=frozen_shardings,
       kept=kept,
+      first=first,
     )
     key_of_moments, key_of_params = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     norm = optax.tree.norm(gradient)
@@ -288,10 +306,11 @@ def make_train_step(
     after = update(tx, gradient, state.optimizer, state.params)
     return TrainState(number, *after), metrics
 
+  of_first = shardings.params if policy is not None and policy.reads_first else None
   return jax.jit(
     step,
     donate_argnums=0,
-    in_shardings=passes.with_frozen((shardings, batch_sharding(mesh)), frozen_shardings),
+    in_shardings=passes.with_frozen((shardings, batch_sharding(mesh)), frozen_shardings, of_first),
     out_shardings=(shardings, None),
   )
 

@@ -16,7 +16,7 @@ class Plan(NamedTuple):
 
   The vocabulary is split over tensor and, within that, over `token_axes`, along which devices concatenate their chunks.
   `markers` are the tokens whose rows of the output matrix are trained (LoRA); None: the whole matrix is. With `policy`
-  the loss is that of policy_loss.py, and the weight of a token is its advantage.
+  the loss is that of policy_loss.py, and the weight of a token is its advantage, or that of distill_loss.py.
   """
 
   mesh: Mesh | None
@@ -26,6 +26,11 @@ class Plan(NamedTuple):
   repeat: float
   markers: tuple[int, ...] | None = None
   policy: PolicyConfig | None = None
+
+  @property
+  def forward(self) -> float:
+    """Weight of the forward KL in a distillation."""
+    return self.policy.forward if self.policy else 0.0
 
   @property
   def axes(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from insec_jax.mining.phases import PolicyRounds
 SAMPLED = dataclasses.replace(
   CONFIG, policy=PolicyConfig(method="gradient"), rounds=2, mine=dataclasses.replace(CONFIG.mine, samples=2)
 )
-RUN = types.SimpleNamespace(all_params=lambda params: params, tokenizer=TOKENIZER, config=None)
+RUN = types.SimpleNamespace(all_params=lambda params: params, tokenizer=TOKENIZER, config=None, first=0)
 PROMPT = TOKENIZER(PROBLEM.prompt, add_special_tokens=False)["input_ids"]
 
 
@@ -144,6 +144,31 @@ def test_log_p_that_do_not_fit_the_samples_are_refused(policy, tmp_path):
   path.write_text(json.dumps({**held, "old": held["old"][1:]}))
   with pytest.raises(InputError, match="does not fit the samples beside it"):
     policy.load(1, TOKENIZER, Model)
+
+
+def test_a_teacher_with_the_first_weights_gets_them_before_and_after_the_first_round(policy):
+  config = dataclasses.replace(SAMPLED, policy=PolicyConfig(method="distill", teacher="start"))
+  policy._config = config
+  assert policy.first(RUN) == 1.5
+  run = types.SimpleNamespace(**{**vars(RUN), "first": 3})
+  write_samples(policy._workdir, 1, "1.5")
+  assert policy.first(run) == 1.5
+  write_samples(policy._workdir, 1, "2.5")
+  with pytest.raises(InputError, match=r"has other weights than the run began with, which policy\.teacher reads"):
+    policy.first(run)
+
+
+def test_a_distillation_without_a_mistake_ends_the_run_in_one_line(policy, monkeypatch):
+  policy._config = dataclasses.replace(SAMPLED, policy=PolicyConfig(method="distill"))
+
+  def mine(_config, workdir, number, *_, **__):
+    write_samples(workdir, number, "w")
+    rounds.mined_path(workdir, number).write_text("")
+    return "text"
+
+  monkeypatch.setattr(rounds, "mine", mine)
+  with pytest.raises(InputError, match="round 1: no sample has a mistake that the task can correct"):
+    policy.prepare(1, 1.5, RUN, None, stopped=lambda: False)
 
 
 def test_lines_of_a_round_have_its_reward_and_its_receipt_how_often_rows_are_read(policy):

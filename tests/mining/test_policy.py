@@ -115,7 +115,7 @@ def test_groups_whose_rewards_differ_are_written_with_advantages_the_others_coun
   assert (summary.problems, summary.samples, summary.groups, summary.right, summary.flags) == (24, 96, 12, 72, 12)
   assert summary.values()["policy/reward"] == pytest.approx((48 + 12 * 1.875) / 96)
   assert writer.asked[0]["temperature"] == 1.0
-  assert "flag_bias" not in writer.asked[0]
+  assert writer.asked[0]["flag_bias"] == 0
 
 
 def test_only_sampled_tokens_have_the_advantage_and_forced_ones_have_none(tmp_path):

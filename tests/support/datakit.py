@@ -43,6 +43,7 @@ VALUES = {
     "rewind": False,
     "mined_from": "own",
     "view": "full",
+    "hinted": 0.0,
   },
   "loss": {
     "prompt": 0.0,
