@@ -61,13 +61,13 @@ parse() {
     [ -n "$value" ] || fail "$option is empty"
     case $option in
       --host) box=$value ;;
-      --port) check_number "$option" "$value"; port=$value ;;
+      --port) check_number "$option" "$value" 1; port=$value ;;
       --identity) [ -f "$value" ] || fail "--identity=$value: there is no such file"; identity=$value ;;
       --job) job=$value ;;
       --extras) extras=$value ;;
       --secret) needed[${#needed[@]}]=$value ;;
       --topology) topology=$value ;;
-      --grace) check_number "$option" "$value"; grace=$value ;;
+      --grace) check_number "$option" "$value" 1; grace=$value ;;
       *) fail "there is no option $option; see launch/gpu.sh --help" ;;
     esac
   done
@@ -78,10 +78,6 @@ parse() {
   esac
   case $job in [!A-Za-z0-9]* | *[!A-Za-z0-9._-]*) fail "--job=$job: letters, digits, '_', '.' and '-' only" ;; esac
   HOSTS=("$box")
-}
-
-check_number() {
-  case $2 in '' | *[!0-9]* | 0* | ??????????*) fail "$1=$2 is no number from 1 on" ;; esac
 }
 
 # Runs the shell command on the box, without one a shell; a dead connection ends after a minute.

@@ -23,6 +23,12 @@ broken() {
   exit 1
 }
 
+# Ends unless the VALUE of the option is a whole number of at least LEAST.
+check_number() {
+  case $2 in '' | *[!0-9]* | 0?* | ??????????*) fail "$1=$2: give a whole number" ;; esac
+  [ "$2" -ge "$3" ] || fail "$1=$2: give at least $3"
+}
+
 # The words as a shell reads them.
 quoted() {
   local word text='' quote="'" escaped="'\\''"

@@ -56,14 +56,6 @@ find_job() {
   [ $# -eq 0 ] || [ -d "$job" ] || fail "there is no job $name; launch/slurm.sh list names those that are there"
 }
 
-# Ends unless the option's value is a whole number of at least $3.
-check_number() {
-  case $2 in
-    '' | *[!0-9]* | ??????????*) fail "$1=$2: give a whole number" ;;
-  esac
-  [ "$2" -ge "$3" ] || fail "$1=$2: give at least $3"
-}
-
 # The seconds of a time limit as sbatch reads it.
 seconds_of() {
   awk -v text="$1" 'BEGIN {

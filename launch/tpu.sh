@@ -84,10 +84,10 @@ parse() {
       --project) PROJECT=$value ;;
       --type) TYPE=$value ;;
       --version) VERSION=$value ;;
-      --slices) SLICES=$(number "$option" "$value") ;;
-      --hours) HOURS=$(number "$option" "$value") ;;
-      --tries) TRIES=$(number "$option" "$value") ;;
-      --grace) GRACE=$(number "$option" "$value") ;;
+      --slices) check_number "$option" "$value" 1; SLICES=$value ;;
+      --hours) check_number "$option" "$value" 1; HOURS=$value ;;
+      --tries) check_number "$option" "$value" 1; TRIES=$value ;;
+      --grace) check_number "$option" "$value" 1; GRACE=$value ;;
       --job) JOB=$value ;;
       --extras) EXTRAS=$value ;;
       --topology) TOPOLOGY=$value ;;
@@ -123,11 +123,6 @@ check_together() {
   [ -z "$KEEP" ] || [ -z "$ONE_HOST" ] || fail "--keep-alive watches all hosts; leave --host out"
   [ -n "$KEEP" ] || [ -z "$TYPE$SPOT$THEN_DELETE$VERSION" ] ||
     fail "--type, --version, --spot and --then-delete need --keep-alive: run takes the slice as it is"
-}
-
-number() {
-  case $2 in '' | *[!0-9]* | 0* | ??????????*) fail "$1=$2 is no number from 1 on" ;; esac
-  echo "$2"
 }
 
 # Ends unless the options name a slice.

@@ -63,7 +63,7 @@ def test_wrong_words_are_refused_with_one_line(cloud):
   for verb, words, shown in (
     ("create", (), "give the type of the slice, such as --type=v6e-16"),
     ("create", ("--type=v7-9",), "give its runtime version as well"),
-    ("create", (*CREATE, "--slices=0"), "--slices=0 is no number from 1 on"),
+    ("create", (*CREATE, "--slices=0"), "--slices=0: give at least 1"),
     ("create", (*CREATE, "--job=a"), "create has no option --job"),
     ("create", (*CREATE, "--name=Mine"), "--name=Mine: small letters"),
     ("run", (), "give the command to run"),
