@@ -67,17 +67,13 @@ within() {
   set -m
   "$@" <&0 &
   process=$!
-  set +m
-  (
-    trap 'kill "$nap"; exit' TERM
-    sleep "$seconds" &
-    nap=$!
-    wait "$nap"
-    kill -- "-$process"
-  ) > /dev/null 2>&1 3>&- &
+  (sleep "$seconds" && kill -- "-$process") > /dev/null 2>&1 3>&- &
   watch=$!
+  disown "$watch"
+  set +m
   wait "$process" 2> /dev/null || status=$?
-  kill "$watch" 2> /dev/null || true
+  # By SIGKILL: on SIGTERM a shell that has only been forked yet runs the EXIT trap of this one, which deletes SCRATCH.
+  kill -KILL -- "-$watch" 2> /dev/null || true
   return "$status"
 }
 

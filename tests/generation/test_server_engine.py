@@ -82,7 +82,8 @@ def test_without_scores_a_flag_is_still_banned_but_its_scores_are_unknown(served
 
 
 @pytest.mark.parametrize("faults", [("500",), ("lost", "cut"), ("fewer", "no json"), ("429", "500")])
-def test_faults_that_pass_change_nothing(faults, capsys):
+def test_faults_that_pass_change_nothing(faults, monkeypatch, capsys):
+  monkeypatch.setattr(http_json, "PATIENCE_SECONDS", 60.0)
   with serving(logprobs_after, faults=first(6, *faults)) as faulty:
     there = engine(faulty, scores_flags=False).generate(some_prompts(), **SETTINGS, **STOP)
   for ours, theirs in zip(model_of().generate(some_prompts(), **SETTINGS, **STOP), there, strict=True):

@@ -74,3 +74,18 @@ def test_every_option_and_verb_of_a_launcher_is_in_its_help(name, tmp_path):
   assert read == set(re.findall(r"^  (?:  )?(--[a-z-]+)", done.stdout, re.MULTILINE))
   verbs = re.search(r"^  ((?:\w+ \| )+\w+)\) shift", text, re.MULTILINE)[1].split(" | ")
   assert [verb for verb in verbs if not re.search(rf"{name} (\w+ \| )*{verb}\b", done.stdout)] == []
+
+
+def test_commands_under_a_time_limit_leave_the_files_of_the_launcher_in_place(tmp_path):
+  text = """
+    . launch/remote.sh
+    scratch
+    for _ in $(seq 200); do within 30 true; [ -d "$SCRATCH" ] || exit 3; done
+    echo words | within 30 cat
+    within 30 sh -c 'exit 7' || echo "code $?"
+    within 1 sleep 30 || echo "code $?"
+  """
+  words = ["bash", "-c", text]
+  done = subprocess.run(words, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, check=False)
+  assert (done.returncode, done.stdout, done.stderr) == (0, b"words\ncode 7\ncode 143\n", b"")
+  assert list(tmp_path.iterdir()) == []
