@@ -49,15 +49,17 @@ parse() {
     option=$1 value=''
     case $option in
       --) shift; break ;;
-      --no-check) check=''; shift; continue ;;
-      --dirty) DIRTY=yes; shift; continue ;;
-      --wait) follows=yes; shift; continue ;;
+      --no-check) check_option "$option"; check=''; shift; continue ;;
+      --dirty) check_option "$option"; DIRTY=yes; shift; continue ;;
+      --wait) check_option "$option"; follows=yes; shift; continue ;;
       --dry-run) DRY_RUN=yes; shift; continue ;;
+      --no-check=* | --dirty=* | --wait=* | --dry-run=*) fail "${option%%=*} takes no value" ;;
       --help | -h) usage; exit 0 ;;
       --*=*) value=${option#*=} option=${option%%=*}; shift ;;
-      --*) [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
+      --*) check_option "$option"; [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
       *) break ;;
     esac
+    check_option "$option"
     [ -n "$value" ] || fail "$option is empty"
     case $option in
       --host) box=$value ;;
@@ -68,21 +70,35 @@ parse() {
       --secret) needed[${#needed[@]}]=$value ;;
       --topology) topology=$value ;;
       --grace) check_number "$option" "$value" 1; grace=$value ;;
-      *) fail "there is no option $option; see launch/gpu.sh --help" ;;
     esac
   done
   [ $# -eq 0 ] || command=("$@")
   case $box in
     '') fail "give the box: --host=USER@ADDRESS, or export BOX" ;;
     -* | *[!A-Za-z0-9._:@%-]*) fail "--host=$box: give USER@ADDRESS, or a name of ~/.ssh/config" ;;
+    *:*:*) ;;  # of IPv6
+    *:*) fail "--host=$box: give the port as --port=${box##*:}" ;;
   esac
   case $job in [!A-Za-z0-9]* | *[!A-Za-z0-9._-]*) fail "--job=$job: letters, digits, '_', '.' and '-' only" ;; esac
   HOSTS=("$box")
 }
 
+# Ends if the verb does not read the option.
+check_option() {
+  local known=' --host --port --identity --dry-run '
+  case $verb in
+    setup) known="$known--extras --dirty " ;;
+    run) known="$known--job --extras --dirty --secret --topology --no-check --wait " ;;
+    status | logs) known="$known--job " ;;
+    stop) known="$known--job --grace " ;;
+  esac
+  case $known in *" $1 "*) ;; *) fail "$verb has no option $1; see launch/gpu.sh --help" ;; esac
+}
+
 # Runs the shell command on the box, without one a shell; a dead connection ends after a minute.
 reach() {
   local words=(ssh -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
+  [ -z "$BATCH" ] || words=("${words[@]}" -o BatchMode=yes)
   [ -z "$port" ] || words=("${words[@]}" -p "$port")
   [ -z "$identity" ] || words=("${words[@]}" -i "$identity")
   show "${words[@]}" "$1" ${2:+"$2"}
@@ -100,8 +116,14 @@ on_box() {
   return "$code"
 }
 
+# Ends unless the box answers. ssh may ask here whether the box is the right one.
+meet() {
+  reach "$box" true < /dev/null || broken "no answer from $box; is it on, and does ssh $box work?"
+}
+
 setup() {
   name_code
+  meet
   # shellcheck disable=SC2086  # one word an extra
   provide_all $extras || broken "the environment is not ready on $box; look at the messages above"
 }
@@ -111,25 +133,25 @@ preflight() {
   local fit=()
   [ -z "$topology" ] || fit=(--fit "$topology")
   persist check_box ${fit[@]+"${fit[@]}"} || broken "no checks from $box; look at the messages above"
-  reach "$box" "python3 ~/insec_jax/code/$COMMIT/launch/preflight.py table --hosts=$box" < "$SCRATCH/checks" >&2
+  reach "$box" "python3 ~/insec_jax/code/$COMMIT/launch/preflight.py table --hosts=$box" < "$INSEC_SCRATCH/checks" >&2
 }
 
 check_box() {
   reach "$box" "bash ~/insec_jax/host.sh call $COMMIT python launch/preflight.py check --host=$box $(quoted "$@" -- \
-    "${command[@]}")" < "$SCRATCH/environment" > "$SCRATCH/checks"
+    "${command[@]}")" < "$INSEC_SCRATCH/environment" > "$INSEC_SCRATCH/checks"
 }
 
 run() {
   [ "${#command[@]}" -gt 0 ] || fail "give the command, such as python -m insec_jax.train --config=... --workdir=..."
   scratch
   name_code
-  environment_file "$SCRATCH/environment" ${needed[@]+"${needed[@]}"}
+  environment_file "$INSEC_SCRATCH/environment" ${needed[@]+"${needed[@]}"}
   # JAX without a GPU would go on with the CPU, for days.
   case " $extras " in *' cuda '*) command=(env JAX_PLATFORMS=cuda "${command[@]}") ;; esac
   setup
   [ -z "$check" ] || preflight || fail "not started: see above; --no-check starts without the checks"
-  start_surely "$box" "$job" "$SCRATCH/environment" "${command[@]}" || exit "$(($? == 2 ? 2 : 1))"
-  echo "started; launch/gpu.sh status, logs, stop --host=$box --job=$job" >&2
+  start_surely "$box" "$job" "$INSEC_SCRATCH/environment" "${command[@]}" || exit "$(($? == 2 ? 2 : 1))"
+  [ -n "$DRY_RUN" ] || echo "started; launch/gpu.sh status, logs, stop --host=$box --job=$job" >&2
   [ -z "$follows" ] || logs
 }
 
@@ -172,7 +194,7 @@ fetch() {
   [ ! -e "$to/$name" ] || fail "$to/$name is there already; move it away, or give another folder"
   scratch
   partial=$(cd "$to" && pwd)/.$name.partial.$$
-  trap 'rm -rf "$SCRATCH" "$partial"' EXIT  # `partial` is not local: the trap runs outside
+  trap 'rm -rf "$INSEC_SCRATCH" "$partial"' EXIT  # `partial` is not local: the trap runs outside
   [ -n "$DRY_RUN" ] || mkdir "$partial"
   send_path "$path" < /dev/null | { if [ -n "$DRY_RUN" ]; then cat; else tar -C "$partial" -xf -; fi; } \
     || code=${PIPESTATUS[0]}
@@ -212,6 +234,9 @@ case $verb in
   stop) check_job; on_box stop "$job" "$grace" ;;
   list) on_box list ;;
   fetch) fetch "${command[@]}" ;;
-  ssh) reach "$box" "$(quoted ${command[@]+"${command[@]}"})" ;;
+  ssh)
+    # One word is a line of the shell there, as for ssh; several are words.
+    [ "${#command[@]}" -eq 1 ] || command=("$(quoted ${command[@]+"${command[@]}"})")
+    reach "$box" "${command[0]}" ;;
   *) "$verb" ;;
 esac

@@ -159,7 +159,8 @@ start() {
   rm -rf "$job/code" "$job/ended" "$job/pid" "$job/stopped" "$job/tmp"
   mkdir "$job/tmp"
   echo "$commit" > "$job/commit"
-  printf '%q ' "$@" > "$job/command"
+  printf '%q ' "$@" > "$job/command"  # to be read by people
+  printf '%s\0' "$@" > "$job/words"
   date +%s > "$job/began"
   setsid bash "$0" hold "$name" "$commit" "$@" < /dev/null >> "$job/log" 2>&1 &
   exec 8>&-
@@ -195,7 +196,7 @@ status() {
     state=ended
   fi
   python3 - "$1" "$state" "$job" << 'PYTHON'
-import json, pathlib, shlex, sys, time
+import json, os, pathlib, sys, time
 
 name, state, job = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 
@@ -215,14 +216,14 @@ def last_line(path):
 
 def metrics():
   """The newest line of metrics.jsonl that this host has: of a local workdir, or the copy of one in a bucket."""
-  words = shlex.split(read("command"))
-  given = [word.partition("=")[2] or words[at + 1] for at, word in enumerate(words) if word.startswith("--workdir")]
-  paths = [pathlib.Path(folder).expanduser() / "metrics.jsonl" for folder in given if "://" not in folder]
-  paths += job.glob("tmp/insec_gs_*/**/metrics.jsonl")
-  paths = sorted((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime)
+  words = read("words").split("\0")
+  folders = [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
+  folders += [value for word, value in zip(words, words[1:]) if word == "--workdir"]
+  paths = [pathlib.Path(os.path.expanduser(folder)) / "metrics.jsonl" for folder in folders if "://" not in folder]
   try:
-    return json.loads(last_line(paths[-1])) if paths else None
-  except ValueError:
+    paths = [path for path in [*paths, *job.glob("tmp/insec_gs_*/**/metrics.jsonl")] if path.exists()]
+    return json.loads(last_line(max(paths, key=lambda path: path.stat().st_mtime))) if paths else None
+  except (OSError, ValueError):  # a name that no file can have, or a file that goes away meanwhile
     return None
 
 

@@ -87,6 +87,7 @@ bring_up() {
     remove
     return 1
   fi
+  first_contact
   survey
   [ -z "$STOPPED" ] || [ -z "$HAD_JOB" ] || finish 42 "the job $JOB was stopped by launch/tpu.sh stop"
   [ "$RUN" -eq 0 ] || [ "$RUN" -eq "${#HOSTS[@]}" ] || return 0  # `watch_job` waits for the end of the others
@@ -214,7 +215,7 @@ lock_keeper() {
 
 # Whatever ends the watching, it must not go unseen that something is left which costs money.
 farewell() {
-  rm -rf "$SCRATCH" "$KEEPER"
+  rm -rf "$INSEC_SCRATCH" "$KEEPER"
   [ -n "$FINISHED" ] || [ -z "$REQUESTED$HAD_SLICE" ] ||
     echo "not watched any more: slice and job go on and cost money; the same command watches again, delete ends them" >&2
 }

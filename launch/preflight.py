@@ -26,8 +26,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PROGRAMS = ("train", "evaluate", "mine", "generate", "export", "preview", "report", "sweep", "fit")
+from preflight_command import ROOT, NotReadyError, config_words, flag, known_words, program_of, read_config
+
 SIZED = ("train", "evaluate", "mine", "generate")  # programs that fit compiles
 FOLDERS_READ = ("model",)  # flags that name a model, a workdir or an HF folder
 FILES_READ = ("prompts",)
@@ -44,10 +44,6 @@ class Found:
   result: str
   value: str
   same: bool = False
-
-
-class NotReadyError(Exception):
-  """Error: something that the run needs is missing; the message says what, and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -89,58 +85,6 @@ def table(lines: Sequence[str], hosts: Sequence[str]) -> tuple[str, int]:
     "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip()  # noqa: B905 (Python 3.8)
     for row in rows
   ), num_bad
-
-
-# ------------------------------------------------------------------------------------------------ the command
-
-
-def program_of(command: Sequence[str]) -> str:
-  """Return the program of this package that the command runs, or an empty text."""
-  names = [os.path.basename(word) for word in command]
-  for at, name in enumerate(names):
-    if name in ("insec", "insec_jax") and names[at + 1 : at + 2] and names[at + 1] in PROGRAMS:
-      return names[at + 1]
-    if (match := re.fullmatch(r"insec_jax\.(\w+)", name)) and match[1] in PROGRAMS:
-      return match[1]
-  return ""
-
-
-def flag(command: Sequence[str], name: str) -> str | None:
-  """Return the last value of --NAME=VALUE or --NAME VALUE in the command; None without the flag."""
-  value = None
-  for at, word in enumerate(command):
-    if match := re.fullmatch(rf"--?{name}(?:=(.*))?", word, re.DOTALL):
-      value = match[1] if match[1] is not None else "".join(command[at + 1 : at + 2])
-  return value
-
-
-def config_words(command: Sequence[str]) -> list[str]:
-  """Return the words of --config and its overrides."""
-  words, takes = [], False
-  for word in command:
-    starts = bool(re.match(r"--?(no)?config(\.[\w.]+)?(=|$)", word))
-    if starts or takes:
-      words.append(word)
-    takes = starts and "=" not in word and "noconfig" not in word
-  return words
-
-
-def read_config(command: Sequence[str]) -> Any:
-  """Return the checked Config of the command; InputError if it is wrong."""
-  from absl import flags
-
-  from insec_jax import config_build, config_file
-
-  before, sys.argv = sys.argv, ["preflight", *config_words(command)]
-  try:
-    holder = config_file.define_flag()
-    try:
-      flags.FLAGS(sys.argv)
-    except Exception as error:  # ml_collections passes on any error of setting a key
-      raise NotReadyError(" ".join(str(error).split())[:300]) from None
-    return config_build.build(holder.value)
-  finally:
-    sys.argv = before
 
 
 # ------------------------------------------------------------------------------------------------ the checks
@@ -214,6 +158,14 @@ def records(text: str, name: str) -> str:
   return f"{text}: {len(files)} {'file' if len(files) == 1 else 'files'}, the first record of each was read"
 
 
+def services(log: Any) -> str:
+  """Return the services of log.to, which can be used."""
+  from insec_jax.training import sinks
+
+  sinks.check(log)
+  return ", ".join(log.to)
+
+
 def writable(text: str, name: str, *, is_folder: bool) -> str:
   """Write a small file where the run will write, and remove it; return what was tried."""
   from insec_jax.files import buckets
@@ -229,6 +181,11 @@ def writable(text: str, name: str, *, is_folder: bool) -> str:
     buckets.remove(target)
     buckets.check_metadata(path)
     return f"{text}: an object was written and removed"
+  if not path.is_absolute() and (ROOT.parent.name, ROOT.parent.parent.name) == ("code", "insec_jax"):
+    raise NotReadyError(
+      f"{name}={text} would be beside the code of one commit, where the next one does not look; give a path from / or "
+      "~/ on, or gs://BUCKET/NAME"
+    )
   folder = (path if is_folder else path.parent).absolute()
   there = next(parent for parent in (folder, *folder.parents) if parent.exists())
   with tempfile.NamedTemporaryFile(prefix=f".{probe}", dir=there):
@@ -336,14 +293,18 @@ def checks(command: Sequence[str], topology: str | None, asked: str) -> Iterator
       return flag(command, "config") or ""
 
     yield attempt("config", build)
-  elif not program:
-    yield Found("config", UNCHECKED, "the command is no program of insec_jax")
+  if program or any(word.startswith("insec_jax.") for word in command):
+    yield attempt("command", lambda: known_words(command, program))
+  else:
+    yield Found("command", UNCHECKED, "it is no program of insec_jax")
   read: list[tuple[str, str, Callable[[str, str], str]]] = []
   if config:
     data = config.data
     read += [("model.path", config.model.path, model)]
     read += [("data.path", data.path, records), ("data.heldout_path", data.heldout_path, records)]
     read += [("mistakes.mined_path", config.mistakes.mined_path, records)]
+    if config.log.to:
+      yield attempt("log.to", lambda: services(config.log))
   if program and program not in ("preview", "report", "sweep", "fit"):
     read += [(f"--{name}", flag(command, name) or "", model) for name in FOLDERS_READ]
     read += [(f"--{name}", flag(command, name) or "", records) for name in FILES_READ]

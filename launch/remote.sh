@@ -4,7 +4,8 @@
 #   reach HOST COMMAND    runs the shell COMMAND on the host, with this stdin
 # and sets HOSTS, the names of all hosts.
 set -euo pipefail
-DRY_RUN=${DRY_RUN:-}
+# Set by options and by these programs only, never by the environment: sites of Slurm set SCRATCH, for example.
+DRY_RUN='' DIRTY='' QUIET='' NOTES='' BATCH='' AT_ONCE=16 INSEC_SCRATCH=''
 POLL_SECONDS=${INSEC_POLL_SECONDS:-30}       # between two looks
 ANSWER_SECONDS=${INSEC_ANSWER_SECONDS:-120}  # for an answer of the cloud, or of a host to a short command
 HOSTS=()
@@ -49,9 +50,9 @@ show() {
 
 # A folder for files of this program that only its user may read.
 scratch() {
-  [ -z "${SCRATCH:-}" ] || return 0
-  SCRATCH=$(umask 077 && mktemp -d "${TMPDIR:-/tmp}/insec.XXXXXX")
-  trap 'rm -rf "$SCRATCH"' EXIT
+  [ -z "$INSEC_SCRATCH" ] || return 0
+  INSEC_SCRATCH=$(umask 077 && mktemp -d "${TMPDIR:-/tmp}/insec.XXXXXX")
+  trap 'rm -rf "$INSEC_SCRATCH"' EXIT
 }
 
 # Sleeps; a signal to this program is handled at once.
@@ -61,18 +62,26 @@ nap() {
 }
 
 # Runs the command, with this stdin, and kills it after so many seconds. In a process group of its own: gcloud starts ssh.
+# It cannot ask at the terminal then, which would stop it for ever: `reach` reads BATCH.
 within() {
-  local seconds=$1 process watch status=0
+  # shellcheck disable=SC2034
+  local seconds=$1 process watch status=0 BATCH=yes
   shift
   set -m
   "$@" <&0 &
   process=$!
-  (sleep "$seconds" && kill -- "-$process") > /dev/null 2>&1 3>&- &
+  (
+    sleep "$seconds"
+    kill -- "-$process"
+    kill -CONT -- "-$process"  # a stopped process handles no other signal
+    sleep 5
+    kill -KILL -- "-$process"
+  ) > /dev/null 2>&1 3>&- &
   watch=$!
   disown "$watch"
   set +m
   wait "$process" 2> /dev/null || status=$?
-  # By SIGKILL: on SIGTERM a shell that has only been forked yet runs the EXIT trap of this one, which deletes SCRATCH.
+  # By SIGKILL: on SIGTERM a shell that has only been forked yet runs the EXIT trap of this one, which deletes INSEC_SCRATCH.
   kill -KILL -- "-$watch" 2> /dev/null || true
   return "$status"
 }
@@ -84,10 +93,10 @@ name_code() {
   TREE=HEAD
   changed=$(git status --porcelain)
   [ -n "$changed" ] || return 0
-  [ -n "${DIRTY:-}" ] || fail "$(printf '%s\n' "$changed" | wc -l | tr -d ' ') files are not committed, such as" \
+  [ -n "$DIRTY" ] || fail "$(printf '%s\n' "$changed" | wc -l | tr -d ' ') files are not committed, such as" \
     "$(printf '%s\n' "$changed" | head -1 | cut -c4-); commit them, or give --dirty to send them as they are"
   scratch
-  index=$SCRATCH/index
+  index=$INSEC_SCRATCH/index
   cp "$(git rev-parse --git-path index)" "$index"
   GIT_INDEX_FILE=$index git add --all
   TREE=$(GIT_INDEX_FILE=$index git write-tree)
@@ -99,7 +108,7 @@ name_code() {
 pack() {
   local file=$1 copy
   scratch
-  copy=$SCRATCH/code
+  copy=$INSEC_SCRATCH/code
   rm -rf "$copy"
   git init --quiet "$copy"
   git -C "$copy" fetch --quiet --depth 1 "$PWD" HEAD
@@ -124,7 +133,7 @@ environment_file() {
   (umask 077 && : > "$file")
   for name; do
     case $name in
-      '' | [0-9]* | *[!A-Za-z0-9_]*) fail "--secret $name: it takes the name of an environment variable, not its value" ;;
+      '' | [0-9]* | *[!A-Za-z0-9_]*) fail "--secret takes the name of an environment variable, not its value; export it, and give its name" ;;
     esac
     [ -n "${!name:-}" ] || fail "--secret $name: this variable is not set here; export it first"
   done
@@ -134,14 +143,14 @@ environment_file() {
   printf 'END\0' >> "$file"
 }
 
-# Runs FUNCTION HOST [ARGUMENT...] for all hosts, AT_ONCE (16) at a time, with the host's name before each line; with
-# QUIET=1 stdout is not shown, with NOTES=FILE the other lines go there. Sets FAILED, the hosts where it failed, WORST, the largest exit code, and ANSWERS, a folder with a file of
-# stdout for each host.
+# Runs FUNCTION HOST [ARGUMENT...] for all hosts, AT_ONCE at a time, with the host's name before each line; with QUIET
+# stdout is not shown, with NOTES=FILE the other lines go there. Sets FAILED, the hosts where it failed, WORST, the
+# largest exit code, and ANSWERS, a folder with a file of stdout for each host.
 each() {
   local function=$1 host number=0 processes=() width=0
   shift
   scratch
-  ANSWERS=$SCRATCH/answers
+  ANSWERS=$INSEC_SCRATCH/answers
   rm -rf "$ANSWERS"
   mkdir "$ANSWERS"
   FAILED=() WORST=0
@@ -149,23 +158,23 @@ each() {
     [ "${#host}" -le "$width" ] || width=${#host}
   done
   for host in "${HOSTS[@]}"; do
-    [ "$number" -lt "${AT_ONCE:-16}" ] || collect $((number - ${AT_ONCE:-16}))
+    [ "$number" -lt "$AT_ONCE" ] || collect $((number - AT_ONCE))
     (
       set -o pipefail
-      [ -z "${NOTES:-}" ] || exec 2>> "$NOTES"
+      [ -z "$NOTES" ] || exec 2>> "$NOTES"
       { "$function" "$host" "$@" 2>&3 3>&- | tee "$ANSWERS/${host//\//_}" | shown; } 3>&1 | label "$host" "$width"
     ) &
     processes[number]=$!
     number=$((number + 1))
   done
-  [ "$number" -le "${AT_ONCE:-16}" ] || number=${AT_ONCE:-16}
+  [ "$number" -le "$AT_ONCE" ] || number=$AT_ONCE
   for ((number = ${#HOSTS[@]} - number; number < ${#HOSTS[@]}; number++)); do collect "$number"; done
   [ "$WORST" -eq 0 ]
 }
 
 # Passes stdin on, unless QUIET is set.
 shown() {
-  if [ -n "${QUIET:-}" ]; then cat > /dev/null; else cat; fi
+  if [ -n "$QUIET" ]; then cat > /dev/null; else cat; fi
 }
 
 # Waits for one process of `each`, whose variables these are.
@@ -234,8 +243,8 @@ provide() {
 # Brings the code and the environment with these extras to all hosts. Returns 1 if one is not ready: FAILED.
 provide_all() {
   scratch
-  [ -f "$SCRATCH/code.tar.gz" ] || pack "$SCRATCH/code.tar.gz"
-  each provide "$SCRATCH/code.tar.gz" "$@"
+  [ -f "$INSEC_SCRATCH/code.tar.gz" ] || pack "$INSEC_SCRATCH/code.tar.gz"
+  each provide "$INSEC_SCRATCH/code.tar.gz" "$@"
 }
 
 # Starts the job on one host; the environment comes from a file. The words of the command follow.
@@ -259,7 +268,7 @@ status_on() {
 # Prints the log of the job of a host until the job ends; takes it up where it was when the connection breaks. gcloud
 # connects again by itself and starts the same command once more: the lines have numbers, and none is shown twice.
 follow_on() {
-  local host=$1 job=$2 state seen=$SCRATCH/seen.${1//\//_}
+  local host=$1 job=$2 state seen=$INSEC_SCRATCH/seen.${1//\//_}
   echo 0 > "$seen"
   while :; do
     reach "$host" "bash ~/insec_jax/host.sh number $job $(($(cat "$seen") + 1))" < /dev/null | unseen "$seen" || true

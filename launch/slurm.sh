@@ -143,7 +143,7 @@ follow() {
   local reader
   tail -n +1 -F "$job/log" 2> /dev/null &
   reader=$!
-  trap 'kill "$reader" 2> /dev/null; rm -rf "${SCRATCH:-}"' EXIT
+  trap 'kill "$reader" 2> /dev/null; rm -rf "$INSEC_SCRATCH"' EXIT
   while [ -z "$(code_of)" ]; do
     ask
     if [ -z "$state" ]; then
@@ -259,8 +259,8 @@ check_here() {
   local fit=() code=$HOME/insec_jax/code/$COMMIT
   [ -z "$topology" ] || fit=(--fit "$topology")
   bash "$here/host.sh" call "$COMMIT" python launch/preflight.py check --host login ${fit[@]+"${fit[@]}"} -- \
-    "${command[@]}" < "$SCRATCH/environment" > "$SCRATCH/checks" || broken "the checks ended early; see above"
-  "$code/.venv/bin/python" "$code/launch/preflight.py" table --hosts=login < "$SCRATCH/checks" >&2 \
+    "${command[@]}" < "$INSEC_SCRATCH/environment" > "$INSEC_SCRATCH/checks" || broken "the checks ended early; see above"
+  "$code/.venv/bin/python" "$code/launch/preflight.py" table --hosts=login < "$INSEC_SCRATCH/checks" >&2 \
     || fail "not queued: see above; --no-check queues it without the checks"
 }
 
@@ -269,7 +269,7 @@ run() {
   [ "${#command[@]}" -gt 0 ] || fail "give the command, such as python -m insec_jax.train --config=... --workdir=..."
   name_code
   scratch
-  environment_file "$SCRATCH/environment" ${needed[@]+"${needed[@]}"}
+  environment_file "$INSEC_SCRATCH/environment" ${needed[@]+"${needed[@]}"}
   if [ -f "$job/id" ] && [ -z "$(code_of)" ]; then
     ask
     [ -z "$state" ] || fail "the job $name is $state as Slurm job $(cat "$job/id"); stop it, or give another --job"
@@ -288,7 +288,7 @@ run() {
 write_job() {
   (umask 077 && mkdir -p "$job")
   rm -f "$job/code" "$job/stop" "$job/restarts" "$job/failures" "$job/checked" "$job/id"
-  cp "$SCRATCH/environment" "$job/environment"
+  cp "$INSEC_SCRATCH/environment" "$job/environment"
   printf '%s\0' "${command[@]}" > "$job/words"
   quoted "${command[@]}" > "$job/command"
   printf '%s\n' "$COMMIT" > "$job/commit"

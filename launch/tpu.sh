@@ -50,7 +50,7 @@ cd "$(dirname "$0")/.."
 
 NAME=${TPU:-} ZONE=${ZONE:-} PROJECT=${PROJECT:-}
 TYPE='' VERSION='' SPOT='' SLICES=1 HOURS=24 JOB=run EXTRAS='tpu gcs data' TOPOLOGY='' NO_CHECK='' WAIT='' KEEP='' TRIES=20
-THEN_DELETE='' STATE='' REQUESTED='' ONE_HOST='' MET='' GRACE=600 DIRTY=''
+THEN_DELETE='' STATE='' REQUESTED='' ONE_HOST='' MET='' GRACE=600 SURVEYED='' SHOWN=''
 SSH_FLAGS=() CREATE_FLAGS=() NEEDED=() COMMAND=()
 
 usage() {
@@ -72,8 +72,10 @@ parse() {
       --keep-alive) KEEP=yes; check_option "$option"; shift; continue ;;
       --then-delete) THEN_DELETE=yes; check_option "$option"; shift; continue ;;
       --help | -h) usage; exit 0 ;;
+      --dry-run=* | --spot=* | --dirty=* | --no-check=* | --wait=* | --keep-alive=* | --then-delete=*)
+        fail "${option%%=*} takes no value" ;;
       --*=*) value=${option#*=} option=${option%%=*}; shift ;;
-      --*) [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
+      --*) check_option "$option"; [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
       *) break ;;
     esac
     [ -n "$value" ] || fail "$option is empty"
@@ -94,8 +96,7 @@ parse() {
       --host) ONE_HOST=$value ;;
       --secret) NEEDED[${#NEEDED[@]}]=$value ;;
       --ssh-flag) SSH_FLAGS[${#SSH_FLAGS[@]}]=$value ;;
-      --create-flag) CREATE_FLAGS[${#CREATE_FLAGS[@]}]=$value ;;
-      *) fail "there is no option $option; see launch/tpu.sh --help" ;;
+      --create-flag) check_create_flag "$value"; CREATE_FLAGS[${#CREATE_FLAGS[@]}]=$value ;;
     esac
   done
   [ $# -eq 0 ] || COMMAND=("$@")
@@ -114,6 +115,30 @@ check_option() {
     *) known=$always ;;
   esac
   case " $known " in *" $1 "*) ;; *) fail "$VERB has no option $1; see launch/tpu.sh --help" ;; esac
+}
+
+# Ends if the workdir of a watched run is on the slice, which is deleted once it was preempted.
+check_workdir() {
+  local word before='' folder=''
+  [ -n "$KEEP" ] && [ -z "$NO_CHECK" ] || return 0
+  for word in "${COMMAND[@]}"; do
+    case $before in --workdir) folder=$word ;; esac
+    case $word in --workdir=*) folder=${word#*=} ;; esac
+    before=$word
+  done
+  case $folder in
+    '' | gs://*) ;;
+    *) fail "--workdir=$folder is on the slice and goes with it when it is preempted; give gs://BUCKET/NAME" ;;
+  esac
+}
+
+# Ends if the flag for gcloud is one that the request has already: gcloud would take the last one.
+check_create_flag() {
+  case ${1%%=*} in
+    --labels | --node-id | --node-count | --node-prefix | --accelerator-type | --type | --topology | --runtime-version | \
+      --version | --spot | --preemptible | --valid-until* | --zone | --project | --async)
+      fail "--create-flag=$1: launch/tpu.sh sets ${1%%=*} itself; leave it out, or use its own option" ;;
+  esac
 }
 
 # Ends if options are given that only --keep-alive, or only a run without it, reads.
@@ -142,6 +167,10 @@ check_type() {
   local version='' family size chips='' shape='' prefix=''
   [ -n "$TYPE" ] || fail "give the type of the slice, such as --type=v6e-16"
   family=${TYPE%-*} size=${TYPE##*-}
+  case $TYPE in
+    v5e-*) fail "--type=$TYPE: the cloud calls it v5litepod-$size" ;;
+    *[A-Z]*) fail "--type=$TYPE: give small letters" ;;
+  esac
   case $size in '' | *[!0-9]*) fail "--type=$TYPE: such as v6e-16, v5litepod-8 or v5p-32" ;; esac
   case $family in
     v6e) version=v2-alpha-tpuv6e chips=$size ;;
@@ -164,7 +193,7 @@ check_type() {
 # Runs the shell command on the host NODE/WORKER; a dead connection ends after a minute.
 reach() {
   show gcloud compute tpus tpu-vm ssh "${1%/*}" --worker="${1#*/}" --zone="$ZONE" ${PROJECT:+"--project=$PROJECT"} \
-    --quiet --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 \
+    --quiet --ssh-flag=-oBatchMode=yes --ssh-flag=-oConnectTimeout=20 --ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 \
     ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} --command="$2"
 }
 
@@ -204,9 +233,14 @@ check_fit() {
     return 0
   fi
   scratch
-  lines=$SCRATCH/fit
-  "$python" launch/preflight.py check --host here --fit "$TOPOLOGY" -- "${COMMAND[@]}" | grep '"check": "fit"' > "$lines" || true
-  "$python" launch/preflight.py table --hosts=here < "$lines" || fail "no slice was asked for: the run does not fit, see above"
+  lines=$INSEC_SCRATCH/fit
+  "$python" launch/preflight.py check --host here --fit "$TOPOLOGY" -- "${COMMAND[@]}" |
+    grep -E '"check": "(fit|command|config)"' > "$lines" || true
+  if ! grep -q . "$lines"; then
+    echo "whether it fits into memory is not checked: fit compiles train, evaluate, mine and generate only" >&2
+    return 0
+  fi
+  "$python" launch/preflight.py table --hosts=here < "$lines" || fail "no slice was asked for: the run would not start, see above"
 }
 
 create() {
@@ -221,7 +255,7 @@ create() {
 preflight() {
   local host names lines
   QUIET=1 each check_on || { echo "error: no answer from ${FAILED[*]}" >&2; return 1; }
-  names='' lines=$SCRATCH/checks
+  names='' lines=$INSEC_SCRATCH/checks
   : > "$lines"
   for host in "${HOSTS[@]}"; do
     names=$names${names:+,}$host
@@ -235,20 +269,20 @@ check_on() {
   local fit=()
   if [ "$1" = "${HOSTS[0]}" ] && [ -n "$TOPOLOGY" ]; then fit=(--fit "$TOPOLOGY"); fi
   reach "$1" "bash ~/insec_jax/host.sh call $COMMIT python launch/preflight.py check --host $1 $(quoted \
-    ${fit[@]+"${fit[@]}"} -- "${COMMAND[@]}")" < "$SCRATCH/environment"
+    ${fit[@]+"${fit[@]}"} -- "${COMMAND[@]}")" < "$INSEC_SCRATCH/environment"
 }
 
 # Writes what the job gets on stdin, with one token a start: only processes of this start can join it.
 make_environment() {
   local INSEC_RUN_TOKEN=${INSEC_RUN_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
-  environment_file "$SCRATCH/environment" ${NEEDED[@]+"${NEEDED[@]}"}
+  environment_file "$INSEC_SCRATCH/environment" ${NEEDED[@]+"${NEEDED[@]}"}
 }
 
 # Starts the job on all hosts, or halts it on all; the first argument may be --unless-done.
 start_all() {
   local worst failed
   make_environment
-  each start_surely "${1:+$1 }$JOB" "$SCRATCH/environment" "${COMMAND[@]}" && return
+  each start_surely "${1:+$1 }$JOB" "$INSEC_SCRATCH/environment" "${COMMAND[@]}" && return
   [ "$WORST" -ne 2 ] || return 2
   worst=$WORST failed=${FAILED[*]}
   each stop_on halt 60 || true
@@ -262,6 +296,7 @@ run() {
   scratch
   name_code
   make_environment
+  check_workdir
   if [ -n "$KEEP" ]; then check_type; check_fit; fi
   if [ -n "$KEEP" ] && [ -z "$DRY_RUN" ]; then keep_alive; fi
   [ -z "$KEEP" ] || obtain $((HOURS * 3600))
@@ -275,7 +310,7 @@ run() {
     [ "$code" -eq 0 ] || broken "the checks got no answer; run the same command again"
   fi
   start_all || { [ "$WORST" -eq 2 ] && exit 2; broken "not started on ${FAILED[*]}; run the same command again"; }
-  echo "started; launch/tpu.sh status, logs, stop --name=$NAME --zone=$ZONE --job=$JOB" >&2
+  [ -n "$DRY_RUN" ] || echo "started; launch/tpu.sh status, logs, stop --name=$NAME --zone=$ZONE --job=$JOB" >&2
   if [ -n "$WAIT" ]; then
     AT_ONCE=${#HOSTS[@]} each follow_on "$JOB" || true
     status
@@ -303,6 +338,17 @@ status() {
   [ $((RUN + ENDED)) -eq "${#HOSTS[@]}" ] || exit 1
 }
 
+# Ends if no host has had such a job.
+check_job() {
+  local host
+  [ -z "$DRY_RUN" ] || return 0
+  QUIET=yes each status_on "$JOB" || return 0
+  for host in "${HOSTS[@]}"; do
+    [ "$(field state "$(answer "$host")")" = absent ] || return 0
+  done
+  fail "there is no job $JOB on $NAME; give the --job of a run"
+}
+
 delete() {
   name_keeper
   if [ -z "$DRY_RUN" ] && keeper_lives; then
@@ -313,7 +359,7 @@ delete() {
   look
   [ -z "$DRY_RUN" ] || STATE=ACTIVE OURS=yes
   remove
-  echo "nothing of $NAME is left in $ZONE" >&2
+  [ -n "$DRY_RUN" ] || echo "nothing of $NAME is left in $ZONE" >&2
 }
 
 list() {
@@ -338,12 +384,14 @@ check_place
 check_together
 case $VERB in create | run | ssh) ;; *) [ "${#COMMAND[@]}" -eq 0 ] || fail "$VERB takes no command, but got ${COMMAND[0]}" ;; esac
 case $VERB in
-  logs) find_hosts; scratch; AT_ONCE=${#HOSTS[@]} each follow_on "$JOB" ;;
+  logs) find_hosts; scratch; check_job; AT_ONCE=${#HOSTS[@]} each follow_on "$JOB" ;;
   ssh)
     find_hosts
+    # One word is a line of the shell there, as for ssh; several are words.
+    [ "${#COMMAND[@]}" -le 1 ] || COMMAND=("$(quoted "${COMMAND[@]}")")
     show gcloud compute tpus tpu-vm ssh "${HOSTS[0]%/*}" --worker="${HOSTS[0]#*/}" --zone="$ZONE" \
       ${PROJECT:+"--project=$PROJECT"} ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"} \
-      ${COMMAND[@]+"--command=$(quoted "${COMMAND[@]}")"} ;;
-  stop) find_hosts; each stop_on stop "$GRACE" || broken "not stopped on ${FAILED[*]}" ;;
+      ${COMMAND[@]+"--command=${COMMAND[0]}"} ;;
+  stop) find_hosts; scratch; check_job; each stop_on stop "$GRACE" || broken "not stopped on ${FAILED[*]}" ;;
   *) "$VERB" ;;
 esac

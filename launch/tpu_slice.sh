@@ -5,7 +5,12 @@
 # Sets KIND and ADVICE for an error text of gcloud. quota, permission, account and place end a launch (exit code 2);
 # capacity, network and other may pass.
 explain() {
-  case $1 in
+  local text=$1
+  [ -z "$NAME" ] || text=${1//"$NAME"/}  # a name may have a word such as quota
+  case $text in
+    *'attribute [project]'* | *'core/project'*)
+      KIND=account
+      ADVICE="name the project: --project=..., or gcloud config set project" ;;
     *'no more capacity'* | *'nsufficient reserved capacity'* | *'nsufficient capacity'* | *stockout* | *STOCKOUT*)
       KIND=capacity
       ADVICE="the zone $ZONE has no such slice free now; --keep-alive asks again, or try another --zone, a smaller --type or --spot" ;;
@@ -56,8 +61,8 @@ ask() {
   OUT='' ERR=''
   [ -z "$DRY_RUN" ] || return 0
   OUT=$(within "$seconds" gcloud compute tpus "$@" ${PROJECT:+"--project=$PROJECT"} --zone="$ZONE" --quiet \
-    2> "$SCRATCH/gcloud" < /dev/null) || {
-    ERR=$(cat "$SCRATCH/gcloud")
+    2> "$INSEC_SCRATCH/gcloud" < /dev/null) || {
+    ERR=$(cat "$INSEC_SCRATCH/gcloud")
     ERR=${ERR:-gcloud gave no answer in $seconds s: the connection timed out}
     return 1
   }
@@ -153,15 +158,18 @@ request() {
 # Deletes the queued resource and its nodes, if it has the label, and waits until they are gone; `look` has been called.
 # A dead one is deleted without --force, which spares one of the same name that was granted meanwhile.
 remove() {
-  local tries=0 asked='' force
+  local tries=0 asked='' force stuck=''
   while [ "$STATE" != ABSENT ]; do
     tries=$((tries + 1))
     [ "$tries" -le 40 ] || refuse "the queued resource $NAME is not deleted (state $STATE) and may cost money" "$ERR"
     if [ "$STATE" != UNKNOWN ] && [ "$STATE" != DELETING ]; then
       [ -n "$OURS" ] || [ -z "$asked" ] || break  # somebody else's by now
       check_ours
-      case $STATE in SUSPENDED | FAILED) force='' ;; *) force=--force ;; esac
-      ask queued-resources delete "$NAME" --async ${force:+"$force"} || echo "not deleted yet: $ERR" >&2
+      case $STATE in SUSPENDED | FAILED) force=$stuck ;; *) force=--force ;; esac
+      if ! ask queued-resources delete "$NAME" --async ${force:+"$force"}; then
+        echo "not deleted yet: $ERR" >&2
+        case $ERR in *FAILED_PRECONDITION*) stuck=--force ;; esac  # the dead one still has nodes
+      fi
       [ -z "$DRY_RUN" ] || break
       asked=yes
     fi

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -106,6 +107,42 @@ def box(tmp_path, repository):
   made.end()
 
 
+def test_only_the_first_connection_may_ask_the_user(box):
+  first, *calls = box.run("0").stderr.split("+ ssh ")[1:]
+  assert first.splitlines()[0].endswith(" box true")
+  limited = [call for call in calls if re.search(r"host\.sh (has|start|status)", call)]
+  assert len(limited) == 2
+  assert [call for call in limited if "BatchMode=yes" not in call] == []
+
+
+def test_one_word_is_a_line_of_the_shell_of_the_box_and_several_are_words(box):
+  assert box.gpu("ssh", 'echo "$HOME"').stdout == f"{box.home}\n"
+  assert box.gpu("ssh", "echo", "$HOME").stdout == "$HOME\n"
+
+
+@pytest.mark.parametrize(
+  "words", [("bash", "-c", 'echo "it\'s"\n exit 7'), ("false", "--workdir"), ("false", "--workdir=~a/b")]
+)
+def test_the_status_of_any_command_is_one_line_of_json(box, words):
+  box.gpu("run", "--extras=cuda gcs data", "--no-check", "--wait", *words, code=None)
+  assert json.loads(box.gpu("status", code=None).stdout)["state"] == "ended"
+
+
+def test_variables_of_the_user_with_the_names_of_ours_change_nothing(box):
+  for name in ("code", "answers"):
+    (box.here / "own" / name).mkdir(parents=True)
+  theirs = {
+    "SCRATCH": str(box.here / "own"),
+    "DRY_RUN": "0",
+    "QUIET": "1",
+    "DIRTY": "1",
+    "AT_ONCE": "0",
+    "NOTES": "notes",
+  }
+  assert "session 1" in box.run("0", options=["--wait"], **theirs).stdout
+  assert sorted(path.name for path in (box.here / "own").iterdir()) == ["answers", "code"]
+
+
 @pytest.mark.processes
 def test_a_run_is_detached_seen_and_stopped_and_the_same_command_goes_on(box):
   box.run("wait")
@@ -165,11 +202,14 @@ def test_what_is_fetched_arrives_whole_or_not_at_all(box):
     ([], "A run on one GPU box"),
     (["run"], "give the command, such as"),
     (["run", "--host=-oProxyCommand=x", "x"], "--host=-oProxyCommand=x: give USER@ADDRESS"),
-    (["run", "--port=ssh", "x"], "--port=ssh is no number"),
+    (["run", "--port=ssh", "x"], "--port=ssh: give a whole number"),
     (["run", "--identity=none", "x"], "--identity=none: there is no such file"),
-    (["run", "--fast=1", "x"], "there is no option --fast"),
+    (["run", "--fast=1", "x"], "run has no option --fast"),
+    (["status", "--secret=A"], "status has no option --secret"),
+    (["run", "--wait=no", "x"], "--wait takes no value"),
+    (["run", "--host=user@box:8922", "x"], "--host=user@box:8922: give the port as --port=8922"),
     (["run", "--job=a/b", "x"], "--job=a/b"),
-    (["run", "--secret=A=b", "x"], "--secret A=b: it takes the name"),
+    (["run", "--secret=A=b", "x"], "--secret takes the name of an environment variable, not its value"),
     (["status"], "nothing was run on box yet"),
     (["stop", "now"], "stop takes no command, but got now"),
     (["fetch"], "give what to fetch"),
@@ -186,6 +226,7 @@ def test_wrong_input_is_one_line(box, words, said):
 def test_a_dry_run_shows_the_commands_and_connects_to_nothing(box):
   said = box.run("0", options=["--dry-run"]).stderr
   assert "host.sh start run" in said
+  assert "started" not in said
   assert not (box.state / "calls").exists()
 
 

@@ -14,11 +14,13 @@ from modelkit import ROOT, save_model
 from training_runs import write_home
 
 FILE = ROOT / "launch" / "preflight.py"
-CODE = f"import runpy; runpy.run_path({str(FILE)!r}, run_name='__main__')"
+PATH = f"sys.path.insert(0, {str(FILE.parent)!r})"  # as Python does for a script
+CODE = f"import runpy, sys; {PATH}; runpy.run_path({str(FILE)!r}, run_name='__main__')"
 
 
 @pytest.fixture(scope="module")
 def preflight():
+  sys.path.insert(0, str(FILE.parent))  # as Python does for a script
   spec = importlib.util.spec_from_file_location("preflight", FILE)
   made = importlib.util.module_from_spec(spec)
   sys.modules["preflight"] = made  # dataclasses look up their module
@@ -74,7 +76,7 @@ def test_a_host_that_lacks_something_differs_or_is_silent_has_its_own_row(prefli
 
 
 def test_the_table_ends_with_exit_code_2_and_one_line_when_something_is_missing(home):
-  code = CODE.replace("import runpy;", "import runpy, sys; sys.argv[1:] = ['table', '--hosts', 'a,b'];")
+  code = CODE.replace("import runpy, sys;", "import runpy, sys; sys.argv[1:] = ['table', '--hosts', 'a,b'];")
   ready = forking.run("preflight", code=code, folder=home, given="\n".join([line("a", "disk"), line("b", "disk")]))
   assert (ready.returncode, ready.stderr) == (0, "")
   silent = forking.run("preflight", code=code, folder=home, given=line("a", "disk"))
@@ -106,7 +108,7 @@ def test_a_run_that_can_start_has_nothing_missing_and_leaves_no_file(home):
   before = sorted(home.rglob("*"))
   answers = found(home, *train("--workdir=new/run"))
   assert {check: result for check, (result, _) in answers.items()} == dict.fromkeys(
-    ("versions", "devices", "config", "data.path", "workdir", "disk"), "ok"
+    ("versions", "devices", "config", "command", "data.path", "log.to", "workdir", "disk"), "ok"
   )
   assert "1 file, the first record of each was read" in answers["data.path"][1]
   assert sorted(home.rglob("*")) == before
@@ -115,6 +117,9 @@ def test_a_run_that_can_start_has_nothing_missing_and_leaves_no_file(home):
 @pytest.mark.parametrize(
   ("words", "check", "said"),
   [
+    (["--workdir="], "command", "train needs --workdir=..."),
+    (["--workdir=a", "--workdirr=b"], "command", "train has no flag --workdirr"),
+    (["--config.log.to=('wandb',)"], "log.to", "log.to has wandb"),
     (["--config.train.steps=-1"], "config", "train.steps=-1"),
     (["--config.train.stepps=1"], "config", "stepps"),
     (["--config.data.path=no.jsonl"], "data.path", "no.jsonl"),

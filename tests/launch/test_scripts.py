@@ -80,7 +80,7 @@ def test_commands_under_a_time_limit_leave_the_files_of_the_launcher_in_place(tm
   text = """
     . launch/remote.sh
     scratch
-    for _ in $(seq 200); do within 30 true; [ -d "$SCRATCH" ] || exit 3; done
+    for _ in $(seq 200); do within 30 true; [ -d "$INSEC_SCRATCH" ] || exit 3; done
     echo words | within 30 cat
     within 30 sh -c 'exit 7' || echo "code $?"
     within 1 sleep 30 || echo "code $?"

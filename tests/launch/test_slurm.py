@@ -146,7 +146,7 @@ def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
     (["run", "--time=5", "--grace=300", "x"], "--grace=300 is not shorter than --time=5"),
     (["run", "--nodes"], "--nodes needs a value"),
     (["run", "--nodes=", "x"], "--nodes is empty"),
-    (["run", "--secret=A=b", "x"], "--secret A=b: it takes the name"),
+    (["run", "--secret=A=b", "x"], "--secret takes the name"),
     (["run", "--sbatch=--partition=none", "--no-check", "x"], "sbatch: error: invalid partition"),
     (["status", "--job=none"], "there is no job none"),
     (["logs"], "there is no job run"),

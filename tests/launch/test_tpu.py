@@ -59,12 +59,27 @@ def test_a_preempted_slice_is_asked_for_again_and_the_run_goes_on(cloud, tmp_pat
   assert len(cloud.calls("queued-resources create")) == 2
 
 
+def test_a_name_with_a_word_of_an_error_is_a_name(cloud):
+  cloud.tpu("create", *CREATE, "--name=quota-stockout")
+  cloud.tpu("delete", "--name=quota-stockout")
+  assert cloud.nothing_costs_money()
+
+
+TRAIN = ("python", "-m", "insec_jax.train", "--config=configs/toy.py")
+
+
 def test_wrong_words_are_refused_with_one_line(cloud):
   for verb, words, shown in (
     ("create", (), "give the type of the slice, such as --type=v6e-16"),
     ("create", ("--type=v7-9",), "give its runtime version as well"),
     ("create", (*CREATE, "--slices=0"), "--slices=0: give at least 1"),
     ("create", (*CREATE, "--job=a"), "create has no option --job"),
+    ("create", (*CREATE, "--spot=yes"), "--spot takes no value"),
+    ("create", (*CREATE, "--create-flag=--labels=team=x"), "launch/tpu.sh sets --labels itself"),
+    ("create", ("--type=v5e-8",), "the cloud calls it v5litepod-8"),
+    ("status", ("--bogus",), "status has no option --bogus"),
+    ("run", ("--keep-alive", *CREATE, *TRAIN, "--workdir=/mnt/run"), "--workdir=/mnt/run is on the slice"),
+    ("run", ("--keep-alive", *CREATE, *TRAIN, "--workdir", "runs/a"), "--workdir=runs/a is on the slice"),
     ("create", (*CREATE, "--name=Mine"), "--name=Mine: small letters"),
     ("run", (), "give the command to run"),
     ("run", ("--spot", "true"), "need --keep-alive"),
@@ -110,7 +125,7 @@ def test_a_slice_into_which_the_run_does_not_fit_is_not_asked_for(cloud, tmp_pat
   for verb in (("create", *CREATE), ("run", "--keep-alive", *CREATE)):
     said = cloud.tpu(*verb, *command, code=2)
     assert "needs 40 GiB of 31" in said
-    assert said.splitlines()[-1] == "error: no slice was asked for: the run does not fit, see above"
+    assert said.splitlines()[-1] == "error: no slice was asked for: the run would not start, see above"
   assert cloud.read()["calls"] == []
 
 

@@ -143,10 +143,11 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 def small_checkout(folder: pathlib.Path) -> pathlib.Path:
   """A git repository with the launcher and almost nothing else, committed."""
   (folder / "launch").mkdir(parents=True)
-  for name in (*SCRIPTS, "preflight.py"):
+  for name in (*SCRIPTS, "preflight.py", "preflight_command.py"):
     if (ROOT / "launch" / name).exists():
       shutil.copy(ROOT / "launch" / name, folder / "launch")
   (folder / "setup.py").write_text("# requirements\n")
+  (folder / ".gitignore").write_text("__pycache__\n")
   minor = "{}{}".format(*sys.version_info[:2])
   (folder / "launch" / f"constraints-py{minor}.txt").write_text("")
   commit(folder)
