@@ -36,7 +36,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/remote.sh"
 jobs=$HOME/insec_jax/slurm
 HOSTS=(login)
-command -v squeue > /dev/null || fail "there is no squeue here; call this on a login node of a Slurm cluster"
 
 # shellcheck disable=SC2317,SC2329  # called by remote.sh
 reach() {
@@ -70,11 +69,12 @@ seconds_of() {
   }'
 }
 
-# Sets state to that of the job in Slurm, such as RUNNING, or to nothing; reason and nodes beside it.
+# Sets state to that of the job in Slurm, such as RUNNING, or to nothing; reason and nodes beside it. Returns 1, with
+# trouble, if Slurm does not answer.
 ask() {
   local answer
   answer=$(squeue --noheader --user="$(id -un)" --states=all --format='%i|%T|%r|%N' 2>&1) \
-    || broken "squeue does not answer: $(printf '%s\n' "$answer" | tail -1); the job is not touched, try again later"
+    || { trouble="squeue does not answer: $(printf '%s\n' "$answer" | tail -1)"; return 1; }
   answer=$(printf '%s\n' "$answer" | grep "^$(cat "$job/id" 2> /dev/null || echo none)|" | tail -1) || answer='|||'
   IFS='|' read -r _ state reason nodes << END
 $answer
@@ -85,6 +85,19 @@ END
   esac
 }
 
+# The same for a command that looks once.
+ask_once() {
+  ask || broken "$trouble; the job is not touched, try again later"
+}
+
+# The same for a command that looks until the job ends.
+ask_again() {
+  until ask; do
+    echo "$trouble; trying again" >&2
+    sleep "$POLL_SECONDS"
+  done
+}
+
 # The number of a finished job, or nothing.
 code_of() {
   cat "$job/code" 2> /dev/null || true
@@ -92,10 +105,10 @@ code_of() {
 
 status() {
   local code
-  ask
+  ask_once
   code=$(code_of)
   python3 - "$job" "$state" "$reason" "$nodes" << 'PYTHON'
-import json, pathlib, sys
+import json, os, pathlib, sys
 
 job, state, reason, nodes = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 
@@ -111,8 +124,9 @@ def last_line(file):
 
 
 words = read("words").split("\0")
-given = [word.partition("=")[2] or words[at + 1] for at, word in enumerate(words) if word.startswith("--workdir")]
-paths = [pathlib.Path(folder).expanduser() / "metrics.jsonl" for folder in given if "://" not in folder]
+given = [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
+given += [value for word, value in zip(words, words[1:]) if word == "--workdir"]
+paths = [pathlib.Path(os.path.expanduser(folder)) / "metrics.jsonl" for folder in given if "://" not in folder]
 metrics = None
 for path in paths:
   try:
@@ -145,7 +159,7 @@ follow() {
   reader=$!
   trap 'kill "$reader" 2> /dev/null; rm -rf "$INSEC_SCRATCH"' EXIT
   while [ -z "$(code_of)" ]; do
-    ask
+    ask_again
     if [ -z "$state" ]; then
       sleep "$POLL_SECONDS"  # its last file may not be seen here yet
       [ -n "$(code_of)" ] || broken "the job $name is gone from Slurm without an exit code: it was" \
@@ -161,12 +175,16 @@ stop() {
   touch "$job/stop"
   local began=$SECONDS signalled=
   while [ -z "$(code_of)" ]; do
-    ask
+    ask_again
     case $state in
       '') break ;;
       PENDING | REQUEUED | REQUEUE_HOLD | SPECIAL_EXIT) show scancel "$(cat "$job/id")" || true ;;
       RUNNING)
         [ -n "$signalled" ] || show scancel --signal=TERM --batch "$(cat "$job/id")" && signalled=yes
+        if [ $((SECONDS - began)) -ge "$(cat "$job/grace")" ]; then show scancel "$(cat "$job/id")" || true; fi
+        ;;
+      *)
+        echo "the job $name is $state" >&2
         if [ $((SECONDS - began)) -ge "$(cat "$job/grace")" ]; then show scancel "$(cat "$job/id")" || true; fi
         ;;
     esac
@@ -195,6 +213,7 @@ parse() {
       --dirty) DIRTY=yes; shift; continue ;;
       --wait) follows=yes; shift; continue ;;
       --dry-run) DRY_RUN=yes; shift; continue ;;
+      --no-check=* | --dirty=* | --wait=* | --dry-run=*) fail "${option%%=*} takes no value" ;;
       --help | -h) usage; exit 0 ;;
       --*=*) value=${option#*=} option=${option%%=*}; shift ;;
       --*) [ $# -ge 2 ] || fail "$option needs a value"; value=$2; shift 2 ;;
@@ -210,7 +229,11 @@ parse() {
       --grace) check_number "$option" "$value" 1; grace=$value ;;
       --tries) check_number "$option" "$value" 1; tries=$value ;;
       --restarts) check_number "$option" "$value" 0; restarts=$value ;;
-      --sbatch) options[${#options[@]}]=$value ;;
+      --sbatch)
+        case $value in
+          --array | --array=* | -a*) fail "--sbatch=$value: the processes of an array are no run; start several jobs" ;;
+        esac
+        options[${#options[@]}]=$value ;;
       --extras) extras=$value ;;
       --secret) needed[${#needed[@]}]=$value ;;
       --topology) topology=$value ;;
@@ -271,7 +294,7 @@ run() {
   scratch
   environment_file "$INSEC_SCRATCH/environment" ${needed[@]+"${needed[@]}"}
   if [ -f "$job/id" ] && [ -z "$(code_of)" ]; then
-    ask
+    ask_once
     [ -z "$state" ] || fail "the job $name is $state as Slurm job $(cat "$job/id"); stop it, or give another --job"
   fi
   if [ -z "$DRY_RUN" ]; then
@@ -306,6 +329,7 @@ case $verb in
   *) usage >&2; exit 2 ;;
 esac
 parse "$@"
+command -v squeue > /dev/null || fail "there is no squeue here; call this on a login node of a Slurm cluster"
 [ "${#command[@]}" -eq 0 ] || [ "$verb" = run ] || fail "$verb takes no command, but got ${command[0]}"
 case $verb in
   run) find_job; run ;;

@@ -39,7 +39,7 @@ step() {
   local process waited=0
   status=143
   [ -z "$stopping" ] || return 0
-  srun "$@" &
+  srun --export=ALL "$@" &  # sites may have another default
   process=$!
   while kill -0 "$process" 2> /dev/null; do
     if [ -n "$stopping" ]; then

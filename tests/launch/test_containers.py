@@ -31,6 +31,11 @@ def test_the_dockerfile_has_no_findings_of_hadolint():
   assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_what_may_hold_a_secret_is_not_copied_into_the_image():
+  lines = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().splitlines()
+  assert {".git/config", ".git/logs", ".git/hooks", ".git/FETCH_HEAD", "**/.env*"} <= set(lines)
+
+
 @pytest.mark.processes
 def test_the_steps_of_the_dockerfile_make_the_command_insec(tmp_path):
   """COPY and RUN in an empty folder. INSEC_IMAGE_PYTHON=python3.12 installs everything from the index, which takes

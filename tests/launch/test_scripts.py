@@ -59,15 +59,9 @@ def test_the_guard_finds_each_construct_of_a_later_bash():
 
 
 @pytest.mark.parametrize("name", ["gpu.sh", "slurm.sh", "tpu.sh"])
-def test_every_option_and_verb_of_a_launcher_is_in_its_help(name, tmp_path):
-  (tmp_path / "squeue").symlink_to("/bin/true")
-  done = subprocess.run(
-    ["bash", ROOT / "launch" / name, "--help"],
-    env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+def test_every_option_and_verb_of_a_launcher_is_in_its_help(name):
+  words = ["bash", ROOT / "launch" / name, "--help"]
+  done = subprocess.run(words, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   text = text_of(name)
   read = set(re.findall(r"^\s*(--[a-z-]+)(?: \| -h)?\)", text, re.MULTILINE)) - {"--help"}

@@ -1,8 +1,10 @@
 """launch/slurm.sh on a pretended Slurm (pretend/slurm.py), with a stand-in for the run."""
 
+import concurrent.futures
 import os
 import shlex
 import sys
+import time
 
 import launchkit
 import pytest
@@ -121,6 +123,21 @@ def test_a_controller_that_does_not_answer_is_one_line_and_no_lost_job(cluster):
 
 
 @pytest.mark.processes
+def test_logs_and_stop_outlast_a_controller_that_does_not_answer(cluster):
+  cluster.run("wait", "0")
+  until(lambda: "session 1" in cluster.log())
+  (cluster.state / "down").touch()
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    logs = pool.submit(cluster.slurm, "logs", code=42)
+    stop = pool.submit(cluster.slurm, "stop")
+    time.sleep(2)
+    (cluster.state / "down").unlink()
+  for done in (logs.result(), stop.result()):
+    assert "squeue does not answer" in done.stderr
+    assert "trying again" in done.stderr
+
+
+@pytest.mark.processes
 def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
   launchkit.script(
     cluster.home / "insec_jax" / "venv" / next((cluster.home / "insec_jax" / "venv").iterdir()).name / "bin" / "python",
@@ -145,6 +162,8 @@ def test_what_is_missing_on_a_node_ends_the_job_before_it_starts(cluster):
     (["run", "--time=1 day", "x"], "--time=1 day: give MINUTES"),
     (["run", "--time=5", "--grace=300", "x"], "--grace=300 is not shorter than --time=5"),
     (["run", "--nodes"], "--nodes needs a value"),
+    (["run", "--wait=no", "x"], "--wait takes no value"),
+    (["run", "--sbatch=--array=0-3", "--no-check", "x"], "--sbatch=--array=0-3: the processes of an array"),
     (["run", "--nodes=", "x"], "--nodes is empty"),
     (["run", "--secret=A=b", "x"], "--secret takes the name"),
     (["run", "--sbatch=--partition=none", "--no-check", "x"], "sbatch: error: invalid partition"),

@@ -187,11 +187,12 @@ def signal_to(processes, number):
 
 def srun(words):
   parser = argparse.ArgumentParser(prog="srun", allow_abbrev=False)
-  for name in ("ntasks", "ntasks-per-node", "cpus-per-task", "wait", "kill-on-bad-exit"):
+  for name in ("ntasks", "ntasks-per-node", "cpus-per-task", "wait", "kill-on-bad-exit", "export"):
     parser.add_argument(f"--{name}")
   parser.add_argument("--label", action="store_true")
   parser.add_argument("command", nargs=argparse.REMAINDER)
   given = parser.parse_args(words)
+  assert given.export == "ALL", "some sites hand no variable to the tasks by default"
   job, nodes = os.environ["SLURM_JOB_ID"], int(os.environ["SLURM_JOB_NUM_NODES"])
   number = int(given.ntasks or os.environ["SLURM_NTASKS"])
   per_node = number // nodes
