@@ -54,6 +54,35 @@ step() {
   status=$?
 }
 
+# What each process of the run is: the command, whose exit code it keeps. SIGTERM reaches the command by itself.
+# shellcheck disable=SC2016  # of the process
+task='trap : TERM; "$@"; code=$?; echo "$code" > "$0/$SLURM_PROCID"; exit "$code"'
+
+# The exit code of the session for those of its processes; srun hands on the largest. 3 if any diverged, 2 if all had
+# wrong input (a process that was lost lets the others end with 2 as well), 42 or 143 if none ended otherwise.
+verdict() {
+  local number=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))} index code
+  local saved='' failed='' twos=0 zeros=0
+  if [ -z "$(ls "$job/codes")" ]; then
+    echo "$status"  # stopped before they began, or srun itself failed
+    return
+  fi
+  for ((index = 0; index < number; index++)); do
+    code=$(cat "$job/codes/$index" 2> /dev/null || echo 1)  # a process that was killed has left none
+    case $code in
+      0) zeros=$((zeros + 1)) ;;
+      2) twos=$((twos + 1)) ;;
+      3) echo 3; return ;;
+      42 | 143) saved=$code ;;
+      *) failed=$code ;;
+    esac
+  done
+  if [ "$zeros" -eq "$number" ]; then echo 0
+  elif [ "$twos" -eq "$number" ]; then echo 2
+  elif [ -n "$failed" ] || [ "$twos" -gt 0 ]; then echo "${failed:-1}"
+  else echo "$saved"; fi
+}
+
 # The table of the checks of all nodes; exit code 2 ends the job.
 check() {
   # shellcheck disable=SC2016  # each node has its own name
@@ -88,7 +117,11 @@ say "session $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, commit $
   "$(cat "$job/command")"
 [ -f "$job/checked" ] || check
 # A process that was killed leaves the others a minute and a half to name it and end.
-step --label --wait=90 --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${command[@]}"
+rm -rf "$job/codes"
+mkdir "$job/codes"
+step --label --wait=90 --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  bash -c "$task" "$job/codes" "${command[@]}"
+status=$(verdict)
 case $status in
   0 | 2 | 3) finish "$status" ;;
   42 | 143) rm -f "$job/failures"; again "" ;;

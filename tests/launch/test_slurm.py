@@ -60,6 +60,23 @@ def test_a_session_that_saved_or_failed_is_followed_by_another_and_no_other_one(
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
+  ("plan", "sessions", "code"),
+  [
+    (["1/2", "0"], 2, 0),  # process 1 saw that the other one was lost
+    (["kill/2", "0"], 2, 0),
+    (["2/2", "0"], 1, 2),
+    (["1/3", "0"], 1, 3),
+    (["42/1", "42/1", "0"], 2, 1),  # --tries
+    (["0/42", "0"], 2, 0),
+  ],
+)
+def test_processes_that_end_differently_are_one_failure_not_wrong_input(cluster, plan, sessions, code):
+  cluster.run(*plan, options=["--nodes", "2", "--tries", "2", "--wait"], code=code)
+  assert cluster.sessions() == sessions
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
   ("ask", "value", "said"), [("preempt", "30", "0: saved"), ("preempt", "0", "session 2"), ("lose", "", "session 2")]
 )
 def test_a_preempted_job_or_one_that_lost_a_node_goes_on(cluster, ask, value, said):

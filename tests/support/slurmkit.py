@@ -24,6 +24,8 @@ print("session", done + 1, "of", os.environ["SLURM_NTASKS"], "port", os.environ[
 mine.write_text(mine.read_text() + " 1" if done else "1")
 what = sys.argv[1:][min(done, len(sys.argv) - 2)]
 assert os.environ["INSEC_RUN_TOKEN"], "no token"
+if "/" in what:  # of each process
+  what = what.split("/")[int(os.environ["SLURM_PROCID"])]
 if what == "wait":
   time.sleep(60)
 if what == "kill":
